@@ -1,0 +1,1 @@
+"""The torch train backend of slime: trains any Hugging Face causal language model on packed rows."""

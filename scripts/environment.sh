@@ -1,0 +1,24 @@
+# Sourced by the other scripts: makes the virtual environment .venv with slime in it, once, and again when a
+# requirement changed. Set PYTHON to choose the interpreter, SLIME_VENV to put the environment elsewhere.
+
+DISTRIBUTIONS=(. slime_losses slime_rollout_sft plugins/slime-torch plugins/slime-engine-local plugins/slime-rewards plugins/slime-trackers)
+
+# prepare_environment [EXTRA_REQUIREMENT…]
+prepare_environment() {
+  local venv="${SLIME_VENV:-.venv}" python="${PYTHON:-python3}" projects=() editable=() stamp
+  for folder in "${DISTRIBUTIONS[@]}"; do
+    projects+=("$folder/pyproject.toml")
+    editable+=(-e "$folder")
+  done
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "slime needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON=/path/to/python3.11." >&2; exit 1; }
+  stamp="$(cat constraints.txt "${projects[@]}" <(echo "$@") | sha256sum | cut -d' ' -f1)"
+  if [ "$(cat "$venv/.slime-$#" 2>/dev/null)" != "$stamp" ]; then
+    echo "==> installing slime and what it needs into $venv (once; a few minutes)"
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install -qq --disable-pip-version-check hatchling editables torch
+    PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install -qq --disable-pip-version-check --no-build-isolation "${editable[@]}" "$@"
+    echo "$stamp" >"$venv/.slime-$#"
+  fi
+  export PATH="$(cd "$venv" && pwd)/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+}

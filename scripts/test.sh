@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Runs every check and test of the project in an environment that it makes itself. Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+prepare_environment gguf pytest pytest-timeout hypothesis ruff mypy build tensorboard wandb
+
+echo "==> ruff, mypy"
+ruff format --check --quiet . || { echo "run: ruff format ." >&2; exit 1; }
+ruff check --quiet .
+mypy
+
+echo "==> preparing the model, data, tokenizers and templates for the tests"
+python scripts/assets.py all >/dev/null
+
+echo "==> pytest"
+python -m pytest "$@"

@@ -1,0 +1,72 @@
+"""The command line of a run: every option of the namespace as a `--flag`, unknown ones refused."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from typing import Any, NoReturn
+
+from slime_core.arguments.namespace import Namespace, Option
+from slime_core.errors import ArgumentError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def run_parser(namespace: Namespace, prog: str, description: str = "") -> argparse.ArgumentParser:
+    """The parser of `slime train`, `slime train-async` and `slime check`: an optional recipe, then flags."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("recipe", nargs="?", default=None, help="YAML file of options; comes before the flags")
+    by_group: dict[str, list[Option]] = {}
+    for option in namespace.options.values():
+        by_group.setdefault((option.group.__doc__ or option.group.__name__).strip().split("\n")[0], []).append(option)
+    for title, options in by_group.items():
+        section = parser.add_argument_group(title)
+        for option in options:
+            _add(section, option)
+    return parser
+
+
+def split_recipe(
+    namespace: Namespace, argv: list[str], prog: str, description: str = ""
+) -> tuple[str | None, list[str]]:
+    """(recipe path or None, the flags). Prints the help and exits when asked to."""
+    if {"-h", "--help"} & set(argv):
+        run_parser(namespace, prog, description).print_help()
+        raise SystemExit(0)
+    return (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+
+
+def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
+    """{option name: raw value} of what was given, last one wins. Types are checked later, with all other sources."""
+    parser = run_parser(namespace, "slime train")
+    known = parser._option_string_actions  # argparse has no public list of its flags
+    for word in argv:
+        flag = word.split("=", 1)[0]
+        if word.startswith("--") and flag not in known:
+            near = difflib.get_close_matches(flag, list(known), 1, 0.6)
+            raise ArgumentError(
+                f"There is no option {flag}." + (f" Did you mean {near[0]}?" if near else " See slime train --help.")
+            )
+    parsed, rest = parser.parse_known_args(argv)
+    values = vars(parsed)
+    if stray := [*([values.pop("recipe")] if values.get("recipe") else []), *rest]:
+        raise ArgumentError(f"What is {stray[0]!r}? Every value belongs to a --flag, and a recipe comes first.")
+    values.pop("recipe", None)
+    return values
+
+
+def _add(section: Any, option: Option) -> None:
+    help_text = (option.field.description or "").replace("%", "%%")
+    if not option.required and option.default not in (None, False, []):
+        help_text += f" (default: {option.default})"
+    flags = [option.flag, *option.aliases]
+    if option.is_flag:
+        section.add_argument(*flags, action=argparse.BooleanOptionalAction, help=help_text)
+    elif option.is_list:
+        section.add_argument(*flags, nargs="*", metavar="VALUE", help=help_text)
+    else:
+        metavar = "{" + ",".join(map(str, option.choices)) + "}" if option.choices else "VALUE"
+        section.add_argument(*flags, metavar=metavar, help=help_text)

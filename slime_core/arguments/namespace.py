@@ -1,0 +1,126 @@
+"""One flat namespace out of all groups: which options exist, where each came from, and the frozen model of them."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from slime_core.arguments.groups import GROUPS
+from slime_core.arguments.option import ArgumentGroup
+from slime_core.errors import PluginError
+from slime_core.plugins import Plugins
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the namespace.
+
+    Attributes:
+        name: its name in code; `flag` is the same with dashes.
+        group, distribution: where it was declared.
+        field: pydantic's view: type, default, constraints, help text.
+        read_by: "core" or "kind:name" entries, separated by blanks.
+        when: see `slime_core.arguments.option`.
+    """
+
+    name: str
+    group: type[ArgumentGroup]
+    distribution: str
+    field: FieldInfo
+
+    def _meta(self, key: str) -> Any:
+        extra = self.field.json_schema_extra
+        return extra["slime"].get(key) if isinstance(extra, dict) and "slime" in extra else None  # type: ignore[index,union-attr,call-overload]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def aliases(self) -> list[str]:
+        alias = self._meta("alias")
+        return [alias] if alias else []
+
+    @property
+    def read_by(self) -> str:
+        return self._meta("read_by") or self.group.read_by
+
+    @property
+    def when(self) -> str | None:
+        return self._meta("when")
+
+    @property
+    def env(self) -> str | None:
+        return self._meta("env")
+
+    @property
+    def affects_result(self) -> bool:
+        return self._meta("affects_result") is not False
+
+    @property
+    def required(self) -> bool:
+        return self.field.is_required()
+
+    @property
+    def default(self) -> Any:
+        value = self.field.get_default(call_default_factory=True)
+        return None if value is PydanticUndefined else value
+
+    @property
+    def base_type(self) -> Any:
+        """The annotation without None."""
+        annotation = self.field.annotation
+        if typing.get_origin(annotation) in (Union, types.UnionType):
+            return next(a for a in typing.get_args(annotation) if a is not type(None))
+        return annotation
+
+    @property
+    def is_flag(self) -> bool:
+        return self.base_type is bool
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.base_type) is list
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        return typing.get_args(self.base_type) if typing.get_origin(self.base_type) is Literal else ()
+
+
+class Namespace:
+    """All options of the core and of the loaded plugins.
+
+    Attributes:
+        options: by name.
+        model: the pydantic model whose instances are the run's `args`.
+    """
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.options: dict[str, Option] = {}
+        groups: list[type[ArgumentGroup]] = []
+        for group, distribution in _all_groups(plugins):
+            groups.append(group)
+            for name, field in group.model_fields.items():
+                if name in self.options:
+                    raise PluginError(
+                        f"Two distributions define the option --{name.replace('_', '-')}: "
+                        f"{self.options[name].distribution} ({self.options[name].group.__name__}) and {distribution} "
+                        f"({group.__name__}). Uninstall one of them or rename its option."
+                    )
+                self.options[name] = Option(name, group, distribution, field)
+        self.groups = groups
+        self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(groups))
+        self.model.model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _all_groups(plugins: Plugins) -> list[tuple[type[ArgumentGroup], str]]:
+    found = [(group, "slime-core") for group in GROUPS]
+    for info, groups in plugins.provide("slime_argument_groups"):
+        found += [(group, info.distribution) for group in groups]
+    return found

@@ -1,0 +1,242 @@
+"""From defaults, recipe, environment and command line to the run's frozen arguments, with where each value came from.
+
+Later sources win: defaults < recipe < environment < command line. Values that follow from others are computed once,
+in `derive`, after all sources have been read. Nothing is ignored: an unknown name is an error that offers the nearest
+one, and `without_effect` lists what was set but is read by nothing in this run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from slime_core.arguments.command_line import parse_command_line
+from slime_core.arguments.namespace import Namespace
+from slime_core.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The arguments of a run.
+
+    Attributes:
+        args: the frozen object with slime's flat names that every hook receives.
+        provenance: per option "default", "recipe FILE", "environment NAME", "command line" or "derived: why".
+        namespace: all options that exist.
+    """
+
+    args: Any
+    provenance: dict[str, str]
+    namespace: Namespace
+
+    def updated(self, why: str, **values: Any) -> Resolved:
+        """A copy with derived values filled in."""
+        provenance = {**self.provenance, **dict.fromkeys(values, f"derived: {why}")}
+        return Resolved(self.args.model_copy(update=values), provenance, self.namespace)
+
+    @property
+    def set_by_user(self) -> list[str]:
+        """Names of the options that somebody set."""
+        return [n for n, where in self.provenance.items() if where != "default" and not where.startswith("derived")]
+
+    def result_arguments(self) -> dict[str, Any]:
+        """The values that can change the trained weights, as plain data: what a resumed run is compared with."""
+        options = self.namespace.options
+        return {n: v for n, v in self.args.model_dump(mode="json").items() if options[n].affects_result}
+
+
+def resolve(
+    namespace: Namespace, argv: Iterable[str], recipe: str | None = None, env: Mapping[str, str] | None = None
+) -> Resolved:
+    """Merge all sources and validate.
+
+    Args:
+        argv: the command line after the recipe.
+        recipe: path of a YAML file of `option_name: value` lines.
+        env: environment; the process's own by default.
+
+    Raises:
+        ArgumentError: with one line for every option that is wrong.
+    """
+    values: dict[str, Any] = {}
+    provenance: dict[str, str] = {}
+    for where, source in (
+        (f"recipe {recipe}", _read_recipe(recipe, namespace) if recipe else {}),
+        ("environment", _read_environment(namespace, os.environ if env is None else env)),
+        ("command line", parse_command_line(namespace, list(argv))),
+    ):
+        for name, value in source.items():
+            values[name] = value
+            provenance[name] = where if where != "environment" else f"environment {namespace.options[name].env}"
+    missing = [o for o in namespace.options.values() if o.required and o.name not in values]
+    if missing:
+        raise ArgumentError("\n".join(f"{o.flag} is required: {o.field.description}" for o in missing))
+    try:
+        args = namespace.model(**values)
+    except ValidationError as error:
+        raise ArgumentError("\n".join(_readable(e, namespace, provenance) for e in error.errors())) from None
+    everywhere = {name: provenance.get(name, "default") for name in namespace.options}
+    return derive(Resolved(args, everywhere, namespace))
+
+
+def derive(resolved: Resolved) -> Resolved:
+    """Fill in what follows from other options, and check what only makes sense together."""
+    args = resolved.args
+    per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
+    per_rollout_text = f"--rollout-batch-size {args.rollout_batch_size} × --n-samples-per-prompt {args.n_samples_per_prompt} = {per_rollout}"
+    steps = args.num_steps_per_rollout
+    if steps is not None and per_rollout % steps:
+        raise ArgumentError(
+            f"--num-steps-per-rollout is {steps}, but it must divide the {per_rollout_text} samples of a rollout."
+        )
+    if args.global_batch_size is None:
+        why = per_rollout_text + (f", in {steps} steps" if steps else "")
+        resolved = resolved.updated(why, global_batch_size=per_rollout // (steps or 1))
+    elif per_rollout % args.global_batch_size:
+        raise ArgumentError(
+            f"--global-batch-size is {args.global_batch_size}, but it must divide the samples of a rollout: {per_rollout_text}. "
+            f"Change one of them, for example --global-batch-size {_nearest_divisor(per_rollout, args.global_batch_size)}."
+        )
+    elif steps is not None and steps * args.global_batch_size != per_rollout:
+        raise ArgumentError(
+            f"--num-steps-per-rollout {steps} and --global-batch-size {args.global_batch_size} contradict each other: "
+            f"{steps} × {args.global_batch_size} is not {per_rollout_text}. Leave one of them out."
+        )
+    resolved = (
+        resolved.updated(
+            "samples per rollout / --global-batch-size",
+            num_steps_per_rollout=per_rollout // resolved.args.global_batch_size,
+        )
+        if steps is None
+        else resolved
+    )
+    if args.use_dynamic_batch_size and args.max_tokens_per_gpu is None:
+        raise ArgumentError("--use-dynamic-batch-size needs --max-tokens-per-gpu, the token budget of a micro-batch.")
+    if args.num_rollout is None and args.num_epoch is None:
+        raise ArgumentError("Give --num-epoch (times through the data) or --num-rollout (rollouts in all).")
+    if args.eval_prompt_data is not None:
+        eval_sets(args)
+        if args.eval_interval is None and args.num_rollout != 0:
+            raise ArgumentError("--eval-prompt-data needs --eval-interval N, or --num-rollout 0 to evaluate only.")
+    elif args.num_rollout == 0:
+        raise ArgumentError("--num-rollout 0 evaluates only, so it needs --eval-prompt-data.")
+    if args.eval_function_path is None:
+        resolved = resolved.updated("--rollout-function-path", eval_function_path=args.rollout_function_path)
+    if args.run_dir is None:
+        if args.save:
+            resolved = resolved.updated("--save", run_dir=args.save)
+        else:
+            resolved = resolved.updated("the time of start", run_dir=time.strftime("runs/%Y%m%d-%H%M%S"))
+    return resolved
+
+
+def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
+    """Derive `num_rollout` from `num_epoch` once the length of the data is known (in prompts).
+
+    The last, incomplete rollout of an epoch is filled up from the next epoch, so that no prompt is left out; the number
+    of rollouts is therefore num_epoch × prompts / rollout_batch_size, rounded down but at least 1.
+    """
+    args = resolved.args
+    if args.num_rollout is not None:
+        return resolved
+    rollouts = args.num_epoch * prompts // args.rollout_batch_size
+    if rollouts == 0:
+        raise ArgumentError(
+            f"--num-epoch {args.num_epoch} of {prompts} prompts is less than one rollout of --rollout-batch-size "
+            f"{args.rollout_batch_size}. Lower --rollout-batch-size to at most {args.num_epoch * prompts}."
+        )
+    why = f"--num-epoch {args.num_epoch} × {prompts} prompts // --rollout-batch-size {args.rollout_batch_size}"
+    return resolved.updated(why, num_rollout=rollouts)
+
+
+def eval_sets(args: Any) -> list[tuple[str, str]]:
+    """`--eval-prompt-data` as (name, path) pairs. A single value is a path named after its file."""
+    given = args.eval_prompt_data or []
+    if len(given) == 1:
+        return [(Path(given[0].split("@[")[0]).stem, given[0])]
+    if len(given) % 2:
+        raise ArgumentError(
+            f"--eval-prompt-data takes one path or pairs 'name path', given were {len(given)} values: {' '.join(given)}"
+        )
+    names = given[::2]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ArgumentError(f"--eval-prompt-data names {', '.join(twice)} twice; give every set its own name.")
+    return list(zip(names, given[1::2], strict=True))
+
+
+def without_effect(resolved: Resolved, selected: Iterable[str]) -> list[str]:
+    """One sentence for every option that somebody set and that nothing in this run reads.
+
+    Args:
+        selected: the chosen components as "kind:name".
+    """
+    chosen, found = set(selected), []
+    for name in resolved.set_by_user:
+        option = resolved.namespace.options[name]
+        readers = option.read_by.split()
+        value = getattr(resolved.args, name)
+        if value == option.default:
+            continue
+        if "core" not in readers and not chosen & set(readers):
+            found.append(
+                f"{option.flag} has no effect: it is read by {' or '.join(readers)}, which this run does not use."
+            )
+        elif option.when and bool(getattr(resolved.args, option.when.lstrip("!"))) == option.when.startswith("!"):
+            flag = resolved.namespace.options[option.when.lstrip("!")].flag
+            found.append(f"{option.flag} has no effect {'with' if option.when.startswith('!') else 'without'} {flag}.")
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean …?" or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _read_recipe(path: str, namespace: Namespace) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"The recipe {path} cannot be read: {error.strerror}. Check the path.") from None
+    except yaml.YAMLError as error:
+        raise ArgumentError(f"The recipe {path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ArgumentError(f"The recipe {path} must be a YAML mapping of option names to values.")
+    values = {}
+    for key, value in data.items():
+        name = str(key).lstrip("-").replace("-", "_")
+        if name not in namespace.options:
+            raise ArgumentError(
+                f"The recipe {path} sets {key!r}, which is no option.{nearest(name, namespace.options)}"
+            )
+        option = namespace.options[name]
+        if option.is_list and isinstance(value, str):
+            value = [value]
+        # YAML reads 1e-6 as text; pydantic turns the text into the number the option wants.
+        values[name] = value
+    return values
+
+
+def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str, Any]:
+    return {o.name: env[o.env] for o in namespace.options.values() if o.env and env.get(o.env)}
+
+
+def _readable(error: Any, namespace: Namespace, provenance: dict[str, str]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    message = error["msg"].removeprefix("Value error, ")
+    if name not in namespace.options:
+        return message
+    option = namespace.options[name]
+    return f"{option.flag}: given {error['input']!r} ({provenance.get(name, 'default')}). {message}. It means: {option.field.description}"
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))

@@ -1,0 +1,58 @@
+"""`TrainBackend`: what the loop asks of whatever trains the model.
+
+A backend is made once per training process by its component `TrainBackend(args)` and then driven by the loop through
+the methods below, one call at a time. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.batch import TrainBatch
+    from slime_core.loss import LossFunction
+
+
+class TrainBackend(Protocol):
+    """One model in training, with its optimizer and schedule."""
+
+    def __init__(self, args: Any) -> None:
+        """Keep the run's arguments. Must not load anything yet."""
+
+    def setup(self, loss: LossFunction, total_steps: int) -> None:
+        """Load model and tokenizer from `args.hf_checkpoint` and build optimizer and schedule.
+
+        Args:
+            loss: the loss selected by `--loss-type`, called as `loss(args, inputs)`.
+            total_steps: optimizer steps in the whole run; the schedule's length unless `--lr-decay-iters` is given.
+        """
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimizer step on the global batch.
+
+        Returns:
+            metrics, at least "loss", "grad_norm" (before clipping) and "lr" (the rate used in this step).
+
+        Raises:
+            TrainingError: loss or gradients are NaN or Inf; names the samples; the weights are left unchanged.
+        """
+
+    def evaluate(self, batch: TrainBatch) -> dict[str, float]:
+        """The selected loss on `batch` without training: "loss" and the loss's own metrics. Leaves no trace: random
+        number generators, dropout mode and gradients are as they were."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters under their Hugging Face names, detached, tied ones once."""
+
+    def save_state(self, path: Path) -> None:
+        """Write model, optimizer, schedule and random states into the (existing, empty) folder `path`."""
+
+    def load_state(self, path: Path) -> None:
+        """Restore what `save_state` wrote, bit for bit."""
+
+    def export_hf(self, path: Path) -> None:
+        """Write a Hugging Face checkpoint (weights, config, tokenizer, chat template) into the folder `path`."""

@@ -1,0 +1,56 @@
+"""The `slime` command. Its subcommands are components like everything else: plugins add their own."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+
+from slime_core import __version__
+from slime_core.errors import ArgumentError, SlimeError
+from slime_core.plugins import Plugins
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 1 after an error in the run, 2 after a mistake on the command line."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["--version"]:
+        print(f"slime {__version__}")
+        return 0
+    name = words[0] if words else "--help"
+    try:
+        plugins = Plugins()
+        if name in ("-h", "--help"):
+            print(_usage(plugins))
+            return 0
+        if plugins.find("command", name) is None:
+            near = difflib.get_close_matches(name, list(plugins.components("command")), 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(f"there is no command {name!r}.{hint}\n{_usage(plugins)}")
+        return plugins.select("command", name)(words[1:], plugins)
+    except SlimeError as error:
+        print(f"slime {name}: {_with_notes(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
+    except KeyboardInterrupt:
+        print("slime: interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage(plugins: Plugins) -> str:
+    commands = plugins.components("command").values()
+    return "\n".join(
+        [
+            "usage: slime COMMAND …",
+            "",
+            "Post-trains large language models, SFT and RL, in one loop.",
+            "",
+            "commands:",
+            *(f"  {command.name:<12} {command.summary}" for command in commands),
+            "",
+            "Each command explains itself with --help.",
+        ]
+    )
+
+
+def _with_notes(error: BaseException) -> str:
+    notes = [note for note in getattr(error, "__notes__", []) if not note.startswith("raised in the command ")]
+    return "\n".join([str(error), *(f"  {note}" for note in notes)])

@@ -1,0 +1,59 @@
+"""`slime plugins`: what is installed, what it provides, and what failed to load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from slime_core.plugins import PluginInfo, Plugins
+from slime_core.plugins.kinds import KINDS
+
+
+def main(argv: list[str], plugins: Plugins) -> int:
+    """List plugins, or with --components what they provide."""
+    parser = argparse.ArgumentParser(prog="slime plugins", description="List the installed plugins.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--components", action="store_true", help="list the components of every kind instead")
+    options = parser.parse_args(argv)
+    if options.components:
+        rows = [
+            {
+                "kind": kind,
+                "name": p.name,
+                "plugin": p.plugin.label,
+                "summary": p.summary,
+                "option": KINDS[kind].options[0],
+            }
+            for kind in KINDS
+            for p in plugins.components(kind).values()
+        ]
+    else:
+        rows = [_describe(info) for info in plugins.infos]
+    print(json.dumps(rows, indent=2) if options.json else _table(rows))
+    return 0
+
+
+def _describe(info: PluginInfo) -> dict[str, object]:
+    return {
+        "plugin": info.name,
+        "distribution": info.distribution,
+        "version": info.version,
+        "status": info.status,
+        "hooks": [hook.removeprefix("slime_") for hook in info.hooks],
+        "file": info.file,
+        **({"reason": info.reason} if info.reason else {}),
+    }
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    if not rows:
+        return "nothing is installed"
+    columns = [c for c in rows[0] if c != "file"]
+    text = [[", ".join(v) if isinstance(v := row[c], list) else str(v) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in text)) for i, c in enumerate(columns)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip()]
+    for row, line in zip(rows, text, strict=True):
+        lines.append("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        if "reason" in row:
+            lines.append(f"    {row['reason']}")
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""`slime train`, `slime train-async` and `slime check`: the same options, planned the same way."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from slime_core.arguments.command_line import split_recipe
+from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.resolve import resolve
+from slime_core.errors import SlimeError
+from slime_core.plan import Plan, make_plan
+from slime_core.plugins import Plugins
+
+
+def train(argv: list[str], plugins: Plugins) -> int:
+    """Run a recipe."""
+    return _start(argv, plugins, "slime train", ahead=False)
+
+
+def train_async(argv: list[str], plugins: Plugins) -> int:
+    """Run a recipe, one rollout ahead."""
+    return _start(argv, plugins, "slime train-async", ahead=True)
+
+
+def check(argv: list[str], plugins: Plugins) -> int:
+    """Print the resolved run and stop."""
+    print(describe(_plan(argv, plugins, "slime check")))
+    return 0
+
+
+def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    plan = _plan(argv, plugins, prog)
+    from slime_core.launch import launch
+
+    launch(plan, ahead)
+    return 0
+
+
+def _plan(argv: list[str], plugins: Plugins, prog: str) -> Plan:
+    namespace = Namespace(plugins)
+    recipe, flags = split_recipe(namespace, argv, prog, "Every option may also stand in the recipe, a YAML file.")
+    try:
+        return make_plan(resolve(namespace, flags, recipe), plugins)
+    except SlimeError as error:
+        for info in plugins.infos:
+            if info.status == "broken":
+                error.add_note(f"The plugin {info.label} failed to load: {info.reason}")
+        raise
+
+
+def describe(plan: Plan) -> str:
+    """The whole run as text: components, every argument that is not a default, notes."""
+    lines = ["components"]
+    lines += [f"  {role:<14} {c.name}  ({c.origin})" for role, c in plan.components.items()]
+    lines += [f"  {'tracker':<14} {c.name}  ({c.origin})" for c in plan.trackers]
+    args, provenance = plan.args, plan.resolved.provenance
+    per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
+    lines += [
+        "run",
+        f"  {len(plan.data_source)} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
+        f"{args.num_rollout * args.num_steps_per_rollout} optimizer steps of {args.global_batch_size} samples",
+        "arguments",
+    ]
+    shown = sorted(n for n, where in provenance.items() if where != "default")
+    width = max((len(n) for n in shown), default=0)
+    lines += [f"  {name:<{width}}  {getattr(args, name)!r}  ({provenance[name]})" for name in shown]
+    lines += ["notes", *(f"  {note}" for note in plan.notes)] if plan.notes else []
+    return "\n".join(lines)

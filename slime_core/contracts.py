@@ -1,0 +1,147 @@
+"""What a component of each kind looks like. The functions and classes here are never called or subclassed: a
+component's signature is compared with them when it is selected, and people read them to write their own.
+
+A component function must accept these parameters by these names. It may leave out a parameter marked *optional* below
+and may add parameters that have defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from slime_core.backend import TrainBackend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from slime_core.loss import LossInputs, LossOutputs
+    from slime_core.plugins import Plugins
+    from slime_core.sample import Group, RolloutOutput, Sample
+
+__all__ = [
+    "DataSource",
+    "InferenceEngine",
+    "Tracker",
+    "TrainBackend",
+    "buffer_pop",
+    "command",
+    "convert",
+    "generate_rollout",
+    "loss",
+    "loss_mask",
+    "reward",
+]
+
+
+def command(argv: list[str], plugins: Plugins) -> int:
+    """Run `slime NAME argv…` and return the exit status. A `SlimeError` is printed without traceback."""
+    raise NotImplementedError
+
+
+def convert(row: dict[str, Any]) -> dict[str, Any]:
+    """Turn one row of a foreign format into a chat row: `{"messages": [{"role", "content", …}, …], …}`.
+
+    The result may carry `tools`, `label` and `metadata`. Raise `DataError` with the reason when the row does not fit;
+    the caller adds file and row number.
+    """
+    raise NotImplementedError
+
+
+class DataSource(Protocol):
+    """Hands out groups of samples and takes unfinished ones back. Made once per run as `DataSource(args)`."""
+
+    def __init__(self, args: Any) -> None: ...
+
+    def get_samples(self, num_samples: int) -> list[Group]:
+        """The next `num_samples` groups (prompts), buffered ones first. Each group has `--n-samples-per-prompt`
+        samples. Starts the next epoch, newly shuffled, where one ends."""
+        raise NotImplementedError
+
+    def add_samples(self, groups: list[Group]) -> None:
+        """Put unfinished groups into the buffer."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, buffer included; plain JSON data."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Prompts in one epoch."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, str]:
+        """{file: digest of its content}. A resumed run compares it with the checkpoint's."""
+        raise NotImplementedError
+
+
+def buffer_pop(args: Any, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
+    """Remove at most `num_samples` groups from `buffer` (in place) and return them."""
+    raise NotImplementedError
+
+
+def loss_mask(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> Any:
+    """Render a whole conversation once and say which tokens are trained.
+
+    Returns:
+        `slime_core.masks.MaskedTokens`: the ids of the full chat-template rendering and as many 0/1 entries.
+
+    Raises:
+        DataError: the conversation cannot be rendered or masked; the caller adds file and row.
+    """
+    raise NotImplementedError
+
+
+def generate_rollout(args: Any, rollout_id: int, data_source: DataSource, evaluation: bool = False) -> RolloutOutput:
+    """Produce the samples of one rollout, or with `evaluation=True` the samples of all evaluation sets.
+
+    A function that generates with a model names one more parameter, `engine`, and is given the run's
+    `InferenceEngine`.
+    """
+    raise NotImplementedError
+
+
+class InferenceEngine(Protocol):
+    """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`."""
+
+    def __init__(self, args: Any) -> None: ...
+
+    async def generate(self, input_ids: Sequence[int], sampling_params: dict[str, Any]) -> Any:
+        """One response, a `slime_core.engine.Generation`. `sampling_params`: `max_new_tokens`, `temperature` (0 is
+        greedy), `top_p`, `top_k`, `seed`, `stop_token_ids`."""
+        raise NotImplementedError
+
+    def update_weights(self, weights: AsyncIterator[tuple[str, Tensor]] | Any, version: int) -> None:
+        """Take over all weights, given as (Hugging Face name, tensor) pairs. Returns when they are in use."""
+        raise NotImplementedError
+
+
+async def reward(args: Any, sample: Sample) -> float | dict[str, Any]:
+    """Score one finished sample. May also be a plain function."""
+    raise NotImplementedError
+
+
+def loss(args: Any, inputs: LossInputs) -> LossOutputs:
+    """See `slime_core.loss`."""
+    raise NotImplementedError
+
+
+class Tracker(Protocol):
+    """Receives metrics. Made once per run as `Tracker(args, run_dir, config)`."""
+
+    def __init__(self, args: Any, run_dir: Path, config: dict[str, Any]) -> None:
+        """`config` is the resolved run: all arguments, and the plugins with their versions."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Metrics with their full names (`train/loss`), `step` being the rollout id."""
+        raise NotImplementedError
+
+    def close(self, error: BaseException | None) -> None:
+        """The run ended. Must flush."""
+        raise NotImplementedError

@@ -1,0 +1,19 @@
+"""Rows from files, and the data source that turns them into samples.
+
+    files.py    which files `path`, `folder/*.jsonl` and `path@[a:b]` name
+    jsonl.py    JSON Lines and JSON arrays, read by byte offset
+    arrow.py    Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
+    rows.py     `open_rows`: all of these as one sequence of rows
+    chat.py     a row becomes a `Sample`; what a conversation must look like
+    source.py   `GlobalDataSource`: epochs, shuffling, and the buffer of unfinished groups
+    convert.py  `convert_file`: rows of any format into a file of chat rows
+
+No file is ever held in memory whole. pyarrow is imported when the first Arrow or Parquet file is opened.
+"""
+
+from slime_core.data.chat import chat_messages, sample_from_row
+from slime_core.data.convert import convert_file
+from slime_core.data.rows import Rows, open_rows
+from slime_core.data.source import GlobalDataSource, pop_first
+
+__all__ = ["GlobalDataSource", "Rows", "chat_messages", "convert_file", "open_rows", "pop_first", "sample_from_row"]

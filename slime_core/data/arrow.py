@@ -1,0 +1,174 @@
+"""Arrow and Parquet with random access, through a memory map. Used by `open_rows`.
+
+Parquet and compressed Arrow cannot be read row by row, so they are copied once, a batch at a time, into an
+uncompressed Arrow file in the cache folder (`$SLIME_CACHE`, by default `~/.cache/slime`). The copy is named after the
+content's digest: it can never be stale, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from slime_core.data.files import content_digest
+from slime_core.errors import DataError
+
+JSON_COLUMNS = b"slime_json_columns"
+"""Key of the schema metadata that lists, as JSON, the columns whose strings hold JSON: "tools", and
+"messages.tool_calls" for a field of the structs in a list. See `slime_core.data.convert`."""
+
+_BATCH = 1024  # rows
+_READS_BETWEEN_DROPS = 1024
+
+
+class ArrowFile:
+    """An `.arrow`, `.feather` or `.parquet` file."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        self._digest: str | None = None
+        self._reads = 0
+        try:
+            batches = None
+            if path.suffix.lower() != ".parquet":
+                batches = self._map_batches(path)
+            if batches is None:
+                batches = self._map_batches(self._cached_copy())
+        except (pa.ArrowException, ValueError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Write the file again.") from None
+        self._batches = batches or []
+        self._ends = list(accumulate(batch.num_rows for batch in batches))
+        metadata = (batches[0].schema.metadata or {}) if batches else {}
+        self._json_columns = [name.split(".") for name in json.loads(metadata.get(JSON_COLUMNS, b"[]"))]
+        self._drop_pages()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Row `index` as plain Python data.
+
+        Keys that are null inside a struct are left out: Arrow gives all structs of a column the same keys and pads
+        with nulls. Top-level columns are kept.
+        """
+        self._reads += 1
+        if self._reads % _READS_BETWEEN_DROPS == 0:
+            self._drop_pages()
+        batch = bisect_right(self._ends, index)
+        start = self._ends[batch - 1] if batch else 0
+        row = self._batches[batch].slice(index - start, 1).to_pylist()[0]
+        for column, *field in self._json_columns:
+            row[column] = _decode_json(row[column], field)
+        return {key: _without_padding(value) for key, value in row.items()}
+
+    def row_number(self, index: int) -> int:
+        """1-based position in the file."""
+        return index + 1
+
+    def digest(self) -> str:
+        """Digest of the whole content."""
+        if self._digest is None:
+            self._digest = content_digest(self.path)
+        return self._digest
+
+    def _map_batches(self, path: Path) -> list[Any] | None:
+        """The record batches of `path`, their buffers pointing into the map; None when the file is compressed."""
+        import pyarrow as pa
+
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        whole = pa.py_buffer(self._map)
+        batches = []
+        for batch in _batches(_ipc_reader(whole, self._map[:6])):
+            if not all(whole.address <= part.address < whole.address + whole.size for part in _buffers(batch)):
+                return None
+            batches.append(batch)
+        return batches
+
+    def _drop_pages(self) -> None:
+        """Give pages that were read back to the system: it keeps them cached, but they no longer count as this
+        process's memory, which would otherwise grow to the size of the file."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _cached_copy(self) -> Path:
+        import pyarrow as pa
+
+        folder = Path(os.environ.get("SLIME_CACHE", "~/.cache/slime")).expanduser() / "rows"
+        copy = folder / f"{self.digest()}.arrow"
+        if copy.is_file():
+            return copy
+        unfinished = folder / f"{self.digest()}.{os.getpid()}.tmp"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            schema, batches = _stream(self.path)
+            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            unfinished.replace(copy)
+        except OSError as error:
+            raise DataError(
+                f"{self.path} could not be copied into the cache folder {folder}: {error}. "
+                "Set SLIME_CACHE to a folder on a disk with enough room."
+            ) from None
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
+        return copy
+
+
+def _stream(path: Path) -> tuple[Any, Iterable[Any]]:
+    """Schema and record batches of a Parquet or compressed Arrow file, holding a piece of it at a time."""
+    import pyarrow as pa
+
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        parquet = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        return parquet.schema_arrow, parquet.iter_batches(_BATCH)
+    with path.open("rb") as file:
+        start = file.read(6)
+    reader = _ipc_reader(pa.OSFile(str(path)), start)
+    return reader.schema, _batches(reader)
+
+
+def _ipc_reader(source: Any, start: bytes) -> Any:
+    """Arrow comes as a file with an index, or as a stream, which is what Hugging Face `datasets` writes."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
+
+
+def _batches(reader: Any) -> Iterator[Any]:
+    if hasattr(reader, "get_batch"):
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _buffers(batch: Any) -> list[Any]:
+    return [part for column in batch.columns for part in column.buffers() if part is not None and part.size]
+
+
+def _without_padding(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_padding(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_padding(inner) for inner in value]
+    return value
+
+
+def _decode_json(value: Any, field: list[str]) -> Any:
+    if value is None:
+        return None
+    if not field:
+        return json.loads(value)
+    return [{**item, field[0]: _decode_json(item.get(field[0]), [])} for item in value]

@@ -1,0 +1,104 @@
+"""A row becomes a `Sample`, and what a conversation must look like. Pure functions.
+
+Called by the data source, by evaluation sets and, for what they write, by the converters.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from slime_core.data.files import nearest
+from slime_core.errors import DataError
+from slime_core.sample import Sample
+
+
+def sample_from_row(args: Any, row: dict[str, Any], source: str) -> Sample:
+    """The sample of one row, without its numbers.
+
+    Args:
+        args: reads `input_key`, `label_key`, `tool_key` and `metadata_key`. A row must have the first two where they
+            are set; it may lack tools and metadata.
+        source: "file:row"; kept as `metadata["source"]`.
+
+    Returns:
+        Sample with `prompt` (text or checked messages), `label`, and `metadata`: the row's own, `source`, and
+        `tools` if there are any.
+
+    Raises:
+        DataError: a key is missing, or its value is not what it should be; the message begins with `source`.
+    """
+    try:
+        prompt = _value(row, args.input_key, "--input-key")
+        if isinstance(prompt, list):
+            prompt = chat_messages(prompt)
+        elif not (isinstance(prompt, str) and prompt.strip()):
+            raise DataError(f"{args.input_key!r} is {_shown(prompt)}, expected text or a list of messages")
+        label = _value(row, args.label_key, "--label-key") if args.label_key else None
+        metadata = _parsed(row, args.metadata_key, dict) or {}
+        tools = _parsed(row, args.tool_key, list)
+    except DataError as error:
+        raise DataError(f"{source}: {error}.") from None
+    metadata = {**metadata, "source": source, **({"tools": tools} if tools else {})}
+    return Sample(prompt=prompt, label=label, metadata=metadata)
+
+
+def chat_messages(value: Any) -> list[dict[str, Any]]:
+    """Check a conversation and bring it into one form, so that it does not matter which file format it came from.
+
+    Every message is an object with a `role` and with `content`: text, a list of parts, or None beside `tool_calls`.
+    Further keys are kept, except those that are None.
+
+    Raises:
+        DataError: what is wrong with which message, counted from 1; without file and row.
+    """
+    if not isinstance(value, list) or not value:
+        raise DataError(f"the messages are {_shown(value)}, expected a list of at least one message")
+    return [_message(message, number) for number, message in enumerate(value, 1)]
+
+
+def _message(message: Any, number: int) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise DataError(f'message {number} is {_shown(message)}, expected an object {{"role": ..., "content": ...}}')
+    role, content = message.get("role"), message.get("content")
+    if not (isinstance(role, str) and role):
+        has = ", ".join(map(str, message)) or "nothing"
+        raise DataError(f"message {number} has the role {_shown(role)}, expected a text such as 'user'; it has {has}")
+    if content is None and not message.get("tool_calls"):
+        raise DataError(f"message {number} ({role}) has neither content nor tool_calls")
+    if not (content is None or isinstance(content, (str, list))):
+        raise DataError(f"message {number} ({role}) has the content {_shown(content)}, expected text")
+    return {"role": role, "content": content, **{k: v for k, v in message.items() if v is not None}}
+
+
+def _value(row: dict[str, Any], key: str, option: str) -> Any:
+    if key not in row:
+        keys = [str(known) for known in row]
+        raise DataError(
+            f"the row has no key {key!r}; it has {', '.join(map(repr, keys)) or 'no key at all'}.{nearest(key, keys)} "
+            f"Choose one with {option}"
+        )
+    return row[key]
+
+
+def _parsed(row: dict[str, Any], key: str | None, kind: type) -> Any:
+    """An optional list or object, which may also be given as JSON text."""
+    value = row.get(key) if key else None
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{key!r} is text but not valid JSON ({error})") from None
+    if value is not None and not isinstance(value, kind):
+        expected = "a list of tools" if kind is list else "an object"
+        raise DataError(f"{key!r} is {_shown(value)}, expected {expected} or JSON text of one")
+    return value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

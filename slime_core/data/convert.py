@@ -1,0 +1,184 @@
+"""`convert_file`: rows of any readable format, through a converter, into a `.jsonl` or `.parquet` file of chat rows.
+
+Behind `slime data convert`. Needs memory for a batch of rows, however large the input. The output appears whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from slime_core.data.arrow import JSON_COLUMNS
+from slime_core.data.chat import chat_messages
+from slime_core.data.jsonl import JsonFile
+from slime_core.data.rows import open_rows
+from slime_core.errors import DataError
+
+_BATCH = 4096  # rows
+_KEPT_REASONS = 10
+
+
+@dataclass
+class Converted:
+    """What `convert_file` did.
+
+    Attributes:
+        written, skipped: numbers of rows.
+        reasons: why rows were skipped, with file and row; the first ten.
+    """
+
+    written: int = 0
+    skipped: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+
+def convert_file(
+    inputs: Sequence[str],
+    output: Path,
+    convert: Callable[[dict[str, Any]], dict[str, Any]],
+    on_error: Literal["error", "skip"] = "error",
+) -> Converted:
+    """Convert all rows of `inputs`.
+
+    Args:
+        inputs: what `open_rows` takes.
+        output: ends in `.jsonl` or `.parquet`; replaced if it exists.
+        convert: see `slime_core.contracts.convert`.
+        on_error: what to do with a row that cannot be converted: stop, or leave it out and count it.
+
+    Raises:
+        DataError: a row cannot be converted (names file and row), no row is left, or `output` cannot be written.
+    """
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise DataError(f"{output}: can write .jsonl and .parquet, not {output.suffix or 'a file without extension'}.")
+    report, shape = Converted(), _Shape()
+    lines = output.with_name(f".{output.name}.{os.getpid()}.jsonl")
+    table = output.with_name(f".{output.name}.{os.getpid()}.parquet")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with lines.open("w", encoding="utf-8") as file:
+            for row in _converted_rows(inputs, convert, on_error, report):
+                shape.add(row)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if not report.written:
+            raise DataError(f"None of the {report.skipped} rows could be converted. The first: {report.reasons[0]}")
+        if output.suffix == ".parquet":
+            _write_parquet(lines, table, shape)
+            table.replace(output)
+        else:
+            lines.replace(output)
+    except OSError as error:
+        raise DataError(f"{output} cannot be written: {error.strerror or error}.") from None
+    finally:
+        for unfinished in (lines, table):
+            with suppress(FileNotFoundError):
+                unfinished.unlink()
+    return report
+
+
+def _converted_rows(
+    inputs: Sequence[str], convert: Callable[..., Any], on_error: str, report: Converted
+) -> Iterator[dict[str, Any]]:
+    rows = open_rows(inputs)
+    for index in range(len(rows)):
+        try:
+            yield _convert_one(convert, rows[index], rows.where(index))
+            report.written += 1
+        except DataError as error:
+            if on_error == "error":
+                raise
+            report.skipped += 1
+            if len(report.reasons) < _KEPT_REASONS:
+                report.reasons.append(str(error))
+
+
+def _convert_one(convert: Callable[..., Any], row: dict[str, Any], source: str) -> dict[str, Any]:
+    """The converted row in the one form that reads back the same from both output formats."""
+    try:
+        made = convert(row)
+        if not isinstance(made, dict) or "messages" not in made:
+            raise DataError("the converter returned no 'messages'")
+        made = {**made, "messages": chat_messages(made["messages"])}
+        json.dumps(made, ensure_ascii=False).encode()
+    except DataError as error:
+        raise DataError(f"{source}: {str(error).rstrip('.')}.") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{source}: the converted row cannot be written as JSON: {error}.") from None
+    return {key: value for key, value in made.items() if value is not None}
+
+
+class _Shape:
+    """The kinds of values seen per column and per key of the messages, from which the Parquet schema follows.
+
+    A column whose values are all text, all booleans or all numbers keeps that type. Anything else (tools, tool calls
+    with their arguments, metadata, mixed types) is stored as JSON text and listed in the schema's metadata, from
+    which the reader decodes it: as nested columns, all arguments of all tools would be merged into one wide struct
+    and read back with keys that the row never had.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, set[str]] = {}
+        self.message_keys: dict[str, set[str]] = {"role": set(), "content": set()}
+
+    def add(self, row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "messages":
+                self.columns.setdefault(key, set()).add(_kind(value))
+        for message in row["messages"]:
+            for key, value in message.items():
+                if value is not None:
+                    self.message_keys.setdefault(key, set()).add(_kind(value))
+
+    def schema(self) -> Any:
+        import pyarrow as pa
+
+        types = {"string": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+        message = pa.struct([(key, types[_stored(kinds)]) for key, kinds in self.message_keys.items()])
+        columns = [("messages", pa.list_(message))]
+        columns += [(key, types[_stored(kinds)]) for key, kinds in self.columns.items()]
+        as_json = [key for key, kinds in self.columns.items() if _is_json(kinds)]
+        as_json += [f"messages.{key}" for key, kinds in self.message_keys.items() if _is_json(kinds)]
+        return pa.schema(columns, metadata={JSON_COLUMNS: json.dumps(as_json).encode()})
+
+    def encode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its JSON columns as text."""
+        messages = [_encoded(message, self.message_keys) for message in row["messages"]]
+        return {"messages": messages, **_encoded({k: v for k, v in row.items() if k != "messages"}, self.columns)}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "int" if -(2**63) <= value < 2**63 else "json"
+    return {str: "string", bool: "bool", float: "float"}.get(type(value), "json")
+
+
+def _is_json(kinds: set[str]) -> bool:
+    return len(kinds) > 1 or "json" in kinds
+
+
+def _stored(kinds: set[str]) -> str:
+    return "string" if _is_json(kinds) or not kinds else next(iter(kinds))
+
+
+def _encoded(values: dict[str, Any], kinds: dict[str, set[str]]) -> dict[str, Any]:
+    return {
+        key: json.dumps(value, ensure_ascii=False) if value is not None and _is_json(kinds[key]) else value
+        for key, value in values.items()
+    }
+
+
+def _write_parquet(lines: Path, output: Path, shape: _Shape) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, schema = JsonFile(lines), shape.schema()
+    with pq.ParquetWriter(output, schema) as writer:
+        for start in range(0, len(rows), _BATCH):
+            batch = [shape.encode(rows.read(i)) for i in range(start, min(start + _BATCH, len(rows)))]
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))

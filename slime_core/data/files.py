@@ -1,0 +1,122 @@
+"""Which files a data spec names: `path`, a glob, a folder of `datasets.save_to_disk`, each with an optional
+`@[a:b]` slice of its rows. Called by `open_rows`."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from slime_core.errors import DataError
+
+EXTENSIONS = (".jsonl", ".json", ".parquet", ".arrow", ".feather")
+
+_SLICED = re.compile(r"(?P<path>.+)@\[(?P<bounds>[^\[\]]*)\]", re.DOTALL)
+_BOUNDS = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*")
+
+
+def parse_spec(spec: str) -> tuple[str, slice]:
+    """ "path@[a:b]" → path and slice, with Python's meaning of a slice; without one, all rows.
+
+    Raises:
+        DataError: the part in brackets is not a slice.
+    """
+    if not (sliced := _SLICED.fullmatch(spec)):
+        return spec, slice(None)
+    if not (bounds := _BOUNDS.fullmatch(sliced["bounds"])):
+        raise DataError(
+            f"{spec}: [{sliced['bounds']}] is not a slice of rows. "
+            "Write path@[start:end] with whole numbers; either may be left out, and negative ones count from the end."
+        )
+    start, end = (int(bound) if bound else None for bound in bounds.groups())
+    return sliced["path"], slice(start, end)
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files that `pattern` names, in the order in which their rows count; those of a glob sorted by name.
+
+    Raises:
+        DataError: nothing is there, a folder is no saved dataset, or a file's extension is unknown.
+    """
+    path = Path(pattern).expanduser()
+    if path.exists():
+        matches = [path]
+    elif glob.has_magic(pattern):
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        if not matches:
+            raise DataError(f"No file matches {pattern}.{_nearby(path)}")
+    else:
+        raise DataError(f"There is no file {pattern}.{_nearby(path)}")
+    return [file for match in matches for file in (_dataset_files(match) if match.is_dir() else [_known(match)])]
+
+
+def content_digest(path: Path) -> str:
+    """BLAKE2b digest (hex) of a file's content, read in pieces."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """ " Did you mean 'x'?" when one of `known` is close to `name`, else nothing."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    while not folder.is_dir() and not glob.has_magic(str(folder)) and folder != folder.parent:
+        folder, missing = folder.parent, folder
+        if folder.is_dir():
+            return f" The folder {missing} does not exist.{nearest(missing.name, _names(folder))}"
+    if not folder.is_dir():
+        return ""
+    return nearest(path.name, _names(folder)) or f" The folder {folder} holds {_listed(_names(folder))}."
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+
+
+def _known(path: Path) -> Path:
+    if path.suffix.lower() not in EXTENSIONS:
+        raise DataError(
+            f"{path}: the extension {path.suffix or '(none)'} is unknown; expected one of {', '.join(EXTENSIONS)}, "
+            "or a folder written by datasets.save_to_disk. Rename the file if its content is one of these."
+        )
+    return path
+
+
+def _dataset_files(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that Hugging Face `Dataset.save_to_disk` wrote, in order."""
+    if (splits := folder / "dataset_dict.json").is_file():
+        names = _read_json(splits).get("splits", [])
+        raise DataError(f"{folder} holds the splits {', '.join(names)}; name one of them, such as {folder}/{names[0]}.")
+    if not (folder / "state.json").is_file():
+        raise DataError(
+            f"{folder} is a folder without a saved dataset (no state.json); expected one written by "
+            f"datasets.save_to_disk, or name files, such as '{folder}/*.jsonl'."
+        )
+    state = _read_json(folder / "state.json")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise DataError(
+            f"{folder} was saved with an indices file, so its Arrow files hold other rows than the dataset. "
+            "Save it again: load_from_disk(folder).flatten_indices().save_to_disk(new_folder)."
+        )
+    return [folder / entry["filename"] for entry in state["_data_files"]]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); save the dataset again.") from None

@@ -1,0 +1,136 @@
+"""`open_rows`: the rows of several data files as one sequence with random access.
+
+Called by the data source, by evaluation and by the converters.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from slime_core.data.arrow import ArrowFile
+from slime_core.data.files import find_files, parse_spec
+from slime_core.data.jsonl import JsonFile
+from slime_core.errors import DataError
+
+
+class RowFile(Protocol):
+    """One opened data file."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Any: ...
+
+    def row_number(self, index: int) -> int: ...
+
+    def digest(self) -> str: ...
+
+
+class Rows:
+    """Rows of data files, numbered from 0. Made by `open_rows`.
+
+    Reading needs memory for one row. Rows may be read from several threads.
+    """
+
+    def __init__(self, parts: Sequence[tuple[RowFile, range]]) -> None:
+        self._parts = list(parts)
+        self._ends = list(accumulate(len(selected) for _, selected in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index` as a dict.
+
+        Raises:
+            DataError: the row cannot be parsed or is not an object; names file, row and column.
+        """
+        file, position = self._locate(index)
+        try:
+            row = file.read(position)
+        except DataError as error:
+            raise DataError(
+                f"{self.where(index)}: {error}. Expected one object; repair or remove the row, "
+                "or leave such rows out with --malformed-row skip."
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{self.where(index)}: the row is a {_json_name(row)}, expected an object like "
+                '{"messages": [...]}; repair or remove it, or leave such rows out with --malformed-row skip.'
+            )
+        return row
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def where(self, index: int) -> str:
+        """ "file:row" of row `index`, the row counted from 1: what messages call it."""
+        file, position = self._locate(index)
+        return f"{file.path}:{file.row_number(position)}"
+
+    def fingerprint(self) -> dict[str, str]:
+        """{file: digest of its whole content}."""
+        return {str(file.path): file.digest() for file, _ in self._parts}
+
+    def _locate(self, index: int) -> tuple[RowFile, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        part = bisect_right(self._ends, index)
+        file, selected = self._parts[part]
+        return file, selected[index - (self._ends[part - 1] if part else 0)]
+
+
+def open_rows(specs: Sequence[str]) -> Rows:
+    """Open data files.
+
+    Args:
+        specs: paths of `.jsonl`, `.json`, `.parquet`, `.arrow` and `.feather` files or of `datasets.save_to_disk`
+            folders, or globs of them, each with an optional `@[a:b]`, a slice of all the rows that it names.
+
+    Raises:
+        DataError: a file is missing, empty, of an unknown kind or unreadable; a glob or slice selects nothing.
+    """
+    opened: dict[Path, RowFile] = {}
+    return Rows([part for spec in specs for part in _open_spec(spec, opened)])
+
+
+def _open_spec(spec: str, opened: dict[Path, RowFile]) -> list[tuple[RowFile, range]]:
+    pattern, rows = parse_spec(spec)
+    files = []
+    for path in find_files(pattern):
+        if path not in opened:
+            opened[path] = _open_file(path)
+        files.append(opened[path])
+    total = sum(len(file) for file in files)
+    start, stop, _ = rows.indices(total)
+    if start >= stop:
+        raise DataError(f"{spec} selects no row: {pattern} has {total}.")
+    parts, first = [], 0
+    for file in files:
+        selected = range(max(0, start - first), min(len(file), stop - first))
+        if selected:
+            parts.append((file, selected))
+        first += len(file)
+    return parts
+
+
+def _open_file(path: Path) -> RowFile:
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; expected at least one row.")
+        file: RowFile = (JsonFile if path.suffix.lower() in (".jsonl", ".json") else ArrowFile)(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if len(file) == 0:
+        raise DataError(f"{path} holds no row; expected at least one.")
+    return file
+
+
+def _json_name(value: Any) -> str:
+    names = {list: "list", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

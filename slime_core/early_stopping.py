@@ -1,0 +1,59 @@
+"""Early stopping: when the watched evaluation metric has not improved for some evaluations, the run ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core.errors import ArgumentError
+
+
+@dataclass
+class EarlyStopping:
+    """Watches one metric.
+
+    Attributes:
+        patience: evaluations in a row without a new best value that end the run.
+        metric: see `--early-stopping-metric`.
+        best: the best value so far; higher is better inside this class.
+        without_gain: evaluations since then.
+        stopped: the run has been ended.
+    """
+
+    patience: int
+    metric: str
+    best: float = -math.inf
+    without_gain: int = 0
+    stopped: bool = False
+
+    def update(self, metrics: dict[str, float]) -> bool:
+        """Take note of an evaluation (names with `eval/`); True when the run should stop now."""
+        value = self._score(metrics)
+        if value > self.best:
+            self.best, self.without_gain = value, 0
+        else:
+            self.without_gain += 1
+        self.stopped = self.without_gain >= self.patience
+        return self.stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best if math.isfinite(self.best) else None,
+            "without_gain": self.without_gain,
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = -math.inf if state["best"] is None else state["best"]
+        self.without_gain, self.stopped = state["without_gain"], state["stopped"]
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        sign = -1.0 if self.metric == "loss" or ("/" in self.metric and not self.metric.startswith("-")) else 1.0
+        name = self.metric.removeprefix("-")
+        values = [v for k, v in metrics.items() if (k == name if "/" in name else k.endswith(f"/{name}"))]
+        if not values:
+            raise ArgumentError(
+                f"--early-stopping-metric is {self.metric!r}, but the evaluation measured only: {', '.join(sorted(metrics))}."
+            )
+        return sign * sum(values) / len(values)

@@ -1,0 +1,35 @@
+"""The exceptions that people see.
+
+Every user mistake ends in a `SlimeError` whose message says what was given, what was expected and what to do.
+The command line prints the message alone; anything else that is raised is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SlimeError(Exception):
+    """Base of all errors that are meant for the person who started the run."""
+
+
+class ArgumentError(SlimeError):
+    """An option is unknown, mistyped, out of range, or contradicts another one."""
+
+
+class DataError(SlimeError):
+    """A data file or one of its rows cannot be used. The message names file and row."""
+
+
+class SampleError(SlimeError):
+    """A sample that a rollout returned breaks an invariant of `slime_core.sample`."""
+
+
+class PluginError(SlimeError):
+    """A plugin, hook or component cannot be loaded, found or called. The message names plugin and distribution."""
+
+
+class CheckpointError(SlimeError):
+    """A checkpoint cannot be written, read, or belongs to another run."""
+
+
+class TrainingError(SlimeError):
+    """Training produced something that must not go on: NaN or Inf in loss or gradients."""

@@ -1,0 +1,151 @@
+"""Every hook of slime, in the order in which a run meets them. Read it top to bottom: this file is the reference.
+
+A plugin is a module (or object) that an installed distribution names under the entry-point group `slime`. It implements
+some of these hooks with `@slime_core.hookimpl`. There are two kinds of hooks, never mixed:
+
+**Providers** take no arguments and return `{name: component}`. A component is the object itself or, so that listing
+plugins imports nothing heavy, a `slime_core.Lazy("package.module:attribute")`. The run's options pick components by
+name; an import path `package.module.attribute` picks an object that no plugin provides. The contract of a component is
+the function or class of `slime_core.contracts` named in the hook's text; it is checked when the component is selected.
+
+**Observers** are told something and return nothing. They are called in order of plugin name. An exception in an
+observer stops the run and names the plugin.
+
+All hooks run in the driver process unless the text says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from slime_core.arguments import ArgumentGroup
+    from slime_core.plugins import Lazy
+    from slime_core.sample import Group
+
+hookspec = pluggy.HookspecMarker("slime")
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+@hookspec
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    """Groups of options that a plugin adds to the one flat namespace of options.
+
+    Called once at start-up, before the command line is parsed, so the module must import nothing heavy. An option
+    name that two groups define is an error that names both distributions.
+    """
+    raise NotImplementedError
+
+
+# -------------------------------------------------------------------------------------------------------- providers
+
+
+@hookspec
+def slime_commands() -> Mapping[str, Lazy | Any]:
+    """Subcommands of `slime`. Contract: `contracts.command`. Chosen by the first word of the command line."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_converters() -> Mapping[str, Lazy | Any]:
+    """Converters from other people's rows to chat rows. Contract: `contracts.convert`. Chosen by
+    `slime data convert --from NAME`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_data_sources() -> Mapping[str, Lazy | Any]:
+    """Where samples come from. Contract: `contracts.DataSource`. Chosen by `--data-source-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_buffer_pops() -> Mapping[str, Lazy | Any]:
+    """How groups leave the buffer of half-finished groups. Contract: `contracts.buffer_pop`. Chosen by
+    `--buffer-filter-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_loss_masks() -> Mapping[str, Lazy | Any]:
+    """Which tokens of a conversation are trained. Contract: `contracts.loss_mask`. Chosen by `--loss-mask-type`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_rollouts() -> Mapping[str, Lazy | Any]:
+    """How a batch of samples comes about: read from a file (SFT) or generated (RL). Contract:
+    `contracts.generate_rollout`. Chosen by `--rollout-function-path`, for evaluation by `--eval-function-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_engines() -> Mapping[str, Lazy | Any]:
+    """What generates tokens. Contract: `contracts.InferenceEngine`. Chosen by `--rollout-engine`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_rewards() -> Mapping[str, Lazy | Any]:
+    """How good a response is. Contract: `contracts.reward`. Chosen by `--rm-type` or `--custom-rm-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_losses() -> Mapping[str, Lazy | Any]:
+    """What is minimised. Contract: `contracts.loss`. Chosen by `--loss-type`. Runs in the training process."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_train_backends() -> Mapping[str, Lazy | Any]:
+    """What trains the model. Contract: `contracts.TrainBackend`. Chosen by `--train-backend`. Runs in the training
+    process."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_trackers() -> Mapping[str, Lazy | Any]:
+    """Where metrics go. Contract: `contracts.Tracker`. Chosen by `--use-tensorboard`, `--use-wandb` or `--tracker`;
+    several may be active. The console and `metrics.jsonl` in the run directory are always there."""
+    raise NotImplementedError
+
+
+# -------------------------------------------------------------------------------------------------------- observers
+
+
+@hookspec
+def slime_run_started(args: Any, run_dir: Path) -> None:
+    """Arguments are final, plugins are chosen, nothing heavy has been loaded yet."""
+
+
+@hookspec
+def slime_rollout_finished(args: Any, rollout_id: int, groups: list[Group], metrics: dict[str, float]) -> None:
+    """Rollout `rollout_id` has been generated and checked. Runs on the rollout worker, for `train-async` while the
+    previous rollout is still being trained. The groups must not be changed."""
+
+
+@hookspec
+def slime_train_step_finished(args: Any, rollout_id: int, step: int, metrics: dict[str, float]) -> None:
+    """Optimizer step `step` (counted from 0 over the whole run) is done. Runs in the training process."""
+
+
+@hookspec
+def slime_eval_finished(args: Any, rollout_id: int, metrics: dict[str, float]) -> None:
+    """The evaluation after rollout `rollout_id` is done (-1: before the first one)."""
+
+
+@hookspec
+def slime_checkpoint_saved(args: Any, rollout_id: int, path: Path) -> None:
+    """The checkpoint after rollout `rollout_id` is complete at `path`."""
+
+
+@hookspec
+def slime_run_finished(args: Any, error: BaseException | None) -> None:
+    """The run ended; `error` is what ended it, or None. Called exactly once for each `slime_run_started`."""

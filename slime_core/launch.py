@@ -1,0 +1,147 @@
+"""Starts a planned run: run directory, checkpoint to resume from, workers, loop; and ends it cleanly."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slime_core import checkpoint
+from slime_core.early_stopping import EarlyStopping
+from slime_core.errors import CheckpointError
+from slime_core.loop import train
+from slime_core.plan import Plan
+from slime_core.profiling import Profiler
+from slime_core.run import Run
+from slime_core.runtime import LocalHandle, wait
+from slime_core.tracking import Console, JsonlTracker, Tracking
+from slime_core.workers import RolloutWorker, TrainWorker
+
+logger = logging.getLogger(__name__)
+
+
+def launch(plan: Plan, ahead: bool) -> Path:
+    """Run a plan to its end and return the run directory.
+
+    Args:
+        ahead: `train-async`: make the next samples while training on the present ones.
+    """
+    args, plugins = plan.args, plan.plugins
+    identity = {
+        "arguments": plan.resolved.result_arguments(),
+        "data": plan.data_source.fingerprint(),
+        "plugins": plugins.fingerprint(),
+    }
+    previous, start, state = _find_previous(plan, identity)
+    run_dir = Path(args.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_config(run_dir / "config.yaml", plan.config())
+    console = Console(total=args.num_rollout, done=start)
+    jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=start - 1 if previous else None)
+    console.say(f"run directory: {run_dir}")
+    for note in plan.notes:
+        console.say(f"note: {note}")
+    early = (
+        EarlyStopping(args.early_stopping_patience, args.early_stopping_metric)
+        if args.early_stopping_patience
+        else None
+    )
+    if state:
+        plan.data_source.load_state_dict(state["data_source"])
+        if early and state["early_stopping"]:
+            early.load_state_dict(state["early_stopping"])
+
+    tracking: Tracking | None = None
+    handles: list[LocalHandle] = []
+    error: BaseException | None = None
+    plugins.notify("slime_run_started", args=args, run_dir=run_dir)
+    try:
+        tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, plan.config())
+        engine = plan.components["engine"](args) if "engine" in plan.components else None
+        chosen = plan.components
+        rollouts = LocalHandle(
+            RolloutWorker(args, plugins, chosen["rollout"], chosen["eval rollout"], plan.data_source, engine), "rollout"
+        )
+        handles.append(rollouts)
+        profiler = Profiler(args, run_dir)
+        trainer = LocalHandle(
+            TrainWorker(args, plugins, chosen["train backend"], chosen["loss"], profiler, args.num_rollout), "trainer"
+        )
+        handles.append(trainer)
+        console.say("loading the model …")
+        wait(trainer.call("setup"), "the model to load")
+        if previous:
+            wait(trainer.call("load", previous), "the checkpoint to load")
+            console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
+        run = Run(args, plugins, run_dir, rollouts, trainer, tracking, engine is not None, identity, early)
+        if early and early.stopped:
+            console.say("this run was stopped early by --early-stopping-patience; nothing is left to do")
+        else:
+            train(run, start, args.num_rollout, ahead)
+        if args.save_hf and start >= args.num_rollout:
+            run.export(start - 1)
+        wait(trainer.call("close"), "the profiler")
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        for handle in handles:
+            handle.close()
+        if tracking:
+            tracking.close(error)
+        else:
+            console.close()
+            jsonl.close()
+        plugins.notify("slime_run_finished", args=args, error=error)
+    return run_dir
+
+
+def _find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:
+    """(checkpoint to go on from, first rollout to run, stored state)."""
+    args = plan.args
+    newest = checkpoint.find_latest(Path(args.load)) if args.load else None
+    if newest is None:
+        if args.save and (existing := checkpoint.find_latest(Path(args.save))):
+            raise CheckpointError(
+                f"--save {args.save} holds a checkpoint of an earlier run ({existing.name}), which a new run would overwrite. "
+                f"Add --load {args.save} to go on with it, or choose another folder."
+            )
+        return None, 0, None
+    state = checkpoint.load_state(newest)
+    if args.num_rollout and (changes := _changes(state, identity)):
+        text = f"This is not the run that {newest} was saved by: {'; '.join(changes)}."
+        if args.on_resume_change == "error":
+            raise CheckpointError(f"{text} Restore them, or go on all the same with --on-resume-change warn.")
+        logger.warning("%s", text)
+    return newest, state["rollout_id"] + 1, state
+
+
+def _changes(state: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """What differs between the checkpoint's run and this one, one phrase each."""
+    found = []
+    then, now = state["arguments"], identity["arguments"]
+    for name in sorted(set(then) | set(now)):
+        if then.get(name) != now.get(name):
+            found.append(f"--{name.replace('_', '-')} was {then.get(name)!r} and is {now.get(name)!r}")
+    then, now = state["data"], identity["data"]
+    for name in sorted(set(then) | set(now)):
+        if name not in now:
+            found.append(f"the data file {name} is gone")
+        elif name not in then:
+            found.append(f"the data file {name} is new")
+        elif then[name] != now[name]:
+            found.append(f"the data file {name} has changed")
+    then, now = state["plugins"], identity["plugins"]
+    for name in sorted(set(then) & set(now)):
+        if then[name] != now[name]:
+            logger.warning("the checkpoint was written with %s %s, now it is %s", name, then[name], now[name])
+    return found
+
+
+def _write_config(path: Path, config: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, path)

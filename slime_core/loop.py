@@ -1,0 +1,45 @@
+"""The loop: get samples, train on them, hand the weights back. One function for `train` and `train-async`.
+
+The only difference: `train-async` asks for the samples of the next rollout before it trains on this one's, so that the
+two overlap. Data order and weights are the same where the samples do not depend on the weights, as in SFT.
+"""
+
+from __future__ import annotations
+
+import time
+
+from slime_core.run import Run
+from slime_core.runtime import wait
+
+
+def train(run: Run, start: int, total: int, ahead: bool) -> None:
+    """Run rollouts `start` … `total - 1`.
+
+    Args:
+        run: the two workers, and what happens around a rollout.
+        ahead: `train-async`.
+    """
+    if start == 0:
+        run.evaluate_if_due(rollout_id=-1)
+    elif total == 0:
+        run.evaluate(rollout_id=start - 1)
+    if start >= total:
+        return
+    pending = run.rollouts.call("generate", start)
+    for rollout_id in range(start, total):
+        clock = time.perf_counter()
+        result = wait(pending, f"the samples of rollout {rollout_id + 1}")
+        waited = time.perf_counter() - clock
+        last = rollout_id + 1 == total
+        if ahead and not last:
+            pending = run.rollouts.call("generate", rollout_id + 1)
+        metrics = wait(
+            run.trainer.call("train", rollout_id, result.output.groups), f"training on rollout {rollout_id + 1}"
+        )
+        run.rollout_trained(rollout_id, result, metrics, seconds=time.perf_counter() - clock, waited=waited)
+        stop = run.evaluate_if_due(rollout_id)
+        run.save_if_due(rollout_id, result.data_state, last or stop)
+        if stop:
+            return
+        if not ahead and not last:
+            pending = run.rollouts.call("generate", rollout_id + 1)

@@ -1,0 +1,101 @@
+"""From arguments to the components of a run: chosen, imported and checked, with nothing heavy loaded yet.
+
+`slime check` prints a plan and stops; `slime train` makes the same plan and starts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core.arguments.resolve import Resolved, with_data_length, without_effect
+from slime_core.contracts import DataSource
+from slime_core.errors import ArgumentError, PluginError
+from slime_core.plugins import Plugins, Selected
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated run.
+
+    Attributes:
+        resolved: all arguments, `num_rollout` included.
+        components: the chosen components by role, such as "rollout", "eval rollout", "loss".
+        trackers: the chosen trackers.
+        data_source: opened, at its beginning.
+        notes: what a person should know: options without effect, prompts that are left over.
+    """
+
+    resolved: Resolved
+    plugins: Plugins
+    components: dict[str, Selected]
+    trackers: list[Selected]
+    data_source: DataSource
+    notes: list[str]
+
+    @property
+    def args(self) -> Any:
+        return self.resolved.args
+
+    def config(self) -> dict[str, Any]:
+        """The run as plain data, for the run directory, trackers and checkpoints."""
+        return {
+            "arguments": self.args.model_dump(mode="json"),
+            "provenance": self.resolved.provenance,
+            "components": {role: f"{c.name} of {c.origin}" for role, c in self.components.items()},
+            "plugins": self.plugins.fingerprint(),
+        }
+
+
+def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
+    """Choose and check every component, open the data, derive the number of rollouts.
+
+    Raises:
+        SlimeError: something is missing, does not fit, or contradicts something else.
+    """
+    args = resolved.args
+    components = {
+        "rollout": plugins.select("rollout", args.rollout_function_path),
+        "eval rollout": plugins.select("rollout", args.eval_function_path),
+        "loss": plugins.select("loss", args.loss_type),
+        "train backend": plugins.select("train_backend", args.train_backend),
+        "data source": plugins.select("data_source", args.data_source_path),
+        "buffer pop": plugins.select("buffer_pop", args.buffer_filter_path),
+    }
+    if args.rollout_engine and not args.debug_train_only:
+        components["engine"] = plugins.select("engine", args.rollout_engine)
+    used = {f"{c.kind}:{c.name}" for c in components.values()}
+    for kind, option in (("loss_mask", "loss_mask_type"), ("reward", "rm_type")):
+        declared = resolved.namespace.options.get(option)
+        if declared and getattr(args, option) and used & set(declared.read_by.split()):
+            components[kind.replace("_", " ")] = plugins.select(kind, getattr(args, option))
+    trackers = [plugins.select("tracker", name) for name in _tracker_names(resolved, plugins)]
+    used |= {f"{c.kind}:{c.name}" for c in (*components.values(), *trackers)}
+
+    data_source: DataSource = components["data source"].bind(buffer_pop=components["buffer pop"])(args)
+    resolved = with_data_length(resolved, len(data_source))
+    notes = without_effect(resolved, used)
+    if resolved.args.num_epoch and resolved.provenance["num_rollout"].startswith("derived"):
+        left = resolved.args.num_epoch * len(data_source) - resolved.args.num_rollout * args.rollout_batch_size
+        if left:
+            notes.append(
+                f"The last {left} prompts of the last epoch do not fill a rollout of {args.rollout_batch_size} and are not "
+                "trained on."
+            )
+    elif resolved.args.num_epoch:
+        notes.append("--num-epoch has no effect with --num-rollout.")
+    return Plan(resolved, plugins, components, trackers, data_source, notes)
+
+
+def _tracker_names(resolved: Resolved, plugins: Plugins) -> list[str]:
+    """Trackers chosen by their own `--use-NAME` flag or by `--tracker NAME`, each once."""
+    flags = [n for n in plugins.components("tracker") if getattr(resolved.args, f"use_{n}", False)]
+    names = [*flags, *(n for n in resolved.args.tracker if n not in flags)]
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise ArgumentError(f"--tracker names {', '.join(sorted(twice))} twice.")
+    for option in resolved.set_by_user:
+        if option.startswith("use_") and resolved.namespace.options[option].read_by.startswith("tracker:"):
+            name = resolved.namespace.options[option].read_by.removeprefix("tracker:")
+            if plugins.find("tracker", name) is None:
+                raise PluginError(f"--{option.replace('_', '-')} needs the tracker {name!r}, which no plugin provides.")
+    return names

@@ -1,0 +1,72 @@
+"""What is installed: plugins as their distributions declare them, read without importing any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+ENTRY_POINT_GROUP = "slime"
+
+
+@dataclass
+class PluginInfo:
+    """One entry point of the group `slime`.
+
+    Attributes:
+        name: the entry point's name.
+        distribution, version: what `pip` knows it as.
+        target: "package.module" that the entry point names.
+        requires_core: the distribution's own requirement on slime-core, e.g. ">=0.1".
+        status: "found" until it is loaded, then "loaded", "broken" or "disabled".
+        reason: why it is broken or disabled, one line.
+        traceback: the whole story of a broken one.
+        hooks: names of the hooks it implements, known once it is loaded.
+        file: where its module lies, known once it is loaded.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+    requires_core: str = ""
+    status: Literal["found", "loaded", "broken", "disabled"] = "found"
+    reason: str = ""
+    traceback: str = ""
+    hooks: list[str] = field(default_factory=list)
+    file: str = ""
+
+    @property
+    def label(self) -> str:
+        """How messages name it: "losses (slime-losses 0.1.0)"."""
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+def discover() -> list[PluginInfo]:
+    """All installed plugins, ordered by distribution and name."""
+    found: dict[tuple[str, str], PluginInfo] = {}
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        dist = entry.dist
+        info = PluginInfo(
+            name=entry.name,
+            distribution=dist.name if dist else "unknown",
+            version=dist.version if dist else "0",
+            target=entry.value,
+            requires_core=_core_requirement(dist.requires or [] if dist else []),
+        )
+        found.setdefault((canonicalize_name(info.distribution), info.name), info)
+    return [found[key] for key in sorted(found)]
+
+
+def _core_requirement(requires: list[str]) -> str:
+    for text in requires:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(requirement.name) == "slime-core":
+            return str(requirement.specifier)
+    return ""

@@ -1,0 +1,46 @@
+"""The kinds of components: which hook provides them, what contract they keep, which options choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core import contracts
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of component.
+
+    Attributes:
+        hook: the provider hook in `slime_core.hookspecs`.
+        contract: the function or class in `slime_core.contracts` that a component is compared with.
+        options: the options whose value is a component's name, first the one that messages mention.
+        extras: keyword parameters that a component may ask for by naming them.
+    """
+
+    hook: str
+    contract: Callable[..., Any]
+    options: tuple[str, ...]
+    extras: tuple[str, ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "command": Kind("slime_commands", contracts.command, ("slime COMMAND",)),
+    "converter": Kind("slime_converters", contracts.convert, ("--from",)),
+    "data_source": Kind("slime_data_sources", contracts.DataSource, ("--data-source-path",), ("buffer_pop",)),
+    "buffer_pop": Kind("slime_buffer_pops", contracts.buffer_pop, ("--buffer-filter-path",)),
+    "loss_mask": Kind("slime_loss_masks", contracts.loss_mask, ("--loss-mask-type",)),
+    "rollout": Kind(
+        "slime_rollouts",
+        contracts.generate_rollout,
+        ("--rollout-function-path", "--eval-function-path"),
+        ("plugins", "engine"),
+    ),
+    "engine": Kind("slime_engines", contracts.InferenceEngine, ("--rollout-engine",)),
+    "reward": Kind("slime_rewards", contracts.reward, ("--rm-type", "--custom-rm-path")),
+    "loss": Kind("slime_losses", contracts.loss, ("--loss-type",)),
+    "train_backend": Kind("slime_train_backends", contracts.TrainBackend, ("--train-backend",)),
+    "tracker": Kind("slime_trackers", contracts.Tracker, ("--tracker",)),
+}

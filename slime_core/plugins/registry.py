@@ -1,0 +1,244 @@
+"""`Plugins`: the plugins of this process, loaded one by one, and the components chosen from them.
+
+One broken plugin is kept aside with its traceback and stops only a run that selects something of it. Components are
+chosen by name, by alias or by import path, never by load order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+
+from slime_core import __version__, hookspecs
+from slime_core.errors import PluginError, SlimeError
+from slime_core.lazy import Lazy
+from slime_core.plugins.discovery import PluginInfo, discover
+from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.signature import accepted_extras, problems
+
+
+@dataclass(frozen=True)
+class Provided:
+    """A component as a plugin offers it, before it is imported."""
+
+    kind: str
+    name: str
+    plugin: PluginInfo
+    value: Any
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return self.value.aliases if isinstance(self.value, Lazy) else ()
+
+    @property
+    def summary(self) -> str:
+        if isinstance(self.value, Lazy):
+            return self.value.summary
+        return (getattr(self.value, "__doc__", "") or "").strip().split("\n")[0]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A component that a run uses. Calling it adds its origin to whatever it raises.
+
+    Attributes:
+        kind, name: what it was selected as; `name` is the component's own name, or the import path.
+        target: the object.
+        origin: "plugin (distribution version)", or "import path".
+        bound: extra keyword arguments that it asked for.
+    """
+
+    kind: str
+    name: str
+    target: Callable[..., Any]
+    origin: str
+    bound: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.target(*args, **self.bound, **kwargs)
+        except Exception as error:
+            error.add_note(f"raised in the {self.kind} {self.name!r} of {self.origin}")
+            raise
+
+    def bind(self, **extras: Any) -> Selected:
+        """Give the component those of `extras` that its signature names."""
+        wanted = accepted_extras(self.target, tuple(extras))
+        return Selected(self.kind, self.name, self.target, self.origin, {name: extras[name] for name in wanted})
+
+
+class Plugins:
+    """The plugins that are installed in this process.
+
+    Args:
+        infos: which plugins to load; all installed ones by default.
+    """
+
+    def __init__(self, infos: list[PluginInfo] | None = None) -> None:
+        self.infos = discover() if infos is None else infos
+        self._manager = pluggy.PluginManager("slime")
+        self._manager.add_hookspecs(hookspecs)
+        self._loaded: list[tuple[PluginInfo, Any]] = []
+        for info in self.infos:
+            self._load(info)
+        self._components = {kind: self._collect(kind) for kind in KINDS}
+
+    def _load(self, info: PluginInfo) -> None:
+        try:
+            if info.requires_core and not _version_fits(info.requires_core):
+                raise PluginError(
+                    f"It needs slime-core {info.requires_core}, but slime-core {__version__} is installed; "
+                    f"install versions of {info.distribution} and slime-core that fit."
+                )
+            plugin = _resolve_target(info.target)
+        except Exception as error:  # whatever a plugin raises must not stop the others
+            self._set_broken(info, error)
+            return
+        try:
+            self._manager.register(plugin, name=f"{info.distribution}:{info.name}")
+            self._manager.check_pending()
+        except Exception as error:
+            self._manager.unregister(plugin)
+            self._set_broken(info, error)
+            return
+        info.status = "loaded"
+        info.file = getattr(plugin, "__file__", "") or ""
+        info.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or [])
+        self._loaded.append((info, plugin))
+
+    @staticmethod
+    def _set_broken(info: PluginInfo, error: Exception) -> None:
+        info.status = "broken"
+        info.reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        info.traceback = "".join(traceback.format_exception(error))
+
+    # ------------------------------------------------------------------------------------------------- providers
+
+    def provide(self, hook: str) -> Iterator[tuple[PluginInfo, Any]]:
+        """(plugin, what its implementation of the provider `hook` returned). One that raises is marked broken."""
+        for info, plugin in self._loaded:
+            implementation = getattr(plugin, hook, None)
+            if implementation is None or hook not in info.hooks:
+                continue
+            try:
+                yield info, implementation()
+            except Exception as error:
+                self._set_broken(info, error)
+
+    def _collect(self, kind: str) -> dict[str, Provided]:
+        found: dict[str, Provided] = {}
+        for info, components in self.provide(KINDS[kind].hook):
+            for name, value in components.items():
+                if name in found:
+                    raise PluginError(
+                        f"Two plugins provide a {kind} named {name!r}: {found[name].plugin.label} and {info.label}. "
+                        "Uninstall one of the two distributions, or rename its component."
+                    )
+                found[name] = Provided(kind, name, info, value)
+        return found
+
+    def components(self, kind: str) -> dict[str, Provided]:
+        """All components of a kind by name."""
+        return self._components[kind]
+
+    def find(self, kind: str, name: str) -> Provided | None:
+        """The component that has this name or alias, not imported yet."""
+        provided = self._components[kind]
+        if name in provided:
+            return provided[name]
+        return next((p for p in provided.values() if name in p.aliases), None)
+
+    def select(self, kind: str, name: str) -> Selected:
+        """Import the component called `name` and check it against its contract.
+
+        Raises:
+            PluginError: there is no such component, it cannot be imported, or its signature does not fit.
+        """
+        provided = self.find(kind, name)
+        if provided is not None:
+            origin, canonical, value = provided.plugin.label, provided.name, provided.value
+        elif "." in name or ":" in name:
+            origin, canonical, value = "import path", name, Lazy(name)
+        else:
+            raise PluginError(self._unknown(kind, name))
+        option = KINDS[kind].options[0]
+        if isinstance(value, Lazy):
+            try:
+                value = _resolve_target(value.target)
+            except SlimeError:
+                raise
+            except Exception as error:
+                raise PluginError(
+                    f"The {kind} {name!r} of {origin} cannot be imported: {type(error).__name__}: {error}. "
+                    + (f"{self._unknown(kind, name)}" if origin == "import path" else "Repair or reinstall it.")
+                ) from error
+        if found := problems(value, KINDS[kind].contract, KINDS[kind].extras):
+            contract = KINDS[kind].contract
+            raise PluginError(
+                f"The {kind} {name!r} of {origin} does not fit {option}: {'; '.join(found)}. "
+                f"See slime_core.contracts.{contract.__name__}."
+            )
+        return Selected(kind, canonical, value, origin)
+
+    def _unknown(self, kind: str, name: str) -> str:
+        known = sorted(self._components[kind])
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        broken = [info for info in self.infos if info.status == "broken"]
+        aside = (
+            f" Plugins that failed to load: {', '.join(f'{i.label}: {i.reason}' for i in broken)}." if broken else ""
+        )
+        return (
+            f"There is no {kind} named {name!r} for {KINDS[kind].options[0]}.{hint} "
+            f"Installed: {', '.join(known) or 'none'}; or give an import path such as my_package.my_module.my_{kind}.{aside}"
+        )
+
+    # ------------------------------------------------------------------------------------------------- observers
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call every implementation of the observer `hook`, in order of plugin name."""
+        for info, plugin in self._loaded:
+            if hook not in info.hooks:
+                continue
+            implementation = getattr(plugin, hook)
+            wanted = accepted_extras(implementation, tuple(arguments))
+            try:
+                implementation(**{name: arguments[name] for name in wanted})
+            except Exception as error:
+                error.add_note(f"raised in the hook {hook} of the plugin {info.label}")
+                raise
+
+    # -------------------------------------------------------------------------------------------------- identity
+
+    def fingerprint(self) -> dict[str, str]:
+        """{distribution: version} of every loaded plugin, for checkpoints, trackers and worker handshakes."""
+        return {info.distribution: info.version for info in self.infos if info.status == "loaded"}
+
+
+def _resolve_target(target: str) -> Any:
+    """ "package.module:attribute", "package.module.attribute" or "package.module" → the object."""
+    if ":" in target:
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        module, _, attribute = target.rpartition(".")
+        if not module or (error.name and not f"{target}.".startswith(f"{error.name}.")):
+            raise
+        loaded = importlib.import_module(module)
+        if not hasattr(loaded, attribute):
+            raise PluginError(f"{module} has no {attribute!r}; check the name in {target!r}.") from None
+        return getattr(loaded, attribute)
+
+
+def _version_fits(specifier: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(__version__, prereleases=True)

@@ -1,0 +1,76 @@
+"""Does a component keep the contract of its kind? Compared by signature, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def problems(component: Any, contract: Callable[..., Any], extras: tuple[str, ...] = ()) -> list[str]:
+    """Everything in which `component` differs from `contract`, as sentences; empty when it fits.
+
+    A function contract asks for a callable that takes the contract's parameters by position under the same names.
+    A class contract asks for a class (or factory) with the contract's public methods, each of which fits.
+    """
+    if inspect.isclass(contract):
+        if not inspect.isclass(component):
+            return [f"it is a {type(component).__name__}, expected a class like {contract.__name__}"]
+        found = []
+        for name, method in inspect.getmembers(contract, inspect.isfunction):
+            if name.startswith("_") and name not in ("__init__", "__len__"):
+                continue
+            own = getattr(component, name, None)
+            if own is None or own is getattr(object, name, None):
+                found.append(f"it has no method {name}{inspect.signature(method)}")
+            elif callable(own):
+                found += [
+                    f"{name}: {text}" for text in _call_problems(own, method, extras if name == "__init__" else ())
+                ]
+        return found
+    if not callable(component):
+        return [
+            f"it is a {type(component).__name__}, expected a function {contract.__name__}{inspect.signature(contract)}"
+        ]
+    return _call_problems(component, contract, extras)
+
+
+def accepted_extras(component: Any, extras: tuple[str, ...]) -> list[str]:
+    """Which of `extras` the component names among its parameters."""
+    parameters = inspect.signature(component).parameters
+    return [name for name in extras if name in parameters]
+
+
+def _call_problems(own: Callable[..., Any], contract: Callable[..., Any], extras: tuple[str, ...]) -> list[str]:
+    try:
+        have = inspect.signature(own).parameters
+    except (TypeError, ValueError):
+        return []  # builtins without a signature cannot be checked
+    want = inspect.signature(contract).parameters
+    takes_any_keyword = any(p.kind is p.VAR_KEYWORD for p in have.values())
+    takes_any_positional = any(p.kind is p.VAR_POSITIONAL for p in have.values())
+    found = []
+    positional = [name for name, p in have.items() if p.kind in _POSITIONAL]
+    wanted = [name for name, p in want.items() if p.kind in _POSITIONAL]
+    for position, name in enumerate(wanted):
+        if name in have:
+            if name in positional and positional.index(name) != position and not takes_any_positional:
+                found.append(
+                    f"parameter {name!r} is number {positional.index(name) + 1}, expected number {position + 1}"
+                )
+        elif want[name].default is not inspect.Parameter.empty and takes_any_keyword:
+            continue
+        elif not takes_any_positional:
+            found.append(f"it does not take the parameter {name!r}")
+    for name, parameter in have.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if name not in want and required and name not in extras:
+            found.append(f"it requires a parameter {name!r} that nothing passes")
+    if inspect.iscoroutinefunction(own) and not inspect.iscoroutinefunction(contract):
+        found.append("it is async, expected a plain function")
+    return found

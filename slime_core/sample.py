@@ -1,0 +1,152 @@
+"""`Sample`: what flows from the data source through the rollout function into training.
+
+The field names are slime's. A *group* is the list of samples of one prompt; a rollout returns a list of groups.
+`check_rollout` runs at the boundary where a rollout function returns, so that everything after it can rely on the
+invariants stated here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from slime_core.errors import SampleError
+
+
+class Status(StrEnum):
+    """Where a sample is in its life."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass
+class Sample:
+    """One prompt with (once it has been generated, or read from a file) one response.
+
+    Attributes:
+        group_index: number of the prompt in this run, counted from 0; all samples of a group share it.
+        index: number of the sample in this run, counted from 0, unique.
+        prompt: text, or a list of chat messages (`{"role": ..., "content": ...}`).
+        tokens: token ids of prompt and response, one flat list.
+        response: text of the response.
+        response_length: R, how many of the last tokens are response.
+        loss_mask: R ints, 1 where the token is trained. None means that all R are.
+        label: what the reward compares with.
+        reward: a number, or a dict from which `--reward-key` picks one.
+        rollout_log_probs: R floats, log-prob of each response token under the distribution it was sampled from.
+        weight_versions: R strings or ints, the weights that produced each response token.
+        status: see `Status`.
+        metadata: anything the data row or a hook attached. `source` holds "file:row" of the row it came from.
+        remove_sample: keep the sample in the batch, train none of its tokens.
+    """
+
+    Status = Status  # a plain class attribute, so that `Sample.Status.ABORTED` reads as it does in slime
+
+    group_index: int | None = None
+    index: int | None = None
+    prompt: str | list[dict[str, Any]] = ""
+    tokens: list[int] = field(default_factory=list)
+    response: str = ""
+    response_length: int = 0
+    label: Any = None
+    reward: float | dict[str, Any] | None = None
+    loss_mask: list[int] | None = None
+    rollout_log_probs: list[float] | None = None
+    weight_versions: list[int | str] = field(default_factory=list)
+    status: Status = Status.PENDING
+    metadata: dict[str, Any] = field(default_factory=dict)
+    remove_sample: bool = False
+
+    @property
+    def name(self) -> str:
+        """How messages speak of this sample: its number, and file and row where they are known."""
+        source = self.metadata.get("source")
+        return f"sample {self.index}" + (f" ({source})" if source else "")
+
+    @property
+    def trained_mask(self) -> list[int]:
+        """R ints: the loss mask with `remove_sample` and a missing mask taken into account."""
+        if self.remove_sample:
+            return [0] * self.response_length
+        return self.loss_mask if self.loss_mask is not None else [1] * self.response_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data (what checkpoints and dumps hold)."""
+        return {**asdict(self), "status": self.status.value}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Sample:
+        """The inverse of `to_dict`. Unknown keys are an error: they would be lost in silence."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise SampleError(f"A stored sample has fields that Sample does not know: {', '.join(unknown)}.")
+        return cls(**{**data, "status": Status(data.get("status", "pending"))})
+
+
+Group = list[Sample]
+
+
+@dataclass
+class RolloutOutput:
+    """What a rollout function returns.
+
+    Attributes:
+        groups: the groups to train on; with `evaluation=True` the groups whose loss is measured.
+        metrics: numbers to log with this rollout, names without prefix.
+        generations: with `evaluation=True`, answers that the model gave. Their rewards, where present, are averaged per
+            evaluation set, and they are written to the run directory.
+
+    In an evaluation, `metadata["dataset"]` of every sample names its set.
+    """
+
+    groups: list[Group]
+    metrics: dict[str, float] = field(default_factory=dict)
+    generations: list[Sample] = field(default_factory=list)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All samples, group after group."""
+        return [sample for group in self.groups for sample in group]
+
+
+def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None:
+    """Raise `SampleError` naming sample and rule when a sample breaks an invariant.
+
+    The rules: at least one response token and fewer than all tokens; the loss mask, log-probs and weight versions,
+    where present, have `response_length` entries; the mask holds 0 and 1 only; log-probs are finite and at most 0;
+    a reward is present and finite unless the sample was aborted (checked when `need_reward`).
+    """
+    for group in groups:
+        for sample in group:
+            if problem := _broken_rule(sample, need_reward):
+                raise SampleError(f"The rollout returned a bad {sample.name}: {problem}")
+
+
+def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
+    n, r = len(sample.tokens), sample.response_length
+    if not 0 <= r <= n:
+        return f"response_length is {r}, but there are {n} tokens; it must lie between 0 and the number of tokens."
+    if r == n and n > 0 and sample.trained_mask[0]:
+        return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
+    for name in ("loss_mask", "rollout_log_probs", "weight_versions"):
+        values = getattr(sample, name)
+        if values and len(values) != r:
+            return f"{name} has {len(values)} entries, but response_length is {r}; they must be equal."
+    if sample.loss_mask is not None and set(sample.loss_mask) - {0, 1}:
+        return f"loss_mask holds {sorted(set(sample.loss_mask) - {0, 1})[:5]}; only 0 and 1 are allowed."
+    for log_prob in sample.rollout_log_probs or ():
+        if not (math.isfinite(log_prob) and log_prob <= 1e-6):
+            return f"rollout_log_probs holds {log_prob}; log-probabilities are finite and not above 0."
+    if need_reward and sample.status is not Status.ABORTED:
+        if sample.reward is None:
+            return "it has no reward; the reward function must set one for every sample that was not aborted."
+        if isinstance(sample.reward, (int, float)) and not math.isfinite(sample.reward):
+            return f"its reward is {sample.reward}; rewards must be finite."
+    return None

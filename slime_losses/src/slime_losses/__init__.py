@@ -1,0 +1,1 @@
+"""Losses for slime: per-token functions that every train backend can run."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning for slime: the SFT rollout, loss masks, data converters and the mask preview."""
