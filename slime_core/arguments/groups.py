@@ -141,6 +141,37 @@ class EvalArguments(ArgumentGroup):
     skip_eval_before_train: bool = option(
         False, "Do not evaluate before the first rollout.", when="eval_interval", affects_result=False
     )
+    eval_generate: int = option(
+        0,
+        "Let --rollout-engine answer the first so many prompts of every evaluation set.",
+        ge=0,
+        read_by="rollout:sft",
+        when="eval_prompt_data",
+        affects_result=False,
+    )
+    rm_type: str | None = option(
+        None,
+        "How generated answers are scored against their labels: a reward's name or import path.",
+        read_by="rollout:sft",
+        when="eval_generate",
+        affects_result=False,
+    )
+    eval_max_response_len: int = option(
+        256,
+        "Longest answer in an evaluation, in tokens.",
+        ge=1,
+        read_by="rollout:sft",
+        when="eval_generate",
+        affects_result=False,
+    )
+    eval_temperature: float = option(
+        0.0,
+        "Sampling temperature in an evaluation; 0 takes the likeliest token.",
+        ge=0,
+        read_by="rollout:sft",
+        when="eval_generate",
+        affects_result=False,
+    )
     early_stopping_patience: int | None = option(
         None,
         "Stop after so many evaluations in a row without a new best --early-stopping-metric.",

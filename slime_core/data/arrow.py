@@ -21,8 +21,8 @@ from slime_core.data.files import content_digest
 from slime_core.errors import DataError
 
 JSON_COLUMNS = b"slime_json_columns"
-"""Key of the schema metadata that lists, as JSON, the columns whose strings hold JSON: "tools", and
-"messages.tool_calls" for a field of the structs in a list. See `slime_core.data.convert`."""
+"""Key of the schema metadata that lists, as JSON, the columns whose strings hold JSON: `["tools"]`, and
+`["messages", "tool_calls"]` for a field of the structs in a list. Written by `slime_core.data.convert`."""
 
 _BATCH = 1024  # rows
 _READS_BETWEEN_DROPS = 1024
@@ -38,17 +38,15 @@ class ArrowFile:
         self._digest: str | None = None
         self._reads = 0
         try:
-            batches = None
-            if path.suffix.lower() != ".parquet":
-                batches = self._map_batches(path)
+            batches = self._map_batches(path) if path.suffix.lower() != ".parquet" else None
             if batches is None:
-                batches = self._map_batches(self._cached_copy())
+                batches = self._map_batches(self._cached_copy()) or []
         except (pa.ArrowException, ValueError, EOFError) as error:
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Write the file again.") from None
-        self._batches = batches or []
+        self._batches = batches
         self._ends = list(accumulate(batch.num_rows for batch in batches))
         metadata = (batches[0].schema.metadata or {}) if batches else {}
-        self._json_columns = [name.split(".") for name in json.loads(metadata.get(JSON_COLUMNS, b"[]"))]
+        self._json_columns = json.loads(metadata.get(JSON_COLUMNS, b"[]"))
         self._drop_pages()
 
     def __len__(self) -> int:
@@ -66,9 +64,10 @@ class ArrowFile:
         batch = bisect_right(self._ends, index)
         start = self._ends[batch - 1] if batch else 0
         row = self._batches[batch].slice(index - start, 1).to_pylist()[0]
-        for column, *field in self._json_columns:
+        row = {key: _without_padding(value) for key, value in row.items()}
+        for column, *field in self._json_columns:  # after the padding is gone: a null in JSON is meant
             row[column] = _decode_json(row[column], field)
-        return {key: _without_padding(value) for key, value in row.items()}
+        return row
 
     def row_number(self, index: int) -> int:
         """1-based position in the file."""
@@ -171,4 +170,4 @@ def _decode_json(value: Any, field: list[str]) -> Any:
         return None
     if not field:
         return json.loads(value)
-    return [{**item, field[0]: _decode_json(item.get(field[0]), [])} for item in value]
+    return [{key: json.loads(inner) if key == field[0] else inner for key, inner in item.items()} for item in value]

@@ -105,9 +105,13 @@ def _convert_one(convert: Callable[..., Any], row: dict[str, Any], source: str) 
         if not isinstance(made, dict) or "messages" not in made:
             raise DataError("the converter returned no 'messages'")
         made = {**made, "messages": chat_messages(made["messages"])}
-        json.dumps(made, ensure_ascii=False).encode()
     except DataError as error:
         raise DataError(f"{source}: {str(error).rstrip('.')}.") from None
+    except Exception as error:
+        error.add_note(f"while converting {source}")
+        raise
+    try:
+        json.dumps(made, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"{source}: the converted row cannot be written as JSON: {error}.") from None
     return {key: value for key, value in made.items() if value is not None}
@@ -142,8 +146,8 @@ class _Shape:
         message = pa.struct([(key, types[_stored(kinds)]) for key, kinds in self.message_keys.items()])
         columns = [("messages", pa.list_(message))]
         columns += [(key, types[_stored(kinds)]) for key, kinds in self.columns.items()]
-        as_json = [key for key, kinds in self.columns.items() if _is_json(kinds)]
-        as_json += [f"messages.{key}" for key, kinds in self.message_keys.items() if _is_json(kinds)]
+        as_json = [[key] for key, kinds in self.columns.items() if _is_json(kinds)]
+        as_json += [["messages", key] for key, kinds in self.message_keys.items() if _is_json(kinds)]
         return pa.schema(columns, metadata={JSON_COLUMNS: json.dumps(as_json).encode()})
 
     def encode(self, row: dict[str, Any]) -> dict[str, Any]:

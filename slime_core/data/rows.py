@@ -54,14 +54,11 @@ class Rows:
         try:
             row = file.read(position)
         except DataError as error:
-            raise DataError(
-                f"{self.where(index)}: {error}. Expected one object; repair or remove the row, "
-                "or leave such rows out with --malformed-row skip."
-            ) from None
+            raise DataError(f"{self.where(index)}: {error}. Expected one object; repair or remove the row.") from None
         if not isinstance(row, dict):
             raise DataError(
                 f"{self.where(index)}: the row is a {_json_name(row)}, expected an object like "
-                '{"messages": [...]}; repair or remove it, or leave such rows out with --malformed-row skip.'
+                '{"messages": [...]}; repair or remove it.'
             )
         return row
 

@@ -134,16 +134,17 @@ class GlobalDataSource:
         return group
 
     def _next_good_sample(self) -> Sample:
+        problem = ""
         for _ in range(len(self._rows)):
             index = self._next_row()
             try:
                 return sample_from_row(self.args, self._rows[index], self._rows.where(index))
             except DataError as error:
                 if self.args.malformed_row == "error":
-                    raise
+                    raise DataError(f"{error} (--malformed-row skip leaves such rows out.)") from None
                 self.counts["malformed_rows"] += 1
-                reason = error
-        raise DataError(f"None of the {len(self._rows)} rows of --prompt-data can be used. The last one: {reason}")
+                problem = str(error)
+        raise DataError(f"None of the {len(self._rows)} rows of --prompt-data can be used. The last one: {problem}")
 
     def _next_row(self) -> int:
         if self._offset == len(self._rows):

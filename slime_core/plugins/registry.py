@@ -82,8 +82,6 @@ class Plugins:
 
     def __init__(self, infos: list[PluginInfo] | None = None) -> None:
         self.infos = discover() if infos is None else infos
-        self._manager = pluggy.PluginManager("slime")
-        self._manager.add_hookspecs(hookspecs)
         self._loaded: list[tuple[PluginInfo, Any]] = []
         for info in self.infos:
             self._load(info)
@@ -97,25 +95,19 @@ class Plugins:
                     f"install versions of {info.distribution} and slime-core that fit."
                 )
             plugin = _resolve_target(info.target)
+            hooks = _checked_hooks(plugin)
         except Exception as error:  # whatever a plugin raises must not stop the others
-            self._set_broken(info, error)
-            return
-        try:
-            self._manager.register(plugin, name=f"{info.distribution}:{info.name}")
-            self._manager.check_pending()
-        except Exception as error:
-            self._manager.unregister(plugin)
             self._set_broken(info, error)
             return
         info.status = "loaded"
         info.file = getattr(plugin, "__file__", "") or ""
-        info.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or [])
+        info.hooks = hooks
         self._loaded.append((info, plugin))
 
     @staticmethod
     def _set_broken(info: PluginInfo, error: Exception) -> None:
         info.status = "broken"
-        info.reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        info.reason = " ".join(f"{type(error).__name__}: {error}".split())
         info.traceback = "".join(traceback.format_exception(error))
 
     # ------------------------------------------------------------------------------------------------- providers
@@ -219,6 +211,18 @@ class Plugins:
     def fingerprint(self) -> dict[str, str]:
         """{distribution: version} of every loaded plugin, for checkpoints, trackers and worker handshakes."""
         return {info.distribution: info.version for info in self.infos if info.status == "loaded"}
+
+
+def _checked_hooks(plugin: Any) -> list[str]:
+    """Names of the hooks that a plugin implements, after pluggy has compared them with the specifications.
+
+    Each plugin gets a manager of its own: one that pluggy refuses would leave traces in a shared one.
+    """
+    manager = pluggy.PluginManager("slime")
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    manager.check_pending()
+    return sorted(caller.name for caller in manager.get_hookcallers(plugin) or [])
 
 
 def _resolve_target(target: str) -> Any:

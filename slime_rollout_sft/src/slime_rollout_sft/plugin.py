@@ -1,1 +1,44 @@
-"""Entry point."""
+"""What this distribution gives to slime. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from slime_core import Lazy, hookimpl
+from slime_core.arguments import ArgumentGroup
+
+
+@hookimpl
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    from slime_rollout_sft.arguments import SftArguments
+
+    return [SftArguments]
+
+
+@hookimpl
+def slime_commands() -> dict[str, Lazy]:
+    return {"data": Lazy("slime_rollout_sft.cli:main", "convert data files, preview loss masks")}
+
+
+@hookimpl
+def slime_rollouts() -> dict[str, Lazy]:
+    return {
+        "sft": Lazy(
+            "slime_rollout_sft.rollout:generate_rollout",
+            "conversations from a file, tokenised and masked",
+            aliases=("slime.rollout.sft_rollout.generate_rollout",),
+        )
+    }
+
+
+@hookimpl
+def slime_converters() -> dict[str, Lazy]:
+    def converter(function: str, summary: str, *aliases: str) -> Lazy:
+        return Lazy(f"slime_rollout_sft.converters:{function}", summary, aliases)
+
+    return {
+        "openhermes": converter("openhermes", "conversations of {from, value}", "sharegpt"),
+        "alpaca": converter("alpaca", "instruction, input, output"),
+        "gsm8k": converter("gsm8k", "question, answer with #### number"),
+        "gsm8k-multiturn": converter("gsm8k_multiturn", "GSM8K socratic: one exchange per sub-question"),
+        "verl": converter("verl", "prompt with response or reward_model.ground_truth"),
+        "messages": converter("messages", "messages already: checked, other columns kept"),
+    }

@@ -1,0 +1,26 @@
+"""Options of the SFT rollout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from slime_core.arguments import ArgumentGroup, option
+
+
+class SftArguments(ArgumentGroup):
+    """Supervised fine-tuning."""
+
+    read_by = "rollout:sft"
+
+    loss_mask_type: str = option("auto", "Which tokens are trained: the name of a loss-mask generator.")
+    over_long_sample: Literal["error", "skip", "truncate"] = option(
+        "error",
+        "What to do with a conversation of more tokens than --rollout-max-context-len: stop, take the next row "
+        "instead, or cut its end off. What was skipped or cut is counted in the metrics.",
+        when="rollout_max_context_len",
+    )
+    no_trainable_token: Literal["error", "skip"] = option(
+        "error",
+        "What to do with a conversation in which no token is trained: stop, or take the next row instead. "
+        "What was skipped is counted in the metrics.",
+    )

@@ -1,0 +1,170 @@
+"""Converters: one row of somebody's format in, one chat row out. Pure functions behind `slime data convert`.
+
+A chat row is `{"messages": [...]}`, with `tools`, `label` and `metadata` where the source has them. A row that does not
+fit raises `DataError` with the reason; the caller adds file and row.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from slime_core.data import chat_messages
+from slime_core.errors import DataError
+
+Row = dict[str, Any]
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+
+
+def openhermes(row: Row) -> Row:
+    """OpenHermes and ShareGPT: `conversations` of `{"from", "value"}`, optionally `system` and `tools`.
+
+    A `function_call` becomes an assistant message with `tool_calls`; a turn's `weight` of 0 or 1 becomes
+    `step_loss_mask`. The `system` field counts when the conversation has no system turn of its own.
+    """
+    turns = _field(row, "conversations", list)
+    messages = [_sharegpt_turn(turn, number) for number, turn in enumerate(turns, 1)]
+    system = row.get("system")
+    if system and not any(message["role"] == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system})
+    return {"messages": messages, "tools": _tools(row.get("tools"))}
+
+
+def alpaca(row: Row) -> Row:
+    """Alpaca: `instruction`, `input` and `output`, optionally `system` and `history` (pairs of question and answer)."""
+    question = _field(row, "instruction", str)
+    if extra := row.get("input"):
+        question = f"{question}\n{extra}"
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for pair in row.get("history") or []:
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
+            raise DataError(f"'history' holds {json.dumps(pair)[:60]}, expected pairs of question and answer")
+        messages += _exchange(pair[0], pair[1])
+    return {"messages": [*messages, *_exchange(question, _field(row, "output", str))]}
+
+
+def gsm8k(row: Row) -> Row:
+    """GSM8K: `question`, and `answer` with the solution and a last line `#### number`, which becomes the label."""
+    answer = _field(row, "answer", str)
+    return {"messages": _exchange(_field(row, "question", str), answer), "label": _gsm8k_label(answer)}
+
+
+def gsm8k_multiturn(row: Row) -> Row:
+    """GSM8K's socratic version, whose answer has lines `sub-question ** step`: each becomes an exchange.
+
+    The first user turn holds the problem and its first sub-question; the last answer keeps the line `#### number`.
+    """
+    answer = _field(row, "answer", str)
+    label = _gsm8k_label(answer)
+    *lines, last = [line for line in answer.splitlines() if line.strip()]
+    steps = [line.split(" ** ", 1) for line in lines]
+    if not steps or any(len(step) != 2 for step in steps):
+        raise DataError(
+            "'answer' is not made of lines `sub-question ** step`; multi-turn needs GSM8K's socratic version, "
+            "convert the main version with gsm8k"
+        )
+    steps[0][0] = f"{_field(row, 'question', str)}\n{steps[0][0]}"
+    steps[-1][1] = f"{steps[-1][1]}\n{last}"
+    return {"messages": [message for step in steps for message in _exchange(*step)], "label": label}
+
+
+def verl(row: Row) -> Row:
+    """verl: `prompt` (messages or text) with `response`, or with `reward_model.ground_truth`, which becomes the label.
+
+    `data_source`, `ability` and `extra_info` go into the metadata.
+    """
+    prompt = row.get("prompt")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*_field(row, "prompt", list)]
+    response, judge = row.get("response"), row.get("reward_model")
+    label = judge.get("ground_truth") if isinstance(judge, dict) else None
+    if response is None and label is None:
+        raise DataError(
+            "the row has neither 'response' (to learn from) nor 'reward_model.ground_truth' (to compare with)"
+        )
+    if response is not None:
+        messages.append({"role": "assistant", "content": _field(row, "response", str)})
+    metadata = {key: row[key] for key in ("data_source", "ability", "extra_info") if row.get(key) is not None}
+    return {"messages": messages, "label": label, "metadata": metadata or None}
+
+
+def messages(row: Row) -> Row:
+    """Rows that have `messages` already: checked, other columns kept."""
+    return {**row, "messages": chat_messages(_field(row, "messages", list))}
+
+
+def _sharegpt_turn(turn: Any, number: int) -> Row:
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        raise DataError(
+            f"turn {number} of 'conversations' is {json.dumps(turn)[:60]}, expected {{'from', 'value'}} with text"
+        )
+    speaker = turn.get("from")
+    if speaker not in _SHAREGPT_ROLES:
+        raise DataError(f"turn {number} is from {speaker!r}; expected one of {', '.join(_SHAREGPT_ROLES)}")
+    message: Row = {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
+    if speaker == "function_call":
+        message = {"role": "assistant", "content": None, "tool_calls": _tool_calls(turn["value"], number)}
+    weight = turn.get("weight")
+    if weight is not None:
+        if weight not in (0, 1):
+            raise DataError(f"turn {number} has the weight {weight!r}; a turn is trained (1) or not (0)")
+        message["step_loss_mask"] = int(weight)
+    return message
+
+
+def _tool_calls(text: str, number: int) -> list[Row]:
+    """`{"name", "arguments"}`, or a list of them, as JSON text."""
+    try:
+        calls = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"turn {number} is a function_call but not valid JSON: {error}") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise DataError(f"turn {number} is a function_call without a name; expected {{'name', 'arguments'}}")
+    return [
+        {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+        for call in calls
+    ]
+
+
+def _tools(value: Any) -> list[Row] | None:
+    """Tool definitions, perhaps as JSON text, each in the form `{"type": "function", "function": ...}`."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"'tools' is text but not valid JSON: {error}") from None
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise DataError("'tools' is no list of objects")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+
+
+def _gsm8k_label(answer: str) -> str:
+    _, mark, number = answer.rpartition("####")
+    if not mark or not number.strip():
+        raise DataError("'answer' does not end in a line `#### number`")
+    return number.strip().replace(",", "")
+
+
+def _exchange(question: Any, answer: Any) -> list[Row]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _field(row: Row, key: str, kind: type) -> Any:
+    value = row.get(key)
+    if not isinstance(value, kind):
+        has = ", ".join(map(repr, row)) or "no key"
+        found = f"has no {key!r}" if key not in row else f"has {json.dumps(value, default=str)[:60]} as {key!r}"
+        raise DataError(f"the row {found}, expected a {'list' if kind is list else 'text'}; its keys are {has}")
+    return value

@@ -1,0 +1,215 @@
+"""The SFT rollout: conversations from the data source, tokenised and masked. No model generates anything.
+
+Selected by `--rollout-function-path sft`. A conversation that cannot be used is treated as `--malformed-row`,
+`--over-long-sample` and `--no-trainable-token` say. One that is skipped is replaced by the next row, so a batch keeps
+its size (and an epoch ends a little earlier), and it is counted in the metrics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from slime_core.data import open_rows, sample_from_row
+from slime_core.errors import ArgumentError, DataError
+from slime_core.masks import MaskedTokens
+from slime_core.sample import Group, RolloutOutput, Sample, Status
+
+
+def generate_rollout(
+    args: Any, rollout_id: int, data_source: Any, evaluation: bool = False, *, plugins: Any
+) -> RolloutOutput:
+    """The next `--rollout-batch-size` conversations or, for evaluation, all of `--eval-prompt-data`.
+
+    Every sample gets its tokens; as response, everything from its first trained token on; and a reward of 0.
+    The samples of a group are equal. Metrics: "data/skipped_malformed", "data/skipped_over_long",
+    "data/skipped_no_trainable_token" and "data/truncated", numbers of conversations.
+
+    Raises:
+        DataError: a conversation cannot be used and the policy is "error", or a whole epoch was skipped.
+    """
+    policy = Policy.of(args)
+    if evaluation:
+        samples, metrics = _evaluation_samples(policy, plugins, tuple(map(tuple, args.eval_prompt_data or ())))
+        return RolloutOutput([[replace(s, metadata=dict(s.metadata))] for s in samples], dict(metrics))
+    conversations = Conversations(policy, plugins)
+    groups: list[Group] = []
+    skipped_in_a_row = 0
+    while len(groups) < args.rollout_batch_size:
+        for group in data_source.get_samples(args.rollout_batch_size - len(groups)):
+            done = conversations.complete(group[0])
+            if done is not None:
+                groups.append([replace(done, index=s.index, metadata=s.metadata) for s in group])
+                skipped_in_a_row = 0
+                continue
+            skipped_in_a_row += 1
+            if skipped_in_a_row >= len(data_source):
+                raise DataError(
+                    f"No conversation of a whole epoch ({len(data_source)} rows) can be trained: "
+                    f"{conversations.left_out()}. Repair the data, or change the options that skip."
+                )
+    return RolloutOutput(groups, conversations.metrics())
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The options that decide what becomes of a conversation, apart from the run's others so that they can be
+    compared."""
+
+    hf_checkpoint: str
+    loss_mask_type: str
+    input_key: str
+    label_key: str | None
+    tool_key: str | None
+    metadata_key: str | None
+    rollout_max_context_len: int | None
+    malformed_row: str
+    over_long_sample: str
+    no_trainable_token: str
+
+    @classmethod
+    def of(cls, args: Any) -> Policy:
+        """The run's policy."""
+        return cls(**{name: getattr(args, name) for name in cls.__dataclass_fields__})
+
+
+class Unusable(Exception):
+    """A conversation cannot be trained. `kind` is the metric that counts it when `skip` is what the policy says."""
+
+    def __init__(self, kind: str, skip: bool, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.skip = kind, skip
+
+
+def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
+    """`sample` with the tokens of a rendered conversation, cut and split into prompt and response. Pure.
+
+    The first token is never trained, since nothing precedes it to predict it from.
+
+    Raises:
+        Unusable: it is over-long, or no token (that is left) is trained.
+    """
+    tokens, mask = masked.token_ids, [0, *masked.loss_mask[1:]]
+    limit = policy.rollout_max_context_len
+    is_over_long = limit is not None and len(tokens) > limit
+    if is_over_long and policy.over_long_sample != "truncate":
+        raise Unusable(
+            "skipped_over_long",
+            policy.over_long_sample == "skip",
+            f"the conversation has {len(tokens)} tokens, more than --rollout-max-context-len {limit}. Raise the "
+            "limit, shorten the row, or choose --over-long-sample skip or truncate.",
+        )
+    if is_over_long:
+        tokens, mask = tokens[:limit], mask[:limit]
+    if 1 not in mask:
+        raise Unusable(
+            "skipped_no_trainable_token",
+            policy.no_trainable_token == "skip",
+            f"no token of the conversation is trained{f' within its first {limit} tokens' if is_over_long else ''}. "
+            "It needs an assistant message that is not masked out; add one, or choose --no-trainable-token skip.",
+        )
+    first = mask.index(1)
+    return replace(
+        sample,
+        tokens=tokens,
+        response_length=len(tokens) - first,
+        loss_mask=mask[first:],
+        reward=0.0,
+        status=Status.TRUNCATED if is_over_long else Status.COMPLETED,
+    )
+
+
+class Conversations:
+    """Completes samples one by one, and counts what the policy left out or cut."""
+
+    def __init__(self, policy: Policy, plugins: Any) -> None:
+        self.policy = policy
+        self.counts: Counter[str] = Counter()
+        self._tokenizer = load_tokenizer(policy.hf_checkpoint)
+        self._loss_mask = plugins.select("loss_mask", policy.loss_mask_type)
+
+    def complete(self, sample: Sample) -> Sample | None:
+        """The sample with tokens, mask and response; None when the policy says to skip it.
+
+        Raises:
+            DataError: it cannot be used, and the policy is to stop. Names file and row.
+        """
+        try:
+            done = respond(sample, self._render(sample), self.policy)
+        except Unusable as problem:
+            if not problem.skip:
+                raise DataError(f"{sample.metadata.get('source', sample.name)}: {problem}") from problem.__cause__
+            self.counts[problem.kind] += 1
+            return None
+        self.counts["truncated"] += done.status is Status.TRUNCATED
+        done.response = self._tokenizer.decode(done.tokens[-done.response_length :])
+        return done
+
+    def metrics(self) -> dict[str, float]:
+        """The counts that are not 0, under the names that `generate_rollout` documents."""
+        return {f"data/{kind}": float(number) for kind, number in self.counts.items() if number}
+
+    def left_out(self) -> str:
+        """The counts as text."""
+        return ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in self.counts.items() if number)
+
+    def _render(self, sample: Sample) -> MaskedTokens:
+        skip = self.policy.malformed_row == "skip"
+        if isinstance(sample.prompt, str):
+            raise Unusable(
+                "skipped_malformed",
+                skip,
+                f"{self.policy.input_key!r} is text, but fine-tuning needs messages, which say what is trained. "
+                "Name the column of messages with --input-key, or make one with `slime data convert`.",
+            )
+        try:
+            return self._loss_mask(self._tokenizer, sample.prompt, sample.metadata.get("tools"))
+        except DataError as error:
+            raise Unusable("skipped_malformed", skip, str(error)) from error
+
+
+@lru_cache(maxsize=2)  # the same for every evaluation of a run
+def _evaluation_samples(
+    policy: Policy, plugins: Any, sets: tuple[tuple[str, str], ...]
+) -> tuple[list[Sample], dict[str, float]]:
+    """All samples of all sets in the order of their rows, and the metrics. Held in memory until the run ends."""
+    conversations = Conversations(policy, plugins)
+    samples: list[Sample] = []
+    for name, spec in sets:
+        before = len(samples)
+        rows = open_rows([spec])
+        for index in range(len(rows)):
+            try:
+                sample = sample_from_row(policy, rows[index], rows.where(index))
+            except DataError:
+                if policy.malformed_row == "error":
+                    raise
+                conversations.counts["skipped_malformed"] += 1
+                continue
+            done = conversations.complete(sample)
+            if done is not None:
+                done.metadata["dataset"] = name
+                samples.append(replace(done, index=len(samples), group_index=len(samples)))
+        if len(samples) == before:
+            raise DataError(
+                f"No row of the evaluation set {name} ({spec}) can be used: {conversations.left_out()}. "
+                "Repair the data, or change the options that skip."
+            )
+    return samples, conversations.metrics()
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a Hugging Face checkpoint, loaded once per path.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error

@@ -1,0 +1,121 @@
+"""Arguments are strict: nothing is ignored, everything says where it came from, derived values are computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slime_core.arguments.command_line import run_parser
+from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.resolve import eval_sets, resolve, with_data_length, without_effect
+from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+
+BASE = ["--hf-checkpoint", "m", "--prompt-data", "d.jsonl", "--rollout-batch-size", "8", "--num-epoch", "3"]
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Namespace:
+    return Namespace(Plugins())
+
+
+def resolved(namespace: Namespace, *flags: str, recipe: str | None = None, env: dict[str, str] | None = None):
+    return resolve(namespace, [*BASE, *flags], recipe, env or {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rollout-bach-size", "8"], "There is no option --rollout-bach-size. Did you mean --rollout-batch-size?"),
+        (["--xyzzy"], "There is no option --xyzzy. See slime train --help."),
+        (["--num-epoch", "two"], "--num-epoch: given 'two' (command line). Input should be a valid integer"),
+        (["--num-epoch", "0"], "--num-epoch: given '0' (command line). Input should be greater than or equal to 1"),
+        (["--malformed-row", "ignore"], "Input should be 'error' or 'skip'"),
+        (["stray"], "What is 'stray'? Every value belongs to a --flag"),
+        (["--global-batch-size", "5"], "it must divide the samples of a rollout"),
+        (["--num-steps-per-rollout", "3"], "it must divide the --rollout-batch-size 8"),
+        (["--num-steps-per-rollout", "2", "--global-batch-size", "2"], "contradict each other"),
+        (["--use-dynamic-batch-size"], "--use-dynamic-batch-size needs --max-tokens-per-gpu"),
+        (["--eval-prompt-data", "a", "b", "c"], "takes one path or pairs 'name path'"),
+        (["--eval-prompt-data", "a", "b", "a", "c", "--eval-interval", "1"], "names a twice"),
+        (["--eval-prompt-data", "a"], "--eval-prompt-data needs --eval-interval N, or --num-rollout 0"),
+        (["--num-rollout", "0"], "--num-rollout 0 evaluates only, so it needs --eval-prompt-data"),
+    ],
+)
+def test_a_mistake_is_an_error_that_says_what_to_do(namespace, flags, message):
+    with pytest.raises(ArgumentError) as error:
+        resolved(namespace, *flags)
+    assert message in str(error.value)
+
+
+def test_a_missing_required_option_is_named_with_its_meaning(namespace):
+    with pytest.raises(ArgumentError, match="--prompt-data is required: Training data"):
+        resolve(namespace, ["--hf-checkpoint", "m"], env={})
+
+
+def test_later_sources_win_and_each_value_knows_its_source(namespace, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rollout_seed: 1\nrun_dir: from-recipe\nrollout-shuffle: true\nnum_epoch: 7\n")
+    found = resolved(namespace, recipe=str(recipe), env={"SLIME_RUN_DIR": "from-env"})
+    assert (found.args.rollout_seed, found.args.run_dir, found.args.num_epoch) == (1, "from-env", 3)
+    assert found.provenance["rollout_seed"] == f"recipe {recipe}"
+    assert found.provenance["run_dir"] == "environment SLIME_RUN_DIR"
+    assert found.provenance["num_epoch"] == "command line"
+    assert found.provenance["global_batch_size"].startswith("derived")
+    assert found.provenance["micro_batch_size"] == "default"
+
+
+def test_an_unknown_name_in_a_recipe_is_an_error_with_the_nearest_name(namespace, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rollout_sed: 1\n")
+    with pytest.raises(ArgumentError, match=r"'rollout_sed', which is no option. Did you mean rollout_seed\?"):
+        resolved(namespace, recipe=str(recipe))
+
+
+def test_arguments_are_frozen(namespace):
+    args = resolved(namespace).args
+    with pytest.raises(ValueError, match="frozen"):
+        args.num_epoch = 4
+
+
+def test_an_option_that_nothing_reads_is_reported(namespace):
+    found = resolved(namespace, "--max-tokens-per-gpu", "64", "--loss-mask-type", "qwen", "--use-wandb")
+    notes = " ".join(without_effect(found, ["rollout:other"]))
+    assert "--max-tokens-per-gpu has no effect without --use-dynamic-batch-size." in notes
+    assert "--loss-mask-type has no effect: it is read by rollout:sft, which this run does not use." in notes
+    assert "--loss-mask-type" not in " ".join(without_effect(found, ["rollout:sft"]))
+
+
+def test_an_option_set_to_its_default_is_not_reported(namespace):
+    assert without_effect(resolved(namespace, "--loss-mask-type", "auto"), []) == []
+
+
+def test_epochs_become_rollouts_when_the_length_of_the_data_is_known(namespace):
+    assert with_data_length(resolved(namespace), 100).args.num_rollout == 37
+    assert with_data_length(resolved(namespace, "--num-rollout", "5"), 100).args.num_rollout == 5
+    with pytest.raises(ArgumentError, match="Lower --rollout-batch-size to at most 6"):
+        with_data_length(resolved(namespace), 2)
+
+
+def test_steps_and_batch_size_follow_from_each_other(namespace):
+    args = resolved(namespace, "--n-samples-per-prompt", "2", "--num-steps-per-rollout", "4").args
+    assert (args.global_batch_size, args.num_steps_per_rollout) == (4, 4)
+    args = resolved(namespace, "--global-batch-size", "2").args
+    assert (args.global_batch_size, args.num_steps_per_rollout) == (2, 4)
+
+
+def test_a_single_evaluation_path_is_named_after_its_file(namespace):
+    args = resolved(namespace, "--eval-prompt-data", "x/heldout.jsonl@[0:5]", "--eval-interval", "1").args
+    assert eval_sets(args) == [("heldout", "x/heldout.jsonl@[0:5]")]
+
+
+def test_every_option_has_a_help_text_and_a_reader(namespace):
+    kinds = set(__import__("slime_core.plugins.kinds", fromlist=["KINDS"]).KINDS)
+    for option in namespace.options.values():
+        assert len(option.field.description or "") > 15, option.flag
+        for reader in option.read_by.split():
+            assert reader == "core" or reader.split(":")[0] in kinds, (option.flag, reader)
+        if option.when:
+            assert option.when.lstrip("!") in namespace.options, option.flag
+    assert "--rollout-batch-size" in run_parser(namespace, "slime train").format_help()

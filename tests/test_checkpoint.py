@@ -1,0 +1,78 @@
+"""A checkpoint is complete or not there; a damaged one is never loaded; a failed save leaves the older ones alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from slime_core import checkpoint
+from slime_core.errors import CheckpointError
+
+
+def write_weights(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes(b"w" * 1000)
+
+
+def save(folder: Path, rollout_id: int, write=write_weights, keep: int | None = None) -> Path:
+    return checkpoint.save(folder, rollout_id, write, {"rollout_id": rollout_id}, keep)
+
+
+def test_what_was_saved_is_found_and_verified(tmp_path):
+    assert checkpoint.find_latest(tmp_path / "nowhere") is None
+    save(tmp_path, 4)
+    path = save(tmp_path, 19)
+    assert checkpoint.find_latest(tmp_path) == path == tmp_path / "iter_0000019"
+    assert checkpoint.load_state(path) == {"rollout_id": 19}
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "19\n"
+
+
+@pytest.mark.parametrize("file", ["trainer/weights.bin", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "change"])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, file, damage):
+    path = save(tmp_path, 1) / file
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load_state(tmp_path / "iter_0000001")
+
+
+def test_a_half_written_folder_is_never_found_and_is_cleared_away(tmp_path):
+    (tmp_path / ".saving_iter_0000007" / "trainer").mkdir(parents=True)
+    assert checkpoint.find_latest(tmp_path) is None
+    save(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000003", "latest_checkpointed_iteration.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")])
+def test_a_full_disk_says_so_and_leaves_the_previous_checkpoint_intact(tmp_path, error):
+    previous = save(tmp_path, 1)
+
+    def fail(folder: Path) -> None:
+        (folder / "weights.bin").write_bytes(b"w" * 10)
+        raise error
+
+    with pytest.raises(CheckpointError, match=r"The previous one, .*iter_0000001, is intact"):
+        save(tmp_path, 2, fail)
+    assert checkpoint.find_latest(tmp_path) == previous
+    assert checkpoint.load_state(previous) == {"rollout_id": 1}
+    assert not list(tmp_path.glob(".saving*"))
+
+
+def test_only_the_newest_are_kept_when_asked(tmp_path):
+    for rollout_id in range(5):
+        save(tmp_path, rollout_id, keep=2)
+    assert [p.name for p in sorted(tmp_path.glob("iter_*"))] == ["iter_0000003", "iter_0000004"]
+
+
+def test_saving_the_same_rollout_again_replaces_it(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 1)
+    assert json.loads((tmp_path / "iter_0000001" / "state.json").read_text()) == {"rollout_id": 1}

@@ -1,0 +1,189 @@
+"""Plugins are listed, isolated, chosen by name, and checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from slime_core import Lazy, hookspecs
+from slime_core.errors import PluginError
+from slime_core.plugins import PluginInfo, Plugins
+from slime_core.plugins.kinds import KINDS
+
+
+def plugin(tmp_path: Path, monkeypatch, name: str, code: str, requires_core: str = "") -> PluginInfo:
+    (tmp_path / f"{name}.py").write_text("from slime_core import Lazy, hookimpl\n" + textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return PluginInfo(name, f"dist-{name}", "1.2", name, requires_core)
+
+
+LOSS = """
+    def my_loss(args, inputs): return inputs
+    @hookimpl
+    def slime_losses(): return {"my_loss": my_loss}
+"""
+
+
+def test_a_component_is_chosen_by_name_by_alias_and_by_import_path(tmp_path, monkeypatch):
+    info = plugin(
+        tmp_path,
+        monkeypatch,
+        "chosen",
+        """
+        def my_loss(args, inputs): return inputs
+        @hookimpl
+        def slime_losses(): return {"mine": Lazy("chosen:my_loss", aliases=("old.name",))}
+        """,
+    )
+    plugins = Plugins([info])
+    by_name, by_alias = plugins.select("loss", "mine"), plugins.select("loss", "old.name")
+    assert by_name.target is by_alias.target
+    assert by_alias.name == "mine"
+    assert by_name.origin == "chosen (dist-chosen 1.2)"
+    assert plugins.select("loss", "chosen.my_loss").origin == "import path"
+    assert plugins.select("loss", "chosen:my_loss")(None, 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def broken(:", "SyntaxError"),
+        ("@hookimpl\ndef slime_lossez(): return {}", "unknown hook 'slime_lossez'"),
+        ("@hookimpl\ndef slime_losses(wrong): return {}", "Argument(s) {'wrong'} are declared"),
+        ("@hookimpl\ndef slime_losses(): raise ValueError('sour')", "ValueError: sour"),
+    ],
+)
+def test_a_broken_plugin_is_set_aside_with_its_reason_and_stops_nobody_else(tmp_path, monkeypatch, code, reason):
+    bad = plugin(tmp_path, monkeypatch, "bad", code)
+    good = plugin(tmp_path, monkeypatch, "good", LOSS)
+    for order in ([bad, good], [good, bad]):
+        plugins = Plugins(order)
+        assert (bad.status, good.status) == ("broken", "loaded")
+        assert reason in bad.reason
+        assert "Traceback" in bad.traceback
+        assert plugins.select("loss", "my_loss").target
+    with pytest.raises(PluginError) as error:
+        Plugins([bad, good]).select("loss", "sour_loss")
+    assert "There is no loss named 'sour_loss' for --loss-type" in str(error.value)
+    assert f"Plugins that failed to load: bad (dist-bad 1.2): {bad.reason}" in str(error.value)
+
+
+def test_a_plugin_for_another_core_is_not_even_imported(tmp_path, monkeypatch):
+    info = plugin(tmp_path, monkeypatch, "future", "raise SystemExit('imported')", requires_core=">=99")
+    Plugins([info])
+    assert info.status == "broken"
+    assert "It needs slime-core >=99, but slime-core" in info.reason
+
+
+def test_two_components_with_one_name_are_an_error_that_names_both(tmp_path, monkeypatch):
+    infos = [plugin(tmp_path, monkeypatch, name, LOSS) for name in ("first", "second")]
+    with pytest.raises(PluginError) as error:
+        Plugins(infos)
+    assert "Two plugins provide a loss named 'my_loss': first (dist-first 1.2) and second (dist-second 1.2)" in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        ("def it(args): ...", "it does not take the parameter 'inputs'"),
+        ("def it(inputs, args): ...", "parameter 'args' is number 2, expected number 1"),
+        ("def it(args, inputs, more): ...", "it requires a parameter 'more' that nothing passes"),
+        ("async def it(args, inputs): ...", "it is async, expected a plain function"),
+        ("it = 5", "it is a int, expected a function loss(args"),
+    ],
+)
+def test_a_wrong_signature_is_found_when_the_component_is_chosen(tmp_path, monkeypatch, definition, message):
+    plugin(tmp_path, monkeypatch, "shape", definition)
+    with pytest.raises(PluginError, match="does not fit --loss-type") as error:
+        Plugins([]).select("loss", "shape.it")
+    assert message in str(error.value)
+
+
+def test_a_function_may_leave_out_a_parameter_that_has_a_default_only_if_it_takes_keywords(tmp_path, monkeypatch):
+    code = "def ok(args, rollout_id, data_source, **kw): ...\ndef bad(args, rollout_id, data_source): ..."
+    plugin(tmp_path, monkeypatch, "partly", code)
+    assert Plugins([]).select("rollout", "partly.ok")
+    with pytest.raises(PluginError, match="does not take the parameter 'evaluation'"):
+        Plugins([]).select("rollout", "partly.bad")
+
+
+def test_a_class_must_have_every_method_of_its_contract(tmp_path, monkeypatch):
+    plugin(tmp_path, monkeypatch, "half", "class It:\n    def __init__(self, args, run_dir, config): ...")
+    with pytest.raises(PluginError, match=r"it has no method close.*it has no method log"):
+        Plugins([]).select("tracker", "half.It")
+
+
+def test_an_exception_says_which_component_raised_it(tmp_path, monkeypatch):
+    plugin(tmp_path, monkeypatch, "raises", "def it(args, inputs): raise KeyError('x')")
+    with pytest.raises(KeyError) as error:
+        Plugins([]).select("loss", "raises.it")(None, None)
+    assert error.value.__notes__ == ["raised in the loss 'raises.it' of import path"]
+
+
+def test_observers_run_in_order_and_an_exception_names_the_plugin(tmp_path, monkeypatch):
+    code = "seen = []\n@hookimpl\ndef slime_run_finished(error): seen.append(error)"
+    infos = [
+        plugin(tmp_path, monkeypatch, "watcher", code),
+        plugin(tmp_path, monkeypatch, "grumpy", "@hookimpl\ndef slime_run_finished(args): raise ValueError(args)"),
+    ]
+    with pytest.raises(ValueError) as error:
+        Plugins(infos).notify("slime_run_finished", args="a", error=None)
+    assert sys.modules["watcher"].seen == [None]
+    assert error.value.__notes__ == ["raised in the hook slime_run_finished of the plugin grumpy (dist-grumpy 1.2)"]
+
+
+def test_an_unknown_name_offers_the_nearest_one():
+    with pytest.raises(PluginError, match=r"no loss named 'sft_los' for --loss-type. Did you mean 'sft_loss'\?"):
+        Plugins().select("loss", "sft_los")
+
+
+def test_every_component_of_every_installed_plugin_keeps_its_contract():
+    plugins = Plugins()
+    assert [i.label for i in plugins.infos if i.status != "loaded"] == []
+    for kind in KINDS:
+        for name, provided in plugins.components(kind).items():
+            assert plugins.select(kind, name).target is not None
+            assert provided.summary, f"{kind} {name} has no summary"
+
+
+def test_every_hook_is_documented_and_every_provider_has_a_kind():
+    hooks = {n: f for n, f in vars(hookspecs).items() if n.startswith("slime_")}
+    for name, function in hooks.items():
+        assert len(function.__doc__ or "") > 40, name
+    providers = {kind.hook for kind in KINDS.values()} | {"slime_argument_groups"}
+    observers = {n for n, f in hooks.items() if f.__annotations__["return"] == "None"}
+    assert providers | observers == set(hooks)
+
+
+def test_plugins_are_listed_as_json():
+    done = subprocess.run([sys.executable, "-m", "slime_core", "plugins", "--json"], capture_output=True, text=True)
+    rows = json.loads(done.stdout)
+    assert {"core", "losses", "rollout-sft", "torch"} <= {row["plugin"] for row in rows}
+    assert {row["status"] for row in rows} == {"loaded"}
+
+
+@pytest.mark.parametrize("words", [["-c", "import slime_core"], ["-m", "slime_core", "--help"], ["-m", "slime_core", "plugins"]])
+def test_starting_loads_nothing_heavy(words):
+    done = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True)
+    assert done.returncode == 0
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert loaded & {"torch", "transformers", "ray", "numpy", "pyarrow", "wandb", "tensorboard"} == set()
+
+
+def test_a_lazy_component_is_not_imported_by_listing(tmp_path, monkeypatch):
+    info = plugin(
+        tmp_path, monkeypatch, "lazy", "@hookimpl\ndef slime_losses(): return {'gone': Lazy('no_such_module:it', 'x')}"
+    )
+    plugins = Plugins([info])
+    assert plugins.components("loss")["gone"].value == Lazy("no_such_module:it", "x")
+    with pytest.raises(PluginError, match=r"The loss 'gone' of lazy \(dist-lazy 1.2\) cannot be imported"):
+        plugins.select("loss", "gone")
