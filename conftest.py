@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,3 +30,43 @@ def assets() -> Callable[[str], Path]:
         return Path(done.stdout.strip().splitlines()[-1])
 
     return prepare
+
+
+@pytest.fixture(scope="session")
+def tiny_model(assets: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama-shaped random model of two layers with SmolLM2's tokenizer, as a Hugging Face checkpoint."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = AutoTokenizer.from_pretrained(assets("tokenizers") / "smollm2")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty short conversations in a JSONL file, each different."""
+    path = tmp_path_factory.mktemp("chat-rows") / "rows.jsonl"
+    rows = []
+    for n in range(20):
+        question = {"role": "user", "content": f"What is {n} plus {n + 1}?"}
+        answer = {"role": "assistant", "content": f"It is {2 * n + 1}. " + "Easy. " * (n % 4)}
+        rows.append({"messages": [question, answer]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

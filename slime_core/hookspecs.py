@@ -24,7 +24,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from slime_core.arguments import ArgumentGroup
-    from slime_core.plugins import Lazy
+    from slime_core.lazy import Lazy
     from slime_core.sample import Group
 
 hookspec = pluggy.HookspecMarker("slime")

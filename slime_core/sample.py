@@ -47,8 +47,6 @@ class Sample:
         remove_sample: keep the sample in the batch, train none of its tokens.
     """
 
-    Status = Status  # a plain class attribute, so that `Sample.Status.ABORTED` reads as it does in slime
-
     group_index: int | None = None
     index: int | None = None
     prompt: str | list[dict[str, Any]] = ""
@@ -89,6 +87,8 @@ class Sample:
             raise SampleError(f"A stored sample has fields that Sample does not know: {', '.join(unknown)}.")
         return cls(**{**data, "status": Status(data.get("status", "pending"))})
 
+
+Sample.Status = Status  # type: ignore[attr-defined]  # `Sample.Status.ABORTED` reads as it does in slime
 
 Group = list[Sample]
 

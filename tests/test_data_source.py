@@ -230,7 +230,11 @@ MALFORMED = [
     ),
     ({"messages": [{"role": "assistant"}]}, {}, "message 1 (assistant) has neither content nor tool_calls."),
     ({"messages": [{"role": "user", "content": 7}]}, {}, "message 1 (user) has the content 7, expected text."),
-    ({**chat(1), "tools": {"name": "f"}}, {}, '\'tools\' is {"name": "f"}, expected a list of tools or JSON text of one.'),
+    (
+        {**chat(1), "tools": {"name": "f"}},
+        {},
+        '\'tools\' is {"name": "f"}, expected a list of tools or JSON text of one.',
+    ),
     (
         {**chat(1), "tools": "[{"},
         {},
@@ -258,7 +262,9 @@ def test_skipped_rows_are_replaced_and_counted(tmp_path: Path) -> None:
 
 def test_data_without_one_good_row_ends_in_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", ["broken", {"other": 1}])
-    with pytest.raises(DataError, match=r"None of the 2 rows of --prompt-data can be used\. The last one: .*d\.jsonl:2"):
+    with pytest.raises(
+        DataError, match=r"None of the 2 rows of --prompt-data can be used\. The last one: .*d\.jsonl:2"
+    ):
         GlobalDataSource(arguments(path, malformed_row="skip")).get_samples(1)
 
 

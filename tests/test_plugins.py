@@ -171,7 +171,9 @@ def test_plugins_are_listed_as_json():
     assert {row["status"] for row in rows} == {"loaded"}
 
 
-@pytest.mark.parametrize("words", [["-c", "import slime_core"], ["-m", "slime_core", "--help"], ["-m", "slime_core", "plugins"]])
+@pytest.mark.parametrize(
+    "words", [["-c", "import slime_core"], ["-m", "slime_core", "--help"], ["-m", "slime_core", "plugins"]]
+)
 def test_starting_loads_nothing_heavy(words):
     done = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True)
     assert done.returncode == 0

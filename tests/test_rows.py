@@ -83,9 +83,7 @@ def test_globs_and_several_files_are_read_in_order_of_name_and_mention(tmp_path:
     assert [rows.where(i).rpartition("/")[2] for i in (2, 3, 5)] == ["a.jsonl:3", "b.jsonl:1", "c.parquet:1"]
 
 
-@given(
-    start=st.none() | st.integers(-12, 12), end=st.none() | st.integers(-12, 12), cut=st.integers(1, 9)
-)
+@given(start=st.none() | st.integers(-12, 12), end=st.none() | st.integers(-12, 12), cut=st.integers(1, 9))
 def test_slices_mean_what_they_mean_in_python(tmp_path_factory, start, end, cut) -> None:
     folder = tmp_path_factory.mktemp("slices")
     write(folder / "1.jsonl", ROWS[:cut])

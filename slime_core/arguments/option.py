@@ -53,5 +53,11 @@ def option(
             they may differ when a run is resumed.
         constraints: pydantic constraints such as `ge=0`.
     """
-    meta = {"read_by": read_by, "when": when, "alias": alias, "env": env, "affects_result": affects_result}
+    meta: dict[str, Any] = {
+        "read_by": read_by,
+        "when": when,
+        "alias": alias,
+        "env": env,
+        "affects_result": affects_result,
+    }
     return Field(default, description=help, json_schema_extra={"slime": meta}, **constraints)

@@ -15,6 +15,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--components", action="store_true", help="list the components of every kind instead")
     options = parser.parse_args(argv)
+    rows: list[dict[str, object]]
     if options.components:
         rows = [
             {

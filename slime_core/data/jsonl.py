@@ -47,9 +47,7 @@ class JsonFile:
         """Row `index`, parsed. Raises `DataError` with the column, without file and row."""
         start, end = self._starts[index], self._starts[index + 1]
         raw = os.pread(self._file.fileno(), end - start, start)
-        if self._is_array:
-            raw = raw.rstrip(_SPACE + b",")
-        return _parse(raw)
+        return _parse(raw.rstrip(_SPACE + b"," if self._is_array else _SPACE))
 
     def row_number(self, index: int) -> int:
         """1-based: the line, or in an array the position."""
@@ -158,7 +156,7 @@ def _parse(raw: bytes) -> Any:
         if "\\ud" in text or "\\uD" in text:
             json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text: tokenizers reject it
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON at column {error.colno}: {error.msg}") from None
+        raise DataError(f"not valid JSON at column {error.pos + 1}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8 at byte {error.start} of the row: {error.reason}") from None
     except UnicodeEncodeError:

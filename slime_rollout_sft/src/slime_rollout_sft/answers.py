@@ -11,7 +11,6 @@ from typing import Any
 
 from slime_core.errors import ArgumentError
 from slime_core.sample import Sample, Status
-
 from slime_rollout_sft.messages import clean_messages
 
 

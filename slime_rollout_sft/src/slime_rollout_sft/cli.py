@@ -32,7 +32,9 @@ def _add_convert(commands: Any, plugins: Plugins) -> None:
     )
     convert.add_argument("input", nargs="+", help="files, globs, dataset folders, slices: as --prompt-data")
     convert.add_argument("output", help="a .jsonl or .parquet file")
-    convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="a name below or an import path")
+    convert.add_argument(
+        "--from", dest="format", required=True, metavar="FORMAT", help="a name below or an import path"
+    )
     convert.add_argument("--on-error", choices=("error", "skip"), default="error", help="a row that does not fit")
 
 
@@ -66,7 +68,6 @@ def _convert(options: argparse.Namespace, plugins: Plugins) -> int:
 def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
     from slime_core.data import open_rows, sample_from_row
     from slime_core.errors import DataError
-
     from slime_rollout_sft.preview import html, terminal
     from slime_rollout_sft.rollout import load_tokenizer
 

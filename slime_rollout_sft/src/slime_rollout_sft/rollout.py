@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from slime_core.arguments.resolve import eval_sets
 from slime_core.data import open_rows, sample_from_row
 from slime_core.errors import ArgumentError, DataError
 from slime_core.masks import MaskedTokens
@@ -19,21 +20,25 @@ from slime_core.sample import Group, RolloutOutput, Sample, Status
 
 
 def generate_rollout(
-    args: Any, rollout_id: int, data_source: Any, evaluation: bool = False, *, plugins: Any
+    args: Any, rollout_id: int, data_source: Any, evaluation: bool = False, *, plugins: Any, engine: Any = None
 ) -> RolloutOutput:
     """The next `--rollout-batch-size` conversations or, for evaluation, all of `--eval-prompt-data`.
 
     Every sample gets its tokens; as response, everything from its first trained token on; and a reward of 0.
-    The samples of a group are equal. Metrics: "data/skipped_malformed", "data/skipped_over_long",
-    "data/skipped_no_trainable_token" and "data/truncated", numbers of conversations.
+    The samples of a group are equal. Metrics, as far as they are not 0: "skipped_malformed", "skipped_over_long",
+    "skipped_no_trainable_token" and "truncated", numbers of conversations.
+
+    Args:
+        plugins: provides the loss-mask generator.
+        engine: answers the questions of the evaluation sets under `--eval-generate`.
 
     Raises:
         DataError: a conversation cannot be used and the policy is "error", or a whole epoch was skipped.
     """
     policy = Policy.of(args)
     if evaluation:
-        samples, metrics = _evaluation_samples(policy, plugins, tuple(map(tuple, args.eval_prompt_data or ())))
-        return RolloutOutput([[replace(s, metadata=dict(s.metadata))] for s in samples], dict(metrics))
+        return _evaluate(args, policy, plugins, engine)
+    malformed_before = _malformed_rows(data_source)
     conversations = Conversations(policy, plugins)
     groups: list[Group] = []
     skipped_in_a_row = 0
@@ -50,6 +55,7 @@ def generate_rollout(
                     f"No conversation of a whole epoch ({len(data_source)} rows) can be trained: "
                     f"{conversations.left_out()}. Repair the data, or change the options that skip."
                 )
+    conversations.counts["skipped_malformed"] += _malformed_rows(data_source) - malformed_before
     return RolloutOutput(groups, conversations.metrics())
 
 
@@ -149,7 +155,7 @@ class Conversations:
 
     def metrics(self) -> dict[str, float]:
         """The counts that are not 0, under the names that `generate_rollout` documents."""
-        return {f"data/{kind}": float(number) for kind, number in self.counts.items() if number}
+        return {kind: float(number) for kind, number in self.counts.items() if number}
 
     def left_out(self) -> str:
         """The counts as text."""
@@ -168,6 +174,22 @@ class Conversations:
             return self._loss_mask(self._tokenizer, sample.prompt, sample.metadata.get("tools"))
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
+
+
+def _malformed_rows(data_source: Any) -> int:
+    """What the data source itself left out so far; one of somebody's own may not count."""
+    return getattr(data_source, "counts", {}).get("malformed_rows", 0)
+
+
+def _evaluate(args: Any, policy: Policy, plugins: Any, engine: Any) -> RolloutOutput:
+    samples, metrics = _evaluation_samples(policy, plugins, tuple(eval_sets(args)))
+    groups = [[replace(sample, metadata=dict(sample.metadata))] for sample in samples]
+    answers: list[Sample] = []
+    if args.eval_generate:
+        from slime_rollout_sft.answers import answer_first
+
+        answers = answer_first(args, plugins, engine, load_tokenizer(policy.hf_checkpoint), samples)
+    return RolloutOutput(groups, dict(metrics), answers)
 
 
 @lru_cache(maxsize=2)  # the same for every evaluation of a run

@@ -1,0 +1,217 @@
+"""Where the assistant's turns are in the rendering of a whole conversation, for any chat template.
+
+A turn begins where the model would begin to generate: after the generation prompt. It ends with the token that ends
+it, such as `<|im_end|>`; what a template writes after that token, mostly a newline, is not part of it, because the
+model has stopped by then. So a turn holds the text, the think block that this rendering shows, and the tool calls.
+
+Templates are programs, and nothing about them is assumed; each position is found by comparing renderings:
+
+1. If the rendering of the messages before a turn, with the generation prompt, is how the whole rendering begins, then
+   the turn begins where it ends. If the rendering up to and including a turn is how the whole rendering begins, then
+   the turn ends where it ends. For most templates that is all.
+2. Where it is not, because a template shows earlier turns otherwise than the last (Qwen3 leaves out their reasoning),
+   the conversation is rendered once more with only that message's text replaced. Where the two renderings begin to
+   differ, and where they stop to differ, is the message's own text; its header and its end are found next to it.
+
+A template that writes no special token at the end of a turn (GLM) lets the model end it by naming the next speaker:
+there the next special token (`<|user|>`, `<|observation|>`) belongs to the turn. The last turn has none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core.errors import DataError
+from slime_rollout_sft.masks.conversation import REASONING_KEYS, Message
+from slime_rollout_sft.masks.template import Template
+
+_REPLACEMENT = "\ue000"  # private use: no text and no template contains it
+_ANCHOR = 24  # characters of the previous message's end that make a place unmistakable
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Characters `start` to `end` of the rendering, generated as message `index`. `closed`: it ends with a token that
+    tells the model to stop."""
+
+    index: int
+    start: int
+    end: int
+    closed: bool = True
+
+
+def assistant_turns(template: Template, messages: list[Message], text: str) -> list[Turn]:
+    """The turns of the assistant in `text`, the rendering of `messages`, in order.
+
+    A message that leaves no trace in the rendering has no turn.
+
+    Raises:
+        DataError: they cannot be told apart.
+    """
+    indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if template.has_generation_marks:
+        return _marked_turns(template, messages, indices)
+    turns: list[Turn] = []
+    for i in indices:
+        floor = turns[-1].end if turns else 0
+        turn = _find(template, messages, text, i, floor)
+        if turn is None:
+            continue
+        if not floor <= turn.start <= turn.end:
+            raise DataError(
+                f"message {i + 1} cannot be located in the chat template's rendering. Mark what the model generates "
+                "with {% generation %} and {% endgeneration %} in the template."
+            )
+        turns.append(turn)
+    return turns
+
+
+def _marked_turns(template: Template, messages: list[Message], indices: list[int]) -> list[Turn]:
+    spans = template.marked_spans(messages)
+    if len(spans) == len(indices):
+        return [Turn(i, start, end) for i, (start, end) in zip(indices, spans, strict=True)]
+    # A message can have several marked parts, or none: count the marks with and without it.
+    turns: list[Turn] = []
+    for i in indices:
+        count = len(template.marked_spans(messages[: i + 1]))
+        turns += [Turn(i, start, end) for start, end in spans[len(turns) : count]]
+    if len(turns) != len(spans):
+        raise DataError(f"the chat template marks {len(spans)} generated parts, but {len(turns)} belong to messages.")
+    return turns
+
+
+def _find(template: Template, messages: list[Message], text: str, i: int, floor: int) -> Turn | None:
+    is_last = i == len(messages) - 1
+    prompt = template.try_render(messages[:i], prompt=True) if i else None
+    through = text if is_last else template.try_render(messages[: i + 1])
+    start = len(prompt) if prompt is not None and text.startswith(prompt) else None
+    end = len(through) if through is not None and text.startswith(through) else None
+    if start is None or end is None:
+        replaced = template.try_render([*messages[:i], _replaced(messages[i]), *messages[i + 1 :]])
+        if replaced is None or replaced == text:
+            return None
+        own_start, own_end = _difference(text, replaced)
+        if start is None:
+            start = _after_header(template, messages[:i], text[:own_start], prompt, floor)
+        if end is None:
+            end = own_end + _closing(template, messages[: i + 1], through, text[own_end:])
+    end = start + len(text[start:end].rstrip())
+    if is_last:
+        end = _without_end_of_conversation(template, messages, text, end)
+    return _closed(template, Turn(i, start, end), text)
+
+
+def closing_text(template: Template, messages: list[Message], text: str) -> str:
+    """What the template writes to end the turn of the last message, whose rendering is `text`."""
+    end = _without_end_of_conversation(template, messages, text, len(text.rstrip()))
+    replaced = template.render([*messages[:-1], _replaced(messages[-1])])
+    return text[_difference(text, replaced)[1] : end]
+
+
+def _difference(text: str, other: str) -> tuple[int, int]:
+    """The part of `text` that is not in `other`, which has something else in one place."""
+    start = _shared_start(text, other)
+    return start, len(text) - _shared_start(text[start:][::-1], other[start:][::-1])
+
+
+def _shared_start(a: str, b: str) -> int:
+    """How many characters `a` and `b` begin with in common."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def _replaced(message: Message) -> Message:
+    """`message` with other text, but with all that templates are known to branch on: think tags, parts, tool names."""
+    replaced: dict[str, Any] = dict(message)
+    for key in REASONING_KEYS:
+        if isinstance(message.get(key), str) and message[key].strip():
+            replaced[key] = _REPLACEMENT
+    if calls := message.get("tool_calls"):
+        replaced["tool_calls"] = [{**call, "function": _replaced_arguments(call["function"])} for call in calls]
+    content = message.get("content")
+    if isinstance(content, list):
+        replaced["content"] = [{**part, "text": _replaced_text(part["text"])} for part in content]
+    elif content or (content is not None and not calls):
+        replaced["content"] = _replaced_text(content)
+    return replaced
+
+
+def _replaced_text(text: str) -> str:
+    parts = re.split("(</?think>)", text)
+    if not text.strip():
+        return _REPLACEMENT
+    return "".join(
+        part if part.startswith(("<think>", "</think>")) or not part.strip() else _REPLACEMENT for part in parts
+    )
+
+
+def _replaced_arguments(function: dict[str, Any]) -> dict[str, Any]:
+    as_text = isinstance(function["arguments"], str)
+    other = f'{{"{_REPLACEMENT}": "{_REPLACEMENT}"}}' if as_text else {_REPLACEMENT: _REPLACEMENT}
+    return {**function, "arguments": other}
+
+
+def _after_header(template: Template, before: list[Message], head: str, prompt: str | None, floor: int) -> int:
+    """Where the generation prompt ends in `head`, the rendering up to a message's own text.
+
+    Searched for: the end of the previous message and the longest part of the generation prompt, in whole tokens, that
+    the rendering has. (A template may prompt with `<think>` and leave it out in what it renders.)
+    """
+    if prompt is None:  # nothing comes before, or the template refuses it
+        before = [{"role": "user", "content": _REPLACEMENT}]
+        prompt = template.try_render(before, prompt=True)
+    base = template.try_render(before)
+    if prompt is None or base is None or not prompt.startswith(base):
+        return len(head)
+    header = prompt[len(base) :]
+    offsets = template.tokenizer(header, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    is_known = base.replace(_REPLACEMENT, "") == base
+    for cut in sorted({end for _, end in offsets}, reverse=True):
+        anchor = (base[-_ANCHOR:] if is_known else "") + header[:cut]
+        found = head.rfind(anchor, max(0, floor - _ANCHOR))
+        if found >= 0:
+            return found + len(anchor)
+    return len(head)
+
+
+def _closing(template: Template, through: list[Message], rendered: str | None, tail: str) -> int:
+    """How many characters of `tail`, the rendering after a message's own text, end its turn.
+
+    They are what follows the same text in `rendered`, the conversation up to there, as far as the two agree.
+    """
+    replaced = template.try_render([*through[:-1], _replaced(through[-1])])
+    if rendered is None or replaced is None:
+        return 0
+    shared = _shared_start(rendered[_difference(rendered, replaced)[1] :], tail)
+    for token in template.special.finditer(tail):
+        if token.start() < shared < token.end():  # two tokens that begin alike: neither belongs to both
+            shared = token.start()
+    return len(tail[:shared].rstrip())
+
+
+def _without_end_of_conversation(template: Template, messages: list[Message], text: str, end: int) -> int:
+    """`end`, or where the turn ends if a token for the end of the whole conversation follows (Phi-3).
+
+    Such a token is one that the template does not write when a user's message follows.
+    """
+    tokens = list(template.special.finditer(text, 0, end))
+    if len(tokens) < 2 or tokens[-1].end() != end or not text[tokens[-2].end() : tokens[-1].start()].isspace():
+        return end
+    longer = template.try_render([*messages, {"role": "user", "content": _REPLACEMENT}])
+    goes_on = longer is not None and longer.startswith(text[: tokens[-2].end()]) and not longer.startswith(text[:end])
+    return tokens[-2].end() if goes_on else end
+
+
+def _closed(template: Template, turn: Turn, text: str) -> Turn:
+    """`turn`, with the next special token if it does not end with one."""
+    tokens = list(template.special.finditer(text, turn.start, turn.end))
+    if tokens and tokens[-1].end() == turn.end:
+        return turn
+    following = re.compile(r"\s*").match(text, turn.end)
+    token = template.special.match(text, following.end() if following else turn.end)
+    return Turn(turn.index, turn.start, token.end() if token else turn.end, closed=token is not None)

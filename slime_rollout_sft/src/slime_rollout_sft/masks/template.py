@@ -1,0 +1,171 @@
+"""The tokenizer's chat template: renders conversations, explains refusals, and notices text that it drops.
+
+Called by the loss-mask generators and by `spans`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from slime_core.errors import DataError
+from slime_rollout_sft.masks.conversation import Message, texts
+
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in the shared compiled template
+
+
+class Template:
+    """A tokenizer's chat template with the tools of one conversation."""
+
+    def __init__(self, tokenizer: Any, tools: list[dict[str, Any]] | None) -> None:
+        self.tokenizer, self.tools = tokenizer, tools
+        if not getattr(tokenizer, "chat_template", None):
+            raise DataError("the tokenizer has no chat template; use one that has, or set tokenizer.chat_template.")
+
+    def render(self, messages: list[Message], prompt: bool = False) -> str:
+        """The text of `messages`; with `prompt` also the header that asks the model for the next turn.
+
+        Raises:
+            DataError: the template refuses, with its own message.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt
+            )
+        except Exception as error:  # templates are programs: they fail in every way that Python can
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
+
+    def try_render(self, messages: list[Message], prompt: bool = False) -> str | None:
+        """As `render`, but None where the template refuses."""
+        try:
+            return self.render(messages, prompt)
+        except DataError:
+            return None
+
+    @cached_property
+    def source(self) -> str:
+        """The template's text."""
+        return self.tokenizer.get_chat_template(None, self.tools)
+
+    @property
+    def has_generation_marks(self) -> bool:
+        """Whether the template itself marks with `{% generation %}` what the model generates."""
+        return _GENERATION_MARK.search(self.source) is not None
+
+    def marked_spans(self, messages: list[Message]) -> list[tuple[int, int]]:
+        """Character positions in the rendering of `messages` that the template marks as generated."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with _ONE_AT_A_TIME:
+            _, spans = render_jinja_template(
+                conversations=[messages],
+                tools=self.tools,
+                chat_template=self.source,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        return [(start, end) for start, end in spans[0]]
+
+    @property
+    def special(self) -> re.Pattern[str]:
+        """Matches the text of any special token."""
+        return _special_tokens(self.tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    found = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or r"(?!)")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Text of a message that is not in the rendering. `what` is as in `conversation.texts`."""
+
+    number: int
+    role: str
+    what: str
+    text: str
+
+
+def render_whole(template: Template, messages: list[Message]) -> tuple[list[Message], str, list[Dropped]]:
+    """Render, and where the template refuses or drops text, try the other forms that templates expect.
+
+    Returns:
+        The messages in the form that lost least, their rendering, and what is not in it. Dropped reasoning starts no
+        search for another form: many templates drop the reasoning of earlier turns on purpose.
+
+    Raises:
+        DataError: the template refuses every form; the reason is the one for the first.
+    """
+    best: tuple[list[Message], str, list[Dropped]] | None = None
+    refusals: list[DataError] = []
+    for form in _forms(messages):
+        try:
+            text = template.render(form)
+        except DataError as error:
+            refusals.append(error)
+            continue
+        dropped = dropped_texts(form, text)
+        if best is None or len(dropped) < len(best[2]):
+            best = (form, text, dropped)
+        if all(item.what == "reasoning" for item in dropped):
+            break
+    if best is None:
+        raise refusals[0]
+    return best
+
+
+def dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
+    """What messages say that `text` does not show. JSON-escaped text counts as shown."""
+    dropped = []
+    for number, message in enumerate(messages, 1):
+        plain = {**message, "content": _plain(message.get("content"))}
+        for what, piece in texts(plain):
+            if piece not in text and json.dumps(piece, ensure_ascii=False)[1:-1] not in text:
+                dropped.append(Dropped(number, message["role"], what, piece))
+        for call in message.get("tool_calls", ()):
+            arguments = call["function"]["arguments"]
+            if isinstance(arguments, dict) and "'" in repr(arguments) and repr(arguments) in text:
+                dropped.append(Dropped(number, message["role"], "tool call", repr(arguments)))
+    return dropped
+
+
+def _plain(content: Any) -> str:
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+
+
+def _forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """The same messages in the forms that templates differ in, the most common one first."""
+    yield messages
+    if any("tool_calls" in message for message in messages):
+        texted = [_with_json_arguments(message) for message in messages]
+        yield texted
+        for form in (messages, texted):
+            yield [
+                {
+                    key: value
+                    for key, value in message.items()
+                    if key != "content" or value or "tool_calls" not in message
+                }
+                for message in form
+            ]
+    yield [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def _with_json_arguments(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls}
