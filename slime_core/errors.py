@@ -6,6 +6,9 @@ The command line prints the message alone; anything else that is raised is a def
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SlimeError(Exception):
     """Base of all errors that are meant for the person who started the run."""
@@ -33,3 +36,9 @@ class CheckpointError(SlimeError):
 
 class TrainingError(SlimeError):
     """Training produced something that must not go on: NaN or Inf in loss or gradients."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name nearest to `name`, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -58,10 +58,8 @@ class Run:
         args = self.args
         if not args.eval_prompt_data:
             return False
-        if rollout_id < 0:
-            due = not args.skip_eval_before_train
-        else:
-            due = (rollout_id + 1) % args.eval_interval == 0
+        before_first = rollout_id < 0
+        due = not args.skip_eval_before_train if before_first else (rollout_id + 1) % args.eval_interval == 0
         return self.evaluate(rollout_id) if due else False
 
     def evaluate(self, rollout_id: int) -> bool:

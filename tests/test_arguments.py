@@ -27,7 +27,7 @@ def resolved(namespace: Namespace, *flags: str, recipe: str | None = None, env: 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rollout-bach-size", "8"], "There is no option --rollout-bach-size. Did you mean --rollout-batch-size?"),
+        (["--rollout-bach-size", "8"], "There is no option --rollout-bach-size. Did you mean '--rollout-batch-size'?"),
         (["--xyzzy"], "There is no option --xyzzy. See slime train --help."),
         (["--num-epoch", "two"], "--num-epoch: given 'two' (command line). Input should be a valid integer"),
         (["--num-epoch", "0"], "--num-epoch: given '0' (command line). Input should be greater than or equal to 1"),
@@ -69,7 +69,7 @@ def test_later_sources_win_and_each_value_knows_its_source(namespace, tmp_path: 
 def test_an_unknown_name_in_a_recipe_is_an_error_with_the_nearest_name(namespace, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rollout_sed: 1\n")
-    with pytest.raises(ArgumentError, match=r"'rollout_sed', which is no option. Did you mean rollout_seed\?"):
+    with pytest.raises(ArgumentError, match=r"'rollout_sed', which is no option. Did you mean 'rollout_seed'\?"):
         resolved(namespace, recipe=str(recipe))
 
 

@@ -176,9 +176,14 @@ STEPS = st.lists(st.builds(lambda count, back: take(count, min(back, count)), st
 
 
 @settings(max_examples=60, deadline=None)
-@given(before=STEPS, after=STEPS, shuffle=st.booleans(), samples=st.integers(1, 2))
+@given(before=STEPS, after=STEPS, shuffle=st.booleans(), samples=st.integers(1, 2), read_before=st.sampled_from([0, 4]))
 def test_a_resumed_source_continues_like_the_unbroken_one(
-    tmp_path_factory: pytest.TempPathFactory, before: list[Step], after: list[Step], shuffle: bool, samples: int
+    tmp_path_factory: pytest.TempPathFactory,
+    before: list[Step],
+    after: list[Step],
+    shuffle: bool,
+    samples: int,
+    read_before: int,
 ) -> None:
     rows = [chat(0), "broken", chat(2), {"other": 1}, chat(4)]
     path = write(tmp_path_factory.mktemp("resume") / "d.jsonl", rows)
@@ -188,6 +193,7 @@ def test_a_resumed_source_continues_like_the_unbroken_one(
         step(unbroken)
     state = json.loads(json.dumps(unbroken.state_dict()))
     resumed = GlobalDataSource(args)
+    resumed.add_samples(resumed.get_samples(read_before))
     resumed.load_state_dict(state)
     for step in after:
         assert step(resumed) == step(unbroken)

@@ -55,6 +55,8 @@ def test_every_format_gives_the_same_rows_in_any_order(tmp_path: Path, name: str
     order = random.Random(0).sample(range(len(ROWS)), len(ROWS))
     assert all(rows[i] == ROWS[i] for i in order)
     assert rows.where(41) == f"{path}:42"
+    copies = list((tmp_path / "cache").rglob("*.arrow"))
+    assert len(copies) == (name in ("d.parquet", "d.feather")), "only what cannot be mapped is copied"
 
 
 def test_a_saved_hugging_face_dataset_is_read_from_its_folder(tmp_path: Path) -> None:

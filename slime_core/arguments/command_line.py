@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from typing import Any, NoReturn
 
 from slime_core.arguments.namespace import Namespace, Option
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, did_you_mean
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,9 +45,8 @@ def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
     for word in argv:
         flag = word.split("=", 1)[0]
         if word.startswith("--") and flag not in known:
-            near = difflib.get_close_matches(flag, list(known), 1, 0.6)
             raise ArgumentError(
-                f"There is no option {flag}." + (f" Did you mean {near[0]}?" if near else " See slime train --help.")
+                f"There is no option {flag}." + (did_you_mean(flag, known) or " See slime train --help.")
             )
     parsed, rest = parser.parse_known_args(argv)
     values = vars(parsed)

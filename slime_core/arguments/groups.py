@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from slime_core.arguments.option import REQUIRED, ArgumentGroup, option
+from slime_core.profiling import ProfilingArguments
 
 
 class ModelArguments(ArgumentGroup):
@@ -205,4 +206,5 @@ GROUPS: list[type[ArgumentGroup]] = [
     TrainArguments,
     EvalArguments,
     OutputArguments,
+    ProfilingArguments,
 ]

@@ -7,7 +7,6 @@ one, and `without_effect` lists what was set but is read by nothing in this run.
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from pydantic import ValidationError
 
 from slime_core.arguments.command_line import parse_command_line
 from slime_core.arguments.namespace import Namespace
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -195,12 +194,6 @@ def without_effect(resolved: Resolved, selected: Iterable[str]) -> list[str]:
     return found
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean …?" or nothing."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
 def _read_recipe(path: str, namespace: Namespace) -> dict[str, Any]:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -215,7 +208,7 @@ def _read_recipe(path: str, namespace: Namespace) -> dict[str, Any]:
         name = str(key).lstrip("-").replace("-", "_")
         if name not in namespace.options:
             raise ArgumentError(
-                f"The recipe {path} sets {key!r}, which is no option.{nearest(name, namespace.options)}"
+                f"The recipe {path} sets {key!r}, which is no option.{did_you_mean(name, namespace.options)}"
             )
         option = namespace.options[name]
         if option.is_list and isinstance(value, str):

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import sys
 
 from slime_core import __version__
-from slime_core.errors import ArgumentError, SlimeError
+from slime_core.cli.switches import HELP, read_switches
+from slime_core.errors import ArgumentError, SlimeError, did_you_mean
 from slime_core.plugins import Plugins
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 after an error in the run, 2 after a mistake on the command line."""
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["--version"]:
-        print(f"slime {__version__}")
-        return 0
-    name = words[0] if words else "--help"
+    name = "--help"
     try:
-        plugins = Plugins()
+        switches, words = read_switches(sys.argv[1:] if argv is None else argv, os.environ)
+        name = words[0] if words else name
+        if name == "--version":
+            print(f"slime {__version__}")
+            return 0
+        plugins = Plugins(switches=switches)
         if name in ("-h", "--help"):
             print(_usage(plugins))
             return 0
         if plugins.find("command", name) is None:
-            near = difflib.get_close_matches(name, list(plugins.components("command")), 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, plugins.components("command"))
             raise ArgumentError(f"there is no command {name!r}.{hint}\n{_usage(plugins)}")
         return plugins.select("command", name)(words[1:], plugins)
     except SlimeError as error:
@@ -45,6 +46,8 @@ def _usage(plugins: Plugins) -> str:
             "",
             "commands:",
             *(f"  {command.name:<12} {command.summary}" for command in commands),
+            "",
+            HELP,
             "",
             "Each command explains itself with --help.",
         ]

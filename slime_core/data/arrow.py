@@ -25,7 +25,7 @@ JSON_COLUMNS = b"slime_json_columns"
 `["messages", "tool_calls"]` for a field of the structs in a list. Written by `slime_core.data.convert`."""
 
 _BATCH = 1024  # rows
-_READS_BETWEEN_DROPS = 1024
+_READS_BETWEEN_DROPS = 128
 
 
 class ArrowFile:
@@ -47,7 +47,6 @@ class ArrowFile:
         self._ends = list(accumulate(batch.num_rows for batch in batches))
         metadata = (batches[0].schema.metadata or {}) if batches else {}
         self._json_columns = json.loads(metadata.get(JSON_COLUMNS, b"[]"))
-        self._drop_pages()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -58,9 +57,7 @@ class ArrowFile:
         Keys that are null inside a struct are left out: Arrow gives all structs of a column the same keys and pads
         with nulls. Top-level columns are kept.
         """
-        self._reads += 1
-        if self._reads % _READS_BETWEEN_DROPS == 0:
-            self._drop_pages()
+        self._count_read()
         batch = bisect_right(self._ends, index)
         start = self._ends[batch - 1] if batch else 0
         row = self._batches[batch].slice(index - start, 1).to_pylist()[0]
@@ -91,12 +88,14 @@ class ArrowFile:
             if not all(whole.address <= part.address < whole.address + whole.size for part in _buffers(batch)):
                 return None
             batches.append(batch)
+            self._count_read()
         return batches
 
-    def _drop_pages(self) -> None:
-        """Give pages that were read back to the system: it keeps them cached, but they no longer count as this
-        process's memory, which would otherwise grow to the size of the file."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+    def _count_read(self) -> None:
+        """Every so often, give the pages that were read back to the system: it keeps them cached, but they no longer
+        count as this process's memory, which would otherwise grow to the size of the file."""
+        self._reads += 1
+        if self._reads % _READS_BETWEEN_DROPS == 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def _cached_copy(self) -> Path:

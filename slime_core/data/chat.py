@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from slime_core.data.files import nearest
-from slime_core.errors import DataError
+from slime_core.errors import DataError, did_you_mean
 from slime_core.sample import Sample
 
 
@@ -75,7 +74,7 @@ def _value(row: dict[str, Any], key: str, option: str) -> Any:
     if key not in row:
         keys = [str(known) for known in row]
         raise DataError(
-            f"the row has no key {key!r}; it has {', '.join(map(repr, keys)) or 'no key at all'}.{nearest(key, keys)} "
+            f"the row has no key {key!r}; it has {', '.join(map(repr, keys)) or 'no key at all'}.{did_you_mean(key, keys)} "
             f"Choose one with {option}"
         )
     return row[key]

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
 import re
 from pathlib import Path
 
-from slime_core.errors import DataError
+from slime_core.errors import DataError, did_you_mean
 
 EXTENSIONS = (".jsonl", ".json", ".parquet", ".arrow", ".feather")
 
@@ -62,21 +61,15 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """ " Did you mean 'x'?" when one of `known` is close to `name`, else nothing."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def _nearby(path: Path) -> str:
     folder = path.parent
     while not folder.is_dir() and not glob.has_magic(str(folder)) and folder != folder.parent:
         folder, missing = folder.parent, folder
         if folder.is_dir():
-            return f" The folder {missing} does not exist.{nearest(missing.name, _names(folder))}"
+            return f" The folder {missing} does not exist.{did_you_mean(missing.name, _names(folder))}"
     if not folder.is_dir():
         return ""
-    return nearest(path.name, _names(folder)) or f" The folder {folder} holds {_listed(_names(folder))}."
+    return did_you_mean(path.name, _names(folder)) or f" The folder {folder} holds {_listed(_names(folder))}."
 
 
 def _names(folder: Path) -> list[str]:

@@ -11,6 +11,46 @@ from packaging.utils import canonicalize_name
 
 ENTRY_POINT_GROUP = "slime"
 
+FIRST_PARTY = (
+    "slime-core",
+    "slime-engine-local",
+    "slime-losses",
+    "slime-rewards",
+    "slime-rollout-sft",
+    "slime-torch",
+    "slime-trackers",
+)
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Which plugins may be loaded. Plugins are named by entry point or by distribution.
+
+    Attributes:
+        only: load none but these (and the core), if given.
+        disabled: do not load these.
+        third_party: False loads only this project's own distributions.
+    """
+
+    only: tuple[str, ...] | None = None
+    disabled: tuple[str, ...] = ()
+    third_party: bool = True
+
+    def verdict(self, info: PluginInfo) -> str:
+        """Why a plugin may not be loaded; "" if it may."""
+        names = {info.name, canonicalize_name(info.distribution)}
+        if names & set(map(canonicalize_name, self.disabled)) or info.name in self.disabled:
+            return "switched off by --disable-plugin or SLIME_PLUGINS"
+        if not self.third_party and canonicalize_name(info.distribution) not in FIRST_PARTY:
+            return "third-party plugins are switched off by --no-third-party"
+        if self.only is not None and not names & {canonicalize_name(n) for n in self.only} and info.name != "core":
+            return "not in the list of --only-plugin or SLIME_PLUGINS"
+        return ""
+
+    def named(self) -> tuple[str, ...]:
+        """All plugins that the switches mention."""
+        return (*(self.only or ()), *self.disabled)
+
 
 @dataclass
 class PluginInfo:

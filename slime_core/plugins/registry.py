@@ -6,7 +6,6 @@ chosen by name, by alias or by import path, never by load order.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ from typing import Any
 import pluggy
 
 from slime_core import __version__, hookspecs
-from slime_core.errors import PluginError, SlimeError
+from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
-from slime_core.plugins.discovery import PluginInfo, discover
+from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.kinds import KINDS
 from slime_core.plugins.signature import accepted_extras, problems
 
@@ -77,17 +76,34 @@ class Plugins:
     """The plugins that are installed in this process.
 
     Args:
-        infos: which plugins to load; all installed ones by default.
+        infos: which plugins there are; all installed ones by default.
+        switches: which of them may be loaded.
+
+    Raises:
+        PluginError: the switches name a plugin that is not installed, or two plugins provide one component.
     """
 
-    def __init__(self, infos: list[PluginInfo] | None = None) -> None:
+    def __init__(self, infos: list[PluginInfo] | None = None, switches: Switches | None = None) -> None:
         self.infos = discover() if infos is None else infos
+        self.switches = switches or Switches()
+        self._check_switches()
         self._loaded: list[tuple[PluginInfo, Any]] = []
         for info in self.infos:
             self._load(info)
         self._components = {kind: self._collect(kind) for kind in KINDS}
 
+    def _check_switches(self) -> None:
+        known = {name for info in self.infos for name in (info.name, info.distribution)}
+        for name in self.switches.named():
+            if name not in known:
+                raise PluginError(
+                    f"There is no plugin {name!r} to switch on or off.{did_you_mean(name, known)} Installed: {', '.join(sorted(known))}."
+                )
+
     def _load(self, info: PluginInfo) -> None:
+        if verdict := self.switches.verdict(info):
+            info.status, info.reason = "disabled", verdict
+            return
         try:
             if info.requires_core and not _version_fits(info.requires_core):
                 raise PluginError(
@@ -180,14 +196,12 @@ class Plugins:
 
     def _unknown(self, kind: str, name: str) -> str:
         known = sorted(self._components[kind])
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         broken = [info for info in self.infos if info.status == "broken"]
         aside = (
             f" Plugins that failed to load: {', '.join(f'{i.label}: {i.reason}' for i in broken)}." if broken else ""
         )
         return (
-            f"There is no {kind} named {name!r} for {KINDS[kind].options[0]}.{hint} "
+            f"There is no {kind} named {name!r} for {KINDS[kind].options[0]}.{did_you_mean(name, known)} "
             f"Installed: {', '.join(known) or 'none'}; or give an import path such as my_package.my_module.my_{kind}.{aside}"
         )
 

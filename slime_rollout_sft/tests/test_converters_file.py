@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slime_core.data import convert_file, open_rows
+from slime_core.data import chat_messages, convert_file, open_rows
 from slime_core.errors import DataError
 from slime_rollout_sft import converters
 
@@ -52,6 +53,23 @@ def test_openhermes_becomes_a_parquet_file_that_other_tools_read_as_messages(tmp
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "converter"),
+    [("alpaca_en_demo.json", converters.alpaca), ("glaive_toolcall_en_demo.json", converters.openhermes)],
+)
+def test_real_files_convert_whole_and_the_same_into_both_formats(
+    assets: Callable[[str], Path], tmp_path: Path, file: str, converter: Callable[..., Any]
+) -> None:
+    source = str(assets("data") / "raw" / file)
+    for name in ("out.jsonl", "out.parquet"):
+        report = convert_file([source], tmp_path / name, converter)
+        assert (report.written, report.skipped) == (len(open_rows([source])), 0)
+    lines, table = open_rows([str(tmp_path / "out.jsonl")]), open_rows([str(tmp_path / "out.parquet")])
+    for from_lines, from_table in zip(lines, table, strict=True):
+        assert chat_messages(from_table["messages"]) == from_lines["messages"]
+        assert from_table.get("tools") == from_lines.get("tools")
+
+
 def call(name: str, **arguments: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -87,7 +105,7 @@ def test_both_formats_read_back_exactly_what_was_converted(tmp_path: Path) -> No
     assert [set(row) for row in from_table] == [columns] * 3
     without_nulls = [{key: value for key, value in row.items() if value is not None} for row in from_table]
     for row in without_nulls:
-        row["messages"] = [{"content": None, **message} for message in row["messages"]]
+        row["messages"] = chat_messages(row["messages"])
     assert without_nulls == HETEROGENEOUS
 
 

@@ -258,6 +258,13 @@ def test_an_evaluation_set_without_one_usable_row_is_named(arguments, plugins) -
         generate_rollout(args, 0, None, evaluation=True, plugins=plugins)
 
 
+def test_a_batch_may_span_several_epochs_of_mostly_unusable_rows(arguments, plugins) -> None:
+    args = arguments([SILENT, GOOD[0], SILENT], rollout_batch_size=4, no_trainable_token="skip")
+    output = rollout(args, plugins)
+    assert [s.response for s in output.samples] == ["w2 w3 <end>"] * 4
+    assert output.metrics == {"skipped_no_trainable_token": 7.0}
+
+
 def test_a_checkpoint_without_tokenizer_is_named(arguments, plugins, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=rf"--hf-checkpoint {tmp_path} holds no tokenizer that can be loaded"):
         rollout(arguments(GOOD, hf_checkpoint=str(tmp_path)), plugins)

@@ -30,6 +30,18 @@ def slime_rollouts() -> dict[str, Lazy]:
 
 
 @hookimpl
+def slime_loss_masks() -> dict[str, Lazy]:
+    def generator(function: str, summary: str, *aliases: str) -> Lazy:
+        return Lazy(f"slime_rollout_sft.masks.generators:{function}", summary, aliases)
+
+    return {
+        "auto": generator("auto", "every turn of the assistant, for any template", "qwen", "qwen3", "qwen3_5"),
+        "last_turn": generator("last_turn", "only the assistant's last turn"),
+        "distill_qwen": generator("distill_qwen", "the last turn as the data has it, reasoning included"),
+    }
+
+
+@hookimpl
 def slime_converters() -> dict[str, Lazy]:
     def converter(function: str, summary: str, *aliases: str) -> Lazy:
         return Lazy(f"slime_rollout_sft.converters:{function}", summary, aliases)

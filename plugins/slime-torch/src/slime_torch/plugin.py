@@ -1,1 +1,18 @@
-"""Entry point."""
+"""What this distribution gives to slime. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from slime_core import Lazy, hookimpl
+from slime_core.arguments import ArgumentGroup
+
+
+@hookimpl
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    from slime_torch.arguments import TorchArguments
+
+    return [TorchArguments]
+
+
+@hookimpl
+def slime_train_backends() -> dict[str, Lazy]:
+    return {"torch": Lazy("slime_torch.backend:TorchBackend", "any Hugging Face causal LM, in one process")}

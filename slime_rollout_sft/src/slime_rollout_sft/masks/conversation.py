@@ -63,9 +63,9 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
 
 
 def texts(message: Message) -> Iterator[tuple[str, str]]:
-    """(what it is, text) of everything a message says and a rendering should show, stripped, without empty ones.
+    """(what it is, text) of the texts that a rendering should show, stripped, without empty ones.
 
-    What it is: "content", "reasoning" or "tool call" (the name of the function).
+    What it is: "content" or "reasoning". Tool calls are not texts.
     """
     content = message.get("content") or ""
     reasoning = next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
@@ -78,8 +78,14 @@ def texts(message: Message) -> Iterator[tuple[str, str]]:
         yield "reasoning", reasoning.strip()
     if content.strip():
         yield "content", content.strip()
-    for call in message.get("tool_calls", ()):
-        yield "tool call", call["function"]["name"]
+
+
+def with_arguments(call: dict[str, Any], key: str, value: str) -> dict[str, Any]:
+    """A tool call with other arguments, an object or JSON text as before."""
+    arguments: Any = {key: value}
+    if isinstance(call["function"]["arguments"], str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _message(raw: Any, number: int) -> Message:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.conversation import REASONING_KEYS, Message
+from slime_rollout_sft.masks.conversation import REASONING_KEYS, Message, with_arguments
 from slime_rollout_sft.masks.template import Template
 
 _REPLACEMENT = "\ue000"  # private use: no text and no template contains it
@@ -132,7 +132,7 @@ def _replaced(message: Message) -> Message:
         if isinstance(message.get(key), str) and message[key].strip():
             replaced[key] = _REPLACEMENT
     if calls := message.get("tool_calls"):
-        replaced["tool_calls"] = [{**call, "function": _replaced_arguments(call["function"])} for call in calls]
+        replaced["tool_calls"] = [with_arguments(call, _REPLACEMENT, _REPLACEMENT) for call in calls]
     content = message.get("content")
     if isinstance(content, list):
         replaced["content"] = [{**part, "text": _replaced_text(part["text"])} for part in content]
@@ -148,12 +148,6 @@ def _replaced_text(text: str) -> str:
     return "".join(
         part if part.startswith(("<think>", "</think>")) or not part.strip() else _REPLACEMENT for part in parts
     )
-
-
-def _replaced_arguments(function: dict[str, Any]) -> dict[str, Any]:
-    as_text = isinstance(function["arguments"], str)
-    other = f'{{"{_REPLACEMENT}": "{_REPLACEMENT}"}}' if as_text else {_REPLACEMENT: _REPLACEMENT}
-    return {**function, "arguments": other}
 
 
 def _after_header(template: Template, before: list[Message], head: str, prompt: str | None, floor: int) -> int:
@@ -200,10 +194,13 @@ def _without_end_of_conversation(template: Template, messages: list[Message], te
     Such a token is one that the template does not write when a user's message follows.
     """
     tokens = list(template.special.finditer(text, 0, end))
-    if len(tokens) < 2 or tokens[-1].end() != end or not text[tokens[-2].end() : tokens[-1].start()].isspace():
+    if len(tokens) < 2 or tokens[-1].end() != end or not text[tokens[-2].end() : end - len(tokens[-1][0])].isspace():
         return end
+    replaced = template.try_render([*messages[:-1], _replaced(messages[-1])])
     longer = template.try_render([*messages, {"role": "user", "content": _REPLACEMENT}])
-    goes_on = longer is not None and longer.startswith(text[: tokens[-2].end()]) and not longer.startswith(text[:end])
+    if replaced is None or longer is None or tokens[-2].start() < _difference(text, replaced)[1]:
+        return end
+    goes_on = longer.startswith(text[: tokens[-2].end()]) and not longer.startswith(text[:end])
     return tokens[-2].end() if goes_on else end
 
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.conversation import Message, texts
+from slime_rollout_sft.masks.conversation import Message, texts, with_arguments
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in the shared compiled template
@@ -80,8 +80,9 @@ class Template:
 
 @lru_cache(maxsize=4)
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    found = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or r"(?!)")
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, found)) or r"(?!)")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
         except DataError as error:
             refusals.append(error)
             continue
-        dropped = dropped_texts(form, text)
+        dropped = [*_dropped_texts(form, text), *_dropped_calls(template, form)]
         if best is None or len(dropped) < len(best[2]):
             best = (form, text, dropped)
         if all(item.what == "reasoning" for item in dropped):
@@ -122,19 +123,35 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
     return best
 
 
-def dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
+def _dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
     """What messages say that `text` does not show. JSON-escaped text counts as shown."""
     dropped = []
     for number, message in enumerate(messages, 1):
-        plain = {**message, "content": _plain(message.get("content"))}
-        for what, piece in texts(plain):
+        for what, piece in texts({**message, "content": _plain(message.get("content"))}):
             if piece not in text and json.dumps(piece, ensure_ascii=False)[1:-1] not in text:
                 dropped.append(Dropped(number, message["role"], what, piece))
-        for call in message.get("tool_calls", ()):
-            arguments = call["function"]["arguments"]
-            if isinstance(arguments, dict) and "'" in repr(arguments) and repr(arguments) in text:
-                dropped.append(Dropped(number, message["role"], "tool call", repr(arguments)))
     return dropped
+
+
+def _dropped_calls(template: Template, messages: list[Message]) -> list[Dropped]:
+    """Tool calls that leave no trace in the rendering, or are shown as Python writes objects instead of JSON.
+
+    A function's name is no trace, since it may be shown with the tools; so their arguments are replaced by others.
+    """
+    calls: dict[str, Dropped] = {}
+    other = []
+    for number, message in enumerate(messages, 1):
+        if "tool_calls" in message:
+            message = {**message, "tool_calls": list(message["tool_calls"])}
+            for i, call in enumerate(message["tool_calls"]):
+                mark = f"argument{len(calls)}mark"
+                calls[mark] = Dropped(number, message["role"], "tool call", call["function"]["name"])
+                message["tool_calls"][i] = with_arguments(call, mark, mark)
+        other.append(message)
+    text = template.try_render(other) if calls else None
+    if text is None:
+        return []
+    return [call for mark, call in calls.items() if mark not in text or repr({mark: mark}) in text]
 
 
 def _plain(content: Any) -> str:

@@ -1,0 +1,67 @@
+"""`TensorboardTracker`: metrics as TensorBoard event files. Needs the package tensorboard, not torch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slime_core.errors import PluginError
+
+
+class TensorboardTracker:
+    """Writes to `--tensorboard-dir`, by default `tensorboard` in the run directory.
+
+    A resumed run writes to the same folder and first tells TensorBoard to forget the steps that it is going to repeat;
+    a new run in an old folder makes it forget all of them.
+
+    Args:
+        config: the resolved run; shown as text under "config". Its `resume_after` is the last rollout that a resumed
+            run has behind it, None in a new one.
+    """
+
+    def __init__(self, args: Any, run_dir: Path, config: dict[str, Any]) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError as error:
+            raise PluginError(
+                f"--use-tensorboard needs the package tensorboard ({error}); install it with: "
+                "pip install slime-trackers[tensorboard]"
+            ) from error
+        self._event = event_pb2.Event
+        self._writer = EventFileWriter(str(args.tensorboard_dir or run_dir / "tensorboard"), flush_secs=30)
+        behind = config.get("resume_after")
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        first_step = -1 if behind is None else behind + 1  # -1: the evaluation before the first rollout
+        self._add(first_step, session_log=restart)
+        self._add(max(first_step, 0), summary=_text_summary("config", _as_markdown(config)))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        from tensorboard.compat.proto import summary_pb2
+
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(step, summary=summary_pb2.Summary(value=values))
+
+    def close(self, error: BaseException | None) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, **content))
+
+
+def _as_markdown(config: dict[str, Any]) -> str:
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def _text_summary(tag: str, text: str) -> Any:
+    from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+    from tensorboard.plugins.text import metadata
+
+    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)])
+    tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode()], tensor_shape=shape)
+    described = metadata.create_summary_metadata(display_name=tag, description="")
+    return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, metadata=described, tensor=tensor)])

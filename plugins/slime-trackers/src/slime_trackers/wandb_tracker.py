@@ -1,0 +1,106 @@
+"""`WandbTracker`: metrics to Weights & Biases, online or kept locally for a later `wandb sync`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slime_core.errors import PluginError
+
+PROGRESS = "wandb_run.json"
+
+
+class WandbTracker:
+    """One W&B run per slime run.
+
+    `wandb_run.json` in the run directory holds the W&B run id and the last step that was logged. A resumed run goes on
+    under the same id and leaves out what W&B has already: repeated steps would otherwise appear twice.
+
+    Charts have the rollout id on their x-axis (metric `rollout_id`); W&B's own step only counts rows.
+
+    Args:
+        config: the resolved run, stored as the W&B run's config. Its `resume_after` is the last rollout that a resumed
+            run has behind it, None in a new one.
+    """
+
+    def __init__(self, args: Any, run_dir: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise PluginError(
+                f"--use-wandb needs the package wandb ({error}); install it with: pip install slime-trackers[wandb]"
+            ) from error
+        self._file = run_dir / PROGRESS
+        resumed = config.get("resume_after") is not None and self._file.exists()
+        previous = json.loads(self._file.read_text()) if resumed else {}
+        self._id: str = previous.get("id") or wandb.util.generate_id()
+        self._last: int | None = previous.get("last_step")
+        self._last_names: list[str] = previous.get("last_names", [])
+        self._known_last, self._known_names = self._last, frozenset(self._last_names)
+        key = args.wandb_key.get_secret_value() if args.wandb_key else None
+        # The console is not captured: wandb would replace the streams that the progress bar draws on.
+        own = {"base_url": args.wandb_host, "api_key": key, "console": "off"}
+        settings = wandb.Settings(**{name: value for name, value in own.items() if value is not None})
+        folder = Path(args.wandb_dir or run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _hidden_from_command_line(key):
+                self._run = wandb.init(
+                    entity=args.wandb_team,
+                    project=args.wandb_project,
+                    group=args.wandb_group,
+                    name=run_dir.resolve().name,
+                    dir=str(folder),
+                    mode=args.wandb_mode,
+                    id=self._id,
+                    resume="allow",
+                    config=config,
+                    settings=settings,
+                )
+        except wandb.errors.Error as error:
+            raise PluginError(
+                f"Weights & Biases could not start: {error}. Check --wandb-key, --wandb-host and the network, or keep the "
+                "metrics locally with --wandb-mode offline."
+            ) from error
+        self._run.define_metric("rollout_id")
+        self._run.define_metric("*", step_metric="rollout_id")
+        self._remember()
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        if self._known_last is not None:
+            if step < self._known_last:
+                return
+            if step == self._known_last:
+                metrics = {name: value for name, value in metrics.items() if name not in self._known_names}
+        if not metrics:
+            return
+        self._run.log({**metrics, "rollout_id": step})
+        self._last_names = [*(self._last_names if step == self._last else []), *metrics]
+        self._last = step
+        self._remember()
+
+    def close(self, error: BaseException | None) -> None:
+        self._run.finish(exit_code=0 if error is None else 1)
+
+    def _remember(self) -> None:
+        state = {"id": self._id, "last_step": self._last, "last_names": self._last_names}
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, self._file)
+
+
+@contextmanager
+def _hidden_from_command_line(secret: str | None) -> Iterator[None]:
+    """wandb stores the command line with the run, so the key must not be on it while wandb looks."""
+    given = sys.argv
+    if secret:
+        sys.argv = [word.replace(secret, "***") for word in given]
+    try:
+        yield
+    finally:
+        sys.argv = given
