@@ -29,10 +29,14 @@ __all__ = [
     "buffer_pop",
     "command",
     "convert",
+    "dynamic_filter",
+    "generate",
     "generate_rollout",
+    "group_reward",
     "loss",
     "loss_mask",
     "reward",
+    "sample_filter",
 ]
 
 
@@ -122,8 +126,28 @@ class InferenceEngine(Protocol):
         raise NotImplementedError
 
 
+async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample | list[Sample]:
+    """Complete one sample, with as many calls of the engine as it takes. May return several samples."""
+    raise NotImplementedError
+
+
+def dynamic_filter(args: Any, samples: list[Sample], **kwargs: Any) -> bool | tuple[bool, str]:
+    """Keep this finished group for training? A reason may come with the answer; reasons are counted."""
+    raise NotImplementedError
+
+
+def sample_filter(args: Any, groups: list[Group]) -> None:
+    """Set `remove_sample` on those samples of a finished rollout that shall not be trained."""
+    raise NotImplementedError
+
+
 async def reward(args: Any, sample: Sample) -> float | dict[str, Any]:
     """Score one finished sample. May also be a plain function."""
+    raise NotImplementedError
+
+
+async def group_reward(args: Any, samples: list[Sample]) -> list[float]:
+    """Score all samples of a group at once: one reward for each, in their order. May also be a plain function."""
     raise NotImplementedError
 
 
@@ -136,7 +160,8 @@ class Tracker(Protocol):
     """Receives metrics. Made once per run as `Tracker(args, run_dir, config)`."""
 
     def __init__(self, args: Any, run_dir: Path, config: dict[str, Any]) -> None:
-        """`config` is the resolved run: all arguments, and the plugins with their versions."""
+        """`config` is the resolved run: "arguments", their "provenance", the chosen "components", the "plugins" with
+        their versions, and "resume_after", the last rollout that a resumed run has behind it, or None."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Metrics with their full names (`train/loss`), `step` being the rollout id."""

@@ -92,8 +92,29 @@ def slime_engines() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_generators() -> Mapping[str, Lazy | Any]:
+    """How one prompt becomes a response: several turns, tools, a search. Contract: `contracts.generate`. Chosen by
+    `--custom-generate-function-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_dynamic_filters() -> Mapping[str, Lazy | Any]:
+    """Which finished groups are worth training on. Contract: `contracts.dynamic_filter`. Chosen by
+    `--dynamic-sampling-filter-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_sample_filters() -> Mapping[str, Lazy | Any]:
+    """Which samples of a finished rollout are trained. Contract: `contracts.sample_filter`. Chosen by
+    `--rollout-sample-filter-path`."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_rewards() -> Mapping[str, Lazy | Any]:
-    """How good a response is. Contract: `contracts.reward`. Chosen by `--rm-type` or `--custom-rm-path`."""
+    """How good a response is. Contract: `contracts.reward` or `contracts.group_reward`. Chosen by `--rm-type` or `--custom-rm-path`."""
     raise NotImplementedError
 
 

@@ -38,9 +38,10 @@ def launch(plan: Plan, ahead: bool) -> Path:
     previous, start, state = _find_previous(plan, identity)
     run_dir = Path(args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_config(run_dir / "config.yaml", plan.config())
+    config = {**plan.config(), "resume_after": start - 1 if previous else None}
+    _write_config(run_dir / "config.yaml", config)
     console = Console(total=args.num_rollout, done=start)
-    jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=start - 1 if previous else None)
+    jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
     for note in plan.notes:
         console.say(f"note: {note}")
@@ -59,7 +60,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
     error: BaseException | None = None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
-        tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, plan.config())
+        tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, config)
         engine = plan.components["engine"](args) if "engine" in plan.components else None
         chosen = plan.components
         rollouts = LocalHandle(

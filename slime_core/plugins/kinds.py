@@ -18,12 +18,14 @@ class Kind:
         contract: the function or class in `slime_core.contracts` that a component is compared with.
         options: the options whose value is a component's name, first the one that messages mention.
         extras: keyword parameters that a component may ask for by naming them.
+        alternative: a second contract that will do as well.
     """
 
     hook: str
     contract: Callable[..., Any]
     options: tuple[str, ...]
     extras: tuple[str, ...] = ()
+    alternative: Callable[..., Any] | None = None
 
 
 KINDS: dict[str, Kind] = {
@@ -39,7 +41,15 @@ KINDS: dict[str, Kind] = {
         ("plugins", "engine"),
     ),
     "engine": Kind("slime_engines", contracts.InferenceEngine, ("--rollout-engine",)),
-    "reward": Kind("slime_rewards", contracts.reward, ("--rm-type", "--custom-rm-path")),
+    "generator": Kind("slime_generators", contracts.generate, ("--custom-generate-function-path",), ("engine",)),
+    "dynamic_filter": Kind("slime_dynamic_filters", contracts.dynamic_filter, ("--dynamic-sampling-filter-path",)),
+    "sample_filter": Kind("slime_sample_filters", contracts.sample_filter, ("--rollout-sample-filter-path",)),
+    "reward": Kind(
+        "slime_rewards",
+        contracts.reward,
+        ("--rm-type", "--custom-rm-path"),
+        alternative=contracts.group_reward,
+    ),
     "loss": Kind("slime_losses", contracts.loss, ("--loss-type",)),
     "train_backend": Kind("slime_train_backends", contracts.TrainBackend, ("--train-backend",)),
     "tracker": Kind("slime_trackers", contracts.Tracker, ("--tracker",)),

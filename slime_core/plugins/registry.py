@@ -186,11 +186,10 @@ class Plugins:
                     f"The {kind} {name!r} of {origin} cannot be imported: {type(error).__name__}: {error}. "
                     + (f"{self._unknown(kind, name)}" if origin == "import path" else "Repair or reinstall it.")
                 ) from error
-        if found := problems(value, KINDS[kind].contract, KINDS[kind].extras):
-            contract = KINDS[kind].contract
+        if found := contract_problems(kind, value):
             raise PluginError(
                 f"The {kind} {name!r} of {origin} does not fit {option}: {'; '.join(found)}. "
-                f"See slime_core.contracts.{contract.__name__}."
+                f"See slime_core.contracts.{KINDS[kind].contract.__name__}."
             )
         return Selected(kind, canonical, value, origin)
 
@@ -225,6 +224,15 @@ class Plugins:
     def fingerprint(self) -> dict[str, str]:
         """{distribution: version} of every loaded plugin, for checkpoints, trackers and worker handshakes."""
         return {info.distribution: info.version for info in self.infos if info.status == "loaded"}
+
+
+def contract_problems(kind: str, component: Any) -> list[str]:
+    """In what `component` differs from the contract of its kind; empty when it fits."""
+    found = problems(component, KINDS[kind].contract, KINDS[kind].extras)
+    alternative = KINDS[kind].alternative
+    if found and alternative is not None and not problems(component, alternative, KINDS[kind].extras):
+        return []
+    return found
 
 
 def _checked_hooks(plugin: Any) -> list[str]:

@@ -1,0 +1,1 @@
+"""Rewards that need nothing but the answer and its label."""

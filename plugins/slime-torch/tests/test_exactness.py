@@ -1,0 +1,150 @@
+"""The loss and every gradient equal plain transformers, however the samples are cut into micro-batches."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import slime_torch.backend as backend_module
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slime_core.batch import make_train_batch
+from slime_torch.packing import Segments
+
+ARCHITECTURES = (
+    *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "qwen3_moe"),
+)
+
+
+def check(tiny: SimpleNamespace, model: Any, samples: Any, per_token: bool = True, chunk: int = 512, **cut: Any) -> None:
+    """Train one step of rate 0 on `samples`, cut by `cut`, and compare with transformers sample by sample."""
+    with tiny.float64():
+        expected = tiny.one_by_one(model, samples, per_token)
+        trained = copy.deepcopy(model)
+        backend = tiny.backend(trained, lr=0.0, calculate_per_token_loss=per_token, log_probs_chunk_size=chunk)
+        metrics = backend.train_step(make_train_batch(samples, **cut))
+    tiny.assert_equal_training(metrics["loss"], trained, *expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("per_token", [True, False])
+def test_loss_and_gradients_equal_plain_transformers(tiny: SimpleNamespace, architecture: str, per_token: bool) -> None:
+    assert set(tiny.architectures) == set(ARCHITECTURES)
+    check(tiny, tiny.model(architecture), tiny.samples(tiny.mixed), per_token, micro_batch_size=4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_packed_equals_padded(tiny: SimpleNamespace, architecture: str) -> None:
+    model, samples = tiny.model(architecture), tiny.samples(tiny.mixed)
+    with tiny.float64():
+        expected = tiny.padded(model, samples)
+        trained = copy.deepcopy(model)
+        metrics = tiny.backend(trained, lr=0.0).train_step(make_train_batch(samples, micro_batch_size=6))
+    tiny.assert_equal_training(metrics["loss"], trained, *expected)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [{"micro_batch_size": n} for n in (1, 2, 3, 5, 6)] + [{"max_tokens": n} for n in (1, 10, 21, 30, 1000)],
+    ids=str,
+)
+@pytest.mark.parametrize("per_token", [True, False])
+def test_micro_batching_does_not_change_loss_or_gradients(
+    tiny: SimpleNamespace, cut: dict[str, int], per_token: bool
+) -> None:
+    check(tiny, tiny.model("qwen3"), tiny.samples(tiny.mixed), per_token, **cut)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("chunk", [1, 3, 7, 512, -1])
+def test_chunked_cross_entropy_equals_the_full_one(tiny: SimpleNamespace, architecture: str, chunk: int) -> None:
+    check(tiny, tiny.model(architecture), tiny.samples(tiny.mixed), chunk=chunk, micro_batch_size=6)
+
+
+def test_gradient_checkpointing_does_not_change_gradients(tiny: SimpleNamespace) -> None:
+    model, samples = tiny.model("qwen3"), tiny.samples(tiny.mixed)
+    with tiny.float64():
+        expected = tiny.one_by_one(model, samples, True)
+        backend = tiny.backend(model, lr=0.0, gradient_checkpointing=True)
+        metrics = backend.train_step(make_train_batch(samples, micro_batch_size=3))
+    tiny.assert_equal_training(metrics["loss"], model, *expected)
+
+
+shapes = st.lists(st.tuples(st.integers(1, 8), st.lists(st.integers(0, 1), min_size=1, max_size=10)), min_size=1, max_size=6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(shapes=shapes, per_token=st.booleans(), chunk=st.sampled_from([-1, 1, 4]), size=st.integers(1, 4), data=st.data())
+def test_any_lengths_masks_and_cuts_equal_plain_transformers(
+    tiny: SimpleNamespace, shapes: Any, per_token: bool, chunk: int, size: int, data: Any
+) -> None:
+    samples = tiny.samples(shapes)
+    cut = {"micro_batch_size": size} if data.draw(st.booleans()) else {"max_tokens": data.draw(st.integers(1, 40))}
+    if any(sum(s.trained_mask) for s in samples):
+        check(tiny, tiny.model("llama", num_hidden_layers=1), samples, per_token, chunk, **cut)
+
+
+# ------------------------------------------------------------------------------------------------ negative controls
+# Each plants a classic fault and shows that `check` sees it.
+
+
+def plant_attention_across_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = backend_module.packed_hidden
+
+    def wrong(model: Any, input_ids: Any, position_ids: Any, segments: Segments) -> Any:
+        n = input_ids.shape[1]
+        return right(model, input_ids, position_ids, Segments((n,), torch.tensor([0, n], dtype=torch.int32)))
+
+    monkeypatch.setattr(backend_module, "packed_hidden", wrong)
+
+
+def plant_positions_that_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = backend_module.packed_hidden
+    monkeypatch.setattr(
+        backend_module,
+        "packed_hidden",
+        lambda model, ids, positions, segments: right(model, ids, torch.arange(ids.shape[1])[None], segments),
+    )
+
+
+def plant_off_by_one_at_the_first_response_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = backend_module.pack_samples
+
+    def wrong(samples: Any, **kwargs: Any) -> Any:
+        row = right(samples, **kwargs)
+        first = torch.cat([torch.tensor([True]), row.sample_index[1:] != row.sample_index[:-1]])
+        last = row.input_ids.shape[1] - 1
+        return dataclasses.replace(row, predictors=(row.predictors + first.long()).clamp(max=last))
+
+    monkeypatch.setattr(backend_module, "pack_samples", wrong)
+
+
+def plant_mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = backend_module.token_weights
+
+    def wrong(samples: Any, **kwargs: Any) -> Any:
+        trained = max(1, sum(sum(s.trained_mask) for s in samples))
+        micro_batches = kwargs["num_samples"] // 2
+        return right(samples, **{**kwargs, "num_trained_tokens": trained * micro_batches})
+
+    monkeypatch.setattr(backend_module, "token_weights", wrong)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        plant_attention_across_samples,
+        plant_positions_that_run_on,
+        plant_off_by_one_at_the_first_response_token,
+        plant_mean_of_means,
+    ],
+)
+def test_the_check_sees_a_planted_fault(tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, plant: Any) -> None:
+    check(tiny, tiny.model("qwen3"), tiny.samples(tiny.mixed), micro_batch_size=2)
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(tiny, tiny.model("qwen3"), tiny.samples(tiny.mixed), micro_batch_size=2)

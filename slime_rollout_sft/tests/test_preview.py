@@ -1,0 +1,118 @@
+"""The mask preview shows every token, which ones are trained, and what is wrong, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from slime_core.masks import MaskedTokens
+from slime_rollout_sft.masks.generators import auto
+from slime_rollout_sft.preview import html, pieces, terminal
+
+Loader = Callable[[str], Any]
+MESSAGES = [
+    {"role": "user", "content": "Show <b>markup</b> & $money\t🦥"},
+    {"role": "assistant", "content": "<script>alert('no')</script>\nline 🦥 two", "reasoning_content": "Why?"},
+]
+
+
+class Tokens(HTMLParser):
+    """Collects the `<i title=…>` elements: (classes, title, text)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[set[str], str, str]] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self._open = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        values = dict(attrs)
+        self.attributes |= set(values)
+        self._open = tag == "i" and "title" in values
+        if self._open:
+            self.found.append((set((values.get("class") or "").split()), values["title"] or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = False
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            classes, title, text = self.found[-1]
+            self.found[-1] = (classes, title, text + data)
+
+
+@pytest.fixture
+def masked(family: Loader) -> MaskedTokens:
+    return auto(family("llama-3"), MESSAGES, None)
+
+
+def parse(page: str) -> Tokens:
+    parser = Tokens()
+    parser.feed(page)
+    return parser
+
+
+def test_the_page_shows_every_token_with_its_id_and_colours_the_trained_ones(
+    family: Loader, masked: MaskedTokens
+) -> None:
+    found = parse(html([("rows.jsonl:1", masked)], family("llama-3"))).found
+    assert [int(re.match(r"id (\d+),", title)[1]) for _, title, _ in found] == masked.token_ids
+    assert ["t" in classes for classes, _, _ in found] == [bool(trained) for trained in masked.loss_mask]
+    shown = "".join(text for _, _, text in found).replace("⋯", "")
+    assert shown == masked.text.replace("\n", "↵\n").replace("\t", "⇥\t")
+    special = {text for classes, _, text in found if "s" in classes}
+    assert {"<BOS>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"} == special
+
+
+def test_the_page_loads_nothing_and_runs_nothing(family: Loader, masked: MaskedTokens) -> None:
+    page = html([("<img src=x>", masked)], family("llama-3"))
+    parser = parse(page)
+    assert not parser.tags & {"script", "img", "link", "iframe", "object", "b"}
+    assert not parser.attributes & {"src", "href", "onload", "onclick"}
+    assert not re.search(r"https?://|url\(|@import", page)
+
+
+def test_the_page_tells_counts_and_warnings_first(family: Loader, masked: MaskedTokens) -> None:
+    tokenizer = family("llama-3")
+    clean = auto(tokenizer, [MESSAGES[0], {"role": "assistant", "content": "Fine."}], None)
+    page = html([("one", masked), ("two", clean)], tokenizer)
+    tokens = len(masked.token_ids) + len(clean.token_ids)
+    trained = sum(masked.loss_mask) + sum(clean.loss_mask)
+    assert page.index("<dd>2</dd>") < page.index(f"<dd>{tokens}</dd>") < page.index(f"<dd>{trained} (")
+    assert "drops the reasoning of message 2 (assistant): &#x27;Why?&#x27;" in page
+    assert '<div class="bad"><dt>with warnings</dt><dd>1</dd></div>' in page
+    assert page.index("drops the reasoning") < page.index('<div class="tokens">')
+    assert f"{len(clean.token_ids)} tokens, {sum(clean.loss_mask)} trained" in page
+
+
+def test_a_character_of_several_tokens_is_shown_once(family: Loader, masked: MaskedTokens) -> None:
+    texts = [piece.text for piece in pieces(masked, family("llama-3"))]
+    assert "⋯" in texts
+    assert "".join(texts).count("🦥") == 2
+
+
+def test_the_terminal_shows_counts_warnings_and_colours(family: Loader, masked: MaskedTokens) -> None:
+    console = Console(width=10_000, record=True, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal(masked, family("llama-3")))
+    text = console.export_text(clear=False)
+    assert text.splitlines()[0].startswith(f"{len(masked.token_ids)} tokens, {sum(masked.loss_mask)} trained")
+    assert "warning: the chat template drops the reasoning" in text.splitlines()[1]
+    assert "<script>alert('no')</script>↵" in text
+    body = terminal(masked, family("llama-3")).renderables[-1]
+    coloured = "".join(body.plain[span.start : span.end] for span in body.spans if " on " in str(span.style))
+    assert coloured.replace("⋯", "") == "<script>alert('no')</script>↵\nline 🦥 two<|eot_id|>"
+
+
+def test_masks_without_positions_are_shown_too(family: Loader) -> None:
+    tokenizer = family("smollm2")
+    ids = tokenizer("Hello there!")["input_ids"]
+    shown = list(pieces(MaskedTokens(ids, [0] * (len(ids) - 1) + [1]), tokenizer))
+    assert "".join(piece.text for piece in shown) == "Hello there!"
+    assert [piece.trained for piece in shown] == [False] * (len(ids) - 1) + [True]
