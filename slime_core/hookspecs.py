@@ -8,8 +8,9 @@ plugins imports nothing heavy, a `slime_core.Lazy("package.module:attribute")`. 
 name; an import path `package.module.attribute` picks an object that no plugin provides. The contract of a component is
 the function or class of `slime_core.contracts` named in the hook's text; it is checked when the component is selected.
 
-**Observers** are told something and return nothing. They are called in order of plugin name. An exception in an
-observer stops the run and names the plugin.
+**Observers** are told something and return nothing. They are called in order of plugin name. Nobody selects an observer,
+so none may stop a run: the observers of a plugin that raises are off for the rest of the run, with a warning that names
+plugin, hook and error.
 
 All hooks run in the driver process unless the text says otherwise.
 """

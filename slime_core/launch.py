@@ -14,6 +14,7 @@ from slime_core.early_stopping import EarlyStopping
 from slime_core.errors import CheckpointError
 from slime_core.loop import train
 from slime_core.plan import Plan
+from slime_core.plugins.registry import fingerprint_differences
 from slime_core.profiling import Profiler
 from slime_core.run import Run
 from slime_core.runtime import LocalHandle, wait
@@ -135,10 +136,8 @@ def _changes(state: dict[str, Any], identity: dict[str, Any]) -> list[str]:
             found.append(f"the data file {name} is new")
         elif then[name] != now[name]:
             found.append(f"the data file {name} has changed")
-    then, now = state["plugins"], identity["plugins"]
-    for name in sorted(set(then) & set(now)):
-        if then[name] != now[name]:
-            logger.warning("the checkpoint was written with %s %s, now it is %s", name, then[name], now[name])
+    for difference in fingerprint_differences(state["plugins"], identity["plugins"]):
+        logger.warning("plugins differ between the checkpoint (there) and this run (here): %s", difference)
     return found
 
 

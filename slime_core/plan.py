@@ -12,6 +12,7 @@ from slime_core.arguments.resolve import Resolved, with_data_length, without_eff
 from slime_core.contracts import DataSource
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins, Selected
+from slime_core.plugins.calls import policies
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     if args.rollout_engine and not args.debug_train_only:
         components["engine"] = plugins.select("engine", args.rollout_engine)
     used = {f"{c.kind}:{c.name}" for c in components.values()}
-    for kind, option in (("loss_mask", "loss_mask_type"), ("reward", "rm_type")):
+    policies(args.failure_policy)
+    for kind, option in (("loss_mask", "loss_mask_type"), ("reward", "rm_type"), ("reward", "custom_rm_path")):
         declared = resolved.namespace.options.get(option)
         if declared and getattr(args, option) and used & set(declared.read_by.split()):
             components[kind.replace("_", " ")] = plugins.select(kind, getattr(args, option))

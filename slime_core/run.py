@@ -43,7 +43,7 @@ class Run:
         """Log one rollout. `seconds` is its whole time, `waited` the part in which the trainer had nothing to train."""
         logged = {
             **{f"train/{name}": value for name, value in metrics.items()},
-            **{f"rollout/{name}": value for name, value in result.output.metrics.items()},
+            **_prefixed("rollout", result.output.metrics),
             "perf/rollout_time": seconds,
             "perf/generate_time": result.seconds,
             "perf/data_wait_time": waited,
@@ -68,7 +68,7 @@ class Run:
         output = wait(self.rollouts.call("evaluate", rollout_id), "the evaluation samples")
         measured = wait(self.trainer.call("evaluate", output.groups), "the evaluation loss")
         metrics = {f"eval/{name}": value for name, value in {**measured, **_rewards(output.generations)}.items()}
-        metrics |= {f"eval/{name}": value for name, value in output.metrics.items()}
+        metrics |= _prefixed("eval", output.metrics)
         self._write_generations(rollout_id, output.generations)
         self.tracking.log(metrics, rollout_id)
         self.tracking.console.evaluation(rollout_id, metrics)
@@ -114,6 +114,11 @@ class Run:
             path = self.run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(s.to_dict()) + "\n" for s in generations), encoding="utf-8")
+
+
+def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Names under `prefix/`, what depends on the clock under `perf/`."""
+    return {name if name.startswith("perf/") else f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def _rewards(generations: list[Sample]) -> dict[str, float]:

@@ -59,10 +59,10 @@ class RolloutWorker:
         expected = self._args.rollout_batch_size * self._args.n_samples_per_prompt
         if len(output.samples) != expected:
             raise SampleError(
-                f"The rollout function {self._rollout.name!r} returned {len(output.samples)} samples in rollout {rollout_id}; "
-                f"expected --rollout-batch-size × --n-samples-per-prompt = {expected}."
+                f"The {self._rollout.label} returned {len(output.samples)} samples in rollout {rollout_id}; expected "
+                f"--rollout-batch-size × --n-samples-per-prompt = {expected}."
             )
-        check_rollout(output.groups, need_reward=True)
+        _check(output.groups, self._rollout, need_reward=True)
         self._plugins.notify(
             "slime_rollout_finished",
             args=self._args,
@@ -75,13 +75,21 @@ class RolloutWorker:
     def evaluate(self, rollout_id: int) -> RolloutOutput:
         """Make and check the samples of an evaluation."""
         output = self._eval_rollout(self._args, rollout_id, self._data_source, evaluation=True)
-        check_rollout([*output.groups, output.generations], need_reward=False)
+        _check([*output.groups, output.generations], self._eval_rollout, need_reward=False)
         return output
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Hand the trainer's weights to the engine."""
         if self._engine is not None:
             self._engine.update_weights(weights, version)
+
+
+def _check(groups: list[Group], rollout: Selected, need_reward: bool) -> None:
+    try:
+        check_rollout(groups, need_reward)
+    except SampleError as error:
+        error.add_note(f"returned by the {rollout.label}")
+        raise
 
 
 class TrainWorker:

@@ -29,7 +29,16 @@ def write(path: Path, rows: list) -> Path:
 def flags(model: Path, data: Path | str, run_dir: Path, *more: str) -> list[str]:
     return [
         *("--hf-checkpoint", str(model), "--prompt-data", str(data), "--input-key", "messages"),
-        *("--rollout-function-path", "sft", "--loss-type", "sft_loss", "--rollout-batch-size", "4", "--num-rollout", "2"),
+        *(
+            "--rollout-function-path",
+            "sft",
+            "--loss-type",
+            "sft_loss",
+            "--rollout-batch-size",
+            "4",
+            "--num-rollout",
+            "2",
+        ),
         *("--run-dir", str(run_dir), *more),
     ]
 
@@ -129,7 +138,13 @@ def test_a_nan_stops_the_run_names_the_samples_and_writes_no_checkpoint(capsys, 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(tiny_model, tmp_path):
     rows = write(tmp_path / "rows.jsonl", GOOD)
-    words = [*flags(tiny_model, rows, tmp_path / "run"), "--save", str(tmp_path / "save"), "--load", str(tmp_path / "save")]
+    words = [
+        *flags(tiny_model, rows, tmp_path / "run"),
+        "--save",
+        str(tmp_path / "save"),
+        "--load",
+        str(tmp_path / "save"),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "slime_core", "train", *words]
     assert subprocess.run([*command, "--num-rollout", "1"], env=env, capture_output=True).returncode == 0

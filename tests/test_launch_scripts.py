@@ -71,7 +71,14 @@ def parquet(tmp_path_factory) -> Path:
         for n in range(128)
     ]
     (folder / "openhermes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["data", "convert", "--from", "openhermes", str(folder / "openhermes.jsonl"), str(folder / "openhermes2_5.parquet")]
+    words = [
+        "data",
+        "convert",
+        "--from",
+        "openhermes",
+        str(folder / "openhermes.jsonl"),
+        str(folder / "openhermes2_5.parquet"),
+    ]
     assert main(words) == 0
     return folder / "openhermes2_5.parquet"
 

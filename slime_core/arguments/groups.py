@@ -150,9 +150,16 @@ class EvalArguments(ArgumentGroup):
         when="eval_prompt_data",
         affects_result=False,
     )
+    custom_rm_path: str | None = option(
+        None,
+        "Import path of your own reward function, in place of --rm-type.",
+        read_by="rollout:sft",
+        when="eval_generate",
+        affects_result=False,
+    )
     rm_type: str | None = option(
         None,
-        "How generated answers are scored against their labels: a reward's name or import path.",
+        "How generated answers are scored against their labels: the name of a reward.",
         read_by="rollout:sft",
         when="eval_generate",
         affects_result=False,
@@ -194,6 +201,12 @@ class OutputArguments(ArgumentGroup):
         None,
         "Folder for metrics, configuration and evaluation samples. Default: --save, or runs/<time>.",
         env="SLIME_RUN_DIR",
+        affects_result=False,
+    )
+    failure_policy: list[str] = option(
+        [],
+        "What to do when a hook function fails, as KIND:field=value,… with the fields timeout, retries, backoff, "
+        "on_failure (raise or drop) and abort_after; for example reward:timeout=30,retries=0.",
         affects_result=False,
     )
     tracker: list[str] = option([], "Further trackers by name or import path.", affects_result=False)

@@ -103,24 +103,39 @@ class Namespace:
 
     def __init__(self, plugins: Plugins) -> None:
         self.options: dict[str, Option] = {}
-        groups: list[type[ArgumentGroup]] = []
-        for group, distribution in _all_groups(plugins):
-            groups.append(group)
-            for name, field in group.model_fields.items():
-                if name in self.options:
-                    raise PluginError(
-                        f"Two distributions define the option --{name.replace('_', '-')}: "
-                        f"{self.options[name].distribution} ({self.options[name].group.__name__}) and {distribution} "
-                        f"({group.__name__}). Uninstall one of them or rename its option."
-                    )
-                self.options[name] = Option(name, group, distribution, field)
-        self.groups = groups
-        self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(groups))
+        self.groups: list[type[ArgumentGroup]] = []
+        for group in GROUPS:
+            self._add(group, "slime-core")
+        for info, given in plugins.provide("slime_argument_groups"):
+            try:
+                for group in _checked_groups(given, self.options, info.distribution):
+                    self._add(group, info.distribution)
+            except PluginError as error:
+                plugins.set_broken(info, error)
+        self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(self.groups))
         self.model.model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def _add(self, group: type[ArgumentGroup], distribution: str) -> None:
+        self.groups.append(group)
+        for name, field in group.model_fields.items():
+            self.options[name] = Option(name, group, distribution, field)
 
-def _all_groups(plugins: Plugins) -> list[tuple[type[ArgumentGroup], str]]:
-    found = [(group, "slime-core") for group in GROUPS]
-    for info, groups in plugins.provide("slime_argument_groups"):
-        found += [(group, info.distribution) for group in groups]
-    return found
+
+def _checked_groups(given: Any, known: dict[str, Option], distribution: str) -> list[type[ArgumentGroup]]:
+    """What a plugin's `slime_argument_groups` returned, if it is well formed and takes no name that is taken."""
+    if not isinstance(given, (list, tuple)) or not all(
+        isinstance(group, type) and issubclass(group, ArgumentGroup) for group in given
+    ):
+        raise PluginError(
+            f"Its slime_argument_groups returned {given!r}; expected a list of subclasses of "
+            "slime_core.arguments.ArgumentGroup."
+        )
+    for group in given:
+        for name in group.model_fields:
+            if name in known:
+                raise PluginError(
+                    f"Two distributions define the option {known[name].flag}: {known[name].distribution} "
+                    f"({known[name].group.__name__}) and {distribution} ({group.__name__}). Uninstall one of them or "
+                    "rename its option."
+                )
+    return list(given)

@@ -127,6 +127,8 @@ def derive(resolved: Resolved) -> Resolved:
             raise ArgumentError("--eval-prompt-data needs --eval-interval N, or --num-rollout 0 to evaluate only.")
     elif args.num_rollout == 0:
         raise ArgumentError("--num-rollout 0 evaluates only, so it needs --eval-prompt-data.")
+    if args.rm_type and args.custom_rm_path:
+        raise ArgumentError("--rm-type and --custom-rm-path both choose the reward; give only one of them.")
     if args.eval_function_path is None:
         resolved = resolved.updated("--rollout-function-path", eval_function_path=args.rollout_function_path)
     if args.run_dir is None:

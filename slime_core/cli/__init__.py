@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 
 from slime_core import __version__
 from slime_core.cli.switches import HELP, read_switches
@@ -31,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     except SlimeError as error:
         print(f"slime {name}: {_with_notes(error)}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
+    except Exception as error:
+        if not any(note.startswith("raised in the ") and "slime-core" not in note for note in _notes(error)):
+            raise  # a defect of slime itself: the whole traceback
+        print(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("slime: interrupted", file=sys.stderr)
         return 130
@@ -54,6 +61,18 @@ def _usage(plugins: Plugins) -> str:
     )
 
 
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", [])
+    return [note for note in notes if not note.startswith("raised in the command ")]
+
+
 def _with_notes(error: BaseException) -> str:
-    notes = [note for note in getattr(error, "__notes__", []) if not note.startswith("raised in the command ")]
-    return "\n".join([str(error), *(f"  {note}" for note in notes)])
+    message = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
+    return "\n".join([message, *(f"  {note}" for note in _notes(error))])
+
+
+def _traceback_outside_core(error: BaseException) -> str:
+    """The frames of other people's code: what its author needs, without how slime got there."""
+    core = str(Path(__file__).parent.parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(core)]
+    return "".join(traceback.format_list(frames)).rstrip()

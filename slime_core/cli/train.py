@@ -8,7 +8,7 @@ import sys
 from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
-from slime_core.errors import SlimeError
+from slime_core.errors import ArgumentError
 from slime_core.plan import Plan, make_plan
 from slime_core.plugins import Plugins
 
@@ -43,7 +43,7 @@ def _plan(argv: list[str], plugins: Plugins, prog: str) -> Plan:
     recipe, flags = split_recipe(namespace, argv, prog, "Every option may also stand in the recipe, a YAML file.")
     try:
         return make_plan(resolve(namespace, flags, recipe), plugins)
-    except SlimeError as error:
+    except ArgumentError as error:  # the option may be one of a plugin that is not there
         for info in plugins.infos:
             if info.status == "broken":
                 error.add_note(f"The plugin {info.label} failed to load: {info.reason}")

@@ -86,7 +86,8 @@ class PluginInfo:
 
 
 def discover() -> list[PluginInfo]:
-    """All installed plugins, ordered by distribution and name."""
+    """All installed plugins: slime's own first, so that no other one can take a name away from them, then by
+    distribution and name."""
     found: dict[tuple[str, str], PluginInfo] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         dist = entry.dist
@@ -98,7 +99,7 @@ def discover() -> list[PluginInfo]:
             requires_core=_core_requirement(dist.requires or [] if dist else []),
         )
         found.setdefault((canonicalize_name(info.distribution), info.name), info)
-    return [found[key] for key in sorted(found)]
+    return [found[key] for key in sorted(found, key=lambda key: (key[0] not in FIRST_PARTY, key))]
 
 
 def _core_requirement(requires: list[str]) -> str:

@@ -7,8 +7,11 @@ chosen by name, by alias or by import path, never by load order.
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +22,10 @@ from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.results import result_problem
 from slime_core.plugins.signature import accepted_extras, problems
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,39 @@ class Selected:
     bound: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it and check what it returns; for an async function this is an awaitable of the same."""
+        with self._named():
+            result = self.target(*args, **self.bound, **kwargs)
+            if inspect.iscoroutine(result):
+                if not inspect.iscoroutinefunction(KINDS[self.kind].contract):
+                    result.close()
+                    raise PluginError("It returned a coroutine; it is async, expected a plain function.")
+                return self._awaited(result, args)
+            return self._checked(result, args)
+
+    async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...]) -> Any:
+        with self._named():
+            return self._checked(await result, args)
+
+    def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
+        if problem := result_problem(self.kind, result, args):
+            raise PluginError(f"It returned {problem}.")
+        return result
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Adds to every exception which component raised it."""
         try:
-            return self.target(*args, **self.bound, **kwargs)
+            yield
         except Exception as error:
-            error.add_note(f"raised in the {self.kind} {self.name!r} of {self.origin}")
+            options = " or ".join(KINDS[self.kind].options)
+            error.add_note(f"raised in the {self.label}, chosen by {options}")
             raise
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.kind} {self.name!r} of {self.origin}"
 
     def bind(self, **extras: Any) -> Selected:
         """Give the component those of `extras` that its signature names."""
@@ -80,7 +114,7 @@ class Plugins:
         switches: which of them may be loaded.
 
     Raises:
-        PluginError: the switches name a plugin that is not installed, or two plugins provide one component.
+        PluginError: the switches name a plugin that is not installed.
     """
 
     def __init__(self, infos: list[PluginInfo] | None = None, switches: Switches | None = None) -> None:
@@ -88,6 +122,7 @@ class Plugins:
         self.switches = switches or Switches()
         self._check_switches()
         self._loaded: list[tuple[PluginInfo, Any]] = []
+        self._silenced: set[str] = set()
         for info in self.infos:
             self._load(info)
         self._components = {kind: self._collect(kind) for kind in KINDS}
@@ -112,8 +147,8 @@ class Plugins:
                 )
             plugin = _resolve_target(info.target)
             hooks = _checked_hooks(plugin)
-        except Exception as error:  # whatever a plugin raises must not stop the others
-            self._set_broken(info, error)
+        except (Exception, SystemExit) as error:  # whatever a plugin raises must not stop the others
+            self.set_broken(info, error)
             return
         info.status = "loaded"
         info.file = getattr(plugin, "__file__", "") or ""
@@ -121,7 +156,8 @@ class Plugins:
         self._loaded.append((info, plugin))
 
     @staticmethod
-    def _set_broken(info: PluginInfo, error: Exception) -> None:
+    def set_broken(info: PluginInfo, error: BaseException) -> None:
+        """Set a plugin aside: nothing of it can be selected any more, and messages say why."""
         info.status = "broken"
         info.reason = " ".join(f"{type(error).__name__}: {error}".split())
         info.traceback = "".join(traceback.format_exception(error))
@@ -137,30 +173,39 @@ class Plugins:
             try:
                 yield info, implementation()
             except Exception as error:
-                self._set_broken(info, error)
+                self.set_broken(info, error)
 
-    def _collect(self, kind: str) -> dict[str, Provided]:
-        found: dict[str, Provided] = {}
+    def _collect(self, kind: str) -> list[Provided]:
+        found: list[Provided] = []
         for info, components in self.provide(KINDS[kind].hook):
+            if not isinstance(components, Mapping) or not all(isinstance(name, str) for name in components):
+                self.set_broken(
+                    info,
+                    PluginError(f"Its {KINDS[kind].hook} returned {components!r}; expected a dict of name: component."),
+                )
+                continue
             for name, value in components.items():
-                if name in found:
-                    raise PluginError(
-                        f"Two plugins provide a {kind} named {name!r}: {found[name].plugin.label} and {info.label}. "
-                        "Uninstall one of the two distributions, or rename its component."
-                    )
-                found[name] = Provided(kind, name, info, value)
+                found.append(Provided(kind, name, info, value))
         return found
 
     def components(self, kind: str) -> dict[str, Provided]:
         """All components of a kind by name."""
-        return self._components[kind]
+        return {p.name: p for p in reversed(self._components[kind]) if p.plugin.status == "loaded"}
 
     def find(self, kind: str, name: str) -> Provided | None:
-        """The component that has this name or alias, not imported yet."""
-        provided = self._components[kind]
-        if name in provided:
-            return provided[name]
-        return next((p for p in provided.values() if name in p.aliases), None)
+        """The component that has this name or alias, not imported yet.
+
+        Raises:
+            PluginError: two plugins provide it.
+        """
+        provided = [p for p in self._components[kind] if p.plugin.status == "loaded"]
+        found = [p for p in provided if p.name == name] or [p for p in provided if name in p.aliases]
+        if len(found) > 1:
+            raise PluginError(
+                f"Two plugins provide a {kind} named {name!r}: {found[0].plugin.label} and {found[1].plugin.label}. "
+                f"Uninstall one of the two distributions, or switch one off with --disable-plugin {found[1].plugin.name}."
+            )
+        return found[0] if found else None
 
     def select(self, kind: str, name: str) -> Selected:
         """Import the component called `name` and check it against its contract.
@@ -194,7 +239,7 @@ class Plugins:
         return Selected(kind, canonical, value, origin)
 
     def _unknown(self, kind: str, name: str) -> str:
-        known = sorted(self._components[kind])
+        known = sorted(self.components(kind))
         broken = [info for info in self.infos if info.status == "broken"]
         aside = (
             f" Plugins that failed to load: {', '.join(f'{i.label}: {i.reason}' for i in broken)}." if broken else ""
@@ -209,21 +254,47 @@ class Plugins:
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of the observer `hook`, in order of plugin name."""
         for info, plugin in self._loaded:
-            if hook not in info.hooks:
+            if hook not in info.hooks or info.name in self._silenced:
                 continue
             implementation = getattr(plugin, hook)
             wanted = accepted_extras(implementation, tuple(arguments))
             try:
                 implementation(**{name: arguments[name] for name in wanted})
             except Exception as error:
-                error.add_note(f"raised in the hook {hook} of the plugin {info.label}")
-                raise
+                self._silenced.add(info.name)
+                logger.warning(
+                    "The hook %s of the plugin %s raised %s: %s. Its observers are off for the rest of the run; repair it, "
+                    "or switch it off with --disable-plugin %s.",
+                    *(hook, info.label, type(error).__name__, error, info.name),
+                    exc_info=error,
+                )
 
     # -------------------------------------------------------------------------------------------------- identity
 
     def fingerprint(self) -> dict[str, str]:
         """{distribution: version} of every loaded plugin, for checkpoints, trackers and worker handshakes."""
         return {info.distribution: info.version for info in self.infos if info.status == "loaded"}
+
+    def require_same(self, theirs: Mapping[str, str], who: str) -> None:
+        """Compare with the fingerprint of another process, which `who` names ("the driver").
+
+        Raises:
+            PluginError: names every distribution that differs.
+        """
+        if differences := fingerprint_differences(theirs, self.fingerprint()):
+            raise PluginError(
+                f"This worker's plugins differ from those of {who}: {'; '.join(differences)}. Install the same "
+                "distributions in the same versions on every machine, and give every process the same plugin switches."
+            )
+
+
+def fingerprint_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """One phrase for every distribution that is not the same in both."""
+    return [
+        f"{name} is {theirs.get(name, 'not loaded')} there and {ours.get(name, 'not loaded')} here"
+        for name in sorted(set(theirs) | set(ours))
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def contract_problems(kind: str, component: Any) -> list[str]:
@@ -244,7 +315,13 @@ def _checked_hooks(plugin: Any) -> list[str]:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin)
     manager.check_pending()
-    return sorted(caller.name for caller in manager.get_hookcallers(plugin) or [])
+    hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or [])
+    known = {name for name in vars(hookspecs) if name.startswith("slime_")}
+    if unmarked := sorted(name for name in known - set(hooks) if callable(getattr(plugin, name, None))):
+        raise PluginError(f"It defines {', '.join(unmarked)} without the decorator @slime_core.hookimpl; add it.")
+    if not hooks:
+        raise PluginError("It implements no hook of slime; see slime_core/hookspecs.py for what there is.")
+    return hooks
 
 
 def _resolve_target(target: str) -> Any:

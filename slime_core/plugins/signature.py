@@ -43,6 +43,22 @@ def accepted_extras(component: Any, extras: tuple[str, ...]) -> list[str]:
     return [name for name in extras if name in parameters]
 
 
+def _annotation_problem(own: Any, wanted: Any) -> str | None:
+    """A difference between two annotations, as far as their names tell; None where one is missing or says little."""
+    mine, theirs = _annotation_name(own), _annotation_name(wanted)
+    if not mine or not theirs or "Any" in (mine, theirs) or mine == theirs:
+        return None
+    # Only plain names are compared: unions, protocols and type variables may well fit.
+    return f"{mine}, expected {theirs}" if mine.isidentifier() and theirs.isidentifier() else None
+
+
+def _annotation_name(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return text.strip("'\"").rsplit(".", 1)[-1] if "[" not in text else text
+
+
 def _call_problems(own: Callable[..., Any], contract: Callable[..., Any], extras: tuple[str, ...]) -> list[str]:
     try:
         have = inspect.signature(own).parameters
@@ -64,6 +80,8 @@ def _call_problems(own: Callable[..., Any], contract: Callable[..., Any], extras
             continue
         elif not takes_any_positional:
             found.append(f"it does not take the parameter {name!r}")
+        if name in have and (problem := _annotation_problem(have[name].annotation, want[name].annotation)):
+            found.append(f"parameter {name!r} is annotated {problem}")
     for name, parameter in have.items():
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_KEYWORD,
@@ -71,6 +89,10 @@ def _call_problems(own: Callable[..., Any], contract: Callable[..., Any], extras
         )
         if name not in want and required and name not in extras:
             found.append(f"it requires a parameter {name!r} that nothing passes")
+    if problem := _annotation_problem(
+        inspect.signature(own).return_annotation, inspect.signature(contract).return_annotation
+    ):
+        found.append(f"it is annotated to return {problem}")
     if inspect.iscoroutinefunction(own) and not inspect.iscoroutinefunction(contract):
         found.append("it is async, expected a plain function")
     return found

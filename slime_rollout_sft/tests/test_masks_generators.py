@@ -230,6 +230,14 @@ def test_a_refusing_template_is_quoted_and_chained(family: Loader) -> None:
     assert error.value.__cause__ is not None
 
 
+def test_turns_that_cannot_be_told_apart_are_an_error(family: Loader) -> None:
+    tokenizer = copy.deepcopy(family("smollm2"))
+    tokenizer.chat_template = "{% for m in messages[::-1] %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    messages = [QUESTION, ANSWER, QUESTION, {"role": "assistant", "content": "Fine."}]
+    with pytest.raises(DataError, match="message 4 cannot be located in the chat template's rendering"):
+        auto(tokenizer, messages, None)
+
+
 def test_a_tokenizer_without_template_is_an_error(family: Loader) -> None:
     tokenizer = copy.deepcopy(family("smollm2"))
     tokenizer.chat_template = None

@@ -4,56 +4,76 @@ when `--eval-generate` asks for it."""
 from __future__ import annotations
 
 import asyncio
-import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+from slime_core.plugins.calls import Dropped
+from slime_core.reward import reward_caller, score
 from slime_core.sample import Sample, Status
-from slime_rollout_sft.messages import clean_messages
+from slime_rollout_sft.masks.conversation import read_conversation
 
 
-def answer_first(args: Any, plugins: Any, engine: Any, tokenizer: Any, samples: Sequence[Sample]) -> list[Sample]:
+def answer_first(
+    args: Any, plugins: Plugins, engine: Any, tokenizer: Any, samples: Sequence[Sample]
+) -> tuple[list[Sample], dict[str, float]]:
     """The first `--eval-generate` conversations of each set with their last answer generated anew.
 
-    The prompt is the conversation up to its last assistant message, rendered with the generation prompt. With
-    `--rm-type`, the reward compares the answer with the row's label or, without one, with the answer in the data.
+    The prompt is the conversation up to its last assistant message, rendered with the generation prompt. The reward,
+    if one is chosen, compares the answer with the row's label or, without one, with the answer in the data; a sample
+    whose reward was dropped has none.
 
     Args:
         engine: the run's inference engine.
         samples: the samples of all sets, `metadata["dataset"]` naming their set.
+
+    Returns:
+        The answered samples, and how often the reward was called and failed.
     """
     if engine is None:
         raise ArgumentError(
             f"--eval-generate {args.eval_generate} needs an inference engine: add --rollout-engine (and leave out "
             "--debug-train-only)."
         )
-    chosen: list[Sample] = []
+    per_set: Counter[str] = Counter()
+    chosen = []
     for sample in samples:
-        if sum(s.metadata["dataset"] == sample.metadata["dataset"] for s in chosen) < args.eval_generate:
+        per_set[sample.metadata["dataset"]] += 1
+        if per_set[sample.metadata["dataset"]] <= args.eval_generate:
             chosen.append(_question(sample))
     return asyncio.run(_answer_all(args, plugins, engine, tokenizer, chosen))
 
 
-async def _answer_all(args: Any, plugins: Any, engine: Any, tokenizer: Any, questions: list[Sample]) -> list[Sample]:
-    reward = plugins.select("reward", args.rm_type) if args.rm_type else None
-    return await asyncio.gather(*(_answer(args, engine, tokenizer, reward, q) for q in questions))
+async def _answer_all(
+    args: Any, plugins: Plugins, engine: Any, tokenizer: Any, questions: list[Sample]
+) -> tuple[list[Sample], dict[str, float]]:
+    answered = await asyncio.gather(*(_answer(args, engine, tokenizer, question) for question in questions))
+    caller = reward_caller(args, plugins)
+    if caller is None:
+        return answered, {}
+    for sample, rewards in zip(
+        answered, await asyncio.gather(*(score(caller, args, [sample]) for sample in answered)), strict=True
+    ):
+        sample.reward = None if isinstance(rewards, Dropped) else rewards[0]
+    return answered, caller.metrics()
 
 
-async def _answer(args: Any, engine: Any, tokenizer: Any, reward: Any, question: Sample) -> Sample:
+async def _answer(args: Any, engine: Any, tokenizer: Any, question: Sample) -> Sample:
     prompt = tokenizer.apply_chat_template(
-        clean_messages(question.prompt),
+        question.prompt,
         tools=question.metadata.get("tools"),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=False,
     )
-    params = {"max_new_tokens": args.eval_max_response_len, "temperature": args.eval_temperature}
+    params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len, "temperature": args.eval_temperature}
     if args.eval_temperature > 0:
-        params["seed"] = args.rollout_seed + question.index
+        params["seed"] = args.rollout_seed + (question.index or 0)
     generation = await engine.generate(prompt, params)
-    answered = replace(
+    return replace(
         question,
         tokens=[*prompt, *generation.tokens],
         response=generation.text,
@@ -62,21 +82,18 @@ async def _answer(args: Any, engine: Any, tokenizer: Any, reward: Any, question:
         weight_versions=generation.weight_versions,
         status=Status.TRUNCATED if generation.finish_reason == "length" else Status.COMPLETED,
     )
-    if reward is not None:
-        score = reward(args, answered)
-        answered.reward = await score if inspect.isawaitable(score) else score
-    return answered
 
 
 def _question(sample: Sample) -> Sample:
     """The conversation without its last answer, which becomes the label where the row has none."""
-    last = max(i for i, message in enumerate(sample.prompt) if message.get("role") == "assistant")
-    answer = sample.prompt[last].get("content")
+    conversation = read_conversation(sample.prompt, sample.metadata.get("tools"))
+    messages = conversation.messages
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return replace(
         sample,
-        prompt=sample.prompt[:last],
-        label=answer if sample.label is None else sample.label,
+        prompt=messages[:last],
+        label=messages[last].get("content") if sample.label is None else sample.label,
         loss_mask=None,
         reward=None,
-        metadata=dict(sample.metadata),
+        metadata={**sample.metadata, **({"tools": conversation.tools} if conversation.tools else {})},
     )

@@ -26,7 +26,7 @@ def generate_rollout(
 
     Every sample gets its tokens; as response, everything from its first trained token on; and a reward of 0.
     The samples of a group are equal. Metrics, as far as they are not 0: "skipped_malformed", "skipped_over_long",
-    "skipped_no_trainable_token" and "truncated", numbers of conversations.
+    "skipped_no_trainable_token" and "truncated", numbers of conversations, and "with_mask_warnings" (`slime data preview` shows them).
 
     Args:
         plugins: provides the loss-mask generator.
@@ -143,13 +143,15 @@ class Conversations:
             DataError: it cannot be used, and the policy is to stop. Names file and row.
         """
         try:
-            done = respond(sample, self._render(sample), self.policy)
+            masked = self._render(sample)
+            done = respond(sample, masked, self.policy)
         except Unusable as problem:
             if not problem.skip:
                 raise DataError(f"{sample.metadata.get('source', sample.name)}: {problem}") from problem.__cause__
             self.counts[problem.kind] += 1
             return None
         self.counts["truncated"] += done.status is Status.TRUNCATED
+        self.counts["with_mask_warnings"] += bool(masked.warnings)
         done.response = self._tokenizer.decode(done.tokens[-done.response_length :])
         return done
 
@@ -188,7 +190,8 @@ def _evaluate(args: Any, policy: Policy, plugins: Any, engine: Any) -> RolloutOu
     if args.eval_generate:
         from slime_rollout_sft.answers import answer_first
 
-        answers = answer_first(args, plugins, engine, load_tokenizer(policy.hf_checkpoint), samples)
+        answers, counted = answer_first(args, plugins, engine, load_tokenizer(policy.hf_checkpoint), samples)
+        metrics = {**metrics, **counted}
     return RolloutOutput(groups, dict(metrics), answers)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
-from slime_rewards.numbers import Candidate, candidates, clean
+from slime_rewards.numbers import find_numbers, only_number
 
 MARK = "####"
 BOX = "\\boxed{"
 
 
 async def final_answer(args: Any, sample: Sample) -> float:
-    """1.0 when `final_number` of the response and of the label exist and are exactly equal, else 0.0.
+    """1.0 when the `final_number` of the response exists and is exactly that of the label, else 0.0.
 
     Raises:
         DataError: the label has no final number to compare with.
@@ -22,52 +22,38 @@ async def final_answer(args: Any, sample: Sample) -> float:
     expected = final_number(str(sample.label)) if sample.label is not None else None
     if expected is None:
         raise DataError(
-            f"The reward 'final_answer' compares numbers, but the label of {sample.name} holds none: {sample.label!r}. "
-            "Use 'exact_match' for answers in words."
+            f"The reward 'final_answer' compares numbers, but the label of {sample.name} does not end in one: "
+            f"{str(sample.label)[:200]!r}. Use 'exact_match' for answers in words."
         )
     return float(final_number(sample.response) == expected)
 
 
 def final_number(text: str) -> Fraction | None:
-    r"""The number that a text gives as its answer, or None.
+    r"""The number that a text gives as its answer, or None. See `slime_rewards.numbers` for what a number is.
 
-    1. A text that marks its answer gives that answer and no other: the last `\boxed{…}` or the rest of the line after
-       the last `####`, whichever comes later. It must be one number, perhaps after "x =" and perhaps with a unit. An
-       unclosed box or a box without a number is no answer. `####` before anything but a number is a heading.
-    2. Otherwise the last number in the text, if it is well-formed; see `slime_rewards.numbers`.
+    A text that marks its answer gives that answer and no other. Marks are the last `\boxed{…}`, and `####` on the last
+    line, which is read to its end (elsewhere it is a heading); of both the later one counts. What is marked must be one
+    number, perhaps after "x =" and perhaps with a unit; an unclosed box, or two numbers, are no answer.
+
+    A text without marks gives its last number.
     """
-    heading_free = MARK in text and _marked(text) is not None
+    text = text.rstrip()
     box = text.rfind(BOX)
-    if box >= 0 and not (heading_free and text.rfind(MARK) > box):
-        content = _boxed(text, box + len(BOX))
-        return None if content is None else _only_number(content)
-    if heading_free:
-        return _marked(text)
-    found = candidates(clean(text))
+    mark = text.rfind(MARK, text.rfind("\n") + 1)
+    if box > mark:
+        content = _inside_box(text, box + len(BOX))
+        return None if content is None else only_number(content)
+    if mark >= 0:
+        return only_number(text[mark + len(MARK) :])
+    found = find_numbers(text)
     return found[-1].value if found else None
 
 
-def _marked(text: str) -> Fraction | None:
-    line = text[text.rfind(MARK) + len(MARK) :].strip().split("\n", 1)[0]
-    return _only_number(line)
-
-
-def _boxed(text: str, start: int) -> str | None:
-    """What stands between the brace before `start` and the one that closes it."""
+def _inside_box(text: str, start: int) -> str | None:
+    """What stands before the brace that closes the one before `start`."""
     depth = 1
     for position in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
             return text[start:position]
     return None
-
-
-def _only_number(text: str) -> Fraction | None:
-    """The number that `text` consists of, with at most a name before it ("x =") and a unit after it."""
-    cleaned = clean(text)
-    found: list[Candidate] = candidates(cleaned)
-    if len(found) != 1:
-        return None
-    before, after = cleaned[: found[0].start].strip(" *_"), cleaned[found[0].end :].strip(" *_.%°")
-    named = not before or (before.endswith("=") and before[:-1].strip(" \\()").isalpha())
-    return found[0].value if named and (not after or after.replace(" ", "").isalpha()) else None

@@ -1,13 +1,15 @@
 r"""Finds the numbers in a text and reads them exactly. Used by the reward `final_answer`.
 
-A *candidate* is everything that looks like one number to a reader: digits with what is glued to them. It has a value
-only when all of it is one well-formed number, so that no part of "3,142", "2^10", "12:30", "1.2.3", "H2O" or "2x" is
-ever taken for an answer. Well-formed are
+A text is cut into words at white space and "=". A word with a digit in it is a number only if, without the punctuation,
+quotes and brackets around it, *all of it* is one; else it has no value. So no part of "3,142,0", "2^10", "12:30", "5-3",
+"1.2.3", "f(2)", "H2O" or "2x" is ever taken for an answer. Well-formed numbers are
 
-- `42`, `-42`, `+42`, `3.50`, `.5`, `1e-3`, and fractions `3/4`, `\frac{3}{4}`, `2 1/2`;
-- commas between groups of three digits, `1,234,567`;
-- a currency sign before the number, on either side of its sign: `$5`, `-$5`, `€1,000`;
-- one of `UNITS` glued to it (`5kg`, `50%`, which is 50), or a magnitude after it (`2 million`).
+- `42`, `-42`, `3.50`, `.5`, `1e-3`, fractions `3/4`, `\frac{3}{4}` and `2 1/2`;
+- with commas between groups of three digits, `1,234,567`;
+- with a currency sign on either side of the sign or at the end: `$5`, `-$5`, `5€`;
+- with one of `UNITS` glued on (`5kg`; `50%` is 50), or before one of `MAGNITUDES` (`2 million`).
+
+A number next to an operator that stands alone ("10 - 3") is part of a formula and has no value.
 """
 
 from __future__ import annotations
@@ -16,21 +18,115 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-UNITS = frozenset("% ° °C °F am pm mm cm m km in ft mg g kg lb lbs oz ml mL l L s sec ms min h hr hrs mph kmh km/h".split())
+UNITS = frozenset("% ° °C °F am pm mm cm m km in ft mg g kg lb lbs oz ml mL l L s sec ms min h hr hrs mph km/h".split())
 MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+OPERATORS = frozenset("+ - * / ^ × ÷ · ± \\times \\cdot \\div \\pm < > <= >= != ≠ ≤ ≥".split())
 LONGEST = 100
-"""Characters in a candidate; longer ones have no value, so that no text costs more than its length to read."""
+"""Characters in a number; a longer word has no value, so that no answer takes long to read."""
 
-_CANDIDATE = re.compile(
-    r"""
-    (?P<sign>(?<![\w)\]}])[-+])?               # a minus after a word or a bracket is a subtraction
-    [$€£¥]?(?P<inner_sign>(?<=[$€£¥])[-+])?
-    (?P<glued>[\w^]*)                          # a number inside a word or an exponent belongs to that word
-    (?P<run>(?:\.(?=\d))?\d(?:[\w.,/:^*%°]|(?<=[eE])[-+](?=\d))*)
-    """,
-    re.VERBOSE,
-)
+# What makes LaTeX read like plain text, and what separates words.
+_PLAIN = [
+    (re.compile("−"), "-"),
+    (re.compile(r"\\[,!;:]"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"(?<=\d)\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r" \1/\2"),
+    (re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}"), r"\1/\2"),
+    (re.compile(r"[—→⇒]|(?<!\d):|:(?!\d)"), " "),
+    (re.compile(r"(?<![!<>=])=(?!=)"), " = "),
+]
+_OPENING = "*_\"'`“”‘’(){}[]\\,;"
+_CLOSING = _OPENING + ".!?$€£¥"
 _NUMBER = re.compile(
-    r"(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(?:[eE](?P<exponent>[-+]?\d{1,3}))?(?:/(?P<divisor>\d+))?"
-    r"(?P<unit>[A-Za-z%°][A-Za-z/°]*)?"
+    r"(?P<sign>[-+]?)[$€£¥]?(?P<inner>[-+]?)"
+    r"(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3}))?(?:/(?P<divisor>\d+))?(?P<unit>[A-Za-z%°][A-Za-z/°]*)?"
 )
+
+
+@dataclass(frozen=True)
+class Number:
+    """A word with a digit in it.
+
+    Attributes:
+        value: what it says, None when it is not a well-formed number.
+        start, end: where it stands in the text in which it was found (with its magnitude, if it has one).
+    """
+
+    value: Fraction | None
+    start: int
+    end: int
+
+
+def find_numbers(text: str) -> list[Number]:
+    """All words with a digit in them, in order; positions refer to the plain form of the text."""
+    return _find(_plain(text))
+
+
+def only_number(text: str) -> Fraction | None:
+    """The number that is all of `text`, but for a name before it ("x =") and words without digits after it (a unit)."""
+    text = _plain(text)
+    found = _find(text)
+    if len(found) != 1:
+        return None
+    before = text[: found[0].start].strip(" $\\()*_")
+    after = text[found[0].end :].strip(" $\\()*_.%°").replace(" ", "")
+    named = not before or (before.endswith("=") and before[:-1].strip().isalpha())
+    return found[0].value if named and (not after or after.isalpha()) else None
+
+
+def _plain(text: str) -> str:
+    for pattern, replacement in _PLAIN:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _find(text: str) -> list[Number]:
+    words = list(re.finditer(r"\S+", text))
+    found: list[Number] = []
+    for index, word in enumerate(words):
+        if not re.search(r"\d", word[0]):
+            continue
+        previous = words[index - 1] if index else None
+        following = words[index + 1][0] if index + 1 < len(words) else ""
+        value, start, end = _value(word[0]), word.start(), word.end()
+        if following in OPERATORS - {"-"} or (
+            previous and previous[0] in OPERATORS and not _is_bullet(words, index - 1)
+        ):
+            value = None
+        if value is not None and (magnitude := MAGNITUDES.get(following.rstrip(_CLOSING).lower())):
+            value, end = value * magnitude, words[index + 1].end()
+        if value is not None and found and previous and _is_mixed(previous, word, found[-1]):
+            whole = found.pop()
+            sign = -1 if previous[0].startswith("-") else 1
+            value, start = (whole.value + sign * value if whole.value is not None else None), whole.start
+        found.append(Number(value, start, end))
+    return found
+
+
+def _value(word: str) -> Fraction | None:
+    word = word.lstrip(_OPENING).rstrip(_CLOSING)
+    parts = _NUMBER.fullmatch(word) if len(word) <= LONGEST else None
+    if parts is None or (parts["sign"] and parts["inner"]) or (parts["unit"] and parts["unit"] not in UNITS):
+        return None
+    value = Fraction(parts["decimal"].replace(",", "")) * Fraction(10) ** int(parts["exponent"] or 0)
+    divisor = int(parts["divisor"] or 1)
+    if divisor == 0:
+        return None
+    return (-value if "-" in (parts["sign"], parts["inner"]) else value) / divisor
+
+
+def _is_bullet(words: list[re.Match[str]], index: int) -> bool:
+    """Whether the word opens an item of a list: the first in its line, and a sign that lists use."""
+    word = words[index]
+    opens_line = index == 0 or "\n" in word.string[words[index - 1].end() : word.start()]
+    return opens_line and word[0] in "-*+"
+
+
+def _is_mixed(previous: re.Match[str], word: re.Match[str], last: Number) -> bool:
+    """Whether the two words are a mixed number such as "2 1/2"."""
+    whole = previous[0].lstrip(_OPENING)
+    fraction = word[0].rstrip(_CLOSING)
+    together = last.end == previous.end() and word.start() == previous.end() + 1
+    return together and bool(re.fullmatch(r"-?\d+", whole)) and bool(re.fullmatch(r"\d+/\d+", fraction))

@@ -60,10 +60,11 @@ class Template:
 
     def marked_spans(self, messages: list[Message]) -> list[tuple[int, int]]:
         """Character positions in the rendering of `messages` that the template marks as generated."""
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils import chat_template_utils
 
+        render: Any = chat_template_utils.render_jinja_template
         with _ONE_AT_A_TIME:
-            _, spans = render_jinja_template(
+            _, spans = render(
                 conversations=[messages],
                 tools=self.tools,
                 chat_template=self.source,

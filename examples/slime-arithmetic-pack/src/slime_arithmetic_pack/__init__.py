@@ -1,0 +1,1 @@
+"""A reward and two filters for one arithmetic project. Start reading at `plugin.py`."""

@@ -1,0 +1,35 @@
+"""What this distribution gives to slime. Named in `pyproject.toml` under the entry-point group `slime`."""
+
+from __future__ import annotations
+
+from slime_arithmetic_pack.arguments import FilterArguments, RewardArguments
+from slime_core import Lazy, hookimpl
+from slime_core.arguments import ArgumentGroup
+
+
+@hookimpl
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    return [RewardArguments, FilterArguments]
+
+
+@hookimpl
+def slime_rewards() -> dict[str, Lazy]:
+    return {"arithmetic": Lazy("slime_arithmetic_pack.reward:arithmetic", "the number in the line 'Answer: …'")}
+
+
+@hookimpl
+def slime_dynamic_filters() -> dict[str, Lazy]:
+    return {
+        "arithmetic_middling": Lazy(
+            "slime_arithmetic_pack.filters:middling", "keeps groups that are neither too easy nor too hard"
+        )
+    }
+
+
+@hookimpl
+def slime_sample_filters() -> dict[str, Lazy]:
+    return {
+        "arithmetic_cut_off": Lazy(
+            "slime_arithmetic_pack.filters:leave_out_cut_off", "does not train responses that were cut off"
+        )
+    }

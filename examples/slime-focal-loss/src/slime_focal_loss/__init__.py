@@ -1,0 +1,1 @@
+"""The focal loss for slime. Start reading at `plugin.py`."""

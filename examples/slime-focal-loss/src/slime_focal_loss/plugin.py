@@ -1,0 +1,17 @@
+"""What this distribution gives to slime. Named in `pyproject.toml` under the entry-point group `slime`."""
+
+from __future__ import annotations
+
+from slime_core import Lazy, hookimpl
+from slime_core.arguments import ArgumentGroup
+from slime_focal_loss.arguments import FocalArguments
+
+
+@hookimpl
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    return [FocalArguments]
+
+
+@hookimpl
+def slime_losses() -> dict[str, Lazy]:
+    return {"focal_loss": Lazy("slime_focal_loss.focal:focal_loss", "NLL with well-predicted tokens turned down")}

@@ -1,0 +1,236 @@
+"""Calling other people's functions: time limits, retries, and what happens when one fails for good.
+
+Every kind of component has a `FailurePolicy`; `--failure-policy` changes it for a run. A `Caller` applies it, checks
+what comes back, counts and times, for plain and async functions alike. What a caller gives up on is `DROPPED`, and the
+caller of the caller decides what is lost with it (a reward: its group).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from slime_core.errors import ArgumentError, PluginError, SlimeError, did_you_mean
+from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.registry import Selected
+
+logger = logging.getLogger(__name__)
+
+
+class Dropped:
+    """The type of `DROPPED`."""
+
+    def __repr__(self) -> str:
+        return "DROPPED"
+
+
+DROPPED = Dropped()
+
+
+@dataclass(frozen=True)
+class FailurePolicy:
+    """What to do when a component fails: raises, exceeds its time, or returns something that it must not.
+
+    Attributes:
+        timeout: seconds for one attempt; None: no limit.
+        retries: attempts after the first one.
+        backoff: seconds before the first retry; doubles with each further one.
+        on_failure: after the last attempt "raise" ends the run, "drop" gives up on this item and goes on.
+        abort_after: so many drops in a row end the run all the same; None: never.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    backoff: float = 1.0
+    on_failure: Literal["raise", "drop"] = "raise"
+    abort_after: int | None = None
+
+
+DEFAULT_POLICIES: dict[str, FailurePolicy] = {
+    **{kind: FailurePolicy() for kind in KINDS},
+    "reward": FailurePolicy(timeout=120.0, retries=2, on_failure="drop", abort_after=20),
+    "generator": FailurePolicy(timeout=3600.0, on_failure="drop", abort_after=20),
+}
+
+
+def policies(settings: Sequence[str]) -> dict[str, FailurePolicy]:
+    """The default policies changed by `--failure-policy` settings such as "reward:timeout=30,retries=0".
+
+    Raises:
+        ArgumentError: a setting names no kind, no field, or a value that does not fit.
+    """
+    found = dict(DEFAULT_POLICIES)
+    for setting in settings:
+        kind, _, rest = setting.partition(":")
+        if kind not in found or not rest:
+            raise ArgumentError(
+                f"--failure-policy {setting!r}: expected KIND:field=value,… with one of the kinds "
+                f"{', '.join(found)}.{did_you_mean(kind, found)}"
+            )
+        changes = dict(_setting(setting, item) for item in rest.split(","))
+        found[kind] = replace(found[kind], **changes)
+    return found
+
+
+def _setting(setting: str, item: str) -> tuple[str, Any]:
+    name, _, text = item.strip().partition("=")
+    readers: dict[str, Callable[[str], Any]] = {
+        "timeout": lambda t: None if t == "none" else _positive(float(t)),
+        "retries": lambda t: _positive(int(t), zero=True),
+        "backoff": lambda t: _positive(float(t), zero=True),
+        "on_failure": lambda t: {"raise": "raise", "drop": "drop"}[t],
+        "abort_after": lambda t: None if t == "none" else _positive(int(t)),
+    }
+    if name not in readers:
+        raise ArgumentError(
+            f"--failure-policy {setting!r}: there is no field {name!r}; there are {', '.join(readers)}."
+            f"{did_you_mean(name, readers)}"
+        )
+    try:
+        return name, readers[name](text)
+    except (ValueError, KeyError):
+        raise ArgumentError(
+            f"--failure-policy {setting!r}: {name} cannot be {text!r}; timeout and backoff are seconds, retries and "
+            "abort_after counts, on_failure is raise or drop, and timeout and abort_after may be none."
+        ) from None
+
+
+def _positive(number: Any, zero: bool = False) -> Any:
+    if not (number > 0 or (zero and number == 0)):
+        raise ValueError
+    return number
+
+
+@dataclass
+class Caller:
+    """Calls one selected component under a policy.
+
+    Attributes:
+        calls, failures, timeouts, dropped: counts over the run; a failure is a failed attempt.
+        seconds: time spent in the component.
+    """
+
+    selected: Selected
+    policy: FailurePolicy
+    calls: int = 0
+    failures: int = 0
+    timeouts: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+    _in_a_row: int = field(default=0, repr=False)
+
+    def call(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
+        """Call a plain function. `item` says in messages what it was called for ("sample 3")."""
+        self.calls += 1
+        for attempt in self._attempts():
+            started = time.perf_counter()
+            try:
+                if self.policy.timeout is None:
+                    result = self.selected(*args, **kwargs)
+                else:
+                    result = _in_thread(self.selected, args, kwargs).result(self.policy.timeout)
+                self._in_a_row = 0
+                return result
+            except Exception as error:
+                failed = self._failed(error, attempt, item)
+            finally:
+                self.seconds += time.perf_counter() - started
+            if failed is not None:
+                return self._give_up(failed, item)
+            time.sleep(self._pause(attempt))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def call_async(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
+        """Call a plain or async function from a coroutine. A plain one runs on a thread of its own."""
+        self.calls += 1
+        for attempt in self._attempts():
+            started = time.perf_counter()
+            try:
+                if inspect.iscoroutinefunction(self.selected.target):
+                    awaitable: Any = self.selected(*args, **kwargs)
+                else:
+                    awaitable = asyncio.wrap_future(_in_thread(self.selected, args, kwargs))
+                result = await asyncio.wait_for(awaitable, self.policy.timeout)
+                self._in_a_row = 0
+                return result
+            except Exception as error:
+                failed = self._failed(error, attempt, item)
+            finally:
+                self.seconds += time.perf_counter() - started
+            if failed is not None:
+                return self._give_up(failed, item)
+            await asyncio.sleep(self._pause(attempt))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def metrics(self) -> dict[str, float]:
+        """Counts and seconds as `hooks/KIND/…`; the seconds as `perf/hooks/KIND/seconds`."""
+        prefix = f"hooks/{self.selected.kind}"
+        counts = {"calls": self.calls, "failures": self.failures, "timeouts": self.timeouts, "dropped": self.dropped}
+        return {**{f"{prefix}/{k}": float(v) for k, v in counts.items()}, f"perf/{prefix}/seconds": self.seconds}
+
+    def _attempts(self) -> Iterator[int]:
+        return iter(range(self.policy.retries + 1))
+
+    def _pause(self, attempt: int) -> float:
+        return self.policy.backoff * 2**attempt
+
+    def _failed(self, error: Exception, attempt: int, item: str) -> Exception | None:
+        """Count a failed attempt. The error to give up with, or None when there is another attempt."""
+        self.failures += 1
+        if isinstance(error, TimeoutError) and not hasattr(error, "__notes__"):  # ours, not the component's own
+            self.timeouts += 1
+            error = PluginError(f"It did not answer within {self.policy.timeout:g} s.")
+        if attempt < self.policy.retries:
+            logger.warning("%s failed (%s), trying again", self._name(item), _brief(error))
+            return None
+        return error
+
+    def _give_up(self, error: Exception, item: str) -> Dropped:
+        attempts = f" after {self.policy.retries + 1} attempts" if self.policy.retries else ""
+        options = " or ".join(KINDS[self.selected.kind].options)
+        if self.policy.on_failure == "raise":
+            raise PluginError(
+                f"{self._name(item)} failed{attempts}: {_brief(error)} Repair it, choose another with {options}, or let "
+                f"the run go on without it: --failure-policy {self.selected.kind}:on_failure=drop."
+            ) from error
+        self.dropped += 1
+        self._in_a_row += 1
+        logger.warning("%s failed%s and is dropped: %s", self._name(item), attempts, _brief(error))
+        if self.policy.abort_after is not None and self._in_a_row >= self.policy.abort_after:
+            raise PluginError(
+                f"{self._name(item)} failed{attempts}: {_brief(error)} It was the failure number {self._in_a_row} in a "
+                f"row, so the run ends. Repair it, choose another with {options}, or raise abort_after in --failure-policy."
+            ) from error
+        return DROPPED
+
+    def _name(self, item: str) -> str:
+        where = f" for {item}" if item else ""
+        return f"The {self.selected.label}{where}"
+
+
+def _brief(error: Exception) -> str:
+    text = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
+    return text if text.endswith(".") else f"{text}."
+
+
+def _in_thread(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+    """Run on a new daemon thread: one that hangs cannot be stopped, but it keeps neither the run nor its end waiting."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=work, name="plugin-call", daemon=True).start()
+    return future
