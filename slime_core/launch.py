@@ -44,6 +44,8 @@ def launch(plan: Plan, ahead: bool) -> Path:
     console = Console(total=args.num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
+    for role, component in config["components"].items():
+        console.say(f"{role}: {component}")
     for note in plan.notes:
         console.say(f"note: {note}")
     early = (

@@ -43,7 +43,10 @@ class Plan:
         return {
             "arguments": self.args.model_dump(mode="json"),
             "provenance": self.resolved.provenance,
-            "components": {role: f"{c.name} of {c.origin}" for role, c in self.components.items()},
+            "components": {
+                **{role: f"{c.name} of {c.origin}" for role, c in self.components.items()},
+                **{f"tracker {c.name}": f"{c.name} of {c.origin}" for c in self.trackers},
+            },
             "plugins": self.plugins.fingerprint(),
         }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins import PluginInfo, Plugins
-from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.kinds import KINDS, OBSERVERS
 
 
 def main(argv: list[str], plugins: Plugins) -> int:
@@ -14,7 +15,11 @@ def main(argv: list[str], plugins: Plugins) -> int:
     parser = argparse.ArgumentParser(prog="slime plugins", description="List the installed plugins.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--components", action="store_true", help="list the components of every kind instead")
+    parser.add_argument("--why", metavar="NAME", help="the whole story of one plugin, its traceback if it failed")
     options = parser.parse_args(argv)
+    if options.why:
+        print(_story(plugins, options.why))
+        return 0
     rows: list[dict[str, object]]
     if options.components:
         rows = [
@@ -32,6 +37,29 @@ def main(argv: list[str], plugins: Plugins) -> int:
         rows = [_describe(info) for info in plugins.infos]
     print(json.dumps(rows, indent=2) if options.json else _table(rows))
     return 0
+
+
+def _story(plugins: Plugins, name: str) -> str:
+    """Everything that is known of one plugin."""
+    found = [info for info in plugins.infos if name in (info.name, info.distribution)]
+    if not found:
+        known = [n for info in plugins.infos for n in (info.name, info.distribution)]
+        raise PluginError(f"There is no plugin {name!r}.{did_you_mean(name, known)} `slime plugins` lists them.")
+    lines: list[str] = []
+    for info in found:
+        lines += [f"{info.label}: {info.status}" + (f", {info.reason}" if info.reason else "")]
+        lines += [
+            f"  entry point   {info.name} = {info.target}",
+            f"  needs         slime-core {info.requires_core or 'any'}",
+        ]
+        lines += [f"  file          {info.file}"] if info.file else []
+        for kind in KINDS:
+            for component in plugins.components(kind).values():
+                if component.plugin is info:
+                    lines.append(f"  {kind:<13} {component.name}: {component.summary}")
+        lines += ["  observes      " + ", ".join(o)] if (o := [h for h in info.hooks if h in OBSERVERS]) else []
+        lines += [info.traceback.rstrip()] if info.traceback else []
+    return "\n".join(lines)
 
 
 def _describe(info: PluginInfo) -> dict[str, object]:

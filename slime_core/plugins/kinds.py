@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from slime_core import contracts
+from slime_core import contracts, hookspecs
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,12 @@ KINDS: dict[str, Kind] = {
     "train_backend": Kind("slime_train_backends", contracts.TrainBackend, ("--train-backend",)),
     "tracker": Kind("slime_trackers", contracts.Tracker, ("--tracker",)),
 }
+
+OBSERVERS = tuple(
+    name
+    for name in vars(hookspecs)
+    if name.startswith("slime_")
+    and name != "slime_argument_groups"
+    and name not in {kind.hook for kind in KINDS.values()}
+)
+"""The hooks that are told something."""

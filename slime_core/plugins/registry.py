@@ -190,7 +190,11 @@ class Plugins:
 
     def components(self, kind: str) -> dict[str, Provided]:
         """All components of a kind by name."""
-        return {p.name: p for p in reversed(self._components[kind]) if p.plugin.status == "loaded"}
+        found: dict[str, Provided] = {}
+        for provided in self._components[kind]:
+            if provided.plugin.status == "loaded":
+                found.setdefault(provided.name, provided)
+        return found
 
     def find(self, kind: str, name: str) -> Provided | None:
         """The component that has this name or alias, not imported yet.
@@ -240,10 +244,10 @@ class Plugins:
 
     def _unknown(self, kind: str, name: str) -> str:
         known = sorted(self.components(kind))
-        broken = [info for info in self.infos if info.status == "broken"]
-        aside = (
-            f" Plugins that failed to load: {', '.join(f'{i.label}: {i.reason}' for i in broken)}." if broken else ""
-        )
+        aside = ""
+        for words, status in (("failed to load", "broken"), ("are off", "disabled")):
+            if infos := [info for info in self.infos if info.status == status]:
+                aside += f" Plugins that {words}: {'; '.join(f'{i.label}: {i.reason}' for i in infos)}."
         return (
             f"There is no {kind} named {name!r} for {KINDS[kind].options[0]}.{did_you_mean(name, known)} "
             f"Installed: {', '.join(known) or 'none'}; or give an import path such as my_package.my_module.my_{kind}.{aside}"

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from slime_focal_loss.focal import focal_loss
 
 from slime_core.loss import LossInputs, Reduce
-from slime_focal_loss.focal import focal_loss
 
 PROBABILITIES = [0.001, 0.2, 0.5, 0.9, 0.999]
 
@@ -51,7 +51,7 @@ def test_a_token_predicted_with_certainty_costs_nothing_and_keeps_the_gradient_f
     alone, _ = run([0.5], gamma)
     assert outputs.loss.item() == pytest.approx(alone.loss.item() / 2)
     assert gradient.isfinite().all()
-    assert gradient[0] == 0
+    assert abs(gradient[0]) < 1e-30
 
 
 def test_a_larger_gamma_moves_weight_to_the_tokens_that_are_predicted_badly():

@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+
 from slime_core.errors import DataError
 from slime_core.plugins import Plugins
 from slime_core.sample import Sample

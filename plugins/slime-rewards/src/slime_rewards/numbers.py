@@ -18,9 +18,15 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-UNITS = frozenset("% ° °C °F am pm mm cm m km in ft mg g kg lb lbs oz ml mL l L s sec ms min h hr hrs mph km/h".split())
+UNITS = frozenset(
+    ["%", "°", "°C", "°F", "am", "pm", "mm", "cm", "m", "km", "in", "ft", "mg", "g", "kg", "lb", "lbs", "oz"]
+    + ["ml", "mL", "l", "L", "ms", "s", "sec", "min", "h", "hr", "hrs", "mph", "km/h"]
+)
 MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-OPERATORS = frozenset("+ - * / ^ × ÷ · ± \\times \\cdot \\div \\pm < > <= >= != ≠ ≤ ≥".split())
+OPERATORS = frozenset(
+    ["+", "-", "*", "/", "^", "×", "÷", "·", "±", "\\times", "\\cdot", "\\div", "\\pm"]
+    + ["<", ">", "<=", ">=", "!=", "≠", "≤", "≥"]
+)
 LONGEST = 100
 """Characters in a number; a longer word has no value, so that no answer takes long to read."""
 
@@ -91,9 +97,7 @@ def _find(text: str) -> list[Number]:
         previous = words[index - 1] if index else None
         following = words[index + 1][0] if index + 1 < len(words) else ""
         value, start, end = _value(word[0]), word.start(), word.end()
-        if following in OPERATORS - {"-"} or (
-            previous and previous[0] in OPERATORS and not _is_bullet(words, index - 1)
-        ):
+        if following in OPERATORS - {"-"} or _follows_operator(words, index):
             value = None
         if value is not None and (magnitude := MAGNITUDES.get(following.rstrip(_CLOSING).lower())):
             value, end = value * magnitude, words[index + 1].end()
@@ -117,11 +121,12 @@ def _value(word: str) -> Fraction | None:
     return (-value if "-" in (parts["sign"], parts["inner"]) else value) / divisor
 
 
-def _is_bullet(words: list[re.Match[str]], index: int) -> bool:
-    """Whether the word opens an item of a list: the first in its line, and a sign that lists use."""
-    word = words[index]
-    opens_line = index == 0 or "\n" in word.string[words[index - 1].end() : word.start()]
-    return opens_line and word[0] in "-*+"
+def _follows_operator(words: list[re.Match[str]], index: int) -> bool:
+    """Whether an operator stands before the word. A sign that opens a line is the bullet of a list, not an operator."""
+    if index == 0 or (sign := words[index - 1])[0] not in OPERATORS:
+        return False
+    opens_line = index == 1 or "\n" in sign.string[words[index - 2].end() : sign.start()]
+    return not (opens_line and sign[0] in "-*+")
 
 
 def _is_mixed(previous: re.Match[str], word: re.Match[str], last: Number) -> bool:

@@ -26,6 +26,7 @@ from slime_torch.linear_cross_entropy import token_log_probs
 from slime_torch.model import load_model, load_tokenizer, packed_hidden, prepare, vocabulary_size
 from slime_torch.optimizer import Schedule, build_optimizer
 from slime_torch.packing import pack_samples, token_weights
+from slime_torch.rms_norm import speed_up_norms
 
 
 class TorchBackend:
@@ -48,6 +49,8 @@ class TorchBackend:
         self.model, self.loss, self.tokenizer = model, loss, tokenizer
         if self.args.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if model.device.type == "cpu":
+            speed_up_norms(model)
         self._head = prepare(model)
         self._schedule = Schedule.from_args(self.args, total_steps)
         self._optimizer = build_optimizer(self.args, model.parameters())

@@ -2,7 +2,7 @@
 
 The backend calls `token_log_probs` on the trained positions of a micro-batch in place of the model's own head. The
 full (T, V) logits never exist: the forward pass goes chunk by chunk, and the backward pass computes a chunk's logits
-again, except for the last chunk, whose probabilities are kept. The gradient of any later function of the
+again, except for the last chunk, which is kept. The gradient of any later function of the
 log-probabilities flows through, so every loss can use it.
 
 With logits z = h Wᵀ + b, scaled by s and then soft-capped by c as c·tanh(z/c), log p(y) = z_y - log Σ exp z and
@@ -73,7 +73,7 @@ class _TokenLogProbs(torch.autograd.Function):
         log_probs = torch.empty(len(hidden), dtype=weight.dtype, device=weight.device)
         needs_grad = any(ctx.needs_input_grad)
         for rows in ctx.chunks:
-            kept = _softmax(ctx, hidden[rows], weight, bias, targets[rows], log_probs[rows])
+            kept = _exponentials(ctx, hidden[rows], weight, bias, targets[rows], log_probs[rows])
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.kept = kept if needs_grad else None
         return log_probs
@@ -83,33 +83,35 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, targets = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if need_bias else None
         for rows in reversed(ctx.chunks):
             kept, ctx.kept = ctx.kept, None
-            probs, slope = kept or _softmax(ctx, hidden[rows], weight, bias, targets[rows], None)
-            # In place: probabilities become the gradient of the logits.
-            probs.mul_(-grad[rows, None])
-            probs.scatter_add_(1, targets[rows, None], grad[rows, None])
+            grad_logits, total, slope = kept or _exponentials(ctx, hidden[rows], weight, bias, targets[rows], None)
+            g = grad[rows, None]
+            grad_logits.mul_(-g / total).scatter_add_(1, targets[rows, None], g)
             if slope is not None:
-                probs.mul_(slope)
+                grad_logits.mul_(slope)
             if ctx.scale != 1.0:
-                probs.mul_(ctx.scale)
-            grad_logits = probs.to(hidden.dtype)
+                grad_logits.mul_(ctx.scale)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight.to(hidden.dtype), out=grad_hidden[rows])
-            if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.t(), hidden[rows])
-            if grad_bias is not None:
-                grad_bias += probs.sum(0)
-            del kept, probs, slope, grad_logits
+            if need_weight:
+                grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], weight.dtype)
+            del kept, slope, grad_logits
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _softmax(
+def _exponentials(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_probs: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Probabilities (C, V) of a chunk and the slope of its soft cap; fills `log_probs` if it is given."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of a chunk of C rows: exp(z - max z) (C, V), its sum over V (C, 1), and the slope of the soft cap (C, V).
+
+    Fills `log_probs` if it is given. The division by the sum is left to the backward pass, which multiplies anyway.
+    """
     logits = torch.mm(hidden, weight.to(hidden.dtype).t()).to(weight.dtype)
     if bias is not None:
         logits += bias
@@ -120,20 +122,16 @@ def _softmax(
         logits.div_(ctx.softcap).tanh_()
         slope = 1 - logits.square()
         logits *= ctx.softcap
-    # exp(z - max) / sum rather than exp(z - logsumexp): one pass over the logits less.
     logits -= logits.amax(1, keepdim=True)
     chosen = logits.gather(1, targets[:, None]).squeeze(1)
-    logits.exp_()
-    total = logits.sum(1)
+    total = logits.exp_().sum(1, keepdim=True)
     if log_probs is not None:
-        torch.sub(chosen, total.log(), out=log_probs)
-    logits /= total[:, None]
-    return logits, slope
+        torch.sub(chosen, total.squeeze(1).log(), out=log_probs)
+    return logits, total, slope
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, summed in the dtype of `total`."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += torch.mm(left, right)
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + left @ right, in place where there is a total, summed in `dtype`."""
+    if total is None:
+        return torch.mm(left, right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(torch.mm(left, right))
