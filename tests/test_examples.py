@@ -17,7 +17,7 @@ import pytest
 from slime_core.tracking import read_metrics
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NAMES = sorted(folder.name for folder in EXAMPLES.iterdir())
+NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
 
 
 def run(*words: str | Path, site: Path | None, **options) -> subprocess.CompletedProcess[str]:
@@ -83,6 +83,7 @@ def recipe(tiny_model, chat_rows, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_new_loss_is_one_flag_has_an_effect_and_equals_sft_loss_at_gamma_0(site, recipe, tmp_path):
     flags = {
         "sft": ["sft_loss"],

@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 
+from slime_core.cli import check_plugin, new
 from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins import PluginInfo, Plugins
 from slime_core.plugins.kinds import KINDS, OBSERVERS
 
 
 def main(argv: list[str], plugins: Plugins) -> int:
-    """List plugins, or with --components what they provide."""
-    parser = argparse.ArgumentParser(prog="slime plugins", description="List the installed plugins.")
+    """List plugins, or with --components what they provide. `new` makes a package, `check` checks one."""
+    if argv and argv[0] in ("new", "check"):
+        return (new if argv[0] == "new" else check_plugin).main(argv[1:], plugins)
+    parser = argparse.ArgumentParser(
+        prog="slime plugins",
+        description="List the installed plugins.",
+        epilog="slime plugins new NAME --kind KIND  makes a package with a plugin in it; "
+        "slime plugins check DISTRIBUTION  checks that an installed one keeps its contracts.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--components", action="store_true", help="list the components of every kind instead")
     parser.add_argument("--why", metavar="NAME", help="the whole story of one plugin, its traceback if it failed")

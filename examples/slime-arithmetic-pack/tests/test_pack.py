@@ -10,6 +10,7 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.errors import DataError
 from slime_core.plugins import Plugins
 from slime_core.sample import Sample, Status
+from slime_core.testing import check_distribution
 
 ARGS = SimpleNamespace(arithmetic_format_credit=0.1, arithmetic_solved_from=0.25, arithmetic_solved_to=0.75)
 
@@ -17,6 +18,10 @@ ARGS = SimpleNamespace(arithmetic_format_credit=0.1, arithmetic_solved_from=0.25
 @pytest.fixture(scope="module")
 def plugins() -> Plugins:
     return Plugins()
+
+
+def test_the_package_keeps_its_contracts():
+    check_distribution("slime-arithmetic-pack")
 
 
 @pytest.mark.parametrize(

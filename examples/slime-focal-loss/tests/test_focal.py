@@ -9,6 +9,7 @@ import torch
 from slime_focal_loss.focal import focal_loss
 
 from slime_core.loss import LossInputs, Reduce
+from slime_core.testing import check_distribution
 
 PROBABILITIES = [0.001, 0.2, 0.5, 0.9, 0.999]
 
@@ -26,6 +27,11 @@ def run(probabilities: list[float], gamma: float, weights: list[float] | None = 
     outputs = focal_loss(SimpleNamespace(focal_gamma=gamma), inputs)
     outputs.loss.backward()
     return outputs, log_probs.grad
+
+
+@pytest.mark.parametrize("gamma", ["0", "0.5", "2"])
+def test_the_package_keeps_its_contracts(gamma):
+    check_distribution("slime-focal-loss", options=["--focal-gamma", gamma])
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])

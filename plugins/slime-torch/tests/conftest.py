@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
 from slime_core.sample import Sample
 from slime_losses.sft import sft_loss
 from slime_torch.arguments import TorchArguments
 from slime_torch.backend import TorchBackend
-from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 torch.set_num_threads(1)
 
@@ -57,6 +58,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24,
         "experts_implementation": "eager",
     },
+    "gpt2": {"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 
 
@@ -142,9 +144,7 @@ def transformers_one_by_one(
     return total, {n: p.grad for n, p in model.named_parameters()}
 
 
-def transformers_padded(
-    model: PreTrainedModel, samples: list[Sample]
-) -> tuple[float, dict[str, torch.Tensor]]:
+def transformers_padded(model: PreTrainedModel, samples: list[Sample]) -> tuple[float, dict[str, torch.Tensor]]:
     """Per-token loss and gradients with transformers' own `labels=` on one batch, padded on the right."""
     model = copy.deepcopy(model)
     longest = max(len(s.tokens) for s in samples)

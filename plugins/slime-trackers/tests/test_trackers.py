@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 
 from slime_core.errors import PluginError
-from slime_trackers.plugin import WandbArguments, slime_trackers
+from slime_trackers.arguments import WandbArguments
+from slime_trackers.plugin import slime_trackers
 from slime_trackers.tensorboard_tracker import TensorboardTracker
 from slime_trackers.wandb_tracker import WandbTracker
 
@@ -99,19 +102,30 @@ def wandb_args(**given: Any) -> WandbArguments:
     return WandbArguments(use_wandb=True, wandb_mode="offline", **given)
 
 
+def read_records(file: Path) -> Iterator[bytes]:
+    """The records of a .wandb file: 7 bytes of magic, then a LevelDB log of 32 KiB blocks."""
+    data, position, record = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while position + 7 <= len(data):
+        if (room := 32768 - position % 32768) < 7:  # too small for a header: the rest of the block is padding
+            position += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield record
+            record = b""
+
+
 def read_wandb(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], list[Any]]:
     """(rows, config, run records) of all offline runs under `folder`, oldest first."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     rows, config, runs = [], {}, []
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
-    for file in files:
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
+        for data in read_records(file):
+            record = wandb_internal_pb2.Record.FromString(data)
             if record.HasField("history"):
                 items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
                 rows.append({name: value for name, value in items.items() if not name.startswith("_")})
@@ -171,7 +185,7 @@ def test_the_wandb_key_is_stored_nowhere(tmp_path: Path) -> None:
     script = """
         import sys
         from pathlib import Path
-        from slime_trackers.plugin import WandbArguments
+        from slime_trackers.arguments import WandbArguments
         from slime_trackers.wandb_tracker import WandbTracker
 
         args = WandbArguments(use_wandb=True, wandb_mode="offline", wandb_key=sys.argv[2])

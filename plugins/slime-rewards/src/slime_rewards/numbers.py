@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 UNITS = frozenset(
-    ["%", "°", "°C", "°F", "am", "pm", "mm", "cm", "m", "km", "in", "ft", "mg", "g", "kg", "lb", "lbs", "oz"]
-    + ["ml", "mL", "l", "L", "ms", "s", "sec", "min", "h", "hr", "hrs", "mph", "km/h"]
+    {"%", "°", "°C", "°F", "am", "pm", "mm", "cm", "m", "km", "in", "ft", "mg", "g", "kg", "lb", "lbs", "oz"}
+    | {"ml", "mL", "l", "L", "ms", "s", "sec", "min", "h", "hr", "hrs", "mph", "km/h"}
 )
 MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 OPERATORS = frozenset(
-    ["+", "-", "*", "/", "^", "×", "÷", "·", "±", "\\times", "\\cdot", "\\div", "\\pm"]
-    + ["<", ">", "<=", ">=", "!=", "≠", "≤", "≥"]
+    {"+", "-", "*", "/", "^", "×", "÷", "·", "±", "\\times", "\\cdot", "\\div", "\\pm"}
+    | {"<", ">", "<=", ">=", "!=", "≠", "≤", "≥"}
 )
 LONGEST = 100
 """Characters in a number; a longer word has no value, so that no answer takes long to read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from slime_core.errors import TrainingError
 from slime_core.loss import LossFunction, LossInputs, Reduce
 from slime_torch import state
 from slime_torch.linear_cross_entropy import token_log_probs
+from slime_torch.memory import keep_freed_memory
 from slime_torch.model import load_model, load_tokenizer, packed_hidden, prepare, vocabulary_size
 from slime_torch.optimizer import Schedule, build_optimizer
 from slime_torch.packing import pack_samples, token_weights
@@ -41,6 +42,8 @@ class TorchBackend:
         numpy.random.seed(self.args.seed % 2**32)
         torch.manual_seed(self.args.seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            keep_freed_memory()
         tokenizer = load_tokenizer(self.args.hf_checkpoint)
         self.attach(load_model(self.args.hf_checkpoint, device), loss, total_steps, tokenizer)
 
@@ -112,13 +115,13 @@ class TorchBackend:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(path)
 
-    def _forward_backward(self, batch: TrainBatch, micro_batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward_backward(self, batch: TrainBatch, micro_batch: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = self._forward(batch, micro_batch)
         if loss.requires_grad:  # not so when none of its tokens is trained
             loss.backward()
         return loss.detach(), metrics
 
-    def _forward(self, batch: TrainBatch, micro_batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, batch: TrainBatch, micro_batch: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the loss and of the loss's metrics."""
         samples = [batch.samples[i] for i in micro_batch]
         device, dtype = self.model.device, self._head.weight.dtype
@@ -157,9 +160,9 @@ class TorchBackend:
         self._optimizer.step()
         self._step += 1
 
-    def _with_bad_gradient(self, batch: TrainBatch) -> list[list[int]]:
+    def _with_bad_gradient(self, batch: TrainBatch) -> list[Sequence[int]]:
         """The micro-batches whose gradient alone is not finite; all when none is."""
-        bad = []
+        bad: list[Sequence[int]] = []
         for micro_batch in batch.micro_batches:
             self._optimizer.zero_grad()
             self._forward_backward(batch, micro_batch)
@@ -168,7 +171,7 @@ class TorchBackend:
                 bad.append(micro_batch)
         return bad or list(batch.micro_batches)
 
-    def _stop(self, what: str, batch: TrainBatch, micro_batches: list[list[int]]) -> None:
+    def _stop(self, what: str, batch: TrainBatch, micro_batches: Sequence[Sequence[int]]) -> None:
         self._optimizer.zero_grad()
         names = [batch.samples[i].name for micro_batch in micro_batches for i in micro_batch]
         shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")

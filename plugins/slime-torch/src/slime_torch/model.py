@@ -65,10 +65,10 @@ def prepare(model: PreTrainedModel) -> Head:
         expected = [model(input_ids=s[None], use_cache=False).logits[0] for s in sequences]
         try:
             model.set_attn_implementation(PACKED)
-        except ValueError as error:
+        except ValueError as reason:
             raise PluginError(
-                f"The torch backend cannot train {type(model).__name__}: its attention cannot be exchanged. {error}"
-            ) from error
+                f"The torch backend cannot train {type(model).__name__}: its attention cannot be exchanged. {reason}"
+            ) from reason
         head = _find_head(model)
         device, lengths = model.device, tuple(len(s) for s in sequences)
         hidden = packed_hidden(
@@ -99,7 +99,7 @@ def packed_hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """How many token ids the model can read."""
-    return model.get_input_embeddings().weight.shape[0]
+    return len(model.get_input_embeddings().weight)
 
 
 def _find_head(model: PreTrainedModel) -> Head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ class WandbTracker:
         self._file = run_dir / PROGRESS
         resumed = config.get("resume_after") is not None and self._file.exists()
         previous = json.loads(self._file.read_text()) if resumed else {}
-        self._id: str = previous.get("id") or wandb.util.generate_id()
+        self._id: str = previous.get("id") or secrets.token_hex(4)
         self._last: int | None = previous.get("last_step")
         self._last_names: list[str] = previous.get("last_names", [])
         self._known_last, self._known_names = self._last, frozenset(self._last_names)

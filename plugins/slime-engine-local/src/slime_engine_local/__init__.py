@@ -1,0 +1,1 @@
+"""The embedded inference engine: continuous batching on any Hugging Face causal language model, in this process."""

@@ -1,0 +1,22 @@
+"""What this distribution gives to slime. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from slime_core import Lazy, hookimpl
+from slime_core.arguments import ArgumentGroup
+
+
+@hookimpl
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    from slime_engine_local.arguments import LocalEngineArguments
+
+    return [LocalEngineArguments]
+
+
+@hookimpl
+def slime_engines() -> dict[str, Lazy]:
+    return {
+        "local": Lazy(
+            "slime_engine_local.engine:LocalEngine", "continuous batching on the Hugging Face model, in this process"
+        )
+    }

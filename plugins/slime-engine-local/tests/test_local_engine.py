@@ -1,0 +1,350 @@
+"""Requests join, end and leave as promised; weights are taken over whole; the thread ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from local_engine_cases import SHAPE, ask, reference_greedy, weights_of
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+from slime_engine_local.engine import LocalEngine
+from slime_engine_local.errors import EngineError
+
+Start = Callable[..., LocalEngine]
+PROMPT = [5, 6, 7]
+ENDLESS = {"max_new_tokens": 120, "seed": 0, "stop_token_ids": []}
+
+
+def count_passes(engine: LocalEngine, on_pass: Callable[[int], None] = lambda number: None) -> list[int]:
+    """The number of requests in each forward pass from now on; `on_pass` is told the number of each, from 1."""
+    sizes: list[int] = []
+    model = engine._scheduler.model
+    original = model.next_logits
+
+    def counted(tokens: list[int], positions: list[int], prompts: list[list[int]], cache: Any) -> torch.Tensor:
+        sizes.append(len(tokens) + len(prompts))
+        on_pass(len(sizes))
+        return original(tokens, positions, prompts, cache)
+
+    model.next_logits = counted
+    return sizes
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Hold the engine's thread in a forward pass until the test has got so far."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the test never got so far"
+        time.sleep(0.001)
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "slime-engine-local"]
+
+
+def test_the_engine_is_found_by_name_and_keeps_the_contract() -> None:
+    assert Plugins().select("engine", "local").target is LocalEngine
+
+
+def test_listing_the_plugin_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, slime_engine_local.plugin as p; p.slime_argument_groups(); p.slime_engines(); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "numpy", "accelerate"} & set(loaded)
+
+
+def test_requests_awaited_together_are_decoded_together(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+    scheduler = engine._scheduler
+
+    def all_there() -> bool:
+        return len(scheduler._running) + len(scheduler._waiting) == 8
+
+    sizes = count_passes(engine, lambda number: until(all_there) if number == 1 else None)
+    ask(engine, [(PROMPT, {"max_new_tokens": 10, "stop_token_ids": []})] * 8)
+    assert sum(sizes) == 80
+    assert len(sizes) <= 11  # the first may start alone
+    assert max(sizes) == 8
+
+
+def test_no_more_requests_run_than_allowed_and_all_get_their_turn(llama: Any, start: Start) -> None:
+    engine = start(*llama, max_running=3)
+    sizes = count_passes(engine)
+    answers = ask(engine, [(PROMPT, {"max_new_tokens": 5, "stop_token_ids": []})] * 8)
+    assert max(sizes) == 3
+    assert [len(answer.tokens) for answer in answers] == [5] * 8
+
+
+def test_long_prompts_join_in_portions(llama: Any, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slime_engine_local.scheduler.PROMPT_TOKENS_PER_STEP", 50)
+    folder, model = llama
+    engine = start(folder, model)
+    prompts = [[n + 5] * 20 for n in range(5)] + [[9] * 90]
+    sizes = count_passes(engine)
+    answers = ask(engine, [(prompt, {"max_new_tokens": 6, "temperature": 0}) for prompt in prompts])
+    assert len(sizes) >= 9
+    assert [a.tokens for a in answers] == [reference_greedy(model, prompt, 6) for prompt in prompts]
+
+
+def test_a_stop_token_ends_the_response_and_belongs_to_it(llama: Any, start: Start) -> None:
+    folder, model = llama
+    engine = start(folder, model)
+    (free,) = ask(engine, [(PROMPT, {"max_new_tokens": 20, "temperature": 0, "stop_token_ids": []})])
+    assert (free.finish_reason, len(free.tokens)) == ("length", 20)
+    stop = free.tokens[7]
+    (stopped,) = ask(engine, [(PROMPT, {"max_new_tokens": 20, "temperature": 0, "stop_token_ids": [stop]})])
+    assert stopped.finish_reason == "stop"
+    assert stopped.tokens == free.tokens[: free.tokens.index(stop) + 1]
+
+
+def test_the_checkpoints_end_tokens_stop_a_response_and_are_left_out_of_its_text(llama: Any, start: Start) -> None:
+    folder, _ = llama
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert {1, 2} <= set(tokenizer.all_special_ids)
+    answers = ask(start(*llama), [(PROMPT, {"max_new_tokens": 120, "seed": seed}) for seed in range(30)])
+    stopped = [answer for answer in answers if answer.finish_reason == "stop"]
+    assert {answer.tokens[-1] for answer in stopped} == {1, 2}  # those of the configuration, both of them
+    for answer in stopped:
+        assert not {1, 2} & set(answer.tokens[:-1])
+        assert answer.text == tokenizer.decode(answer.tokens[:-1], skip_special_tokens=True)
+
+
+def test_the_end_of_the_context_ends_a_response(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+    (answer,) = ask(engine, [([9] * 120, {"max_new_tokens": 50, "stop_token_ids": []})])
+    assert (answer.finish_reason, len(answer.tokens)) == ("length", 8)
+
+
+def test_the_seed_alone_decides_what_is_sampled(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+    params = {"max_new_tokens": 20, "stop_token_ids": []}
+    seeded = ask(engine, [(PROMPT, {**params, "seed": seed}) for seed in (1, 2, 1)])
+    assert seeded[0].tokens == seeded[2].tokens != seeded[1].tokens
+    free = ask(engine, [(PROMPT, params)] * 2)
+    assert free[0].tokens != free[1].tokens
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], {}, "no tokens"),
+        ([300], {}, "0 to 299"),
+        ([-1], {}, "0 to 299"),
+        ([9] * 128, {}, "context ends at 128"),
+        (PROMPT, {"beams": 4}, "'beams'"),
+    ],
+)
+def test_a_bad_request_fails_alone(prompt: Any, params: Any, message: str, llama: Any, start: Start) -> None:
+    engine = start(*llama)
+
+    async def both() -> list[Any]:
+        calls = [
+            engine.generate(PROMPT, {"max_new_tokens": 4}),
+            engine.generate(prompt, {"max_new_tokens": 4, **params}),
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    good, bad = asyncio.run(both())
+    assert good.tokens
+    assert isinstance(bad, ArgumentError)
+    assert message in str(bad)
+
+
+def test_a_cancelled_request_leaves_and_the_others_go_on(llama: Any, start: Start) -> None:
+    folder, model = llama
+    engine = start(folder, model)
+    running = threading.Event()
+
+    def hold(number: int) -> None:
+        if number == 20:
+            running.set()
+            until(lambda: any(request.done.cancelled() for request in engine._scheduler._running))
+
+    sizes = count_passes(engine, hold)
+
+    async def scenario() -> Any:
+        leaving = asyncio.create_task(engine.generate(PROMPT, ENDLESS))
+        staying = asyncio.create_task(engine.generate([8, 9], {**ENDLESS, "temperature": 0}))
+        await asyncio.to_thread(running.wait)
+        leaving.cancel()
+        return await staying
+
+    staying = asyncio.run(scenario())
+    assert staying.tokens == _free_greedy(model, [8, 9], 120)
+    assert sizes[19:] == [2] + [1] * (len(sizes) - 20)
+
+
+def test_weights_are_copied_and_versions_tell_which_made_a_token(llama: Any, start: Start) -> None:
+    folder, model = llama
+    engine = start(folder)
+    other = LlamaForCausalLM(model.config).double().eval()
+    other.load_state_dict(model.state_dict())
+    engine.update_weights(weights_of(other), version=7)
+    greedy = {"max_new_tokens": 8, "temperature": 0, "stop_token_ids": []}
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(-1.5)
+    (old,) = ask(engine, [(PROMPT, greedy)])
+    assert old.tokens == _free_greedy(model, PROMPT, 8)
+    assert old.weight_versions == [7] * 8
+    engine.update_weights(weights_of(other), version=8)
+    (new,) = ask(engine, [(PROMPT, greedy)])
+    assert new.tokens == _free_greedy(other, PROMPT, 8) != old.tokens
+    assert new.weight_versions == [8] * 8
+
+
+def test_an_update_while_requests_run_is_taken_between_two_steps(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+    running = threading.Event()
+
+    def hold(number: int) -> None:
+        if number == 10:
+            running.set()
+            until(lambda: bool(engine._scheduler._calls))
+
+    count_passes(engine, hold)
+
+    async def scenario() -> Any:
+        request = asyncio.create_task(engine.generate(PROMPT, ENDLESS))
+        await asyncio.to_thread(running.wait)
+        await asyncio.to_thread(engine.update_weights, weights_of(llama[1]), 2)
+        return await request
+
+    versions = asyncio.run(scenario()).weight_versions
+    assert versions == [1] * 10 + [2] * 110
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w[:-1], "model.norm.weight is missing"),
+        (lambda w: [*w, ("model.surplus", w[0][1])], "model.surplus is unknown"),
+        (lambda w: [(w[0][0], w[0][1][:-1]), *w[1:]], "shape (299, 32), expected (300, 32)"),
+        (lambda w: w[3:], "3 such problems"),
+        (lambda w: [], "no weights"),
+    ],
+    ids=["missing", "unknown", "shape", "several", "none"],
+)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(
+    change: Any, message: str, llama: Any, start: Start
+) -> None:
+    folder, model = llama
+    engine = start(folder)
+    wrong = [(name, tensor + 1) for name, tensor in change(weights_of(model))]
+    with pytest.raises(EngineError) as refusal:
+        engine.update_weights(wrong, 1)
+    assert message in str(refusal.value)
+    with pytest.raises(EngineError, match="no weights yet"):
+        ask(engine, [(PROMPT, {"max_new_tokens": 4})])
+    engine.update_weights(weights_of(model), 2)
+    with pytest.raises(EngineError):
+        engine.update_weights(wrong, 3)
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "stop_token_ids": []})])
+    assert (answer.tokens, answer.weight_versions) == (_free_greedy(model, PROMPT, 4), [2] * 4)
+
+
+def test_tied_weights_may_come_under_either_name(llama: Any, start: Start) -> None:
+    folder, model = llama
+    engine = start(folder)
+    engine.update_weights([(n.replace("model.embed_tokens", "lm_head"), w) for n, w in weights_of(model)], 1)
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "stop_token_ids": []})])
+    assert answer.tokens == _free_greedy(model, PROMPT, 4)
+
+
+def test_weights_that_give_nan_are_an_error_and_good_ones_heal_it(llama: Any, start: Start) -> None:
+    folder, model = llama
+    engine = start(folder, model)
+    engine.update_weights([(name, tensor * float("nan")) for name, tensor in weights_of(model)], 2)
+    with pytest.raises(EngineError, match="version 2"):
+        ask(engine, [(PROMPT, {"max_new_tokens": 4})])
+    engine.update_weights(weights_of(model), 3)
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "stop_token_ids": []})])
+    assert answer.tokens == _free_greedy(model, PROMPT, 4)
+
+
+def test_a_failed_step_leaves_alone_what_was_asked_for_meanwhile(llama: Any, start: Start) -> None:
+    engine = start(*llama, max_running=1)
+
+    def break_first(number: int) -> None:
+        if number == 1:
+            raise RuntimeError("broken step")
+
+    count_passes(engine, break_first)
+
+    async def both() -> list[Any]:
+        calls = [engine.generate(PROMPT, {"max_new_tokens": 4, "stop_token_ids": []}) for _ in range(2)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert isinstance(first, RuntimeError)
+    assert len(second.tokens) == 4
+
+
+def test_attention_that_the_engine_does_not_know_is_refused(random_model: Any, start: Start) -> None:
+    config = Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=8)
+    with pytest.raises(EngineError, match="softcap"):
+        ask(start(*random_model(Gemma2ForCausalLM, config)), [(PROMPT, {"max_new_tokens": 4})])
+
+
+def test_positions_that_depend_on_the_batch_are_refused(random_model: Any, start: Start) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = LlamaConfig(**SHAPE, num_key_value_heads=2, rope_parameters=rope)
+    with pytest.raises(EngineError, match="dynamic"):
+        start(*random_model(LlamaForCausalLM, config))
+
+
+def test_closing_ends_the_thread_and_fails_what_runs(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+    count_passes(engine, lambda number: threading.Event().wait(0.05))
+
+    async def scenario() -> None:
+        request = asyncio.create_task(engine.generate(PROMPT, ENDLESS))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(engine.close)
+        await request
+
+    with pytest.raises(EngineError, match="closed before"):
+        asyncio.run(scenario())
+    engine.close()
+    assert not threads()
+    with pytest.raises(EngineError, match="was closed"):
+        ask(engine, [(PROMPT, {"max_new_tokens": 4})])
+
+
+def test_an_engine_that_nobody_holds_ends_its_thread(llama: Any) -> None:
+    folder, model = llama
+    engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), local_max_running_requests=4))
+    engine.update_weights(weights_of(model), 1)
+    assert threads()
+    del engine
+    gc.collect()
+    assert not threads()
+
+
+def test_an_idle_engine_holds_no_keys_and_values(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+    ask(engine, [(PROMPT, {"max_new_tokens": 4})] * 3)
+    engine._scheduler.call(lambda: None)  # after the step that answered
+    assert len(engine._scheduler._cache) == 0
+
+
+def _free_greedy(model: Any, prompt: list[int], limit: int) -> list[int]:
+    """Greedy decoding that nothing stops, by full forward passes."""
+    tokens: list[int] = []
+    for _ in range(limit):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].argmax()))
+    return tokens

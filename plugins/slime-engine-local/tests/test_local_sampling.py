@@ -1,0 +1,118 @@
+"""Tokens are drawn from the distribution that was asked for, and nothing is asked for in vain."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slime_core.errors import ArgumentError
+from slime_engine_local.sampling import SamplingParams, choose_tokens
+
+LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -30.0], dtype=torch.float64)
+
+
+def frequencies(draws: int = 10_000, **params: Any) -> list[float]:
+    rng = random.Random(0)
+    given = [SamplingParams(1, **params)] * draws
+    tokens, _ = choose_tokens(LOGITS.expand(draws, -1), given, [rng.random() for _ in range(draws)])
+    return (torch.bincount(torch.tensor(tokens), minlength=6) / draws).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_as_often_as_the_softmax_at_the_temperature_says(temperature: float) -> None:
+    expected = torch.softmax(LOGITS / temperature, -1).tolist()
+    assert frequencies(temperature=temperature) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("params", "allowed"),
+    [
+        ({"top_k": 1}, 1),
+        ({"top_k": 3}, 3),
+        ({"top_k": 99}, 6),
+        ({"top_p": 0.1}, 1),
+        ({"top_p": 0.7}, 2),
+        ({"top_p": 0.9999}, 5),
+        ({"top_p": 0.99, "top_k": 2}, 2),
+        ({"top_p": 0.1, "top_k": 2}, 1),
+    ],
+)
+def test_top_p_and_top_k_keep_the_likeliest_tokens_in_proportion(params: dict[str, Any], allowed: int) -> None:
+    probs = torch.softmax(LOGITS, -1)
+    probs[allowed:] = 0
+    assert frequencies(**params) == pytest.approx((probs / probs.sum()).tolist(), abs=0.02)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.01, 1.0), st.integers(1, 60))
+def test_the_kept_set_is_that_of_the_textbook(seed: int, top_p: float, top_k: int) -> None:
+    logits = 3 * torch.randn(1, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    probs = torch.softmax(logits[0], -1)
+    kept, total = [], 0.0
+    for token in sorted(range(50), key=lambda t: -probs[t]):
+        if len(kept) == top_k or total >= top_p:
+            break
+        kept.append(token)
+        total += probs[token].item()
+    draws = [0.0, 1 - 2**-48, *(n / 200 for n in range(200))]
+    params = [SamplingParams(1, top_p=top_p, top_k=top_k)] * len(draws)
+    tokens, _ = choose_tokens(logits.expand(len(draws), -1), params, draws)
+    assert set(tokens) <= set(kept)
+    assert tokens[0] == min(kept)
+    assert tokens[1] == max(kept)
+
+
+def test_top_k_keeps_no_more_than_k_of_equally_likely_tokens() -> None:
+    tokens, _ = choose_tokens(torch.zeros(100, 5), [SamplingParams(1, top_k=2)] * 100, [n / 100 for n in range(100)])
+    assert set(tokens) == {0, 1}
+
+
+def test_temperature_zero_takes_the_likeliest_token_with_its_log_prob_at_temperature_one() -> None:
+    tokens, log_probs = choose_tokens(LOGITS[None], [SamplingParams(1, temperature=0)], [0.99])
+    assert tokens == [0]
+    assert log_probs == [torch.log_softmax(LOGITS, -1)[0].item()]
+
+
+def test_bfloat16_logits_are_normalised_in_float32() -> None:
+    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tokens, log_probs = choose_tokens(logits, [SamplingParams(1)] * 2, [0.2, 0.8])
+    exact = torch.log_softmax(logits.double(), -1)
+    assert log_probs == pytest.approx([exact[row, token].item() for row, token in enumerate(tokens)], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "max_new_tokens is missing"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"max_new_tokens": 2.5}, "whole number"),
+        ({"max_new_tokens": True}, "whole number"),
+        ({"temperature": -1}, "at least 1e-5"),
+        ({"temperature": 1e-9}, "at least 1e-5"),
+        ({"temperature": float("nan")}, "at least 1e-5"),
+        ({"top_p": 0}, "above 0"),
+        ({"top_p": 1.1}, "at most 1"),
+        ({"top_k": 0}, "-1"),
+        ({"seed": "x"}, "whole number"),
+        ({"stop_token_ids": 5}, "list of token ids"),
+        ({"stop_token_ids": ["x"]}, "list of token ids"),
+        ({"min_p": 0.1}, "does not know the sampling parameter 'min_p'"),
+    ],
+)
+def test_a_wrong_sampling_parameter_is_an_error_that_says_what_is_right(given: dict[str, Any], message: str) -> None:
+    filled = given if not given or "max_new_tokens" in given else {"max_new_tokens": 4, **given}
+    with pytest.raises(ArgumentError, match=message):
+        SamplingParams.parse(filled, frozenset())
+
+
+def test_stop_tokens_are_the_checkpoints_unless_named() -> None:
+    ends = frozenset([2])
+    assert SamplingParams.parse({"max_new_tokens": 1}, ends).stop_token_ids == {2}
+    assert SamplingParams.parse({"max_new_tokens": 1, "stop_token_ids": None}, ends).stop_token_ids == {2}
+    assert SamplingParams.parse({"max_new_tokens": 1, "stop_token_ids": [7]}, ends).stop_token_ids == {7}
+    assert SamplingParams.parse({"max_new_tokens": 1, "stop_token_ids": []}, ends).stop_token_ids == frozenset()

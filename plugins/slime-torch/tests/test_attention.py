@@ -1,0 +1,69 @@
+"""Packed attention equals the attention of every sequence alone, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from slime_torch.attention import packed_attention
+from slime_torch.packing import Segments
+
+LENGTHS = (5, 1, 9, 3)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, cap: float | None) -> Tensor:
+    """(1, N, heads, D) from the dense scores of all N tokens, everything outside segment, past and window removed."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    segment = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS)).to(q.device)
+    position = torch.arange(q.shape[2], device=q.device)
+    distance = position[:, None] - position
+    seen = (segment[:, None] == segment) & (distance >= 0)
+    if window is not None:
+        seen &= distance < window
+    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scaling
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return torch.einsum("bhqk,bhkd->bqhd", weights, v)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+def test_packed_attention_and_its_gradients_equal_the_formula(
+    window: int | None, cap: float | None, key_heads: int
+) -> None:
+    torch.manual_seed(0)
+    n = sum(LENGTHS)
+    q = torch.randn(1, n, 4, 8, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    k, v = (torch.randn(1, key_heads, n, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    segments = Segments(LENGTHS, torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32))
+    found, _ = packed_attention(
+        torch.nn.Module(), q, k, v, None, scaling=0.7, sliding_window=window, softcap=cap, segments=segments
+    )
+    expected = written_out(q, k, v, 0.7, window, cap)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(expected)
+    found_grads = torch.autograd.grad(found, (q, k, v), grad)
+    for a, b in zip(found_grads, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_variable_length_kernel_equals_the_formula(window: int | None) -> None:
+    torch.manual_seed(0)
+    n = sum(LENGTHS)
+    q, k, v = (torch.randn(1, h, n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
+    bounds = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32).cuda()
+    found, _ = packed_attention(
+        torch.nn.Module(), q, k, v, None, scaling=0.2, sliding_window=window, segments=Segments(LENGTHS, bounds)
+    )
+    expected = written_out(*(t.float() for t in (q, k, v)), 0.2, window, None)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    grad = torch.randn_like(expected)
+    found_grads = torch.autograd.grad(found, (q, k, v), grad.bfloat16())
+    for a, b in zip(found_grads, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.05)

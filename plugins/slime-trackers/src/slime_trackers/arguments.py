@@ -1,0 +1,45 @@
+"""The trackers' options, under slime's names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import SecretStr
+
+from slime_core.arguments import ArgumentGroup, option
+
+
+class TensorboardArguments(ArgumentGroup):
+    """TensorBoard"""
+
+    read_by = "tracker:tensorboard"
+
+    use_tensorboard: bool = option(False, "Write metrics for TensorBoard into --tensorboard-dir.", affects_result=False)
+
+
+class WandbArguments(ArgumentGroup):
+    """Weights & Biases"""
+
+    read_by = "tracker:wandb"
+
+    use_wandb: bool = option(False, "Log to Weights & Biases.", affects_result=False)
+    wandb_mode: Literal["online", "offline", "disabled"] | None = option(
+        None,
+        "'offline' keeps everything in --wandb-dir for a later `wandb sync`. Default: WANDB_MODE, or online.",
+        affects_result=False,
+    )
+    wandb_project: str | None = option(None, "Project. Default: WANDB_PROJECT.", affects_result=False)
+    wandb_group: str | None = option(None, "Group of runs that this one belongs to.", affects_result=False)
+    wandb_team: str | None = option(None, "Team or user that owns the project.", affects_result=False)
+    wandb_dir: str | None = option(
+        None, "Where wandb keeps its local files, in a folder wandb. Default: the run directory.", affects_result=False
+    )
+    wandb_host: str | None = option(
+        None, "Address of an own W&B server. Default: the public one.", affects_result=False
+    )
+    wandb_key: SecretStr | None = option(
+        None,
+        "API key, used for this run and stored nowhere. Other users of the machine can read command lines: prefer "
+        "`wandb login` or WANDB_API_KEY.",
+        affects_result=False,
+    )

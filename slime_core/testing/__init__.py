@@ -1,0 +1,57 @@
+"""The contract kit: does a component keep its contract? For the tests of plugins, and behind `slime plugins check`.
+
+    from slime_core.testing import check_component, check_distribution, sample
+
+    def test_my_package_keeps_its_contracts():
+        check_distribution("my-package")                      # everything that the installed package provides
+
+    def test_my_reward_keeps_its_contract():
+        check_component("reward", my_reward, examples=[sample(label={"answer": 7})])
+
+The kit calls components with small realistic inputs and compares what happens with `slime_core.contracts`. A component
+that cannot use the kit's own inputs brings some of its own: `examples=[…]`, or, so that `slime plugins check` finds
+them too, `EXAMPLES = {"component name": […]}` in the module that defines it. What an example is depends on the kind:
+a converter's is a row, that of a reward or a generator a `Sample`, that of a filter a group, that of a loss mask a
+list of messages.
+
+    kit.py         `check_component`, `check_distribution`, and what they found
+    inputs.py      samples, groups, rows and loss inputs to try components on
+    checkpoint.py  a tokenizer and a model small enough to be made on the spot
+    engine.py      an inference engine without a model
+    subject.py     one component under test
+    behaviour/     the checks, one file per group of kinds
+"""
+
+from slime_core.testing.checkpoint import chat_tokenizer, tiny_checkpoint
+from slime_core.testing.engine import EchoEngine
+from slime_core.testing.inputs import group, groups, loss_inputs, sample
+from slime_core.testing.kit import (
+    Finding,
+    Part,
+    check_component,
+    check_distribution,
+    inspect_component,
+    parts_of,
+    raise_for,
+    table,
+)
+from slime_core.testing.subject import ContractError
+
+__all__ = [
+    "ContractError",
+    "EchoEngine",
+    "Finding",
+    "Part",
+    "chat_tokenizer",
+    "check_component",
+    "check_distribution",
+    "group",
+    "groups",
+    "inspect_component",
+    "loss_inputs",
+    "parts_of",
+    "raise_for",
+    "sample",
+    "table",
+    "tiny_checkpoint",
+]

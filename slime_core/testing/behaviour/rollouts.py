@@ -1,0 +1,121 @@
+"""Rollout functions and generators. They find a tokenizer at `args.hf_checkpoint`, so these checks need transformers."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+from slime_core.contracts import DataSource
+from slime_core.data import GlobalDataSource
+from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
+from slime_core.testing.checkpoint import chat_tokenizer
+from slime_core.testing.engine import EchoEngine
+from slime_core.testing.inputs import CHAT_ROWS
+from slime_core.testing.subject import Check, ContractError, Subject
+
+SAMPLING = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 1}
+
+
+def fills_rollouts(subject: Subject) -> None:
+    """returns full rollouts of good samples, each with a number of its own"""
+    args, source = subject.args, GlobalDataSource(subject.args)
+    numbers: list[int | None] = []
+    for rollout_id in range(2):
+        output = _roll_out(subject, rollout_id, source)
+        expected = (args.rollout_batch_size, args.n_samples_per_prompt)
+        sizes = [len(group) for group in output.groups]
+        subject.expect(
+            sum(sizes) == expected[0] * expected[1],
+            f"it returned groups of {sizes} samples; expected --rollout-batch-size × --n-samples-per-prompt = "
+            f"{expected[0]} × {expected[1]} samples in all.",
+        )
+        check_rollout(output.groups, need_reward=True)
+        for sample in output.samples:
+            subject.expect(
+                sample.response_length > 0, f"{sample.name} has no response token; train something or take another row."
+            )
+        numbers += [sample.index for sample in output.samples]
+    subject.expect(
+        len(set(numbers)) == len(numbers),
+        f"two samples have the same index ({numbers}); keep the numbers that the data source gave them.",
+    )
+
+
+def reports_numbers(subject: Subject) -> None:
+    """reports metrics that are finite numbers"""
+    for name, value in _roll_out(subject, 0, GlobalDataSource(subject.args)).metrics.items():
+        subject.expect(
+            isinstance(value, (int, float)) and math.isfinite(value),
+            f"its metric {name!r} is {value!r}; expected a finite number.",
+        )
+
+
+def evaluates(subject: Subject) -> None:
+    """returns named samples of every evaluation set, without touching the training data"""
+    source = GlobalDataSource(subject.args)
+    with subject.unchanged("the data source while evaluating", source.state_dict):
+        output = _roll_out(subject, 0, source, evaluation=True)
+    samples = [*output.samples, *output.generations]
+    check_rollout([samples], need_reward=False)
+    names = {sample.metadata.get("dataset") for sample in samples}
+    subject.expect(
+        names == {"heldout"},
+        f"with evaluation=True its samples come from the sets {names}; expected {{'heldout'}}: read --eval-prompt-data "
+        '(slime_core.arguments.resolve.eval_sets) and name the set in metadata["dataset"].',
+    )
+
+
+def _roll_out(subject: Subject, rollout_id: int, source: DataSource, evaluation: bool = False) -> RolloutOutput:
+    subject.need_checkpoint(weights=False)
+    extras = {"plugins": subject.plugins, "engine": EchoEngine(subject.args)}
+    return subject.call(subject.args, rollout_id, source, evaluation=evaluation, extras=extras)
+
+
+def completes_samples(subject: Subject) -> None:
+    """completes a sample: tokens, response, log-probs that agree, and a status"""
+    for sample in _pending(subject):
+        prompt = list(sample.tokens)
+        engine = EchoEngine(subject.args)
+        with subject.takes("samples (a question as messages, the prompt's tokens in `tokens`)"):
+            result = subject.call(subject.args, sample, dict(SAMPLING), extras={"engine": engine})
+        for made in result if isinstance(result, list) else [result]:
+            check_rollout([[made]], need_reward=False)
+            subject.expect(
+                made.status is not Status.PENDING,
+                "it returned a sample that is still pending; set `status` to COMPLETED, TRUNCATED or ABORTED.",
+            )
+            subject.expect(
+                made.response_length > 0 or made.status in (Status.ABORTED, Status.FAILED),
+                "it returned a sample without response tokens; count them in `response_length`.",
+            )
+            subject.expect(
+                made.tokens[: len(prompt)] == prompt or made.response_length == len(made.tokens) - len(prompt),
+                f"its tokens begin with {made.tokens[:5]}, the prompt with {prompt[:5]}; `tokens` holds the prompt's and "
+                "then the response's.",
+            )
+
+
+def leaves_sampling_alone(subject: Subject) -> None:
+    """does not change the sampling parameters"""
+    params = dict(SAMPLING)
+    with subject.unchanged("sampling_params, which all samples share", lambda: dict(params)):
+        subject.call(subject.args, _pending(subject)[0], params, extras={"engine": EchoEngine(subject.args)})
+
+
+def _pending(subject: Subject) -> list[Sample]:
+    subject.need_checkpoint(weights=False)
+    if subject.examples:
+        return copy.deepcopy(subject.examples)
+    made = []
+    for index, row in enumerate(CHAT_ROWS[:2]):
+        question = row["messages"][:1]
+        rendered = chat_tokenizer().apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        tokens = chat_tokenizer()(rendered, add_special_tokens=False)["input_ids"]
+        made.append(Sample(group_index=index, index=index, prompt=question, tokens=tokens, label=row["label"]))
+    if not made:
+        raise ContractError("There is nothing to generate from.")
+    return made
+
+
+ROLLOUT: list[Check] = [fills_rollouts, reports_numbers, evaluates]
+GENERATOR: list[Check] = [completes_samples, leaves_sampling_alone]

@@ -1,0 +1,114 @@
+"""A small component of every kind that keeps its contract, for the tests of the contract kit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from slime_core.data import GlobalDataSource
+from slime_core.errors import DataError
+from slime_core.loss import LossOutputs
+from slime_core.masks import MaskedTokens
+from slime_core.sample import RolloutOutput, Status
+from slime_core.testing import EchoEngine, sample
+
+
+def good_reward(args, sample):
+    return float(sample.label in sample.response)
+
+
+def good_dynamic_filter(args, samples, **kwargs):
+    return len({sample.reward for sample in samples}) > 1, "equal"
+
+
+def good_sample_filter(args, groups):
+    groups[0][0].remove_sample = True
+
+
+def good_buffer_pop(args, rollout_id, buffer, num_samples):
+    groups = buffer[:num_samples]
+    del buffer[:num_samples]
+    return groups
+
+
+def good_converter(row):
+    if "question" not in row:
+        raise DataError("there is no question")
+    return {"messages": [{"role": "user", "content": row["question"]}]}
+
+
+def good_loss(args, inputs):
+    return LossOutputs(inputs.reduce(-inputs.log_probs), {"p": inputs.reduce(inputs.log_probs.detach().exp())})
+
+
+def good_loss_mask(tokenizer, messages, tools):
+    if not messages or messages[-1]["role"] != "assistant":
+        raise DataError("there is no answer")
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return MaskedTokens(ids, [0] + [1] * (len(ids) - 1), text)
+
+
+def good_rollout(args, rollout_id, data_source, evaluation=False):
+    def done(sample, **changes):
+        fields = {"tokens": [1, 2, 3], "response_length": 2, "reward": 0.0, "status": Status.COMPLETED}
+        none = {"loss_mask": None, "rollout_log_probs": None, "weight_versions": []}
+        return replace(sample, **{**fields, **none, **changes})
+
+    if evaluation:
+        return RolloutOutput([[done(sample(), metadata={"dataset": "heldout"})]])
+    return RolloutOutput([[done(s) for s in g] for g in data_source.get_samples(args.rollout_batch_size)], {"n": 1.0})
+
+
+async def good_generator(args, sample, sampling_params, engine):
+    answer = await engine.generate(sample.tokens, sampling_params)
+    return replace(
+        sample,
+        tokens=[*sample.tokens, *answer.tokens],
+        response_length=len(answer.tokens),
+        rollout_log_probs=answer.log_probs,
+        status=Status.COMPLETED,
+    )
+
+
+class GoodTracker:
+    def __init__(self, args, run_dir, config):
+        self.file = (run_dir / "numbers").open("a")
+
+    def log(self, metrics, step):
+        self.file.write(str(metrics))
+
+    def close(self, error):
+        self.file.close()
+
+
+def good_command(argv, plugins):
+    print("usage")
+    return 0
+
+
+def torch_backend():
+    from slime_torch.backend import TorchBackend
+
+    return TorchBackend
+
+
+GOOD = {
+    "reward": good_reward,
+    "dynamic_filter": good_dynamic_filter,
+    "sample_filter": good_sample_filter,
+    "buffer_pop": good_buffer_pop,
+    "converter": good_converter,
+    "loss": good_loss,
+    "loss_mask": good_loss_mask,
+    "rollout": good_rollout,
+    "generator": good_generator,
+    "data_source": GlobalDataSource,
+    "tracker": GoodTracker,
+    "command": good_command,
+    "engine": EchoEngine,
+    "train_backend": torch_backend,
+}
+
+
+def component_of(kind):
+    return torch_backend() if kind == "train_backend" else GOOD[kind]

@@ -1,0 +1,233 @@
+"""The contract kit catches what breaks a contract, says what to do, and lets everything of slime's own pass."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import unittest
+from pathlib import Path
+
+import pytest
+from broken_components import BROKEN
+from good_components import component_of, good_loss, good_reward
+
+from slime_core.cli import main
+from slime_core.errors import DataError, PluginError
+from slime_core.plugins import Plugins
+from slime_core.plugins.kinds import KINDS
+from slime_core.testing import (
+    ContractError,
+    check_component,
+    check_distribution,
+    inspect_component,
+    sample,
+)
+from slime_core.testing.behaviour import CHECKS
+from slime_core.testing.checkpoint import chat_tokenizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_component_that_keeps_its_contract_passes_every_check(kind):
+    found = inspect_component(kind, "good", component_of(kind), Plugins())
+    assert [(f.check, f.why) for f in found if f.status != "ok" and f.check != "is documented"] == []
+    assert len(found) == 2 + len(CHECKS[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "promise", "advice"), BROKEN, ids=[f"{b[0]}-{b[2]}-{i}" for i, b in enumerate(BROKEN)]
+)
+def test_a_broken_promise_is_caught_with_advice(kind, component, promise, advice):
+    component = component() if kind == "train_backend" else component
+    with pytest.raises(ContractError) as error:
+        check_component(kind, component)
+    (line,) = [text for text in str(error.value).splitlines() if f"should keep this promise: {promise}" in text]
+    assert re.search(advice, line), line
+
+
+def test_every_check_has_a_component_that_fails_it():
+    promises = {(kind, (check.__doc__ or "").split("\n")[0]) for kind in KINDS for check in CHECKS[kind]}
+    caught = {(k, p) for k, p in promises for kind, _, promise, _ in BROKEN if kind == k and p.startswith(promise)}
+    assert promises - caught == set()
+
+
+# ------------------------------------------------------------------------------------------- examples and refusals
+
+
+def picky_reward(args, sample):
+    """Wants a dict as label."""
+    if not isinstance(sample.label, dict):
+        raise DataError("the label is no dict.")
+    return float(sample.label["n"])
+
+
+EXAMPLES = {"known_reward": [sample(label={"n": 1})]}
+
+
+def test_a_component_that_refuses_the_inputs_of_the_kit_is_asked_for_examples_and_tried_on_those():
+    with pytest.raises(ContractError, match=r"refused the kit's own samples .*: the label is no dict") as error:
+        check_component("reward", picky_reward)
+    assert "EXAMPLES = {'picky_reward': […]} in " in str(error.value)
+    check_component("reward", picky_reward, examples=[sample(label={"n": 1})])
+    check_component("reward", picky_reward, name="known_reward")
+    with pytest.raises(ContractError, match="it raised KeyError: 'n'"):
+        check_component("reward", picky_reward, examples=[sample(label={})])
+
+
+def test_a_wrong_signature_is_found_before_anything_is_called():
+    with pytest.raises(ContractError, match=r"does not take the parameter 'sample'.*See slime_core.contracts.reward"):
+        check_component("reward", lambda args: 1 / 0)
+
+
+def test_a_component_without_a_docstring_is_not_documented():
+    with pytest.raises(ContractError, match="it has no docstring; say in a sentence what it does"):
+        check_component("reward", good_reward)
+
+
+def test_an_unknown_kind_offers_the_nearest_one():
+    with pytest.raises(PluginError, match=r"no kind 'rewards'. Did you mean 'reward'\?"):
+        check_component("rewards", good_reward)
+
+
+def test_options_reach_the_component_as_in_a_run():
+    def wide_filter(args, samples, **kwargs):
+        """Wants groups as large as the run makes them."""
+        return args.n_samples_per_prompt == 4 or "no"
+
+    check_component("dynamic_filter", wide_filter, options=["--n-samples-per-prompt", "4"])
+    with pytest.raises(ContractError):
+        check_component("dynamic_filter", wide_filter)
+
+
+def test_an_option_that_does_not_exist_is_not_taken_for_a_fault_of_the_component(capsys):
+    assert main(["plugins", "check", "slime-rewards", "--sedd", "3"]) == 2
+    assert "There is no option --sedd. Did you mean '--seed'?" in capsys.readouterr().err
+
+
+def test_what_needs_a_missing_package_is_skipped_with_the_reason(monkeypatch):
+    documented = lambda args, inputs: good_loss(args, inputs)  # noqa: E731
+    documented.__doc__ = "Negative log-likelihood."
+    monkeypatch.setattr("slime_core.testing.subject.find_spec", lambda name: None)
+    with pytest.raises(unittest.SkipTest, match="needs torch, which is not installed; pip install torch"):
+        check_component("loss", documented)
+
+
+# ------------------------------------------------------------------------------------------- whole distributions
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    """`distribution(code)` installs "sour" 1.0, whose plugin module has `code`, until the test is over."""
+
+    def install(code: str) -> Path:
+        (tmp_path / "sour.py").write_text("from slime_core import Lazy, hookimpl\n" + textwrap.dedent(code))
+        info = tmp_path / "sour-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sour\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[slime]\nsour = sour\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.delitem(sys.modules, "sour", raising=False)
+        return tmp_path
+
+    return install
+
+
+SOUR = """
+    import numpy
+    from slime_core.arguments import ArgumentGroup
+
+    class SourArguments(ArgumentGroup):
+        sourness: int = 3
+
+    def sour(args, sample):
+        "Says no."
+        return "no"
+
+    @hookimpl
+    def slime_argument_groups(): return [SourArguments]
+
+    @hookimpl
+    def slime_rewards(): return {"sour": Lazy("sour:sour"), "gone": Lazy("sour:gone", "was here")}
+"""
+
+
+def test_everything_of_a_distribution_is_checked_and_every_problem_is_listed(distribution):
+    distribution(SOUR)
+    with pytest.raises(ContractError) as error:
+        check_distribution("sour")
+    for part, advice in [
+        (
+            "plugin sour",
+            "sour imports numpy, pydantic, so that every `slime` command waits for it; name components with",
+        ),
+        ("plugin sour", "there is no help text for sourness, SourArguments; give every option and its group one"),
+        ("reward sour", 'give its Lazy one: Lazy("…", summary="what it does")'),
+        ("reward sour", "It returned 'no' (str); expected a number"),
+        ("reward gone", "cannot be imported: AttributeError"),
+    ]:
+        assert any(line.startswith(f"The {part} ") and advice in line for line in str(error.value).splitlines()), advice
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("@hookimpl\ndef slime_rewardz(): return {}", "unknown hook 'slime_rewardz'"),
+    ],
+)
+def test_a_plugin_that_does_not_load_fails_with_the_reason(distribution, code, why):
+    distribution(code)
+    with pytest.raises(ContractError, match="should keep this promise: loads and implements known hooks") as error:
+        check_distribution("sour")
+    assert why in str(error.value)
+
+
+def test_the_command_prints_a_table_and_fails_when_something_fails(distribution, capsys):
+    distribution(SOUR)
+    assert main(["plugins", "check", "sour"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    cells = [re.split(r"  +", line) for line in lines]
+    assert ["plugin sour", "imports nothing heavy", "failed"] in cells
+    assert ["reward sour", "imports and fits its contract", "ok"] in cells
+    assert any(line.startswith("    It returned 'no' (str); expected a number") for line in lines)
+    assert lines[-1] == "3 ok, 6 failed"
+
+
+def test_the_command_passes_what_slime_brings(capsys):
+    assert main(["plugins", "check", "slime-core"]) == 0
+    assert main(["plugins", "check", "slime_rewards"]) == 0
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_a_distribution_without_a_plugin_is_an_error_that_says_where_to_look(capsys):
+    assert main(["plugins", "check", "slime-losse"]) == 1
+    message = capsys.readouterr().err
+    assert "Did you mean 'slime-losses'?" in message
+    assert "[project.entry-points.slime]" in message
+
+
+def test_pytest_checks_a_distribution_that_is_named_on_its_command_line(distribution):
+    folder = distribution(SOUR)
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--slime-check", "sour"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 1
+    assert "3 failed" in done.stdout
+    assert "It returned 'no' (str); expected a number" in done.stdout
+    done = subprocess.run([*words[:-1], "slime-losse"], cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Did you mean 'slime-losses'?" in done.stderr) == (4, True)
+
+
+def test_the_pytest_plugin_costs_other_projects_next_to_nothing():
+    code = "import pytest, sys; before = set(sys.modules); import slime_core.pytest_plugin; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"pluggy", "slime_core", "slime_core.lazy", "slime_core.pytest_plugin"}
+
+
+def test_the_tokenizer_of_the_kit_says_back_what_it_reads():
+    text = "<|im_start|>user\nGrüße, 你好 🙂\n<|im_end|>"
+    ids = chat_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    assert chat_tokenizer().decode(ids) == text
+    assert len(ids) == len("user\nGrüße, 你好 🙂\n".encode()) + 2

@@ -1,0 +1,169 @@
+"""`slime plugins new` writes packages that install, pass their own tests and the contract kit, and show up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from slime_core.cli import main
+from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+from slime_core.plugins.kinds import KINDS
+from slime_core.scaffold import EXAMPLES, LONGEST_NAME, NOT_SMALL, new_package
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words: str | Path, cwd: Path, site: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(site or ""), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = (sys.executable, "-m", *map(str, words))
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """One new package of each kind, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("sources")
+    for kind in EXAMPLES:
+        new_package(f"my-{kind}", kind, folder, Plugins())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(sources, tmp_path_factory) -> Path:
+    """All of them installed, into a folder that only these tests look into."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = ("pip", "--disable-pip-version-check", "-q", "install", "--no-build-isolation", "--no-deps")
+    done = run(*pip, "--target", folder, *sources.iterdir(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_new_package_passes_its_own_tests_and_the_check_once_it_is_installed(kind, sources, site):
+    folder = sources / f"my-{kind.replace('_', '-')}"
+    done = run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder, site=site)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    done = run("slime_core", "plugins", "check", folder.name, cwd=folder, site=site)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{kind} my_{kind}" in done.stdout
+    assert "not checked" not in done.stdout
+
+
+def test_new_packages_are_listed_with_their_components(sources, site):
+    done = run("slime_core", "plugins", "--json", cwd=sources, site=site)
+    status = {row["distribution"]: row["status"] for row in json.loads(done.stdout)}
+    assert {status[folder.name] for folder in sources.iterdir()} == {"loaded"}
+    done = run("slime_core", "plugins", "--components", "--json", cwd=sources, site=site)
+    listed = {(row["kind"], row["name"]): row["summary"] for row in json.loads(done.stdout)}
+    assert {kind: listed[kind, f"my_{kind}"] for kind in EXAMPLES} == {k: e.summary for k, e in EXAMPLES.items()}
+
+
+@pytest.mark.parametrize("name", ["a", "my-reward", "z23456789-" * (LONGEST_NAME // 10 - 1) + "z234567890"])
+def test_new_code_is_formatted_and_linted_as_this_project_however_long_its_name(name, tmp_path):
+    for kind in EXAMPLES:
+        new_package(name, kind, tmp_path / kind, Plugins([]))
+    for words in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+        done = run("ruff", *words, ".", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+    own, ours = (
+        tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["ruff"]
+        for folder in (tmp_path / "loss" / name, ROOT)
+    )
+    assert {**own, "src": None} == {**ours, "src": None}
+
+
+def test_new_code_is_fully_typed(sources):
+    packages = sources.glob("*/src/*")
+    # Without site-packages mypy does not spend a minute on torch; slime_core is found at the root.
+    words = ("--strict", "--ignore-missing-imports", "--no-site-packages", "--disable-error-code=untyped-decorator")
+    quiet = ("--config-file=", "--follow-imports=silent", "--cache-dir", os.devnull)
+    done = run("mypy", *words, *quiet, *packages, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_kind_can_be_made_or_says_what_to_read():
+    assert set(EXAMPLES) | set(NOT_SMALL) == set(KINDS)
+    assert set(EXAMPLES) & set(NOT_SMALL) == set()
+    for kind, advice in NOT_SMALL.items():
+        with pytest.raises(ArgumentError) as error:
+            new_package("mine", kind, Path("nowhere"), Plugins([]))
+        assert str(error.value) == advice
+
+
+def test_new_prints_the_commands_that_come_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plugins", "new", "My.Words", "--kind", "dynamic-filter", "--dir", "a b"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "./a b/my-words holds a new component, 'my_words'. Next:",
+        "",
+        "pip install -e './a b/my-words[test]'",
+        "pytest './a b/my-words'",
+        "slime plugins check my-words",
+    ]
+    readme = (tmp_path / "a b" / "my-words" / "README.md").read_text()
+    for said in ("pip install -e", "pytest", "--dynamic-sampling-filter-path my_words", "pip uninstall my-words"):
+        assert said in readme
+
+
+def test_the_option_that_the_readme_shows_becomes_a_flag(tmp_path):
+    folder = new_package("my-reward", "reward", tmp_path, Plugins([])).folder
+    arguments, hook = re.findall(
+        r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    package = folder / "src" / "my_reward"
+    (package / "arguments.py").write_text(arguments)
+    (package / "plugin.py").write_text(f"{(package / 'plugin.py').read_text()}\n\n{hook}")
+    code = (
+        "from slime_core.arguments.namespace import Namespace; from slime_core.plugins import PluginInfo, Plugins;"
+        "plugins = Plugins([PluginInfo('my-reward', 'my-reward', '0', 'my_reward.plugin')]);"
+        "print(Namespace(plugins).options['my_option'].flag)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder / "src", capture_output=True, text=True, check=False)
+    assert done.stdout == "--my-option\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("-x", "begins with a letter and ends with a letter or digit"),
+        ("my reward", "letters, digits and single '-'"),
+        ("../up", "letters, digits and single '-'"),
+        ("2fast", "Python could not import a package called '2fast'"),
+        ("class", "Python could not import a package called 'class'"),
+        ("json", "would hide Python's own module"),
+        ("slime-losses", "one of slime's own distributions"),
+        ("x" * 41, "it has 41 characters, 40 are the most"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_refused(name, problem, tmp_path):
+    with pytest.raises(ArgumentError) as error:
+        new_package(name, "reward", tmp_path, Plugins([]))
+    assert problem in str(error.value)
+    assert "Choose one such as 'my-reward'." in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    assert main(["plugins", "new", "mine", "--kind", "loss", "--dir", str(tmp_path)]) == 2
+    assert "mine exists. Choose another name, or another folder with --dir" in capsys.readouterr().err
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_an_unknown_kind_offers_the_nearest_one(tmp_path):
+    with pytest.raises(ArgumentError, match=r"no kind 'rewrd'. Did you mean 'reward'\? There are: buffer_pop, "):
+        new_package("mine", "rewrd", tmp_path, Plugins([]))
+
+
+def test_a_name_that_an_installed_component_has_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match=r"There is a loss 'sft_loss' already, in losses \(slime-losses"):
+        new_package("sft-loss", "loss", tmp_path, Plugins())
