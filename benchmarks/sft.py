@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,12 +48,14 @@ class Result:
             end of the last.
         peak_gib: largest resident memory of the process.
         data_wait_share: share of the time in which the trainer waited for samples; slime only.
+        load_before: load average of the machine when the run began; above about 0.5 something else was running.
     """
 
     tokens_per_second: float
     peak_gib: float
     losses: list[float]
     data_wait_share: float | None = None
+    load_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,10 @@ def main() -> None:
         for name in list(contestants) if repeat % 2 == 0 else reversed(contestants):
             more = contestants[name]
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
+            load = os.getloadavg()[0]
             run = run_slime(work, environment) if more is None else run_trl(work, more, python, environment)
-            tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB")
+            run = replace(run, load_before=load)
+            tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB, load before {load:.1f}")
             results[name].append(run)
     text = report(work, results, max(peaks), options.threads)
     print(text)
@@ -266,6 +270,8 @@ def report(work: Work, results: dict[str, list[Result]], peak: float, threads: i
             f"{peak * 1e9 / per_token:.0f} tokens/s; slime reaches {spread([100 * s for s in shares], ' %', 0)} of it. "
             f"It waits for data {spread([100 * w for w in waits], ' %', 2)} of the time.",
         ]
+    loads = [run.load_before for runs in results.values() for run in runs]
+    lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-prepare_environment gguf pytest pytest-timeout hypothesis ruff mypy build tensorboard wandb
+prepare_environment gguf pytest pytest-timeout pytest-xdist hypothesis ruff mypy build tensorboard wandb
 
 echo "==> ruff, mypy"
 ruff format --check --quiet . || { echo "run: ruff format ." >&2; exit 1; }
@@ -15,4 +15,5 @@ echo "==> preparing the model, data, tokenizers and templates for the tests"
 python scripts/assets.py all >/dev/null
 
 echo "==> pytest"
-python -m pytest "$@"
+# Two workers, a test file on one of them, one thread each: for the two cores of a small machine.
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -q "$@"

@@ -73,10 +73,13 @@ class Profiler:
         self._trace: Any = None  # torch.profiler.profile while it runs
         self._span: Any = None  # marks the present rollout in the trace
         self._done = False
-        if self._memory:
+        if self._wanted:
             import torch
 
-            if not torch.cuda.is_available():
+            # The first profile of a process belongs on the thread that imported torch; elsewhere Kineto reports an error.
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+                pass
+            if self._memory and not torch.cuda.is_available():
                 logger.warning(
                     "--record-memory-history has no effect: it needs a CUDA device, and this machine has none."
                 )

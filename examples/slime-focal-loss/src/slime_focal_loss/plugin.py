@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from slime_core import Lazy, hookimpl
-from slime_core.arguments import ArgumentGroup
-from slime_focal_loss.arguments import FocalArguments
+
+if TYPE_CHECKING:
+    from slime_core.arguments import ArgumentGroup
 
 
 @hookimpl
 def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    from slime_focal_loss.arguments import FocalArguments
+
     return [FocalArguments]
 
 

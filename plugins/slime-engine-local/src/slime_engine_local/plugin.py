@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from slime_core import Lazy, hookimpl
-from slime_core.arguments import ArgumentGroup
+
+if TYPE_CHECKING:
+    from slime_core.arguments import ArgumentGroup
 
 
 @hookimpl

@@ -86,7 +86,10 @@ class WandbTracker:
         self._remember()
 
     def close(self, error: BaseException | None) -> None:
+        import wandb
+
         self._run.finish(exit_code=0 if error is None else 1)
+        wandb.teardown()  # finish() may return before wandb's service has written its file; this waits for it
 
     def _remember(self) -> None:
         state = {"id": self._id, "last_step": self._last, "last_names": self._last_names}
