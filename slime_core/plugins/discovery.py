@@ -38,12 +38,11 @@ class Switches:
 
     def verdict(self, info: PluginInfo) -> str:
         """Why a plugin may not be loaded; "" if it may."""
-        names = {info.name, canonicalize_name(info.distribution)}
-        if names & set(map(canonicalize_name, self.disabled)) or info.name in self.disabled:
+        if _mentioned(info, self.disabled):
             return "switched off by --disable-plugin or SLIME_PLUGINS"
         if not self.third_party and canonicalize_name(info.distribution) not in FIRST_PARTY:
             return "third-party plugins are switched off by --no-third-party"
-        if self.only is not None and not names & {canonicalize_name(n) for n in self.only} and info.name != "core":
+        if self.only is not None and info.name != "core" and not _mentioned(info, self.only):
             return "not in the list of --only-plugin or SLIME_PLUGINS"
         return ""
 
@@ -100,6 +99,13 @@ def discover() -> list[PluginInfo]:
         )
         found.setdefault((canonicalize_name(info.distribution), info.name), info)
     return [found[key] for key in sorted(found, key=lambda key: (key[0] not in FIRST_PARTY, key))]
+
+
+def _mentioned(info: PluginInfo, names: tuple[str, ...]) -> bool:
+    """Is the plugin, or its distribution, among `names`? Spelled as pip allows: dashes and underscores are the same."""
+    return not {canonicalize_name(n) for n in names}.isdisjoint(
+        (canonicalize_name(info.name), canonicalize_name(info.distribution))
+    )
 
 
 def _core_requirement(requires: list[str]) -> str:
