@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slime_core import batch, engine, hookspecs, lazy, loss, masks, sample
+from slime_core import advantage, batch, engine, hookspecs, lazy, loss, masks, sample
 from slime_core.arguments import ArgumentGroup, option
 from slime_core.plugins.kinds import KINDS, Kind
 
@@ -34,12 +34,17 @@ TYPES = (
     loss.LossInputs,
     loss.Reduce,
     loss.LossOutputs,
+    loss.reads,
+    loss.needs_gradient_at_zero_advantage,
+    advantage.AdvantageInputs,
+    advantage.AdvantageOutputs,
     engine.Generation,
 )
 
 EXTRAS = {
     "buffer_pop": "the component that `--buffer-filter-path` chooses",
     "plugins": "`slime_core.plugins.Plugins`, to select further components",
+    "importance_weight": "the component that `--custom-tis-function-path` chooses, or None",
     "engine": "the run's `InferenceEngine`, or None",
 }
 """What the keyword parameters hold that a component may ask for."""

@@ -1,6 +1,6 @@
 """`TrainBackend`: what the loop asks of whatever trains the model.
 
-A backend is made once per training process by its component `TrainBackend(args)` and then driven by the loop through
+A backend is made for each model of a training process (actor, reference, critic) as `TrainBackend(args)` and then driven by the loop through
 the methods below, one call at a time. Nothing here imports torch.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from slime_core.batch import TrainBatch
     from slime_core.loss import LossFunction
+
+Role = Literal["actor", "critic", "reference"]
 
 
 class TrainBackend(Protocol):
@@ -23,13 +25,29 @@ class TrainBackend(Protocol):
     def __init__(self, args: Any) -> None:
         """Keep the run's arguments. Must not load anything yet."""
 
-    def setup(self, loss: LossFunction, total_steps: int) -> None:
+    def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Load model and tokenizer from `args.hf_checkpoint` and build optimizer and schedule.
 
         Args:
-            loss: the loss selected by `--loss-type`, called as `loss(args, inputs)`.
+            loss: called as `loss(args, inputs)`; `slime_core.loss.what_reads` tells which inputs it wants.
             total_steps: optimizer steps in the whole run; the schedule's length unless `--lr-decay-iters` is given.
+            role: "actor": a language model. "critic": the same model with a head that gives one number for each token
+                in place of logits, new and zero where the checkpoint has none; its loss gets `values`. "reference": a
+                language model that is never trained: no optimizer, no state to save.
         """
+
+    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+        """Log-probs of the response tokens under the present weights, without training and without a trace.
+
+        The same micro-batches give the same numbers, bit for bit, as the forward pass of `train_step` on `batch`.
+
+        Returns:
+            per sample of the batch `response_length` floats: 0.0 at untrained tokens and for samples in no micro-batch.
+        """
+
+    def values(self, batch: TrainBatch) -> list[list[float]]:
+        """A critic's predictions at the response tokens, shaped like `log_probs`. The value of a token is predicted
+        from what precedes it."""
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimizer step on the global batch.

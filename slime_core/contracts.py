@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from slime_core.advantage import AdvantageInputs, AdvantageOutputs
     from slime_core.loss import LossInputs, LossOutputs
     from slime_core.plugins import Plugins
     from slime_core.sample import Group, RolloutOutput, Sample
@@ -26,16 +27,23 @@ __all__ = [
     "InferenceEngine",
     "Tracker",
     "TrainBackend",
+    "advantages",
+    "all_samples_process",
     "buffer_pop",
     "command",
     "convert",
+    "convert_samples",
     "dynamic_filter",
+    "eval_rollout_log",
     "generate",
     "generate_rollout",
     "group_reward",
+    "importance_weight",
     "loss",
     "loss_mask",
     "reward",
+    "reward_post_process",
+    "rollout_log",
     "sample_filter",
 ]
 
@@ -116,18 +124,47 @@ class InferenceEngine(Protocol):
 
     def __init__(self, args: Any) -> None: ...
 
-    async def generate(self, input_ids: Sequence[int], sampling_params: dict[str, Any]) -> Any:
-        """One response, a `slime_core.engine.Generation`. `sampling_params`: `max_new_tokens`, `temperature` (0 is
-        greedy), `top_p`, `top_k`, `seed`, `stop_token_ids`."""
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+    ) -> Any:
+        """One response, a `slime_core.engine.Generation`.
+
+        Args:
+            input_ids: the prompt, and after it what an aborted call has generated already, if it is to go on.
+            sampling_params: `max_new_tokens`, `min_new_tokens`, `temperature` (0 is greedy), `top_p`, `top_k` (-1: all),
+                `seed`, `stop_token_ids`, `stop` (strings), `ignore_eos`; SGLang's names and meaning.
+            request_id: names the request for `abort`.
+        """
+        raise NotImplementedError
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
+        """End these requests (None: all) now: their `generate` calls return what there is with the finish reason
+        "abort", possibly no token at all. Requests that are unknown or finished are no error. Returns when no aborted
+        request is running any more."""
         raise NotImplementedError
 
     def update_weights(self, weights: AsyncIterator[tuple[str, Tensor]] | Any, version: int) -> None:
-        """Take over all weights, given as (Hugging Face name, tensor) pairs. Returns when they are in use."""
+        """Take over all weights, given as (Hugging Face name, tensor) pairs. Returns when they are in use. An engine
+        that is asked to generate before any were handed over loads those of `args.hf_checkpoint`, as version 0."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back threads, processes and memory. Requests that are not finished fail."""
         raise NotImplementedError
 
 
 async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample | list[Sample]:
-    """Complete one sample, with as many calls of the engine as it takes. May return several samples."""
+    """Complete one sample, with as many calls of the engine as it takes. May return several samples.
+
+    Args:
+        sample: `prompt` is text or messages, `tokens` its token ids as the model will read them, followed by what an
+            aborted call has generated already (`response_length` of them). The function appends to `tokens`, `response`,
+            `response_length`, `rollout_log_probs`, `weight_versions` and, for tokens that the model did not produce (tool
+            results), a `loss_mask` of 0; and sets `status`: completed, truncated or, when the engine was aborted, aborted.
+        sampling_params: for the engine, its `seed` and `max_new_tokens` included.
+
+    A function that calls the engine names one more parameter, `engine`.
+    """
     raise NotImplementedError
 
 
@@ -151,8 +188,52 @@ async def group_reward(args: Any, samples: list[Sample]) -> list[float]:
     raise NotImplementedError
 
 
+def all_samples_process(args: Any, all_samples: list[Group], data_source: DataSource) -> None:
+    """Look at (or give back to the data source) all finished groups of a rollout, those that a filter dropped included."""
+    raise NotImplementedError
+
+
+def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
+    """(raw rewards, rewards to train with), one of each for every sample of a rollout, in their order. Takes the place of
+    the estimator's own normalisation of rewards."""
+    raise NotImplementedError
+
+
+def rollout_log(
+    rollout_id: int, args: Any, samples: list[Sample], rollout_extra_metrics: dict[str, float], rollout_time: float
+) -> bool:
+    """Log a rollout oneself. True: slime shall not log its own metrics of it."""
+    raise NotImplementedError
+
+
+def eval_rollout_log(
+    rollout_id: int, args: Any, data: dict[str, dict[str, Any]], extra_metrics: dict[str, float]
+) -> bool:
+    """Log an evaluation oneself: per set {"rewards": [...], "truncated": [...], "samples": [...]}. True: slime shall not
+    log its own metrics of it."""
+    raise NotImplementedError
+
+
+def convert_samples(args: Any, samples: list[Sample]) -> dict[str, list[Any]]:
+    """The training data of a rollout, one entry per sample in every list: "tokens", "response_lengths", "rewards",
+    "loss_masks", and optionally "rollout_log_probs". What it leaves out stays as the samples have it."""
+    raise NotImplementedError
+
+
+def advantages(args: Any, inputs: AdvantageInputs) -> AdvantageOutputs:
+    """See `slime_core.advantage`."""
+    raise NotImplementedError
+
+
+def importance_weight(args: Any, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Correction for tokens sampled by an engine that differs from the trainer: (T,) weights, detached, that multiply the
+    policy loss of each token, and metrics built with `inputs.measured`. Reads `old_log_probs` and `rollout_log_probs`."""
+    raise NotImplementedError
+
+
 def loss(args: Any, inputs: LossInputs) -> LossOutputs:
-    """See `slime_core.loss`."""
+    """See `slime_core.loss`. A loss that names one more parameter, `importance_weight`, is given the function that
+    `--custom-tis-function-path` chooses, or None."""
     raise NotImplementedError
 
 

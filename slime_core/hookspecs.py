@@ -114,14 +114,64 @@ def slime_sample_filters() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_all_samples_processes() -> Mapping[str, Lazy | Any]:
+    """What sees all groups of a rollout, dropped ones included. Contract: `contracts.all_samples_process`. Chosen by
+    `--rollout-all-samples-process-path`."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_rewards() -> Mapping[str, Lazy | Any]:
     """How good a response is. Contract: `contracts.reward` or `contracts.group_reward`. Chosen by `--rm-type` or `--custom-rm-path`."""
     raise NotImplementedError
 
 
 @hookspec
+def slime_reward_post_processes() -> Mapping[str, Lazy | Any]:
+    """What becomes of rewards before advantages are taken. Contract: `contracts.reward_post_process`. Chosen by
+    `--custom-reward-post-process-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_rollout_logs() -> Mapping[str, Lazy | Any]:
+    """Logging of rollouts in place of slime's own. Contract: `contracts.rollout_log`. Chosen by
+    `--custom-rollout-log-function-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_eval_rollout_logs() -> Mapping[str, Lazy | Any]:
+    """Logging of evaluations in place of slime's own. Contract: `contracts.eval_rollout_log`. Chosen by
+    `--custom-eval-rollout-log-function-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_sample_converters() -> Mapping[str, Lazy | Any]:
+    """How samples become training data. Contract: `contracts.convert_samples`. Chosen by
+    `--custom-convert-samples-to-train-data-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_advantages() -> Mapping[str, Lazy | Any]:
+    """How much better than expected each token was. Contract: `contracts.advantages`. Chosen by `--advantage-estimator`
+    or `--custom-advantage-function-path`. Runs in the training process."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_importance_weights() -> Mapping[str, Lazy | Any]:
+    """Corrections for the difference between engine and trainer. Contract: `contracts.importance_weight`. Chosen by
+    `--custom-tis-function-path`. Runs in the training process."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_losses() -> Mapping[str, Lazy | Any]:
-    """What is minimised. Contract: `contracts.loss`. Chosen by `--loss-type`. Runs in the training process."""
+    """What is minimised. Contract: `contracts.loss`. Chosen by `--loss-type`, or by `--custom-loss-function-path`
+    under `--loss-type custom_loss`. Runs in the training process."""
     raise NotImplementedError
 
 
@@ -154,8 +204,23 @@ def slime_rollout_finished(args: Any, rollout_id: int, groups: list[Group], metr
 
 
 @hookspec
+def slime_before_log_probs(args: Any, rollout_id: int) -> None:
+    """The log-probs that advantages and losses read are about to be computed. Runs in the training process."""
+
+
+@hookspec
+def slime_before_train_step(args: Any, rollout_id: int, step: int) -> None:
+    """Optimizer step `step` (counted from 0 over the whole run) is about to be taken. Runs in the training process."""
+
+
+@hookspec
 def slime_train_step_finished(args: Any, rollout_id: int, step: int, metrics: dict[str, float]) -> None:
     """Optimizer step `step` (counted from 0 over the whole run) is done. Runs in the training process."""
+
+
+@hookspec
+def slime_weights_updated(args: Any, version: int, seconds: float) -> None:
+    """The engine generates with the weights of `version` from now on; handing them over took `seconds`."""
 
 
 @hookspec

@@ -10,16 +10,18 @@ from typing import Any
 import yaml
 
 from slime_core import checkpoint
+from slime_core.contracts import InferenceEngine
 from slime_core.early_stopping import EarlyStopping
 from slime_core.errors import CheckpointError
 from slime_core.loop import train
 from slime_core.plan import Plan
 from slime_core.plugins.registry import fingerprint_differences
 from slime_core.profiling import Profiler
-from slime_core.run import Run
+from slime_core.rollout_worker import RolloutResult, RolloutWorker
+from slime_core.run import Run, engine_use
 from slime_core.runtime import LocalHandle, wait
 from slime_core.tracking import Console, JsonlTracker, Tracking
-from slime_core.workers import RolloutWorker, TrainWorker
+from slime_core.train_worker import TrainComponents, TrainWorker
 
 logger = logging.getLogger(__name__)
 
@@ -59,41 +61,57 @@ def launch(plan: Plan, ahead: bool) -> Path:
             early.load_state_dict(state["early_stopping"])
 
     tracking: Tracking | None = None
+    engine: InferenceEngine | None = None
     handles: list[LocalHandle] = []
     error: BaseException | None = None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
         tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, config)
-        engine = plan.components["engine"](args) if "engine" in plan.components else None
         chosen = plan.components
+        engine = chosen["engine"](args) if "engine" in chosen else None
         rollouts = LocalHandle(
-            RolloutWorker(args, plugins, chosen["rollout"], chosen["eval rollout"], plan.data_source, engine), "rollout"
+            RolloutWorker(
+                *(args, plugins, chosen["rollout"], chosen["eval rollout"], plan.data_source, engine),
+                convert=chosen.get("sample converter"),
+            ),
+            "rollout",
         )
         handles.append(rollouts)
-        profiler = Profiler(args, run_dir)
-        trainer = LocalHandle(
-            TrainWorker(args, plugins, chosen["train backend"], chosen["loss"], profiler, args.num_rollout), "trainer"
+        trainer = (
+            None if args.debug_rollout_only else LocalHandle(_train_worker(plan, Profiler(args, run_dir)), "trainer")
         )
-        handles.append(trainer)
-        console.say("loading the model …")
-        wait(trainer.call("setup"), "the model to load")
-        if previous:
-            wait(trainer.call("load", previous), "the checkpoint to load")
-            console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
-        run = Run(args, plugins, run_dir, rollouts, trainer, tracking, engine is not None, identity, early)
+        if trainer is not None:
+            handles.append(trainer)
+            console.say("loading the model …")
+            wait(trainer.call("setup"), "the model to load")
+            if previous:
+                wait(trainer.call("load", previous), "the checkpoint to load")
+                console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
+        run = Run(
+            *(args, plugins, run_dir, rollouts, trainer, tracking, identity),
+            engine_use=engine_use(chosen["rollout"]) if engine is not None else "never",
+            early_stopping=early,
+            rollout_log=chosen.get("rollout log"),
+            eval_log=chosen.get("eval rollout log"),
+            trained=start,
+            prefetched=RolloutResult.from_dict(state["prefetched"]) if state and state.get("prefetched") else None,
+        )
         if early and early.stopped:
             console.say("this run was stopped early by --early-stopping-patience; nothing is left to do")
         else:
             train(run, start, args.num_rollout, ahead)
         if args.save_hf and start >= args.num_rollout:
             run.export(start - 1)
-        wait(trainer.call("close"), "the profiler")
+        if trainer is not None:
+            wait(trainer.call("close"), "the profiler")
     except BaseException as caught:
         error = caught
         raise
     finally:
         for handle in handles:
             handle.close()
+        if engine is not None:
+            engine.close()
         if tracking:
             tracking.close(error)
         else:
@@ -101,6 +119,19 @@ def launch(plan: Plan, ahead: bool) -> Path:
             jsonl.close()
         plugins.notify("slime_run_finished", args=args, error=error)
     return run_dir
+
+
+def _train_worker(plan: Plan, profiler: Profiler) -> TrainWorker:
+    chosen = plan.components
+    weights = {"importance_weight": chosen.get("importance weight")}
+    components = TrainComponents(
+        backend=chosen["train backend"],
+        loss=chosen["loss"].bind(**weights),
+        advantage=chosen.get("advantage"),
+        reward_post_process=chosen.get("reward post process"),
+        critic_loss=chosen["critic loss"].bind(**weights) if "critic loss" in chosen else None,
+    )
+    return TrainWorker(plan.args, plan.plugins, components, profiler, plan.args.num_rollout)
 
 
 def _find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:

@@ -1,13 +1,16 @@
 """The loop: get samples, train on them, hand the weights back. One function for `train` and `train-async`.
 
 The only difference: `train-async` asks for the samples of the next rollout before it trains on this one's, so that the
-two overlap. Data order and weights are the same where the samples do not depend on the weights, as in SFT.
+two overlap. Data order and weights are the same where the samples do not depend on the weights, as in SFT. Where they
+do, `train-async` generates with weights that are one rollout older (one-step off-policy).
 """
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 
+from slime_core.rollout_worker import RolloutResult
 from slime_core.run import Run
 from slime_core.runtime import wait
 
@@ -25,21 +28,15 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
         run.evaluate(rollout_id=start - 1)
     if start >= total:
         return
-    pending = run.rollouts.call("generate", start)
+    pending: Future[RolloutResult] | None = None
     for rollout_id in range(start, total):
         clock = time.perf_counter()
-        result = wait(pending, f"the samples of rollout {rollout_id + 1}")
+        result = wait(pending or run.generate(rollout_id), f"the samples of rollout {rollout_id + 1}")
         waited = time.perf_counter() - clock
         last = rollout_id + 1 == total
-        if ahead and not last:
-            pending = run.rollouts.call("generate", rollout_id + 1)
-        metrics = wait(
-            run.trainer.call("train", rollout_id, result.output.groups), f"training on rollout {rollout_id + 1}"
-        )
-        run.rollout_trained(rollout_id, result, metrics, seconds=time.perf_counter() - clock, waited=waited)
+        pending = run.generate(rollout_id + 1) if ahead and not last else None
+        run.train(rollout_id, result, waited)
         stop = run.evaluate_if_due(rollout_id)
-        run.save_if_due(rollout_id, result.data_state, last or stop)
+        run.save_if_due(rollout_id, result, pending, last or stop)
         if stop:
             return
-        if not ahead and not last:
-            pending = run.rollouts.call("generate", rollout_id + 1)

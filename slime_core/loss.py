@@ -9,9 +9,11 @@ Importing this module does not import torch; the tensors bring it along.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from slime_core.errors import PluginError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +23,7 @@ if TYPE_CHECKING:
 class Reduce:
     """The global mean over trained tokens, one micro-batch's share of it.
 
-    `weights` (T floats) already hold mask and normaliser. With N samples in the global batch, n_s trained tokens in
-    sample s and M trained tokens in all:
-
-    * per-token mean (`--calculate-per-token-loss`): 1 / M for every trained token;
-    * per-sample mean (the default): 1 / (N * n_s) for the trained tokens of sample s. A sample without trained
-      tokens contributes 0 and still counts in N.
+    `weights` (T floats) already hold mask and normaliser; see `slime_core.batch.token_weights` for the three means.
     """
 
     weights: Tensor
@@ -38,23 +35,29 @@ class Reduce:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Per-token tensors of one micro-batch, T tokens, in the order of its samples.
-
-    The tokens are the response positions that are trained. Everything is in the dtype of `log_probs` unless said.
+    """Per-token tensors of one micro-batch, T tokens, in the order of its samples. All trained tokens of a sample are in
+    one micro-batch. The tokens are the response positions that are trained. Everything is in the dtype of `log_probs` unless said.
 
     Attributes:
         log_probs: (T,) log-prob of each token under the weights in training; carries gradients.
         loss_mask: (T,) 1 for trained tokens, 0 for the padding that some backends need.
         sample_index: (T,) int64, which sample of the micro-batch a token belongs to, 0 … S-1.
-        reduce: see `Reduce`.
-        entropy: (T,) entropy of the next-token distribution, present when the loss asked for it.
-        old_log_probs, ref_log_probs, rollout_log_probs, advantages, returns, values: (T,) or None.
+        reduce: the mean over the global batch; see `Reduce`. The loss itself is built with it.
+        measured: the mean over those tokens of the global batch that the model really read: all, unless samples
+            without a gradient were skipped. Diagnostics (ratio, clip fraction, entropy, log-prob differences) use it.
+        entropy: (T,) entropy of the next-token distribution, with gradient; present when the loss `reads` it.
+        old_log_probs: (T,) under the weights before the first step of this rollout. None where there is only one step:
+            then they are `log_probs.detach()`.
+        ref_log_probs, rollout_log_probs, advantages, returns: (T,) or None.
+        values: (T,) a critic's predictions, with gradient; only a critic's loss has them (and no `log_probs`: they are
+            the same tensor). `old_values`: before its first step.
     """
 
     log_probs: Tensor
     loss_mask: Tensor
     sample_index: Tensor
     reduce: Reduce
+    measured: Reduce
     entropy: Tensor | None = None
     old_log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
@@ -62,6 +65,7 @@ class LossInputs:
     advantages: Tensor | None = None
     returns: Tensor | None = None
     values: Tensor | None = None
+    old_values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class LossOutputs:
 
     Attributes:
         loss: scalar, this micro-batch's share of the global loss (built with `reduce`).
-        metrics: scalars built with `reduce`, detached; summed over micro-batches they are global means.
+        metrics: scalars built with `reduce` or `measured`, detached; summed over micro-batches they are global means.
     """
 
     loss: Tensor
@@ -79,3 +83,55 @@ class LossOutputs:
 
 LossFunction = Callable[..., LossOutputs]
 """`loss(args, inputs: LossInputs) -> LossOutputs`, `args` being the run's frozen arguments."""
+
+Declaring = Callable[[Any], Iterable[str]]
+
+READS = ("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages", "returns", "values", "entropy")
+"""What a loss or an advantage estimator may say that it reads."""
+
+
+def reads(names: Declaring) -> Callable[[Any], Any]:
+    """Decorator of losses and advantage estimators: which of `READS` they read under given arguments.
+
+    What nothing reads is not computed: no reference model is loaded, no old log-probs are taken, no entropy is found.
+    A component without this decorator reads nothing but log-probs, mask and (a loss) advantages where there are any.
+
+        @reads(lambda args: {"ref_log_probs"} if args.use_kl_loss else set())
+        def my_loss(args, inputs): ...
+    """
+
+    def mark(component: Any) -> Any:
+        component.slime_reads = names
+        return component
+
+    return mark
+
+
+def needs_gradient_at_zero_advantage(when: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Decorator of losses: under which arguments a sample whose advantages are all 0 still has a gradient (KL or
+    entropy terms). Without this decorator a loss is taken to need every sample."""
+
+    def mark(component: Any) -> Any:
+        component.slime_needs_zero_advantage = when
+        return component
+
+    return mark
+
+
+def what_reads(component: Any, args: Any) -> frozenset[str]:
+    """What `reads` declared for a loss or estimator, which may be wrapped in a `Selected`.
+
+    Raises:
+        PluginError: it names something that is not in `READS`.
+    """
+    declared: Declaring | None = getattr(getattr(component, "target", component), "slime_reads", None)
+    names = frozenset(declared(args)) if declared else frozenset()
+    if unknown := sorted(names - set(READS)):
+        raise PluginError(f"It declares that it reads {', '.join(unknown)}; there are {', '.join(READS)}.")
+    return names
+
+
+def may_skip_zero_advantage(component: Any, args: Any) -> bool:
+    """Whether samples whose advantages are all 0 cannot contribute a gradient to this loss."""
+    when = getattr(getattr(component, "target", component), "slime_needs_zero_advantage", None)
+    return when is not None and not when(args)

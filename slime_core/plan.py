@@ -11,6 +11,7 @@ from typing import Any
 from slime_core.arguments.resolve import Resolved, with_data_length, without_effect
 from slime_core.contracts import DataSource
 from slime_core.errors import ArgumentError, PluginError
+from slime_core.loss import what_reads
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import policies
 
@@ -61,19 +62,23 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     components = {
         "rollout": plugins.select("rollout", args.rollout_function_path),
         "eval rollout": plugins.select("rollout", args.eval_function_path),
-        "loss": plugins.select("loss", args.loss_type),
+        "loss": plugins.select("loss", args.custom_loss_function_path or args.loss_type),
         "train backend": plugins.select("train_backend", args.train_backend),
         "data source": plugins.select("data_source", args.data_source_path),
         "buffer pop": plugins.select("buffer_pop", args.buffer_filter_path),
     }
     if args.rollout_engine and not args.debug_train_only:
         components["engine"] = plugins.select("engine", args.rollout_engine)
+    if not args.disable_compute_advantages_and_returns:
+        components |= _advantage_components(resolved, plugins, components["loss"])
     used = {f"{c.kind}:{c.name}" for c in components.values()}
     policies(args.failure_policy)
-    for kind, option in (("loss_mask", "loss_mask_type"), ("reward", "rm_type"), ("reward", "custom_rm_path")):
+    for kind, option in _CHOSEN_IF_SET:
         declared = resolved.namespace.options.get(option)
-        if declared and getattr(args, option) and used & set(declared.read_by.split()):
-            components[kind.replace("_", " ")] = plugins.select(kind, getattr(args, option))
+        readers = {reader.partition("?")[0] for reader in declared.read_by.split()} if declared else set()
+        name = getattr(args, option, None)
+        if name and (used | {"core"}) & readers:
+            components[kind.replace("_", " ")] = plugins.select(kind, name.removeprefix("boxed_"))
     trackers = [plugins.select("tracker", name) for name in _tracker_names(resolved, plugins)]
     used |= {f"{c.kind}:{c.name}" for c in (*components.values(), *trackers)}
 
@@ -90,6 +95,34 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     elif resolved.args.num_epoch:
         notes.append("--num-epoch has no effect with --num-rollout.")
     return Plan(resolved, plugins, components, trackers, data_source, notes)
+
+
+# Components that are chosen only if their option is set, by what reads it (which may not be there).
+_CHOSEN_IF_SET = (
+    ("loss_mask", "loss_mask_type"),
+    ("reward", "rm_type"),
+    ("reward", "custom_rm_path"),
+    ("generator", "custom_generate_function_path"),
+    ("dynamic_filter", "dynamic_sampling_filter_path"),
+    ("sample_filter", "rollout_sample_filter_path"),
+    ("all_samples_process", "rollout_all_samples_process_path"),
+    ("rollout_log", "custom_rollout_log_function_path"),
+    ("eval_rollout_log", "custom_eval_rollout_log_function_path"),
+    ("sample_converter", "custom_convert_samples_to_train_data_path"),
+)
+
+
+def _advantage_components(resolved: Resolved, plugins: Plugins, loss: Selected) -> dict[str, Selected]:
+    """What a run that computes advantages needs besides its loss."""
+    args = resolved.args
+    chosen = {"advantage": plugins.select("advantage", args.custom_advantage_function_path or args.advantage_estimator)}
+    if args.custom_reward_post_process_path:
+        chosen["reward post process"] = plugins.select("reward_post_process", args.custom_reward_post_process_path)
+    if getattr(args, "use_tis", False) or args.custom_tis_function_path:
+        chosen["importance weight"] = plugins.select("importance_weight", args.custom_tis_function_path or "tis")
+    if "values" in what_reads(loss, args) | what_reads(chosen["advantage"], args):
+        chosen["critic loss"] = plugins.select("loss", "value_loss")
+    return chosen
 
 
 def _tracker_names(resolved: Resolved, plugins: Plugins) -> list[str]:

@@ -45,6 +45,7 @@ class ProfilingArguments(ArgumentGroup):
         None,
         "Folder for TensorBoard: the trace of --use-pytorch-profiler and the metrics of --use-tensorboard. Default: "
         "profile and tensorboard in the run directory.",
+        when="use_pytorch_profiler|use_tensorboard",
         affects_result=False,
     )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from slime_core.early_stopping import EarlyStopping
-from slime_core.plugins import Plugins
+from slime_core.plugins import Plugins, Selected
+from slime_core.reward import reward_of
+from slime_core.rollout_worker import RolloutResult
 from slime_core.runtime import LocalHandle, wait
-from slime_core.sample import Sample
+from slime_core.sample import Sample, Status
 from slime_core.tracking import Tracking
-from slime_core.workers import RolloutResult
 
 
 @dataclass
@@ -20,36 +24,68 @@ class Run:
     """Everything that the loop needs.
 
     Attributes:
-        rollouts, trainer: handles of the two workers.
-        has_engine: whether weights are handed to an engine before it generates.
+        rollouts, trainer: handles of the two workers; no trainer under `--debug-rollout-only`.
         identity: what every checkpoint stores about the run: arguments, data files, plugins.
+        engine_use: when an engine generates, and so needs the newest weights; see `engine_use`.
         early_stopping: None unless asked for.
+        rollout_log, eval_log: somebody's own logging, if chosen.
+        trained: rollouts that have been trained on; the version of the weights.
+        prefetched: in a resumed run, the rollout that waited to be trained when the checkpoint was written.
     """
 
     args: Any
     plugins: Plugins
     run_dir: Path
     rollouts: LocalHandle
-    trainer: LocalHandle
+    trainer: LocalHandle | None
     tracking: Tracking
-    has_engine: bool
     identity: dict[str, Any]
+    engine_use: EngineUse = "never"
     early_stopping: EarlyStopping | None = None
-    last_saved: int | None = field(default=None, init=False)
+    rollout_log: Selected | None = None
+    eval_log: Selected | None = None
+    trained: int = 0
+    prefetched: RolloutResult | None = None
+    _engine_version: int | None = field(default=None, init=False)
 
-    def rollout_trained(
-        self, rollout_id: int, result: RolloutResult, metrics: dict[str, float], seconds: float, waited: float
-    ) -> None:
-        """Log one rollout. `seconds` is its whole time, `waited` the part in which the trainer had nothing to train."""
+    def generate(self, rollout_id: int) -> Future[RolloutResult]:
+        """Start making the samples of a rollout, with the newest weights. Call it only when none are being made."""
+        if self.prefetched is not None:
+            ready: Future[RolloutResult] = Future()
+            ready.set_result(self.prefetched)
+            self.prefetched = None
+            return ready
+        if self.engine_use == "always":
+            self.sync_weights()
+        return self.rollouts.call("generate", rollout_id)
+
+    def train(self, rollout_id: int, result: RolloutResult, waited: float) -> None:
+        """Train on a rollout and log it. `waited` are the seconds in which the trainer had nothing to train."""
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        if self.trainer is not None:
+            groups = result.output.groups
+            metrics = wait(self.trainer.call("train", rollout_id, groups), f"training on rollout {rollout_id + 1}")
+        self.trained = rollout_id + 1
+        training = time.perf_counter() - started
+        seconds = training + waited
+        samples = result.output.samples
+        tokens = metrics.get("num_tokens") or sum(len(sample.tokens) for sample in samples)
         logged = {
-            **{f"train/{name}": value for name, value in metrics.items()},
-            **_prefixed("rollout", result.output.metrics),
+            **_prefixed("train", metrics),
+            **_prefixed("rollout", {**raw_rewards(samples, self.args), **result.output.metrics}),
+            **self.plugins.take_timings(),
             "perf/rollout_time": seconds,
             "perf/generate_time": result.seconds,
+            "perf/train_time": training,
             "perf/data_wait_time": waited,
             "perf/data_wait_share": waited / seconds,
-            "perf/tokens_per_second": metrics["num_tokens"] / seconds,
+            "perf/tokens_per_second": tokens / seconds,
         }
+        if self.rollout_log is not None and self.rollout_log(
+            rollout_id, self.args, samples, result.output.metrics, result.seconds
+        ):
+            logged = {name: value for name, value in logged.items() if not name.startswith("rollout/")}
         self.tracking.log(logged, rollout_id)
         self.tracking.console.rollout(rollout_id, logged)
 
@@ -64,11 +100,18 @@ class Run:
 
     def evaluate(self, rollout_id: int) -> bool:
         """Measure the evaluation sets now. True when the run should stop early."""
-        self.sync_weights(rollout_id + 1)
+        if self.engine_use != "never":
+            self.sync_weights()
         output = wait(self.rollouts.call("evaluate", rollout_id), "the evaluation samples")
-        measured = wait(self.trainer.call("evaluate", output.groups), "the evaluation loss")
+        measured = {}
+        if output.groups and self.trainer is not None:
+            measured = wait(self.trainer.call("evaluate", output.groups), "the evaluation loss")
         metrics = {f"eval/{name}": value for name, value in {**measured, **_rewards(output.generations)}.items()}
         metrics |= _prefixed("eval", output.metrics)
+        if self.eval_log is not None and self.eval_log(
+            rollout_id, self.args, _by_set(output.generations), output.metrics
+        ):
+            return False
         self._write_generations(rollout_id, output.generations)
         self.tracking.log(metrics, rollout_id)
         self.tracking.console.evaluation(rollout_id, metrics)
@@ -79,20 +122,39 @@ class Run:
         self.plugins.notify("slime_eval_finished", args=self.args, rollout_id=rollout_id, metrics=metrics)
         return self.early_stopping is not None and self.early_stopping.update(metrics)
 
-    def sync_weights(self, version: int) -> None:
-        """Hand the trainer's weights to the engine, if there is one."""
-        if self.has_engine:
-            weights = wait(self.trainer.call("weights"), "the trainer's weights")
-            wait(self.rollouts.call("update_weights", weights, version), "the engine's weight update")
+    def sync_weights(self) -> None:
+        """Hand the trainer's weights to the engine, if it has others."""
+        if self.trainer is None or self._engine_version == self.trained:
+            return
+        started = time.perf_counter()
+        weights = wait(self.trainer.call("weights"), "the trainer's weights")
+        wait(self.rollouts.call("update_weights", weights, self.trained), "the engine's weight update")
+        self._engine_version = self.trained
+        seconds = time.perf_counter() - started
+        self.plugins.notify("slime_weights_updated", args=self.args, version=self.trained, seconds=seconds)
 
-    def save_if_due(self, rollout_id: int, data_state: dict[str, Any], last: bool) -> None:
-        """Write a checkpoint when the interval says so, or this is the last rollout; export if asked for."""
+    def save_if_due(
+        self, rollout_id: int, result: RolloutResult, pending: Future[RolloutResult] | None, last: bool
+    ) -> None:
+        """Write a checkpoint when the interval says so, or this is the last rollout; export if asked for.
+
+        Args:
+            result: of this rollout.
+            pending: the next one, if it is being made already. Where it depends on the weights, a resumed run could not
+                make it again, so the checkpoint waits for it and holds it.
+        """
         args = self.args
         due = last or (args.save_interval is not None and (rollout_id + 1) % args.save_interval == 0)
-        if due and args.save:
+        if self.trainer is None or not due:
+            return
+        if args.save:
+            prefetched = None
+            if pending is not None and self.engine_use == "always":
+                prefetched = wait(pending, f"the samples of rollout {rollout_id + 2}")
             state = {
                 "rollout_id": rollout_id,
-                "data_source": data_state,
+                "data_source": (prefetched or result).data_state,
+                "prefetched": prefetched.to_dict() if prefetched else None,
                 "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
                 **self.identity,
             }
@@ -100,11 +162,13 @@ class Run:
             path = wait(saving, f"the checkpoint after rollout {rollout_id + 1}")
             self.tracking.console.say(f"checkpoint: {path}")
             self.plugins.notify("slime_checkpoint_saved", args=args, rollout_id=rollout_id, path=path)
-        if due and args.save_hf and (last or "{rollout_id}" in args.save_hf):
+        if args.save_hf and (last or "{rollout_id}" in args.save_hf):
             self.export(rollout_id)
 
     def export(self, rollout_id: int) -> None:
         """Write the Hugging Face checkpoint that `--save-hf` asks for."""
+        if self.trainer is None:
+            return
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
         wait(self.trainer.call("export", folder), "the export")
         self.tracking.console.say(f"exported model: {folder}")
@@ -114,6 +178,34 @@ class Run:
             path = self.run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(s.to_dict()) + "\n" for s in generations), encoding="utf-8")
+
+
+EngineUse = Literal["always", "evaluation", "never"]
+
+
+def engine_use(rollout: Selected) -> EngineUse:
+    """When a rollout function generates with the engine: one that names the parameter `engine` always, one that is
+    marked `slime_engine_use = "evaluation"` only there, any other never."""
+    declared = getattr(rollout.target, "slime_engine_use", None)
+    return declared or ("always" if "engine" in inspect.signature(rollout.target).parameters else "never")
+
+
+def raw_rewards(samples: list[Sample], args: Any) -> dict[str, float]:
+    """The mean reward of a rollout, where samples have one to train on."""
+    if args.disable_compute_advantages_and_returns or not samples:
+        return {}
+    return {"raw_reward": sum(reward_of(sample, args.reward_key) for sample in samples) / len(samples)}
+
+
+def _by_set(generations: list[Sample]) -> dict[str, dict[str, Any]]:
+    """What `contracts.eval_rollout_log` is given."""
+    found: dict[str, dict[str, Any]] = {}
+    for sample in generations:
+        data = found.setdefault(str(sample.metadata["dataset"]), {"rewards": [], "truncated": [], "samples": []})
+        data["rewards"].append(sample.reward)
+        data["truncated"].append(sample.status is Status.TRUNCATED)
+        data["samples"].append(sample)
+    return found
 
 
 def _prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

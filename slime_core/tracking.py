@@ -96,12 +96,8 @@ class Console:
         recent = sorted(self._durations[-20:])
         left = (self._total - self._done) * recent[len(recent) // 2]
         note = f"{metrics['perf/tokens_per_second']:.0f} tok/s, {_clock(left)} left"
-        parts = [f"rollout {rollout_id + 1}/{self._total}", f"loss {metrics['train/loss']:.4f}"]
-        if "train/lr" in metrics:
-            parts.append(f"lr {metrics['train/lr']:.2e}")
-        if "train/grad_norm" in metrics:
-            parts.append(f"grad norm {metrics['train/grad_norm']:.2f}")
-        self.say("  ".join([*parts, note]))
+        shown = [f"{label} {metrics[name]:{form}}" for name, label, form in _SHOWN if name in metrics]
+        self.say("  ".join([f"rollout {rollout_id + 1}/{self._total}", *shown, note]))
         self._progress.update(self._task, completed=self._done, note=note)
 
     def evaluation(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
@@ -114,6 +110,14 @@ class Console:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+_SHOWN = (
+    ("rollout/raw_reward", "reward", ".3f"),
+    ("train/loss", "loss", ".4f"),
+    ("train/lr", "lr", ".2e"),
+    ("train/grad_norm", "grad norm", ".2f"),
+)
 
 
 class Tracking:

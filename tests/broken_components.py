@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 from good_components import (
     GoodTracker,
+    good_advantage,
     good_generator,
+    good_importance_weight,
     good_loss_mask,
+    good_reward_post_process,
     good_rollout,
+    good_sample_converter,
     torch_backend,
 )
 
+from slime_core.advantage import AdvantageOutputs
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
-from slime_core.loss import LossOutputs
+from slime_core.loss import LossOutputs, needs_gradient_at_zero_advantage, reads
 from slime_core.sample import Status
 from slime_core.testing import EchoEngine
+from slime_core.testing.behaviour.engines import PATIENCE
 
 
 def text_reward(args, sample):
@@ -133,6 +140,21 @@ def biased_loss(args, inputs):
 def scaling_loss(args, inputs):
     inputs.advantages.mul_(2)
     return LossOutputs(inputs.reduce(-inputs.log_probs))
+
+
+def undeclared_loss(args, inputs):
+    return LossOutputs(inputs.reduce(inputs.log_probs - inputs.ref_log_probs))
+
+
+@reads(lambda args: {"old_log_probs"})
+def old_only_loss(args, inputs):
+    old = inputs.log_probs.detach() * 2 if inputs.old_log_probs is None else inputs.old_log_probs
+    return LossOutputs(inputs.reduce(-(inputs.log_probs - old).exp() * inputs.advantages))
+
+
+@needs_gradient_at_zero_advantage(lambda args: False)
+def skipping_loss(args, inputs):
+    return LossOutputs(inputs.reduce(-inputs.log_probs * (1 + inputs.advantages)))
 
 
 def masked(change):
@@ -262,6 +284,127 @@ class NumberPrintSource(GlobalDataSource):
         return {"rows": 6}
 
 
+def clearing_process(args, all_samples, data_source):
+    all_samples.clear()
+
+
+def draining_process(args, all_samples, data_source):
+    data_source.get_samples = lambda num_samples: []
+
+
+def returning_process(args, all_samples, data_source):
+    return all_samples
+
+
+def unpaired_rewards(args, samples):
+    return [0.0] * len(samples)
+
+
+def few_rewards(args, samples):
+    return [0.0], [0.0]
+
+
+def standardised_rewards(args, samples):
+    raw, centred = good_reward_post_process(args, samples)
+    deviation = (sum(c * c for c in centred) / len(centred)) ** 0.5
+    return raw, [c / deviation if deviation else float("nan") for c in centred]
+
+
+def overwriting_rewards(args, samples):
+    for s in samples:
+        s.reward = 0.0
+    return good_reward_post_process(args, samples)
+
+
+def wordy_log(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
+    return "logged"
+
+
+def clearing_log(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
+    rollout_extra_metrics.clear()
+
+
+def careless_eval_log(rollout_id, args, data, extra_metrics):
+    return data["heldout"]["accuracy"] > 0
+
+
+def popping_eval_log(rollout_id, args, data, extra_metrics):
+    data["heldout"]["samples"].pop()
+
+
+def converted(**changes):
+    """A converter that does well, and then changes entries."""
+
+    def broken_converter(args, samples):
+        made = good_sample_converter(args, samples)
+        return {**made, **{name: change(made[name]) for name, change in changes.items()}}
+
+    return broken_converter
+
+
+def resetting_converter(args, samples):
+    made = good_sample_converter(args, samples)
+    for s in samples:
+        s.loss_mask = None
+    return made
+
+
+def estimated(change):
+    """An estimator that does well, and then `change(advantages)`."""
+
+    def broken_advantage(args, inputs):
+        return AdvantageOutputs(change(good_advantage(args, inputs).advantages))
+
+    return broken_advantage
+
+
+def undeclared_advantage(args, inputs):
+    return AdvantageOutputs(inputs.rewards[inputs.sample_index] - 0.1 * (inputs.log_probs - inputs.ref_log_probs))
+
+
+def standardised_advantage(args, inputs):
+    rewards = inputs.rewards.clone()
+    for group in inputs.group_index.unique():
+        inside = inputs.group_index == group
+        rewards[inside] = (rewards[inside] - rewards[inside].mean()) / rewards[inside].std()
+    return AdvantageOutputs(rewards[inputs.sample_index])
+
+
+def first_group_advantage(args, inputs):
+    return AdvantageOutputs((inputs.rewards - inputs.rewards[0])[inputs.sample_index])
+
+
+def scaling_advantage(args, inputs):
+    inputs.rewards.mul_(2)
+    return good_advantage(args, inputs)
+
+
+def weighed(change):
+    """Importance weights that are well, and then `change(weights, inputs)`."""
+
+    def broken_importance_weight(args, inputs):
+        weights, metrics = good_importance_weight(args, inputs)
+        return change(weights, inputs), metrics
+
+    return broken_importance_weight
+
+
+def attached_metric_weight(args, inputs):
+    weights, _ = good_importance_weight(args, inputs)
+    return weights, {"weight": inputs.measured(inputs.log_probs)}
+
+
+def relative_weight(args, inputs):
+    weights, metrics = good_importance_weight(args, inputs)
+    return weights / max(1.0, float(weights.sum()) / max(1, len(weights))), metrics
+
+
+def scaling_weight(args, inputs):
+    found = good_importance_weight(args, inputs)
+    inputs.rollout_log_probs.mul_(2)
+    return found
+
+
 class UnclosedTracker(GoodTracker):
     def close(self, error):
         pass
@@ -298,8 +441,8 @@ def engine(**changes):
     """An echo whose answers have `changes`."""
 
     class Engine(EchoEngine):
-        async def generate(self, input_ids, sampling_params):
-            answer = await super().generate(input_ids, sampling_params)
+        async def generate(self, input_ids, sampling_params, request_id=None):
+            answer = await super().generate(input_ids, sampling_params, request_id)
             return replace(answer, **{name: change(answer) for name, change in changes.items()})
 
     return Engine
@@ -308,14 +451,48 @@ def engine(**changes):
 class RandomEngine(EchoEngine):
     count = 0
 
-    async def generate(self, input_ids, sampling_params):
+    async def generate(self, input_ids, sampling_params, request_id=None):
         RandomEngine.count += 1
-        return await super().generate([*input_ids, RandomEngine.count], sampling_params)
+        return await super().generate([*input_ids, RandomEngine.count], sampling_params, request_id)
+
+
+def deaf_engine(option, value):
+    """An echo that takes no notice of one sampling parameter."""
+
+    class Engine(EchoEngine):
+        async def generate(self, input_ids, sampling_params, request_id=None):
+            return await super().generate(input_ids, {**sampling_params, option: value}, request_id)
+
+    return Engine
 
 
 class UnstoppableEngine(EchoEngine):
-    async def generate(self, input_ids, sampling_params):
-        return await super().generate(input_ids, {**sampling_params, "stop_token_ids": []})
+    async def abort(self, request_ids=None):
+        pass
+
+
+class AllAbortingEngine(EchoEngine):
+    async def abort(self, request_ids=None):
+        await super().abort(None)
+
+
+class StubbornEngine(EchoEngine):
+    def close(self):
+        pass
+
+
+class ThreadedEngine(EchoEngine):
+    """Leaves a thread behind, for a while."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        threading.Timer(PATIENCE + 1, print).start()
+
+
+class NumberedEngine(EchoEngine):
+    def __init__(self, args):
+        super().__init__(args)
+        self.version = -1
 
 
 class StaleEngine(EchoEngine):
@@ -362,6 +539,13 @@ def other_names(self, weights):
     return ((f"module.{name}", value) for name, value in weights(self))
 
 
+def other_reference(self, setup, loss, total_steps, role="actor"):
+    setup(self, loss, total_steps, role)
+    if role == "reference":
+        for parameter in self.model.parameters():
+            parameter.data += 0.1
+
+
 BROKEN = [
     ("reward", text_reward, "returns one finite number", r"returned 'good' \(str\); expected a number"),
     ("reward", nan_reward, "returns one finite number", "expected a finite number"),
@@ -390,6 +574,9 @@ BROKEN = [
     ("loss", centred_loss, "sums to the same", "nothing else that depends on which samples come together"),
     ("loss", mean_loss, "costs 0 for a micro-batch without", "is nan; expected 0"),
     ("loss", biased_loss, "costs 0 for a micro-batch without", "is 1.0; expected 0"),
+    ("loss", undeclared_loss, "returns a finite scalar", "does not say that it reads them; say so: @slime_core.loss.reads"),
+    ("loss", old_only_loss, "takes log_probs for old_log_probs", r"use inputs.log_probs.detach\(\) where"),
+    ("loss", skipping_loss, "has no gradient at samples whose", "so they would be skipped; let it return True"),
     ("loss", scaling_loss, "does not change its inputs", "changed inputs.advantages in place; make a new tensor"),
     ("loss_mask", message_dropping_mask, "returns the tokens of the whole", "render the conversation once"),
     (
@@ -425,6 +612,38 @@ BROKEN = [
     ("generator", forgetful_generator, "completes a sample", "rollout_log_probs has 1 entries, but response_length is 8"),
     ("generator", promptless_generator, "completes a sample", "`tokens` holds the prompt's and then the response's"),
     ("generator", changing_generator, "does not change the sampling", "which all samples share; work on a copy"),
+    ("all_samples_process", clearing_process, "leaves the groups", "it changed the groups; work on a copy"),
+    ("all_samples_process", returning_process, "leaves the groups", "expected None: it looks at the groups"),
+    ("all_samples_process", draining_process, "leaves a data source", r"give groups back with data_source.add_samples"),
+    ("reward_post_process", unpaired_rewards, "returns raw rewards", "expected a pair of lists: raw rewards, and"),
+    ("reward_post_process", few_rewards, "returns raw rewards", "1 raw rewards for 12 samples; expected one for each"),
+    ("reward_post_process", standardised_rewards, "returns raw rewards", "nan .* among the rewards to train with"),
+    ("reward_post_process", overwriting_rewards, "does not change the samples", "it changed a sample; work on a copy"),
+    ("rollout_log", wordy_log, "logs rollouts", r"returned 'logged' \(str\); expected True \(it has logged all itself"),
+    ("rollout_log", clearing_log, "does not change samples or", "it changed samples or metrics; work on a copy"),
+    ("eval_rollout_log", careless_eval_log, "logs evaluations", "it raised KeyError: 'accuracy'"),
+    ("eval_rollout_log", popping_eval_log, "does not change samples or", "it changed samples or metrics; work on a copy"),
+    ("sample_converter", converted(tokens=lambda t: t[1:]), "makes training data", "one entry for each of 12 samples"),
+    ("sample_converter", converted(loss_masks=lambda m: [[1]] * len(m)), "makes training data",
+     "1 loss_masks for sample 0; expected 3, as its response_length is 3"),
+    ("sample_converter", converted(tokens=lambda t: [[]] * len(t)), "makes training data", "0 tokens for sample 0"),
+    ("sample_converter", converted(rewards=lambda r: [None] * len(r)), "makes training data", "expected a finite number"),
+    ("sample_converter", converted(loss_masks=lambda m: [[7] * len(x) for x in m]), "makes training data",
+     "only 0 and 1 are allowed"),
+    ("sample_converter", resetting_converter, "does not change the samples", "it changed a sample; work on a copy"),
+    ("advantage", estimated(lambda a: a[1:]), "returns one finite advantage", r"expected a tensor of shape \(27,\)"),
+    ("advantage", estimated(lambda a: a / 0), "returns one finite advantage", r"NaN or Inf, at samples \[0, 1, 2"),
+    ("advantage", undeclared_advantage, "returns one finite advantage", "None for old_log_probs, ref_log_probs, values"),
+    ("advantage", standardised_advantage, "copes with equal rewards", "NaN or Inf, at samples"),
+    ("advantage", first_group_advantage, "gives a sample the same", "by inputs.group_index and inputs.sample_index"),
+    ("advantage", scaling_advantage, "does not change its inputs", "it changed inputs.rewards in place"),
+    ("importance_weight", weighed(lambda w, i: w[1:]), "returns a finite weight", r"expected a tensor of shape \(21,\)"),
+    ("importance_weight", weighed(lambda w, i: -w), "returns a finite weight", "expected finite ones, not below 0"),
+    ("importance_weight", weighed(lambda w, i: w * i.log_probs), "returns a finite weight", "expected them detached"),
+    ("importance_weight", attached_metric_weight, "returns a finite weight", r"scalar tensor: inputs.measured\(values\)"),
+    ("importance_weight", weighed(lambda w, i: w / 2), "weighs every trained token", "expected 1 for each"),
+    ("importance_weight", relative_weight, "gives the same weights", "use nothing that depends on which samples come"),
+    ("importance_weight", scaling_weight, "does not change its inputs", "it changed inputs.rollout_log_probs in place"),
     ("data_source", SingleSource, "hands out numbered groups", "expected a list of --n-samples-per-prompt = 2 Samples"),
     ("data_source", UnnumberedSource, "hands out numbered groups", "set `index` to a number that no other sample"),
     ("data_source", EndingSource, "hands out numbered groups", "into the next epoch if need be"),
@@ -443,7 +662,13 @@ BROKEN = [
     ("engine", engine(log_probs=lambda a: [0.5] * len(a.tokens)), "answers with as many", "not above 0"),
     ("engine", engine(finish_reason=lambda a: "abort"), "answers with as many", "expected 'length' at the limit"),
     ("engine", RandomEngine, "gives the same answer again", "`seed` fixes all randomness"),
-    ("engine", UnstoppableEngine, "ends an answer with the first stop token", "with the stop token .* expected"),
+    ("engine", deaf_engine("stop_token_ids", []), "ends an answer with the first stop token", "with the stop token .* expected"),
+    ("engine", deaf_engine("min_new_tokens", 0), "goes on past stop tokens", "ended after 1 tokens; expected at least 3"),
+    ("engine", NumberedEngine, "answers with the weights of the checkpoint", "expected the same tokens, of version 0"),
+    ("engine", UnstoppableEngine, "returns what there is with", r"end with 'length' after .* so far, with abort"),
+    ("engine", AllAbortingEngine, "returns what there is with", "expected the whole answer"),
+    ("engine", StubbornEngine, "fails requests that are not finished", "neither failed nor ended; let it raise"),
+    ("engine", ThreadedEngine, "fails requests that are not finished", r"its threads \['Thread-.* go on; end them in"),
     ("engine", StaleEngine, "says which weights", r"its weight_versions are \[0, .*; expected 1 for every token"),
     ("train_backend", backend("train_step", step_without_lr), "lowers the loss", "at least loss, grad_norm and lr"),
     ("train_backend", backend("train_step", lambda self, step, batch: {"loss": 1, "grad_norm": 1, "lr": 1}),
@@ -452,4 +677,15 @@ BROKEN = [
     ("train_backend", backend("load_state", load_all_but_the_optimizer), "goes on from", "save the optimizer"),
     ("train_backend", backend("export_hf", export_other_weights), "exports a", "are not those of weights"),
     ("train_backend", backend("weights", other_names), "exports a", "use Hugging Face names, tied ones once"),
+    ("train_backend", backend("log_probs", lambda self, of, batch: [[v / 2 for v in values] for values in of(self, batch)]),
+     "gives the log-probs of", "log_probs differ from inputs.log_probs of a train_step on the same batch"),
+    ("train_backend", backend("evaluate", lambda self, of, batch: of(self, replace(batch, columns={}))),
+     "gives a loss the columns", "inputs.advantages is None, though batch.columns has it"),
+    ("train_backend", backend("evaluate", lambda self, of, batch: {"loss": of(self, batch)["loss"] + batch.share_prompts}),
+     "gives the same loss where prompts", "responses must not see each other"),
+    ("train_backend", backend("train_step", lambda self, of, batch: {**of(self, batch), "grad_norm": 1.0}),
+     "takes a step of gradient 0", "expected loss 0 and grad_norm 0"),
+    ("train_backend", backend("values", lambda self, of, batch: [list(map(float, s.trained_mask)) for s in batch.samples]),
+     "trains a critic", "its head must start as 0"),
+    ("train_backend", backend("setup", other_reference), "keeps a reference", "one checkpoint give different log-probs"),
 ]  # fmt: skip

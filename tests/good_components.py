@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from slime_core.advantage import AdvantageOutputs
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
 from slime_core.loss import LossOutputs
@@ -70,6 +71,41 @@ async def good_generator(args, sample, sampling_params, engine):
     )
 
 
+def good_all_samples_process(args, all_samples, data_source):
+    data_source.add_samples(data_source.get_samples(1))
+
+
+def good_reward_post_process(args, samples):
+    raw = [sample.reward for sample in samples]
+    return raw, [reward - sum(raw) / len(raw) for reward in raw]
+
+
+def good_rollout_log(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
+    return rollout_id > 0
+
+
+def good_eval_rollout_log(rollout_id, args, data, extra_metrics):
+    return all(len(one["rewards"]) == len(one["samples"]) for one in data.values())
+
+
+def good_sample_converter(args, samples):
+    return {
+        "tokens": [sample.tokens for sample in samples],
+        "response_lengths": [sample.response_length for sample in samples],
+        "rewards": [sample.reward for sample in samples],
+        "loss_masks": [sample.loss_mask for sample in samples],
+    }
+
+
+def good_advantage(args, inputs):
+    return AdvantageOutputs(inputs.rewards[inputs.sample_index] * inputs.loss_mask)
+
+
+def good_importance_weight(args, inputs):
+    weights = (inputs.old_log_probs - inputs.rollout_log_probs).exp().clamp(max=2.0)
+    return weights, {"weight": inputs.measured(weights)}
+
+
 class GoodTracker:
     def __init__(self, args, run_dir, config):
         self.file = (run_dir / "numbers").open("a")
@@ -102,6 +138,13 @@ GOOD = {
     "loss_mask": good_loss_mask,
     "rollout": good_rollout,
     "generator": good_generator,
+    "all_samples_process": good_all_samples_process,
+    "reward_post_process": good_reward_post_process,
+    "rollout_log": good_rollout_log,
+    "eval_rollout_log": good_eval_rollout_log,
+    "sample_converter": good_sample_converter,
+    "advantage": good_advantage,
+    "importance_weight": good_importance_weight,
     "data_source": GlobalDataSource,
     "tracker": GoodTracker,
     "command": good_command,

@@ -8,6 +8,7 @@ import pytest
 
 from slime_core.arguments.command_line import run_parser
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import eval_sets, resolve, with_data_length, without_effect
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
@@ -21,7 +22,7 @@ def namespace() -> Namespace:
 
 
 def resolved(namespace: Namespace, *flags: str, recipe: str | None = None, env: dict[str, str] | None = None):
-    return resolve(namespace, [*BASE, *flags], recipe, env or {})
+    return resolve(namespace, [*BASE, *flags], read_recipe(recipe)[0] if recipe else None, env or {})
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,35 @@ def test_every_option_has_a_help_text_and_a_reader(namespace):
         assert len(option.field.description or "") > 15, option.flag
         for reader in option.read_by.split():
             assert reader == "core" or reader.split(":")[0] in kinds, (option.flag, reader)
-        if option.when:
-            assert option.when.lstrip("!") in namespace.options, option.flag
+        for condition in (option.when or "").split("|"):
+            assert not condition or condition.lstrip("!") in namespace.options, option.flag
     assert "--rollout-batch-size" in run_parser(namespace, "slime train").format_help()
+
+
+def test_the_stages_of_a_recipe_share_options_and_win_over_them(namespace, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rollout_seed: 1\nlr: 1e-4\nstages:\n- {lr: 1e-3}\n- {rollout_seed: 2}\n")
+    found = [resolve(namespace, BASE, stage, {}) for stage in read_recipe(str(recipe))]
+    assert [(f.args.rollout_seed, f.args.lr) for f in found] == [(1, 1e-3), (2, 1e-4)]
+    assert found[1].provenance["rollout_seed"] == f"recipe {recipe}, stage 2"
+    assert found[0].args.run_dir != found[1].args.run_dir
+
+
+def test_stages_that_are_no_list_of_mappings_are_refused(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: 3\n")
+    with pytest.raises(ArgumentError, match="stages must be a list"):
+        read_recipe(str(recipe))
+
+
+def test_an_option_is_read_if_one_of_its_readers_and_that_readers_condition_hold(namespace):
+    def about(*flags: str, selected: str) -> list[str]:
+        return [n for n in without_effect(resolved(namespace, *flags), [selected]) if n.startswith("--rm-type")]
+
+    assert about("--rm-type", "exact_match", selected="rollout:sglang") == []
+    assert about("--rm-type", "exact_match", selected="rollout:sft") == [
+        "--rm-type has no effect without --eval-generate."
+    ]
+    evaluated = ("--eval-prompt-data", "x.jsonl", "--eval-interval", "1", "--eval-generate", "2")
+    assert about("--rm-type", "exact_match", *evaluated, selected="rollout:sft") == []
+    assert "which this run does not use" in about("--rm-type", "exact_match", selected="rollout:other")[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 import textwrap
+import threading
 import unittest
 from pathlib import Path
 
@@ -14,10 +16,11 @@ import pytest
 from broken_components import BROKEN
 from good_components import component_of, good_loss, good_reward
 
+from slime_core import hookspecs
 from slime_core.cli import main
-from slime_core.errors import DataError, PluginError
+from slime_core.errors import ArgumentError, DataError, PluginError
 from slime_core.plugins import Plugins
-from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.kinds import KINDS, OBSERVERS
 from slime_core.testing import (
     ContractError,
     check_component,
@@ -26,6 +29,7 @@ from slime_core.testing import (
     sample,
 )
 from slime_core.testing.behaviour import CHECKS
+from slime_core.testing.behaviour.observers import TOLD
 from slime_core.testing.checkpoint import chat_tokenizer
 
 
@@ -106,12 +110,45 @@ def test_an_option_that_does_not_exist_is_not_taken_for_a_fault_of_the_component
     assert "There is no option --sedd. Did you mean '--seed'?" in capsys.readouterr().err
 
 
+def test_what_needs_an_option_is_skipped_until_it_is_given():
+    def needy_filter(args, samples, **kwargs):
+        """Wants large groups."""
+        if args.n_samples_per_prompt < 4:
+            raise ArgumentError("the filter needs --n-samples-per-prompt 4 or more.")
+        return True
+
+    with pytest.raises(unittest.SkipTest, match=r"needs --n-samples-per-prompt 4 or more. Options may follow: slime"):
+        check_component("dynamic_filter", needy_filter)
+    check_component("dynamic_filter", needy_filter, options=["--n-samples-per-prompt", "4"])
+
+
 def test_what_needs_a_missing_package_is_skipped_with_the_reason(monkeypatch):
     documented = lambda args, inputs: good_loss(args, inputs)  # noqa: E731
     documented.__doc__ = "Negative log-likelihood."
     monkeypatch.setattr("slime_core.testing.subject.find_spec", lambda name: None)
     with pytest.raises(unittest.SkipTest, match="needs torch, which is not installed; pip install torch"):
         check_component("loss", documented)
+
+
+def test_a_check_that_hangs_fails_and_those_after_it_are_left_out():
+    released = threading.Event()
+
+    def hanging(args, sample):
+        """Waits."""
+        released.wait(60)
+        return 0.0
+
+    try:
+        found = inspect_component("reward", "hanging", hanging, Plugins(), time_limit=0.2)
+    finally:
+        released.set()
+    assert [(f.check, f.status, f.hangs) for f in found[2:]] == [
+        ("returns one finite number, or a dict, for each sample", "failed", True)
+    ]
+    assert "it did not come to an end within 0.2 s. It is in " in found[-1].why
+    assert (
+        "allow it more: slime plugins check --time-limit SECONDS, or time_limit=… in check_component" in found[-1].why
+    )
 
 
 # ------------------------------------------------------------------------------------------- whole distributions
@@ -183,6 +220,28 @@ def test_a_plugin_that_does_not_load_fails_with_the_reason(distribution, code, w
     with pytest.raises(ContractError, match="should keep this promise: loads and implements known hooks") as error:
         check_distribution("sour")
     assert why in str(error.value)
+
+
+OBSERVER = "\n".join(
+    f"@hookimpl\ndef {hook}({', '.join(inspect.signature(getattr(hookspecs, hook)).parameters)}): SEEN.append(locals())"
+    for hook in OBSERVERS
+)
+
+
+def test_every_observer_is_called_once_as_a_small_run_would(distribution):
+    distribution("SEEN = []\n" + OBSERVER)
+    check_distribution("sour")
+    seen = sys.modules["sour"].SEEN
+    assert len(seen) == len(OBSERVERS) == len(TOLD)
+    for hook, told in zip(TOLD, seen, strict=True):
+        assert told.keys() == inspect.signature(getattr(hookspecs, hook)).parameters.keys()
+        assert told["args"].rollout_batch_size == 2
+
+
+def test_an_observer_that_raises_fails_with_what_it_raised(distribution):
+    distribution("@hookimpl\ndef slime_train_step_finished(metrics): metrics['reward']")
+    with pytest.raises(ContractError, match="takes slime_train_step_finished\\. But it raised KeyError"):
+        check_distribution("sour")
 
 
 def test_the_command_prints_a_table_and_fails_when_something_fails(distribution, capsys):

@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.cli import main
 from slime_core.errors import PluginError
-from slime_core.plugins import Plugins
+from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import Caller, policies
 from slime_core.reward import score
 from slime_core.sample import Sample
@@ -58,6 +62,16 @@ def tracker(methods: str) -> str:
     return f"class it:\n{textwrap.indent(textwrap.dedent(methods), '    ')}\n@hookimpl\ndef slime_trackers(): return {{'it': it}}"
 
 
+def provided(hook: str, definition: str) -> str:
+    return f"{textwrap.dedent(definition)}\n@hookimpl\ndef {hook}(): return {{'it': it}}"
+
+
+ADVANTAGE = "from slime_core.advantage import AdvantageOutputs\ndef it(args, inputs): return "
+PICK_ADVANTAGE, PICK_REWARDS = ["--advantage-estimator", "it"], ["--custom-reward-post-process-path", "it"]
+PICK_CONVERTER, PICK_LOG = (
+    ["--custom-convert-samples-to-train-data-path", "it"],
+    ["--custom-rollout-log-function-path", "it"],
+)
 PICK_LOSS, PICK_ROLLOUT, PICK_TRACKER = ["--loss-type", "it"], ["--rollout-function-path", "it"], ["--tracker", "it"]
 GOOD_TRACKER = (
     "def __init__(self, args, run_dir, config): ...\ndef log(self, metrics, step): ...\ndef close(self, error): ..."
@@ -185,7 +199,7 @@ FAULTS = {
     "too few samples": Fault(
         "from slime_core.sample import RolloutOutput\n" + rollout("return RolloutOutput([])"),
         PICK_ROLLOUT,
-        ["returned 0 samples in rollout 0", "--n-samples-per-prompt = 4"],
+        ["returned 0 groups (0 samples) in rollout 0; expected --rollout-batch-size 4"],
         names=("'it' of faulty (faulty-pack 1.2)",),
     ),
     "samples without tokens": Fault(
@@ -195,6 +209,111 @@ FAULTS = {
         ["bad sample 0: response_length is 2, but there are 0 tokens"],
     ),
     "changes the arguments": Fault(rollout("args.lr = 5"), PICK_ROLLOUT, ["Instance is frozen", "lr"]),
+    "advantages of another shape": Fault(
+        provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.rewards)"),
+        PICK_ADVANTAGE,
+        ["It returned advantages of shape (4,); expected a tensor of shape (", "chosen by --advantage-estimator"],
+    ),
+    "advantages that are NaN": Fault(
+        provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.loss_mask * float('nan'))"),
+        PICK_ADVANTAGE,
+        ["It returned advantages that are NaN or Inf, at samples [0, 1, 2, 3] of the rollout"],
+    ),
+    "returns of another shape": Fault(
+        provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.loss_mask, inputs.rewards)"),
+        PICK_ADVANTAGE,
+        ["It returned returns of shape (4,); expected a tensor of shape ("],
+    ),
+    "advantages without their wrapper": Fault(
+        provided("slime_advantages", ADVANTAGE + "inputs.loss_mask.tolist()[:2]"),
+        PICK_ADVANTAGE,
+        ["It returned [", "(list); expected an AdvantageOutputs."],
+    ),
+    "estimator with a missing argument": Fault(
+        provided("slime_advantages", "def it(inputs): ..."),
+        PICK_ADVANTAGE,
+        [
+            "does not fit --advantage-estimator: it does not take the parameter 'args'",
+            "slime_core.contracts.advantages",
+        ],
+    ),
+    "rewards that got lost": Fault(
+        provided("slime_reward_post_processes", "def it(args, samples): return [s.reward for s in samples], [1.0]"),
+        PICK_REWARDS,
+        ["It returned 1 rewards to train with for 4 samples; expected one for each, in their order."],
+    ),
+    "rewards that are NaN": Fault(
+        provided("slime_reward_post_processes", "def it(args, samples): return [0.0] * 4, [float('nan')] * 4"),
+        PICK_REWARDS,
+        ["It returned nan (float) among the rewards to train with; expected finite numbers."],
+    ),
+    "rewards without the raw ones": Fault(
+        provided("slime_reward_post_processes", "def it(args, samples): return [0.0] * 4"),
+        PICK_REWARDS,
+        ["expected a pair of lists: raw rewards, and rewards to train with"],
+    ),
+    "training data for fewer samples": Fault(
+        provided("slime_sample_converters", "def it(args, samples): return {'loss_masks': [[1]]}"),
+        PICK_CONVERTER,
+        ["It returned [[1]] (list) as 'loss_masks'; expected a list with one entry for each of 4 samples."],
+    ),
+    "training data that is too short": Fault(
+        provided("slime_sample_converters", "def it(args, samples): return {'loss_masks': [[1]] * 4}"),
+        PICK_CONVERTER,
+        ["It returned 1 loss_masks for sample 0; expected ", "as its response_length is "],
+    ),
+    "training data that is none": Fault(
+        provided("slime_sample_converters", "def it(args, samples): return samples"),
+        PICK_CONVERTER,
+        ["(list); expected a dict of lists."],
+    ),
+    "log that answers with a text": Fault(
+        provided(
+            "slime_rollout_logs",
+            "def it(rollout_id, args, samples, rollout_extra_metrics, rollout_time): return 'logged'",
+        ),
+        PICK_LOG,
+        ["It returned 'logged' (str); expected True (it has logged all itself) or False."],
+    ),
+    "log with the arguments of the evaluation's": Fault(
+        provided("slime_rollout_logs", "def it(rollout_id, args, data, extra_metrics): ..."),
+        PICK_LOG,
+        ["it does not take the parameter 'samples'", "it requires a parameter 'data' that nothing passes"],
+    ),
+    "correction with a further argument": Fault(
+        provided("slime_importance_weights", "def it(args, inputs, bound): ..."),
+        ["--custom-tis-function-path", "it"],
+        ["does not fit --custom-tis-function-path: it requires a parameter 'bound' that nothing passes"],
+    ),
+    "engine that cannot be aborted": Fault(
+        provided(
+            "slime_engines",
+            """
+            class it:
+                def __init__(self, args): ...
+                async def generate(self, input_ids, sampling_params, request_id=None): ...
+                def update_weights(self, weights, version): ...
+                def close(self): ...
+            """,
+        ),
+        ["--rollout-engine", "it"],
+        ["does not fit --rollout-engine: it has no method abort(self, request_ids"],
+    ),
+    "engine that takes weights by a coroutine": Fault(
+        provided(
+            "slime_engines",
+            """
+            class it:
+                def __init__(self, args): ...
+                async def generate(self, input_ids, sampling_params, request_id=None): ...
+                async def abort(self, request_ids=None): ...
+                async def update_weights(self, weights, version): ...
+                def close(self): ...
+            """,
+        ),
+        ["--rollout-engine", "it"],
+        ["does not fit --rollout-engine: update_weights: it is async, expected a plain function"],
+    ),
     "buffer that gives too much": Fault(
         "def it(args, rollout_id, buffer, num_samples): return [[1], [2]]\n@hookimpl\ndef slime_buffer_pops(): return {'it': it}",
         ["--buffer-filter-path", "it", "--data-source-path", "faulty.Source"],
@@ -307,7 +426,8 @@ def caller(
     module = f"reward_{abs(hash((definition, policy)))}"
     (tmp_path / f"{module}.py").write_text("import asyncio, time\n" + definition)
     monkeypatch.syspath_prepend(tmp_path)
-    return Caller(Plugins([]).select("reward", f"{module}.it"), policies([policy])["reward"])
+    selected = Plugins([]).select("reward", f"{module}.it", "--custom-rm-path")
+    return Caller(selected, policies([policy])["reward"])
 
 
 SAMPLES = [Sample(index=3, metadata={"source": "rows.jsonl:4"}), Sample(index=4)]
@@ -337,7 +457,7 @@ def test_a_faulty_reward_names_itself_and_the_sample(definition, says, tmp_path,
     message = str(error.value)
     assert says in message
     assert f"The reward '{failing.selected.name}' of import path for sample 3 (rows.jsonl:4)" in message
-    assert "choose another with --rm-type or --custom-rm-path" in message
+    assert "choose another with --custom-rm-path" in message
     assert failing.failures >= 1
 
 
@@ -346,13 +466,20 @@ def test_a_dropped_reward_is_counted_and_the_others_go_on(tmp_path, monkeypatch)
     dropping = caller(code, tmp_path, monkeypatch, "reward:retries=1,backoff=0,on_failure=drop")
     assert repr(asyncio.run(score(dropping, None, SAMPLES[:1]))) == "DROPPED"
     assert asyncio.run(score(dropping, None, SAMPLES[1:])) == [1.0]
-    counted = dropping.metrics()
-    assert (counted["hooks/reward/calls"], counted["hooks/reward/failures"], counted["hooks/reward/dropped"]) == (
-        2,
-        2,
-        1,
-    )
-    assert counted["perf/hooks/reward/seconds"] > 0
+    assert dropping.metrics() == {"hooks/reward/failures": 2, "hooks/reward/timeouts": 0, "hooks/reward/dropped": 1}
+    assert (dropping.calls, dropping.selected.timings.take()["perf/hooks/reward/calls"]) == (2, 3)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_plain_function_that_ends_after_its_time_ends_in_silence(tmp_path, monkeypatch):
+    for code in ("def it(args, sample): time.sleep(0.5); return 1.0", "def it(args, sample): time.sleep(0.5); 1 / 0"):
+        slow = caller(code, tmp_path, monkeypatch)
+        with pytest.raises(PluginError, match="did not answer within"):
+            asyncio.run(score(slow, None, SAMPLES[:1]))
+        with pytest.raises(PluginError, match="did not answer within"):
+            slow.call(None, SAMPLES[0])
+        for thread in [t for t in threading.enumerate() if t.name == "plugin-call"]:
+            thread.join(5)
 
 
 def test_a_retry_may_succeed(tmp_path, monkeypatch):
@@ -370,6 +497,69 @@ def test_too_many_drops_in_a_row_end_the_run(tmp_path, monkeypatch):
         assert repr(dropping.call(None, SAMPLES[0], item="sample 3")) == "DROPPED"
     with pytest.raises(PluginError, match="It was the failure number 3 in a row, so the run ends"):
         dropping.call(None, SAMPLES[0], item="sample 3")
+
+
+def loss_inputs_of(tokens: int) -> Any:
+    """As much of `LossInputs` as the checks look at."""
+    return SimpleNamespace(loss_mask=torch.ones(tokens), log_probs=torch.zeros(tokens, requires_grad=True))
+
+
+async def called(selected: Selected, given: tuple[Any, ...]) -> Any:
+    result = selected(*given)
+    return await result if asyncio.iscoroutine(result) else result
+
+
+@pytest.mark.parametrize(
+    ("kind", "definition", "given", "says"),
+    [
+        ("generator", "async def it(args, sample, sampling_params): ...", (None, Sample(), {}), "None (NoneType); expected a"),
+        ("generator", "async def it(args, sample, sampling_params): return []", (None, Sample(), {}), "[] (list); expected a"),
+        ("sample_filter", "def it(args, groups): return groups", (None, [[]]), "expected None: it sets remove_sample"),
+        ("dynamic_filter", "def it(args, samples, **kw): return 'yes'", (None, []), "expected True or False"),
+        (
+            "all_samples_process",
+            "def it(args, all_samples, data_source): return all_samples",
+            (None, [[]], None),
+            "expected None: it looks at the groups, or hands them to the data source",
+        ),
+        (
+            "eval_rollout_log",
+            "def it(rollout_id, args, data, extra_metrics): return 1",
+            (0, None, {}, {}),
+            "1 (int); expected True (it has logged all itself) or False",
+        ),
+        (
+            "importance_weight",
+            "def it(args, inputs): return inputs.loss_mask",
+            (None, loss_inputs_of(3)),
+            "expected a pair: a tensor of weights and a dict of metrics",
+        ),
+        (
+            "importance_weight",
+            "def it(args, inputs): return inputs.loss_mask[1:], {}",
+            (None, loss_inputs_of(3)),
+            "weights of shape (2,); expected a tensor of shape (3,), one for each token",
+        ),
+        (
+            "importance_weight",
+            "def it(args, inputs): return inputs.log_probs.exp(), {}",
+            (None, loss_inputs_of(3)),
+            "weights with a gradient; expected them detached",
+        ),
+        ("importance_weight", "def it(args, inputs): return 1.0, {}", (None, loss_inputs_of(3)), "weights 1.0 (float)"),
+    ],
+)  # fmt: skip
+def test_what_a_component_returns_wrongly_is_told_with_what_was_expected(
+    kind, definition, given, says, tmp_path, monkeypatch
+):
+    module = f"returns_{abs(hash((kind, definition)))}"
+    (tmp_path / f"{module}.py").write_text(definition)
+    monkeypatch.syspath_prepend(tmp_path)
+    selected = Plugins([]).select(kind, f"{module}.it", "--the-option")
+    with pytest.raises(PluginError) as error:
+        asyncio.run(called(selected, given))
+    assert says in str(error.value)
+    assert error.value.__notes__ == [f"raised in the {kind} '{module}.it' of import path, chosen by --the-option"]
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import pickle
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import timeit
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from slime_core import Lazy, hookspecs
 from slime_core.errors import PluginError
-from slime_core.plugins import PluginInfo, Plugins
+from slime_core.loss import LossOutputs
+from slime_core.plugins import PluginInfo, Plugins, Selected
+from slime_core.plugins.discovery import Switches
 from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.selected import raised_in
 
 
 def plugin(tmp_path: Path, monkeypatch, name: str, code: str, requires_core: str = "") -> PluginInfo:
@@ -129,6 +137,121 @@ def test_an_exception_says_which_component_raised_it(tmp_path, monkeypatch):
     assert error.value.__notes__ == ["raised in the loss 'raises.it' of import path, chosen by --loss-type"]
 
 
+def test_messages_name_the_option_that_chose_the_component(tmp_path, monkeypatch):
+    plugin(tmp_path, monkeypatch, "chosen_by", "def it(args, sample): 1 / 0\ndef no(sample): ...")
+    plugins, option = Plugins([]), "--custom-rm-path"
+    with pytest.raises(ZeroDivisionError) as error:
+        plugins.select("reward", "chosen_by.it", option)(None, None)
+    assert error.value.__notes__ == ["raised in the reward 'chosen_by.it' of import path, chosen by --custom-rm-path"]
+    for name, says in [
+        ("it", "There is no reward named 'it' for --custom-rm-path."),
+        ("chosen_by.no", "does not fit --custom-rm-path: it does not take the parameter 'args'"),
+        ("chosen_by.lost", "chosen by --custom-rm-path, cannot be imported: chosen_by has no 'lost'; check the name"),
+        ("nowhere.it", "The reward 'nowhere.it' of import path, chosen by --custom-rm-path, cannot be imported"),
+    ]:
+        with pytest.raises(PluginError) as error:
+            plugins.select("reward", name, option)
+        assert says in str(error.value)
+        assert "--rm-type" not in str(error.value)
+
+
+def test_a_module_that_is_not_found_is_reported_with_the_folders_that_were_searched(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError) as error:
+        Plugins([]).select("reward", "no_such_project.rewards.it", "--custom-rm-path")
+    assert f"No module named 'no_such_project'. Python looked in {tmp_path}, " in str(error.value)
+    assert "go to the folder that holds it, or add that to PYTHONPATH" in str(error.value)
+    assert f"{sysconfig.get_path('stdlib')}," not in str(error.value)
+
+
+def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(tmp_path, monkeypatch):
+    code = """
+        import asyncio, time
+        def my_loss(args, inputs):
+            time.sleep(0.02)
+            return LossOutputs(None)
+        def failing(args, inputs): 1 / 0
+        async def my_reward(args, sample):
+            await asyncio.sleep(0.02)
+            return 1.0
+        @hookimpl
+        def slime_losses(): return {"my_loss": my_loss, "failing": failing}
+        @hookimpl
+        def slime_rewards(): return {"my_reward": my_reward}
+        @hookimpl
+        def slime_run_finished(error): time.sleep(0.02)
+        """
+    plugins = Plugins(
+        [plugin(tmp_path, monkeypatch, "timed", "from slime_core.loss import LossOutputs\n" + textwrap.dedent(code))]
+    )
+
+    async def score():
+        reward = plugins.select("reward", "my_reward")
+        return await asyncio.gather(*(reward(None, None) for _ in range(3)))
+
+    for _ in range(2):
+        plugins.select("loss", "my_loss").bind(importance_weight=None)(None, None)
+        with pytest.raises(ZeroDivisionError):
+            plugins.select("loss", "failing")(None, None)
+        asyncio.run(score())
+        plugins.notify("slime_run_finished", args=None, error=None)
+        taken = plugins.take_timings()
+        calls = {name: value for name, value in taken.items() if name.endswith("/calls")}
+        assert calls == {
+            "perf/hooks/loss/calls": 2.0,
+            "perf/hooks/reward/calls": 3.0,
+            "perf/hooks/slime_run_finished/calls": 1.0,
+        }
+        assert 0.02 <= taken["perf/hooks/loss/seconds"] < 1
+        assert 0.06 <= taken["perf/hooks/reward/seconds"] < 3, "three calls of 0.02 s at the same time"
+        assert 0.02 <= taken["perf/hooks/slime_run_finished/seconds"] < 1
+        assert plugins.take_timings() == {}
+
+
+def test_no_call_is_lost_when_threads_add_and_take_timings_together(tmp_path, monkeypatch):
+    plugins = Plugins(
+        [
+            plugin(
+                tmp_path,
+                monkeypatch,
+                "busy",
+                "def good(args, sample): return 1.0\n@hookimpl\ndef slime_rewards(): return {'good': good}",
+            )
+        ]
+    )
+    reward, found = plugins.select("reward", "good"), 0.0
+    with ThreadPoolExecutor(4) as pool:
+        work = [pool.submit(lambda: [reward(None, None) for _ in range(2000)]) for _ in range(4)]
+        while not all(future.done() for future in work):
+            found += plugins.take_timings().get("perf/hooks/reward/calls", 0.0)
+    assert found + plugins.take_timings().get("perf/hooks/reward/calls", 0.0) == 8000
+
+
+def test_being_named_checked_and_timed_costs_a_call_microseconds():
+    outputs = LossOutputs(None)
+    selected = Selected("loss", "it", lambda args, inputs: outputs, "a test", "--loss-type")
+    best = min(timeit.repeat(lambda: selected(None, None), number=1000, repeat=20)) / 1000
+    assert best < 50e-6, "a loss takes a hundred times longer than the few microseconds that it should be"
+
+
+def test_an_error_that_names_its_component_can_go_to_another_process(tmp_path, monkeypatch):
+    plugin(tmp_path, monkeypatch, "travels", "def it(args, inputs): raise KeyError('x')")
+    with pytest.raises(KeyError) as error:
+        Plugins([]).select("loss", "travels.it")(None, None)
+    arrived = pickle.loads(pickle.dumps(error.value))
+    assert raised_in(arrived) == raised_in(error.value)
+    assert raised_in(arrived)[0].kind == "loss"
+    assert arrived.__notes__ == error.value.__notes__
+
+
+def test_switches_take_names_in_every_spelling_that_pip_takes():
+    for name in ("slime-losses", "Slime_Losses", "slime.losses", "LOSSES"):
+        plugins = Plugins(switches=Switches(disabled=(name,)))
+        assert [i.name for i in plugins.infos if i.status == "disabled"] == ["losses"]
+    with pytest.raises(PluginError, match="There is no plugin 'slime-loses' to switch on or off"):
+        Plugins(switches=Switches(disabled=("slime-loses",)))
+
+
 def test_observers_run_in_order_and_are_given_what_they_ask_for(tmp_path, monkeypatch):
     code = "seen = []\n@hookimpl\ndef slime_run_finished(error): seen.append(error)"
     infos = [plugin(tmp_path, monkeypatch, name, code) for name in ("watcher", "other")]
@@ -182,5 +305,7 @@ def test_a_lazy_component_is_not_imported_by_listing(tmp_path, monkeypatch):
     )
     plugins = Plugins([info])
     assert plugins.components("loss")["gone"].value == Lazy("no_such_module:it", "x")
-    with pytest.raises(PluginError, match=r"The loss 'gone' of lazy \(dist-lazy 1.2\) cannot be imported"):
+    with pytest.raises(
+        PluginError, match=r"The loss 'gone' of lazy \(dist-lazy 1.2\), chosen by --loss-type, cannot be imp"
+    ):
         plugins.select("loss", "gone")

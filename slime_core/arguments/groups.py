@@ -20,6 +20,11 @@ class ModelArguments(ArgumentGroup):
         "from --hf-checkpoint, so the same command starts and resumes a run.",
         affects_result=False,
     )
+    ref_load: str | None = option(
+        None,
+        "Checkpoint folder of the initial weights and of the reference model, where they are not those of "
+        "--hf-checkpoint (which then gives configuration and tokenizer, and its weights to the engine).",
+    )
     save: str | None = option(None, "Folder to write checkpoints into.", affects_result=False)
     save_interval: int | None = option(
         None, "Write a checkpoint every so many rollouts (and one at the end).", ge=1, when="save", affects_result=False
@@ -96,8 +101,33 @@ class RolloutArguments(ArgumentGroup):
     rollout_engine: str | None = option(
         None, "The inference engine: a component name or import path. Needed by whatever generates text."
     )
+    rollout_temperature: float = option(
+        1.0, "Sampling temperature. Training divides the logits by it too.", gt=0, read_by="rollout:sglang"
+    )
+    rollout_max_response_len: int = option(1024, "Longest response in tokens.", ge=1, read_by="rollout:sglang")
+    custom_rollout_log_function_path: str | None = option(
+        None, "Import path of a function that logs rollouts in place of slime's own metrics.", affects_result=False
+    )
+    custom_eval_rollout_log_function_path: str | None = option(
+        None, "Import path of a function that logs evaluations in place of slime's own metrics.", affects_result=False
+    )
+    custom_convert_samples_to_train_data_path: str | None = option(
+        None, "Import path of a function that makes the training data of a rollout from its samples."
+    )
+    save_debug_rollout_data: str | None = option(
+        None,
+        "Write the samples of every rollout to this path, as JSON lines; '{rollout_id}' in it is filled in.",
+        affects_result=False,
+    )
+    load_debug_rollout_data: str | None = option(
+        None,
+        "Train on the samples in this path ('{rollout_id}' is filled in) instead of generating any. No engine starts.",
+    )
     debug_train_only: bool = option(
         False, "Start no inference engine even if --rollout-engine names one; the rollout function must not need it."
+    )
+    debug_rollout_only: bool = option(
+        False, "Generate, but do not load the model for training: the engine keeps the weights of --hf-checkpoint."
     )
 
 
@@ -109,8 +139,53 @@ class TrainArguments(ArgumentGroup):
     calculate_per_token_loss: bool = option(
         False, "Average over all trained tokens of the global batch instead of over samples."
     )
+    constant_length_loss: bool = option(
+        False,
+        "Divide the loss of every sample by --rollout-max-response-len instead of by its length (Dr. GRPO).",
+        when="!calculate_per_token_loss",
+    )
+    custom_loss_function_path: str | None = option(None, "Import path of your own loss; with --loss-type custom_loss.")
     disable_compute_advantages_and_returns: bool = option(
         False, "Skip log-probs and advantages before training; right for losses such as sft_loss that need none."
+    )
+    advantage_estimator: str = option(
+        "grpo", "How advantages follow from rewards: a component name.", when="!disable_compute_advantages_and_returns"
+    )
+    custom_advantage_function_path: str | None = option(
+        None,
+        "Import path of your own advantage estimator, in place of --advantage-estimator.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    custom_reward_post_process_path: str | None = option(
+        None,
+        "What becomes of the rewards before advantages are taken, in place of the estimator's normalisation: a name or "
+        "import path.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    reward_key: str | None = option(None, "Which number of a reward that is a dict is trained on.")
+    use_rollout_logprobs: bool = option(
+        False, "Take the engine's log-probs as the old ones of the policy loss, instead of computing them again."
+    )
+    custom_tis_function_path: str | None = option(
+        None,
+        "How --use-tis weighs tokens whose engine and trainer disagree: a name or import path. Default: tis.",
+    )
+    share_prompts: bool = option(
+        True, "Compute the prompt of a group once for all its samples. The numbers stay the same."
+    )
+    skip_zero_advantages: bool = option(
+        True,
+        "Do not compute samples that cannot contribute a gradient: all advantages 0, and no KL or entropy term. They "
+        "count in every normaliser all the same.",
+    )
+    critic_load: str | None = option(
+        None, "Checkpoint folder of the critic's initial weights. Default: the actor's.", read_by="loss:value_loss"
+    )
+    critic_lr: float | None = option(
+        None, "Learning rate of the critic. Default: --lr.", ge=0, read_by="loss:value_loss"
+    )
+    num_critic_only_steps: int = option(
+        0, "Train only the critic on so many first rollouts.", ge=0, read_by="loss:value_loss"
     )
     micro_batch_size: int = option(1, "Samples per micro-batch.", ge=1, when="!use_dynamic_batch_size")
     use_dynamic_batch_size: bool = option(
@@ -153,31 +228,25 @@ class EvalArguments(ArgumentGroup):
     custom_rm_path: str | None = option(
         None,
         "Import path of your own reward function, in place of --rm-type.",
-        read_by="rollout:sft",
-        when="eval_generate",
-        affects_result=False,
+        read_by="rollout:sglang rollout:sft?eval_generate",
     )
     rm_type: str | None = option(
         None,
         "How generated answers are scored against their labels: the name of a reward.",
-        read_by="rollout:sft",
-        when="eval_generate",
-        affects_result=False,
+        read_by="rollout:sglang rollout:sft?eval_generate",
     )
-    eval_max_response_len: int = option(
-        256,
-        "Longest answer in an evaluation, in tokens.",
+    eval_max_response_len: int | None = option(
+        None,
+        "Longest answer in an evaluation, in tokens. Default: --rollout-max-response-len; 256 in SFT.",
         ge=1,
-        read_by="rollout:sft",
-        when="eval_generate",
+        read_by="rollout:sglang?eval_prompt_data rollout:sft?eval_generate",
         affects_result=False,
     )
-    eval_temperature: float = option(
-        0.0,
-        "Sampling temperature in an evaluation; 0 takes the likeliest token.",
+    eval_temperature: float | None = option(
+        None,
+        "Sampling temperature in an evaluation; 0 takes the likeliest token. Default: --rollout-temperature; 0 in SFT.",
         ge=0,
-        read_by="rollout:sft",
-        when="eval_generate",
+        read_by="rollout:sglang?eval_prompt_data rollout:sft?eval_generate",
         affects_result=False,
     )
     early_stopping_patience: int | None = option(

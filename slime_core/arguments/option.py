@@ -22,7 +22,8 @@ class ArgumentGroup(BaseModel):
 
     Attributes:
         read_by: which selected component reads these options, as "kind:name" (several: "a:x b:y"); "core" means that
-            every run reads them. A value that was set but that nothing selected reads is reported.
+            every run reads them. "kind:name?option" reads them only if that option is set. A value that was set but that
+            nothing selected reads is reported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
@@ -46,7 +47,8 @@ def option(
         default: the default, or `REQUIRED`.
         help: one or two sentences for `--help` and the docs.
         read_by: overrides the group's `read_by` for this option.
-        when: name of an option that must be set (truthy) for this one to have an effect; "!name" for must not.
+        when: name of an option that must be set (truthy) for this one to have an effect; "!name" for must not; "a|b"
+            for one of them.
         alias: a second `--flag` for the same option.
         env: environment variable that sets it (weaker than the command line, stronger than the recipe).
         affects_result: False for options that cannot change the trained weights (paths, logging, how long to run);

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from slime_core.arguments.command_line import parse_command_line
 from slime_core.arguments.namespace import Namespace
-from slime_core.errors import ArgumentError, did_you_mean
+from slime_core.arguments.recipe import Stage
+from slime_core.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Resolved:
 
 
 def resolve(
-    namespace: Namespace, argv: Iterable[str], recipe: str | None = None, env: Mapping[str, str] | None = None
+    namespace: Namespace, argv: Iterable[str], recipe: Stage | None = None, env: Mapping[str, str] | None = None
 ) -> Resolved:
     """Merge all sources and validate.
 
     Args:
         argv: the command line after the recipe.
-        recipe: path of a YAML file of `option_name: value` lines.
+        recipe: one run of a recipe file.
         env: environment; the process's own by default.
 
     Raises:
@@ -68,7 +68,7 @@ def resolve(
     values: dict[str, Any] = {}
     provenance: dict[str, str] = {}
     for where, source in (
-        (f"recipe {recipe}", _read_recipe(recipe, namespace) if recipe else {}),
+        (f"recipe {recipe.name}", recipe.options(namespace)) if recipe else ("", {}),
         ("environment", _read_environment(namespace, os.environ if env is None else env)),
         ("command line", parse_command_line(namespace, list(argv))),
     ):
@@ -83,11 +83,15 @@ def resolve(
     except ValidationError as error:
         raise ArgumentError("\n".join(_readable(e, namespace, provenance) for e in error.errors())) from None
     everywhere = {name: provenance.get(name, "default") for name in namespace.options}
-    return derive(Resolved(args, everywhere, namespace))
+    return derive(Resolved(args, everywhere, namespace), f"-stage{recipe.number}" if recipe and recipe.number else "")
 
 
-def derive(resolved: Resolved) -> Resolved:
-    """Fill in what follows from other options, and check what only makes sense together."""
+def derive(resolved: Resolved, suffix: str = "") -> Resolved:
+    """Fill in what follows from other options, and check what only makes sense together.
+
+    Args:
+        suffix: of the default run directory.
+    """
     args = resolved.args
     per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
     per_rollout_text = f"--rollout-batch-size {args.rollout_batch_size} × --n-samples-per-prompt {args.n_samples_per_prompt} = {per_rollout}"
@@ -129,13 +133,30 @@ def derive(resolved: Resolved) -> Resolved:
         raise ArgumentError("--num-rollout 0 evaluates only, so it needs --eval-prompt-data.")
     if args.rm_type and args.custom_rm_path:
         raise ArgumentError("--rm-type and --custom-rm-path both choose the reward; give only one of them.")
+    if args.calculate_per_token_loss and args.constant_length_loss:
+        raise ArgumentError("--calculate-per-token-loss and --constant-length-loss contradict each other; give one.")
+    if (args.loss_type == "custom_loss") != (args.custom_loss_function_path is not None):
+        raise ArgumentError(
+            "--loss-type custom_loss and --custom-loss-function-path belong together; give both or none."
+        )
+    if args.debug_rollout_only and (args.debug_train_only or args.load_debug_rollout_data):
+        other = "--debug-train-only" if args.debug_train_only else "--load-debug-rollout-data"
+        raise ArgumentError(f"--debug-rollout-only and {other} contradict each other; give one of them.")
+    for name in ("save_debug_rollout_data", "load_debug_rollout_data"):
+        template = getattr(args, name)
+        if template and "{rollout_id}" not in template and args.num_rollout != 1:
+            raise ArgumentError(
+                f"--{name.replace('_', '-')} is {template!r}, one file for all rollouts. Put {{rollout_id}} in it."
+            )
+    if args.load_debug_rollout_data and not args.debug_train_only:
+        resolved = resolved.updated("--load-debug-rollout-data", debug_train_only=True)
     if args.eval_function_path is None:
         resolved = resolved.updated("--rollout-function-path", eval_function_path=args.rollout_function_path)
     if args.run_dir is None:
         if args.save:
             resolved = resolved.updated("--save", run_dir=args.save)
         else:
-            resolved = resolved.updated("the time of start", run_dir=time.strftime("runs/%Y%m%d-%H%M%S"))
+            resolved = resolved.updated("the time of start", run_dir=time.strftime("runs/%Y%m%d-%H%M%S") + suffix)
     return resolved
 
 
@@ -182,42 +203,28 @@ def without_effect(resolved: Resolved, selected: Iterable[str]) -> list[str]:
     chosen, found = set(selected), []
     for name in resolved.set_by_user:
         option = resolved.namespace.options[name]
-        readers = option.read_by.split()
-        value = getattr(resolved.args, name)
-        if value == option.default:
+        if getattr(resolved.args, name) == option.default:
             continue
-        if "core" not in readers and not chosen & set(readers):
+        readers = [reader.partition("?") for reader in option.read_by.split()]
+        present = [condition for reader, _, condition in readers if reader == "core" or reader in chosen]
+        flag = resolved.namespace.options
+        if not present:
+            names = " or ".join(reader for reader, _, _ in readers)
+            found.append(f"{option.flag} has no effect: it is read by {names}, which this run does not use.")
+        elif all(condition and not getattr(resolved.args, condition) for condition in present):
+            missing = " or ".join(flag[condition].flag for condition in present)
+            found.append(f"{option.flag} has no effect without {missing}.")
+        elif option.when and not any(_holds(resolved.args, condition) for condition in option.when.split("|")):
+            unmet = option.when.split("|")
+            words = "with" if unmet[0].startswith("!") else "without"
             found.append(
-                f"{option.flag} has no effect: it is read by {' or '.join(readers)}, which this run does not use."
+                f"{option.flag} has no effect {words} {' or '.join('--' + name.lstrip('!').replace('_', '-') for name in unmet)}."
             )
-        elif option.when and bool(getattr(resolved.args, option.when.lstrip("!"))) == option.when.startswith("!"):
-            flag = resolved.namespace.options[option.when.lstrip("!")].flag
-            found.append(f"{option.flag} has no effect {'with' if option.when.startswith('!') else 'without'} {flag}.")
     return found
 
 
-def _read_recipe(path: str, namespace: Namespace) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArgumentError(f"The recipe {path} cannot be read: {error.strerror}. Check the path.") from None
-    except yaml.YAMLError as error:
-        raise ArgumentError(f"The recipe {path} is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ArgumentError(f"The recipe {path} must be a YAML mapping of option names to values.")
-    values = {}
-    for key, value in data.items():
-        name = str(key).lstrip("-").replace("-", "_")
-        if name not in namespace.options:
-            raise ArgumentError(
-                f"The recipe {path} sets {key!r}, which is no option.{did_you_mean(name, namespace.options)}"
-            )
-        option = namespace.options[name]
-        if option.is_list and isinstance(value, str):
-            value = [value]
-        # YAML reads 1e-6 as text; pydantic turns the text into the number the option wants.
-        values[name] = value
-    return values
+def _holds(args: Any, condition: str) -> bool:
+    return bool(getattr(args, condition.lstrip("!"), False)) != condition.startswith("!")
 
 
 def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str, Any]:

@@ -17,10 +17,14 @@ def main(argv: list[str], plugins: Plugins) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("distribution", help="what pip knows it as")
-    given, options = parser.parse_known_args(argv)
-    from slime_core.testing import parts_of, table
+    from slime_core.testing import TIME_LIMIT, parts_of, table
 
-    findings = [finding for part in parts_of(given.distribution, plugins, options) for finding in part.inspect()]
+    parser.add_argument(
+        "--time-limit", type=float, default=TIME_LIMIT, help="seconds for one check (default: %(default)g)"
+    )
+    given, options = parser.parse_known_args(argv)
+    parts = parts_of(given.distribution, plugins, options, given.time_limit)
+    findings = [finding for part in parts for finding in part.inspect()]
     print(table(findings))
     count = {status: sum(f.status == status for f in findings) for status in ("ok", "failed", "not checked")}
     print("\n" + ", ".join(f"{number} {status}" for status, number in count.items() if number))

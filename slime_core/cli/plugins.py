@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from packaging.utils import canonicalize_name
+
 from slime_core.cli import check_plugin, new
 from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins import PluginInfo, Plugins
@@ -49,7 +51,8 @@ def main(argv: list[str], plugins: Plugins) -> int:
 
 def _story(plugins: Plugins, name: str) -> str:
     """Everything that is known of one plugin."""
-    found = [info for info in plugins.infos if name in (info.name, info.distribution)]
+    wanted = canonicalize_name(name)
+    found = [i for i in plugins.infos if wanted in (canonicalize_name(i.name), canonicalize_name(i.distribution))]
     if not found:
         known = [n for info in plugins.infos for n in (info.name, info.distribution)]
         raise PluginError(f"There is no plugin {name!r}.{did_you_mean(name, known)} `slime plugins` lists them.")

@@ -7,6 +7,7 @@ import sys
 
 from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import resolve
 from slime_core.errors import ArgumentError
 from slime_core.plan import Plan, make_plan
@@ -25,24 +26,27 @@ def train_async(argv: list[str], plugins: Plugins) -> int:
 
 def check(argv: list[str], plugins: Plugins) -> int:
     """Print the resolved run and stop."""
-    print(describe(_plan(argv, plugins, "slime check")))
+    print("\n\n".join(describe(plan) for plan in _plans(argv, plugins, "slime check")))
     return 0
 
 
 def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    plan = _plan(argv, plugins, prog)
+    plans = _plans(argv, plugins, prog)
     from slime_core.launch import launch
 
-    launch(plan, ahead)
+    for plan in plans:
+        launch(plan, ahead)
     return 0
 
 
-def _plan(argv: list[str], plugins: Plugins, prog: str) -> Plan:
+def _plans(argv: list[str], plugins: Plugins, prog: str) -> list[Plan]:
+    """One plan for each stage of the recipe, all made before the first one starts."""
     namespace = Namespace(plugins)
     recipe, flags = split_recipe(namespace, argv, prog, "Every option may also stand in the recipe, a YAML file.")
     try:
-        return make_plan(resolve(namespace, flags, recipe), plugins)
+        stages = read_recipe(recipe) if recipe else [None]
+        return [make_plan(resolve(namespace, flags, stage), plugins) for stage in stages]
     except ArgumentError as error:  # the option may be one of a plugin that is not there
         for info in plugins.infos:
             if info.status == "broken":

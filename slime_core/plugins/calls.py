@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from slime_core.errors import ArgumentError, PluginError, SlimeError, did_you_mean
 from slime_core.plugins.kinds import KINDS
-from slime_core.plugins.registry import Selected
+from slime_core.plugins.selected import Selected, raised_in
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ class Caller:
     """Calls one selected component under a policy.
 
     Attributes:
-        calls, failures, timeouts, dropped: counts over the run; a failure is a failed attempt.
-        seconds: time spent in the component.
+        calls, failures, timeouts, dropped: counts over the run; a failure is a failed attempt. How long the attempts
+            took, the component itself counts: see `Plugins.take_timings`.
     """
 
     selected: Selected
@@ -123,92 +124,75 @@ class Caller:
     failures: int = 0
     timeouts: int = 0
     dropped: int = 0
-    seconds: float = 0.0
     _in_a_row: int = field(default=0, repr=False)
 
     def call(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
         """Call a plain function. `item` says in messages what it was called for ("sample 3")."""
         self.calls += 1
-        for attempt in self._attempts():
-            started = time.perf_counter()
-            try:
+        for attempt in range(self.policy.retries + 1):
+            with self._attempt(attempt, item):
                 if self.policy.timeout is None:
-                    result = self.selected(*args, **kwargs)
-                else:
-                    result = _in_thread(self.selected, args, kwargs).result(self.policy.timeout)
-                self._in_a_row = 0
-                return result
-            except Exception as error:
-                failed = self._failed(error, attempt, item)
-            finally:
-                self.seconds += time.perf_counter() - started
-            if failed is not None:
-                return self._give_up(failed, item)
+                    return self.selected(*args, **kwargs)
+                return _in_thread(self.selected, args, kwargs).result(self.policy.timeout)
             time.sleep(self._pause(attempt))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return DROPPED
 
     async def call_async(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
         """Call a plain or async function from a coroutine. A plain one runs on a thread of its own."""
         self.calls += 1
-        for attempt in self._attempts():
-            started = time.perf_counter()
-            try:
+        for attempt in range(self.policy.retries + 1):
+            with self._attempt(attempt, item):
                 if inspect.iscoroutinefunction(self.selected.target):
                     awaitable: Any = self.selected(*args, **kwargs)
                 else:
                     awaitable = asyncio.wrap_future(_in_thread(self.selected, args, kwargs))
-                result = await asyncio.wait_for(awaitable, self.policy.timeout)
-                self._in_a_row = 0
-                return result
-            except Exception as error:
-                failed = self._failed(error, attempt, item)
-            finally:
-                self.seconds += time.perf_counter() - started
-            if failed is not None:
-                return self._give_up(failed, item)
+                return await asyncio.wait_for(awaitable, self.policy.timeout)
             await asyncio.sleep(self._pause(attempt))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return DROPPED
 
     def metrics(self) -> dict[str, float]:
-        """Counts and seconds as `hooks/KIND/…`; the seconds as `perf/hooks/KIND/seconds`."""
-        prefix = f"hooks/{self.selected.kind}"
-        counts = {"calls": self.calls, "failures": self.failures, "timeouts": self.timeouts, "dropped": self.dropped}
-        return {**{f"{prefix}/{k}": float(v) for k, v in counts.items()}, f"perf/{prefix}/seconds": self.seconds}
+        """Failed attempts, those of them that took too long, and what was given up on, as `hooks/KIND/…`."""
+        counts = {"failures": self.failures, "timeouts": self.timeouts, "dropped": self.dropped}
+        return {f"hooks/{self.selected.kind}/{name}": float(count) for name, count in counts.items()}
 
-    def _attempts(self) -> Iterator[int]:
-        return iter(range(self.policy.retries + 1))
+    @contextmanager
+    def _attempt(self, attempt: int, item: str) -> Iterator[None]:
+        """Around attempt number `attempt`, counted from 0: forgives a failure unless the policy ends the run with it."""
+        try:
+            yield
+            self._in_a_row = 0
+        except Exception as error:
+            self.failures += 1
+            if isinstance(error, TimeoutError) and not raised_in(error):  # ours, not the component's own
+                self.timeouts += 1
+                error = PluginError(f"It did not answer within {self.policy.timeout:g} s.")
+            if attempt < self.policy.retries:
+                logger.warning("%s failed (%s), trying again", self._name(item), _brief(error))
+            else:
+                self._give_up(error, item)
 
     def _pause(self, attempt: int) -> float:
-        return self.policy.backoff * 2**attempt
+        """Seconds before the next attempt, if there is one."""
+        return self.policy.backoff * 2**attempt if attempt < self.policy.retries else 0.0
 
-    def _failed(self, error: Exception, attempt: int, item: str) -> Exception | None:
-        """Count a failed attempt. The error to give up with, or None when there is another attempt."""
-        self.failures += 1
-        if isinstance(error, TimeoutError) and not hasattr(error, "__notes__"):  # ours, not the component's own
-            self.timeouts += 1
-            error = PluginError(f"It did not answer within {self.policy.timeout:g} s.")
-        if attempt < self.policy.retries:
-            logger.warning("%s failed (%s), trying again", self._name(item), _brief(error))
-            return None
-        return error
-
-    def _give_up(self, error: Exception, item: str) -> Dropped:
+    def _give_up(self, error: Exception, item: str) -> None:
+        """Drop the item, or raise."""
         attempts = f" after {self.policy.retries + 1} attempts" if self.policy.retries else ""
-        options = " or ".join(KINDS[self.selected.kind].options)
+        failed = f"{self._name(item)} failed{attempts}"
+        another = f"choose another with {self.selected.option}"
         if self.policy.on_failure == "raise":
             raise PluginError(
-                f"{self._name(item)} failed{attempts}: {_brief(error)} Repair it, choose another with {options}, or let "
-                f"the run go on without it: --failure-policy {self.selected.kind}:on_failure=drop."
+                f"{failed}: {_brief(error)} Repair it, {another}, or let the run go on without it: "
+                f"--failure-policy {self.selected.kind}:on_failure=drop."
             ) from error
         self.dropped += 1
         self._in_a_row += 1
-        logger.warning("%s failed%s and is dropped: %s", self._name(item), attempts, _brief(error))
+        logger.warning("%s and is dropped: %s", failed, _brief(error))
         if self.policy.abort_after is not None and self._in_a_row >= self.policy.abort_after:
             raise PluginError(
-                f"{self._name(item)} failed{attempts}: {_brief(error)} It was the failure number {self._in_a_row} in a "
-                f"row, so the run ends. Repair it, choose another with {options}, or raise abort_after in --failure-policy."
+                f"{failed}: {_brief(error)} It was the failure number {self._in_a_row} in a row, so the run ends. "
+                f"Repair it, {another}, or raise abort_after in --failure-policy."
             ) from error
-        return DROPPED
 
     def _name(self, item: str) -> str:
         where = f" for {item}" if item else ""
@@ -223,6 +207,7 @@ def _brief(error: Exception) -> str:
 def _in_thread(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
     """Run on a new daemon thread: one that hangs cannot be stopped, but it keeps neither the run nor its end waiting."""
     future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()  # nobody can cancel it any more, so its result can always be set
 
     def work() -> None:
         try:

@@ -17,6 +17,7 @@ FIRST_PARTY = (
     "slime-losses",
     "slime-rewards",
     "slime-rollout-sft",
+    "slime-rollout-sglang",
     "slime-torch",
     "slime-trackers",
 )

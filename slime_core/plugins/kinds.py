@@ -50,7 +50,26 @@ KINDS: dict[str, Kind] = {
         ("--rm-type", "--custom-rm-path"),
         alternative=contracts.group_reward,
     ),
-    "loss": Kind("slime_losses", contracts.loss, ("--loss-type",)),
+    "all_samples_process": Kind(
+        "slime_all_samples_processes", contracts.all_samples_process, ("--rollout-all-samples-process-path",)
+    ),
+    "reward_post_process": Kind(
+        "slime_reward_post_processes", contracts.reward_post_process, ("--custom-reward-post-process-path",)
+    ),
+    "rollout_log": Kind("slime_rollout_logs", contracts.rollout_log, ("--custom-rollout-log-function-path",)),
+    "eval_rollout_log": Kind(
+        "slime_eval_rollout_logs", contracts.eval_rollout_log, ("--custom-eval-rollout-log-function-path",)
+    ),
+    "sample_converter": Kind(
+        "slime_sample_converters", contracts.convert_samples, ("--custom-convert-samples-to-train-data-path",)
+    ),
+    "advantage": Kind(
+        "slime_advantages", contracts.advantages, ("--advantage-estimator", "--custom-advantage-function-path")
+    ),
+    "importance_weight": Kind("slime_importance_weights", contracts.importance_weight, ("--custom-tis-function-path",)),
+    "loss": Kind(
+        "slime_losses", contracts.loss, ("--loss-type", "--custom-loss-function-path"), ("importance_weight",)
+    ),
     "train_backend": Kind("slime_train_backends", contracts.TrainBackend, ("--train-backend",)),
     "tracker": Kind("slime_trackers", contracts.Tracker, ("--tracker",)),
 }

@@ -6,23 +6,23 @@ chosen by name, by alias or by import path, never by load order.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
+import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pluggy
+from packaging.utils import canonicalize_name
 
 from slime_core import __version__, hookspecs
 from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
+from slime_core.plugins.import_path import looked_in, resolve
 from slime_core.plugins.kinds import KINDS
-from slime_core.plugins.results import result_problem
+from slime_core.plugins.selected import Selected, Timings
 from slime_core.plugins.signature import accepted_extras, problems
 
 logger = logging.getLogger(__name__)
@@ -48,64 +48,6 @@ class Provided:
         return (getattr(self.value, "__doc__", "") or "").strip().split("\n")[0]
 
 
-@dataclass(frozen=True)
-class Selected:
-    """A component that a run uses. Calling it adds its origin to whatever it raises.
-
-    Attributes:
-        kind, name: what it was selected as; `name` is the component's own name, or the import path.
-        target: the object.
-        origin: "plugin (distribution version)", or "import path".
-        bound: extra keyword arguments that it asked for.
-    """
-
-    kind: str
-    name: str
-    target: Callable[..., Any]
-    origin: str
-    bound: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it and check what it returns; for an async function this is an awaitable of the same."""
-        with self._named():
-            result = self.target(*args, **self.bound, **kwargs)
-            if inspect.iscoroutine(result):
-                if not inspect.iscoroutinefunction(KINDS[self.kind].contract):
-                    result.close()
-                    raise PluginError("It returned a coroutine; it is async, expected a plain function.")
-                return self._awaited(result, args)
-            return self._checked(result, args)
-
-    async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...]) -> Any:
-        with self._named():
-            return self._checked(await result, args)
-
-    def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
-        if problem := result_problem(self.kind, result, args):
-            raise PluginError(f"It returned {problem}.")
-        return result
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Adds to every exception which component raised it."""
-        try:
-            yield
-        except Exception as error:
-            options = " or ".join(KINDS[self.kind].options)
-            error.add_note(f"raised in the {self.label}, chosen by {options}")
-            raise
-
-    @property
-    def label(self) -> str:
-        """How messages name it."""
-        return f"{self.kind} {self.name!r} of {self.origin}"
-
-    def bind(self, **extras: Any) -> Selected:
-        """Give the component those of `extras` that its signature names."""
-        wanted = accepted_extras(self.target, tuple(extras))
-        return Selected(self.kind, self.name, self.target, self.origin, {name: extras[name] for name in wanted})
-
-
 class Plugins:
     """The plugins that are installed in this process.
 
@@ -123,6 +65,7 @@ class Plugins:
         self._check_switches()
         self._loaded: list[tuple[PluginInfo, Any]] = []
         self._silenced: set[str] = set()
+        self._timings = Timings()
         for info in self.infos:
             self._load(info)
         self._components = {kind: self._collect(kind) for kind in KINDS}
@@ -130,9 +73,10 @@ class Plugins:
     def _check_switches(self) -> None:
         known = {name for info in self.infos for name in (info.name, info.distribution)}
         for name in self.switches.named():
-            if name not in known:
+            if canonicalize_name(name) not in map(canonicalize_name, known):
                 raise PluginError(
-                    f"There is no plugin {name!r} to switch on or off.{did_you_mean(name, known)} Installed: {', '.join(sorted(known))}."
+                    f"There is no plugin {name!r} to switch on or off.{did_you_mean(name, known)} "
+                    f"Installed: {', '.join(sorted(known))}."
                 )
 
     def _load(self, info: PluginInfo) -> None:
@@ -145,7 +89,7 @@ class Plugins:
                     f"It needs slime-core {info.requires_core}, but slime-core {__version__} is installed; "
                     f"install versions of {info.distribution} and slime-core that fit."
                 )
-            plugin = _resolve_target(info.target)
+            plugin = resolve(info.target)
             hooks = _checked_hooks(plugin)
         except (Exception, SystemExit) as error:  # whatever a plugin raises must not stop the others
             self.set_broken(info, error)
@@ -211,59 +155,83 @@ class Plugins:
             )
         return found[0] if found else None
 
-    def select(self, kind: str, name: str) -> Selected:
+    def select(self, kind: str, name: str, option: str | None = None) -> Selected:
         """Import the component called `name` and check it against its contract.
+
+        Args:
+            option: the option that names it, for messages; by default the first one of the kind.
 
         Raises:
             PluginError: there is no such component, it cannot be imported, or its signature does not fit.
         """
+        option = option or KINDS[kind].options[0]
         provided = self.find(kind, name)
         if provided is not None:
             origin, canonical, value = provided.plugin.label, provided.name, provided.value
         elif "." in name or ":" in name:
             origin, canonical, value = "import path", name, Lazy(name)
         else:
-            raise PluginError(self._unknown(kind, name))
-        option = KINDS[kind].options[0]
+            raise PluginError(self._unknown(kind, name, option))
         if isinstance(value, Lazy):
             try:
-                value = _resolve_target(value.target)
-            except SlimeError:
-                raise
+                value = resolve(value.target)
             except Exception as error:
+                why = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}."
+                advice = "Repair or reinstall it."
+                if provided is None:
+                    advice = looked_in(error) + self._unknown(kind, name, option)
                 raise PluginError(
-                    f"The {kind} {name!r} of {origin} cannot be imported: {type(error).__name__}: {error}. "
-                    + (f"{self._unknown(kind, name)}" if origin == "import path" else "Repair or reinstall it.")
+                    f"The {kind} {name!r} of {origin}, chosen by {option}, cannot be imported: {why} {advice}"
                 ) from error
         if found := contract_problems(kind, value):
             raise PluginError(
                 f"The {kind} {name!r} of {origin} does not fit {option}: {'; '.join(found)}. "
                 f"See slime_core.contracts.{KINDS[kind].contract.__name__}."
             )
-        return Selected(kind, canonical, value, origin)
+        distribution = provided.plugin.distribution if provided else ""
+        return Selected(kind, canonical, value, origin, option, distribution, self._timings)
 
-    def _unknown(self, kind: str, name: str) -> str:
+    def _unknown(self, kind: str, name: str, option: str) -> str:
         known = sorted(self.components(kind))
         aside = ""
         for words, status in (("failed to load", "broken"), ("are off", "disabled")):
             if infos := [info for info in self.infos if info.status == status]:
                 aside += f" Plugins that {words}: {'; '.join(f'{i.label}: {i.reason}' for i in infos)}."
         return (
-            f"There is no {kind} named {name!r} for {KINDS[kind].options[0]}.{did_you_mean(name, known)} "
+            f"There is no {kind} named {name!r} for {option}.{did_you_mean(name, known)} "
             f"Installed: {', '.join(known) or 'none'}; or give an import path such as my_package.my_module.my_{kind}.{aside}"
         )
 
+    def take_timings(self) -> dict[str, float]:
+        """Metrics `perf/hooks/KIND/seconds` and `…/calls` of everything that was called since the last time, observers
+        under the names of their hooks. What a component calls counts for both; calls at the same time add up."""
+        return self._timings.take()
+
     # ------------------------------------------------------------------------------------------------- observers
+
+    def observers(self, hook: str) -> Iterator[tuple[PluginInfo, Callable[..., None]]]:
+        """(plugin, its implementation of the observer `hook`), in order of plugin name. The implementation may be called
+        with everything that the hook's specification names; it is given what it asks for."""
+        for info, plugin in self._loaded:
+            if hook in info.hooks:
+                implementation = getattr(plugin, hook)
+
+                def call(implementation: Callable[..., None] = implementation, **arguments: Any) -> None:
+                    started = time.perf_counter()
+                    try:
+                        implementation(**{n: arguments[n] for n in accepted_extras(implementation, tuple(arguments))})
+                    finally:
+                        self._timings.add(hook, time.perf_counter() - started)
+
+                yield info, call
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of the observer `hook`, in order of plugin name."""
-        for info, plugin in self._loaded:
-            if hook not in info.hooks or info.name in self._silenced:
+        for info, call in self.observers(hook):
+            if info.name in self._silenced:
                 continue
-            implementation = getattr(plugin, hook)
-            wanted = accepted_extras(implementation, tuple(arguments))
             try:
-                implementation(**{name: arguments[name] for name in wanted})
+                call(**arguments)
             except Exception as error:
                 self._silenced.add(info.name)
                 logger.warning(
@@ -326,23 +294,6 @@ def _checked_hooks(plugin: Any) -> list[str]:
     if not hooks:
         raise PluginError("It implements no hook of slime; see slime_core/hookspecs.py for what there is.")
     return hooks
-
-
-def _resolve_target(target: str) -> Any:
-    """ "package.module:attribute", "package.module.attribute" or "package.module" → the object."""
-    if ":" in target:
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        module, _, attribute = target.rpartition(".")
-        if not module or (error.name and not f"{target}.".startswith(f"{error.name}.")):
-            raise
-        loaded = importlib.import_module(module)
-        if not hasattr(loaded, attribute):
-            raise PluginError(f"{module} has no {attribute!r}; check the name in {target!r}.") from None
-        return getattr(loaded, attribute)
 
 
 def _version_fits(specifier: str) -> bool:

@@ -14,19 +14,24 @@ them too, `EXAMPLES = {"component name": […]}` in the module that defines it. 
 a converter's is a row, that of a reward or a generator a `Sample`, that of a filter a group, that of a loss mask a
 list of messages.
 
-    kit.py         `check_component`, `check_distribution`, and what they found
-    inputs.py      samples, groups, rows and loss inputs to try components on
-    checkpoint.py  a tokenizer and a model small enough to be made on the spot
-    engine.py      an inference engine without a model
-    subject.py     one component under test
-    behaviour/     the checks, one file per group of kinds
+    kit.py               `check_component` and `check_distribution`
+    findings.py          what a check found
+    time_limit.py        gives up on what hangs
+    plugin.py            the checks of a plugin itself
+    inputs.py            samples, groups, rows and loss inputs to try components on
+    advantage_inputs.py  the signals of a small rollout, for advantage estimators
+    checkpoint.py        a tokenizer and a model small enough to be made on the spot
+    engine.py            an inference engine without a model
+    subject.py           one component under test
+    behaviour/           the checks, one file per group of kinds
 """
 
+from slime_core.testing.advantage_inputs import advantage_inputs
 from slime_core.testing.checkpoint import chat_tokenizer, tiny_checkpoint
 from slime_core.testing.engine import EchoEngine
+from slime_core.testing.findings import Finding
 from slime_core.testing.inputs import group, groups, loss_inputs, sample
 from slime_core.testing.kit import (
-    Finding,
     Part,
     check_component,
     check_distribution,
@@ -36,12 +41,15 @@ from slime_core.testing.kit import (
     table,
 )
 from slime_core.testing.subject import ContractError
+from slime_core.testing.time_limit import TIME_LIMIT
 
 __all__ = [
+    "TIME_LIMIT",
     "ContractError",
     "EchoEngine",
     "Finding",
     "Part",
+    "advantage_inputs",
     "chat_tokenizer",
     "check_component",
     "check_distribution",

@@ -104,7 +104,7 @@ def loss_inputs(
 
     Args:
         micro_batches: which samples each holds; an empty one holds no token.
-        per_token: weights of the per-token mean instead of the per-sample mean, see `slime_core.loss.Reduce`.
+        per_token: weights of the per-token mean instead of the per-sample mean, see `slime_core.batch.token_weights`.
         padding: how many tokens with mask 0 follow each sample's.
 
     Returns:
@@ -132,6 +132,7 @@ def loss_inputs(
         "advantages": advantages,
         "returns": advantages + normal(0.1),
         "values": normal(0.5),
+        "old_values": normal(0.5),
     }
     weights = shares.to(torch.float64)[owner] * mask
     made = []
@@ -143,6 +144,7 @@ def loss_inputs(
                 log_probs=log_probs[chosen].clone().requires_grad_(),
                 sample_index=number,
                 reduce=Reduce(weights[chosen]),
+                measured=Reduce(weights[chosen]),
                 **{name: column[chosen].clone() for name, column in columns.items()},
             )
         )

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from slime_core.errors import SlimeError
+from slime_core.errors import ArgumentError, SlimeError
 from slime_core.plugins import Plugins, Selected
 from slime_core.testing.inputs import CHAT_ROWS
 
@@ -94,7 +94,9 @@ class Subject:
         Args:
             extras: parameters that it may ask for by naming them, such as `engine`.
         """
-        selected = Selected(self.kind, self.name, self.target, "the package under test").bind(**(extras or {}))
+        selected = Selected(self.kind, self.name, self.target, "the package under test", "the kit").bind(
+            **(extras or {})
+        )
         result = selected(*args, **kwargs)
         return wait_for(result) if inspect.isawaitable(result) else result
 
@@ -113,13 +115,30 @@ class Subject:
         )
 
     @contextmanager
+    def lacking(self, unread: list[str]) -> Iterator[None]:
+        """The block gives it inputs in which `unread` are None, as it does not declare that it reads them."""
+        try:
+            yield
+        except (TypeError, AttributeError) as error:
+            if not unread or "NoneType" not in str(error):
+                raise
+            raise ContractError(
+                f"it raised {type(error).__name__}: {error}. It was given None for {', '.join(unread)}, as it does not "
+                "say that it reads them; say so: @slime_core.loss.reads(lambda args: {…})."
+            ) from error
+
+    @contextmanager
     def takes(self, inputs: str) -> Iterator[None]:
         """The block gives the component its examples or, as there are none, the kit's own `inputs`."""
         self.args  # noqa: B018 - wrong arguments are no refusal
         try:
             yield
         except SlimeError as error:
-            if isinstance(error, ContractError) or self.examples or str(error).startswith("It returned"):
+            if (
+                isinstance(error, (ContractError, ArgumentError))
+                or self.examples
+                or str(error).startswith("It returned")
+            ):
                 raise
             raise ContractError(
                 f"it refused the kit's own {inputs}: {error} If it is right to, give inputs that it takes: "

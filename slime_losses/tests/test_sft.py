@@ -20,7 +20,7 @@ SAMPLE = torch.tensor([0, 0, 1])
 )
 def test_the_loss_is_the_weighted_negative_log_likelihood(weights: list[float], mean: float) -> None:
     reduce = Reduce(torch.tensor(weights, dtype=torch.float64))
-    outputs = sft_loss(None, LossInputs(LOG_PROBS, torch.ones(3), SAMPLE, reduce))
+    outputs = sft_loss(None, LossInputs(LOG_PROBS, torch.ones(3), SAMPLE, reduce, measured=reduce))
     assert outputs.loss.item() == pytest.approx(mean)
     (gradient,) = torch.autograd.grad(outputs.loss, LOG_PROBS)
     assert gradient.tolist() == pytest.approx([-w for w in weights])

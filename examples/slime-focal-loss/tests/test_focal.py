@@ -18,11 +18,13 @@ def run(probabilities: list[float], gamma: float, weights: list[float] | None = 
     """(outputs, gradient by log-prob)"""
     log_probs = torch.tensor(probabilities, dtype=torch.float64).log().requires_grad_()
     count = len(probabilities)
+    reduce = Reduce(torch.tensor(weights or [1 / count] * count, dtype=torch.float64))
     inputs = LossInputs(
         log_probs=log_probs,
         loss_mask=torch.ones_like(log_probs),
         sample_index=torch.zeros(count, dtype=torch.int64),
-        reduce=Reduce(torch.tensor(weights or [1 / count] * count, dtype=torch.float64)),
+        reduce=reduce,
+        measured=reduce,
     )
     outputs = focal_loss(SimpleNamespace(focal_gamma=gamma), inputs)
     outputs.loss.backward()

@@ -17,11 +17,12 @@ from slime_engine_local.engine import LocalEngine
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., LocalEngine]]:
-    """`start(folder, model, max_running)`: an engine with the model's weights, closed at the end."""
+    """`start(folder, model, max_running, max_tokens)`: an engine with the model's weights, closed at the end."""
     engines: list[LocalEngine] = []
 
-    def make(folder: Path, model: Any = None, max_running: int = 64) -> LocalEngine:
-        engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), local_max_running_requests=max_running))
+    def make(folder: Path, model: Any = None, max_running: int = 64, max_tokens: int = 65536) -> LocalEngine:
+        limits = {"local_max_running_requests": max_running, "local_max_total_tokens": max_tokens}
+        engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), **limits))
         engines.append(engine)
         if model is not None:
             engine.update_weights(weights_of(model), version=1)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,3 +56,63 @@ def reference_greedy(model: Any, prompt: Sequence[int], limit: int) -> list[int]
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, pad_token_id=0
     )
     return output[0, len(prompt) :].tolist()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for another thread to get so far."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the test never got so far"
+        time.sleep(0.001)
+
+
+def all_there(engine: LocalEngine, requests: int) -> Callable[[], bool]:
+    """Whether so many requests have reached the engine."""
+    scheduler = engine._scheduler
+    return lambda: len(scheduler._running) + len(scheduler._waiting) + len(scheduler._arrived) >= requests
+
+
+@contextmanager
+def held(engine: LocalEngine) -> Iterator[None]:
+    """Keep the engine's thread between two steps, so that what is asked meanwhile comes at once."""
+    free = threading.Event()
+    engine._scheduler.call(free.wait)
+    try:
+        yield
+    finally:
+        free.set()
+
+
+def ask_at_once(engine: LocalEngine, requests: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> list[Generation]:
+    """All requests, none of which begins before all have arrived."""
+
+    async def together() -> list[Generation]:
+        with held(engine):
+            tasks = [asyncio.create_task(engine.generate(prompt, params)) for prompt, params in requests]
+            await asyncio.to_thread(until, all_there(engine, len(requests)))
+        return await asyncio.gather(*tasks)
+
+    return asyncio.run(together())
+
+
+class Passes:
+    """What goes through an engine's model from now on: `sizes`, requests and pieces of each forward pass; `tokens` of
+    each. `on_pass` is told the number of each, from 1, on the engine's thread."""
+
+    def __init__(self, engine: LocalEngine, on_pass: Callable[[int], None] = lambda number: None) -> None:
+        self.sizes: list[int] = []
+        self.tokens: list[int] = []
+        self.stored: list[int] = []
+        scheduler = engine._scheduler
+        model = scheduler.model
+        original = model.next_logits
+
+        def counted(tokens: list[int], step: Any) -> torch.Tensor:
+            self.sizes.append(len(tokens) + len(step.pieces))
+            self.tokens.append(len(tokens) + sum(len(piece.tokens) for piece in step.pieces))
+            on_pass(len(self.sizes))
+            logits = original(tokens, step)
+            self.stored.append(len(step.cache) + self.tokens[-1])
+            return logits
+
+        model.next_logits = counted

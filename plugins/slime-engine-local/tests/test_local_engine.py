@@ -7,14 +7,13 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from local_engine_cases import SHAPE, ask, reference_greedy, weights_of
+from local_engine_cases import SHAPE, Passes, ask, reference_greedy, until, weights_of
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slime_core.errors import ArgumentError
@@ -24,30 +23,12 @@ from slime_engine_local.errors import EngineError
 
 Start = Callable[..., LocalEngine]
 PROMPT = [5, 6, 7]
-ENDLESS = {"max_new_tokens": 120, "seed": 0, "stop_token_ids": []}
+ENDLESS = {"max_new_tokens": 120, "seed": 0, "ignore_eos": True}
 
 
 def count_passes(engine: LocalEngine, on_pass: Callable[[int], None] = lambda number: None) -> list[int]:
     """The number of requests in each forward pass from now on; `on_pass` is told the number of each, from 1."""
-    sizes: list[int] = []
-    model = engine._scheduler.model
-    original = model.next_logits
-
-    def counted(tokens: list[int], positions: list[int], prompts: list[list[int]], cache: Any) -> torch.Tensor:
-        sizes.append(len(tokens) + len(prompts))
-        on_pass(len(sizes))
-        return original(tokens, positions, prompts, cache)
-
-    model.next_logits = counted
-    return sizes
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Hold the engine's thread in a forward pass until the test has got so far."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the test never got so far"
-        time.sleep(0.001)
+    return Passes(engine, on_pass).sizes
 
 
 def threads() -> list[threading.Thread]:
@@ -71,10 +52,10 @@ def test_requests_awaited_together_are_decoded_together(llama: Any, start: Start
     scheduler = engine._scheduler
 
     def all_there() -> bool:
-        return len(scheduler._running) + len(scheduler._waiting) == 8
+        return len(scheduler._running) + len(scheduler._arrived) == 8
 
     sizes = count_passes(engine, lambda number: until(all_there) if number == 1 else None)
-    ask(engine, [(PROMPT, {"max_new_tokens": 10, "stop_token_ids": []})] * 8)
+    ask(engine, [(PROMPT, {"max_new_tokens": 10, "ignore_eos": True})] * 8)
     assert sum(sizes) == 80
     assert len(sizes) <= 11  # the first may start alone
     assert max(sizes) == 8
@@ -83,13 +64,13 @@ def test_requests_awaited_together_are_decoded_together(llama: Any, start: Start
 def test_no_more_requests_run_than_allowed_and_all_get_their_turn(llama: Any, start: Start) -> None:
     engine = start(*llama, max_running=3)
     sizes = count_passes(engine)
-    answers = ask(engine, [(PROMPT, {"max_new_tokens": 5, "stop_token_ids": []})] * 8)
+    answers = ask(engine, [(PROMPT, {"max_new_tokens": 5, "ignore_eos": True})] * 8)
     assert max(sizes) == 3
     assert [len(answer.tokens) for answer in answers] == [5] * 8
 
 
 def test_long_prompts_join_in_portions(llama: Any, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slime_engine_local.scheduler.PROMPT_TOKENS_PER_STEP", 50)
+    monkeypatch.setattr("slime_engine_local.scheduler.NEW_TOKENS_PER_STEP", 50)
     folder, model = llama
     engine = start(folder, model)
     prompts = [[n + 5] * 20 for n in range(5)] + [[9] * 90]
@@ -102,7 +83,7 @@ def test_long_prompts_join_in_portions(llama: Any, start: Start, monkeypatch: py
 def test_a_stop_token_ends_the_response_and_belongs_to_it(llama: Any, start: Start) -> None:
     folder, model = llama
     engine = start(folder, model)
-    (free,) = ask(engine, [(PROMPT, {"max_new_tokens": 20, "temperature": 0, "stop_token_ids": []})])
+    (free,) = ask(engine, [(PROMPT, {"max_new_tokens": 20, "temperature": 0, "ignore_eos": True})])
     assert (free.finish_reason, len(free.tokens)) == ("length", 20)
     stop = free.tokens[7]
     (stopped,) = ask(engine, [(PROMPT, {"max_new_tokens": 20, "temperature": 0, "stop_token_ids": [stop]})])
@@ -124,13 +105,13 @@ def test_the_checkpoints_end_tokens_stop_a_response_and_are_left_out_of_its_text
 
 def test_the_end_of_the_context_ends_a_response(llama: Any, start: Start) -> None:
     engine = start(*llama)
-    (answer,) = ask(engine, [([9] * 120, {"max_new_tokens": 50, "stop_token_ids": []})])
+    (answer,) = ask(engine, [([9] * 120, {"max_new_tokens": 50, "ignore_eos": True})])
     assert (answer.finish_reason, len(answer.tokens)) == ("length", 8)
 
 
 def test_the_seed_alone_decides_what_is_sampled(llama: Any, start: Start) -> None:
     engine = start(*llama)
-    params = {"max_new_tokens": 20, "stop_token_ids": []}
+    params = {"max_new_tokens": 20, "ignore_eos": True}
     seeded = ask(engine, [(PROMPT, {**params, "seed": seed}) for seed in (1, 2, 1)])
     assert seeded[0].tokens == seeded[2].tokens != seeded[1].tokens
     free = ask(engine, [(PROMPT, params)] * 2)
@@ -193,7 +174,7 @@ def test_weights_are_copied_and_versions_tell_which_made_a_token(llama: Any, sta
     other = LlamaForCausalLM(model.config).double().eval()
     other.load_state_dict(model.state_dict())
     engine.update_weights(weights_of(other), version=7)
-    greedy = {"max_new_tokens": 8, "temperature": 0, "stop_token_ids": []}
+    greedy = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(-1.5)
@@ -247,12 +228,12 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(
     with pytest.raises(EngineError) as refusal:
         engine.update_weights(wrong, 1)
     assert message in str(refusal.value)
-    with pytest.raises(EngineError, match="no weights yet"):
+    with pytest.raises(EngineError, match="handed no weights"):
         ask(engine, [(PROMPT, {"max_new_tokens": 4})])
     engine.update_weights(weights_of(model), 2)
     with pytest.raises(EngineError):
         engine.update_weights(wrong, 3)
-    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "stop_token_ids": []})])
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
     assert (answer.tokens, answer.weight_versions) == (_free_greedy(model, PROMPT, 4), [2] * 4)
 
 
@@ -260,7 +241,7 @@ def test_tied_weights_may_come_under_either_name(llama: Any, start: Start) -> No
     folder, model = llama
     engine = start(folder)
     engine.update_weights([(n.replace("model.embed_tokens", "lm_head"), w) for n, w in weights_of(model)], 1)
-    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "stop_token_ids": []})])
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
     assert answer.tokens == _free_greedy(model, PROMPT, 4)
 
 
@@ -271,7 +252,7 @@ def test_weights_that_give_nan_are_an_error_and_good_ones_heal_it(llama: Any, st
     with pytest.raises(EngineError, match="version 2"):
         ask(engine, [(PROMPT, {"max_new_tokens": 4})])
     engine.update_weights(weights_of(model), 3)
-    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "stop_token_ids": []})])
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
     assert answer.tokens == _free_greedy(model, PROMPT, 4)
 
 
@@ -285,7 +266,7 @@ def test_a_failed_step_leaves_alone_what_was_asked_for_meanwhile(llama: Any, sta
     count_passes(engine, break_first)
 
     async def both() -> list[Any]:
-        calls = [engine.generate(PROMPT, {"max_new_tokens": 4, "stop_token_ids": []}) for _ in range(2)]
+        calls = [engine.generate(PROMPT, {"max_new_tokens": 4, "ignore_eos": True}) for _ in range(2)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     first, second = asyncio.run(both())
@@ -326,7 +307,8 @@ def test_closing_ends_the_thread_and_fails_what_runs(llama: Any, start: Start) -
 
 def test_an_engine_that_nobody_holds_ends_its_thread(llama: Any) -> None:
     folder, model = llama
-    engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), local_max_running_requests=4))
+    limits = {"local_max_running_requests": 4, "local_max_total_tokens": 1000}
+    engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), **limits))
     engine.update_weights(weights_of(model), 1)
     assert threads()
     del engine
@@ -337,8 +319,8 @@ def test_an_engine_that_nobody_holds_ends_its_thread(llama: Any) -> None:
 def test_an_idle_engine_holds_no_keys_and_values(llama: Any, start: Start) -> None:
     engine = start(*llama)
     ask(engine, [(PROMPT, {"max_new_tokens": 4})] * 3)
-    engine._scheduler.call(lambda: None)  # after the step that answered
-    assert len(engine._scheduler._cache) == 0
+    engine._scheduler.call(lambda: None).result()  # after the step that answered
+    assert not engine._scheduler._cache._pools
 
 
 def _free_greedy(model: Any, prompt: list[int], limit: int) -> list[int]:

@@ -97,7 +97,7 @@ def test_greedy_decoding_of_the_real_model_equals_transformers_in_float32(
 
 def test_a_request_gets_the_same_alone_and_in_a_crowd(llama: Any, start: Start) -> None:
     engine = start(*llama)
-    mine = ([5, 6, 7], {"max_new_tokens": 15, "temperature": 0.9, "seed": 3, "stop_token_ids": []})
+    mine = ([5, 6, 7], {"max_new_tokens": 15, "temperature": 0.9, "seed": 3, "ignore_eos": True})
     (alone,) = ask(engine, [mine])
     others = [(p, {"max_new_tokens": 4 + n, "seed": n}) for n, p in enumerate(PROMPTS)]
     crowded = ask(engine, [*others[:4], mine, *others[4:]])[4]
@@ -108,7 +108,7 @@ def test_a_request_gets_the_same_alone_and_in_a_crowd(llama: Any, start: Start) 
 @pytest.mark.parametrize("limits", [{}, {"top_p": 0.5}, {"top_k": 3}])
 def test_log_probs_of_sampled_tokens_are_the_trainers_at_the_temperature(limits: Any, llama: Any, start: Start) -> None:
     folder, model = llama
-    params = {"max_new_tokens": 20, "temperature": 0.7, "seed": 1, "stop_token_ids": [], **limits}
+    params = {"max_new_tokens": 20, "temperature": 0.7, "seed": 1, "ignore_eos": True, **limits}
     (answer,) = ask(start(folder, model), [([5, 6, 7], params)])
     expected = reference_log_probs(model, [5, 6, 7], answer.tokens, temperature=0.7)
     assert answer.log_probs == pytest.approx(expected, rel=0, abs=1e-10)

@@ -75,7 +75,7 @@ def test_top_k_keeps_no_more_than_k_of_equally_likely_tokens() -> None:
 def test_temperature_zero_takes_the_likeliest_token_with_its_log_prob_at_temperature_one() -> None:
     tokens, log_probs = choose_tokens(LOGITS[None], [SamplingParams(1, temperature=0)], [0.99])
     assert tokens == [0]
-    assert log_probs == [torch.log_softmax(LOGITS, -1)[0].item()]
+    assert log_probs == pytest.approx([torch.log_softmax(LOGITS, -1)[0].item()], abs=1e-14)
 
 
 def test_bfloat16_logits_are_normalised_in_float32() -> None:
@@ -99,6 +99,10 @@ def test_bfloat16_logits_are_normalised_in_float32() -> None:
         ({"top_p": 1.1}, "at most 1"),
         ({"top_k": 0}, "-1"),
         ({"seed": "x"}, "whole number"),
+        ({"min_new_tokens": -1}, "at least 0"),
+        ({"stop": ["a", ""]}, "none of them empty"),
+        ({"stop": [3]}, "string"),
+        ({"ignore_eos": 1}, "true or false"),
         ({"stop_token_ids": 5}, "list of token ids"),
         ({"stop_token_ids": ["x"]}, "list of token ids"),
         ({"min_p": 0.1}, "does not know the sampling parameter 'min_p'"),
@@ -110,9 +114,19 @@ def test_a_wrong_sampling_parameter_is_an_error_that_says_what_is_right(given: d
         SamplingParams.parse(filled, frozenset())
 
 
-def test_stop_tokens_are_the_checkpoints_unless_named() -> None:
-    ends = frozenset([2])
-    assert SamplingParams.parse({"max_new_tokens": 1}, ends).stop_token_ids == {2}
-    assert SamplingParams.parse({"max_new_tokens": 1, "stop_token_ids": None}, ends).stop_token_ids == {2}
-    assert SamplingParams.parse({"max_new_tokens": 1, "stop_token_ids": [7]}, ends).stop_token_ids == {7}
-    assert SamplingParams.parse({"max_new_tokens": 1, "stop_token_ids": []}, ends).stop_token_ids == frozenset()
+def test_stop_tokens_are_those_named_and_the_checkpoints_unless_ignored() -> None:
+    def stops(**given: Any) -> frozenset[int]:
+        return SamplingParams.parse({"max_new_tokens": 1, **given}, frozenset([2])).stop_token_ids
+
+    assert stops() == stops(stop_token_ids=None) == stops(stop_token_ids=[]) == {2}
+    assert stops(stop_token_ids=[7]) == {2, 7}
+    assert stops(ignore_eos=True) == frozenset()
+    assert stops(stop_token_ids=[7], ignore_eos=True) == {7}
+
+
+def test_stop_strings_may_be_one_or_several() -> None:
+    def stop(given: Any) -> tuple[str, ...]:
+        return SamplingParams.parse({"max_new_tokens": 1, "stop": given}, frozenset()).stop
+
+    assert stop("ab") == stop(["ab"]) == ("ab",)
+    assert stop(None) == stop([]) == ()

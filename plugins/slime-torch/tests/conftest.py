@@ -96,7 +96,7 @@ def make_model(architecture: str = "llama", dtype: torch.dtype = torch.float64, 
 
 def make_args(**changes: Any) -> SimpleNamespace:
     """The backend's own options and those of the core that it reads. No clipping, so that gradients can be read."""
-    core = {"calculate_per_token_loss": True, "hf_checkpoint": "nowhere"}
+    core = {"hf_checkpoint": "nowhere"}
     return SimpleNamespace(**{**TorchArguments(clip_grad=0.0).model_dump(), **core, **changes})
 
 
@@ -114,10 +114,28 @@ def make_samples(prompts_and_masks: list[tuple[int, list[int]]], seed: int = 0) 
     ]
 
 
-def make_backend(model: PreTrainedModel, loss: Callable[..., Any] = sft_loss, **changes: Any) -> TorchBackend:
+def make_groups(prompts_and_masks: list[tuple[int, list[list[int]]]], seed: int = 0) -> list[Sample]:
+    """Groups with random tokens; each is given as (length of the prompt, loss masks of its responses)."""
+    generator = random.Random(seed)
+
+    def tokens(count: int) -> list[int]:
+        return [generator.randrange(VOCABULARY) for _ in range(count)]
+
+    samples: list[Sample] = []
+    for group_index, (length, masks) in enumerate(prompts_and_masks):
+        prompt = tokens(length)
+        for mask in masks:
+            fields = {"tokens": prompt + tokens(len(mask)), "response_length": len(mask), "loss_mask": list(mask)}
+            samples.append(Sample(group_index=group_index, index=len(samples), **fields))
+    return samples
+
+
+def make_backend(
+    model: PreTrainedModel, loss: Callable[..., Any] = sft_loss, role: str = "actor", **changes: Any
+) -> TorchBackend:
     """A backend that trains `model`."""
     backend = TorchBackend(make_args(**changes))
-    backend.attach(model, loss, total_steps=changes.pop("total_steps", 10))
+    backend.attach(model, loss, total_steps=10, role=role)
     return backend
 
 
@@ -188,6 +206,16 @@ MIXED = [
 ]
 """Samples with one trained token, none, gaps, and untrained ends."""
 
+GROUPED = [
+    (5, [[1, 1, 1], [1] * 6, [1], [0, 0], [0, 1, 1, 0, 1, 0, 0]]),
+    (3, [[1, 1, 1, 1]]),
+    (7, [[1] * 9, [0, 1]]),
+    (1, [[1], [1]]),
+    (2, [[0, 0], [0], [1, 1]]),
+    (4, [[1, 1], [1]]),
+]
+"""Groups with responses of one token, untrained, with gaps and untrained ends, and groups of one."""
+
 
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
@@ -199,6 +227,8 @@ def tiny() -> SimpleNamespace:
         args=make_args,
         samples=make_samples,
         mixed=MIXED,
+        groups=make_groups,
+        grouped=GROUPED,
         backend=make_backend,
         one_by_one=transformers_one_by_one,
         padded=transformers_padded,

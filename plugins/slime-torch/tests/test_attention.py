@@ -39,7 +39,7 @@ def test_packed_attention_and_its_gradients_equal_the_formula(
     n = sum(LENGTHS)
     q = torch.randn(1, n, 4, 8, dtype=torch.float64).transpose(1, 2).requires_grad_()
     k, v = (torch.randn(1, key_heads, n, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    segments = Segments(LENGTHS, torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32))
+    segments = Segments.of([(length,) for length in LENGTHS])
     found, _ = packed_attention(
         torch.nn.Module(), q, k, v, None, scaling=0.7, sliding_window=window, softcap=cap, segments=segments
     )
@@ -57,10 +57,8 @@ def test_the_variable_length_kernel_equals_the_formula(window: int | None) -> No
     torch.manual_seed(0)
     n = sum(LENGTHS)
     q, k, v = (torch.randn(1, h, n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
-    bounds = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32).cuda()
-    found, _ = packed_attention(
-        torch.nn.Module(), q, k, v, None, scaling=0.2, sliding_window=window, segments=Segments(LENGTHS, bounds)
-    )
+    segments = Segments.of([(length,) for length in LENGTHS], "cuda")
+    found, _ = packed_attention(torch.nn.Module(), q, k, v, None, scaling=0.2, sliding_window=window, segments=segments)
     expected = written_out(*(t.float() for t in (q, k, v)), 0.2, window, None)
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
     grad = torch.randn_like(expected)

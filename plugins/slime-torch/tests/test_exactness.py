@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import slime_core.batch as batch_module
 import slime_torch.backend as backend_module
 from slime_core.batch import make_train_batch
 from slime_torch.packing import Segments
@@ -28,8 +29,9 @@ def check(
     with tiny.float64():
         expected = tiny.one_by_one(model, samples, per_token)
         trained = copy.deepcopy(model)
-        backend = tiny.backend(trained, lr=0.0, calculate_per_token_loss=per_token, log_probs_chunk_size=chunk)
-        metrics = backend.train_step(make_train_batch(samples, **cut))
+        backend = tiny.backend(trained, lr=0.0, log_probs_chunk_size=chunk)
+        batch = batch_module.make_train_batch(samples, mean="token" if per_token else "sample", **cut)
+        metrics = backend.train_step(batch)
     tiny.assert_equal_training(metrics["loss"], trained, *expected)
 
 
@@ -46,7 +48,7 @@ def test_packed_equals_padded(tiny: SimpleNamespace, architecture: str) -> None:
     with tiny.float64():
         expected = tiny.padded(model, samples)
         trained = copy.deepcopy(model)
-        metrics = tiny.backend(trained, lr=0.0).train_step(make_train_batch(samples, micro_batch_size=6))
+        metrics = tiny.backend(trained, lr=0.0).train_step(make_train_batch(samples, mean="token", micro_batch_size=6))
     tiny.assert_equal_training(metrics["loss"], trained, *expected)
 
 
@@ -114,8 +116,7 @@ def plant_attention_across_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     right = backend_module.packed_hidden
 
     def wrong(model: Any, input_ids: Any, position_ids: Any, segments: Segments) -> Any:
-        n = input_ids.shape[1]
-        return right(model, input_ids, position_ids, Segments((n,), torch.tensor([0, n], dtype=torch.int32)))
+        return right(model, input_ids, position_ids, Segments.of([(input_ids.shape[1],)]))
 
     monkeypatch.setattr(backend_module, "packed_hidden", wrong)
 
@@ -142,14 +143,12 @@ def plant_off_by_one_at_the_first_response_token(monkeypatch: pytest.MonkeyPatch
 
 
 def plant_mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backend_module.token_weights
+    def wrong(samples: Any, *_: Any) -> list[float]:
+        counts = [sum(s.trained_mask) for s in samples]
+        pairs = [sum(counts[i - i % 2 : i - i % 2 + 2]) for i in range(len(counts))]
+        return [1 / max(1, pair) / (len(samples) // 2) for pair in pairs]
 
-    def wrong(samples: Any, **kwargs: Any) -> Any:
-        trained = max(1, sum(sum(s.trained_mask) for s in samples))
-        micro_batches = kwargs["num_samples"] // 2
-        return right(samples, **{**kwargs, "num_trained_tokens": trained * micro_batches})
-
-    monkeypatch.setattr(backend_module, "token_weights", wrong)
+    monkeypatch.setattr(batch_module, "token_weights", wrong)
 
 
 @pytest.mark.parametrize(

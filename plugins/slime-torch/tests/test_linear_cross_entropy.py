@@ -1,66 +1,114 @@
-"""Chunked log-probabilities equal the full computation, for any later function of them, and keep one chunk alive."""
+"""Chunked log-probabilities and entropies equal the full computation, for any later function, one chunk at a time."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slime_torch.linear_cross_entropy import Head, token_log_probs
 
 T, H, V = 11, 6, 17
 
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "log-probs": lambda lp, _: -lp.mean(),
+    "a function of log-probs": lambda lp, _: (lp.exp() * torch.arange(T)).sum() + lp[2] ** 3,
+    "entropy": lambda _, h: (h * torch.arange(T)).sum(),
+    "both": lambda lp, h: (lp * h).sum() + h[3] ** 2,
+}
+
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 11, 512, -1])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (1.0, 2.0), (0.3, 2.0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_values_and_gradients_equal_log_softmax_of_full_logits(
-    chunk: int, scale: float, softcap: float | None, with_bias: bool
+def test_values_and_gradients_equal_those_of_full_logits(
+    chunk: int, scale: float, softcap: float | None, temperature: float, with_bias: bool
 ) -> None:
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((T, H), (V, H), (V,)))
     targets = torch.randint(V, (T,))
     inputs = (hidden, weight, bias) if with_bias else (hidden, weight)
+    head = Head(weight, bias if with_bias else None, scale, softcap)
 
     logits = hidden @ weight.t() + (bias if with_bias else 0)
     logits = logits * scale
     logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-    expected = logits.log_softmax(-1)[torch.arange(T), targets]
-    found = token_log_probs(hidden, Head(weight, bias if with_bias else None, scale, softcap), targets, chunk)
+    all_log_probs = (logits / temperature).log_softmax(-1)
+    expected = all_log_probs[torch.arange(T), targets], -(all_log_probs.exp() * all_log_probs).sum(-1)
 
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-    for loss in (lambda lp: -lp.mean(), lambda lp: (lp.exp() * torch.arange(T)).sum() + lp[2] ** 3):
-        wanted = torch.autograd.grad(loss(expected), inputs, retain_graph=True)
-        found = token_log_probs(hidden, Head(weight, bias if with_bias else None, scale, softcap), targets, chunk)
-        for a, b in zip(torch.autograd.grad(loss(found), inputs), wanted, strict=True):
+    for name, loss in LOSSES.items():
+        found = token_log_probs(hidden, head, targets, temperature=temperature, entropy=True, chunk_size=chunk)
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+        if "entropy" not in name and name != "both":  # not asking for it changes nothing else, to the last bit
+            alone, none = token_log_probs(hidden, head, targets, temperature=temperature, chunk_size=chunk)
+            assert none is None
+            assert torch.equal(alone, found[0])
+        wanted = torch.autograd.grad(loss(*expected), inputs, retain_graph=True)
+        for a, b in zip(torch.autograd.grad(loss(*found), inputs), wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_a_very_unlikely_token_has_a_finite_log_prob() -> None:
-    head = Head(torch.tensor([[300.0], [0.0]]))
-    assert token_log_probs(torch.ones(1, 1), head, torch.tensor([1])).item() == -300.0
+def test_a_very_unlikely_token_has_a_finite_log_prob_and_a_sure_one_no_entropy() -> None:
+    weight = torch.tensor([[300.0], [0.0]], requires_grad=True)
+    log_probs, entropy = token_log_probs(torch.ones(1, 1), Head(weight), torch.tensor([1]), entropy=True)
+    assert (log_probs.item(), entropy.item()) == (-300.0, 0.0)
+    (log_probs + entropy).sum().backward()
+    assert weight.grad.tolist() == [[-1.0], [1.0]]
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor that any operation made had."""
+def test_equal_logits_have_the_entropy_log_v() -> None:
+    _, entropy = token_log_probs(torch.ones(3, 2), Head(torch.zeros(V, 2)), torch.zeros(3).long(), entropy=True)
+    assert entropy.tolist() == pytest.approx([math.log(V)] * 3)
 
-    largest = 0
+
+class Watch(TorchDispatchMode):
+    """Remembers how many elements the largest tensor that any operation made had, and counts the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.calls = 0, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.calls[name] = self.calls.get(name, 0) + 1
         for value in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(value, torch.Tensor):
                 self.largest = max(self.largest, value.numel())
         return result
 
 
-def test_full_logits_never_exist() -> None:
+@pytest.mark.parametrize("entropy", [False, True])
+def test_full_logits_never_exist(entropy: bool) -> None:
     rows, vocabulary, chunk = 64, 512, 8
     hidden, weight = torch.randn(rows, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
     targets = torch.randint(vocabulary, (rows,))
-    with LargestTensor() as seen:
-        token_log_probs(hidden, Head(weight), targets, chunk).sum().backward()
+
+    def run(chunk_size: int) -> None:
+        found = token_log_probs(hidden, Head(weight), targets, entropy=entropy, chunk_size=chunk_size)
+        sum(values.sum() for values in found if values is not None).backward()
+
+    with Watch() as seen:
+        run(chunk)
     assert seen.largest == chunk * vocabulary
-    with LargestTensor() as seen:  # negative control: in one chunk they do
-        token_log_probs(hidden, Head(weight), targets, -1).sum().backward()
+    with Watch() as seen:  # negative control: in one chunk they do
+        run(-1)
     assert seen.largest == rows * vocabulary
+
+
+def test_entropy_takes_no_further_matrix_product_and_nothing_backward_when_it_is_only_measured() -> None:
+    hidden, weight = torch.randn(8, 4, requires_grad=True), torch.randn(V, 4, requires_grad=True)
+    targets = torch.randint(V, (8,))
+    forward, backward = {}, {}
+    for entropy in (False, True):
+        with Watch() as forward[entropy]:
+            log_probs, _ = token_log_probs(hidden, Head(weight), targets, entropy=entropy, chunk_size=4)
+        with Watch() as backward[entropy]:
+            torch.autograd.grad(log_probs.sum(), (hidden, weight))
+    assert forward[True].calls["mm"] == forward[False].calls["mm"] == 2
+    assert backward[True].calls == backward[False].calls

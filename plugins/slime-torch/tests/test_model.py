@@ -103,7 +103,7 @@ def test_the_self_check_sees_attention_across_sequences(tiny: SimpleNamespace, m
     right = model_module.packed_hidden
 
     def wrong(model: Any, ids: Any, positions: Any, segments: Segments) -> Any:
-        return right(model, ids, positions, Segments((ids.shape[1],), segments.bounds))
+        return right(model, ids, positions, Segments.of([(ids.shape[1],)]))
 
     model_module.prepare(tiny.model("llama"))
     monkeypatch.setattr(model_module, "packed_hidden", wrong)
@@ -131,7 +131,7 @@ def test_the_self_check_sees_logits_that_differ_from_the_models_own(tiny: Simple
 )
 def test_attention_refuses_what_it_would_ignore(changes: dict[str, Any], problem: str) -> None:
     q = torch.randn(1, 2, 4, 8)
-    given = {"attention_mask": None, "segments": Segments((4,), torch.tensor([0, 4])), **changes}
+    given = {"attention_mask": None, "segments": Segments.of([(4,)]), **changes}
     with pytest.raises(PluginError, match=problem):
         packed_attention(torch.nn.Module(), q, q, q, **given)
 
@@ -141,4 +141,4 @@ def test_chunked_attention_layers_are_refused() -> None:
     module.config, module.layer_idx = SimpleNamespace(layer_types=["chunked_attention"]), 0
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(PluginError, match="'chunked_attention'"):
-        packed_attention(module, q, q, q, None, segments=Segments((4,), torch.tensor([0, 4])))
+        packed_attention(module, q, q, q, None, segments=Segments.of([(4,)]))

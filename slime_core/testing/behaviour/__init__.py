@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from slime_core.testing.behaviour import backends, commands, data, engines, losses, masks, rewards, rollouts, trackers
+from slime_core.testing.behaviour import (
+    advantages,
+    after_rollout,
+    backends,
+    commands,
+    data,
+    engines,
+    importance_weights,
+    losses,
+    masks,
+    rewards,
+    rollouts,
+    trackers,
+)
 from slime_core.testing.subject import Check
 
 CHECKS: dict[str, list[Check]] = {
@@ -17,6 +30,13 @@ CHECKS: dict[str, list[Check]] = {
     "dynamic_filter": rewards.DYNAMIC_FILTER,
     "sample_filter": rewards.SAMPLE_FILTER,
     "reward": rewards.REWARD,
+    "all_samples_process": after_rollout.ALL_SAMPLES_PROCESS,
+    "reward_post_process": after_rollout.REWARD_POST_PROCESS,
+    "rollout_log": after_rollout.ROLLOUT_LOG,
+    "eval_rollout_log": after_rollout.EVAL_ROLLOUT_LOG,
+    "sample_converter": after_rollout.SAMPLE_CONVERTER,
+    "advantage": advantages.ADVANTAGE,
+    "importance_weight": importance_weights.IMPORTANCE_WEIGHT,
     "loss": losses.LOSS,
     "train_backend": backends.TRAIN_BACKEND,
     "tracker": trackers.TRACKER,

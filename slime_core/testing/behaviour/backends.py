@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from slime_core.backend import Role
 from slime_core.batch import TrainBatch, make_train_batch
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.loss import LossFunction, LossInputs, LossOutputs, reads
 from slime_core.sample import Sample
 from slime_core.testing.subject import Check, Subject
 
@@ -83,10 +84,105 @@ def exports_what_it_trained(subject: Subject) -> None:
     )
 
 
-def _ready(subject: Subject) -> Any:
+def gives_the_log_probs_of_training(subject: Subject) -> None:
+    """gives the log-probs of the training forward pass, and leaves no trace"""
+    import torch
+
+    seen: list[LossInputs] = []
+    backend, batch = _ready(subject, _keeping(seen)), _batch(temperature=0.7, skipped={1})
+    random_state = torch.get_rng_state()
+    found = backend.log_probs(batch)
+    subject.expect(torch.equal(torch.get_rng_state(), random_state), "log_probs changed torch's random state.")
+    _expect_per_token(subject, "log_probs", batch, found)
+    backend.train_step(batch)
+    trained = torch.cat([inputs.log_probs.detach()[inputs.loss_mask > 0] for inputs in seen])
+    subject.expect(
+        torch.equal(torch.tensor(_trained(batch, found), dtype=trained.dtype), trained.cpu()),
+        "log_probs differ from inputs.log_probs of a train_step on the same batch; the first step on a rollout would "
+        "not have ratio 1. Take them from the same micro-batches by the same operations, at batch.temperature.",
+    )
+
+
+def gives_losses_what_they_read(subject: Subject) -> None:
+    """gives a loss the columns of the batch, both means and the entropy that it reads"""
+    seen: list[LossInputs] = []
+    loss = reads(lambda args: {"entropy"})(_keeping(seen))
+    batch = _batch(skipped={1, 2})
+    columns = {"advantages": [[float(10 * i + j) for j in range(s.response_length)] for i, s in _numbered(batch)]}
+    backend = _ready(subject, loss)
+    backend.evaluate(_batch(skipped={1, 2}, columns=columns))
+    for name in ("entropy", "advantages"):
+        subject.expect(
+            all(getattr(inputs, name) is not None for inputs in seen),
+            f"inputs.{name} is None, though "
+            + ("the loss reads it." if name == "entropy" else "batch.columns has it."),
+        )
+    given = [value for i in seen for value in i.advantages[i.loss_mask > 0].tolist()]  # type: ignore[index]
+    subject.expect(
+        given == _trained(batch, columns["advantages"]),
+        f"inputs.advantages of the trained tokens are {given}; expected {_trained(batch, columns['advantages'])}.",
+    )
+    entropies = [value for i in seen for value in i.entropy[i.loss_mask > 0].tolist()]  # type: ignore[index]
+    subject.expect(all(value >= 0 for value in entropies), f"inputs.entropy holds {entropies}; it is at least 0.")
+    for name, expected in (("reduce", batch.weights), ("measured", batch.measured)):
+        total = sum(float(getattr(i, name)(i.loss_mask)) for i in seen)
+        wanted = sum(expected[i] * sum(batch.samples[i].trained_mask) for m in batch.micro_batches for i in m)
+        subject.expect(
+            math.isclose(total, wanted, rel_tol=1e-5),
+            f"inputs.{name} gives the computed tokens the weight {total:.6f} in all; expected {wanted:.6f}, which is "
+            f"what batch.{'weights' if name == 'reduce' else name} says.",
+        )
+
+
+def shares_prompts(subject: Subject) -> None:
+    """gives the same loss where prompts are shared"""
+    backend = _ready(subject)
+    losses = [backend.evaluate(_batch(share_prompts=share))["loss"] for share in (False, True)]
+    subject.expect(
+        math.isclose(*losses, rel_tol=1e-5),
+        f"with shared prompts the loss is {losses[1]}, without {losses[0]}; responses must not see each other.",
+    )
+
+
+def takes_a_step_without_samples(subject: Subject) -> None:
+    """takes a step of gradient 0 when no sample needs computing"""
+    backend = _ready(subject)
+    metrics = backend.train_step(_batch(skipped=range(4)))
+    subject.expect(
+        metrics.get("loss") == 0 and metrics.get("grad_norm") == 0,
+        f"a batch without micro-batches gave {metrics}; expected loss 0 and grad_norm 0.",
+    )
+
+
+def trains_a_critic(subject: Subject) -> None:
+    """trains a critic that starts from 0"""
+    backend = _ready(subject, _squared_error, "critic")
+    samples = _batch().samples
+    batch = _batch(columns={"returns": [[1.0] * sample.response_length for sample in samples]})
+    found = backend.values(batch)
+    _expect_per_token(subject, "values", batch, found)
+    subject.expect(not any(map(any, found)), f"a new critic predicts {found}; its head must start as 0.")
+    losses = [backend.train_step(batch)["loss"] for _ in range(3)]
+    rate = backend.train_step(batch)["lr"]
+    subject.expect(
+        losses[-1] < losses[0] or rate == 0, f"the critic's loss went {losses}; it should fall on one batch."
+    )
+
+
+def keeps_a_reference(subject: Subject) -> None:
+    """keeps a reference model whose log-probs are the actor's at the start"""
+    batch = _batch()
+    found = _ready(subject, role="reference").log_probs(batch)
+    subject.expect(
+        found == _ready(subject).log_probs(batch),
+        "a reference model and an actor of one checkpoint give different log-probs.",
+    )
+
+
+def _ready(subject: Subject, loss: LossFunction | None = None, role: Role = "actor") -> Any:
     subject.need_checkpoint(weights=True)
     backend = subject.call(subject.args)
-    backend.setup(_negative_log_likelihood, 4)
+    backend.setup(loss or _negative_log_likelihood, 4, role)
     return backend
 
 
@@ -94,13 +190,62 @@ def _negative_log_likelihood(args: Any, inputs: LossInputs) -> LossOutputs:
     return LossOutputs(inputs.reduce(-inputs.log_probs))
 
 
-def _batch() -> TrainBatch:
-    """Four samples of different lengths in two micro-batches."""
+def _squared_error(args: Any, inputs: LossInputs) -> LossOutputs:
+    return LossOutputs(inputs.reduce((inputs.values - inputs.returns).square()))  # type: ignore[operator]
+
+
+def _keeping(seen: list[LossInputs]) -> LossFunction:
+    def loss(args: Any, inputs: LossInputs) -> LossOutputs:
+        seen.append(inputs)
+        return _negative_log_likelihood(args, inputs)
+
+    return loss
+
+
+def _expect_per_token(subject: Subject, name: str, batch: TrainBatch, found: list[list[float]]) -> None:
+    lengths = [sample.response_length for sample in batch.samples]
+    subject.expect(
+        [len(values) for values in found] == lengths,
+        f"{name} gave {[len(values) for values in found]} numbers per sample; expected response_length, {lengths}.",
+    )
+    computed = {i for micro_batch in batch.micro_batches for i in micro_batch}
+    others = [
+        value
+        for i, sample in _numbered(batch)
+        for value, trained in zip(found[i], sample.trained_mask, strict=True)
+        if i not in computed or not trained
+    ]
+    subject.expect(not any(others), f"{name} gave {others} for tokens that are not trained or skipped; expected 0.0.")
+
+
+def _trained(batch: TrainBatch, column: Any) -> list[float]:
+    """The entries of trained tokens in the order in which losses get them."""
+    return [
+        value
+        for micro_batch in batch.micro_batches
+        for i in micro_batch
+        for value, trained in zip(column[i], batch.samples[i].trained_mask, strict=True)
+        if trained
+    ]
+
+
+def _numbered(batch: TrainBatch) -> list[tuple[int, Sample]]:
+    return list(enumerate(batch.samples))
+
+
+def _batch(**options: Any) -> TrainBatch:
+    """Two groups of two samples of different lengths, one with an untrained token, in two micro-batches."""
     samples = [
-        Sample(index=i, tokens=list(range(10 + i, 20 + 3 * i)), response_length=4 + i, loss_mask=[1] * (4 + i))
+        Sample(
+            group_index=i // 2,
+            index=i,
+            tokens=[*range(10 + i // 2, 16), *range(20 + i, 24 + 2 * i)],
+            response_length=4 + i,
+            loss_mask=[1, int(i != 2)] + [1] * (2 + i),
+        )
         for i in range(4)
     ]
-    return make_train_batch(samples, micro_batch_size=2)
+    return make_train_batch(samples, micro_batch_size=2, **options)
 
 
 def _weights(backend: Any) -> dict[str, Any]:
@@ -111,4 +256,15 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(bool((one[name] == other[name]).all()) for name in one)
 
 
-TRAIN_BACKEND: list[Check] = [trains, evaluates_without_trace, goes_on_from_its_state, exports_what_it_trained]
+TRAIN_BACKEND: list[Check] = [
+    trains,
+    evaluates_without_trace,
+    goes_on_from_its_state,
+    exports_what_it_trained,
+    gives_the_log_probs_of_training,
+    gives_losses_what_they_read,
+    shares_prompts,
+    takes_a_step_without_samples,
+    trains_a_critic,
+    keeps_a_reference,
+]

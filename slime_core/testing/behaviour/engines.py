@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,9 @@ from slime_core.testing.subject import Check, Subject
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0.0}
 RANDOM = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 7}
+LONG = {"max_new_tokens": 300, "temperature": 1.0, "seed": 7, "ignore_eos": True}
+PATIENCE = 10.0
+"""Seconds within which an aborted or closed engine comes to rest."""
 
 
 def answers_consistently(subject: Subject) -> None:
@@ -20,11 +28,8 @@ def answers_consistently(subject: Subject) -> None:
     for params in (GREEDY, RANDOM):
         answer = _ask(subject, params)
         count = len(answer.tokens)
-        subject.expect(
-            0 < count <= 6 and len(answer.log_probs) == count and len(answer.weight_versions) == count,
-            f"asked for at most 6 tokens it returned {count} tokens, {len(answer.log_probs)} log_probs and "
-            f"{len(answer.weight_versions)} weight_versions; expected equally many, between 1 and 6.",
-        )
+        _expect_consistent(subject, answer, 6)
+        subject.expect(count > 0, "it returned no token; only an aborted request may.")
         subject.expect(
             all(math.isfinite(p) and p <= 1e-6 for p in answer.log_probs),
             f"its log_probs are {answer.log_probs}; log-probabilities are finite and not above 0.",
@@ -58,6 +63,16 @@ def stops_at_stop_tokens(subject: Subject) -> None:
     )
 
 
+def answers_at_some_length(subject: Subject) -> None:
+    """goes on past stop tokens until there are min_new_tokens"""
+    free = _ask(subject, GREEDY).tokens
+    answer = _ask(subject, {**GREEDY, "stop_token_ids": [free[0]], "min_new_tokens": 3})
+    subject.expect(
+        len(answer.tokens) >= 3,
+        f"with min_new_tokens 3 and a likely stop token it ended after {len(answer.tokens)} tokens; expected at least 3.",
+    )
+
+
 def reports_new_weights(subject: Subject) -> None:
     """says which weights it used, the newest that it was handed"""
     for version in (1, 2):
@@ -68,18 +83,101 @@ def reports_new_weights(subject: Subject) -> None:
         )
 
 
+def begins_with_the_checkpoint(subject: Subject) -> None:
+    """answers with the weights of the checkpoint, as version 0, before any were handed over"""
+    before, after = _ask(subject, GREEDY, 0), _ask(subject, GREEDY, 1)
+    subject.expect(
+        set(before.weight_versions) == {0} and before.tokens == after.tokens,
+        f"without update_weights it answered {before.tokens} with weight_versions {before.weight_versions}, and with the "
+        f"checkpoint's weights handed over {after.tokens}; expected the same tokens, of version 0.",
+    )
+
+
+def stops_when_aborted(subject: Subject) -> None:
+    """returns what there is with "abort" when it is aborted, by request or all, and goes on after that"""
+    with _engine(subject) as engine:
+        for ids in (["one"], None):
+            aborted, other = asyncio.run(_aborted(engine, ids))
+            for name, answer in (("one", aborted), ("other", other)):
+                _expect_consistent(subject, answer, LONG["max_new_tokens"])
+                meant = ids is None or name in ids
+                subject.expect(
+                    (answer.finish_reason == "abort") == meant,
+                    f"abort({ids}) let the request {name!r} end with {answer.finish_reason!r} after {len(answer.tokens)} "
+                    f"tokens; expected {'what there is so far, with abort' if meant else 'the whole answer'}.",
+                )
+        subject.expect(
+            len(asyncio.run(engine.generate(_prompt(), dict(GREEDY))).tokens) > 0,
+            "after an abort it generates nothing.",
+        )
+
+
+def closes(subject: Subject) -> None:
+    """fails requests that are not finished when it is closed, and leaves no thread behind"""
+    before = set(threading.enumerate())
+    with _engine(subject) as engine:
+        failed = asyncio.run(_closed(engine))
+    subject.expect(
+        failed,
+        "a request that was running when close() was called neither failed nor ended; let it raise.",
+    )
+    deadline = time.monotonic() + PATIENCE
+    while (left := [t.name for t in set(threading.enumerate()) - before]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    subject.expect(not left, f"after close its threads {left} go on; end them in close().")
+
+
+async def _aborted(engine: Any, ids: list[str] | None) -> tuple[Generation, Generation]:
+    """The answers of two requests, "one" and "other", after an abort of `ids`. A request that was answered at once is
+    taken for aborted: there was nothing to abort."""
+    await engine.abort(["unknown"])
+    one = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG), request_id="one"))
+    other = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG), request_id="other"))
+    await asyncio.sleep(0)
+    too_fast = [task for task in (one, other) if task.done()]
+    await engine.abort(ids)
+    answers = await asyncio.wait_for(asyncio.gather(one, other), PATIENCE)
+    meant = [one, other] if ids is None else [one]
+    for task in set(too_fast) & set(meant):
+        answers[[one, other].index(task)] = replace(task.result(), finish_reason="abort")
+    return answers[0], answers[1]
+
+
+async def _closed(engine: Any) -> bool:
+    """Does a running request fail when the engine is closed? One that was answered at once counts as failed."""
+    task = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG)))
+    await asyncio.sleep(0)
+    if task.done():
+        return True
+    await asyncio.to_thread(engine.close)
+    done, _ = await asyncio.wait([task], timeout=PATIENCE)
+    return bool(done) and (task.cancelled() or task.exception() is not None)
+
+
 def _ask(subject: Subject, params: dict[str, Any], version: int = 1) -> Generation:
-    """A new engine's answer with weights of `version`."""
-    subject.need_checkpoint(weights=True)
-    engine = subject.call(subject.args)
-    for number in range(1, version + 1):
-        engine.update_weights(_weights(subject), number)
-    prompt = chat_tokenizer()("What is 3 + 4?")["input_ids"]
-    answer = asyncio.run(engine.generate(prompt, dict(params)))
+    """A new engine's answer with weights of `version`; with 0 no weights are handed over."""
+    with _engine(subject) as engine:
+        for number in range(1, version + 1):
+            engine.update_weights(_weights(subject), number)
+        answer = asyncio.run(engine.generate(_prompt(), dict(params)))
     subject.expect(
         isinstance(answer, Generation), f"generate returned {answer!r:.80}; expected a slime_core.engine.Generation."
     )
     return answer
+
+
+@contextmanager
+def _engine(subject: Subject) -> Iterator[Any]:
+    subject.need_checkpoint(weights=True)
+    engine = subject.call(subject.args)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _prompt() -> list[int]:
+    return chat_tokenizer()("What is 3 + 4?")["input_ids"]
 
 
 def _weights(subject: Subject) -> list[tuple[str, Any]]:
@@ -89,4 +187,22 @@ def _weights(subject: Subject) -> list[tuple[str, Any]]:
     return [pair for file in files for pair in load_file(file).items()]
 
 
-ENGINE: list[Check] = [answers_consistently, repeats_itself, stops_at_stop_tokens, reports_new_weights]
+def _expect_consistent(subject: Subject, answer: Generation, limit: int) -> None:
+    count = len(answer.tokens)
+    subject.expect(
+        count <= limit and len(answer.log_probs) == count and len(answer.weight_versions) == count,
+        f"asked for at most {limit} tokens it returned {count} tokens, {len(answer.log_probs)} log_probs and "
+        f"{len(answer.weight_versions)} weight_versions; expected equally many, at most {limit}.",
+    )
+
+
+ENGINE: list[Check] = [
+    answers_consistently,
+    repeats_itself,
+    stops_at_stop_tokens,
+    answers_at_some_length,
+    begins_with_the_checkpoint,
+    reports_new_weights,
+    stops_when_aborted,
+    closes,
+]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.loss import READS, LossInputs, LossOutputs, may_skip_zero_advantage, what_reads
 from slime_core.testing.inputs import loss_inputs
 from slime_core.testing.subject import Check, Subject
 
@@ -88,21 +89,59 @@ def leaves_inputs_alone(subject: Subject) -> None:
     import torch
 
     inputs = _made(subject)[0]
-    before = {name: value.detach().clone() for name, value in _tensors(inputs).items()}
+    before = {name: value.detach().clone() for name, value in tensors(inputs).items()}
     _call(subject, inputs)
-    for name, value in _tensors(inputs).items():
+    for name, value in tensors(inputs).items():
         subject.expect(
             torch.equal(value.detach(), before[name]), f"it changed inputs.{name} in place; make a new tensor instead."
         )
 
 
+def takes_present_log_probs_for_old_ones(subject: Subject) -> None:
+    """takes log_probs for old_log_probs where those are None, as in the first step of a rollout"""
+    import torch
+
+    inputs = _made(subject)[0]
+    first = dataclasses.replace(inputs, old_log_probs=None)
+    same = dataclasses.replace(inputs, old_log_probs=inputs.log_probs.detach())
+    for what, of in (
+        ("loss", lambda given: _call(subject, given).loss.detach()),
+        ("gradient", partial(_gradient, subject)),
+    ):
+        subject.expect(
+            torch.allclose(of(first), of(same), rtol=1e-9, atol=1e-12),
+            f"without old_log_probs its {what} is another one than with those that log_probs have; use "
+            "inputs.log_probs.detach() where inputs.old_log_probs is None.",
+        )
+
+
+def needs_what_it_says(subject: Subject) -> None:
+    """has no gradient at samples whose advantages are 0, if it says so"""
+    inputs = _made(subject)[0]
+    if not may_skip_zero_advantage(subject.target, subject.args) or inputs.advantages is None:
+        return
+    gradient = _gradient(subject, dataclasses.replace(inputs, advantages=inputs.advantages * (inputs.sample_index % 2)))
+    subject.expect(
+        not gradient[inputs.sample_index % 2 == 0].any(),
+        "samples whose advantages are 0 have a gradient, but @needs_gradient_at_zero_advantage says that they have none "
+        "under these arguments, so they would be skipped; let it return True.",
+    )
+
+
 def _made(subject: Subject, **how: Any) -> list[LossInputs]:
+    """Inputs with what the loss declares that it reads, and nothing else."""
     subject.need("torch")
-    return loss_inputs(**how)
+    declared = what_reads(subject.target, subject.args)
+    unread = dict.fromkeys({*READS, "old_values"} - declared - {"advantages"})
+    if "values" in declared:  # the loss of a critic
+        del unread["old_values"]
+        return [dataclasses.replace(made, **unread, values=made.log_probs) for made in loss_inputs(**how)]
+    return [dataclasses.replace(made, **unread) for made in loss_inputs(**how)]
 
 
 def _call(subject: Subject, inputs: LossInputs) -> LossOutputs:
-    return subject.call(subject.args, inputs)
+    with subject.lacking([name for name in READS if getattr(inputs, name) is None]):
+        return subject.call(subject.args, inputs, extras={"importance_weight": None})
 
 
 def _gradient(subject: Subject, inputs: LossInputs) -> Tensor:
@@ -132,9 +171,11 @@ def _summed(subject: Subject, cut: Sequence[Sequence[int]], per_token: bool) -> 
     return {**totals, "gradient": torch.cat([gradients[sample] for sample in sorted(gradients)])}
 
 
-def _tensors(inputs: LossInputs) -> dict[str, Tensor]:
-    fields = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs) if f.name != "reduce"}
-    return {**{name: value for name, value in fields.items() if value is not None}, "reduce": inputs.reduce.weights}
+def tensors(inputs: LossInputs) -> dict[str, Tensor]:
+    """The tensors of the inputs by field."""
+    fields = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
+    fields |= {name: fields[name].weights for name in ("reduce", "measured")}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 LOSS: list[Check] = [
@@ -143,5 +184,7 @@ LOSS: list[Check] = [
     ignores_masked_tokens,
     does_not_depend_on_the_cut,
     takes_an_empty_micro_batch,
+    takes_present_log_probs_for_old_ones,
+    needs_what_it_says,
     leaves_inputs_alone,
 ]

@@ -69,8 +69,9 @@ async def _answer(args: Any, engine: Any, tokenizer: Any, question: Sample) -> S
         tokenize=True,
         return_dict=False,
     )
-    params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len, "temperature": args.eval_temperature}
-    if args.eval_temperature > 0:
+    temperature = args.eval_temperature or 0.0
+    params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len or 256, "temperature": temperature}
+    if temperature > 0:
         params["seed"] = args.rollout_seed + (question.index or 0)
     generation = await engine.generate(prompt, params)
     return replace(

@@ -59,6 +59,9 @@ def generate_rollout(
     return RolloutOutput(groups, conversations.metrics())
 
 
+generate_rollout.slime_engine_use = "evaluation"  # type: ignore[attr-defined]  # so weights are handed over only then
+
+
 @dataclass(frozen=True)
 class Policy:
     """The options that decide what becomes of a conversation, apart from the run's others so that they can be

@@ -12,9 +12,12 @@ class LocalEngineArguments(ArgumentGroup):
     read_by = "engine:local"
 
     local_max_running_requests: int = option(
-        64,
-        "How many requests are decoded together; the others wait. Memory for keys and values grows with this number "
-        "times the longest running sequence.",
+        64, "How many requests are decoded together; the others wait.", ge=1, affects_result=False
+    )
+    local_max_total_tokens: int = option(
+        65536,
+        "Of how many tokens the keys and values are kept. When the running requests outgrow it, the youngest wait, and "
+        "their tokens are computed anew later; their responses do not change. Bounds prompt and response of one request.",
         ge=1,
         affects_result=False,
     )

@@ -1,14 +1,16 @@
-"""The keys and values of all running requests, and the attention that reads them.
+"""One forward pass over one packed row of tokens: the attention that keeps requests apart.
 
-One forward pass works on one packed row of tokens: first one token of every request that is being decoded, then the
-whole prompts of the requests that join. The model's attention layers hand their queries, keys and values to `attend`
-through transformers' `AttentionInterface`; everything else in a model works on each token alone. So requests never see
-each other, and the large matrix products are done once for all of them.
+First in the row comes one token of every request that is being decoded, then pieces of several tokens that are new. The
+model's attention layers hand their queries, keys and values to `attend` through transformers' `AttentionInterface`;
+everything else in a model works on each token alone. So requests never see each other, and the large matrix products
+are done once for all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,88 +18,160 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from slime_engine_local.cache import Chain, KVCache, Pool, Row
 from slime_engine_local.errors import EngineError
 
 NAME = "slime_engine_local"
 
 
-class KVCache:
-    """Keys and values of the running requests: request number `slot` owns row `slot` in every layer.
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Tokens that follow those of a chain. They are stored in its own row, which has room for them."""
 
-    Layers appear at their first write. Rows and columns grow by doubling and hold zeros where nothing was written:
-    masked positions are multiplied by a weight of 0, which must not meet a NaN.
+    chain: Chain
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The first rows of a pool, each the own row of one decoded request: those of `requests`, in their order.
+
+    Attributes:
+        columns: tokens of the longest, the new one included.
+        lengths: [n] tokens stored before.
     """
 
-    def __init__(self) -> None:
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+    pool: Pool
+    requests: slice
+    columns: int
+    lengths: Tensor
 
-    def __len__(self) -> int:
-        """Layers that have been written."""
-        return len(self._layers)
+    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new tokens ([B, heads, size] of all requests) and return the keys [n, heads, size, columns] and values
+        [n, heads, columns, size]."""
+        keys, values = self.pool.layer(layer, key[:, :, None], value[:, :, None])
+        rows = torch.arange(len(self.lengths), device=key.device)
+        keys[rows, :, :, self.lengths] = key[self.requests]
+        values[rows, :, self.lengths] = value[self.requests]
+        return keys[: len(rows), :, :, : self.columns], values[: len(rows), :, : self.columns]
 
-    def layer(self, index: int, key: Tensor, value: Tensor, slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [≥ slots, heads, ≥ length, head size] of a layer. `key` and `value` ([…, heads, n, size])
-        tell the shape, type and device of a new one."""
-        if index not in self._layers:
-            shapes = [(slots, x.shape[-3], length, x.shape[-1]) for x in (key, value)]
-            self._layers[index] = key.new_zeros(shapes[0]), value.new_zeros(shapes[1])
-        keys, values = self._layers[index]
-        if keys.shape[0] < slots or keys.shape[2] < length:
-            self._layers[index] = keys, values = _grown(keys, slots, length), _grown(values, slots, length)
-        return keys, values
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one row over another."""
-        for tensors in self._layers.values():
-            for tensor in tensors:
-                tensor[target, :, :length] = tensor[source, :, :length]
+    def visible(self, window: int | None) -> Tensor:
+        """[n, 1, columns] of a query, true where it may look: at what is stored and itself, `window` tokens in all."""
+        column = torch.arange(self.columns, device=self.lengths.device)
+        last = self.lengths[:, None, None]
+        visible = column <= last
+        return visible if window is None else visible & (column > last - window)
 
 
-def _grown(tensor: Tensor, slots: int, length: int) -> Tensor:
-    rows, heads, columns, size = tensor.shape
-    new_rows = rows if slots <= rows else max(slots, 2 * rows)
-    new_columns = columns if length <= columns else max(length, 2 * columns)
-    larger = tensor.new_zeros(new_rows, heads, new_columns, size)
-    larger[:rows, :, :columns] = tensor
-    return larger
+@dataclass(frozen=True)
+class _Shared:
+    """All rows of a pool of beginnings, and who reads them. Each row has room for the queries of G readers.
+
+    Attributes:
+        columns: tokens of the longest beginning.
+        members: [rows * G] numbers of the decoded requests that read each row; any number where there are fewer than G.
+        lengths, ends: [rows, G] tokens of the beginning that each member reads, and place of its newest token.
+        readers: [R] numbers of all that read one.
+        places: [R] where each of them is in `members`.
+    """
+
+    pool: Pool
+    columns: int
+    members: Tensor
+    lengths: Tensor
+    ends: Tensor
+    readers: Tensor
+    places: Tensor
+
+    def stored(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [rows, heads, size, columns] and values [rows, heads, columns, size]."""
+        keys, values = self.pool.layer(layer, key[:, :, None], value[:, :, None])
+        rows = len(self.lengths)
+        return keys[:rows, :, :, : self.columns], values[:rows, :, : self.columns]
+
+    def visible(self, window: int | None) -> Tensor:
+        """[rows, G, columns], true where a member may look; some may see nothing at all."""
+        column = torch.arange(self.columns, device=self.lengths.device)
+        visible = column < self.lengths[..., None]
+        return visible if window is None else visible & (column > self.ends[..., None] - window)
+
+    def together(self, x: Tensor) -> Tensor:
+        """What the requests ask ([B, heads, queries, size]), by row: [rows, heads, G * queries, size]."""
+        return x.index_select(0, self.members).unflatten(0, self.lengths.shape).transpose(1, 2).flatten(2, 3)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """The inverse for the readers: [R, heads, queries, size]."""
+        return x.unflatten(2, (self.lengths.shape[1], -1)).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
 
 
-@dataclass
 class Pass:
     """What the attention layers need to know about one forward pass.
 
-    Attributes:
-        cache: written and read.
-        positions: [B] on the model's device, where in its sequence each decoded token stands. Request b owns slot b.
-        longest: the longest decoded sequence, its new token included.
-        prompts: lengths of the joining prompts in the order in which they follow; they get the slots after B.
+    Args:
+        cache: holds what came before, and is written.
+        decoded: one token each. Their own rows are the first in their pools, and `decoded` is in the order of pools and
+            of rows.
+        pieces: tokens that are new. A piece may have as its prefix the row of a piece before it.
     """
 
-    cache: KVCache
-    positions: Tensor
-    longest: int
-    prompts: list[int]
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    def __init__(self, cache: KVCache, decoded: Sequence[Chain], pieces: Sequence[Piece], device: torch.device) -> None:
+        self.cache, self.decoded, self.pieces, self._device = cache, decoded, pieces, device
+        self.own = self._own_rows()
+        self.shared = self._shared_rows()
+        self._masks: dict[Any, Tensor | None] = {}
 
-    @property
-    def slots(self) -> int:
-        """Requests in this pass."""
-        return len(self.positions) + len(self.prompts)
+    def _own_rows(self) -> list[_Own]:
+        parts: list[_Own] = []
+        start = 0
+        for pool, group in groupby(self.decoded, key=lambda chain: chain.row.pool):
+            lengths = [chain.row.length for chain in group]
+            requests = slice(start, start := start + len(lengths))
+            parts.append(_Own(pool, requests, max(lengths) + 1, self._tensor(lengths)))
+        return parts
 
-    @property
-    def columns(self) -> int:
-        """Positions that the cache must hold."""
-        return max([self.longest, *self.prompts])
+    def _shared_rows(self) -> list[_Shared]:
+        pools: dict[Pool, dict[Row, list[int]]] = {}
+        for number, chain in enumerate(self.decoded):
+            if chain.prefix is not None:
+                pools.setdefault(chain.prefix.pool, {}).setdefault(chain.prefix, []).append(number)
+        parts = []
+        for pool, rows in pools.items():
+            most = max(map(len, rows.values()))
+            by_row = [rows.get(row, []) for row in pool.rows]
+            padded = [[*numbers, *([numbers[0] if numbers else 0] * (most - len(numbers)))] for numbers in by_row]
+            chains = [[self.decoded[number] for number in numbers] for numbers in padded]
+            lengths = [
+                [chain.shared if chain.prefix is row else row.length for chain in members]
+                for row, members in zip(pool.rows, chains, strict=True)
+            ]
+            parts.append(
+                _Shared(
+                    pool,
+                    max(self.decoded[number].shared for numbers in by_row for number in numbers),
+                    self._tensor(padded).flatten(),
+                    self._tensor(lengths),
+                    self._tensor([[chain.length for chain in members] for members in chains]),
+                    self._tensor([number for numbers in by_row for number in numbers]),
+                    self._tensor([row * most + i for row, numbers in enumerate(by_row) for i in range(len(numbers))]),
+                )
+            )
+        return parts
 
-    def decoding_mask(self, window: int | None) -> Tensor:
-        """[B, 1, 1, longest], true where a decoded token may look: not ahead, and not further back than `window`."""
-        if window not in self._masks:
-            columns = torch.arange(self.longest, device=self.positions.device)
-            mask = columns <= self.positions[:, None]
-            if window is not None:
-                mask &= columns > self.positions[:, None] - window
-            self._masks[window] = mask[:, None, None]
-        return self._masks[window]
+    def _tensor(self, numbers: Sequence[Any]) -> Tensor:
+        return torch.tensor(numbers, device=self._device)
+
+    def mask(self, part: _Own | _Shared, window: int | None, queries: int, dtype: torch.dtype) -> Tensor | None:
+        """What to add to scores [rows, heads, G * queries, columns]: 0, or a very low number where a query must not look.
+        None when all look everywhere."""
+        key = (part.pool, window, queries, dtype)
+        if key not in self._masks:
+            visible = part.visible(window)
+            mask = torch.zeros(visible.shape, dtype=dtype, device=self._device)
+            # Not -inf, of which a query that sees nothing would make NaN.
+            mask.masked_fill_(~visible, torch.finfo(dtype).min / 2)
+            mask = mask.repeat_interleave(queries, 1)[:, None]
+            self._masks[key] = None if visible.all() else mask
+        return self._masks[key]
 
 
 def attend(
@@ -126,37 +200,97 @@ def attend(
             raise EngineError(f"The engine 'local' cannot serve this model: its attention uses {name}.")
     if slime_pass is None or attention_mask is not None or not getattr(module, "is_causal", True):
         raise EngineError("The engine 'local' cannot serve this model: its attention is not plain and causal.")
-    batch = len(slime_pass.positions)
-    keys, values = slime_pass.cache.layer(module.layer_idx, key, value, slime_pass.slots, slime_pass.columns)
+    layer: int = module.layer_idx
+    slime_pass.cache.layers.add(layer)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    start = len(slime_pass.decoded)
     outputs = []
-    if batch:
-        rows, longest = torch.arange(batch, device=query.device), slime_pass.longest
-        keys[rows, :, slime_pass.positions] = key[0, :, :batch].transpose(0, 1)
-        values[rows, :, slime_pass.positions] = value[0, :, :batch].transpose(0, 1)
-        # The heads that share keys become the queries of those keys, so that nothing is repeated in memory.
-        grouped = query[0, :, :batch].transpose(0, 1).reshape(batch, key.shape[1], -1, query.shape[-1])
-        mask = slime_pass.decoding_mask(sliding_window)
-        seen = scaled_dot_product_attention(
-            grouped, keys[:batch, :, :longest], values[:batch, :, :longest], attn_mask=mask, scale=scaling
+    if start:
+        q, k, v = (x[0, :, :start].transpose(0, 1) for x in (query, key, value))
+        outputs.append(_decode(slime_pass, layer, q * scale, k, v, sliding_window))
+    for piece in slime_pass.pieces:
+        own = slice(start, start := start + len(piece.tokens))
+        seen = _read_piece(
+            piece.chain, layer, query[:, :, own], key[:, :, own], value[:, :, own], scale, sliding_window
         )
-        outputs.append(seen.reshape(batch, query.shape[1], -1))
-    start = batch
-    for slot, length in enumerate(slime_pass.prompts, start=batch):
-        own = slice(start, start + length)
-        q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
-        keys[slot, :, :length], values[slot, :, :length] = k[0], v[0]
-        outputs.append(_attend_to_prompt(q, k, v, scaling, sliding_window)[0].transpose(0, 1))
-        start += length
-    return torch.cat(outputs)[None], None
+        outputs.append(seen[0].transpose(0, 1))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 
 
-def _attend_to_prompt(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
-    length, shared = query.shape[2], query.shape[1] != key.shape[1]
-    if window is None or length <= window:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
-    rows = torch.arange(length, device=query.device)
-    mask = (rows <= rows[:, None]) & (rows > rows[:, None] - window)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared)
+def _decode(step: Pass, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """One token of each request. Its attention to its own row and to its beginning are computed apart, the latter for
+    all that read the same row in one product, and put together by their shares of the sum of exponentials.
+
+    Args:
+        query: [B, heads, size], scaled.
+        key, value: [B, key heads, size].
+
+    Returns:
+        [B, heads, size].
+    """
+    # The heads that share keys become the queries of those keys, so that nothing is repeated in memory.
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+    queries = grouped.shape[2]
+    outputs, sums = [], []
+    for part in step.own:
+        keys, values = part.store(layer, key, value)
+        mask = step.mask(part, window, queries, query.dtype)
+        output, total = _softmax_product(grouped[part.requests] @ keys, mask, values, want_sums=bool(step.shared))
+        outputs.append(output)
+        sums.append(total)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if step.shared:
+        own_sums = sums[0] if len(sums) == 1 else torch.cat(sums)
+        for shared in step.shared:
+            keys, values = shared.stored(layer, key, value)
+            mask = step.mask(shared, window, queries, query.dtype)
+            seen, total = _softmax_product(shared.together(grouped) @ keys, mask, values, want_sums=True)
+            share = torch.sigmoid(shared.apart(total) - own_sums.index_select(0, shared.readers))
+            own = output.index_select(0, shared.readers)
+            output.index_copy_(0, shared.readers, torch.lerp(own, shared.apart(seen), share.to(own.dtype)))
+    return output.reshape(*query.shape[:2], -1)
+
+
+def _softmax_product(scores: Tensor, mask: Tensor | None, values: Tensor, want_sums: bool) -> tuple[Tensor, Tensor]:
+    """softmax(scores + mask) @ values, and the logarithm of the sum of exponentials [..., 1] if that is wanted."""
+    if mask is not None:
+        scores = scores.add_(mask)
+    weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    # The largest weight is exp(largest score) / sum.
+    sums = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log() if want_sums else scores
+    return weights.to(values.dtype) @ values, sums
+
+
+def _read_piece(
+    chain: Chain, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """Several tokens of one request, which see what is stored of it and those before them among themselves.
+
+    Args:
+        query, key, value: [1, heads, n, size].
+
+    Returns:
+        [1, heads, n, size].
+    """
+    row, (before, new) = chain.row, (chain.row.length, query.shape[2])
+    keys, values = row.pool.layer(layer, key, value)
+    keys[row.index, :, :, before : before + new] = key[0].mT
+    values[row.index, :, before : before + new] = value[0]
+    shared_heads = query.shape[1] != key.shape[1]
+    if not chain.length and (window is None or new <= window):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared_heads)
+    key, value = keys[None, row.index, :, :, : before + new].mT, values[None, row.index, :, : before + new]
+    if chain.prefix is not None:
+        keys, values = chain.prefix.pool.layer(layer, key, value)
+        number, shared = chain.prefix.index, chain.shared
+        key = torch.cat([keys[None, number, :, :, :shared].mT, key], 2)
+        value = torch.cat([values[None, number, :, :shared], value], 2)
+    column = torch.arange(chain.length + new, device=query.device)
+    place = column[chain.length :, None]
+    mask = column <= place
+    if window is not None:
+        mask &= column > place - window
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared_heads)
 
 
 AttentionInterface.register(NAME, attend)

@@ -6,4 +6,4 @@ from slime_core.errors import SlimeError
 
 
 class EngineError(SlimeError):
-    """The model cannot be served, or the engine is used before it has weights or after it was closed."""
+    """The model cannot be served, or its weights are missing or unusable, or the engine is used after it was closed."""

@@ -1,12 +1,13 @@
-"""The engine's own copy of the model: built empty from the configuration, filled from the trainer's tensors.
-
-Called by the scheduler, on its thread only.
+"""The engine's own copy of the model: built empty from the configuration, filled from the trainer's tensors or from the
+checkpoint. Called by the scheduler, on its thread only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -14,10 +15,27 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_engine_local import attention
+from slime_engine_local.cache import Chain, KVCache
 from slime_engine_local.errors import EngineError
+from slime_engine_local.packed import PackedLinear, packing_works
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+class _Copy(Protocol):
+    """A weight that the engine owns: an ordinary parameter, or a `PackedLinear`."""
+
+    def copy_(self, weight: Tensor, /) -> object: ...
+
+
+@dataclass
+class _Weight:
+    """A weight of the model, which tied layers know under several names."""
+
+    names: list[str]
+    shape: torch.Size
+    copies: list[_Copy] = field(default_factory=list)
 
 
 class LanguageModel:
@@ -25,104 +43,164 @@ class LanguageModel:
 
     Args:
         checkpoint: Hugging Face folder, of which the configuration alone is read.
-        dtype: of the weights that will come.
+        weights: all of them, by their Hugging Face names; they are copied. Their number format and device are the
+            model's.
 
     Raises:
-        EngineError: the model has layers that the engine cannot serve.
+        EngineError: the model has layers that the engine cannot serve, or the weights are not its.
     """
 
-    def __init__(self, checkpoint: str, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: str, weights: Mapping[str, Tensor]) -> None:
+        self._checkpoint = checkpoint
+        like = next(iter(weights.values()))
+        self.dtype, self.device = like.dtype, like.device
         config = AutoConfig.from_pretrained(checkpoint)
         text = config.get_text_config()
         if other := sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES):
-            raise EngineError(
-                f"The engine 'local' cannot serve {checkpoint}: it has layers of type {', '.join(other)}."
-            )
-        self.context: int | None = getattr(text, "max_position_embeddings", None)
-        self.vocabulary: int = text.vocab_size
+            raise self._refusal(f"it has layers of type {', '.join(other)}")
         self._layers: int = text.num_hidden_layers
         with init_empty_weights(include_buffers=False):
-            self._module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+            self._module = AutoModelForCausalLM.from_config(
+                config, dtype=self.dtype, attn_implementation=attention.NAME
+            )
         self._module.eval()
         self._module.tie_weights()
         for module in self._module.modules():
             if (kind := getattr(module, "rope_type", None)) in BATCH_DEPENDENT_ROPE:
-                raise EngineError(
-                    f"The engine 'local' cannot serve {checkpoint}: its position encoding ({kind}) depends on the "
-                    "longest sequence in the batch."
-                )
+                raise self._refusal(f"its position encoding ({kind}) depends on the longest sequence in the batch")
+        stored: dict[int, _Weight] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            stored.setdefault(id(tensor), _Weight([], tensor.shape)).names.append(name)
+        self._weights = list(stored.values())
+        self._fill(weights)
 
-    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str) -> LanguageModel:
+        """With the checkpoint's own weights: as stored on a GPU, in float32 on a CPU.
+
+        Raises:
+            EngineError: the checkpoint has none that can be read, or see above.
+        """
+        device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                module = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device)
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                f"The engine 'local' was handed no weights, and those of {checkpoint} cannot be loaded: {error}"
+            ) from error
+        return cls(checkpoint, module.state_dict())
+
+    def fits(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether these have the model's number format and device."""
+        like = next(iter(weights.values()))
+        return (like.dtype, like.device) == (self.dtype, self.device)
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
         """Copy all weights. Tied ones may come under any of their names. Nothing is changed when one does not fit.
 
         Raises:
             EngineError: a weight is missing, unknown, or of another shape.
         """
-        given = dict(weights)
-        stored: dict[int, tuple[Tensor, list[str]]] = {}
-        for name, tensor in self._module.state_dict(keep_vars=True).items():
-            stored.setdefault(id(tensor), (tensor, []))[1].append(name)
-        known = {name for _, names in stored.values() for name in names}
+        for weight, new in self._checked(weights):
+            for own in weight.copies:
+                own.copy_(new)
+
+    def _checked(self, given: Mapping[str, Tensor]) -> list[tuple[_Weight, Tensor]]:
+        known = {name for weight in self._weights for name in weight.names}
         problems = [f"{name} is unknown to the model" for name in given if name not in known]
-        pairs: list[tuple[Tensor, list[str], Tensor]] = []
-        for own, names in stored.values():
-            new = next((given[name] for name in names if name in given), None)
+        pairs: list[tuple[_Weight, Tensor]] = []
+        for weight in self._weights:
+            new = next((given[name] for name in weight.names if name in given), None)
             if new is None:
-                problems.append(f"{names[0]} is missing")
-            elif new.shape != own.shape:
-                problems.append(f"{names[0]} has shape {tuple(new.shape)}, expected {tuple(own.shape)}")
+                problems.append(f"{weight.names[0]} is missing")
+            elif new.shape != weight.shape:
+                problems.append(f"{weight.names[0]} has shape {tuple(new.shape)}, expected {tuple(weight.shape)}")
             else:
-                pairs.append((own, names, new))
+                pairs.append((weight, new))
         if problems:
             more = f" ({len(problems)} such problems in all)" if len(problems) > 1 else ""
             raise EngineError(f"The weights handed to the engine 'local' do not fit its model: {problems[0]}{more}.")
-        for own, names, new in pairs:
-            target = self._allocate(names, new) if own.is_meta else own
-            target.copy_(new)
-        self._device = pairs[0][2].device
-        self._module.to(self._device)  # what is computed from the configuration and so was not handed over
+        return pairs
 
-    def _allocate(self, names: list[str], like: Tensor) -> Tensor:
-        """Memory for a weight that had none, of the type and on the device of `like`."""
-        owners = [(self._module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
-        memory = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        if like.device.type == "cpu" and any(isinstance(module, nn.Linear) for module, _ in owners) and like.ndim == 2:
-            # Products of few rows with a matrix are two to four times as fast when it is stored transposed.
-            memory = torch.empty(like.mT.shape, dtype=like.dtype).mT
-        parameter = nn.Parameter(memory, requires_grad=False)
-        for module, attribute in owners:
-            setattr(module, attribute, parameter)
-        return parameter
+    def _fill(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the empty model its first weights."""
+        pairs = self._checked(weights)
+        for weight, new in pairs:
+            parameter = nn.Parameter(torch.empty_like(new, memory_format=torch.contiguous_format), requires_grad=False)
+            parameter.copy_(new)
+            for name in weight.names:
+                self._set(name, parameter)
+            weight.copies = [parameter]
+        self._module.to(self.device)  # what is computed from the configuration and so was not handed over
+        if self.dtype == torch.float32 and self.device.type == "cpu" and packing_works():
+            self._pack(pairs)
 
-    def next_logits(
-        self, tokens: list[int], positions: list[int], prompts: list[list[int]], cache: attention.KVCache
-    ) -> Tensor:
+    def _pack(self, pairs: Iterable[tuple[_Weight, Tensor]]) -> None:
+        """Pack the linear layers, if the model then still computes the same: it might read a layer's weight itself."""
+        before = self._probe()
+        plain: dict[str, nn.Module] = {}
+        for weight, _ in pairs:
+            for name in weight.names:
+                path, _, kind = name.rpartition(".")
+                if kind == "weight" and type(module := self._module.get_submodule(path)) is nn.Linear:
+                    plain[path] = module
+                    self._module.set_submodule(path, PackedLinear(module.weight, module.bias))
+        try:
+            same = torch.allclose(self._probe(), before, rtol=1e-3, atol=1e-3)
+        except (AttributeError, RuntimeError, TypeError):
+            same = False
+        if not same:
+            for path, module in plain.items():
+                self._module.set_submodule(path, module)
+            return
+        for weight, _ in pairs:
+            owners = [self._module.get_submodule(name.rpartition(".")[0]) for name in weight.names]
+            packed = [
+                owner
+                for owner, name in zip(owners, weight.names, strict=True)
+                if isinstance(owner, PackedLinear) and name.endswith(".weight")
+            ]
+            weight.copies = packed if len(packed) == len(owners) else [*weight.copies, *packed]
+
+    def _set(self, name: str, parameter: nn.Parameter) -> None:
+        path, _, attribute = name.rpartition(".")
+        setattr(self._module.get_submodule(path), attribute, parameter)
+
+    def _probe(self) -> Tensor:
+        """Logits after a few tokens."""
+        cache = KVCache()
+        piece = attention.Piece(Chain(cache.add(8)), range(8))
+        return self.next_logits([], attention.Pass(cache, [], [piece], self.device))
+
+    def next_logits(self, tokens: list[int], step: attention.Pass) -> Tensor:
         """Logits of the token after each request's last one.
 
         Args:
-            tokens, positions: of each request that is being decoded (B of them, in the cache's slots 0 … B-1), its last
-                token, which the cache does not hold yet, and where in the sequence that stands.
-            prompts: of the requests that join; they are written to the slots after B.
-            cache: keys and values of what came before. Written.
+            tokens: the last token of each request that is being decoded; the cache does not hold it yet.
+            step: the decoded requests, B of them, and the pieces that join.
 
         Returns:
-            [B + number of prompts, vocabulary].
+            [B + number of pieces, vocabulary].
         """
-        lengths = [len(prompt) for prompt in prompts]
-        row = torch.tensor([[*tokens, *(token for prompt in prompts for token in prompt)]], device=self._device)
-        places = torch.tensor([[*positions, *(i for length in lengths for i in range(length))]], device=self._device)
-        ends = [*range(len(tokens)), *(len(tokens) + end - 1 for end in accumulate(lengths))]
-        step = attention.Pass(cache, places[0, : len(tokens)], max(positions, default=-1) + 1, lengths)
+        row, places = list(tokens), [chain.length for chain in step.decoded]
+        for piece in step.pieces:
+            row += piece.tokens
+            places += range(piece.chain.length, piece.chain.length + len(piece.tokens))
+        ends = accumulate((len(piece.tokens) for piece in step.pieces), initial=len(tokens) - 1)
+        last = [*range(len(tokens)), *list(ends)[1:]]
         output = self._module(
-            row,
-            position_ids=places,
+            torch.tensor([row], device=self.device),
+            position_ids=torch.tensor([places], device=self.device),
             use_cache=False,
-            logits_to_keep=torch.tensor(ends, device=self._device),
+            logits_to_keep=torch.tensor(last, device=self.device) if len(last) < len(row) else 0,
             slime_pass=step,
         )
-        if len(cache) != self._layers:
-            raise EngineError(
-                f"The engine 'local' cannot serve this model: {len(cache)} of its {self._layers} layers attend through "
-                "transformers' AttentionInterface."
+        if len(step.cache.layers) != self._layers:
+            raise self._refusal(
+                f"{len(step.cache.layers)} of its {self._layers} layers attend through transformers' AttentionInterface"
             )
         return output.logits[0]
+
+    def _refusal(self, reason: str) -> EngineError:
+        return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")

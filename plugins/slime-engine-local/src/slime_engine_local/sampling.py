@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,34 +12,43 @@ from torch import Tensor
 
 from slime_core.errors import ArgumentError
 
+SPAN = 256
+"""Tokens of the vocabulary whose probabilities are summed first, to find the one that is drawn in two short steps."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one response is sampled.
+    """How one response is sampled; names and meaning are SGLang's.
 
     Attributes:
         max_new_tokens: longest response, at least 1.
+        min_new_tokens: until the response has so many tokens, no stop token is chosen and no stop string ends it.
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: sample from the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
         top_k: sample from that many likeliest tokens; -1 is all. With `top_p`, both limits hold.
         seed: seeds this response's own random numbers. None: from the operating system.
-        stop_token_ids: tokens that end the response.
+        stop_token_ids: tokens that end the response, the checkpoint's end tokens included unless `ignore_eos`.
+        stop: strings; the response ends with the token that completes one.
+        ignore_eos: the checkpoint's end tokens are tokens like any other.
     """
 
     max_new_tokens: int
+    min_new_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], stop_token_ids: frozenset[int]) -> SamplingParams:
+    def parse(cls, given: Mapping[str, Any], end_tokens: frozenset[int]) -> SamplingParams:
         """Check what a rollout function passed.
 
         Args:
-            given: the parameters by name.
-            stop_token_ids: used when `given` names none; an empty list there means that nothing stops the response.
+            given: the parameters by name. None stands for an optional parameter's default.
+            end_tokens: those of the checkpoint.
 
         Raises:
             ArgumentError: a parameter is unknown, missing, of the wrong type or out of range.
@@ -49,13 +58,21 @@ class SamplingParams:
             raise ArgumentError(
                 f"The engine 'local' does not know the sampling parameter {unknown[0]!r}. It knows {', '.join(known)}."
             )
+        given = {name: value for name, value in given.items() if value is not None or name not in _OPTIONAL}
         for name, (fits, expected) in _RULES.items():
             if name in given and not fits(given[name]):
                 raise ArgumentError(f"The sampling parameter {name} is {given[name]!r}; expected {expected}.")
         if "max_new_tokens" not in given:
             raise ArgumentError("The sampling parameter max_new_tokens is missing; it bounds the response.")
-        stops = given.get("stop_token_ids")
-        return cls(**{**given, "stop_token_ids": stop_token_ids if stops is None else frozenset(stops)})
+        ends = frozenset() if given.get("ignore_eos") else end_tokens
+        stop = given.get("stop", ())
+        return cls(
+            **{
+                **given,
+                "stop_token_ids": ends | frozenset(given.get("stop_token_ids", ())),
+                "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            }
+        )
 
 
 def _is_int(value: Any) -> bool:
@@ -66,61 +83,111 @@ def _is_number(value: Any) -> bool:
     return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset))
+
+
+_OPTIONAL = {"seed", "stop_token_ids", "stop"}
 _RULES = {
     "max_new_tokens": (lambda v: _is_int(v) and v >= 1, "a whole number of at least 1"),
+    "min_new_tokens": (lambda v: _is_int(v) and v >= 0, "a whole number of at least 0"),
     "temperature": (lambda v: _is_number(v) and (v == 0 or v >= 1e-5), "0 (greedy) or a number of at least 1e-5"),
     "top_p": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
     "top_k": (lambda v: _is_int(v) and (v == -1 or v >= 1), "-1 (all tokens) or a whole number of at least 1"),
-    "seed": (lambda v: v is None or _is_int(v), "a whole number"),
-    "stop_token_ids": (
-        lambda v: v is None or (isinstance(v, (list, tuple, set, frozenset)) and all(map(_is_int, v))),
-        "a list of token ids",
+    "seed": (_is_int, "a whole number"),
+    "stop_token_ids": (lambda v: _is_collection(v) and all(map(_is_int, v)), "a list of token ids"),
+    "stop": (
+        lambda v: (isinstance(v, str) and v) or (_is_collection(v) and all(isinstance(s, str) and s for s in v)),
+        "a string or a list of strings, none of them empty",
     ),
+    "ignore_eos": (lambda v: isinstance(v, bool), "true or false"),
 }
 
 
 def choose_tokens(
-    logits: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    draws: Sequence[float],
+    banned: Sequence[Collection[int]] | None = None,
 ) -> tuple[list[int], list[float]]:
     """The next token of every request, with its log-probability.
 
     The log-probability is that of the softmax of logits / temperature over the whole vocabulary (temperature 1 for
-    greedy decoding). `top_p` and `top_k` restrict which tokens can be chosen but do not renormalise it, so it is the
-    number that the trainer computes for the same token.
+    greedy decoding). `top_p`, `top_k` and `banned` restrict which tokens can be chosen but do not renormalise it, so it
+    is the number that the trainer computes for the same token.
 
     Args:
-        logits: [B, V].
+        logits: [B, V]; may be overwritten.
         params: of each request.
         draws: of each request, a number in [0, 1); greedy requests ignore theirs. A token is found by inverting the
             cumulative distribution at its draw, so what a request gets depends on nothing but its logits and draw.
+        banned: of each request, tokens that must not be chosen.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
-    temperature = torch.tensor([p.temperature or 1.0 for p in params], dtype=exact.dtype, device=exact.device)
-    log_probs = torch.log_softmax(exact / temperature[:, None], dim=-1)
-    tokens = log_probs.argmax(-1)
-    sampled = [row for row, p in enumerate(params) if p.temperature > 0]
-    if sampled:
-        probs = log_probs[sampled].double().exp()
-        for row, index in enumerate(sampled):
-            if params[index].top_p < 1 or params[index].top_k != -1:
-                probs[row] = _truncated(probs[row], params[index].top_p, params[index].top_k)
-        cumulative = probs.cumsum(-1)
-        draw = torch.tensor([draws[index] for index in sampled], dtype=torch.float64, device=exact.device)
-        tokens[sampled] = torch.searchsorted(cumulative, draw[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    chosen = log_probs.gather(-1, tokens[:, None])[:, 0]
-    return tokens.tolist(), chosen.tolist()
+    temperatures = [p.temperature or 1.0 for p in params]
+    if any(t != 1 for t in temperatures):
+        exact = exact / torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
+    probs = torch.softmax(exact, -1)
+    for row, tokens in enumerate(banned or ()):
+        if tokens:
+            exact[row, list(tokens)] = -torch.inf
+            probs[row, list(tokens)] = 0
+    rows = range(len(params))
+    limited = {row for row in rows if params[row].top_p < 1 or params[row].top_k != -1}
+    free = [row for row in rows if params[row].temperature and row not in limited]
+    chosen = torch.empty(len(params), dtype=torch.long, device=exact.device)
+    if greedy := [row for row in rows if not params[row].temperature]:
+        chosen[greedy] = exact[greedy].argmax(-1)
+    if free:
+        some = probs if len(free) == len(params) else probs[free]
+        chosen[free] = _draw(some, torch.tensor([draws[row] for row in free], dtype=torch.float64, device=exact.device))
+    for row in limited:
+        if params[row].temperature:
+            chosen[row] = _draw_limited(probs[row], draws[row], params[row].top_p, params[row].top_k)
+    return chosen.tolist(), probs.gather(-1, chosen[:, None])[:, 0].log().tolist()
 
 
-def _truncated(probs: Tensor, top_p: float, top_k: int) -> Tensor:
-    """`probs` [V] with 0 for the tokens outside `top_p` or `top_k`; the likeliest token always stays."""
-    # Tokens below (1 - top_p) / V weigh less than 1 - top_p all together, so none of them is needed to reach top_p.
-    least = (1 - top_p) / len(probs)
+def _draw(probs: Tensor, draws: Tensor) -> Tensor:
+    """Inverts the cumulative distribution of each row of `probs` [B, V], which need not sum to 1: [B] tokens.
+
+    Two levels: spans of `SPAN` tokens by their sums, then tokens in the span that was hit.
+    """
+    whole = probs.shape[1] // SPAN * SPAN
+    sums = probs[:, :whole].unflatten(1, (-1, SPAN)).sum(-1)
+    if whole < probs.shape[1]:
+        sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], 1)
+    span, rest = _invert(sums, draws)
+    columns = span[:, None] * SPAN + torch.arange(SPAN, device=probs.device)
+    inside = probs.gather(1, columns.clamp(max=probs.shape[1] - 1))
+    token, _ = _invert(inside.masked_fill_(columns >= probs.shape[1], 0), rest)
+    return span * SPAN + token
+
+
+def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Which entry of each row of `weights` [B, n] a draw hits, and how far into that entry it is, in [0, 1)."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    target = draws[:, None] * cumulative[:, -1:]
+    hit = torch.searchsorted(cumulative, target, right=True)
+    # Rounding must not lead beyond the last entry that weighs anything.
+    hit = torch.minimum(hit, torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()))
+    weight = weights.gather(1, hit).double()
+    into = (target - (cumulative.gather(1, hit) - weight)) / weight
+    return hit[:, 0], into[:, 0].clamp(0, 1 - 2**-48)
+
+
+def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tensor:
+    """The same for one row [V] and the likeliest tokens that `top_p` and `top_k` leave; the likeliest always stays."""
+    total = probs.sum(dtype=torch.float64).item()
+    # Tokens below total * (1 - top_p) / V weigh less than total * (1 - top_p) all together, so none of them is needed.
+    least = total * (1 - top_p) / len(probs)
     if top_k != -1:
         least = max(least, probs.topk(min(top_k, len(probs))).values[-1].item())
     candidates = (probs >= least).nonzero()[:, 0]  # few, which makes sorting cheap
-    ordered, order = probs[candidates].sort(descending=True, stable=True)
-    keep = ordered.cumsum(-1) - ordered < top_p
-    keep[:1] = True
+    ordered, order = probs[candidates].double().sort(descending=True, stable=True)
+    kept = ordered.cumsum(-1) - ordered < top_p * total
+    kept[:1] = True
     if top_k != -1:
-        keep[top_k:] = False
-    return torch.zeros_like(probs).scatter(-1, candidates[order[keep]], ordered[keep])
+        kept[top_k:] = False
+    tokens = candidates[order[kept]].sort().values
+    number, _ = _invert(probs[tokens][None], torch.tensor([draw], dtype=torch.float64, device=probs.device))
+    return tokens[number[0]]

@@ -1,1 +1,1 @@
-"""Rewards that need nothing but the answer and its label."""
+"""Rewards, and data of procedural tasks."""

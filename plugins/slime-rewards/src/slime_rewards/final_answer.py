@@ -7,10 +7,10 @@ from typing import Any
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
+from slime_rewards.boxes import last_box
 from slime_rewards.numbers import find_numbers, only_number
 
 MARK = "####"
-BOX = "\\boxed{"
 
 
 async def final_answer(args: Any, sample: Sample) -> float:
@@ -38,22 +38,11 @@ def final_number(text: str) -> Fraction | None:
     A text without marks gives its last number.
     """
     text = text.rstrip()
-    box = text.rfind(BOX)
+    box = last_box(text)
     mark = text.rfind(MARK, text.rfind("\n") + 1)
-    if box > mark:
-        content = _inside_box(text, box + len(BOX))
-        return None if content is None else only_number(content)
+    if box is not None and box.start > mark:
+        return None if box.content is None else only_number(box.content)
     if mark >= 0:
         return only_number(text[mark + len(MARK) :])
     found = find_numbers(text)
     return found[-1].value if found else None
-
-
-def _inside_box(text: str, start: int) -> str | None:
-    """What stands before the brace that closes the one before `start`."""
-    depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start:position]
-    return None

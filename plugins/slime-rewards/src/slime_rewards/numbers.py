@@ -1,4 +1,5 @@
-r"""Finds the numbers in a text and reads them exactly. Used by the reward `final_answer`.
+r"""Finds the numbers in a text and reads them exactly. Used by the rewards `final_answer` and
+`reasoning_gym`.
 
 A text is cut into words at white space and "=". A word with a digit in it is a number only if, without the punctuation,
 quotes and brackets around it, *all of it* is one; else it has no value. So no part of "3,142,0", "2^10", "12:30", "5-3",
@@ -68,6 +69,16 @@ class Number:
 def find_numbers(text: str) -> list[Number]:
     """All words with a digit in them, in order; positions refer to the plain form of the text."""
     return _find(_plain(text))
+
+
+def last_number_text(text: str) -> str | None:
+    """The last word with a digit in it as it is written, without commas, quotes and currency; None when it is no number."""
+    text = _plain(text)
+    found = _find(text)
+    if not found or found[-1].value is None:
+        return None
+    word = text[found[-1].start : found[-1].end].lstrip(_OPENING).rstrip(_CLOSING)
+    return re.sub(r"[,$€£¥]", "", word)
 
 
 def only_number(text: str) -> Fraction | None:

@@ -1,13 +1,17 @@
-"""Attention over packed rows: every token sees the earlier tokens of its own segment and nothing else.
+"""Attention over packed rows: every token sees the earlier tokens of its own sample and nothing else.
 
 Registered with transformers under `PACKED` and selected by `model.set_attn_implementation(PACKED)`. The backend passes
 `segments` (`packing.Segments`) to the model's forward, and transformers hands it on to `packed_attention`. No mask over
 the whole row is ever built. What a model asks of its attention is computed exactly or refused, never ignored.
+
+A row without shared prompts is one call of the variable-length kernel where it fits (half precision on CUDA). Everything
+else, shared prompts on CUDA included, is `scaled_dot_product_attention` segment by segment.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from slime_core.errors import PluginError
-from slime_torch.packing import Segments
+from slime_torch.packing import Branches, Segments
 
 PACKED = "slime_packed"
 _REFUSED = ("position_bias", "s_aux", "cache", "head_mask", "indices", "block_mask")
@@ -52,26 +56,78 @@ def packed_attention(
     """
     _refuse_what_is_unknown(module, attention_mask, segments, sliding_window, kwargs)
     assert segments is not None  # for the type checker: refused above
-    groups = query.shape[1] // key.shape[1]
-    if _varlen_kernel_fits(query, value, softcap, dropout):
+    if not any(segments.branches) and _varlen_kernel_fits(query, value, softcap, dropout):
         return _varlen(query, key, value, segments, scaling, sliding_window)[None], None
+    attend = partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap)
     pieces = []
     # split and cat are each other's backward: slicing would make one row-sized gradient per segment.
-    for q, k, v in zip(*(t.split(segments.lengths, dim=2) for t in (query, key, value)), strict=True):
-        length = q.shape[2]
-        mask = None
-        if sliding_window is not None and sliding_window < length:
-            position = torch.arange(length, device=q.device)
-            distance = position[:, None] - position
-            mask = (distance >= 0) & (distance < sliding_window)
-        if softcap is None:
-            out = scaled_dot_product_attention(
-                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=groups > 1
-            )
+    split = (t.split(segments.lengths, dim=2) for t in (query, key, value))
+    for q, k, v, branches in zip(*split, segments.branches, strict=True):
+        if branches is None:
+            out = attend(q, k, v, _window_mask(q, k, sliding_window))
         else:
-            out = _softcapped(q, k, v, mask, dropout, scaling, softcap, groups)
+            out = _branched(attend, q, k, v, branches, sliding_window)
         pieces.append(out.transpose(1, 2))
     return torch.cat(pieces, dim=1), None
+
+
+class _Attention(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of Q queries to K keys; `mask` (Q, K) is true where one is seen, None: causal, Q = K."""
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scaling: float | None, softcap: float | None
+) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if softcap is not None:
+        return _softcapped(q, k, v, mask, dropout, scaling, softcap, groups)
+    return scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=groups > 1
+    )
+
+
+def _window_mask(q: Tensor, k: Tensor, window: int | None) -> Tensor | None:
+    """The mask for queries that are the last ones of their keys' sequence; None where plain causal attention does."""
+    queries, keys = q.shape[2], k.shape[2]
+    if queries == keys and (window is None or window >= keys):
+        return None
+    past = keys - queries
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(past)
+    return mask if window is None else mask.triu(past - window + 1)
+
+
+_CALL_COST = 4096
+"""What a further call costs, in scores computed for one head, measured on the CPU."""
+
+
+def _branched(attend: _Attention, q: Tensor, k: Tensor, v: Tensor, branches: Branches, window: int | None) -> Tensor:
+    """Attention of a stem, and of branches that see the stem and themselves: (1, heads, L, D).
+
+    The branches are attended to in one call, most of whose scores may be masked, or each in a call of its own with a
+    copy of the stem's keys: whichever is cheaper.
+    """
+    stem, *others = branches.lengths
+    answers = sum(others)
+    together = answers * (stem + answers) <= sum(n * (stem + n) + _CALL_COST for n in others)
+    cut = [stem, answers] if together else [stem, *others]
+    (q_stem, *q_rest), (k_stem, *k_rest), (v_stem, *v_rest) = (t.split(cut, dim=2) for t in (q, k, v))
+    outs = [attend(q_stem, k_stem, v_stem, _window_mask(q_stem, k_stem, window))]
+    if together:
+        outs.append(attend(q_rest[0], k, v, _branch_mask(branches, stem, window)))
+    else:
+        for q_own, k_own, v_own in zip(q_rest, k_rest, v_rest, strict=True):
+            k_seen, v_seen = torch.cat((k_stem, k_own), 2), torch.cat((v_stem, v_own), 2)
+            outs.append(attend(q_own, k_seen, v_seen, _window_mask(q_own, k_seen, window)))
+    return torch.cat(outs, dim=2)
+
+
+def _branch_mask(branches: Branches, stem: int, window: int | None) -> Tensor:
+    """(L - stem, L): which tokens of the segment each token of a branch sees."""
+    owner, position = branches.owner, branches.position
+    distance = position[stem:, None] - position
+    seen = ((owner == 0) | (owner[stem:, None] == owner)) & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
 
 
 def _softcapped(

@@ -1,12 +1,14 @@
-"""Log-probabilities of given tokens from hidden states, with at most one chunk of logits alive at a time.
+"""Log-probabilities of given tokens, and entropies, from hidden states, with one chunk of logits alive at a time.
 
 The backend calls `token_log_probs` on the trained positions of a micro-batch in place of the model's own head. The
 full (T, V) logits never exist: the forward pass goes chunk by chunk, and the backward pass computes a chunk's logits
-again, except for the last chunk, which is kept. The gradient of any later function of the
-log-probabilities flows through, so every loss can use it.
+again, except for the last chunk, which is kept. The gradient of any later function of the log-probabilities and
+entropies flows through, so every loss can use them.
 
-With logits z = h Wᵀ + b, scaled by s and then soft-capped by c as c·tanh(z/c), log p(y) = z_y - log Σ exp z and
-∂ log p(y) / ∂z = onehot(y) - softmax(z).
+With logits z = s · (h Wᵀ + b), soft-capped by c as c · tanh(z / c), then divided by the temperature, and p = softmax z:
+
+    log p(y) = z_y - log Σ exp z              ∂ log p(y) / ∂z_j = [j = y] - p_j
+    H = -Σ p log p = log Σ exp z - Σ p z      ∂H / ∂z_j = -p_j (log p_j + H) = -p_j (z_j - Σ p z)
 """
 
 from __future__ import annotations
@@ -35,18 +37,36 @@ class Head:
     softcap: float | None = None
 
 
-def token_log_probs(hidden: Tensor, head: Head, targets: Tensor, chunk_size: int = -1) -> Tensor:
-    """log p(target) for every row.
+def token_log_probs(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk_size: int = -1,
+    product: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """log p(target) and, if wanted, the entropy of p for every row, p being the softmax of logits / temperature.
 
     Args:
-        hidden: (T, H), float32, float64 or, for products in half precision, bfloat16 or float16.
+        hidden: (T, H).
         targets: (T,) int64.
+        temperature: divides the logits that the head gives, after its soft cap.
         chunk_size: rows whose logits exist at one time; -1: all.
+        product: dtype of the matrix products, that of `hidden` if None; the softmax is never taken in half precision.
 
     Returns:
-        (T,) in the dtype of `head.weight`; the softmax is never taken in half precision.
+        (T,) log-probs and (T,) entropies, or None, in the dtype of `head.weight`.
     """
-    return _TokenLogProbs.apply(hidden, head.weight, head.bias, targets, head.scale, head.softcap, chunk_size)
+    # What scales all logits may as well scale the hidden states, which are far fewer.
+    scale, stretch = (head.scale / temperature, 1.0) if head.softcap is None else (head.scale, 1.0 / temperature)
+    bias = head.bias
+    if scale != 1.0:
+        hidden = hidden * scale
+        bias = None if bias is None else bias * scale
+    hidden = hidden.to(product or hidden.dtype)
+    return _TokenLogProbs.apply(hidden, head.weight, bias, targets, head.softcap, stretch, entropy, chunk_size)
 
 
 def _chunks(rows: int, chunk_size: int) -> list[slice]:
@@ -64,36 +84,49 @@ class _TokenLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        scale: float,
         softcap: float | None,
+        stretch: float,
+        entropy: bool,
         chunk_size: int,
-    ) -> Tensor:
-        ctx.scale, ctx.softcap = scale, softcap
-        ctx.chunks = _chunks(len(hidden), chunk_size)
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.softcap, ctx.stretch, ctx.chunks = softcap, stretch, _chunks(len(hidden), chunk_size)
         log_probs = torch.empty(len(hidden), dtype=weight.dtype, device=weight.device)
-        needs_grad = any(ctx.needs_input_grad)
+        entropies, means = (torch.empty_like(log_probs) for _ in range(2)) if entropy else (None, None)
         for rows in ctx.chunks:
-            kept = _exponentials(ctx, hidden[rows], weight, bias, targets[rows], log_probs[rows])
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.kept = kept if needs_grad else None
-        return log_probs
+            shifted, slope = _shifted_logits(ctx, hidden[rows], weight, bias)
+            chosen = shifted.gather(1, targets[rows, None]).squeeze(1)
+            powers = torch.exp(shifted) if entropy else shifted.exp_()
+            total = powers.sum(1, keepdim=True)
+            log_total = total.squeeze(1).log()
+            torch.sub(chosen, log_total, out=log_probs[rows])
+            if entropies is not None:
+                torch.div(shifted.mul_(powers).sum(1), total.squeeze(1), out=means[rows])
+                torch.sub(log_total, means[rows], out=entropies[rows])
+            del shifted
+        ctx.save_for_backward(hidden, weight, bias, targets, means)
+        ctx.kept = (powers, total, slope) if any(ctx.needs_input_grad) else None
+        return log_probs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, means = ctx.saved_tensors
+        means = None if grad_entropy is None else means
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if need_bias else None
         for rows in reversed(ctx.chunks):
             kept, ctx.kept = ctx.kept, None
-            grad_logits, total, slope = kept or _exponentials(ctx, hidden[rows], weight, bias, targets[rows], None)
-            g = grad[rows, None]
-            grad_logits.mul_(-g / total).scatter_add_(1, targets[rows, None], g)
+            if kept is None:
+                shifted, slope = _shifted_logits(ctx, hidden[rows], weight, bias)
+                powers = shifted.exp_()
+                kept = powers, powers.sum(1, keepdim=True), slope
+            grad_logits, total, slope = kept
+            per_row = (None if t is None else t[rows, None] for t in (grad, grad_entropy, means))
+            _gradient_by_logits_(grad_logits, total, targets[rows, None], *per_row)
             if slope is not None:
                 grad_logits.mul_(slope)
-            if ctx.scale != 1.0:
-                grad_logits.mul_(ctx.scale)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(hidden.dtype)
@@ -102,32 +135,48 @@ class _TokenLogProbs(torch.autograd.Function):
             if need_weight:
                 grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], weight.dtype)
             del kept, slope, grad_logits
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _exponentials(
-    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, log_probs: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of a chunk of C rows: exp(z - max z) (C, V), its sum over V (C, 1), and the slope of the soft cap (C, V).
-
-    Fills `log_probs` if it is given. The division by the sum is left to the backward pass, which multiplies anyway.
-    """
+def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Of a chunk of C rows: z - max z (C, V), and the slope of z by what the soft cap is applied to (C, V)."""
     logits = torch.mm(hidden, weight.to(hidden.dtype).t()).to(weight.dtype)
     if bias is not None:
         logits += bias
-    if ctx.scale != 1.0:
-        logits *= ctx.scale
     slope = None
     if ctx.softcap is not None:
         logits.div_(ctx.softcap).tanh_()
         slope = 1 - logits.square()
-        logits *= ctx.softcap
+        logits *= ctx.softcap * ctx.stretch
+        if ctx.stretch != 1.0:
+            slope *= ctx.stretch
     logits -= logits.amax(1, keepdim=True)
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
-    total = logits.exp_().sum(1, keepdim=True)
-    if log_probs is not None:
-        torch.sub(chosen, total.squeeze(1).log(), out=log_probs)
-    return logits, total, slope
+    return logits, slope
+
+
+def _gradient_by_logits_(
+    powers: Tensor,
+    total: Tensor,
+    targets: Tensor,
+    grad: Tensor | None,
+    grad_entropy: Tensor | None,
+    means: Tensor | None,
+) -> None:
+    """Turn exp(z - max z) in place into grad · ∂ log p(y) / ∂z + grad_entropy · ∂H / ∂z.
+
+    Args:
+        powers, total: (C, V) and its sums over V, (C, 1).
+        means: (C, 1) Σ p (z - max z); read with `grad_entropy`.
+    """
+    if grad_entropy is None:
+        powers.mul_(-grad / total)
+    else:
+        # xlogy gives powers · (z - max z) without the logits, and 0 where the power has become 0.
+        weighted = torch.xlogy(powers, powers)
+        factor = grad_entropy * means if grad is None else grad_entropy * means - grad
+        powers.mul_(factor / total).addcmul_(weighted, grad_entropy / total, value=-1)
+    if grad is not None:
+        powers.scatter_add_(1, targets, grad)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

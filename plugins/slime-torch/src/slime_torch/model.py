@@ -3,7 +3,7 @@
 `load_model` and `load_tokenizer` read a Hugging Face folder. `prepare` switches a model to packed attention, finds its
 head, and compares log-probabilities of a packed row with what the untouched model gives for each sequence alone. A
 model with attention, positions, state or logits that this backend does not know therefore cannot train wrongly in
-silence: it is refused.
+silence: it is refused. `add_value_head` makes a critic of a language model.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from slime_core.errors import ArgumentError, PluginError
+from slime_core.sample import Sample
 from slime_torch.attention import PACKED
 from slime_torch.linear_cross_entropy import Head, token_log_probs
-from slime_torch.packing import Segments
+from slime_torch.packing import Segments, pack_samples
+
+VALUE_HEAD = "value_head"
 
 
 def load_model(folder: str, device: torch.device) -> PreTrainedModel:
@@ -60,9 +64,10 @@ def prepare(model: PreTrainedModel) -> Head:
     """
     was_training = model.training
     model.eval()
-    sequences = _probe_sequences(model)
+    samples = _probe_samples(vocabulary_size(model))
+    row = pack_samples(samples, vocab_size=vocabulary_size(model), share_prompts=True, device=model.device)
     with torch.no_grad():
-        expected = [model(input_ids=s[None], use_cache=False).logits[0] for s in sequences]
+        logits = torch.cat([_response_logits(model, sample) for sample in samples])
         try:
             model.set_attn_implementation(PACKED)
         except ValueError as reason:
@@ -70,18 +75,11 @@ def prepare(model: PreTrainedModel) -> Head:
                 f"The torch backend cannot train {type(model).__name__}: its attention cannot be exchanged. {reason}"
             ) from reason
         head = _find_head(model)
-        device, lengths = model.device, tuple(len(s) for s in sequences)
-        hidden = packed_hidden(
-            model,
-            torch.cat(sequences)[None],
-            torch.cat([torch.arange(n, device=device) for n in lengths])[None],
-            Segments(lengths, torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)),
-        )
-        targets = torch.cat(sequences).roll(-1)
-        found = token_log_probs(hidden, head, targets)
-        wanted = torch.cat(expected).to(found.dtype).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        hidden = packed_hidden(model, row.input_ids, row.position_ids, row.segments)
+        found, _ = token_log_probs(hidden[row.predictors], head, row.targets)
+        wanted = logits.to(found.dtype).log_softmax(-1).gather(1, row.targets[:, None]).squeeze(1)
     model.train(was_training)
-    error, spread = (found - wanted).abs().max().item(), torch.cat(expected).std().item()
+    error, spread = (found - wanted).abs().max().item(), logits.std().item()
     if not error <= 1e-3 * spread:
         raise PluginError(
             f"The torch backend cannot train {type(model).__name__}: on packed rows its log-probabilities differ by "
@@ -102,6 +100,25 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return len(model.get_input_embeddings().weight)
 
 
+def add_value_head(model: PreTrainedModel, folder: str | None = None) -> nn.Linear:
+    """Give `model` a head that turns a hidden state into one number, in place of logits: a linear layer without bias.
+
+    It is a part of the model, so it is trained, saved and exported with it. Its weight is that of the checkpoint in
+    `folder`, if that is one of a critic, else 0. An output embedding of its own will not be trained any more.
+    """
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    head = nn.Linear(output.weight.shape[1], 1, bias=False, device=embedding.device, dtype=embedding.dtype)
+    nn.init.zeros_(head.weight)
+    for file in sorted(Path(folder).glob("*.safetensors")) if folder else ():
+        with safe_open(file, "pt") as stored:
+            if f"{VALUE_HEAD}.weight" in stored.keys():  # noqa: SIM118 - it is no mapping
+                head.weight.data.copy_(stored.get_tensor(f"{VALUE_HEAD}.weight"))
+    model.add_module(VALUE_HEAD, head)
+    for parameter in output.parameters():
+        parameter.requires_grad_(parameter is embedding)
+    return head
+
+
 def _find_head(model: PreTrainedModel) -> Head:
     linear, config = model.get_output_embeddings(), model.config
     if not isinstance(linear, nn.Linear):
@@ -113,10 +130,21 @@ def _find_head(model: PreTrainedModel) -> Head:
     return Head(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _probe_sequences(model: PreTrainedModel) -> list[Tensor]:
-    """Two sequences of 7 and 9 fixed, varied token ids."""
-    ids = torch.arange(1, 17, device=model.device) * 7919 % vocabulary_size(model)
-    return [ids[:7], ids[7:]]
+def _probe_samples(vocabulary: int) -> list[Sample]:
+    """A sequence alone and two that share a prompt; all their tokens are fixed and varied."""
+    ids = [n * 7919 % vocabulary for n in range(1, 24)]
+    shared = ids[8:13]
+    return [
+        Sample(group_index=0, tokens=ids[:8], response_length=7),
+        Sample(group_index=1, tokens=shared + ids[13:17], response_length=4),
+        Sample(group_index=1, tokens=shared + ids[17:], response_length=6),
+    ]
+
+
+def _response_logits(model: PreTrainedModel, sample: Sample) -> Tensor:
+    """(R, V) logits from which the model itself predicts the response."""
+    logits = model(input_ids=torch.tensor([sample.tokens], device=model.device), use_cache=False).logits[0]
+    return logits[-sample.response_length - 1 : -1]
 
 
 def _check_folder(folder: str) -> None:

@@ -1,0 +1,41 @@
+"""The rewards' options. `--rm-url` is slime's."""
+
+from __future__ import annotations
+
+from slime_core.arguments import ArgumentGroup, option
+
+
+class MathArguments(ArgumentGroup):
+    """Grading of mathematics"""
+
+    read_by = "reward:math reward:boxed_math reward:deepscaler"
+
+    math_verify_workers: int = option(2, "Processes that compare answers with math-verify.", ge=1, affects_result=False)
+    math_verify_timeout: float = option(
+        5.0,
+        "Seconds of processor time for comparing one answer; one that takes longer counts as wrong and costs its process.",
+        gt=0,
+    )
+
+
+class ReasoningGymArguments(ArgumentGroup):
+    """Grading of reasoning-gym tasks"""
+
+    read_by = "reward:reasoning_gym"
+
+    reasoning_gym_workers: int = option(2, "Processes that grade answers to tasks.", ge=1, affects_result=False)
+    reasoning_gym_timeout: float = option(
+        10.0,
+        "Seconds of processor time for grading one answer; one that takes longer counts as wrong and costs its process.",
+        gt=0,
+    )
+
+
+class RemoteArguments(ArgumentGroup):
+    """Remote reward"""
+
+    read_by = "reward:remote_rm reward:boxed_remote_rm"
+
+    rm_url: str | None = option(
+        None, "Where to POST the JSON object with prompt, response and label; the service answers with the reward."
+    )

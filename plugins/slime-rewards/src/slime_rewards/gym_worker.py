@@ -1,0 +1,50 @@
+"""Grading by reasoning-gym's own scorers, in a process of its own. Called through `slime_rewards.pool`."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+from functools import lru_cache
+from typing import Any
+
+from reasoning_gym import create_dataset
+from reasoning_gym.dataset import ProceduralDataset
+
+# These scorers read an answer that looks like a Python list with eval(): whatever a model writes would be executed. What
+# they are after is a literal.
+for _name in (
+    "algorithmic.binary_matrix",
+    "algorithmic.spiral_matrix",
+    "algorithmic.string_insertion",
+    "games.n_queens",
+):
+    vars(importlib.import_module(f"reasoning_gym.{_name}"))["eval"] = ast.literal_eval
+
+_WITHOUT_SCORER = {"game_of_life_halting"}
+"""Its scorer compares truth values, and every text is true."""
+_BOARDS = {"arc_agi", "rearc"}
+"""Their scorers compare with nested tuples, which JSON turns into lists."""
+
+
+def score(task: str, settings: dict[str, Any], entry: dict[str, Any], answer: str) -> float:
+    """What the scorer of `task` says of `answer`, in [0, 1].
+
+    A task without a scorer of its own gets the library's, which gives partial credit to any text that contains the
+    answer; so listing all answers would pay. There an answer counts when it is the right one.
+    """
+    dataset = _dataset(task, json.dumps(settings))
+    if type(dataset).score_answer is ProceduralDataset.score_answer or task in _WITHOUT_SCORER:
+        return float(answer == entry["answer"])
+    if task in _BOARDS:
+        board = tuple(tuple(line) for line in entry["metadata"]["output"])
+        entry = {**entry, "metadata": {**entry["metadata"], "output": board}}
+    try:
+        return float(dataset.score_answer(answer, entry))
+    except Exception:  # several scorers raise when they cannot parse an answer
+        return 0.0
+
+
+@lru_cache(maxsize=128)
+def _dataset(task: str, settings: str) -> ProceduralDataset:
+    return create_dataset(task, **{**json.loads(settings), "seed": 0, "size": 1})

@@ -1,0 +1,182 @@
+"""Grading in processes of its own, with a time limit for every answer. Used by `math` and `reasoning_gym`.
+
+Checking a mathematical answer may take for ever, or take the process down, and nothing inside the process can stop it.
+So it happens in a few worker processes (`slime_rewards.worker`) that start with the first answer, import only what
+grading needs, and are replaced when they end. Each is driven by a thread, so that a pool serves coroutines of any event
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
+
+from slime_core.errors import PluginError
+
+logger = logging.getLogger(__name__)
+
+
+class Ungradable(Exception):
+    """This answer cannot be graded: it takes too long, or grading it raises."""
+
+
+class GradingPool:
+    """Calls one function in worker processes.
+
+    Args:
+        target: "package.module:function"; the function takes and returns plain JSON data.
+        workers: how many processes.
+        seconds: limit for one call, in processor time.
+
+    Attributes:
+        graded, ungradable: how many answers were asked for, and how many of them got none.
+    """
+
+    def __init__(self, target: str, workers: int, seconds: float) -> None:
+        self.target, self.workers, self.seconds = target, workers, seconds
+        self.graded = self.ungradable = 0
+        self._jobs: SimpleQueue[tuple[Future[Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def grade(self, *arguments: Any, item: str) -> Any:
+        """What the function returns, or None when that cannot be had; this is counted and logged. `item` says in the log
+        what was graded.
+
+        Raises:
+            PluginError: the worker could not start, or ended without having been told to (nobody knows whose fault that
+                is, so the caller may try again; a new worker takes its place).
+        """
+        self.graded += 1
+        try:
+            return await asyncio.wrap_future(self._submit(arguments))
+        except Ungradable as error:
+            self.ungradable += 1
+            logger.warning(
+                "%s: its answer counts as wrong, because grading it %s (%d of %d answers so far).",
+                *(item, error, self.ungradable, self.graded),
+            )
+            return None
+
+    def close(self) -> None:
+        """End all workers, busy ones too, and wait until they are gone."""
+        with self._lock:
+            self._closed = True
+            threads, self._threads = self._threads, []
+            for process in self._processes:
+                process.kill()
+        for _ in threads:
+            self._jobs.put(None)
+        for thread in threads:
+            thread.join()
+
+    def _submit(self, arguments: tuple[Any, ...]) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._closed:
+                raise PluginError(f"The grading processes of {self.target} are closed.")
+            self._jobs.put((future, arguments))
+            if len(self._threads) < self.workers:
+                name = f"grading-{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
+                self._threads[-1].start()
+        return future
+
+    def _serve(self) -> None:
+        """What a thread does: drive one worker at a time."""
+        process: subprocess.Popen[bytes] | None = None
+        while (job := self._jobs.get()) is not None:
+            future, arguments = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if process is None or process.poll() is not None:
+                    self._forget(process)
+                    process = self._start()
+                future.set_result(_ask(process, arguments, self.seconds))
+            except BaseException as error:
+                future.set_exception(error)
+        self._forget(process)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """A worker that has finished its imports."""
+        command = [sys.executable, "-W", "ignore", "-m", "slime_rewards.worker", self.target, str(self.seconds)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        with self._lock:
+            if self._closed:
+                raise PluginError(f"The grading processes of {self.target} are closed.")
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment)
+            self._processes.add(process)
+        try:
+            _read(process, f"cannot start: its imports took too long ({self.target})")
+        except Ungradable as error:
+            self._forget(process)
+            raise PluginError(f"A grading process of {self.target} cannot start: {error}") from None
+        return process
+
+    def _forget(self, process: subprocess.Popen[bytes] | None) -> None:
+        if process is None:
+            return
+        process.kill()
+        with process, suppress(BrokenPipeError):  # closes the pipes and waits
+            pass
+        with self._lock:
+            self._processes.discard(process)
+
+
+def _ask(process: subprocess.Popen[bytes], arguments: tuple[Any, ...], seconds: float) -> Any:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has just ended; reading tells why
+        process.stdin.write(json.dumps(arguments).encode() + b"\n")
+        process.stdin.flush()
+    return _read(process, f"took more than {seconds:g} s")
+
+
+def _read(process: subprocess.Popen[bytes], too_long: str) -> Any:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.endswith(b"\n"):
+        status = process.wait()
+        if status in (-signal.SIGALRM, -signal.SIGPROF):
+            raise Ungradable(too_long)
+        raise PluginError(f"A grading process ended with status {status} while it was at work.")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise Ungradable(f"raised {answer['error']}")
+    return answer["result"]
+
+
+_pools: dict[tuple[int, str, int, float], GradingPool] = {}
+_pools_lock = threading.Lock()
+
+
+def shared_pool(target: str, workers: int, seconds: float) -> GradingPool:
+    """The pool of this process for these values, made when it is first asked for and closed when the process ends."""
+    key = (os.getpid(), target, workers, seconds)  # a forked child has neither the threads nor a right to the workers
+    with _pools_lock:
+        if key not in _pools:
+            _pools[key] = GradingPool(target, workers, seconds)
+        return _pools[key]
+
+
+@atexit.register
+def close_pools() -> None:
+    """Close what `shared_pool` made in this process."""
+    with _pools_lock:
+        mine = [_pools.pop(key) for key in list(_pools) if key[0] == os.getpid()]
+    for pool in mine:
+        pool.close()

@@ -1,0 +1,14 @@
+"""The reward `random`: a control. What a run gains with it, it did not gain from its reward."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+from slime_core.sample import Sample
+
+
+async def random(args: Any, sample: Sample) -> float:
+    """1.0 or 0.0 with equal chance, whatever the response: a function of `--rollout-seed` and the sample's number, so that
+    a run can be repeated."""
+    return float(blake2b(f"{args.rollout_seed}:{sample.index}".encode()).digest()[0] & 1)

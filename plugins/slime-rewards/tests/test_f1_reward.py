@@ -1,0 +1,68 @@
+"""`f1` is SQuAD's measure."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slime_core.errors import DataError
+from slime_core.sample import Sample
+from slime_rewards.boxed import boxed_exact_match, boxed_f1, boxed_final_answer
+from slime_rewards.f1 import f1, token_f1
+
+
+def score(response: str, label: Any, reward: Any = f1) -> float:
+    return asyncio.run(reward(SimpleNamespace(), Sample(index=3, response=response, label=label)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "precision", "recall"),
+    [
+        ("the Eiffel Tower!", "Eiffel tower", 1, 1),
+        ("in the tower", "tower", 1 / 2, 1),
+        ("tower tower tower", "a tower", 1 / 3, 1),
+        ("big red dog", "red dog ran off", 2 / 3, 2 / 4),
+        ("über Köln", "Über Köln", 1, 1),
+    ],
+)
+def test_it_is_the_harmonic_mean_of_precision_and_recall(
+    answer: str, label: str, precision: float, recall: float
+) -> None:
+    assert score(answer, label) == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-15)
+
+
+def test_nothing_shared_is_0_and_two_empty_texts_are_equal() -> None:
+    assert score("cat", "dog") == 0.0
+    assert score("", "dog") == 0.0
+    assert score("the", "a") == 1.0
+
+
+def test_the_best_of_several_labels_counts() -> None:
+    assert score("red dog", ["cat", "dog", "red"]) == pytest.approx(2 / 3)
+
+
+@given(st.text("ab the,.", max_size=30), st.text("ab the,.", max_size=30))
+def test_it_is_symmetric_and_bounded(one: str, other: str) -> None:
+    assert token_f1(one, other) == token_f1(other, one)
+    assert 0.0 <= token_f1(one, other) <= 1.0
+    assert token_f1(one, one) == 1.0
+
+
+@pytest.mark.parametrize("label", [None, []])
+def test_a_sample_without_label_is_an_error(label: Any) -> None:
+    with pytest.raises(DataError, match="sample 3"):
+        score("dog", label)
+
+
+def test_boxed_rewards_see_only_the_box() -> None:
+    assert score(r"the red dog? \boxed{cat}", "red dog", boxed_f1) == 0.0
+    assert score(r"cat? \boxed{the red dog}", "red dog", boxed_f1) == 1.0
+    assert score("red dog", "red dog", boxed_f1) == 0.0
+    assert score(r"no: \boxed{Paris}", "paris", boxed_exact_match) == 1.0
+    assert score(r"\boxed{7} not 8", "7", boxed_final_answer) == 1.0
+    assert score("7", "7", boxed_final_answer) == 0.0

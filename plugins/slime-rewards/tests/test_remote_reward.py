@@ -1,0 +1,171 @@
+"""`remote_rm` asks a real server, and the failure policy deals with what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime_core.errors import ArgumentError, PluginError
+from slime_core.plugins import Plugins
+from slime_core.plugins.calls import DROPPED, Caller
+from slime_core.reward import reward_caller, score
+from slime_core.sample import Sample
+from slime_core.testing import check_distribution
+from slime_rewards.boxed import boxed_remote_rm
+from slime_rewards.remote import remote_rm
+
+Answer = tuple[int, bytes]
+
+
+@contextmanager
+def service(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[str]:
+    """A reward service on the loopback interface; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, content = answer(body)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/score"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def arguments(url: str | None, *policy: str) -> Any:
+    return SimpleNamespace(rm_url=url, failure_policy=list(policy), rm_type="remote_rm", custom_rm_path=None)
+
+
+SAMPLE = Sample(index=3, prompt=[{"role": "user", "content": "3 + 4?"}], response="sieben 七 7", label="7")
+
+
+def test_prompt_response_and_label_arrive_and_the_number_comes_back() -> None:
+    seen = []
+
+    def answer(body: dict[str, Any]) -> Answer:
+        seen.append(body)
+        return 200, b"0.25"
+
+    with service(answer) as url:
+        assert remote_rm(arguments(url), SAMPLE) == 0.25
+        assert boxed_remote_rm(arguments(url), Sample(prompt="x", response=r"\boxed{7} ok")) == 0.25
+    assert seen == [
+        {"prompt": SAMPLE.prompt, "response": "sieben 七 7", "label": "7"},
+        {"prompt": "x", "response": "7", "label": None},
+    ]
+
+
+def test_an_object_is_handed_on_for_reward_key() -> None:
+    with service(lambda body: (200, b'{"score": 0.5, "why": "short"}')) as url:
+        assert remote_rm(arguments(url), SAMPLE) == {"score": 0.5, "why": "short"}
+
+
+@pytest.mark.parametrize("content", [b'"good"', b"null", b"true", b"[1]", b"{}", b"", b"<html>", b"\xff"])
+def test_an_answer_that_is_no_number_is_an_error(content: bytes) -> None:
+    with service(lambda body: (200, content)) as url, pytest.raises(PluginError, match="expected a JSON number"):
+        remote_rm(arguments(url), SAMPLE)
+
+
+@pytest.mark.parametrize("url", [None, "", "localhost:8000", "file:///etc/passwd"])
+def test_a_missing_or_wrong_address_is_an_error(url: str | None) -> None:
+    with pytest.raises(ArgumentError, match="--rm-url http://host:port/path"):
+        remote_rm(arguments(url), SAMPLE)
+
+
+def test_no_connection_names_the_service() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        with pytest.raises(PluginError, match=f"{url} cannot be asked for a reward: .*refused"):
+            remote_rm(arguments(url), SAMPLE)
+
+
+def test_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with service(lambda body: (200, b"1")) as url:
+        assert remote_rm(arguments(url), SAMPLE) == 1.0
+
+
+def scored(args: Any, samples: list[Sample]) -> tuple[Any, Caller]:
+    caller = reward_caller(args, Plugins())
+    assert caller is not None
+    return asyncio.run(score(caller, args, samples)), caller
+
+
+def test_a_service_that_recovers_costs_retries_only() -> None:
+    statuses = [503, 500]
+
+    def answer(body: dict[str, Any]) -> Answer:
+        return (statuses.pop(), b"warming up") if statuses else (200, b"1")
+
+    with service(answer) as url:
+        rewards, caller = scored(arguments(url, "reward:retries=2,backoff=0.01"), [SAMPLE])
+    assert rewards == [1.0]
+    assert (caller.failures, caller.dropped) == (2, 0)
+
+
+def test_a_group_is_dropped_when_one_of_its_samples_cannot_be_scored(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return (500, b"no such model") if body["label"] == "bad" else (200, b"1")
+
+    with service(answer) as url:
+        group = [Sample(index=1, label="good"), Sample(index=2, label="bad")]
+        rewards, caller = scored(arguments(url, "reward:retries=1,backoff=0.01"), group)
+    assert rewards is DROPPED
+    assert (caller.calls, caller.failures, caller.dropped) == (2, 2, 1)
+    assert "for sample 2 failed after 2 attempts and is dropped" in caplog.text
+    assert "answered with status 500: no such model" in caplog.text
+
+
+def test_a_service_that_hangs_is_given_up_and_leaves_no_thread() -> None:
+    release = threading.Event()
+
+    def answer(body: dict[str, Any]) -> Answer:
+        release.wait(30)
+        return 200, b"1"
+
+    with service(answer) as url:
+        try:
+            started = time.monotonic()
+            rewards, _ = scored(arguments(url, "reward:timeout=0.3,retries=0"), [SAMPLE])
+            assert rewards is DROPPED
+            assert time.monotonic() - started < 10
+            end = time.monotonic() + 10
+            while any(thread.name == "plugin-call" for thread in threading.enumerate()):
+                assert time.monotonic() < end, "the calling thread still waits"
+                time.sleep(0.02)
+        finally:
+            release.set()
+
+
+def test_a_run_ends_when_every_call_fails() -> None:
+    with service(lambda body: (500, b"broken")) as url, pytest.raises(PluginError, match="failure number 3 in a row"):
+        scored(arguments(url, "reward:retries=0,abort_after=3"), [Sample(index=i) for i in range(3)])
+
+
+def test_everything_in_this_distribution_keeps_its_contract() -> None:
+    with service(lambda body: (200, b"1")) as url:
+        check_distribution("slime-rewards", options=["--rm-url", url])

@@ -1,0 +1,38 @@
+"""Import paths: how entry points, `Lazy` and options such as `--custom-rm-path` name objects."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import sysconfig
+from typing import Any
+
+from slime_core.errors import PluginError
+
+
+def resolve(target: str) -> Any:
+    """ "package.module:attribute", "package.module.attribute" or "package.module" → the object."""
+    if ":" in target:
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        module, _, attribute = target.rpartition(".")
+        if not module or (error.name and not f"{target}.".startswith(f"{error.name}.")):
+            raise
+        loaded = importlib.import_module(module)
+        if not hasattr(loaded, attribute):
+            raise PluginError(f"{module} has no {attribute!r}; check the name in {target!r}.") from None
+        return getattr(loaded, attribute)
+
+
+def looked_in(error: Exception) -> str:
+    """Where Python looked for a module that it did not find: all folders but those of the standard library."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    folders = [os.path.abspath(folder) for folder in sys.path if not folder.endswith(".zip")]
+    shown = [f for f in dict.fromkeys(folders) if not f.startswith(own) or "site-packages" in f]
+    return f"Python looked in {', '.join(shown)}; go to the folder that holds it, or add that to PYTHONPATH. "

@@ -1,0 +1,134 @@
+"""`Selected`: a component that a run uses. Every call of it goes through here: named in errors, checked, timed."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slime_core.errors import PluginError
+from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.results import result_problem
+from slime_core.plugins.signature import accepted_extras
+
+
+class Timings:
+    """How often each kind of component and each observer was called, and for how many seconds. Any thread may add."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count one call."""
+        with self._lock:
+            self._seconds[name] += seconds  # type: ignore[assignment]  # a Counter of floats
+            self._calls[name] += 1
+
+    def take(self) -> dict[str, float]:
+        """What was added since the last time, as metrics."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, Counter()
+            calls, self._calls = self._calls, Counter()
+        return {f"perf/hooks/{name}/seconds": float(total) for name, total in sorted(seconds.items())} | {
+            f"perf/hooks/{name}/calls": float(count) for name, count in sorted(calls.items())
+        }
+
+
+@dataclass(frozen=True)
+class RaisedIn:
+    """A component that an exception came through. Plain data, so that the exception can go to another process.
+
+    Attributes:
+        distribution: that the component comes from, "" for an import path.
+        note: what was added to the exception about it.
+    """
+
+    kind: str
+    distribution: str
+    note: str
+
+
+def raised_in(error: BaseException) -> tuple[RaisedIn, ...]:
+    """The components that an exception came through, innermost first."""
+    return getattr(error, "slime_raised_in", ())
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A component that a run uses. Calling it adds its origin to whatever it raises, checks what it returns, and times
+    it; an async component counts from the call to its result, whatever it waits for.
+
+    Attributes:
+        kind, name: what it was selected as; `name` is the component's own name, or the import path.
+        target: the object.
+        origin: "plugin (distribution version)", or "import path".
+        option: the option that chose it.
+        distribution: that it comes from, "" for an import path.
+        timings: where its calls are counted.
+        bound: extra keyword arguments that it asked for.
+    """
+
+    kind: str
+    name: str
+    target: Callable[..., Any]
+    origin: str
+    option: str
+    distribution: str = ""
+    timings: Timings = field(default_factory=Timings, repr=False, compare=False)
+    bound: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it and check what it returns; for an async function this is an awaitable of the same."""
+        started, is_async = time.perf_counter(), False
+        try:
+            result = self.target(*args, **self.bound, **kwargs)
+            if not inspect.iscoroutine(result):
+                return self._checked(result, args)
+            is_async = inspect.iscoroutinefunction(KINDS[self.kind].contract)
+            if is_async:
+                return self._awaited(result, args, started)
+            result.close()
+            raise PluginError("It returned a coroutine; it is async, expected a plain function.")
+        except Exception as error:
+            self._sign(error)
+            raise
+        finally:
+            if not is_async:
+                self.timings.add(self.kind, time.perf_counter() - started)
+
+    async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...], started: float) -> Any:
+        try:
+            return self._checked(await result, args)
+        except Exception as error:
+            self._sign(error)
+            raise
+        finally:
+            self.timings.add(self.kind, time.perf_counter() - started)
+
+    def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
+        if problem := result_problem(self.kind, result, args):
+            raise PluginError(f"It returned {problem}.")
+        return result
+
+    def _sign(self, error: Exception) -> None:
+        """Add to an exception that it came through this component."""
+        note = f"raised in the {self.label}, chosen by {self.option}"
+        error.add_note(note)
+        told = (*raised_in(error), RaisedIn(self.kind, self.distribution, note))
+        error.slime_raised_in = told  # type: ignore[attr-defined]
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.kind} {self.name!r} of {self.origin}"
+
+    def bind(self, **extras: Any) -> Selected:
+        """Give the component those of `extras` that its signature names."""
+        wanted = accepted_extras(self.target, tuple(extras))
+        return replace(self, bound={name: extras[name] for name in wanted})

@@ -1,0 +1,262 @@
+"""`TrainWorker`: what happens to a rollout in training. The loop drives it through a handle.
+
+A rollout of RL passes through three stations: log-probs (and values) under the weights before training, advantages over
+the whole rollout, and then the optimizer steps. What neither the loss nor the estimator reads is not computed. SFT
+skips the first two (`--disable-compute-advantages-and-returns`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_core import checkpoint
+from slime_core.batch import TrainBatch, make_train_batch
+from slime_core.errors import SampleError
+from slime_core.loss import may_skip_zero_advantage, what_reads
+from slime_core.plugins import Plugins, Selected
+from slime_core.profiling import Profiler
+from slime_core.reward import reward_of
+from slime_core.sample import Group, Sample
+from slime_core.signals import Column, advantage_inputs, columns_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.backend import TrainBackend
+
+
+_COMPUTED = ("old_log_probs", "ref_log_probs", "values")
+
+
+@dataclass(frozen=True)
+class TrainComponents:
+    """The selected components that training calls.
+
+    Attributes:
+        backend, loss: always there.
+        advantage: None under `--disable-compute-advantages-and-returns`.
+        reward_post_process: None unless chosen.
+        critic_loss: present when the loss or the estimator reads values.
+    """
+
+    backend: Selected
+    loss: Selected
+    advantage: Selected | None = None
+    reward_post_process: Selected | None = None
+    critic_loss: Selected | None = None
+
+
+class TrainWorker:
+    """Drives the train backend: the actor and, where something reads them, a reference model and a critic.
+
+    Args:
+        total_rollouts: rollouts in the whole run, which sets the length of the learning-rate schedule.
+    """
+
+    def __init__(
+        self, args: Any, plugins: Plugins, components: TrainComponents, profiler: Profiler, total_rollouts: int
+    ) -> None:
+        self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
+        self._total_steps = total_rollouts * args.num_steps_per_rollout
+        self._reads = what_reads(components.loss, args) | what_reads(components.advantage, args)
+        self._may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
+        self._reference: TrainBackend | None = None
+        self._critic: TrainBackend | None = None
+        self._actor: TrainBackend = components.backend(_starting_from(args, args.ref_load))
+
+    def setup(self) -> None:
+        """Load the models."""
+        args, loss, new = self._args, self._components.loss, self._components.backend
+        self._actor.setup(loss, self._total_steps)
+        if "ref_log_probs" in self._reads:
+            self._reference = new(_starting_from(args, args.ref_load))
+            self._reference.setup(loss, self._total_steps, role="reference")
+        if self._components.critic_loss is not None:
+            critic_args = _starting_from(args, args.critic_load or args.ref_load)
+            if args.critic_lr is not None:
+                critic_args = critic_args.model_copy(update={"lr": args.critic_lr})
+            self._critic = new(critic_args)
+            self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
+
+    def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
+        """All optimizer steps of one rollout; the metrics are means over the steps, counts are sums."""
+        self._profiler.step(rollout_id)
+        samples = [sample for group in groups for sample in group]
+        parts = list(_parts(len(samples), self._args.num_steps_per_rollout))
+        columns: dict[str, Column] = {}
+        timings: dict[str, float] = {}
+        if self._components.advantage is not None:
+            columns, timings = self._signals(rollout_id, groups, samples, parts)
+        collected: list[dict[str, float]] = []
+        for number, part in enumerate(parts):
+            own = {name: values[part] for name, values in columns.items()}
+            if number == 0 and not self._args.use_rollout_logprobs:
+                own.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
+            collected.append(self._step(rollout_id, number, samples[part], own))
+        names = dict.fromkeys(name for metrics in collected for name in metrics)
+        return {
+            **timings,
+            **{name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names},
+        }
+
+    def evaluate(self, groups: list[Group]) -> dict[str, float]:
+        """Loss per evaluation set, as {"SET/loss": …}."""
+        by_set: dict[str, list[Sample]] = {}
+        for group in groups:
+            for sample in group:
+                by_set.setdefault(str(sample.metadata.get("dataset", "eval")), []).append(sample)
+        return {
+            f"{name}/{metric}": value
+            for name, samples in by_set.items()
+            for metric, value in self._actor.evaluate(self._batch(samples)).items()
+        }
+
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """All weights under their Hugging Face names; views, not copies."""
+        return list(self._actor.weights())
+
+    def save(self, folder: Path, rollout_id: int, state: dict[str, Any], keep: int | None) -> Path:
+        """Write a checkpoint."""
+        return checkpoint.save(folder, rollout_id, self._save_state, state, keep)
+
+    def load(self, folder: Path) -> None:
+        """Restore the models from a checkpoint whose files have been verified."""
+        self._actor.load_state(folder / "trainer")
+        if self._critic is not None:
+            self._critic.load_state(folder / "trainer" / "critic")
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face checkpoint."""
+        self._actor.export_hf(folder)
+
+    def close(self) -> None:
+        """Finish the profile, if one is being written."""
+        self._profiler.close()
+
+    # ------------------------------------------------------------------------------------------------- the stations
+
+    def _signals(
+        self, rollout_id: int, groups: list[Group], samples: list[Sample], parts: list[slice]
+    ) -> tuple[dict[str, Column], dict[str, float]]:
+        """The per-token columns of all samples of a rollout, and how long they took."""
+        args, estimator = self._args, self._components.advantage
+        assert estimator is not None
+        self._plugins.notify("slime_before_log_probs", args=args, rollout_id=rollout_id)
+        first = what_reads(estimator, args)
+        columns: dict[str, Column] = {}
+        if all(sample.rollout_log_probs for sample in samples if sample.response_length):
+            columns["rollout_log_probs"] = [sample.rollout_log_probs or [] for sample in samples]
+        started = time.perf_counter()
+        for name in sorted(first & set(_COMPUTED)):
+            self._compute(name, columns, samples, parts)
+        rewards, final = self._rewards(samples)
+        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns)), samples)
+        # What the estimator did not need can leave out the samples that have no gradient.
+        for name in sorted((self._reads & set(_COMPUTED)) - first):
+            self._compute(name, columns, samples, parts)
+        return columns, {"perf/signals_time": time.perf_counter() - started}
+
+    def _compute(self, name: str, columns: dict[str, Column], samples: list[Sample], parts: list[slice]) -> None:
+        """Add the column of log-probs or values called `name`. Its batches are those of the training steps, so that the
+        same weights give the same numbers, bit for bit."""
+        if name == "old_log_probs" and self._args.use_rollout_logprobs:
+            if "rollout_log_probs" not in columns:
+                raise SampleError(
+                    "--use-rollout-logprobs needs rollout_log_probs in every sample; the rollout set none."
+                )
+            columns[name] = columns["rollout_log_probs"]
+            return
+        if name == "old_log_probs" and len(parts) == 1 and "advantages" in columns:
+            return  # the only step finds them itself
+        models = {"old_log_probs": self._actor, "ref_log_probs": self._reference, "values": self._critic}
+        model = models[name]
+        assert model is not None, f"setup made no model for {name}"
+        found: list[Sequence[float]] = []
+        for part in parts:
+            own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
+            batch = self._batch(samples[part], skipped=self._skipped(samples[part], own))
+            found += model.values(batch) if name == "values" else model.log_probs(batch)
+        columns["old_values" if name == "values" else name] = found
+
+    def _skipped(self, samples: Sequence[Sample], columns: dict[str, Column]) -> set[int]:
+        """Samples that cannot contribute a gradient."""
+        return _without_gradient(samples, columns) if self._may_skip and "advantages" in columns else set()
+
+    def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
+        """The rewards to train with, and whether they are not to be normalised again."""
+        if self._components.reward_post_process is None:
+            return [reward_of(sample, self._args.reward_key) for sample in samples], False
+        return list(self._components.reward_post_process(self._args, samples)[1]), True
+
+    def _step(
+        self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]
+    ) -> dict[str, float]:
+        args = self._args
+        step = rollout_id * args.num_steps_per_rollout + number
+        self._plugins.notify("slime_before_train_step", args=args, rollout_id=rollout_id, step=step)
+        metrics: dict[str, float] = {}
+        if self._critic is not None:
+            found = self._critic.train_step(self._batch(samples, columns))
+            metrics |= {f"critic/{name}": value for name, value in found.items() if not name.startswith("num_")}
+        if rollout_id >= args.num_critic_only_steps or self._critic is None:
+            skipped = self._skipped(samples, columns)
+            batch = self._batch(samples, columns, skipped)
+            metrics |= self._actor.train_step(batch)
+            if skipped:
+                metrics["num_skipped_samples"] = len(skipped)
+            metrics |= {"num_tokens": batch.num_tokens, "num_trained_tokens": batch.num_trained_tokens}
+        self._plugins.notify("slime_train_step_finished", args=args, rollout_id=rollout_id, step=step, metrics=metrics)
+        return metrics
+
+    def _batch(
+        self, samples: Sequence[Sample], columns: dict[str, Column] | None = None, skipped: set[int] | None = None
+    ) -> TrainBatch:
+        args = self._args
+        trains_on_rollouts = self._components.advantage is not None
+        return make_train_batch(
+            samples,
+            mean="token" if args.calculate_per_token_loss else "constant" if args.constant_length_loss else "sample",
+            constant=args.rollout_max_response_len,
+            micro_batch_size=args.micro_batch_size,
+            max_tokens=args.max_tokens_per_gpu if args.use_dynamic_batch_size else None,
+            share_prompts=args.share_prompts and trains_on_rollouts,
+            temperature=args.rollout_temperature if trains_on_rollouts else 1.0,
+            columns=columns,
+            skipped=skipped or set(),
+        )
+
+    def _save_state(self, folder: Path) -> None:
+        self._actor.save_state(folder)
+        if self._critic is not None:
+            (folder / "critic").mkdir()
+            self._critic.save_state(folder / "critic")
+
+
+def _starting_from(args: Any, folder: str | None) -> Any:
+    return args.model_copy(update={"hf_checkpoint": folder}) if folder else args
+
+
+def _parts(count: int, steps: int) -> Iterator[slice]:
+    """`count` samples cut into the optimizer steps of a rollout, of equal size where that is possible."""
+    if count < steps:
+        raise SampleError(
+            f"The rollout has {count} samples, too few for {steps} optimizer steps (--num-steps-per-rollout)."
+        )
+    return (slice(k * count // steps, (k + 1) * count // steps) for k in range(steps))
+
+
+def _without_gradient(samples: Sequence[Sample], columns: dict[str, Column]) -> set[int]:
+    """Samples whose advantages are all 0 where they are trained."""
+    return {
+        index
+        for index, (sample, advantages) in enumerate(zip(samples, columns["advantages"], strict=True))
+        if not any(a for a, trained in zip(advantages, sample.trained_mask, strict=True) if trained)
+    }
+
+
+def _over_steps(name: str, values: list[float]) -> float:
+    return sum(values) / (1 if name.startswith("num_") else len(values))

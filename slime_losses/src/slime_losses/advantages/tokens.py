@@ -1,0 +1,83 @@
+"""From samples to tokens, and along tokens: what estimators share.
+
+Everything here works on the *trained* tokens of a rollout alone, sample after sample. Untrained tokens (the answers of
+tools) get no reward and no advantage, and time does not pass while they go by: the token after a trained token is the
+next trained one. `owner` (int64) says which sample each trained token belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slime_core.advantage import AdvantageInputs, AdvantageOutputs
+from slime_losses.divergence import approximate_kl
+
+
+def trained(inputs: AdvantageInputs, values: Tensor) -> Tensor:
+    """Of T values, those of trained tokens."""
+    return values[inputs.loss_mask > 0]
+
+
+def outputs(
+    args: Any, inputs: AdvantageInputs, advantages: Tensor, returns: Tensor | None = None, whiten: bool = False
+) -> AdvantageOutputs:
+    """The values of trained tokens set among the T response tokens, 0 elsewhere.
+
+    The advantages are whitened under `--normalize-advantages`, or if `whiten`.
+    """
+    if args.normalize_advantages or whiten:
+        advantages = whitened(advantages)
+
+    def spread(values: Tensor) -> Tensor:
+        return torch.zeros_like(inputs.loss_mask).masked_scatter(inputs.loss_mask > 0, values)
+
+    return AdvantageOutputs(spread(advantages), None if returns is None else spread(returns))
+
+
+def whitened(values: Tensor) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-8), variance with M - 1 in its denominator. Equal values give exactly 0."""
+    if not len(values):
+        return values
+    above = values - values.min()
+    deviation = above - above.mean()
+    variance = deviation.square().sum() / max(1, len(values) - 1)
+    return deviation / (variance + 1e-8).sqrt()
+
+
+def kl_penalty(args: Any, inputs: AdvantageInputs) -> Tensor:
+    """`--kl-coef` times the KL to the reference model (`--kl-loss-type`), of each trained token."""
+    if not args.kl_coef:
+        return torch.zeros_like(trained(inputs, inputs.loss_mask))
+    log_probs, reference = trained(inputs, inputs.log_probs), trained(inputs, inputs.ref_log_probs)
+    return args.kl_coef * approximate_kl(log_probs, reference, args.kl_loss_type)
+
+
+def token_rewards(args: Any, inputs: AdvantageInputs, owner: Tensor) -> Tensor:
+    """-KL penalty of each trained token; the last one of each sample also has the sample's reward."""
+    last = torch.ones_like(owner, dtype=torch.bool)
+    last[:-1] = owner[1:] != owner[:-1]
+    return torch.where(last, inputs.rewards[owner], 0.0) - kl_penalty(args, inputs)
+
+
+def following(values: Tensor, owner: Tensor, distance: int = 1) -> Tensor:
+    """The value `distance` tokens later in the same sample; 0 beyond its end."""
+    later = torch.zeros_like(values)
+    same = owner[distance:] == owner[:-distance]
+    later[:-distance] = torch.where(same, values[distance:], 0.0)
+    return later
+
+
+def discounted_sums(values: Tensor, owner: Tensor, factor: float) -> Tensor:
+    """x_t + factor · x_{t+1} + factor² · x_{t+2} + … to the end of each sample.
+
+    The number of terms doubles in every round, so the rounds are as many as the longest sample's length has bits.
+    """
+    longest = int(torch.bincount(owner).max()) if len(owner) else 0
+    distance = 1
+    while distance < longest:
+        values = values + factor**distance * following(values, owner, distance)
+        distance *= 2
+    return values

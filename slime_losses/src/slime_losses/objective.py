@@ -1,0 +1,83 @@
+"""What all policy losses share: off-policy correction, KL and entropy terms, and diagnostics around a surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from slime_core.errors import ArgumentError
+from slime_core.loss import LossInputs, LossOutputs
+from slime_losses.divergence import approximate_kl, bounded_exp
+from slime_losses.importance import old_log_probs, tis
+from slime_losses.surrogate import Surrogate
+
+ImportanceWeight = Callable[[Any, LossInputs], tuple[Tensor, dict[str, Tensor]]]
+
+
+def policy_reads(args: Any) -> set[str]:
+    """What every policy loss reads; entropy and the engine's log-probs are at least reported."""
+    common = {"advantages", "old_log_probs", "rollout_log_probs", "entropy"}
+    return common | ({"ref_log_probs"} if args.use_kl_loss else set())
+
+
+def has_other_terms(args: Any) -> bool:
+    """Whether a token whose advantage is 0 has a gradient."""
+    return bool(args.use_kl_loss and args.kl_loss_coef) or bool(args.entropy_coef)
+
+
+def policy_objective(
+    args: Any,
+    inputs: LossInputs,
+    surrogate: Callable[[Any, LossInputs, Tensor], Surrogate],
+    importance_weight: ImportanceWeight | None,
+) -> LossOutputs:
+    """mean(w · surrogate) - `--entropy-coef` · mean(entropy) + `--kl-loss-coef` · mean(KL to the reference model).
+
+    Args:
+        surrogate: called with args, inputs and the (T,) log-ratios of new to old probabilities.
+        importance_weight: gives w under `--use-tis`; without that w is 1.
+
+    Raises:
+        ArgumentError: there are no advantages.
+    """
+    if inputs.advantages is None:
+        raise ArgumentError(
+            "A policy loss needs advantages, but none were computed; leave out --disable-compute-advantages-and-returns."
+        )
+    old = old_log_probs(inputs)
+    token_loss, log_ratio, clipped = surrogate(args, inputs, inputs.log_probs - old)
+    log_ratio = log_ratio.detach()
+    metrics = {
+        "ratio": inputs.measured(bounded_exp(log_ratio)),
+        "ppo_kl": inputs.measured(-log_ratio),
+        "pg_clipfrac": inputs.measured(clipped.to(log_ratio.dtype)),
+    }
+    if args.use_tis:
+        weights, found = (importance_weight or tis)(args, inputs)
+        token_loss, metrics = token_loss * weights, metrics | found
+    loss = inputs.reduce(token_loss)
+    metrics["pg_loss"] = loss.detach()
+    if inputs.entropy is not None:
+        metrics["entropy_loss"] = inputs.measured(inputs.entropy.detach())
+        if args.entropy_coef:
+            loss = loss - args.entropy_coef * inputs.reduce(inputs.entropy)
+    if args.use_kl_loss:
+        kl = approximate_kl(inputs.log_probs, inputs.ref_log_probs, args.kl_loss_type)
+        metrics["kl_loss"] = (inputs.reduce if args.kl_loss_coef else inputs.measured)(kl.detach())
+        if args.kl_loss_coef:
+            loss = loss + args.kl_loss_coef * inputs.reduce(kl)
+    return LossOutputs(loss, metrics | _mismatch(args, inputs, old))
+
+
+def _mismatch(args: Any, inputs: LossInputs, old: Tensor) -> dict[str, Tensor]:
+    """How far trainer and engine disagree about the same tokens under (nearly) the same weights."""
+    if inputs.rollout_log_probs is None:
+        return {}
+    # Under --use-rollout-logprobs the old log-probs are the engine's own.
+    ours = inputs.log_probs.detach() if args.use_rollout_logprobs else old
+    return {
+        "train_rollout_logprob_abs_diff": inputs.measured((ours - inputs.rollout_log_probs).abs()),
+        "train_rollout_kl": inputs.measured(approximate_kl(inputs.rollout_log_probs, ours, "k3")),
+    }

@@ -1,0 +1,21 @@
+"""Sums and means over each sample's trained tokens. Used by what looks at whole sequences: GSPO and sequence-level
+importance weights. A micro-batch holds whole samples, so that nothing here depends on how the batch was cut."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from slime_core.loss import LossInputs
+
+
+def sequence_sum(values: Tensor, inputs: LossInputs) -> Tensor:
+    """(T,): for every token the sum of `values` over the trained tokens of its sample. Keeps gradients."""
+    samples = int(inputs.sample_index.max()) + 1 if len(inputs.sample_index) else 0
+    sums = values.new_zeros(samples).index_add(0, inputs.sample_index, values * inputs.loss_mask)
+    return sums[inputs.sample_index]
+
+
+def sequence_mean(values: Tensor, inputs: LossInputs) -> Tensor:
+    """(T,): likewise the mean; 0 for a sample without trained tokens."""
+    counts = sequence_sum(values.new_ones(len(values)), inputs)
+    return sequence_sum(values, inputs) / counts.clamp(min=1)

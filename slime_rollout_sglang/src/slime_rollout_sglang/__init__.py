@@ -1,0 +1,1 @@
+"""Reinforcement-learning rollouts for slime: asynchronous groups, dynamic sampling, partial rollouts, evaluation."""

@@ -1,0 +1,132 @@
+"""Options of the rollout `sglang`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from slime_core.arguments import ArgumentGroup, option
+
+
+class SamplingArguments(ArgumentGroup):
+    """Rollouts that generate"""
+
+    read_by = "rollout:sglang"
+
+    rollout_top_p: float = option(
+        1.0, "Sample from the likeliest tokens that together have this probability.", gt=0, le=1
+    )
+    rollout_top_k: int = option(-1, "Sample from so many likeliest tokens; -1 is all of them.", ge=-1)
+    rollout_stop: list[str] | None = option(None, "Texts that end a response.")
+    rollout_stop_token_ids: list[int] | None = option(
+        None, "Tokens that end a response, in place of the checkpoint's own end tokens."
+    )
+    rollout_max_prompt_len: int | None = option(
+        None,
+        "Longest prompt in tokens. Longer ones are left out, replaced by the next, and counted. Default: what "
+        "--rollout-max-context-len leaves room for.",
+        ge=1,
+    )
+    apply_chat_template_kwargs: dict[str, Any] = option(
+        {},
+        "JSON object handed to the chat template, such as '{\"enable_thinking\": false}'.",
+        when="apply_chat_template",
+    )
+    over_sampling_batch_size: int | None = option(
+        None,
+        "How many prompts are sampled at a time, until --rollout-batch-size groups have passed. Default: that number.",
+        ge=1,
+    )
+    dynamic_sampling_filter_path: str | None = option(
+        None, "Which finished groups are trained on: a name ('check_reward_nonzero_std') or import path."
+    )
+    dynamic_sampling_order: Literal["finished", "prompt"] = option(
+        "finished",
+        "In which order groups are accepted: as their responses are finished, which stops earliest; or as their prompts "
+        "come, which makes the batch independent of timing and free of a preference for short responses.",
+    )
+    max_dynamic_sampling_rounds: int = option(
+        10,
+        "How often prompts are sampled for one rollout. After that, the best of the groups that were filtered out fill "
+        "it up, with a warning.",
+        ge=1,
+    )
+    partial_rollout: bool = option(
+        False,
+        "Keep what has been generated when sampling stops early: such groups go to the buffer, and the next rollout "
+        "continues them. Without it they go back as fresh prompts.",
+    )
+    mask_offpolicy_in_partial_rollout: bool = option(
+        False, "Do not train tokens that an earlier rollout generated.", when="partial_rollout"
+    )
+    rollout_sample_filter_path: str | None = option(
+        None, "Which samples of a finished rollout are trained: a name or import path."
+    )
+    rollout_all_samples_process_path: str | None = option(
+        None, "What sees all groups of a rollout, filtered ones included: a name or import path."
+    )
+    custom_generate_function_path: str | None = option(
+        None, "How a prompt becomes a response: a name or import path. Default: one response of the engine."
+    )
+
+    @field_validator("rollout_top_k")
+    @classmethod
+    def _rollout_top_k_is_not_zero(cls, value: int) -> int:
+        return _not_zero(value)
+
+    @field_validator("apply_chat_template_kwargs", mode="before")
+    @classmethod
+    def _json_object(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"expected a JSON object: {error}") from None
+
+
+class EvalSamplingArguments(ArgumentGroup):
+    """Evaluation that generates"""
+
+    read_by = "rollout:sglang?eval_prompt_data"
+
+    n_samples_per_eval_prompt: int = option(1, "Samples per evaluation prompt.", ge=1, affects_result=False)
+    eval_top_p: float | None = option(None, "Default: --rollout-top-p.", gt=0, le=1, affects_result=False)
+    eval_top_k: int | None = option(None, "Default: --rollout-top-k.", ge=-1, affects_result=False)
+    eval_max_prompt_len: int | None = option(
+        None, "Longest evaluation prompt in tokens. Default: --rollout-max-prompt-len.", ge=1, affects_result=False
+    )
+    eval_max_context_len: int | None = option(
+        None,
+        "Longest prompt and response of an evaluation in tokens. Default: --rollout-max-context-len.",
+        ge=2,
+        affects_result=False,
+    )
+    eval_min_new_tokens: int | None = option(
+        None, "Shortest response of an evaluation in tokens.", ge=0, affects_result=False
+    )
+    eval_input_key: str | None = option(
+        None, "Column of the evaluation sets with the prompt. Default: --input-key.", affects_result=False
+    )
+    eval_label_key: str | None = option(
+        None, "Column of the evaluation sets with the label. Default: --label-key.", affects_result=False
+    )
+    eval_tool_key: str | None = option(
+        None, "Column of the evaluation sets with tool definitions. Default: --tool-key.", affects_result=False
+    )
+    eval_reward_key: str | None = option(
+        None,
+        "Which number of a reward that is a dict is reported in evaluations. Default: --reward-key.",
+        affects_result=False,
+    )
+
+    @field_validator("eval_top_k")
+    @classmethod
+    def _eval_top_k_is_not_zero(cls, value: int | None) -> int | None:
+        return _not_zero(value)
+
+
+def _not_zero(value: Any) -> Any:
+    if value == 0:
+        raise ValueError("expected -1 (all tokens) or a number of at least 1")
+    return value

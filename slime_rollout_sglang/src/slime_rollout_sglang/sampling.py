@@ -1,0 +1,204 @@
+"""Dynamic sampling: many groups at once, until enough of them have passed the filter.
+
+Prompts are taken `--over-sampling-batch-size` at a time, and again whenever the groups that may still pass are too few.
+Finished groups are judged one by one; the moment enough have passed, everything else is stopped.
+
+With the order "finished", groups are judged as their last response is finished (however long their rewards take), those
+of one step of the engine as the engine reports them. Which groups are accepted then depends on how fast the engine
+serves each request. With the order "prompt" they are judged as they were started, and what is accepted depends on nothing
+but the prompts, the seeds and the weights. Without a filter and over-sampling every group is accepted, and the two are
+the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from slime_core.errors import DataError, SampleError
+from slime_core.plugins.calls import Caller, Dropped
+from slime_core.reward import reward_of
+from slime_core.sample import Group
+from slime_rollout_sglang.filters import verdict
+from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only
+from slime_rollout_sglang.prompts import Prompts
+from slime_rollout_sglang.requests import Requests
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Sampled:
+    """How sampling ended. Every group that was started is in exactly one of the lists.
+
+    Attributes:
+        kept: `--rollout-batch-size` groups, in the order of their samples' index.
+        rejected: finished, and filtered out.
+        lost: a generator or reward failed for good.
+        stopped: not judged when there were enough; finished or not.
+        reasons: how many groups the filter rejected why, those included that were kept in the end for want of better.
+        rounds: how often prompts were taken.
+        made_up: groups among `kept` that the filter had rejected.
+    """
+
+    kept: list[Flight] = field(default_factory=list)
+    rejected: list[Flight] = field(default_factory=list)
+    lost: list[Flight] = field(default_factory=list)
+    stopped: list[Flight] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    made_up: int = 0
+
+    @property
+    def flights(self) -> list[Flight]:
+        """All groups, in the order in which they were started."""
+        return sorted([*self.kept, *self.rejected, *self.lost, *self.stopped], key=lambda flight: flight.number)
+
+
+class DynamicSampling:
+    """Samples the groups of one rollout.
+
+    Args:
+        args: reads `rollout_batch_size`, `over_sampling_batch_size`, `max_dynamic_sampling_rounds`,
+            `dynamic_sampling_order` and `reward_key`.
+        filter: the dynamic filter, if one is chosen.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        data_source: Any,
+        prompts: Prompts,
+        runner: GroupRunner,
+        requests: Requests,
+        filter: Caller | None,
+    ) -> None:
+        self._args, self._data_source, self._prompts = args, data_source, prompts
+        self._runner, self._requests, self._filter = runner, requests, filter
+        self._tasks: dict[Flight, asyncio.Task[None]] = {}  # of groups that are not judged yet
+        self._to_judge: asyncio.Queue[Flight] = asyncio.Queue()
+        self._started = 0
+        self._sampled = Sampled()
+
+    async def sample(self) -> Sampled:
+        """Start groups, judge them, stop.
+
+        Raises:
+            SampleError: so many groups were lost that the rollout cannot be filled.
+            Exception: whatever ends the run; nothing of the rollout is running any more.
+        """
+        with first_error_only():
+            async with asyncio.TaskGroup() as tasks:
+                await self._sample_until_full(tasks)
+                await self._requests.stop(self._tasks.values())
+        sampled = self._sampled
+        for flight in self._tasks:
+            (sampled.lost if flight.lost else sampled.stopped).append(flight)
+        sampled.kept.sort(key=lambda flight: (flight.group[0].index or 0, flight.number))
+        return sampled
+
+    async def _sample_until_full(self, tasks: asyncio.TaskGroup) -> None:
+        sampled, wanted = self._sampled, self._args.rollout_batch_size
+        while len(sampled.kept) < wanted:
+            may_pass = len(sampled.kept) + len(self._tasks)
+            if may_pass < wanted and sampled.rounds < self._args.max_dynamic_sampling_rounds:
+                self._start_round(tasks)
+            elif self._tasks:
+                await self._judge_next()
+            else:
+                self._make_up(wanted - len(sampled.kept))
+
+    def _start_round(self, tasks: asyncio.TaskGroup) -> None:
+        self._sampled.rounds += 1
+        for group in self._next_groups(self._args.over_sampling_batch_size or self._args.rollout_batch_size):
+            flight = Flight(self._started, group)
+            self._started += 1
+            self._tasks[flight] = tasks.create_task(self._fly(flight))
+            if self._args.dynamic_sampling_order == "prompt":
+                self._to_judge.put_nowait(flight)
+
+    async def _fly(self, flight: Flight) -> None:
+        is_queued = self._args.dynamic_sampling_order == "prompt"
+
+        def queue() -> None:
+            nonlocal is_queued
+            if not is_queued:
+                self._to_judge.put_nowait(flight)
+            is_queued = True
+
+        await self._runner.run(flight, generated=queue)
+        queue()  # also a group that was lost on the way
+
+    async def _judge_next(self) -> None:
+        sampled = self._sampled
+        flight = await self._to_judge.get()
+        await self._tasks[flight]
+        del self._tasks[flight]
+        if flight.lost:
+            sampled.lost.append(flight)
+            return
+        keep, reason = self._passes(flight)
+        if keep:
+            sampled.kept.append(flight)
+        else:
+            sampled.rejected.append(flight)
+            sampled.reasons[reason] += 1
+
+    def _passes(self, flight: Flight) -> tuple[bool, str]:
+        if self._filter is None:
+            return True, ""
+        answer = self._filter.call(self._args, flight.samples, item=f"prompt {flight.group[0].group_index}")
+        return (False, "filter_failed") if isinstance(answer, Dropped) else verdict(answer)
+
+    def _next_groups(self, count: int) -> list[Group]:
+        """So many usable prompts."""
+        groups: list[Group] = []
+        skipped_in_a_row = 0
+        while len(groups) < count:
+            for group in self._data_source.get_samples(count - len(groups)):
+                if self._prompts.fill(group):
+                    groups.append(group)
+                    skipped_in_a_row = 0
+                    continue
+                skipped_in_a_row += 1
+                if skipped_in_a_row >= len(self._data_source):
+                    left_out = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in self._prompts.counts.items())
+                    raise DataError(
+                        f"No prompt of a whole epoch ({len(self._data_source)} rows) can be used: {left_out}. Repair the "
+                        "data, or change the options that leave prompts out, such as --rollout-max-prompt-len."
+                    )
+        return groups
+
+    def _make_up(self, missing: int) -> None:
+        """Fill the rollout up with groups that the filter rejected: those whose rewards differ most, then the first."""
+        sampled = self._sampled
+        key = self._args.reward_key
+        best = sorted(sampled.rejected, key=lambda flight: (-_spread(flight, key), flight.number))[:missing]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sampled.reasons.most_common()) or "none"
+        tried = (
+            f"{sampled.rounds} rounds of sampling (--max-dynamic-sampling-rounds), {self._started} prompts, gave "
+            f"{len(sampled.kept)} of {self._args.rollout_batch_size} groups; filtered out: {reasons}; lost to failures of "
+            f"generators and rewards: {len(sampled.lost)}."
+        )
+        if len(best) < missing:
+            raise SampleError(
+                f"{tried} That leaves too few to go on with. Repair what fails; the warnings above say what."
+            )
+        logger.warning(
+            "%s The rollout is filled up with %d of those that were filtered out. Choose prompts that the model solves "
+            "sometimes, raise --n-samples-per-prompt or --over-sampling-batch-size, or loosen the filter.",
+            *(tried, missing),
+        )
+        for flight in best:
+            sampled.rejected.remove(flight)
+        sampled.kept += best
+        sampled.made_up = missing
+
+
+def _spread(flight: Flight, key: str | None) -> float:
+    rewards = [reward_of(sample, key) for sample in flight.samples]
+    return statistics.pstdev(rewards) if len(rewards) > 1 else 0.0

@@ -1,0 +1,210 @@
+"""A scripted engine, and the hooks that the tests of this distribution name by import path."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from slime_core.engine import Generation
+from slime_core.sample import Sample, Status
+
+END = 3  # the token <end>
+Script = Callable[[list[int], dict[str, Any]], Sequence[int]]
+
+
+def random_words(prompt: list[int], params: dict[str, Any]) -> list[int]:
+    """Two to nine words and an end, from the request's seed."""
+    source = random.Random(params["seed"])
+    return [source.randrange(10, 40) for _ in range(source.randrange(2, 10))] + [END]
+
+
+class ScriptedEngine:
+    """One token per turn of the event loop for every request, as a script says. What a request was given, and how many
+    tokens were handed out in all, can be looked up."""
+
+    def __init__(self, script: Script = random_words, version: int = 1) -> None:
+        self.script, self.version = script, version
+        self.requests: list[tuple[list[int], dict[str, Any], str | None]] = []
+        self.handed_out = 0
+        self.running: set[str | None] = set()
+        self.most_running = 0
+        self.aborts = 0
+        self.requests_after_abort = 0
+        self._aborted: set[str | None] = set()
+
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+    ) -> Generation:
+        self.requests.append((list(input_ids), dict(sampling_params), request_id))
+        self.requests_after_abort += self.aborts > 0
+        assert request_id is None or request_id not in self.running, "two requests share a name"
+        limit = sampling_params["max_new_tokens"]
+        plan = self.script(list(input_ids), sampling_params)
+        tokens: list[int] = []
+        self.running.add(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+        try:
+            while len(tokens) < min(limit, len(plan)) and request_id not in self._aborted:
+                await asyncio.sleep(0)
+                if request_id not in self._aborted:
+                    tokens.append(plan[len(tokens)])
+        finally:
+            self.running.discard(request_id)
+        self.handed_out += len(tokens)
+        is_whole = len(tokens) == len(plan)
+        reason = "abort" if request_id in self._aborted and not is_whole else "stop" if is_whole else "length"
+        text = " ".join(f"w{token}" for token in tokens if token != END)
+        return Generation(tokens, [-0.5] * len(tokens), reason, [self.version] * len(tokens), text)
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
+        self.aborts += 1
+        self._aborted |= set(self.running if request_ids is None else request_ids)
+        while self.running & self._aborted:
+            await asyncio.sleep(0)
+
+    def update_weights(self, weights: Any, version: int) -> None:
+        self.version = version
+
+    def close(self) -> None:
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------------ rewards
+
+calls: Counter[str] = Counter()
+state = SimpleNamespace(answers={}, delays={}, turn_limit=3)
+
+
+def reset() -> None:
+    """Forget what earlier tests left here."""
+    calls.clear()
+    state.answers, state.delays, state.turn_limit = {}, {}, 3
+
+
+async def length_reward(args: Any, sample: Sample) -> float:
+    """The number of response tokens."""
+    calls["reward"] += 1
+    return float(sample.response_length)
+
+
+async def by_group(args: Any, sample: Sample) -> Any:
+    """What `state.answers` says for the sample's group (a list: for each sample; an exception is raised; a number of
+    seconds in `state.delays` is waited for). Without an entry: 1 for even samples, 0 for odd ones."""
+    calls["reward"] += 1
+    await asyncio.sleep(state.delays.get(sample.group_index, 0))
+    answer = state.answers.get(sample.group_index, [1.0, 0.0])
+    if isinstance(answer, list):
+        answer = answer[sample.index % len(answer)]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+async def ranks(args: Any, samples: list[Sample]) -> list[float]:
+    """Scores a group at once: by length, longest first."""
+    calls["group reward"] += 1
+    order = sorted(samples, key=lambda sample: (-sample.response_length, sample.index))
+    return [float(order.index(sample)) for sample in samples]
+
+
+async def too_few(args: Any, samples: list[Sample]) -> list[float]:
+    """One reward less than there are samples."""
+    return [0.0] * (len(samples) - 1)
+
+
+def echo(args: Any, sample: Sample) -> float:
+    """1 when the response is the label; a plain function."""
+    return float(sample.response == sample.label)
+
+
+async def two_numbers(args: Any, sample: Sample) -> dict[str, float]:
+    return {"score": float(sample.response_length), "format": float(sample.index % 2)}
+
+
+# --------------------------------------------------------------------------------------------------------- generators
+
+
+async def two_turns(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
+    """A call of the engine, a tool's answer of two tokens, another call."""
+    tokens, mask, log_probs, versions = list(sample.tokens), [], [], []
+    for turn in range(2):
+        generation = await engine.generate(tokens, {**sampling_params, "max_new_tokens": state.turn_limit})
+        tool = [30, 31] if turn == 0 else []
+        tokens += [*generation.tokens, *tool]
+        mask += [1] * len(generation.tokens) + [0] * len(tool)
+        log_probs += [*generation.log_probs, *(0.0 for _ in tool)]
+        versions += [*generation.weight_versions, *(1 for _ in tool)]
+    sample.tokens, sample.response_length, sample.loss_mask = tokens, len(mask), mask
+    sample.rollout_log_probs, sample.weight_versions = log_probs, versions
+    sample.status = Status.ABORTED if generation.finish_reason == "abort" else Status.COMPLETED
+    sample.response = "two turns"
+    return sample
+
+
+async def twins(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> list[Sample]:
+    """Two samples for each."""
+    from slime_rollout_sglang.generate import generate
+
+    return [await generate(args, sample, sampling_params, engine) for _ in range(2)]
+
+
+async def sometimes(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
+    """Raises for what `state.answers` holds under the sample's index, or comes back with that status; a single turn
+    otherwise."""
+    from slime_rollout_sglang.generate import generate
+
+    sample = await generate(args, sample, sampling_params, engine)
+    answer = state.answers.get(f"generate {sample.index}")
+    if isinstance(answer, Exception):
+        raise answer
+    sample.status = answer or sample.status
+    return sample
+
+
+async def silent(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    """Every other sample has no response. Needs no engine."""
+    sample.response_length = sample.index % 2
+    sample.tokens = [*sample.tokens, *([20] * sample.response_length)]
+    sample.status = Status.COMPLETED
+    return sample
+
+
+async def self_scored(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
+    """Sets its own reward."""
+    from slime_rollout_sglang.generate import generate
+
+    sample = await generate(args, sample, sampling_params, engine)
+    sample.reward = 0.25
+    return sample
+
+
+# ------------------------------------------------------------------------------------------------------------- filters
+
+
+def slime_style(args: Any, samples: list[Sample], **kwargs: Any) -> Any:
+    """As slime's example does it: a tensor."""
+    import torch
+
+    return torch.tensor([sample.reward for sample in samples], dtype=torch.float).std() > 0.0
+
+
+def as_object(args: Any, samples: list[Sample], **kwargs: Any) -> Any:
+    return SimpleNamespace(keep=len({sample.reward for sample in samples}) > 1, reason="object")
+
+
+def nothing_passes(args: Any, samples: list[Sample], **kwargs: Any) -> bool:
+    return False
+
+
+def remove_odd(args: Any, groups: list[list[Sample]]) -> None:
+    for group in groups:
+        for sample in group:
+            sample.remove_sample = sample.index % 2 == 1
+
+
+def watch(args: Any, all_samples: list[list[Sample]], data_source: Any) -> None:
+    state.seen = [[sample.index for sample in group] for group in all_samples]

@@ -1,0 +1,31 @@
+"""Hook functions of a user's own project, named by import path in the RL tests."""
+
+from __future__ import annotations
+
+from slime_core.sample import Sample
+
+
+async def even_tokens(args, sample: Sample) -> float:
+    """The share of even token ids in the response: varies within a group, and a model can learn it."""
+    response = sample.tokens[len(sample.tokens) - sample.response_length :]
+    return sum(token % 2 == 0 for token in response) / max(1, len(response))
+
+
+async def same_for_all(args, sample: Sample) -> float:
+    return 1.0
+
+
+def in_half_of_the_groups(args, samples: list[Sample], **kwargs) -> bool:
+    """Keeps groups with even numbers."""
+    return samples[0].group_index % 2 == 0
+
+
+def log_reward_to_file(rollout_id, args, samples, rollout_extra_metrics, rollout_time) -> bool:
+    with open(f"{args.run_dir}/own.log", "a", encoding="utf-8") as file:
+        file.write(f"{rollout_id} {len(samples)} {rollout_time > 0}\n")
+    return True
+
+
+def double_rewards(args, samples: list[Sample]) -> tuple[list[float], list[float]]:
+    raw = [float(sample.reward) for sample in samples]
+    return raw, [2 * reward for reward in raw]

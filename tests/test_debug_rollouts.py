@@ -1,0 +1,63 @@
+"""Rollouts on disk: dumped, replayed, and samples converted by somebody's own function."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from slime_core.errors import DataError, PluginError
+from slime_core.rollout_worker import RolloutResult, converted, read_debug_data, write_debug_data
+from slime_core.sample import RolloutOutput, Sample, Status
+
+
+def groups() -> list[list[Sample]]:
+    return [
+        [
+            Sample(
+                index=2 * g + i,
+                group_index=g,
+                tokens=[1, 2, 3 + i],
+                response_length=1,
+                reward=float(i),
+                rollout_log_probs=[-0.25],
+                weight_versions=[g],
+                status=Status.COMPLETED,
+                metadata={"start_rollout_id": g},
+            )
+            for i in range(2)
+        ]
+        for g in range(3)
+    ]
+
+
+def test_a_dumped_rollout_is_read_back_whole(tmp_path):
+    output = RolloutOutput(groups(), {"rounds": 2.0})
+    write_debug_data(tmp_path / "sub" / "3.jsonl", output)
+    assert read_debug_data(tmp_path / "sub" / "3.jsonl") == output
+
+
+def test_a_rollout_that_waits_for_training_survives_a_checkpoint():
+    result = RolloutResult(RolloutOutput(groups(), {"rounds": 2.0}), {"offset": 4}, 1.5)
+    assert RolloutResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_a_file_that_is_no_dump_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+    for name in ("rows.jsonl", "none.jsonl"):
+        with pytest.raises(DataError, match="Give the path that --save-debug-rollout-data wrote"):
+            read_debug_data(tmp_path / name)
+
+
+def test_converted_samples_get_the_given_columns_and_keep_the_rest():
+    found = converted(groups(), {"rewards": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0], "loss_masks": [[0]] * 6})
+    assert [[s.reward for s in group] for group in found] == [[9, 8], [7, 6], [5, 4]]
+    assert {tuple(s.loss_mask) for group in found for s in group} == {(0,)}
+    assert [s.index for group in found for s in group] == list(range(6))
+
+
+def test_converted_samples_of_an_unknown_or_short_column_are_refused():
+    with pytest.raises(PluginError, match="'images', which training does not know"):
+        converted(groups(), {"images": []})
+    with pytest.raises(PluginError, match="5 rewards for 6 samples"):
+        converted(groups(), {"rewards": [0.0] * 5})

@@ -1,0 +1,61 @@
+"""From samples to an estimator's inputs and back, and which number of a reward is trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slime_core.advantage import AdvantageOutputs
+from slime_core.errors import PluginError, SampleError
+from slime_core.reward import reward_of
+from slime_core.sample import Sample
+from slime_core.signals import advantage_inputs, columns_of
+
+
+def sample(response: int, mask: list[int] | None = None, **fields) -> Sample:
+    return Sample(tokens=[1] * (2 + response), response_length=response, loss_mask=mask, **fields)
+
+
+GROUPS = [[sample(2), sample(3, [1, 0, 1])], [sample(0), sample(1, remove_sample=True)]]
+SAMPLES = [s for group in GROUPS for s in group]
+
+
+def test_the_signals_keep_the_order_of_groups_samples_and_tokens():
+    columns = {
+        "old_log_probs": [[-1.0, -2.0], [-3.0, -4.0, -5.0], [], [-6.0]],
+        "old_values": [[0.5] * n for n in (2, 3, 0, 1)],
+    }
+    inputs = advantage_inputs(GROUPS, [1.0, 2.0, 3.0, 4.0], False, columns)
+    assert inputs.group_index.tolist() == [0, 0, 1, 1]
+    assert inputs.lengths.tolist() == [2, 3, 0, 1]
+    assert inputs.sample_index.tolist() == [0, 0, 1, 1, 1, 3]
+    assert inputs.loss_mask.tolist() == [1, 1, 1, 0, 1, 0]
+    assert inputs.rewards.dtype == torch.float64
+    assert inputs.log_probs.tolist() == [-1, -2, -3, -4, -5, -6]
+    assert inputs.values.tolist() == [0.5] * 6
+    assert inputs.ref_log_probs is None
+
+
+def test_an_answer_comes_back_per_sample():
+    found = columns_of(AdvantageOutputs(torch.arange(6.0), torch.ones(6)), SAMPLES)
+    assert found == {"advantages": [[0, 1], [2, 3, 4], [], [5]], "returns": [[1, 1], [1, 1, 1], [], [1]]}
+
+
+def test_an_answer_of_the_wrong_length_is_refused():
+    with pytest.raises(PluginError, match=r"shape \(5,\); expected \(6,\)"):
+        columns_of(AdvantageOutputs(torch.zeros(5)), SAMPLES)
+
+
+def test_an_advantage_that_is_not_finite_names_its_sample():
+    samples = [sample(1, index=7, reward=3.0), sample(1, index=8, reward=1e38)]
+    with pytest.raises(PluginError, match="not finite for sample 8, whose reward is 1e"):
+        columns_of(AdvantageOutputs(torch.tensor([0.0, float("nan")])), samples)
+
+
+def test_the_reward_key_picks_the_number_to_train_on():
+    assert reward_of(sample(1, reward={"acc": 1.0, "score": -1.0}), "score") == -1.0
+    assert reward_of(sample(1, reward=2), None) == 2.0
+    with pytest.raises(SampleError, match="name one of them with --reward-key"):
+        reward_of(sample(1, reward={"acc": 1.0}), None)
+    with pytest.raises(SampleError, match="expected a number"):
+        reward_of(sample(1), None)
