@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
+
+from slime_core.tracking import read_metrics
 
 PAGE = Path(__file__).parent.parent / "docs" / "write-a-plugin.md"
 
@@ -107,6 +110,51 @@ def test_every_block_of_the_guide_runs_as_it_stands_and_prints_what_it_says(envi
             printed = done.stdout + done.stderr
             assert (done.returncode != 0) == (block.purpose == "fail"), f"{block.text}\n{printed}"
             assert "Traceback" not in printed, f"{block.text}\n{printed}"
+
+
+RECIPE = """
+prompt_data: [{rows}]
+input_key: messages
+rollout_function_path: sft
+disable_compute_advantages_and_returns: true
+rollout_batch_size: 4
+num_rollout: 2
+lr: 1.0e-3
+"""
+
+
+@pytest.mark.slow
+def test_a_new_package_trains_by_one_flag_and_is_missed_by_name_once_it_is_gone(environment, chat_rows, tmp_path):
+    """What its user types, from `slime plugins new` to `pip uninstall`."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(RECIPE.format(rows=chat_rows))
+    (folder / "named.yaml").write_text(RECIPE.format(rows=chat_rows) + "loss_type: my_loss\n")
+
+    def bash(command: str, status: int = 0) -> str:
+        words = ["bash", "-euo", "pipefail", "-c", command]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    bash("slime plugins new my-loss --kind loss && pip install -q ./my-loss")
+    assert missing_lines("my-loss … my-loss … 0.1.0 … loaded … losses", bash("slime plugins")) == []
+    bash('slime train recipe.yaml --hf-checkpoint "$MODEL" --loss-type my_loss --run-dir run')
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert config["components"]["loss"] == "my_loss of my-loss (my-loss 0.1.0)"
+    assert config["plugins"]["my-loss"] == "0.1.0"
+    first, second = read_metrics(folder / "run" / "metrics.jsonl")
+    # The loss is (1 - p)² times the negative log-likelihood, which is near log 49152 for a random model.
+    assert 0 < first["train/probability"] < 1e-3
+    assert first["train/loss"] == pytest.approx(10.8, abs=0.3)
+    assert second["perf/hooks/loss/calls"] == 4
+
+    bash("pip uninstall -q -y my-loss")
+    printed = bash('slime train named.yaml --hf-checkpoint "$MODEL" --run-dir again', status=1)
+    assert printed.startswith("slime train: There is no loss named 'my_loss' for --loss-type.")
+    assert "or give an import path such as my_package.my_module.my_loss." in printed
+    assert "Traceback" not in printed
+    assert not (folder / "again").exists()
 
 
 def test_the_page_is_read_as_it_is_meant():

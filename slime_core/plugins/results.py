@@ -126,9 +126,8 @@ def _advantages(result: Any, args: tuple[Any, ...]) -> str | None:
     if not isinstance(result, AdvantageOutputs):
         return f"{_shown(result)}; expected an AdvantageOutputs"
     wanted = tuple(args[1].loss_mask.shape)
-    for name, value in (("advantages", result.advantages), ("returns", result.returns)):
-        if value is None and name == "returns":
-            continue
+    made = {"advantages": result.advantages} | ({} if result.returns is None else {"returns": result.returns})
+    for name, value in made.items():
         if getattr(value, "shape", None) != wanted:
             return f"{name} {_shape(value)}; expected a tensor of shape {wanted}, one for each response token"
         if not bool(value.isfinite().all()):

@@ -90,7 +90,8 @@ def test_greedy_decoding_of_the_real_model_equals_transformers_in_float32(
     answers = ask(start(folder, model), [(p, {"max_new_tokens": 12, "temperature": 0}) for p in prompts])
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == reference_greedy(model, prompt, 12)
-        assert answer.log_probs == pytest.approx(reference_log_probs(model, prompt, answer.tokens), rel=1e-5, abs=1e-5)
+        # Transformers itself is off by 1.5e-5 here, measured against float64.
+        assert answer.log_probs == pytest.approx(reference_log_probs(model, prompt, answer.tokens), rel=0, abs=5e-5)
         assert answer.text == tokenizer.decode(answer.tokens, skip_special_tokens=True)
     assert "Paris" in answers[1].text
 

@@ -18,7 +18,7 @@ from slime_core.testing.subject import Check, Subject
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0.0}
 RANDOM = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 7}
-LONG = {"max_new_tokens": 300, "temperature": 1.0, "seed": 7, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_new_tokens": 300, "temperature": 1.0, "seed": 7, "ignore_eos": True}
 PATIENCE = 10.0
 """Seconds within which an aborted or closed engine comes to rest."""
 
@@ -136,11 +136,11 @@ async def _aborted(engine: Any, ids: list[str] | None) -> tuple[Generation, Gene
     await asyncio.sleep(0)
     too_fast = [task for task in (one, other) if task.done()]
     await engine.abort(ids)
-    answers = await asyncio.wait_for(asyncio.gather(one, other), PATIENCE)
-    meant = [one, other] if ids is None else [one]
-    for task in set(too_fast) & set(meant):
-        answers[[one, other].index(task)] = replace(task.result(), finish_reason="abort")
-    return answers[0], answers[1]
+    answers = dict(zip((one, other), await asyncio.wait_for(asyncio.gather(one, other), PATIENCE), strict=True))
+    for task in too_fast:
+        if ids is None or task is one:
+            answers[task] = replace(answers[task], finish_reason="abort")
+    return answers[one], answers[other]
 
 
 async def _closed(engine: Any) -> bool:

@@ -132,7 +132,7 @@ def _made(subject: Subject, **how: Any) -> list[LossInputs]:
     """Inputs with what the loss declares that it reads, and nothing else."""
     subject.need("torch")
     declared = what_reads(subject.target, subject.args)
-    unread = dict.fromkeys({*READS, "old_values"} - declared - {"advantages"})
+    unread: dict[str, Any] = dict.fromkeys({*READS, "old_values"} - declared - {"advantages"})
     if "values" in declared:  # the loss of a critic
         del unread["old_values"]
         return [dataclasses.replace(made, **unread, values=made.log_probs) for made in loss_inputs(**how)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from slime_core.engine import Generation
@@ -47,6 +48,24 @@ class Requests:
             if self.running:
                 await self.engine.abort(sorted(self.running))
             _, pending = await asyncio.wait(pending, timeout=_ABORT_AGAIN_AFTER)
+
+
+class Hold:
+    """Keeps the engine from generating while something is decided, if it is one that can wait (that has `hold`). Then
+    what is decided, and how far other responses have come by then, does not depend on the clock."""
+
+    def __init__(self, engine: Any) -> None:
+        self._hold = getattr(engine, "hold", nullcontext)
+        self._held: ExitStack | None = None
+
+    def set(self, on: bool) -> None:
+        """Hold the engine, or let it go on."""
+        if on and self._held is None:
+            self._held = ExitStack()
+            self._held.enter_context(self._hold())
+        elif not on and self._held is not None:
+            self._held.close()
+            self._held = None
 
 
 class Session:

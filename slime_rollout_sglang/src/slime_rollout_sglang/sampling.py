@@ -8,6 +8,9 @@ of one step of the engine as the engine reports them. Which groups are accepted 
 serves each request. With the order "prompt" they are judged as they were started, and what is accepted depends on nothing
 but the prompts, the seeds and the weights. Without a filter and over-sampling every group is accepted, and the two are
 the same.
+
+An engine that can wait (`hold`, as the embedded one can) does so while a group is judged that may end the sampling. With
+it, both orders give the same groups, and the same half-generated ones, in every run.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from slime_core.sample import Group
 from slime_rollout_sglang.filters import verdict
 from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only
 from slime_rollout_sglang.prompts import Prompts
-from slime_rollout_sglang.requests import Requests
+from slime_rollout_sglang.requests import Hold, Requests
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,8 @@ class DynamicSampling:
         self._to_judge: asyncio.Queue[Flight] = asyncio.Queue()
         self._started = 0
         self._sampled = Sampled()
+        self._generated: set[Flight] = set()  # among them
+        self._hold = Hold(requests.engine)
 
     async def sample(self) -> Sampled:
         """Start groups, judge them, stop.
@@ -93,8 +98,11 @@ class DynamicSampling:
         """
         with first_error_only():
             async with asyncio.TaskGroup() as tasks:
-                await self._sample_until_full(tasks)
-                await self._requests.stop(self._tasks.values())
+                try:
+                    await self._sample_until_full(tasks)
+                    await self._requests.stop(self._tasks.values())
+                finally:
+                    self._hold.set(False)
         sampled = self._sampled
         for flight in self._tasks:
             (sampled.lost if flight.lost else sampled.stopped).append(flight)
@@ -124,20 +132,35 @@ class DynamicSampling:
     async def _fly(self, flight: Flight) -> None:
         is_queued = self._args.dynamic_sampling_order == "prompt"
 
-        def queue() -> None:
+        def generated() -> None:
             nonlocal is_queued
             if not is_queued:
                 self._to_judge.put_nowait(flight)
             is_queued = True
+            self._generated.add(flight)
+            self._hold_or_go_on()
 
-        await self._runner.run(flight, generated=queue)
-        queue()  # also a group that was lost on the way
+        await self._runner.run(flight, generated)
+        if flight not in self._generated:
+            generated()  # also a group that was lost on the way
+
+    def _hold_or_go_on(self) -> None:
+        """The engine waits while a group is judged, or could be, where the verdict may stop it."""
+        over_sampled = (self._args.over_sampling_batch_size or 0) > self._args.rollout_batch_size
+        if self._filter is None and not over_sampled:
+            return
+        if self._args.dynamic_sampling_order == "prompt":
+            self._hold.set(next(iter(self._tasks), None) in self._generated)
+        else:
+            self._hold.set(bool(self._generated))
 
     async def _judge_next(self) -> None:
         sampled = self._sampled
+        self._hold_or_go_on()
         flight = await self._to_judge.get()
         await self._tasks[flight]
         del self._tasks[flight]
+        self._generated.discard(flight)
         if flight.lost:
             sampled.lost.append(flight)
             return

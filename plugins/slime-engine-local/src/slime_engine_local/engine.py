@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,13 @@ from slime_engine_local.model import LanguageModel
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
 from slime_engine_local.scheduler import Scheduler
+
+TURNS = 16
+"""Iterations of the event loop in which those who wait for a response, or who are about to ask for one, come to do it."""
+
+
+class _Token:
+    """Lives as long as the event loop keeps a callback that holds it."""
 
 
 class LocalEngine:
@@ -102,11 +110,46 @@ class LocalEngine:
                 f"A prompt of {len(prompt)} tokens with a response of up to {limit} may need keys and values of {needed} "
                 f"tokens, but --local-max-total-tokens is {self._max_tokens}. Raise it, or lower max_new_tokens."
             )
-        request = Request(prompt, params, limit, self._tokenizer.decode, request_id)
+        request = Request(prompt, params, limit, self._tokenizer.decode, self._scheduler.hold, request_id)
+        self._scheduler.hold(1)
+        self._let_go_soon()
         self._scheduler.submit(request)
-        reason = await asyncio.wrap_future(request.done)
+        try:
+            reason = await asyncio.wrap_future(request.done)
+        finally:
+            if not request.done.cancel() and not request.done.cancelled() and request.done.exception() is None:
+                self._let_go_soon()
         text = self._tokenizer.decode(request.tokens, skip_special_tokens=True)
         return Generation(request.tokens, request.log_probs, reason, request.versions, text)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, no token is generated. A rollout function that decides something when a response is finished holds the
+        engine meanwhile; then how far the other responses have come does not depend on how long that takes, and the run
+        can be repeated bit for bit.
+
+        The engine itself waits, when it is asked for a response and when it has finished one, until the event loop has
+        had its turn: requests that are made together are decoded together, and whoever waits for a response can call
+        `hold` before the next token.
+        """
+        self._scheduler.hold(1)
+        try:
+            yield
+        finally:
+            self._scheduler.hold(-1)
+
+    def _let_go_soon(self) -> None:
+        """End a hold after the event loop has had its turn, or when it is closed."""
+        end = weakref.finalize(token := _Token(), self._scheduler.hold, -1)
+        loop = asyncio.get_running_loop()
+
+        def turn(left: int, kept: _Token) -> None:
+            if left:
+                loop.call_soon(turn, left - 1, kept)
+            else:
+                end()
+
+        turn(TURNS, token)
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
         """End these requests (None: all), running or waiting, between two steps: their `generate` calls return what there

@@ -124,28 +124,28 @@ class LanguageModel:
         return pairs
 
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the empty model its first weights."""
+        """Give the empty model its first weights: those handed over, in whose place copies come one after the other."""
         pairs = self._checked(weights)
         for weight, new in pairs:
-            parameter = nn.Parameter(torch.empty_like(new, memory_format=torch.contiguous_format), requires_grad=False)
-            parameter.copy_(new)
-            for name in weight.names:
-                self._set(name, parameter)
-            weight.copies = [parameter]
+            self._set(weight.names, nn.Parameter(new.detach(), requires_grad=False))
         self._module.to(self.device)  # what is computed from the configuration and so was not handed over
         if self.dtype == torch.float32 and self.device.type == "cpu" and packing_works():
-            self._pack(pairs)
+            self._pack()
+        for weight, new in pairs:
+            owners = {name: self._module.get_submodule(name.rpartition(".")[0]) for name in weight.names}
+            packed = {name: owner for name, owner in owners.items() if _is_packed(owner, name)}
+            weight.copies = list(packed.values())
+            if plain := [name for name in weight.names if name not in packed]:
+                own = nn.Parameter(new.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+                self._set(plain, own)
+                weight.copies.append(own)
 
-    def _pack(self, pairs: Iterable[tuple[_Weight, Tensor]]) -> None:
+    def _pack(self) -> None:
         """Pack the linear layers, if the model then still computes the same: it might read a layer's weight itself."""
         before = self._probe()
-        plain: dict[str, nn.Module] = {}
-        for weight, _ in pairs:
-            for name in weight.names:
-                path, _, kind = name.rpartition(".")
-                if kind == "weight" and type(module := self._module.get_submodule(path)) is nn.Linear:
-                    plain[path] = module
-                    self._module.set_submodule(path, PackedLinear(module.weight, module.bias))
+        plain = {path: module for path, module in self._module.named_modules() if type(module) is nn.Linear}
+        for path, module in plain.items():
+            self._module.set_submodule(path, PackedLinear(module.weight, module.bias))
         try:
             same = torch.allclose(self._probe(), before, rtol=1e-3, atol=1e-3)
         except (AttributeError, RuntimeError, TypeError):
@@ -153,19 +153,11 @@ class LanguageModel:
         if not same:
             for path, module in plain.items():
                 self._module.set_submodule(path, module)
-            return
-        for weight, _ in pairs:
-            owners = [self._module.get_submodule(name.rpartition(".")[0]) for name in weight.names]
-            packed = [
-                owner
-                for owner, name in zip(owners, weight.names, strict=True)
-                if isinstance(owner, PackedLinear) and name.endswith(".weight")
-            ]
-            weight.copies = packed if len(packed) == len(owners) else [*weight.copies, *packed]
 
-    def _set(self, name: str, parameter: nn.Parameter) -> None:
-        path, _, attribute = name.rpartition(".")
-        setattr(self._module.get_submodule(path), attribute, parameter)
+    def _set(self, names: Iterable[str], parameter: nn.Parameter) -> None:
+        for name in names:
+            path, _, attribute = name.rpartition(".")
+            setattr(self._module.get_submodule(path), attribute, parameter)
 
     def _probe(self) -> Tensor:
         """Logits after a few tokens."""
@@ -204,3 +196,7 @@ class LanguageModel:
 
     def _refusal(self, reason: str) -> EngineError:
         return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")
+
+
+def _is_packed(owner: nn.Module, name: str) -> bool:
+    return isinstance(owner, PackedLinear) and name.endswith(".weight")

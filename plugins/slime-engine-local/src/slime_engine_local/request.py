@@ -25,6 +25,7 @@ class Request:
     Attributes:
         limit: tokens after which the response ends.
         decode: token ids to text, special tokens included; looks for stop strings.
+        hold: see `Scheduler.hold`.
         name: what `abort` calls it.
         done: why the response ended, once it has. Cancelling it makes the request leave.
         log_probs, versions: of each token; see `slime_core.engine.Generation`.
@@ -36,6 +37,7 @@ class Request:
     params: SamplingParams
     limit: int
     decode: Callable[[Sequence[int]], str]
+    hold: Callable[[int], None]
     name: str | None = None
     done: Future[FinishReason] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
@@ -82,8 +84,12 @@ class Request:
     # `done` may be cancelled at any moment by whoever waits for it.
 
     def finish(self, reason: FinishReason) -> None:
-        with suppress(InvalidStateError):
+        """End the response. `hold` is called with 1 before whoever waits for it can know; that one calls it with -1."""
+        self.hold(1)
+        try:
             self.done.set_result(reason)
+        except InvalidStateError:
+            self.hold(-1)
 
     def fail(self, error: Exception) -> None:
         with suppress(InvalidStateError):

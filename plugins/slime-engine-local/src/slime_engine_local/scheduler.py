@@ -51,6 +51,7 @@ class Scheduler:
         self._calls: list[_Call] = []
         self._cache = KVCache()
         self._known: list[Known] = []
+        self._holds = 0
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -84,6 +85,12 @@ class Scheduler:
                 request.finish("abort")
         self._let_go()
 
+    def hold(self, change: int) -> None:
+        """Add to the number of those who want no step to be made now. `call` works all the same."""
+        with self._wake:
+            self._holds += change
+            self._wake.notify()
+
     def close(self) -> None:
         """End the thread; requests that are not finished fail. Does nothing the second time."""
         with self._wake:
@@ -101,32 +108,46 @@ class Scheduler:
 
     @torch.inference_mode()
     def _loop(self) -> None:
-        while (calls := self._wait_for_work()) is not None:
-            for work, done in calls:
-                _carry_out(work, done)
-            try:
-                if self._waiting and self.model is None:
-                    self.model = self._load()
-            except Exception as error:
-                for request in self._waiting:
-                    request.fail(error)
-                self._waiting = []
-            try:
-                self._step()
-            except Exception as error:
-                self._fail_running(error)
+        while self._turn():
+            pass
         self._end()
+
+    def _turn(self) -> bool:
+        """What there is to do, then one step. False when the scheduler was closed. Keeps hold of nothing between turns."""
+        calls = self._wait_for_work()
+        if calls is None:
+            return False
+        for work, done in calls:
+            _carry_out(work, done)
+        try:
+            if self._waiting and self.model is None:
+                self.model = self._load()
+        except Exception as error:
+            for request in self._waiting:
+                request.fail(error)
+            self._waiting = []
+        if self._holds:
+            return True
+        try:
+            self._step()
+        except Exception as error:
+            self._fail_running(error)
+        return True
 
     def _wait_for_work(self) -> list[_Call] | None:
         """Block until there is something to do, and take over what came. None when the scheduler was closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._calls or self._arrived or self._waiting or self._running)
+            self._wake.wait_for(self._has_work)
             if self._closed:
                 return None
             calls, self._calls = self._calls, []
             self._waiting += self._arrived
             self._arrived = []
             return calls
+
+    def _has_work(self) -> bool:
+        requests = self._arrived or self._waiting or self._running
+        return bool(self._closed or self._calls or (requests and not self._holds))
 
     def _step(self) -> None:
         """One token for every request that runs, the joining ones included."""
