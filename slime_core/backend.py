@@ -26,7 +26,8 @@ class TrainBackend(Protocol):
         """Keep the run's arguments. Must not load anything yet."""
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
-        """Load model and tokenizer from `args.hf_checkpoint` and build optimizer and schedule.
+        """Load the tokenizer from `args.hf_checkpoint` and the model from `args.ref_load` or, without it, from there too;
+        build optimizer and schedule.
 
         Args:
             loss: called as `loss(args, inputs)`; `slime_core.loss.what_reads` tells which inputs it wants.

@@ -66,20 +66,18 @@ class TrainWorker:
         self._may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
         self._reference: TrainBackend | None = None
         self._critic: TrainBackend | None = None
-        self._actor: TrainBackend = components.backend(_starting_from(args, args.ref_load))
+        self._actor: TrainBackend = components.backend(args)
 
     def setup(self) -> None:
         """Load the models."""
         args, loss, new = self._args, self._components.loss, self._components.backend
         self._actor.setup(loss, self._total_steps)
         if "ref_log_probs" in self._reads:
-            self._reference = new(_starting_from(args, args.ref_load))
+            self._reference = new(args)
             self._reference.setup(loss, self._total_steps, role="reference")
         if self._components.critic_loss is not None:
-            critic_args = _starting_from(args, args.critic_load or args.ref_load)
-            if args.critic_lr is not None:
-                critic_args = critic_args.model_copy(update={"lr": args.critic_lr})
-            self._critic = new(critic_args)
+            own = {"ref_load": args.critic_load, "lr": args.critic_lr}
+            self._critic = new(args.model_copy(update={name: value for name, value in own.items() if value is not None}))
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
 
     def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
@@ -234,10 +232,6 @@ class TrainWorker:
         if self._critic is not None:
             (folder / "critic").mkdir()
             self._critic.save_state(folder / "critic")
-
-
-def _starting_from(args: Any, folder: str | None) -> Any:
-    return args.model_copy(update={"hf_checkpoint": folder}) if folder else args
 
 
 def _parts(count: int, steps: int) -> Iterator[slice]:

@@ -29,3 +29,9 @@ def log_reward_to_file(rollout_id, args, samples, rollout_extra_metrics, rollout
 def double_rewards(args, samples: list[Sample]) -> tuple[list[float], list[float]]:
     raw = [float(sample.reward) for sample in samples]
     return raw, [2 * reward for reward in raw]
+
+
+def pop_newest(args, rollout_id, buffer: list[list[Sample]], num_samples: int) -> list[list[Sample]]:
+    groups = buffer[::-1][:num_samples]
+    del buffer[-num_samples:]
+    return groups

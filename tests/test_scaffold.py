@@ -160,7 +160,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
 
 
 def test_an_unknown_kind_offers_the_nearest_one(tmp_path):
-    with pytest.raises(ArgumentError, match=r"no kind 'rewrd'. Did you mean 'reward'\? There are: buffer_pop, "):
+    with pytest.raises(ArgumentError, match=r"no kind 'rewrd'. Did you mean 'reward'\? There are: advantage, "):
         new_package("mine", "rewrd", tmp_path, Plugins([]))
 
 

@@ -15,7 +15,7 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def step():
     tensors = [torch.ones(2**23) for _ in range(4)]  # 32 MiB each
-for _ in range(3):
+for _ in range(10):  # until the heap has found its shape, which takes up to five steps
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3):

@@ -46,8 +46,10 @@ class TorchBackend:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             keep_freed_memory()
-        folder = self.args.hf_checkpoint
-        self.attach(load_model(folder, device), loss, total_steps, role, load_tokenizer(folder), folder)
+        tokenizer = load_tokenizer(self.args.hf_checkpoint)
+        option = "--ref-load" if self.args.ref_load else "--hf-checkpoint"
+        folder = self.args.ref_load or self.args.hf_checkpoint
+        self.attach(load_model(folder, device, option), loss, total_steps, role, tokenizer, folder)
 
     def attach(
         self,

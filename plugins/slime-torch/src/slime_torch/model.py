@@ -25,23 +25,23 @@ from slime_torch.packing import Segments, pack_samples
 VALUE_HEAD = "value_head"
 
 
-def load_model(folder: str, device: torch.device) -> PreTrainedModel:
+def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint") -> PreTrainedModel:
     """The causal language model in `folder`, its weights in float32.
 
     Raises:
         ArgumentError: there is no such folder, it holds no causal language model, or weights are missing.
     """
-    _check_folder(folder)
+    _check_folder(folder, option)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArgumentError(
-            f"--hf-checkpoint {folder} does not hold a causal language model that transformers can load: {error}"
+            f"{option} {folder} does not hold a causal language model that transformers can load: {error}"
         ) from error
     wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
     if wrong:
         raise ArgumentError(
-            f"--hf-checkpoint {folder} lacks {len(wrong)} of the weights of {type(model).__name__}, or has them in "
+            f"{option} {folder} lacks {len(wrong)} of the weights of {type(model).__name__}, or has them in "
             f"another shape: {', '.join(wrong[:5])}. Get a complete checkpoint; training would start from random weights."
         )
     return model.to(device)
@@ -147,9 +147,9 @@ def _response_logits(model: PreTrainedModel, sample: Sample) -> Tensor:
     return logits[-sample.response_length - 1 : -1]
 
 
-def _check_folder(folder: str) -> None:
+def _check_folder(folder: str, option: str = "--hf-checkpoint") -> None:
     if not (Path(folder) / "config.json").is_file():
         raise ArgumentError(
-            f"--hf-checkpoint {folder} is not a Hugging Face checkpoint: there is no {Path(folder) / 'config.json'}. "
+            f"{option} {folder} is not a Hugging Face checkpoint: there is no {Path(folder) / 'config.json'}. "
             "Give the path of a downloaded model folder."
         )
