@@ -27,6 +27,9 @@ from slime_rollout_sglang.requests import Requests, Session
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 5.0
+"""Seconds that rewards under way get when sampling is stopped."""
+
 
 @dataclass(eq=False)
 class Flight:
@@ -168,11 +171,11 @@ class GroupRunner:
             raise Lost(made.status.value)
 
     async def _score(self, samples: list[Sample]) -> None:
-        """Set the rewards that are missing, unless sampling is stopped first: then the next rollout does it."""
+        """Set the rewards that are missing. Once sampling is stopped, those under way get `PATIENCE` seconds more, so that
+        what goes into the buffer does not depend on the clock unless one hangs; the next rollout scores the rest."""
         if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in samples):
             return
-        scored = await self._unless_stopped(self._rewards.score(samples))
-        if scored is False:
+        if await self._unless_stopped(self._rewards.score(samples)) is False:
             raise Lost("reward")
 
     async def _unless_stopped(self, work: Awaitable[bool]) -> bool | None:
@@ -180,6 +183,7 @@ class GroupRunner:
         stopped = asyncio.ensure_future(self._requests.stopped.wait())
         try:
             await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working}, timeout=PATIENCE)
             return working.result() if working.done() else None
         finally:
             for task in (working, stopped):
