@@ -77,7 +77,9 @@ class TrainWorker:
             self._reference.setup(loss, self._total_steps, role="reference")
         if self._components.critic_loss is not None:
             own = {"ref_load": args.critic_load, "lr": args.critic_lr}
-            self._critic = new(args.model_copy(update={name: value for name, value in own.items() if value is not None}))
+            self._critic = new(
+                args.model_copy(update={name: value for name, value in own.items() if value is not None})
+            )
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
 
     def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:

@@ -200,7 +200,9 @@ def test_training_and_reference_start_from_ref_load_and_load_goes_before_it(star
         for parameter in other.parameters():
             parameter.mul_(1.5)
     other.save_pretrained(tmp_path / "other")
-    frozen = start("--ref-load", str(tmp_path / "other"), "--lr", "0", "--save", str(tmp_path / "s"), "--save-interval", "1")
+    frozen = start(
+        "--ref-load", str(tmp_path / "other"), "--lr", "0", "--save", str(tmp_path / "s"), "--save-interval", "1"
+    )
     assert torch.equal(frozen.weights["model.embed_tokens.weight"], other.state_dict()["model.embed_tokens.weight"])
     assert sorted(path.name for path in (tmp_path / "s").glob("iter_*")) == ["iter_0000000", "iter_0000001"]
     resumed = ("--load", str(tmp_path / "s"), "--num-rollout", "3", "--lr", "0", "--on-resume-change", "warn")

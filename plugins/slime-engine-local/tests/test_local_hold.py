@@ -43,9 +43,10 @@ def test_a_response_that_nobody_waits_for_any_more_does_not_hold_the_engine(llam
     engine = start(*llama)
 
     async def leave_at_once() -> None:
-        asyncio.ensure_future(engine.generate(PROMPT, LONG))
+        left = asyncio.ensure_future(engine.generate(PROMPT, LONG))
         waiting = asyncio.ensure_future(engine.generate(PROMPT, {"max_new_tokens": 1, "seed": 1}))
         await waiting  # and the loop is closed in the same turn
+        assert not left.done()
 
     for _ in range(3):
         asyncio.run(leave_at_once())

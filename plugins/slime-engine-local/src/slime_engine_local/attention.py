@@ -8,9 +8,9 @@ are done once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -34,74 +34,54 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Own:
-    """The first rows of a pool, each the own row of one decoded request: those of `requests`, in their order.
+    """The first n rows of a pool, each the own row of one decoded request. `heads` are those of keys.
 
     Attributes:
+        requests: which of the B * heads rows of queries these are.
         columns: tokens of the longest, the new one included.
-        lengths: [n] tokens stored before.
+        rows, lengths: [n * heads] row of the pool's tensors, and the tokens stored there before.
+        places: [n * heads] the same as one number, counting all tokens that there is room for.
+        mask: see `Pass.plan`.
     """
 
     pool: Pool
     requests: slice
     columns: int
+    rows: Tensor
     lengths: Tensor
-
-    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new tokens ([B, heads, size] of all requests) and return the keys [n, heads, size, columns] and values
-        [n, heads, columns, size]."""
-        keys, values = self.pool.layer(layer, key[:, :, None], value[:, :, None])
-        rows = torch.arange(len(self.lengths), device=key.device)
-        keys[rows, :, :, self.lengths] = key[self.requests]
-        values[rows, :, self.lengths] = value[self.requests]
-        return keys[: len(rows), :, :, : self.columns], values[: len(rows), :, : self.columns]
-
-    def visible(self, window: int | None) -> Tensor:
-        """[n, 1, columns] of a query, true where it may look: at what is stored and itself, `window` tokens in all."""
-        column = torch.arange(self.columns, device=self.lengths.device)
-        last = self.lengths[:, None, None]
-        visible = column <= last
-        return visible if window is None else visible & (column > last - window)
+    places: Tensor
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """All rows of a pool of beginnings, and who reads them. Each row has room for the queries of G readers.
+    """All rows of a pool of beginnings. Each has room for the queries of the same number of readers, G.
 
     Attributes:
         columns: tokens of the longest beginning.
-        members: [rows * G] numbers of the decoded requests that read each row; any number where there are fewer than G.
-        lengths, ends: [rows, G] tokens of the beginning that each member reads, and place of its newest token.
-        readers: [R] numbers of all that read one.
-        places: [R] where each of them is in `members`.
+        readers: [rows * heads * G] which of the B * heads rows of queries to ask with; any where there are fewer than G.
+        mask: see `Pass.plan`.
     """
 
     pool: Pool
     columns: int
-    members: Tensor
-    lengths: Tensor
-    ends: Tensor
     readers: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a layer decodes.
+
+    Attributes:
+        places: [B * heads] where each row of queries is among those of `shared`, one after the other.
+        without: [B * heads, 1, 1] 0, or a very low number for requests that have no shared beginning. None: all have.
+    """
+
+    own: list[_Own]
+    shared: list[_Shared]
     places: Tensor
-
-    def stored(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [rows, heads, size, columns] and values [rows, heads, columns, size]."""
-        keys, values = self.pool.layer(layer, key[:, :, None], value[:, :, None])
-        rows = len(self.lengths)
-        return keys[:rows, :, :, : self.columns], values[:rows, :, : self.columns]
-
-    def visible(self, window: int | None) -> Tensor:
-        """[rows, G, columns], true where a member may look; some may see nothing at all."""
-        column = torch.arange(self.columns, device=self.lengths.device)
-        visible = column < self.lengths[..., None]
-        return visible if window is None else visible & (column > self.ends[..., None] - window)
-
-    def together(self, x: Tensor) -> Tensor:
-        """What the requests ask ([B, heads, queries, size]), by row: [rows, heads, G * queries, size]."""
-        return x.index_select(0, self.members).unflatten(0, self.lengths.shape).transpose(1, 2).flatten(2, 3)
-
-    def apart(self, x: Tensor) -> Tensor:
-        """The inverse for the readers: [R, heads, queries, size]."""
-        return x.unflatten(2, (self.lengths.shape[1], -1)).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
+    without: Tensor | None
 
 
 class Pass:
@@ -116,62 +96,90 @@ class Pass:
 
     def __init__(self, cache: KVCache, decoded: Sequence[Chain], pieces: Sequence[Piece], device: torch.device) -> None:
         self.cache, self.decoded, self.pieces, self._device = cache, decoded, pieces, device
-        self.own = self._own_rows()
-        self.shared = self._shared_rows()
-        self._masks: dict[Any, Tensor | None] = {}
+        self._plans: dict[Any, _Plan] = {}
 
-    def _own_rows(self) -> list[_Own]:
+    def plan(self, heads: int, queries: int, window: int | None, dtype: torch.dtype) -> _Plan:
+        """For layers with so many heads of keys, and queries for each of them.
+
+        Masks are added to scores [rows * heads, G * queries, columns]: 0, or a very low number where a query must not
+        look; None when all look everywhere. Not -inf, of which a query that sees nothing would make NaN.
+        """
+        key = heads, queries, window, dtype
+        if key not in self._plans:
+            low = torch.finfo(dtype).min / 2
+
+            def mask(visible: Tensor) -> Tensor | None:
+                """From [rows, G, columns]."""
+                if visible.all():
+                    return None
+                full = torch.zeros(visible.shape, dtype=dtype, device=self._device).masked_fill_(~visible, low)
+                return full.repeat_interleave(queries, 1).repeat_interleave(heads, 0)
+
+            shared, places = self._shared_rows(heads, window, mask)
+            missing = self._tensor([[[low if place is None else 0.0]] for place in places], dtype)
+            self._plans[key] = _Plan(
+                self._own_rows(heads, window, mask),
+                shared,
+                self._tensor([place or 0 for place in places]),
+                None if None not in places else missing,
+            )
+        return self._plans[key]
+
+    def _own_rows(self, heads: int, window: int | None, mask: Callable[[Tensor], Tensor | None]) -> list[_Own]:
         parts: list[_Own] = []
         start = 0
         for pool, group in groupby(self.decoded, key=lambda chain: chain.row.pool):
-            lengths = [chain.row.length for chain in group]
-            requests = slice(start, start := start + len(lengths))
-            parts.append(_Own(pool, requests, max(lengths) + 1, self._tensor(lengths)))
+            stored = [chain.row.length for chain in group]
+            requests = slice(start * heads, (start := start + len(stored)) * heads)
+            lengths = self._tensor(stored)
+            column = torch.arange(max(stored) + 1, device=self._device)
+            visible = column <= lengths[:, None, None]
+            if window is not None:
+                visible &= column > lengths[:, None, None] - window
+            rows = torch.arange(len(stored) * heads, device=self._device)
+            lengths = lengths.repeat_interleave(heads)
+            places = rows * pool.capacity + lengths
+            parts.append(_Own(pool, requests, len(column), rows, lengths, places, mask(visible)))
         return parts
 
-    def _shared_rows(self) -> list[_Shared]:
-        pools: dict[Pool, dict[Row, list[int]]] = {}
+    def _shared_rows(
+        self, heads: int, window: int | None, mask: Callable[[Tensor], Tensor | None]
+    ) -> tuple[list[_Shared], list[int | None]]:
+        readers: dict[Row, list[int]] = {}
         for number, chain in enumerate(self.decoded):
             if chain.prefix is not None:
-                pools.setdefault(chain.prefix.pool, {}).setdefault(chain.prefix, []).append(number)
-        parts = []
-        for pool, rows in pools.items():
-            most = max(map(len, rows.values()))
-            by_row = [rows.get(row, []) for row in pool.rows]
-            padded = [[*numbers, *([numbers[0] if numbers else 0] * (most - len(numbers)))] for numbers in by_row]
-            chains = [[self.decoded[number] for number in numbers] for numbers in padded]
-            lengths = [
-                [chain.shared if chain.prefix is row else row.length for chain in members]
-                for row, members in zip(pool.rows, chains, strict=True)
+                readers.setdefault(chain.prefix, []).append(number)
+        places: list[int | None] = [None] * (len(self.decoded) * heads)
+        parts: list[_Shared] = []
+        before = 0
+        for pool in dict.fromkeys(row.pool for row in readers):
+            by_row = [readers.get(row, []) for row in pool.rows]
+            most = max(map(len, by_row))
+            asked = []
+            for number, head in product(range(len(by_row)), range(heads)):
+                for member, request in enumerate(by_row[number]):
+                    places[request * heads + head] = before + (number * heads + head) * most + member
+                padded = [*by_row[number], *([0] * (most - len(by_row[number])))]
+                asked += [request * heads + head for request in padded]
+            before += len(asked)
+            # Who is there to fill a row sees everything, so that no mask is needed for it.
+            every = [[None] * (most - len(members)) for members in by_row]
+            chains = [
+                [*(self.decoded[request] for request in members), *rest]
+                for members, rest in zip(by_row, every, strict=True)
             ]
-            parts.append(
-                _Shared(
-                    pool,
-                    max(self.decoded[number].shared for numbers in by_row for number in numbers),
-                    self._tensor(padded).flatten(),
-                    self._tensor(lengths),
-                    self._tensor([[chain.length for chain in members] for members in chains]),
-                    self._tensor([number for numbers in by_row for number in numbers]),
-                    self._tensor([row * most + i for row, numbers in enumerate(by_row) for i in range(len(numbers))]),
-                )
-            )
-        return parts
+            columns = max(chain.shared for members in chains for chain in members if chain)
+            lengths = self._tensor([[chain.shared if chain else columns for chain in members] for members in chains])
+            column = torch.arange(columns, device=self._device)
+            visible = column < lengths[..., None]
+            if window is not None:
+                ends = self._tensor([[chain.length if chain else 0 for chain in members] for members in chains])
+                visible &= column > ends[..., None] - window
+            parts.append(_Shared(pool, columns, self._tensor(asked), mask(visible)))
+        return parts, places
 
-    def _tensor(self, numbers: Sequence[Any]) -> Tensor:
-        return torch.tensor(numbers, device=self._device)
-
-    def mask(self, part: _Own | _Shared, window: int | None, queries: int, dtype: torch.dtype) -> Tensor | None:
-        """What to add to scores [rows, heads, G * queries, columns]: 0, or a very low number where a query must not look.
-        None when all look everywhere."""
-        key = (part.pool, window, queries, dtype)
-        if key not in self._masks:
-            visible = part.visible(window)
-            mask = torch.zeros(visible.shape, dtype=dtype, device=self._device)
-            # Not -inf, of which a query that sees nothing would make NaN.
-            mask.masked_fill_(~visible, torch.finfo(dtype).min / 2)
-            mask = mask.repeat_interleave(queries, 1)[:, None]
-            self._masks[key] = None if visible.all() else mask
-        return self._masks[key]
+    def _tensor(self, numbers: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.tensor(numbers, dtype=dtype, device=self._device)
 
 
 def attend(
@@ -207,7 +215,7 @@ def attend(
     outputs = []
     if start:
         q, k, v = (x[0, :, :start].transpose(0, 1) for x in (query, key, value))
-        outputs.append(_decode(slime_pass, layer, q * scale, k, v, sliding_window))
+        outputs.append(_decode(slime_pass, layer, q, k, v, scale, sliding_window))
     for piece in slime_pass.pieces:
         own = slice(start, start := start + len(piece.tokens))
         seen = _read_piece(
@@ -217,48 +225,70 @@ def attend(
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 
 
-def _decode(step: Pass, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+def _decode(
+    step: Pass, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+) -> Tensor:
     """One token of each request. Its attention to its own row and to its beginning are computed apart, the latter for
     all that read the same row in one product, and put together by their shares of the sum of exponentials.
 
+    Each operation costs more than what it computes, so there are few: the rows of all tensors are requests times heads of
+    keys, and the heads that share keys are the queries of a row.
+
     Args:
-        query: [B, heads, size], scaled.
-        key, value: [B, key heads, size].
+        query: [B, heads, size]. `key`, `value`: [B, key heads, size].
 
     Returns:
         [B, heads, size].
     """
-    # The heads that share keys become the queries of those keys, so that nothing is repeated in memory.
-    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
-    queries = grouped.shape[2]
+    heads = key.shape[1]
+    asked = query.reshape(len(key) * heads, -1, query.shape[2])
+    plan = step.plan(heads, asked.shape[1], window, query.dtype)
+    key, value = key.reshape(-1, key.shape[2]), value.reshape(-1, value.shape[2])
     outputs, sums = [], []
-    for part in step.own:
-        keys, values = part.store(layer, key, value)
-        mask = step.mask(part, window, queries, query.dtype)
-        output, total = _softmax_product(grouped[part.requests] @ keys, mask, values, want_sums=bool(step.shared))
-        outputs.append(output)
-        sums.append(total)
+    for own in plan.own:
+        keys, values = own.pool.layer(layer, heads, key, value)
+        keys[own.rows, :, own.lengths] = key[own.requests]
+        values.view(-1, values.shape[2]).index_copy_(0, own.places, value[own.requests])
+        _attend_to(keys, values, len(own.rows), own, asked[own.requests], scale, outputs, sums if plan.shared else None)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    if step.shared:
-        own_sums = sums[0] if len(sums) == 1 else torch.cat(sums)
-        for shared in step.shared:
-            keys, values = shared.stored(layer, key, value)
-            mask = step.mask(shared, window, queries, query.dtype)
-            seen, total = _softmax_product(shared.together(grouped) @ keys, mask, values, want_sums=True)
-            share = torch.sigmoid(shared.apart(total) - own_sums.index_select(0, shared.readers))
-            own = output.index_select(0, shared.readers)
-            output.index_copy_(0, shared.readers, torch.lerp(own, shared.apart(seen), share.to(own.dtype)))
-    return output.reshape(*query.shape[:2], -1)
+    if plan.shared:
+        seen, totals = [], []
+        for shared in plan.shared:
+            keys, values = shared.pool.layer(layer, heads, key, value)
+            rows = len(shared.pool.rows) * heads
+            queries = asked.index_select(0, shared.readers).view(rows, -1, asked.shape[2])
+            _attend_to(keys, values, rows, shared, queries, scale, seen, totals)
+        size = asked.shape[1]
+        both = [torch.cat([x.view(-1, size, x.shape[2]) for x in xs]) for xs in (seen, totals)]
+        beginning, total = (x.index_select(0, plan.places) for x in both)
+        total -= sums[0] if len(sums) == 1 else torch.cat(sums)
+        if plan.without is not None:
+            total += plan.without
+        output = torch.lerp(output, beginning, torch.sigmoid(total).to(output.dtype))
+    return output.view(query.shape[0], query.shape[1], -1)
 
 
-def _softmax_product(scores: Tensor, mask: Tensor | None, values: Tensor, want_sums: bool) -> tuple[Tensor, Tensor]:
-    """softmax(scores + mask) @ values, and the logarithm of the sum of exponentials [..., 1] if that is wanted."""
-    if mask is not None:
-        scores = scores.add_(mask)
+def _attend_to(
+    keys: Tensor,
+    values: Tensor,
+    rows: int,
+    part: _Own | _Shared,
+    queries: Tensor,
+    scale: float,
+    outputs: list[Tensor],
+    sums: list[Tensor] | None,
+) -> None:
+    """Attention of `queries` [rows, n, size] to the first rows and columns of a pool. Appends the output [rows, n, size],
+    and to `sums`, if it is wanted, the logarithm of the sum of exponentials [rows, n, 1]."""
+    keys, values = keys[:rows, :, : part.columns], values[:rows, : part.columns]
+    if part.mask is None:
+        scores = torch.bmm(queries, keys).mul_(scale)
+    else:
+        scores = torch.baddbmm(part.mask, queries, keys, alpha=scale)
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    # The largest weight is exp(largest score) / sum.
-    sums = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log() if want_sums else scores
-    return weights.to(values.dtype) @ values, sums
+    outputs.append(torch.bmm(weights.to(values.dtype), values))
+    if sums is not None:  # the largest weight is exp(largest score) / sum
+        sums.append(scores.amax(-1, keepdim=True).sub_(weights.amax(-1, keepdim=True).log_()))
 
 
 def _read_piece(
@@ -273,18 +303,19 @@ def _read_piece(
         [1, heads, n, size].
     """
     row, (before, new) = chain.row, (chain.row.length, query.shape[2])
-    keys, values = row.pool.layer(layer, key, value)
-    keys[row.index, :, :, before : before + new] = key[0].mT
-    values[row.index, :, before : before + new] = value[0]
-    shared_heads = query.shape[1] != key.shape[1]
+    heads = key.shape[1]
+    keys, values = (x[row.index * heads :][:heads] for x in row.pool.layer(layer, heads, key, value))
+    keys[:, :, before : before + new] = key[0].mT
+    values[:, before : before + new] = value[0]
+    shared_heads = query.shape[1] != heads
     if not chain.length and (window is None or new <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared_heads)
-    key, value = keys[None, row.index, :, :, : before + new].mT, values[None, row.index, :, : before + new]
+    key, value = keys[None, :, :, : before + new].mT, values[None, :, : before + new]
     if chain.prefix is not None:
-        keys, values = chain.prefix.pool.layer(layer, key, value)
-        number, shared = chain.prefix.index, chain.shared
-        key = torch.cat([keys[None, number, :, :, :shared].mT, key], 2)
-        value = torch.cat([values[None, number, :, :shared], value], 2)
+        first, shared = chain.prefix.index * heads, chain.shared
+        keys, values = (x[first : first + heads] for x in chain.prefix.pool.layer(layer, heads, key, value))
+        key = torch.cat([keys[None, :, :, :shared].mT, key], 2)
+        value = torch.cat([values[None, :, :shared], value], 2)
     column = torch.arange(chain.length + new, device=query.device)
     place = column[chain.length :, None]
     mask = column <= place

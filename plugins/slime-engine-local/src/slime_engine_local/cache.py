@@ -49,39 +49,40 @@ class Chain:
 class Pool:
     """Rows of one capacity. Layers appear when they are first asked for.
 
-    Keys are stored transposed, [rows, heads, size, capacity], which is how the product with few queries is fastest;
-    values are [rows, heads, capacity, size]. Where nothing was written they hold zeros: masked positions are multiplied by
-    a weight of 0, which must not meet a NaN.
+    Keys are stored transposed, [rows * heads, size, capacity], which is how the product with few queries is fastest;
+    values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: masked positions are multiplied
+    by a weight of 0, which must not meet a NaN.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.rows: list[Row] = []
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._layers: dict[int, tuple[int, Tensor, Tensor]] = {}
 
-    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int, heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, with room for all rows.
 
         Args:
-            key, value: [any, heads, any, size]; tell the shape, type and device of a new layer.
+            heads: of the keys.
+            key, value: [..., size]; tell the size, type and device of a new layer.
         """
         if index not in self._layers:
-            keys = key.new_zeros(0, key.shape[1], key.shape[3], self.capacity)
-            self._layers[index] = keys, value.new_zeros(0, value.shape[1], self.capacity, value.shape[3])
-        keys, values = self._layers[index]
-        if len(keys) < len(self.rows):
-            more = len(self.rows) + ROWS_AT_ONCE - len(keys)
+            keys = key.new_zeros(0, key.shape[-1], self.capacity)
+            self._layers[index] = heads, keys, value.new_zeros(0, self.capacity, value.shape[-1])
+        _, keys, values = self._layers[index]
+        if len(keys) < len(self.rows) * heads:
+            more = (len(self.rows) + ROWS_AT_ONCE) * heads - len(keys)
             keys, values = (torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (keys, values))
-            self._layers[index] = keys, values
+            self._layers[index] = heads, keys, values
         return keys, values
 
-    def copy_from(self, other: Pool, pairs: list[tuple[int, int, int]]) -> None:
-        """Copy the first tokens of rows, given as (row of `other`, row of this pool, tokens)."""
-        for index, (keys, values) in list(other._layers.items()):
-            own_keys, own_values = self.layer(index, keys.mT, values)
-            for source, target, length in pairs:
-                own_keys[target, :, :, :length] = keys[source, :, :, :length]
-                own_values[target, :, :length] = values[source, :, :length]
+    def copy_from(self, other: Pool, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of row `source` of another pool (or of this) to row `target` of this."""
+        for index, (heads, keys, values) in list(other._layers.items()):
+            own_keys, own_values = self.layer(index, heads, keys.mT, values)
+            mine, theirs = (slice(row * heads, (row + 1) * heads) for row in (target, source))
+            own_keys[mine, :, :length] = keys[theirs, :, :length]
+            own_values[mine, :length] = values[theirs, :length]
 
 
 class KVCache:
@@ -110,7 +111,7 @@ class KVCache:
         old, index, new = row.pool, row.index, self._pool(length, shared=False)
         row.pool, row.index = new, len(new.rows)
         new.rows.append(row)
-        new.copy_from(old, [(index, row.index, row.length)])
+        new.copy_from(old, index, row.index, row.length)
         self._close_gap(old, index)
 
     def remove(self, row: Row) -> None:
@@ -118,7 +119,7 @@ class KVCache:
 
     def copy(self, source: Row, target: Row, length: int) -> None:
         """Begin an empty row with the first tokens of another."""
-        target.pool.copy_from(source.pool, [(source.index, target.index, length)])
+        target.pool.copy_from(source.pool, source.index, target.index, length)
         target.length = length
 
     def _pool(self, length: int, shared: bool) -> Pool:
@@ -129,7 +130,7 @@ class KVCache:
         """The last row of a pool takes the place of one that left; an empty pool gives its memory back."""
         last = pool.rows.pop()
         if index < len(pool.rows):
-            pool.copy_from(pool, [(last.index, index, last.length)])
+            pool.copy_from(pool, last.index, index, last.length)
             pool.rows[index], last.index = last, index
         if not pool.rows:
             self._pools = {key: other for key, other in self._pools.items() if other is not pool}
