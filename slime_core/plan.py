@@ -14,6 +14,7 @@ from slime_core.errors import ArgumentError, PluginError
 from slime_core.loss import what_reads
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import policies
+from slime_core.reward import reward_name
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     args = resolved.args
     components = {
         "rollout": plugins.select("rollout", args.rollout_function_path),
-        "eval rollout": plugins.select("rollout", args.eval_function_path),
-        "loss": plugins.select("loss", args.custom_loss_function_path or args.loss_type),
+        "eval rollout": plugins.select("rollout", args.eval_function_path, "--eval-function-path"),
+        "loss": _either(plugins, "loss", args, "custom_loss_function_path", "loss_type"),
         "train backend": plugins.select("train_backend", args.train_backend),
         "data source": plugins.select("data_source", args.data_source_path),
         "buffer pop": plugins.select("buffer_pop", args.buffer_filter_path),
@@ -78,7 +79,9 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
         readers = {reader.partition("?")[0] for reader in declared.read_by.split()} if declared else set()
         name = getattr(args, option, None)
         if name and (used | {"core"}) & readers:
-            components[kind.replace("_", " ")] = plugins.select(kind, name.removeprefix("boxed_"))
+            components[kind.replace("_", " ")] = plugins.select(
+                kind, reward_name(plugins, name) if kind == "reward" else name, _flag(option)
+            )
     trackers = [plugins.select("tracker", name) for name in _tracker_names(resolved, plugins)]
     used |= {f"{c.kind}:{c.name}" for c in (*components.values(), *trackers)}
 
@@ -115,7 +118,7 @@ _CHOSEN_IF_SET = (
 def _advantage_components(resolved: Resolved, plugins: Plugins, loss: Selected) -> dict[str, Selected]:
     """What a run that computes advantages needs besides its loss."""
     args = resolved.args
-    chosen = {"advantage": plugins.select("advantage", args.custom_advantage_function_path or args.advantage_estimator)}
+    chosen = {"advantage": _either(plugins, "advantage", args, "custom_advantage_function_path", "advantage_estimator")}
     if args.custom_reward_post_process_path:
         chosen["reward post process"] = plugins.select("reward_post_process", args.custom_reward_post_process_path)
     if getattr(args, "use_tis", False) or args.custom_tis_function_path:
@@ -123,6 +126,16 @@ def _advantage_components(resolved: Resolved, plugins: Plugins, loss: Selected) 
     if "values" in what_reads(loss, args) | what_reads(chosen["advantage"], args):
         chosen["critic loss"] = plugins.select("loss", "value_loss")
     return chosen
+
+
+def _either(plugins: Plugins, kind: str, args: Any, own: str, named: str) -> Selected:
+    """The component that the option for somebody's own chooses or, where it is not set, the other one."""
+    option = own if getattr(args, own) else named
+    return plugins.select(kind, getattr(args, option), _flag(option))
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def _tracker_names(resolved: Resolved, plugins: Plugins) -> list[str]:

@@ -35,11 +35,16 @@ def reward_caller(args: Any, plugins: Plugins, name: str | None = None) -> Calle
     name = args.custom_rm_path or name or args.rm_type
     if not name:
         return None
-    is_boxed = name.startswith(BOXED) and plugins.find("reward", name) is None
-    selected = plugins.select("reward", name.removeprefix(BOXED) if is_boxed else name)
-    if is_boxed:
+    option = "--custom-rm-path" if args.custom_rm_path else "--rm-type"
+    selected = plugins.select("reward", reward_name(plugins, name), option)
+    if reward_name(plugins, name) != name:
         selected = replace(selected, target=_adapted(selected.target, given=_boxed))
     return Caller(selected, policies(args.failure_policy)["reward"])
+
+
+def reward_name(plugins: Plugins, name: str) -> str:
+    """The name of the component: without `boxed_`, unless a reward is really called so."""
+    return name if plugins.find("reward", name) is not None else name.removeprefix(BOXED)
 
 
 def scores_groups(caller: Caller) -> bool:

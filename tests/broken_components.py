@@ -546,6 +546,39 @@ def other_reference(self, setup, loss, total_steps, role="actor"):
             parameter.data += 0.1
 
 
+def weigh_what_is_computed(self, evaluate, batch):
+    return evaluate(self, replace(batch, weights=batch.measured))
+
+
+def measure_everything(self, evaluate, batch):
+    return evaluate(self, replace(batch, measured=batch.weights))
+
+
+def set_up_without_entropy(self, setup, *given):
+    setup(self, *given)
+    self._wants_entropy = False
+
+
+def another_loss_when_shared(self, evaluate, batch):
+    return {"loss": evaluate(self, batch)["loss"] + 0.1 * batch.share_prompts}
+
+
+def no_step_without_samples(self, step, batch):
+    return step(self, batch) if batch.micro_batches else {}
+
+
+def set_up_a_random_critic(self, setup, loss, steps, role="actor"):
+    setup(self, loss, steps, role)
+    if role == "critic":
+        self._value_head.weight.data.normal_()
+
+
+def set_up_another_reference(self, setup, loss, steps, role="actor"):
+    setup(self, loss, steps, role)
+    if role == "reference":
+        self.model.get_input_embeddings().weight.data.mul_(1.5)
+
+
 BROKEN = [
     ("reward", text_reward, "returns one finite number", r"returned 'good' \(str\); expected a number"),
     ("reward", nan_reward, "returns one finite number", "expected a finite number"),
@@ -688,4 +721,15 @@ BROKEN = [
     ("train_backend", backend("values", lambda self, of, batch: [list(map(float, s.trained_mask)) for s in batch.samples]),
      "trains a critic", "its head must start as 0"),
     ("train_backend", backend("setup", other_reference), "keeps a reference", "one checkpoint give different log-probs"),
+    ("train_backend", backend("log_probs", lambda self, found, batch: found(self, replace(batch, temperature=1.0))),
+     "gives the log-probs of", "at batch.temperature"),
+    ("train_backend", backend("log_probs", lambda self, found, batch: [row[1:] for row in found(self, batch)]),
+     "gives the log-probs of", "numbers per sample; expected response_length"),
+    ("train_backend", backend("evaluate", weigh_what_is_computed), "gives a loss the columns", "inputs.reduce gives the"),
+    ("train_backend", backend("evaluate", measure_everything), "gives a loss the columns", "inputs.measured gives the"),
+    ("train_backend", backend("setup", set_up_without_entropy), "gives a loss the columns", "inputs.entropy is None"),
+    ("train_backend", backend("evaluate", another_loss_when_shared), "gives the same loss where", "not see each other"),
+    ("train_backend", backend("train_step", no_step_without_samples), "takes a step of", "expected loss 0 and grad_norm 0"),
+    ("train_backend", backend("setup", set_up_a_random_critic), "trains a critic", "its head must start as 0"),
+    ("train_backend", backend("setup", set_up_another_reference), "keeps a reference", "give different log-probs"),
 ]  # fmt: skip
