@@ -105,25 +105,14 @@ def test_a_group_without_spread_leaves_the_weights_as_they_are(flags, tiny_model
     ],
 )
 def test_every_algorithm_trains_and_resumes_bit_for_bit(flags, tmp_path, more):
+    more = [*more, "--lr-decay-style", "constant"]
     lines = run(tmp_path / "whole", flags, *more, "--num-rollout", "2")
     assert all(line["train/grad_norm"] > 0 for line in lines)
     save = ("--save", str(tmp_path / "save"))
-    run(
-        tmp_path / "part",
-        flags,
-        *more,
-        *save,
-        "--num-rollout",
-        "1",
-        "--lr-decay-iters",
-        "100",
-        "--lr-decay-style",
-        "constant",
-    )
-    again = ("--load", str(tmp_path / "save"), "--on-resume-change", "warn")
-    run(tmp_path / "rest", flags, *more, *save, *again, "--num-rollout", "2", "--lr-decay-style", "constant")
-    run(tmp_path / "constant", flags, *more, "--num-rollout", "2", "--lr-decay-style", "constant")
-    assert_close(tmp_path / "rest", tmp_path / "constant", 0.0)
+    run(tmp_path / "part", flags, *more, *save, "--num-rollout", "1")
+    again = ("--load", str(tmp_path / "save"), "--on-resume-change", "warn")  # that the run is longer now
+    run(tmp_path / "rest", flags, *more, *save, *again, "--num-rollout", "2")
+    assert_close(tmp_path / "rest", tmp_path / "whole", 0.0)
 
 
 @pytest.mark.parametrize("command", ["train", "train-async"])

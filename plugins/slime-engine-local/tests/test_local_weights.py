@@ -11,8 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from local_engine_cases import ask, ask_at_once, reference_greedy, reference_log_probs, weights_of
-from transformers import AutoModelForCausalLM
+from local_engine_cases import SHAPE, ask, ask_at_once, reference_log_probs, weights_of
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
 
 from slime_core.engine import Generation
 from slime_engine_local.engine import LocalEngine
@@ -114,18 +130,48 @@ def test_the_trainer_may_change_its_weights_while_the_engine_generates(tiny_mode
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in expected]
 
 
-@pytest.mark.skipif(not packing_works(), reason="PyTorch here has no packed products")
-def test_linear_layers_are_packed_and_packed_anew(tiny_model: Path, start: Start) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    engine = start(tiny_model, model)
-    own = engine._scheduler.model._module
-    assert isinstance(own.lm_head, PackedLinear)
-    assert not [module for module in own.modules() if type(module) is torch.nn.Linear]
+SHAPES = {**SHAPE, "num_key_value_heads": 2, "eos_token_id": 2}
+JOINED = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPES, tie_word_embeddings=True)),
+    "llama, biases": (LlamaForCausalLM, LlamaConfig(**SHAPES, attention_bias=True, mlp_bias=True)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPES)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPES, head_dim=16)),
+    "mistral": (MistralForCausalLM, MistralConfig(**SHAPES, sliding_window=12)),
+}
+AS_THEY_ARE = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)),
+    "granite": (GraniteForCausalLM, GraniteConfig(**SHAPES, residual_multiplier=0.3, embedding_multiplier=2.0)),
+    "smollm3": (SmolLM3ForCausalLM, SmolLM3Config(**SHAPES, no_rope_layers=[1, 0])),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [*JOINED, *AS_THEY_ARE])
+def test_layers_are_joined_where_that_changes_nothing_and_take_new_weights(
+    name: str, dtype: torch.dtype, random_model: Any, start: Start
+) -> None:
+    folder, model = random_model(*{**JOINED, **AS_THEY_ARE}[name])
+    model.to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.5)
-    engine.update_weights(weights_of(model), 2)
-    assert ask(engine, [(PROMPT, GREEDY)])[0].tokens == reference_greedy(model, PROMPT, 10)
+            if parameter.ndim == 1:
+                parameter.normal_(1.0, 0.2)
+    engine = start(folder, model)
+    own = engine._scheduler.model
+    assert (own._decoder is not None) == (name in JOINED)
+    if dtype == torch.float32 and packing_works():
+        assert not [m for m in own._module.modules() if type(m) is torch.nn.Linear and m.weight is not None]
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+    for version in (1, 2):
+        (answer,) = ask(engine, [(PROMPT, GREEDY)])
+        assert answer.weight_versions == [version] * 10
+        expected = reference_log_probs(model, PROMPT, answer.tokens)
+        assert answer.log_probs == pytest.approx(expected, rel=0, abs=tolerance)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, dtype=dtype))
+        assert reference_log_probs(model, PROMPT, answer.tokens) != pytest.approx(expected, rel=0, abs=1e-2)
+        engine.update_weights(weights_of(model), version + 1)
 
 
 @pytest.mark.skipif(not packing_works(), reason="PyTorch here has no packed products")
@@ -135,10 +181,11 @@ def test_a_model_that_reads_the_weights_of_its_layers_is_left_as_it_is(
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(torch.nn.functional.silu(x @ self.gate_proj.weight.t()) * self.up_proj(x))
+        return 2 * self.down_proj(torch.nn.functional.silu(x @ self.gate_proj.weight.t()) * self.up_proj(x))
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
     model = LanguageModel.from_checkpoint(str(tiny_model))
+    assert model._decoder is None
     assert not [module for module in model._module.modules() if isinstance(module, PackedLinear)]
 
 

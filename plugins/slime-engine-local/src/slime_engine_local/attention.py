@@ -92,10 +92,14 @@ class Pass:
         decoded: one token each. Their own rows are the first in their pools, and `decoded` is in the order of pools and
             of rows.
         pieces: tokens that are new. A piece may have as its prefix the row of a piece before it.
+
+    Attributes:
+        settings: scale and window of the layers that have attended.
     """
 
     def __init__(self, cache: KVCache, decoded: Sequence[Chain], pieces: Sequence[Piece], device: torch.device) -> None:
         self.cache, self.decoded, self.pieces, self._device = cache, decoded, pieces, device
+        self.settings: dict[int, tuple[float, int | None]] = {}
         self._plans: dict[Any, _Plan] = {}
 
     def plan(self, heads: int, queries: int, window: int | None, dtype: torch.dtype) -> _Plan:
@@ -209,8 +213,8 @@ def attend(
     if slime_pass is None or attention_mask is not None or not getattr(module, "is_causal", True):
         raise EngineError("The engine 'local' cannot serve this model: its attention is not plain and causal.")
     layer: int = module.layer_idx
-    slime_pass.cache.layers.add(layer)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    slime_pass.settings[layer] = scale, sliding_window
     start = len(slime_pass.decoded)
     outputs = []
     if start:

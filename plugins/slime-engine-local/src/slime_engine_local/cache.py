@@ -91,8 +91,6 @@ class KVCache:
 
     def __init__(self) -> None:
         self._pools: dict[tuple[bool, int], Pool] = {}
-        self.layers: set[int] = set()
-        """Layers that have been written."""
 
     def __len__(self) -> int:
         """Tokens stored."""

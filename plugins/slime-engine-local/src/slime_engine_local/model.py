@@ -5,6 +5,7 @@ checkpoint. Called by the scheduler, on its thread only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_engine_local import attention
 from slime_engine_local.cache import Chain, KVCache
+from slime_engine_local.decoder import Decoder
 from slime_engine_local.errors import EngineError
 from slime_engine_local.packed import PackedLinear, packing_works
 
@@ -24,7 +26,7 @@ BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 class _Copy(Protocol):
-    """A weight that the engine owns: an ordinary parameter, or a `PackedLinear`."""
+    """A weight that the engine owns: an ordinary parameter, a `PackedLinear` or a part of joined layers."""
 
     def copy_(self, weight: Tensor, /) -> object: ...
 
@@ -54,6 +56,7 @@ class LanguageModel:
         self._checkpoint = checkpoint
         like = next(iter(weights.values()))
         self.dtype, self.device = like.dtype, like.device
+        self._decoder: Decoder | None = None
         config = AutoConfig.from_pretrained(checkpoint)
         text = config.get_text_config()
         if other := sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES):
@@ -129,41 +132,68 @@ class LanguageModel:
         for weight, new in pairs:
             self._set(weight.names, nn.Parameter(new.detach(), requires_grad=False))
         self._module.to(self.device)  # what is computed from the configuration and so was not handed over
-        if self.dtype == torch.float32 and self.device.type == "cpu" and packing_works():
-            self._pack()
+        expected = self._probe()
+        self._join(expected)
+        self._pack(expected)
+        joined = self._decoder.parts if self._decoder else {}
         for weight, new in pairs:
-            owners = {name: self._module.get_submodule(name.rpartition(".")[0]) for name in weight.names}
-            packed = {name: owner for name, owner in owners.items() if _is_packed(owner, name)}
-            weight.copies = list(packed.values())
-            if plain := [name for name in weight.names if name not in packed]:
+            for name in weight.names:
+                if (copy := joined.get(name) or self._packed(name)) is not None:
+                    weight.copies.append(copy)
+            if plain := [name for name in weight.names if name not in joined and not self._packed(name)]:
                 own = nn.Parameter(new.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
                 self._set(plain, own)
                 weight.copies.append(own)
 
-    def _pack(self) -> None:
+    def _join(self, expected: Tensor) -> None:
+        """Use a `Decoder` if the model then still computes the same."""
+        if self.dtype not in (torch.float32, torch.float64):  # Hugging Face modules round in between
+            return
+        with suppress(AttributeError, TypeError, ValueError, RuntimeError):
+            self._decoder = Decoder(self._module, self._attention)
+            if _agree(self._probe(), expected):
+                for module in self._module.model.layers.modules():
+                    if isinstance(module, nn.Linear):
+                        module.weight = module.bias = None
+                return
+        self._decoder = None
+
+    def _pack(self, expected: Tensor) -> None:
         """Pack the linear layers, if the model then still computes the same: it might read a layer's weight itself."""
-        before = self._probe()
-        plain = {path: module for path, module in self._module.named_modules() if type(module) is nn.Linear}
+        if self.dtype != torch.float32 or self.device.type != "cpu" or not packing_works():
+            return
+        plain = {
+            path: module
+            for path, module in self._module.named_modules()
+            if type(module) is nn.Linear and module.weight is not None
+        }
         for path, module in plain.items():
             self._module.set_submodule(path, PackedLinear(module.weight, module.bias))
-        try:
-            same = torch.allclose(self._probe(), before, rtol=1e-3, atol=1e-3)
-        except (AttributeError, RuntimeError, TypeError):
-            same = False
-        if not same:
-            for path, module in plain.items():
-                self._module.set_submodule(path, module)
+        with suppress(AttributeError, TypeError, RuntimeError):
+            if _agree(self._probe(), expected):
+                return
+        for path, module in plain.items():
+            self._module.set_submodule(path, module)
 
     def _set(self, names: Iterable[str], parameter: nn.Parameter) -> None:
         for name in names:
             path, _, attribute = name.rpartition(".")
             setattr(self._module.get_submodule(path), attribute, parameter)
 
+    def _packed(self, name: str) -> PackedLinear | None:
+        """The packed layer whose weight has this name."""
+        path, _, attribute = name.rpartition(".")
+        owner = self._module.get_submodule(path)
+        return owner if attribute == "weight" and isinstance(owner, PackedLinear) else None
+
     def _probe(self) -> Tensor:
         """Logits after a few tokens."""
         cache = KVCache()
         piece = attention.Piece(Chain(cache.add(8)), range(8))
-        return self.next_logits([], attention.Pass(cache, [], [piece], self.device))
+        step = attention.Pass(cache, [], [piece], self.device)
+        logits = self.next_logits([], step)
+        self._attention = step.settings
+        return logits
 
     def next_logits(self, tokens: list[int], step: attention.Pass) -> Tensor:
         """Logits of the token after each request's last one.
@@ -179,18 +209,16 @@ class LanguageModel:
         for piece in step.pieces:
             row += piece.tokens
             places += range(piece.chain.length, piece.chain.length + len(piece.tokens))
-        ends = accumulate((len(piece.tokens) for piece in step.pieces), initial=len(tokens) - 1)
-        last = [*range(len(tokens)), *list(ends)[1:]]
-        output = self._module(
-            torch.tensor([row], device=self.device),
-            position_ids=torch.tensor([places], device=self.device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(last, device=self.device) if len(last) < len(row) else 0,
-            slime_pass=step,
-        )
-        if len(step.cache.layers) != self._layers:
+        sums = accumulate((len(piece.tokens) for piece in step.pieces), initial=len(tokens) - 1)
+        last = [*range(len(tokens)), *list(sums)[1:]]
+        ids, positions = (torch.tensor([numbers], device=self.device) for numbers in (row, places))
+        ends = torch.tensor(last, device=self.device)
+        if self._decoder is not None:
+            return self._decoder(ids, positions, ends, step)
+        output = self._module(ids, position_ids=positions, use_cache=False, logits_to_keep=ends, slime_pass=step)
+        if len(step.settings) != self._layers:
             raise self._refusal(
-                f"{len(step.cache.layers)} of its {self._layers} layers attend through transformers' AttentionInterface"
+                f"{len(step.settings)} of its {self._layers} layers attend through transformers' AttentionInterface"
             )
         return output.logits[0]
 
@@ -198,5 +226,6 @@ class LanguageModel:
         return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")
 
 
-def _is_packed(owner: nn.Module, name: str) -> bool:
-    return isinstance(owner, PackedLinear) and name.endswith(".weight")
+def _agree(logits: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-3
+    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance)
