@@ -72,4 +72,4 @@ def test_a_run_killed_in_a_rollout_ends_like_the_unbroken_one(tiny_model, chat_r
     assert state == expected
     assert numbers == metrics
     assert all(torch.equal(tensor, reference[name]) for name, tensor in weights.items())
-    assert any(line["rollout/sampling/samples_continued"] for line in metrics)
+    assert any(line["rollout/buffered_tokens_put_back"] for line in metrics)

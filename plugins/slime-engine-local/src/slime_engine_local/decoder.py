@@ -122,7 +122,7 @@ class Layer:
         query, key = (part.transpose(0, 1)[None] for part in encoded.split([queries, keys], 1))
         value = found[:, queries + keys :].transpose(0, 1)[None]
         seen, _ = attend(self.attention, query, key, value, None, self.scale, self.window, slime_pass=step)
-        x = x + self.output(seen.view(rows, -1))
+        x = x + self.output(seen.reshape(rows, -1))
         gate, up = self.gate_up(_norm(self.norms[1], x)).split(self.gate_up.sizes, -1)
         return x + self.down(self.activation(gate) * up)
 
