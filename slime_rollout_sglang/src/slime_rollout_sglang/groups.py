@@ -183,7 +183,8 @@ class GroupRunner:
         stopped = asyncio.ensure_future(self._requests.stopped.wait())
         try:
             await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({working}, timeout=PATIENCE)
+            if not working.done():
+                await asyncio.wait({working}, timeout=PATIENCE)
             return working.result() if working.done() else None
         finally:
             for task in (working, stopped):
