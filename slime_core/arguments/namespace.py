@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -113,7 +113,6 @@ class Namespace:
             except PluginError as error:
                 plugins.set_broken(info, error)
         self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(self.groups))
-        self.model.model_config = ConfigDict(frozen=True, extra="forbid")
 
     def _add(self, group: type[ArgumentGroup], distribution: str) -> None:
         self.groups.append(group)

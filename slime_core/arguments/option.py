@@ -26,7 +26,8 @@ class ArgumentGroup(BaseModel):
             nothing selected reads is reported.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    # Only the model of all groups together validates anything, so no group builds a validator of its own.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, defer_build=True)
     read_by: ClassVar[str] = "core"
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
-
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Group, Sample
 
@@ -69,6 +67,8 @@ class Prompts:
         return False
 
     def _tokens(self, sample: Sample) -> list[int]:
+        from jinja2 import TemplateError
+
         tokenizer = load_tokenizer(self.args.hf_checkpoint)
         text = sample.prompt
         if not isinstance(text, str):
