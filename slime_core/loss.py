@@ -127,7 +127,8 @@ def what_reads(component: Any, args: Any) -> frozenset[str]:
     declared: Declaring | None = getattr(getattr(component, "target", component), "slime_reads", None)
     names = frozenset(declared(args)) if declared else frozenset()
     if unknown := sorted(names - set(READS)):
-        raise PluginError(f"It declares that it reads {', '.join(unknown)}; there are {', '.join(READS)}.")
+        label = getattr(component, "label", repr(component))
+        raise PluginError(f"The {label} declares that it reads {', '.join(unknown)}; there are {', '.join(READS)}.")
     return names
 
 

@@ -208,6 +208,35 @@ def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(t
         assert plugins.take_timings() == {}
 
 
+def test_every_method_of_a_class_component_is_timed_and_named_in_what_it_raises(tmp_path, monkeypatch):
+    code = """
+        class Engine:
+            def __init__(self, args): self._args = args
+            async def generate(self, input_ids, sampling_params, request_id=None):
+                await self.abort()
+            async def abort(self, request_ids=None): raise OSError("the server is gone")
+            def update_weights(self, weights, version): return list(weights)
+            def close(self): ...
+            def own(self): raise OSError("not of the contract")
+        @hookimpl
+        def slime_engines(): return {"mine": Engine}
+        """
+    plugins = Plugins([plugin(tmp_path, monkeypatch, "methods", code)])
+    engine = plugins.select("engine", "mine")(None)
+    assert engine.update_weights(iter([1, 2]), version=3) == [1, 2]
+    with pytest.raises(OSError, match="the server is gone") as error:
+        asyncio.run(engine.generate([], {}))
+    note = "raised in abort of the engine 'mine' of methods (dist-methods 1.2), chosen by --rollout-engine"
+    assert error.value.__notes__ == [note], "said once, where it happened"
+    with pytest.raises(OSError, match="not of the contract") as error:
+        engine.own()
+    assert not hasattr(error.value, "__notes__")
+    taken = {name: value for name, value in plugins.take_timings().items() if name.endswith("/calls")}
+    assert taken == {
+        f"perf/hooks/engine{method}/calls": 1.0 for method in ("", ".abort", ".generate", ".update_weights")
+    }
+
+
 def test_no_call_is_lost_when_threads_add_and_take_timings_together(tmp_path, monkeypatch):
     plugins = Plugins(
         [

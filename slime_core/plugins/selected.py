@@ -1,4 +1,5 @@
-"""`Selected`: a component that a run uses. Every call of it goes through here: named in errors, checked, timed."""
+"""`Selected`: a component that a run uses. Every call of it, or of a method of it, goes through here: named in errors,
+checked, timed."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import inspect
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 from slime_core.errors import PluginError
@@ -62,7 +65,8 @@ def raised_in(error: BaseException) -> tuple[RaisedIn, ...]:
 @dataclass(frozen=True)
 class Selected:
     """A component that a run uses. Calling it adds its origin to whatever it raises, checks what it returns, and times
-    it; an async component counts from the call to its result, whatever it waits for.
+    it; an async component counts from the call to its result, whatever it waits for. Where the component is a class, the
+    methods of its contract are named and timed in the same way.
 
     Attributes:
         kind, name: what it was selected as; `name` is the component's own name, or the import path.
@@ -89,7 +93,7 @@ class Selected:
         try:
             result = self.target(*args, **self.bound, **kwargs)
             if not inspect.iscoroutine(result):
-                return self._checked(result, args)
+                return self._with_signed_methods(self._checked(result, args))
             is_async = inspect.iscoroutinefunction(KINDS[self.kind].contract)
             if is_async:
                 return self._awaited(result, args, started)
@@ -101,6 +105,41 @@ class Selected:
         finally:
             if not is_async:
                 self.timings.add(self.kind, time.perf_counter() - started)
+
+    def _with_signed_methods(self, result: Any) -> Any:
+        """Have the methods of an instance's contract named and timed; one with `__slots__` stays as it is."""
+        contract = KINDS[self.kind].contract
+        if inspect.isclass(contract):
+            for name, method in vars(contract).items():
+                own = getattr(result, name, None)
+                if inspect.isfunction(method) and not name.startswith("_") and callable(own):
+                    with suppress(AttributeError):
+                        setattr(result, name, self._signed(name, own))
+        return result
+
+    def _signed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def watched() -> Iterator[None]:
+            started = time.perf_counter()
+            try:
+                yield
+            except Exception as error:
+                self._sign(error, f"{name} of ")
+                raise
+            finally:
+                self.timings.add(f"{self.kind}.{name}", time.perf_counter() - started)
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with watched():
+                return method(*args, **kwargs)
+
+        @wraps(method)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            with watched():
+                return await method(*args, **kwargs)
+
+        return call_async if inspect.iscoroutinefunction(method) else call
 
     async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...], started: float) -> Any:
         try:
@@ -116,11 +155,14 @@ class Selected:
             raise PluginError(f"It returned {problem}.")
         return result
 
-    def _sign(self, error: Exception) -> None:
-        """Add to an exception that it came through this component."""
-        note = f"raised in the {self.label}, chosen by {self.option}"
+    def _sign(self, error: Exception, place: str = "") -> None:
+        """Add to an exception that it came through this component, unless that was said last."""
+        told = raised_in(error)
+        if told and (told[-1].kind, told[-1].distribution) == (self.kind, self.distribution):
+            return
+        note = f"raised in {place}the {self.label}, chosen by {self.option}"
         error.add_note(note)
-        told = (*raised_in(error), RaisedIn(self.kind, self.distribution, note))
+        told = (*told, RaisedIn(self.kind, self.distribution, note))
         error.slime_raised_in = told  # type: ignore[attr-defined]
 
     @property
