@@ -13,13 +13,17 @@ from slime_core.testing.findings import Finding, run_all
 from slime_core.testing.subject import Subject
 
 HEAVY = {
+    "aiohttp",
     "jax",
+    "math_verify",
     "numpy",
     "pandas",
     "pyarrow",
     "pydantic",
     "ray",
+    "reasoning_gym",
     "sglang",
+    "sympy",
     "tensorboard",
     "torch",
     "transformers",
