@@ -33,7 +33,8 @@ class Sample:
     Attributes:
         group_index: number of the prompt in this run, counted from 0; all samples of a group share it.
         index: number of the sample in this run, counted from 0, unique.
-        prompt: text, or a list of chat messages (`{"role": ..., "content": ...}`).
+        prompt: text, or a list of chat messages (`{"role": ..., "content": ...}`). From a data source also a list of token
+            ids, with a `loss_mask` for them; the rollout function puts their text in its place.
         tokens: token ids of prompt and response, one flat list.
         response: text of the response.
         response_length: R, how many of the last tokens are response.

@@ -5,7 +5,11 @@
     arrow.py    Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
     rows.py     `open_rows`: all of these as one sequence of rows
     chat.py     a row becomes a `Sample`; what a conversation must look like
-    source.py   `GlobalDataSource`: epochs, shuffling, and the buffer of unfinished groups
+    tokens.py   rows that are tokenised already
+    epochs.py   one set of rows, epoch after epoch, shuffled
+    streams.py  one set of rows that can only be read forward
+    mixture.py  which of several sets is next
+    source.py   `GlobalDataSource`, `StreamingDataSource`: groups of samples, and the buffer of unfinished ones
     convert.py  `convert_file`: rows of any format into a file of chat rows
 
 No file is ever held in memory whole. pyarrow is imported when the first Arrow or Parquet file is opened.
@@ -14,6 +18,19 @@ No file is ever held in memory whole. pyarrow is imported when the first Arrow o
 from slime_core.data.chat import chat_messages, sample_from_row
 from slime_core.data.convert import convert_file
 from slime_core.data.rows import Rows, open_rows
-from slime_core.data.source import GlobalDataSource, pop_first
+from slime_core.data.source import GlobalDataSource, StreamingDataSource, pop_first
+from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
 
-__all__ = ["GlobalDataSource", "Rows", "chat_messages", "convert_file", "open_rows", "pop_first", "sample_from_row"]
+__all__ = [
+    "GlobalDataSource",
+    "Rows",
+    "StreamingDataSource",
+    "chat_messages",
+    "convert_file",
+    "is_tokenised",
+    "open_rows",
+    "pop_first",
+    "require_known",
+    "sample_from_row",
+    "vocabulary_of",
+]

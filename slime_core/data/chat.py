@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
 from slime_core.errors import DataError, did_you_mean
 from slime_core.sample import Sample
 
@@ -21,15 +22,19 @@ def sample_from_row(args: Any, row: dict[str, Any], source: str) -> Sample:
         source: "file:row"; kept as `metadata["source"]`.
 
     Returns:
-        Sample with `prompt` (text or checked messages), `label`, and `metadata`: the row's own, `source`, and
-        `tools` if there are any.
+        Sample with `prompt` (text, checked messages or token ids, whichever the column holds), `label`, and `metadata`:
+        the row's own, `source`, and `tools` if there are any. With token ids, `loss_mask` has an entry for every one of
+        them if the row says which are trained.
 
     Raises:
         DataError: a key is missing, or its value is not what it should be; the message begins with `source`.
     """
     try:
         prompt = _value(row, args.input_key, "--input-key")
-        if isinstance(prompt, list):
+        loss_mask = None
+        if is_tokenised(prompt):
+            prompt, loss_mask = token_ids(prompt), trained_tokens(row, prompt, args.label_key)
+        elif isinstance(prompt, list):
             prompt = chat_messages(prompt)
         elif not (isinstance(prompt, str) and prompt.strip()):
             raise DataError(f"{args.input_key!r} is {_shown(prompt)}, expected text or a list of messages")
@@ -39,7 +44,7 @@ def sample_from_row(args: Any, row: dict[str, Any], source: str) -> Sample:
     except DataError as error:
         raise DataError(f"{source}: {error}.") from None
     metadata = {**metadata, "source": source, **({"tools": tools} if tools else {})}
-    return Sample(prompt=prompt, label=label, metadata=metadata)
+    return Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata=metadata)
 
 
 def chat_messages(value: Any) -> list[dict[str, Any]]:

@@ -40,16 +40,26 @@ def find_files(pattern: str) -> list[Path]:
     Raises:
         DataError: nothing is there, a folder is no saved dataset, or a file's extension is unknown.
     """
+    return [
+        file for match in matching(pattern) for file in (_dataset_files(match) if match.is_dir() else [_known(match)])
+    ]
+
+
+def matching(pattern: str) -> list[Path]:
+    """What is there under a path or glob, sorted by name; at least one.
+
+    Raises:
+        DataError: nothing is there.
+    """
     path = Path(pattern).expanduser()
     if path.exists():
-        matches = [path]
-    elif glob.has_magic(pattern):
+        return [path]
+    if glob.has_magic(pattern):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         if not matches:
             raise DataError(f"No file matches {pattern}.{_nearby(path)}")
-    else:
-        raise DataError(f"There is no file {pattern}.{_nearby(path)}")
-    return [file for match in matches for file in (_dataset_files(match) if match.is_dir() else [_known(match)])]
+        return matches
+    raise DataError(f"There is no file {pattern}.{_nearby(path)}")
 
 
 def content_digest(path: Path) -> str:
@@ -81,6 +91,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _known(path: Path) -> Path:
+    if path.is_fifo() or path.suffix.lower() in (".gz", ".zst"):
+        raise DataError(f"{path} can only be read forward: choose --data-source-path streaming, or unpack it.")
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(
             f"{path}: the extension {path.suffix or '(none)'} is unknown; expected one of {', '.join(EXTENSIONS)}, "

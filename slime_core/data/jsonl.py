@@ -47,7 +47,7 @@ class JsonFile:
         """Row `index`, parsed. Raises `DataError` with the column, without file and row."""
         start, end = self._starts[index], self._starts[index + 1]
         raw = os.pread(self._file.fileno(), end - start, start)
-        return _parse(raw.rstrip(_SPACE + b"," if self._is_array else _SPACE))
+        return parse_json(raw.rstrip(_SPACE + b"," if self._is_array else _SPACE))
 
     def row_number(self, index: int) -> int:
         """1-based: the line, or in an array the position."""
@@ -147,7 +147,8 @@ class JsonFile:
         )
 
 
-def _parse(raw: bytes) -> Any:
+def parse_json(raw: bytes) -> Any:
+    """The JSON value of one row. Raises `DataError` with the column, without file and row."""
     try:
         text = raw.decode()
         row = json.loads(text)

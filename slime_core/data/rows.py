@@ -6,7 +6,7 @@ Called by the data source, by evaluation and by the converters.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,16 +51,7 @@ class Rows:
             DataError: the row cannot be parsed or is not an object; names file, row and column.
         """
         file, position = self._locate(index)
-        try:
-            row = file.read(position)
-        except DataError as error:
-            raise DataError(f"{self.where(index)}: {error}. Expected one object; repair or remove the row.") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{self.where(index)}: the row is a {_json_name(row)}, expected an object like "
-                '{"messages": [...]}; repair or remove it.'
-            )
-        return row
+        return object_row(lambda: file.read(position), lambda: self.where(index))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -80,6 +71,24 @@ class Rows:
         part = bisect_right(self._ends, index)
         file, selected = self._parts[part]
         return file, selected[index - (self._ends[part - 1] if part else 0)]
+
+
+def object_row(read: Callable[[], Any], where: Callable[[], str]) -> dict[str, Any]:
+    """What `read` gives, if it is an object; messages begin with `where`.
+
+    Raises:
+        DataError: it cannot be parsed or is no object; names file, row and column.
+    """
+    try:
+        row = read()
+    except DataError as error:
+        raise DataError(f"{where()}: {error}. Expected one object; repair or remove the row.") from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{where()}: the row is a {_json_name(row)}, expected an object like "
+            '{"messages": [...]}; repair or remove it.'
+        )
+    return row
 
 
 def open_rows(specs: Sequence[str]) -> Rows:

@@ -1,21 +1,41 @@
-"""`GlobalDataSource`: the rows of `--prompt-data`, epoch after epoch, and the buffer of unfinished groups.
+"""The data sources: groups of samples from the rows of `--prompt-data`, and the buffer of unfinished groups.
 
-The default of `--data-source-path`. All of its state is in `state_dict`, so a run that continues from a checkpoint
-gets the groups that the unbroken run would have got.
+`GlobalDataSource`, the default of `--data-source-path`, reads files with random access, epoch after epoch;
+`StreamingDataSource` what can only be read forward. All of their state is in `state_dict`, so a run that continues from
+a checkpoint gets the groups that the unbroken run would have got.
 """
 
 from __future__ import annotations
 
 import copy
-import random
-from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from slime_core.data.chat import sample_from_row
+from slime_core.data.epochs import EpochReader
+from slime_core.data.mixture import Mixture
 from slime_core.data.rows import open_rows
+from slime_core.data.streams import UNKNOWN_LENGTH, StreamError, StreamReader
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
 from slime_core.sample import Group, Sample
+
+
+class RowReader(Protocol):
+    """The rows of one data set, one after another, without end. `take` moves on even if it raises."""
+
+    name: str
+    epoch: int
+
+    def __len__(self) -> int: ...
+
+    def take(self) -> tuple[dict[str, Any], str]: ...
+
+    def fingerprint(self) -> dict[str, str]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def pop_first(args: Any, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
@@ -28,12 +48,16 @@ def pop_first(args: Any, rollout_id: int | None, buffer: list[Group], num_sample
 class GlobalDataSource:
     """Groups of `--n-samples-per-prompt` samples from `--prompt-data`.
 
-    With `--rollout-shuffle`, the order of epoch e is a shuffle seeded with `--rollout-seed` + e. Reading needs 8
-    bytes a row for that order; the rows stay on disk.
+    All files are one set of rows or, with `--prompt-data-weights`, each of its paths and globs is a set of its own, in
+    epochs of its own, and prompts come from the sets in turns whose shares are the weights at any time. A sample of a
+    mixture names its set in `metadata["dataset"]`.
+
+    With `--rollout-shuffle`, the order of a set's epoch e is a shuffle seeded with `--rollout-seed`, the set's number
+    and e. Reading needs 8 bytes a row for that order; the rows stay on disk.
 
     Args:
-        args: reads `prompt_data`, `input_key`, `label_key`, `tool_key`, `metadata_key`, `rollout_shuffle`,
-            `rollout_seed`, `n_samples_per_prompt` and `malformed_row`.
+        args: reads `prompt_data`, `prompt_data_weights`, `input_key`, `label_key`, `tool_key`, `metadata_key`,
+            `rollout_shuffle`, `rollout_seed`, `n_samples_per_prompt` and `malformed_row`.
         buffer_pop: how groups leave the buffer.
 
     Attributes:
@@ -47,20 +71,39 @@ class GlobalDataSource:
         self.args = args
         self.buffer: list[Group] = []
         self.counts = {"malformed_rows": 0}
-        self._rows = open_rows(args.prompt_data)
         self._buffer_pop = buffer_pop
-        self._epoch = 0
-        self._offset = 0  # rows of this epoch that were read
         self._next_group = 0
         self._next_sample = 0
-        self._order: Sequence[int] | None = None  # of this epoch; made when it is first needed
+        weights = getattr(args, "prompt_data_weights", None)
+        if weights:
+            _check_weights(weights, args.prompt_data)
+            self._names = _names(args.prompt_data)
+            self._readers = [self._reader(n, [spec], spec) for n, spec in enumerate(args.prompt_data)]
+        else:
+            self._names = []  # one set needs none
+            self._readers = [self._reader(0, args.prompt_data, "--prompt-data")]
+        self._mixture = Mixture(weights or [1])
+
+    def _reader(self, number: int, specs: Sequence[str], name: str) -> RowReader:
+        """Opens set `number`."""
+        seed = self.args.rollout_seed + (number << 64) if self.args.rollout_shuffle else None
+        return EpochReader(open_rows(specs), name, seed)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        """The rows of all sets together, whatever the weights: these do not change how long a run is."""
+        return sum(map(len, self._readers))
 
     def fingerprint(self) -> dict[str, str]:
-        """{file: digest of its content}."""
-        return self._rows.fingerprint()
+        """{file: digest of its content}, of all sets."""
+        return {file: digest for reader in self._readers for file, digest in reader.fingerprint().items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Of a mixture, per set: "NAME/prompts", taken from it so far, and "NAME/epoch", its epochs that are over."""
+        return {
+            f"{name}/{metric}": float(value)
+            for name, reader, taken in zip(self._names, self._readers, self._mixture.chosen, strict=False)
+            for metric, value in (("prompts", taken), ("epoch", reader.epoch))
+        }
 
     def get_samples(self, num_samples: int) -> list[Group]:
         """The next `num_samples` groups: from the buffer first, then from the files.
@@ -86,9 +129,8 @@ class GlobalDataSource:
     def state_dict(self) -> dict[str, Any]:
         """Position, numbering, counts and buffer as plain JSON data."""
         return {
-            "num_rows": len(self._rows),
-            "epoch": self._epoch,
-            "offset": self._offset,
+            "sets": [reader.state_dict() for reader in self._readers],
+            "mixture": self._mixture.state_dict(),
             "next_group": self._next_group,
             "next_sample": self._next_sample,
             "counts": dict(self.counts),
@@ -99,20 +141,20 @@ class GlobalDataSource:
         """Go on from where `state_dict` was taken.
 
         Raises:
-            CheckpointError: the state was taken over another number of rows.
+            CheckpointError: the state was taken over other data.
         """
-        if state["num_rows"] != len(self._rows):
+        if len(state["sets"]) != len(self._readers):
             raise CheckpointError(
-                f"The checkpoint's data had {state['num_rows']} rows, --prompt-data has {len(self._rows)}. "
-                "Continue with the same files and slices, or start a new run from the exported weights."
+                f"The checkpoint's run had {len(state['sets'])} data sets, this one has {len(self._readers)}. Continue with "
+                "the same --prompt-data and --prompt-data-weights, or start a new run from the exported weights."
             )
-        self._epoch = state["epoch"]
-        self._offset = state["offset"]
+        for reader, position in zip(self._readers, state["sets"], strict=True):
+            reader.load_state_dict(position)
+        self._mixture.load_state_dict(state["mixture"])
         self._next_group = state["next_group"]
         self._next_sample = state["next_sample"]
         self.counts = dict(state["counts"])
         self.buffer = [[Sample.from_dict(sample) for sample in group] for group in state["buffer"]]
-        self._order = None
 
     def _from_buffer(self, num_samples: int) -> list[Group]:
         if not self.buffer or num_samples < 1:
@@ -134,29 +176,56 @@ class GlobalDataSource:
         return group
 
     def _next_good_sample(self) -> Sample:
-        problem = ""
-        for _ in range(len(self._rows)):
-            index = self._next_row()
+        """A malformed row is replaced by the next one of its set, so that the shares stay."""
+        number = self._mixture.next()
+        reader, problem, tried = self._readers[number], "", 0
+        while tried < len(reader):
+            tried += 1
             try:
-                return sample_from_row(self.args, self._rows[index], self._rows.where(index))
+                sample = sample_from_row(self.args, *reader.take())
+            except StreamError:
+                raise
             except DataError as error:
                 if self.args.malformed_row == "error":
                     raise DataError(f"{error} (--malformed-row skip leaves such rows out.)") from None
                 self.counts["malformed_rows"] += 1
                 problem = str(error)
-        raise DataError(f"None of the {len(self._rows)} rows of --prompt-data can be used. The last one: {problem}")
+                continue
+            if self._names:
+                sample.metadata["dataset"] = self._names[number]
+            return sample
+        raise DataError(f"None of the {len(reader)} rows of {reader.name} can be used. The last one: {problem}")
 
-    def _next_row(self) -> int:
-        if self._offset == len(self._rows):
-            self._epoch, self._offset, self._order = self._epoch + 1, 0, None
-        if self._order is None:
-            self._order = self._epoch_order()
-        self._offset += 1
-        return self._order[self._offset - 1]
 
-    def _epoch_order(self) -> Sequence[int]:
-        if not self.args.rollout_shuffle:
-            return range(len(self._rows))
-        order = array("Q", range(len(self._rows)))
-        random.Random(self.args.rollout_seed + self._epoch).shuffle(order)
-        return order
+class StreamingDataSource(GlobalDataSource):
+    """The same over what can only be read forward: `.jsonl`, `.jsonl.gz`, `.jsonl.zst` and pipes. See `StreamReader`.
+
+    Every set begins again behind its last file. Its length is not known before that, so a run needs `--num-rollout`.
+
+    Args:
+        args: reads `shuffle_buffer_size` too: how many rows `--rollout-shuffle` shuffles together.
+    """
+
+    def _reader(self, number: int, specs: Sequence[str], name: str) -> RowReader:
+        seed = f"{self.args.rollout_seed} {number}" if self.args.rollout_shuffle else None
+        return StreamReader(specs, name, self.args.shuffle_buffer_size, seed)
+
+    def __len__(self) -> int:
+        """The rows of one pass through all sets; `sys.maxsize` until each of them was read to its end once."""
+        return min(super().__len__(), UNKNOWN_LENGTH)
+
+
+def _check_weights(weights: Sequence[float], specs: Sequence[str]) -> None:
+    if len(weights) != len(specs):
+        raise ArgumentError(
+            f"--prompt-data-weights has {len(weights)} numbers for {len(specs)} data sets ({', '.join(specs)}); give one for "
+            "each path or glob of --prompt-data."
+        )
+    if wrong := [weight for weight in weights if weight <= 0]:
+        raise ArgumentError(f"--prompt-data-weights holds {wrong[0]:g}; weights are above 0. Leave such a set out.")
+
+
+def _names(specs: Sequence[str]) -> list[str]:
+    """A short name for each: the file's without extensions if no other set has it, else the whole spec."""
+    short = [Path(spec.split("@[")[0]).name.partition(".")[0] for spec in specs]
+    return [name if name and short.count(name) == 1 else spec for name, spec in zip(short, specs, strict=True)]

@@ -242,7 +242,7 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, p
         ("h", "w6 <end>"),
     ]
     assert first.metrics == {"skipped_no_trainable_token": 1.0, "skipped_malformed": 1.0}
-    assert source.state_dict()["offset"] == 0
+    assert source.state_dict()["sets"][0]["offset"] == 0
     for sample in first.samples:
         sample.reward, sample.metadata["dataset"] = 1.0, "changed by somebody"
     (tmp_path / "easy.jsonl").unlink()  # tokenised once, not read again

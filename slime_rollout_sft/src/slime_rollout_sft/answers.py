@@ -87,6 +87,11 @@ async def _answer(args: Any, engine: Any, tokenizer: Any, question: Sample) -> S
 
 def _question(sample: Sample) -> Sample:
     """The conversation without its last answer, which becomes the label where the row has none."""
+    if isinstance(sample.prompt, str):
+        raise ArgumentError(
+            f"{sample.metadata.get('source', sample.name)}: --eval-generate needs messages, to know the question; a row of "
+            "token ids says nothing of it. Leave --eval-generate out, or evaluate on messages."
+        )
     conversation = read_conversation(sample.prompt, sample.metadata.get("tools"))
     messages = conversation.messages
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")

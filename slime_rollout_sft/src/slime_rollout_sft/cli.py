@@ -66,10 +66,10 @@ def _convert(options: argparse.Namespace, plugins: Plugins) -> int:
 
 
 def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
-    from slime_core.data import open_rows, sample_from_row
+    from slime_core.data import is_tokenised, open_rows, sample_from_row
     from slime_core.errors import DataError
     from slime_rollout_sft.preview import html, terminal
-    from slime_rollout_sft.rollout import load_tokenizer
+    from slime_rollout_sft.rollout import load_tokenizer, tokenised
 
     if options.rows < 1:
         raise ArgumentError(f"--rows is {options.rows}; expected at least 1.")
@@ -83,7 +83,11 @@ def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
         if isinstance(sample.prompt, str):
             raise DataError(f"{rows.where(index)}: {options.input_key!r} is text; name the messages with --input-key.")
         try:
-            shown.append((rows.where(index), generator(tokenizer, sample.prompt, sample.metadata.get("tools"))))
+            if is_tokenised(sample.prompt):
+                masked = tokenised(sample, tokenizer)
+            else:
+                masked = generator(tokenizer, sample.prompt, sample.metadata.get("tools"))
+            shown.append((rows.where(index), masked))
         except DataError as error:
             raise DataError(f"{rows.where(index)}: {error}") from error
     if options.html:

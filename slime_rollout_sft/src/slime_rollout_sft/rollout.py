@@ -2,7 +2,7 @@
 
 Selected by `--rollout-function-path sft`. A conversation that cannot be used is treated as `--malformed-row`,
 `--over-long-sample` and `--no-trainable-token` say. One that is skipped is replaced by the next row, so a batch keeps
-its size (and an epoch ends a little earlier), and it is counted in the metrics.
+its size (and an epoch ends a little earlier), and it is counted in the metrics. A row of token ids is used as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from slime_core.arguments.resolve import eval_sets
-from slime_core.data import open_rows, sample_from_row
+from slime_core.data import is_tokenised, open_rows, require_known, sample_from_row, vocabulary_of
 from slime_core.errors import ArgumentError, DataError
 from slime_core.masks import MaskedTokens
 from slime_core.sample import Group, RolloutOutput, Sample, Status
@@ -27,6 +27,7 @@ def generate_rollout(
     Every sample gets its tokens; as response, everything from its first trained token on; and a reward of 0.
     The samples of a group are equal. Metrics, as far as they are not 0: "skipped_malformed", "skipped_over_long",
     "skipped_no_trainable_token" and "truncated", numbers of conversations, and "with_mask_warnings" (`slime data preview` shows them).
+    A mixture of data sets adds how far each has been read.
 
     Args:
         plugins: provides the loss-mask generator.
@@ -113,11 +114,16 @@ def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
     if is_over_long:
         tokens, mask = tokens[:limit], mask[:limit]
     if 1 not in mask:
+        remedy = (
+            "one behind the first that 'loss_mask' or 'labels' trains; repair the row"
+            if is_tokenised(sample.prompt)
+            else "an assistant message that is not masked out; add one"
+        )
         raise Unusable(
             "skipped_no_trainable_token",
             policy.no_trainable_token == "skip",
             f"no token of the conversation is trained{f' within its first {limit} tokens' if is_over_long else ''}. "
-            "It needs an assistant message that is not masked out; add one, or choose --no-trainable-token skip.",
+            f"It needs {remedy}, or choose --no-trainable-token skip.",
         )
     first = mask.index(1)
     return replace(
@@ -156,6 +162,8 @@ class Conversations:
         self.counts["truncated"] += done.status is Status.TRUNCATED
         self.counts["with_mask_warnings"] += bool(masked.warnings)
         done.response = self._tokenizer.decode(done.tokens[-done.response_length :])
+        if is_tokenised(sample.prompt):
+            done.prompt = self._tokenizer.decode(done.tokens[: -done.response_length])
         return done
 
     def metrics(self) -> dict[str, float]:
@@ -176,9 +184,27 @@ class Conversations:
                 "Name the column of messages with --input-key, or make one with `slime data convert`.",
             )
         try:
+            if is_tokenised(sample.prompt):
+                return tokenised(sample, self._tokenizer)
             return self._loss_mask(self._tokenizer, sample.prompt, sample.metadata.get("tools"))
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
+
+
+def tokenised(sample: Sample, tokenizer: Any) -> MaskedTokens:
+    """The token ids of a row with its mask; without one, all are trained.
+
+    Raises:
+        DataError: the tokenizer does not know an id; without file and row.
+    """
+    ids: Any = sample.prompt
+    require_known(ids, _vocabulary(tokenizer))
+    return MaskedTokens(ids, sample.loss_mask or [1] * len(ids))
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Any) -> int:
+    return vocabulary_of(tokenizer)
 
 
 def _malformed_rows(data_source: Any) -> int:

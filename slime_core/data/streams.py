@@ -1,0 +1,257 @@
+"""`StreamReader`: rows that can only be read forward: compressed files, pipes, files that still grow.
+
+Called by `StreamingDataSource`. Shuffling works in blocks: so many rows are read, shuffled and handed out, then the next
+ones are read. A checkpoint therefore needs no row, only the place where the block begins; going on from it, those rows
+are read again and compared with a digest.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import logging
+import random
+import stat
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from slime_core.data.files import matching, parse_spec
+from slime_core.data.jsonl import parse_json
+from slime_core.data.rows import object_row
+from slime_core.errors import CheckpointError, DataError
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_LENGTH = sys.maxsize
+"""What `len` is of a stream that was not read to its end yet: Python allows nothing greater."""
+
+_BOM = b"\xef\xbb\xbf"
+_PIECE = 1 << 20
+
+
+class StreamError(DataError):
+    """The stream itself cannot be read on, so that no row can take the place of this one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a line begins: number of the file, byte in it (uncompressed), lines before it."""
+
+    file: int = 0
+    byte: int = 0
+    line: int = 0
+
+
+class StreamReader:
+    """Hands out the rows of `.jsonl`, `.jsonl.gz` and `.jsonl.zst` files or pipes, one file after another.
+
+    Behind the last file the next pass begins, over the files that are there by then; a pipe cannot begin again. Memory
+    holds `block` rows.
+
+    Args:
+        specs: paths and globs.
+        name: what messages call the stream.
+        block: how many rows are shuffled together.
+        seed: of the shuffling; None: rows come in the order of the files.
+
+    Attributes:
+        epoch: how many passes are over.
+    """
+
+    def __init__(self, specs: Sequence[str], name: str, block: int, seed: str | None) -> None:
+        self.name, self.epoch = name, 0
+        self._specs, self._size, self._seed = specs, block if seed is not None else 1, seed
+        self._files = _find(specs)
+        self._length: int | None = None  # rows of the last whole pass
+        self._read = 0  # rows of this pass that were read
+        self._open: BinaryIO | None = None  # the file of `_place`
+        self._place = self._begin = Place()  # behind the block, and where it begins
+        self._number = 0  # of the block, counted over all passes
+        self._lines: list[tuple[Place, bytes]] = []
+        self._digest = ""
+        self._order: list[int] = []
+        self._taken = 0  # rows of the block
+
+    def __len__(self) -> int:
+        return UNKNOWN_LENGTH if self._length is None else self._length
+
+    def take(self) -> tuple[dict[str, Any], str]:
+        """The next row, and its "file:line".
+
+        Raises:
+            DataError: it is no row; the next call goes on behind it.
+            StreamError: there are no more rows to be had.
+        """
+        if self._taken == len(self._lines):
+            self._next_block()
+        place, line = self._lines[self._order[self._taken]]
+        self._taken += 1
+        return object_row(lambda: parse_json(line), lambda: self._where(place)), self._where(place)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Nothing: reading all of it may take for ever. `load_state_dict` compares rows instead."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place as plain data."""
+        return {
+            "files": [str(path) for path in self._files],
+            "begin": asdict(self._begin),
+            "rows": len(self._lines),
+            "digest": self._digest,
+            "taken": self._taken,
+            "number": self._number,
+            "read": self._read,
+            "length": self._length,
+            "epoch": self.epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. What cannot be skipped, because it is compressed or a pipe, is read again up to there.
+
+        Raises:
+            CheckpointError: the rows at that place are others, or gone.
+        """
+        self._close()
+        self._files = [Path(file) for file in state["files"]]
+        self._place = self._begin = Place(**state["begin"])
+        self._lines, self._digest = [], ""
+        if state["rows"]:
+            self._read_block(state["rows"])
+        if self._digest != state["digest"]:
+            raise CheckpointError(
+                f"The rows from {self._where(self._begin)} on are not those that the checkpoint's run was reading. Give "
+                f"{self.name} the same files, or for a pipe the same rows from their beginning; or start a new run from "
+                "the exported weights."
+            )
+        self._taken, self._number, self._read = state["taken"], state["number"], state["read"]
+        self._length, self.epoch = state["length"], state["epoch"]
+        self._order = self._block_order()
+
+    def _next_block(self) -> None:
+        self._read_block(self._size)
+        if not self._lines:
+            self._next_pass()
+            self._read_block(self._size)
+        if not self._lines:
+            raise StreamError(f"{', '.join(map(str, self._files))} holds no row; expected at least one.")
+        self._number, self._taken, self._read = self._number + 1, 0, self._read + len(self._lines)
+        self._order = self._block_order()
+
+    def _block_order(self) -> list[int]:
+        order = list(range(len(self._lines)))
+        if self._seed is not None:
+            random.Random(f"{self._seed} {self._number}").shuffle(order)
+        return order
+
+    def _next_pass(self) -> None:
+        if not self._read:
+            return
+        if pipes := [str(path) for path in self._files if path.is_fifo()]:
+            raise StreamError(
+                f"The pipe {', '.join(pipes)} ended, and {self.name} gave {self._read} rows, which is less than the run needs. "
+                "Write more rows into it, or lower --num-rollout."
+            )
+        self._close()
+        self._length, self._read, self.epoch = self._read, 0, self.epoch + 1
+        self._files = _find(self._specs)
+        self._place = Place()
+
+    def _read_block(self, rows: int) -> None:
+        self._begin, self._lines = self._place, []
+        digest = hashlib.blake2b(digest_size=16)
+        while len(self._lines) < rows and (line := self._next_line()):
+            self._lines.append(line)
+            digest.update(line[1] + b"\n")
+        self._digest = digest.hexdigest()
+
+    def _next_line(self) -> tuple[Place, bytes] | None:
+        """The next line that is not blank; None at the end of the last file, which is tried again the next time."""
+        while True:
+            if self._open is None:
+                self._open = _open_at(self._files[self._place.file], self._place.byte)
+            place = self._place
+            try:
+                line = self._open.readline()
+            except (OSError, EOFError, zlib.error) as error:
+                raise StreamError(
+                    f"{self._where(place)}: the file cannot be read on: {error}. Write the file again."
+                ) from None
+            if not line:
+                if place.file + 1 == len(self._files):
+                    return None
+                self._close()
+                self._place = Place(file=place.file + 1)
+                continue
+            ended = line.endswith(b"\n")
+            text = (line.removeprefix(_BOM) if place.byte == 0 else line).strip(b" \t\r\n")
+            if text and not ended and self._is_being_written(place, text):
+                self._open.seek(place.byte)
+                return None
+            self._place = replace(place, byte=place.byte + len(line), line=place.line + ended)
+            if text:
+                return place, text
+
+    def _is_being_written(self, place: Place, text: bytes) -> bool:
+        """Whether the last line of the last file, which may still grow, is only the beginning of a row."""
+        path = self._files[place.file]
+        if place.file + 1 < len(self._files) or path.suffix.lower() != ".jsonl" or path.is_fifo():
+            return False
+        try:
+            parse_json(text)
+        except DataError:
+            logger.warning("%s: the last line is not finished; it is left for later.", self._where(place))
+            return True
+        return False
+
+    def _where(self, place: Place) -> str:
+        return f"{self._files[place.file]}:{place.line + 1}"
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+
+def _find(specs: Sequence[str]) -> list[Path]:
+    found = []
+    for spec in specs:
+        pattern, rows = parse_spec(spec)
+        if rows != slice(None):
+            raise DataError(f"{spec}: a stream has no row numbers, so it cannot be sliced; leave @[…] out.")
+        for path in matching(pattern):
+            if not (path.is_fifo() or path.name.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))):
+                raise DataError(
+                    f"{path} cannot be streamed; expected .jsonl, .jsonl.gz, .jsonl.zst or a pipe. Other files are read "
+                    "with --data-source-path global."
+                )
+            found.append(path)
+    return found
+
+
+def _open_at(path: Path, byte: int) -> BinaryIO:
+    try:
+        if stat.S_ISFIFO(path.stat().st_mode):
+            logger.info("Waiting until somebody writes into the pipe %s.", path)
+        file: Any
+        if path.suffix.lower() == ".zst":
+            import pyarrow as pa
+
+            file = io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+        elif path.suffix.lower() == ".gz":
+            file = gzip.open(path)  # noqa: SIM115  # the reader closes it
+        else:
+            file = path.open("rb")
+            if not path.is_fifo():
+                file.seek(byte)
+                return file
+        while byte > 0 and (piece := file.read(min(byte, _PIECE))):
+            byte -= len(piece)
+        return file
+    except (OSError, EOFError, zlib.error) as error:
+        raise StreamError(f"{path} cannot be read: {error}.") from None
