@@ -20,7 +20,21 @@ Role = Literal["actor", "critic", "reference"]
 
 
 class TrainBackend(Protocol):
-    """One model in training, with its optimizer and schedule."""
+    """One model in training, with its optimizer and schedule.
+
+    A backend that can train on several ranks is made in each of them, from the same arguments, and all get the same
+    calls at the same time: a `TrainBatch` is the global batch, of which data-parallel rank r of N computes
+    `batch.of_rank(r, N)`. Gradients and losses are summed over the ranks, and every rank returns the global result. The
+    ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Three members are optional:
+
+        data_parallel_size: int, N, known after `setup`. A backend without it trains in one process only.
+        saved(wait: bool = True) -> bool: whether what `save_state` began is on disk, raising what kept it from getting
+            there. A backend without it has written everything when `save_state` returns.
+        reference() -> TrainBackend | None: the actor's reference model, if it needs no backend of its own (with adapters,
+            the model without them). Only `log_probs` of it is called.
+    """
 
     def __init__(self, args: Any) -> None:
         """Keep the run's arguments. Must not load anything yet."""
@@ -57,7 +71,8 @@ class TrainBackend(Protocol):
             metrics, at least "loss", "grad_norm" (before clipping) and "lr" (the rate used in this step).
 
         Raises:
-            TrainingError: loss or gradients are NaN or Inf; names the samples; the weights are left unchanged.
+            TrainingError: loss or gradients are NaN or Inf; names the samples; the weights are left unchanged. Raised
+                on all ranks if it happens on one.
         """
 
     def evaluate(self, batch: TrainBatch) -> dict[str, float]:
@@ -65,13 +80,15 @@ class TrainBackend(Protocol):
         number generators, dropout mode and gradients are as they were."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters under their Hugging Face names, detached, tied ones once."""
+        """All parameters under their Hugging Face names, whole, detached, tied ones once. All ranks iterate together."""
 
     def save_state(self, path: Path) -> None:
-        """Write model, optimizer, schedule and random states into the (existing, empty) folder `path`."""
+        """Write model, optimizer, schedule and random states into the (existing, empty) folder `path`: every rank its
+        part."""
 
     def load_state(self, path: Path) -> None:
         """Restore what `save_state` wrote, bit for bit."""
 
     def export_hf(self, path: Path) -> None:
-        """Write a Hugging Face checkpoint (weights, config, tokenizer, chat template) into the folder `path`."""
+        """Write a Hugging Face checkpoint (weights, config, tokenizer, chat template) into the folder `path`. Of several
+        ranks the first writes."""

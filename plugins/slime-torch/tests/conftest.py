@@ -220,6 +220,11 @@ GROUPED = [
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """Everything above; tests cannot import a conftest."""
+    return toolbox()
+
+
+def toolbox() -> SimpleNamespace:
+    """The same, for processes that tests start."""
     return SimpleNamespace(
         architectures=list(ARCHITECTURES),
         float64=float64,

@@ -14,6 +14,8 @@ import torch
 from slime_core.batch import make_train_batch
 from slime_core.errors import CheckpointError
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 def run(tiny: SimpleNamespace, backend: Any, steps: range) -> list[Any]:
     """Train; also draw from every random generator, as data augmentation in a hook might."""
@@ -60,11 +62,21 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(
         assert second.model.lm_head.weight is second.model.model.embed_tokens.weight
 
 
-def test_a_missing_or_damaged_state_is_an_error_for_people(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    backend = tiny.backend(tiny.model(dtype=torch.float32))
+def test_a_missing_state_is_an_error_for_people(tiny: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
-        backend.load_state(tmp_path)
-    (tmp_path / "state.pt").write_bytes(b"not a checkpoint")
+        tiny.backend(tiny.model(dtype=torch.float32)).load_state(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "foreign"])
+def test_a_damaged_state_is_an_error_for_people(tiny: SimpleNamespace, tmp_path: Path, name: str, damage: str) -> None:
+    backend = tiny.backend(tiny.model(dtype=torch.float32))
+    backend.save_state(tmp_path)
+    file = tmp_path / name
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "foreign": b"not a checkpoint"}[damage])
     with pytest.raises(CheckpointError, match="cannot be read"):
         backend.load_state(tmp_path)
 

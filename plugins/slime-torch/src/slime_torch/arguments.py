@@ -45,6 +45,20 @@ class TorchArguments(ArgumentGroup):
     gradient_checkpointing: bool = option(
         False, "Keep only every layer's input for the backward pass and compute the rest again: less memory, slower."
     )
+    optimizer_cpu_offload: bool = option(
+        False,
+        "Keep the optimizer's state in host memory but for the moments in which a step is taken. Needs a GPU.",
+        affects_result=False,
+    )
+    lora_rank: int = option(0, "Rank of LoRA adapters, which are then all that is trained. 0: train all weights.", ge=0)
+    lora_alpha: float = option(16.0, "An adapter's output is scaled by --lora-alpha / --lora-rank.", gt=0)
+    lora_dropout: float = option(0.0, "Share of an adapter's inputs that is dropped in training.", ge=0, lt=1)
+    target_modules: list[str] = option(
+        ["all-linear"], "Linear layers with an adapter, such as q_proj; all-linear: every one in the model's blocks."
+    )
+    distributed_timeout_minutes: float = option(
+        10, "How long a training rank waits for the others, when they start and in every exchange.", gt=0
+    )
     log_probs_chunk_size: int = option(
         1024, "Trained tokens whose logits exist at one time; -1: those of a whole micro-batch."
     )

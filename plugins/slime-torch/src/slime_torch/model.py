@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
@@ -47,6 +48,15 @@ def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint
     return model.to(device)
 
 
+def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel:
+    """What `load_model` gives, its parameters on the meta device: for a rank that gets them from another one."""
+    _check_folder(folder, option)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    model.tie_weights()
+    return model.eval()
+
+
 def load_tokenizer(folder: str) -> Any:
     """The tokenizer in `folder`; raises `ArgumentError` when there is none."""
     _check_folder(folder)
@@ -57,11 +67,15 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def prepare(model: PreTrainedModel) -> Head:
-    """Switch `model` to packed attention and return its head. Leaves random states alone.
+    """Switch `model` to packed attention and return its head. Leaves random states alone. A model on the meta device
+    is not compared.
 
     Raises:
         PluginError: the model computes something that this backend does not reproduce; says what.
     """
+    if model.device.type == "meta":
+        model.set_attn_implementation(PACKED)
+        return find_head(model)
     was_training = model.training
     model.eval()
     samples = _probe_samples(vocabulary_size(model))
@@ -74,7 +88,7 @@ def prepare(model: PreTrainedModel) -> Head:
             raise PluginError(
                 f"The torch backend cannot train {type(model).__name__}: its attention cannot be exchanged. {reason}"
             ) from reason
-        head = _find_head(model)
+        head = find_head(model)
         hidden = packed_hidden(model, row.input_ids, row.position_ids, row.segments)
         found, _ = token_log_probs(hidden[row.predictors], head, row.targets)
         wanted = logits.to(found.dtype).log_softmax(-1).gather(1, row.targets[:, None]).squeeze(1)
@@ -119,7 +133,12 @@ def add_value_head(model: PreTrainedModel, folder: str | None = None) -> nn.Line
     return head
 
 
-def _find_head(model: PreTrainedModel) -> Head:
+def find_head(model: PreTrainedModel) -> Head:
+    """The model's output embedding and what its configuration says is done to the logits.
+
+    Raises:
+        PluginError: the output embedding is not a linear layer.
+    """
     linear, config = model.get_output_embeddings(), model.config
     if not isinstance(linear, nn.Linear):
         raise PluginError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from slime_core.errors import ArgumentError
 
@@ -68,6 +69,7 @@ def build_optimizer(args: Any, parameters: Iterable[nn.Parameter]) -> torch.opti
     ]
     groups = [group for group in groups if group["params"]]
     if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.lr, momentum=args.sgd_momentum, fused=True)
+        spread = any(isinstance(p, DTensor) for p in trained)  # for which torch has no fused SGD
+        return torch.optim.SGD(groups, lr=args.lr, momentum=args.sgd_momentum, fused=not spread)
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=args.adam_eps, fused=True)

@@ -159,6 +159,13 @@ def pack_samples(
     )
 
 
+def check_samples(samples: Sequence[Sample], vocab_size: int) -> None:
+    """Raise the `SampleError` that `pack_samples` would raise."""
+    for sample in samples:
+        if places := trained_places(sample):
+            _check(sample, len(sample.tokens) - sample.response_length + places[0], vocab_size)
+
+
 def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> list[list[int]]:
     """Which samples become one segment. Without a prompt there is nothing to share."""
     if not share_prompts:

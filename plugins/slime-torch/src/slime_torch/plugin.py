@@ -19,4 +19,8 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 
 @hookimpl
 def slime_train_backends() -> dict[str, Lazy]:
-    return {"torch": Lazy("slime_torch.backend:TorchBackend", "any Hugging Face causal LM, in one process")}
+    return {
+        "torch": Lazy(
+            "slime_torch.backend:TorchBackend", "any Hugging Face causal LM, in one process or on several ranks"
+        )
+    }

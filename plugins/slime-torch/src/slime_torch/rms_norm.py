@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 def speed_up_norms(model: nn.Module) -> int:
@@ -24,10 +25,11 @@ def speed_up_norms(model: nn.Module) -> int:
         if not (type(module).__name__.endswith("RMSNorm") and eps is not None and weight is not None):
             continue
         x = torch.randn(1, 4, weight.shape[-1], generator=generator, dtype=weight.dtype)
+        tried = torch.rand(weight.shape, generator=generator, dtype=weight.dtype) + 0.5  # there may be no weights yet
         with torch.no_grad():
-            expected = module(x)
+            expected = functional_call(module, {"weight": tried}, (x,))
             # Gemma's norms keep the weight's distance from 1.
-            offset = next((o for o in (0.0, 1.0) if torch.allclose(rms_norm(x, weight + o, eps), expected)), None)
+            offset = next((o for o in (0.0, 1.0) if torch.allclose(rms_norm(x, tried + o, eps), expected)), None)
         if offset is not None:
             module.rms_norm_of = (eps, offset, module.forward)
             module.forward = MethodType(_forward, module)  # a method, so that a copied model uses its own weights

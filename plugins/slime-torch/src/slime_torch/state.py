@@ -1,50 +1,120 @@
-"""The training state on disk: everything that a resumed run needs to equal the unbroken one bit for bit."""
+"""The training state on disk: everything that a resumed run needs to equal the unbroken one bit for bit.
+
+It is a checkpoint of torch.distributed.checkpoint: every rank writes the part that it holds, and any number of ranks
+can read it. What is in it:
+
+    model.NAME             trained parameters, and buffers; frozen ones are those of --hf-checkpoint
+    optimizer.NAME.KEY     what the optimizer keeps for that parameter
+    rank_00000, …          of each rank: finished steps, random states
+
+The backend calls `collect` and `load`, and writes through a `Saver`.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
 import pickle
 import random
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from torch import nn
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from slime_core.errors import CheckpointError
 
-_FILE = "state.pt"
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
+logger = logging.getLogger(__name__)
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write weights, optimizer, number of finished steps and random states into the folder `path`."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "random": random_states()}
-    torch.save(state, path / _FILE)
+def collect(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
+    """The state by its names on disk. The tensors are the live ones, which training goes on changing."""
+    own = {"optimizer": type(optimizer).__name__, "step": step, "random": random_states()}
+    return {**_model_tensors(model), **_optimizer_tensors(model, optimizer), _rank_name(_rank()): _packed(own)}
+
+
+class Saver:
+    """Writes the states of one backend, each either at once or on a thread while training goes on."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save-state")
+        self._writing: Future[None] | None = None
+        self._group: dist.ProcessGroup | None = None
+
+    def save(self, path: Path, state: dict[str, Tensor], background: bool) -> None:
+        """Write `state`, what `collect` returned, into the folder `path`. All ranks call it.
+
+        Args:
+            background: return as soon as there is a copy in host memory; `saved` tells of the rest. It waits for a
+                state that is still being written.
+        """
+        self.saved()
+        if dist.is_initialized() and self._group is None:
+            # Its messages must not mix with those of training. Gloo, since it is host memory that is written.
+            self._group = dist.new_group(backend="gloo")
+        if background:
+            self._writing = self._thread.submit(_write, path, _copied(state), self._group)
+        else:
+            _write(path, state, self._group)
+
+    def saved(self, wait: bool = True) -> bool:
+        """Whether the last state is on disk.
+
+        Raises:
+            OSError, RuntimeError: it could not be written; told once.
+        """
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()
+        return self._writing is None
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `save` wrote and return the number of finished steps.
+    """Restore what was saved, on any number of ranks, and return the number of finished steps.
+
+    The random states are this rank's own, or rank 0's if it was saved by another number of ranks. Rates, decays and the
+    like stay as the options of this run set them.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or belongs to another model or optimizer.
+        CheckpointError: a file is missing or damaged, or belongs to another model or optimizer.
     """
-    file = path / _FILE
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"The training state {file} cannot be read: {error}. Go on from an earlier checkpoint."
-        ) from error
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The training state {file} belongs to another model or optimizer: {error} "
-            "Resume with the --hf-checkpoint and --optimizer that the run was started with."
-        ) from error
-    set_random_states(state["random"])
-    return state["step"]
+    stored = _stored(path)
+    ranks = [name for name in stored if name.startswith("rank_")]
+    same = len(ranks) == (dist.get_world_size() if dist.is_initialized() else 1)
+    name = _rank_name(_rank() if same else 0)
+    if name not in stored:
+        raise CheckpointError(f"The training state {path} holds no {name}. Go on from an earlier checkpoint.")
+    raw = torch.empty(stored[name].size, dtype=torch.uint8)
+    _read(path, {name: raw})
+    own = _unpacked(path, raw)
+    state = _model_tensors(model)
+    kept = {key: meta for key, meta in stored.items() if key.startswith("optimizer.")}
+    _check_fits(path, state, stored, kept, own["optimizer"], type(optimizer).__name__)
+    parameters = dict(model.named_parameters())
+    values: dict[str, dict[str, Tensor]] = {}
+    for key, meta in kept.items():
+        parameter, what = _parameter_of(key)
+        like, dtype = parameters[parameter], meta.properties.dtype
+        value = torch.empty_like(like, dtype=dtype) if meta.size == like.shape else torch.empty(meta.size, dtype=dtype)
+        values.setdefault(parameter, {})[what] = state[key] = value.detach()
+    _read(path, state)
+    order = {id(p): name for name, p in parameters.items()}
+    trained = [order[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    of_number = {number: values[name] for number, name in enumerate(trained) if name in values}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": of_number})
+    if not same:
+        logger.warning(
+            "%s was saved by %d ranks; the random states of this rank go on from those of rank 0.", path, len(ranks)
+        )
+    set_random_states(own["random"])
+    return own["step"]
 
 
 def random_states() -> dict[str, Any]:
@@ -54,7 +124,7 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype("int64")), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -64,5 +134,111 @@ def set_random_states(states: dict[str, Any]) -> None:
     kind, keys, *rest = states["numpy"]
     numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters, tied ones once, and the buffers that belong to a checkpoint."""
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in every}
+    return {f"model.{name}": tensor for name, tensor in {**trained, **buffers}.items()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{name}.{key}": value.detach()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _parameter_of(key: str) -> tuple[str, str]:
+    """ "optimizer.NAME.KEY" → NAME, KEY."""
+    name, _, what = key.removeprefix("optimizer.").rpartition(".")
+    return name, what
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank_{rank:05d}"
+
+
+def _packed(data: dict[str, Any]) -> Tensor:
+    """Plain data as bytes, so that torch.distributed.checkpoint need not unpickle any."""
+    stream = io.BytesIO()
+    torch.save(data, stream)
+    return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+
+
+def _unpacked(path: Path, data: Tensor) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In host memory."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def _write(path: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    writer = dcp.FileSystemWriter(path, sync_files=False)  # whoever makes the checkpoint flushes all its files
+    try:
+        dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
+    except CheckpointException as error:  # not an Exception; inside are the ranks' own
+        raise _first(error) from error
+
+
+def _read(path: Path, state: dict[str, Tensor]) -> None:
+    """Fill the tensors in `state`. Every rank reads for itself."""
+    try:
+        dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    except CheckpointException as error:
+        raise _unreadable(path, _first(error)) from error
+    except Exception as error:  # damaged bytes can fail in any way
+        raise _unreadable(path, error) from error
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Name → size and dtype of what the folder holds."""
+    try:
+        return dict(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _first(error: CheckpointException) -> BaseException:
+    return next(iter(error.failures.values()))[0]
+
+
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"The training state {path} cannot be read: {error!r}. Go on from an earlier checkpoint.")
+
+
+def _check_fits(
+    path: Path, model: dict[str, Tensor], stored: dict[str, Any], kept: dict[str, Any], saved: str, optimizer: str
+) -> None:
+    """Raise `CheckpointError` unless names and shapes agree and the optimizer is of the same kind."""
+    found = {name: tuple(meta.size) for name, meta in stored.items() if name.startswith("model.")}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    wrong = [
+        f"{name.removeprefix('model.')} is {found.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    wrong += [f"{key} is of no parameter here" for key in kept if f"model.{_parameter_of(key)[0]}" not in wanted]
+    if saved != optimizer:
+        wrong.append(f"it is of {saved}, not {optimizer}")
+    if wrong:
+        raise CheckpointError(
+            f"The training state {path} belongs to another model or optimizer: {'; '.join(wrong[:5])}"
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. Resume with the --hf-checkpoint, --optimizer and "
+            "--lora-rank that the run was started with."
+        )

@@ -1,0 +1,146 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) through peft: `--lora-rank`. The backend calls it when a model is loaded.
+
+A linear layer W becomes W + alpha / rank · B A, of which only A (rank, in) and B (out, rank) are trained; B starts as 0.
+The layers are peft's; this file chooses them, gives the weights back under the names of the plain model, and writes the
+adapter where peft finds it. `BaseModel` is the model with its adapters off: what a KL term refers to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from slime_core.errors import ArgumentError
+from slime_torch.model import VALUE_HEAD
+
+if TYPE_CHECKING:
+    from slime_core.batch import TrainBatch
+    from slime_torch.backend import TorchBackend
+
+ALL_LINEAR = "all-linear"
+_NAME = "default"  # peft's name of an adapter that was given none
+
+
+def add_adapters(model: PreTrainedModel, args: Any) -> None:
+    """Give the linear layers of `model` that `--target-modules` names an adapter, and train nothing else of it but a
+    critic's head.
+
+    Raises:
+        ArgumentError: a name is that of no linear layer; says which there are.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # seconds, which only a run with LoRA should pay
+
+    body = model.base_model
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=_targets(body, args.target_modules),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=args.hf_checkpoint,
+    )
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in body.modules())
+    inject_adapter_in_model(config, body)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_is_adapter(name) or name.startswith(VALUE_HEAD))
+
+
+def merged_parameters(
+    model: nn.Module, full: Callable[[Tensor], Tensor] = Tensor.detach
+) -> Iterator[tuple[str, Tensor]]:
+    """All parameters under the plain model's names, W + alpha / rank · B A for a layer with an adapter.
+
+    One such sum exists at a time, unless the caller keeps them. What is trained is not changed.
+
+    Args:
+        full: makes a whole, detached tensor of a parameter. Called on all of them in the same order on every rank.
+    """
+    layers = {f"{name}.base_layer": layer for name, layer in _layers(model)}
+    for name, parameter in model.named_parameters():
+        if _is_adapter(name):
+            continue
+        owner, _, kind = name.rpartition(".")
+        value = full(parameter)
+        if owner not in layers:
+            yield name, value
+            continue
+        if kind == "weight":
+            layer = layers[owner]
+            product = full(layer.lora_B[_NAME].weight) @ full(layer.lora_A[_NAME].weight)
+            value = torch.add(value, product.T if layer.fan_in_fan_out else product, alpha=layer.scaling[_NAME])
+        yield f"{owner.removesuffix('.base_layer')}.{kind}", value
+
+
+def save_adapter(
+    model: PreTrainedModel, path: Path, full: Callable[[Tensor], Tensor] = Tensor.detach, write: bool = True
+) -> None:
+    """Write the adapter alone into the folder `path`, as `peft.PeftModel.from_pretrained(base, path)` reads it.
+
+    Args:
+        full: as in `merged_parameters`.
+        write: False: only take part in putting the adapter together.
+    """
+    tensors = {
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": full(parameter).cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if _is_adapter(name)
+    }
+    if not write:
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.base_model.peft_config[_NAME].save_pretrained(str(path))
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """`model` computes what its base model does."""
+    layers = [layer for _, layer in _layers(model)]
+    # Not peft's enable_adapters: that also freezes the adapters, and FSDP remembers what was frozen when it first ran.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+class BaseModel:
+    """A reference model that takes no memory: the actor's without its adapters."""
+
+    def __init__(self, actor: TorchBackend) -> None:
+        self._actor = actor
+
+    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+        """As `TrainBackend.log_probs`."""
+        with adapters_off(self._actor.model):
+            return self._actor.log_probs(batch)
+
+
+def _targets(body: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The last parts of the names of the layers that get an adapter."""
+    linear = {name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    targets = linear if ALL_LINEAR in wanted else set(wanted)
+    if not targets or targets - linear:
+        raise ArgumentError(
+            f"--target-modules {' '.join(sorted(targets - linear)) or ALL_LINEAR} names no linear layer in the blocks of "
+            f"{type(body).__name__}. It has: {', '.join(sorted(linear)) or 'none'}; {ALL_LINEAR} means all of them."
+        )
+    return sorted(targets)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name

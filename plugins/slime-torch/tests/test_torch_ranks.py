@@ -1,0 +1,385 @@
+"""Two training ranks, which are real processes here, give what one process gives: in float64, to the last digits.
+
+The processes are started once. They run every scenario below and write down what they found; the tests run the same
+scenarios in this process and compare.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slime_core.batch import TrainBatch, make_train_batch
+from slime_core.errors import ClusterError, SlimeError
+from slime_core.loss import LossInputs, LossOutputs, reads
+from slime_core.testing import chat_tokenizer
+from slime_losses.sft import sft_loss
+from slime_torch.backend import TorchBackend
+from slime_torch.ranks import Ranks
+from slime_torch.sharding import whole
+
+STEPS = 2
+TIMEOUT_S = 240
+
+
+@reads(lambda args: {"entropy"})
+def policy_gradient(args: Any, inputs: LossInputs) -> LossOutputs:
+    """PPO's clipped objective with an entropy bonus and a k3 estimate of the divergence from a reference."""
+    ratio = (inputs.log_probs - inputs.old_log_probs).exp()
+    objective = torch.minimum(ratio * inputs.advantages, ratio.clamp(0.8, 1.2) * inputs.advantages)
+    gap = inputs.ref_log_probs - inputs.log_probs
+    loss = -objective + 0.1 * (gap.exp() - gap - 1) - 0.05 * inputs.entropy
+    metrics = {"ratio": inputs.measured(ratio.detach()), "entropy": inputs.measured(inputs.entropy.detach())}
+    return LossOutputs(inputs.reduce(loss), metrics)
+
+
+def squared_error(args: Any, inputs: LossInputs) -> LossOutputs:
+    return LossOutputs(inputs.reduce((inputs.values - inputs.returns).square()))
+
+
+def broken_at_one_sample(args: Any, inputs: LossInputs) -> LossOutputs:
+    """A finite loss whose gradient is NaN in a micro-batch with five trained tokens."""
+    zero = inputs.log_probs - inputs.log_probs.detach()
+    bad = inputs.reduce(zero.abs().sqrt()) if len(zero) == 5 else 0.0
+    return LossOutputs(sft_loss(args, inputs).loss + bad)
+
+
+def odd_samples(tiny: SimpleNamespace, ranks: int) -> TrainBatch:
+    return make_train_batch(tiny.samples(tiny.mixed[:5]), mean="token", micro_batch_size=2, ranks=ranks)
+
+
+def groups(tiny: SimpleNamespace, ranks: int, **options: Any) -> TrainBatch:
+    samples = tiny.groups(tiny.grouped)
+    skipped = {1, 5, 9}
+
+    def column(value: Callable[[int, int], float]) -> list[list[float]]:
+        return [[value(s.index, j) for j in range(s.response_length)] for s in samples]
+
+    columns = {
+        "advantages": column(lambda i, j: 0.0 if i in skipped else math.cos(i)),
+        "old_log_probs": column(lambda i, j: -4.0 - 0.1 * j),
+        "ref_log_probs": column(lambda i, j: -4.5 + 0.1 * math.sin(i + j)),
+        "returns": column(lambda i, j: 1.0 - 0.1 * i - 0.05 * j),
+    }
+    options = {"max_tokens": 20, "share_prompts": True, "balance": True, "skipped": skipped, **options}
+    return make_train_batch(samples, columns=columns, temperature=0.9, ranks=ranks, **options)
+
+
+def one_sample(tiny: SimpleNamespace, ranks: int) -> TrainBatch:
+    return groups(tiny, ranks, skipped=set(range(1, 14)), balance=False)
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "sft": {"architecture": "llama_untied", "batch": odd_samples, "clip_grad": 0.5, "lr": 0.01},
+    "sft, nothing to train": {
+        "architecture": "gpt2",
+        "batch": lambda tiny, ranks: make_train_batch(tiny.samples([(3, [0, 0])] * 3), ranks=ranks),
+        "lr": 0.01,
+        "optimizer": "sgd",
+    },
+    "grpo": {"architecture": "qwen3", "batch": groups, "loss": policy_gradient, "lr": 0.01},
+    "grpo, one rank without a sample": {
+        "architecture": "gemma2",
+        "batch": one_sample,
+        "loss": policy_gradient,
+        "lr": 0.01,
+        "optimizer": "sgd",
+    },
+    "grpo, experts": {"architecture": "qwen3_moe", "batch": groups, "loss": policy_gradient, "lr": 0.01},
+    "grpo, recomputed": {  # in a backward pass float64 does not hold on to itself; GPT-2 needs no help
+        "architecture": "gpt2",
+        "batch": groups,
+        "loss": policy_gradient,
+        "lr": 0.01,
+        "gradient_checkpointing": True,
+    },
+    "lora": {"architecture": "qwen2", "batch": groups, "loss": policy_gradient, "lr": 0.01, "lora_rank": 2},
+    "critic": {"architecture": "llama", "batch": groups, "loss": squared_error, "lr": 0.01, "role": "critic"},
+    "critic, untied": {
+        "architecture": "llama_untied",
+        "batch": one_sample,
+        "loss": squared_error,
+        "lr": 0.01,
+        "role": "critic",
+    },
+}
+
+
+def run(tiny: SimpleNamespace, name: str, ranks: int) -> dict[str, Any]:
+    """Everything that a few training steps show: the same on every rank."""
+    options = dict(SCENARIOS[name])
+    architecture, batch = options.pop("architecture"), options.pop("batch")(tiny, ranks)
+    critic = options.get("role") == "critic"
+    with tiny.float64():
+        backend = tiny.backend(tiny.model(architecture), **options)
+        assert backend.data_parallel_size == ranks
+        per_token = backend.values if critic else backend.log_probs
+        found: dict[str, Any] = {"before": per_token(batch), "evaluated": backend.evaluate(batch), "metrics": []}
+        for _ in range(STEPS):
+            found["metrics"].append(backend.train_step(batch))
+        found["after"] = per_token(batch)
+        found["evaluated after"] = backend.evaluate(batch)
+    found["gradients"] = {n: whole(p.grad) for n, p in backend.model.named_parameters() if p.grad is not None}
+    found["weights"] = dict(backend.weights())
+    return found
+
+
+def failure(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except SlimeError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def failures(tiny: SimpleNamespace, rank: int) -> dict[str, Any]:
+    """What the ranks say when something is wrong with one of them; then they go on."""
+    found: dict[str, Any] = {}
+    samples = tiny.samples([(3, [1, 1]), (3, [1] * 5), (3, [1]), (3, [1, 1])])
+    backend = tiny.backend(tiny.model("llama_untied"), broken_at_one_sample, lr=0.1)
+    before = dict(backend.weights())
+    found["gradient"] = failure(lambda: backend.train_step(make_train_batch(samples, ranks=2)))
+    backend = tiny.backend(tiny.model("llama_untied", dtype=torch.float32), lr=0.1)
+    bad = [*samples[:2], replace(samples[2], tokens=[1, 2, 97, 4]), samples[3]]
+    found["token"] = failure(lambda: backend.train_step(make_train_batch(bad, ranks=2)))
+    found["went on"] = math.isfinite(backend.train_step(make_train_batch(samples, ranks=2))["loss"])
+
+    poisoned = tiny.model("llama_untied")
+    with torch.no_grad():
+        poisoned.get_input_embeddings().weight[95] = math.nan
+    for sample in samples:
+        sample.tokens = [min(token, 90) for token in sample.tokens]
+    samples[3] = replace(samples[3], tokens=[95, *samples[3].tokens[1:]], metadata={"source": "rows.jsonl:17"})
+    backend = tiny.backend(poisoned, lr=0.1)
+    before = dict(backend.weights())
+    found["loss"] = failure(lambda: backend.train_step(make_train_batch(samples, ranks=2)))
+    found["unchanged"] = all(torch.equal(before[n].nan_to_num(7), t.nan_to_num(7)) for n, t in backend.weights())
+    return found
+
+
+def from_disk(tiny: SimpleNamespace, rank: int, folder: Path) -> dict[str, Any]:
+    """`setup`, checkpoints and exports."""
+    found: dict[str, Any] = {}
+    args = tiny.args(hf_checkpoint=str(folder / "model"), lr=0.01)
+    backend = TorchBackend(args)
+    backend.setup(sft_loss, 10)
+    found["random"] = torch.rand(1).item()
+    found["loaded"] = dict(backend.weights())
+    found["part"] = max(p.to_local().numel() / p.numel() for p in backend.model.parameters())
+    backend.export_hf(folder / "exported")
+    batch = odd_samples(tiny, 2)
+    reference = TorchBackend(args)
+    reference.setup(sft_loss, 10, "reference")
+    found["reference"] = reference.log_probs(batch) == backend.log_probs(batch)
+    backend.train_step(batch)
+    (folder / "state").mkdir(exist_ok=True)
+    torch.distributed.barrier()
+    backend.save_state(folder / "state")
+    found["saved loss"] = backend.evaluate(batch)["loss"]
+    steps = [backend.train_step(batch) for _ in range(2)]
+    resumed = TorchBackend(args)
+    resumed.setup(sft_loss, 10)
+    resumed.load_state(folder / "state")
+    found["resumed"] = [resumed.train_step(batch) for _ in range(2)] == steps
+    found["steps"] = steps
+    adapters = TorchBackend(tiny.args(hf_checkpoint=str(folder / "model"), lr=0.01, lora_rank=2))
+    adapters.setup(sft_loss, 10)
+    found["lora"] = adapters.train_step(batch)
+    adapters.export_hf(folder / "lora")
+    critic = TorchBackend(args)
+    critic.setup(squared_error, 10, "critic")
+    found["values"] = {value for row in critic.values(batch) for value in row}
+    found["incomplete"] = failure(
+        lambda: TorchBackend(tiny.args(hf_checkpoint=str(folder / "incomplete"))).setup(sft_loss, 10)
+    )
+    return found
+
+
+def child(rank: int, port: int, folder: Path) -> None:
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()} | {"GLOO_SOCKET_IFNAME": "lo"})
+    found: dict[str, Any] = {}
+    try:
+        spec = importlib.util.spec_from_file_location("torch_ranks_kit", Path(__file__).with_name("conftest.py"))
+        kit: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(kit)  # type: ignore[union-attr]
+        tiny = kit.toolbox()
+        for name in SCENARIOS:
+            found[name] = run(tiny, name, 2)
+        found["failures"] = failures(tiny, rank)
+        found["disk"] = from_disk(tiny, rank, folder)
+    finally:
+        torch.save(found, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """The folder, and what each of the two ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    tiny.model("qwen3", dtype=torch.float32, attention_dropout=0.1).save_pretrained(folder / "model")
+    chat_tokenizer().save_pretrained(folder / "model")
+    incomplete = tiny.model("qwen3", dtype=torch.float32)
+    state = {name: t for name, t in incomplete.state_dict().items() if "layers.1" not in name and "lm_head" not in name}
+    incomplete.save_pretrained(folder / "incomplete", state_dict=state)
+    chat_tokenizer().save_pretrained(folder / "incomplete")
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    processes = [context.Process(target=child, args=(rank, port, folder), daemon=True) for rank in range(2)]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(TIMEOUT_S)
+        assert [process.exitcode for process in processes] == [0, 0]
+        yield folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    finally:
+        for process in processes:
+            if process.pid is not None:  # it was started
+                process.kill()
+                process.join()
+
+
+def assert_close(found: Any, expected: Any, where: str) -> None:
+    """Equal to 1e-10, through lists and dicts."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for name in expected:
+            assert_close(found[name], expected[name], f"{where}, {name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert_close(a, b, f"{where}, {number}")
+    else:
+        a, b = torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda text: f"{where}: {text}")
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_ranks_train_as_one_process_does(tiny: SimpleNamespace, two: Any, name: str) -> None:
+    expected = run(tiny, name, 1)
+    found = [rank[name] for rank in two[1]]
+    assert_close(found[0], expected, name)
+    assert_close(found[1], found[0], "rank 1")
+    assert found[0]["metrics"] == found[1]["metrics"]  # the very same numbers, so that no decision can differ
+    if name != "sft, nothing to train":
+        assert expected["metrics"][0]["grad_norm"] > 0.01
+        assert abs(expected["metrics"][0]["loss"] - expected["metrics"][-1]["loss"]) > 1e-4
+
+
+def test_the_comparison_sees_gradients_that_are_averaged(tiny: SimpleNamespace, two: Any) -> None:
+    expected = run(tiny, "critic", 1)
+    found = two[1][0]["critic"]
+    halved = {name: gradient / 2 for name, gradient in found["gradients"].items()}
+    with pytest.raises(AssertionError, match="gradients"):
+        assert_close({**found, "gradients": halved}, expected, "critic")
+
+
+def test_a_fault_on_one_rank_stops_all_of_them_with_the_samples_named(two: Any) -> None:
+    found = [rank["failures"] for rank in two[1]]
+    assert found[0] == found[1]
+    assert (
+        "TrainingError: The gradient is NaN or Inf in optimizer step 0, in the micro-batch of sample 1."
+        in (found[0]["gradient"])
+    )
+    assert (
+        "TrainingError: The loss is NaN or Inf in optimizer step 0, in the micro-batch of sample 3 (rows.jsonl:17)."
+        in (found[0]["loss"])
+    )
+    assert "SampleError: sample 2 holds the token id 97" in found[0]["token"]
+    assert found[0]["unchanged"]
+    assert found[0]["went on"]
+
+
+def test_ranks_load_the_same_weights_keep_a_part_of_them_and_export_them_once(tiny: SimpleNamespace, two: Any) -> None:
+    folder, ranks = two
+    stored = load_file(folder / "model" / "model.safetensors")
+    for rank in ranks:
+        found = rank["disk"]
+        assert all(torch.equal(found["loaded"][name], tensor) for name, tensor in stored.items())
+        assert found["loaded"].keys() == stored.keys()
+        assert found["part"] <= 0.51
+        assert found["reference"]
+    exported = load_file(folder / "exported" / "model.safetensors")
+    assert exported.keys() == stored.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in stored.items())
+    assert (folder / "exported" / "tokenizer_config.json").is_file()
+
+
+def test_adapters_and_critics_are_made_alike_on_ranks_that_have_no_weights_yet(tiny: SimpleNamespace, two: Any) -> None:
+    folder, ranks = two
+    alone = TorchBackend(tiny.args(hf_checkpoint=str(folder / "model"), lr=0.01, lora_rank=2))
+    alone.setup(sft_loss, 10)
+    before = dict(alone.weights())
+    alone.export_hf(folder / "lora of one process")
+    adapters = [
+        load_file(folder / name / "adapter" / "adapter_model.safetensors") for name in ("lora", "lora of one process")
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert load_file(folder / "lora" / "model.safetensors").keys() == before.keys()
+    for rank in ranks:
+        assert rank["disk"]["lora"] == ranks[0]["disk"]["lora"]
+        assert rank["disk"]["lora"]["grad_norm"] > 0
+        assert rank["disk"]["values"] == {0.0}
+
+
+def test_dropout_differs_between_ranks(two: Any) -> None:
+    first, second = (rank["disk"]["random"] for rank in two[1])
+    assert first != second
+
+
+def test_ranks_resume_bit_for_bit_and_one_process_can_go_on_from_their_checkpoint(
+    tiny: SimpleNamespace, two: Any
+) -> None:
+    folder, ranks = two
+    assert all(rank["disk"]["resumed"] for rank in ranks)
+    alone = TorchBackend(tiny.args(hf_checkpoint=str(folder / "model"), lr=0.01))
+    alone.setup(sft_loss, 10)
+    alone.load_state(folder / "state")
+    assert alone.evaluate(odd_samples(tiny, 1))["loss"] == pytest.approx(ranks[0]["disk"]["saved loss"], rel=1e-5)
+
+
+def test_a_checkpoint_that_rank_0_cannot_load_stops_the_others_too(two: Any) -> None:
+    first, second = (rank["disk"]["incomplete"] for rank in two[1])
+    assert first.startswith("ArgumentError: --hf-checkpoint")
+    assert "lacks" in first
+    assert second == f"{first} (on training rank 0)"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "1"}, "Training rank 1 did not find the other ranks at 127.0.0.1:.* within 0.02 minutes"),
+        ({"RANK": "0"}, r"Training rank 0 did not find .* Check that 2 ranks were started \(WORLD_SIZE\)"),
+        ({"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2: the ranks are numbered from 0 to 1"),
+        ({"RANK": "one"}, "RANK is 'one'; it must be an integer"),
+        ({"RANK": "0", "MASTER_ADDR": ""}, "WORLD_SIZE is 2, but the environment variable MASTER_ADDR is not set"),
+    ],
+)
+def test_ranks_that_do_not_find_each_other_say_so_in_time(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in (
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | variables
+    ).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ClusterError, match=message):
+        Ranks.join(timeout_minutes=0.02)
