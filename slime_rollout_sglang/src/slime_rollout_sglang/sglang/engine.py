@@ -1,0 +1,389 @@
+"""`SGLangEngine`: the inference engine `--rollout-engine sglang`. Made by the run, called by rollout functions.
+
+Requests go through the router to one of the servers. All of that happens in an event loop of the engine's own, on one
+thread, so that connections outlive a rollout and servers are watched between rollouts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from slime_core.engine import Generation
+from slime_core.errors import ArgumentError
+from slime_core.runtime import wait
+from slime_rollout_sglang.sglang.answers import Answer, read_answer, request_body, sampling_words
+from slime_rollout_sglang.sglang.errors import SGLangError
+from slime_rollout_sglang.sglang.fleet import Fleet
+from slime_rollout_sglang.sglang.options import INSTALL, SERVER, words
+from slime_rollout_sglang.sglang.router import Router
+from slime_rollout_sglang.sglang.server import Server
+from slime_rollout_sglang.sglang.weights import WeightSender
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+ATTEMPTS = 8
+"""How often a request is sent before the engine gives up."""
+KEPT_FREE, UNUSABLE = 2, 6
+"""Tokens at the end of the model's context that SGLang leaves free, and those in which no prompt may end."""
+_ABORT_AGAIN_S = 0.25  # an abort may overtake its request on the way through the router
+_NO_ANSWER = Answer([], [], [], "abort")
+
+
+@dataclass(eq=False)
+class _Request:
+    """A call of `generate`.
+
+    Attributes:
+        name: what the caller calls it.
+        rid: what the server calls it; every attempt has another one.
+    """
+
+    name: str | None
+    rid: str | None = None
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class SGLangEngine:
+    """Generates on SGLang servers.
+
+    They are started when the engine is made and awaited when it is first used. Closed with `close`; they also end when
+    this process does, in whatever way.
+
+    Args:
+        args: all options of the run.
+        servers: what starts the servers; by default one for each `--rollout-num-gpus-per-engine` of `--rollout-num-gpus`,
+            on this machine.
+    """
+
+    def __init__(self, args: Any, servers: Sequence[Server] | None = None) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self._args = args
+        self._logs = Path(args.run_dir or ".") / "sglang"
+        self._weights = Path(args.update_weight_disk_dir or Path(args.run_dir or ".") / "weights")
+        self._gpus = _gpus()
+        if servers is None:
+            _require("sglang", bool(args.rollout_external_engine_addrs))
+            _require("sglang_router", bool(args.sglang_router_ip))
+        own = _servers(args, self._logs, self._gpus) if servers is None else servers
+        router = Router(args, self._logs / "router.log")
+        words(SERVER, vars(args))
+        config = AutoConfig.from_pretrained(args.hf_checkpoint).get_text_config()
+        given = getattr(args, "sglang_context_length", None)
+        self._context: int | None = int(given) if given else getattr(config, "max_position_embeddings", None)
+        self._vocabulary: int = config.vocab_size
+        self._tokenizer = AutoTokenizer.from_pretrained(args.hf_checkpoint)
+        self._sender: WeightSender | None = None
+        self._counts: Counter[str] = Counter()
+        self._running: dict[int, _Request] = {}
+        self._numbers = itertools.count()
+        self._fleet: Fleet | None = None
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-engine", daemon=True)
+        self._thread.start()
+        self._started = self._submit(self._start(own, router))
+
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+    ) -> Generation:
+        """One response; see `slime_core.contracts.InferenceEngine.generate`.
+
+        The log-probs are those of the softmax of logits / temperature over the whole vocabulary, as the contract wants,
+        but for the first `min_new_tokens` tokens: there SGLang leaves stop tokens out of the softmax. Seeds have an effect
+        only with `--sglang-enable-deterministic-inference`.
+
+        A request whose server or router dies is sent again. If a server ends one of its own accord, it goes on from there.
+
+        Raises:
+            ArgumentError: the prompt or a sampling parameter cannot be used.
+            SGLangError: no server answers, or the engine was closed.
+        """
+        prompt = [int(token) for token in input_ids]
+        room = self._room(prompt)
+        sampling = sampling_words(sampling_params, room)
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._started))
+            return await asyncio.wrap_future(self._submit(self._generate(prompt, sampling, request_id)))
+        except (asyncio.CancelledError, CancelledError):
+            if self._closed:
+                raise SGLangError("The engine 'sglang' was closed.") from None
+            raise
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
+        """End these requests, or all; see `slime_core.contracts.InferenceEngine.abort`."""
+        await asyncio.shield(asyncio.wrap_future(self._started))
+        await asyncio.wrap_future(self._submit(self._abort(None if request_ids is None else set(request_ids))))
+
+    def weight_sender(self) -> WeightSender:
+        """What hands the weights to the servers from the training process. Waits for the servers to start."""
+        args = self._args
+        fleet = wait(self._started, "the SGLang servers to start")
+        return WeightSender(
+            urls=fleet.urls,
+            checkpoint=args.hf_checkpoint,
+            folder=self._weights.resolve(),
+            transport=args.update_weight_transport,
+            ranks=args.rollout_num_gpus_per_engine,
+            on_gpu=bool(self._gpus),
+            piece_bytes=args.update_weight_buffer_size,
+            pause_mode=args.pause_generation_mode,
+            tolerant=args.use_fault_tolerance,
+            compare_servers=args.check_weight_update_equal,
+        )
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Hand weights over from this process; see `slime_core.contracts.InferenceEngine.update_weights`."""
+        self._sender = self._sender or self.weight_sender()
+        self._sender.send(iter(weights), version)
+
+    def take_metrics(self) -> dict[str, float]:
+        """What happened since the last time: the share of prompt tokens that servers had computed before, requests that
+        were sent again, servers and routers that were started again."""
+        counts, self._counts = self._counts, Counter()
+        if self._started.done() and self._started.exception() is None:
+            fleet_counts = self._started.result().counts
+            counts.update(fleet_counts)
+            fleet_counts.clear()
+        found = {
+            "engine_request_retries": float(counts["retries"]),
+            "engine_server_restarts": float(counts["restarts"]),
+            "engine_router_restarts": float(counts["router_restarts"]),
+        }
+        if counts["prompt_tokens"]:
+            found["prefix_cache_hit_rate"] = counts["cached_tokens"] / counts["prompt_tokens"]
+        return found
+
+    def close(self) -> None:
+        """End the servers and the router, unless they are external. Requests that are not finished fail."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._sender is not None:
+            self._sender.close()
+        ending = self._submit(self._end())
+        with contextlib.suppress(CancelledError):
+            ending.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # ------------------------------------------------------------------------------------ inside the engine's event loop
+
+    async def _start(self, servers: Sequence[Server], router: Router) -> Fleet:
+        timeout = httpx.Timeout(60.0, read=self._args.sglang_router_request_timeout_secs + 60.0, pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
+        self._http = httpx.AsyncClient(timeout=timeout, limits=limits)
+        self._fleet = fleet = Fleet(self._args, servers, router, self._weights, self._http)
+        self._places = asyncio.Semaphore(self._args.sglang_server_concurrency * len(fleet.members))
+        try:
+            await fleet.start()
+        except BaseExceptionGroup as errors:
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+        return fleet
+
+    async def _end(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._fleet is not None:
+            await self._fleet.close()
+            await self._http.aclose()
+
+    async def _generate(self, prompt: list[int], sampling: dict[str, Any], name: str | None) -> Generation:
+        request = _Request(name)
+        number = next(self._numbers)
+        self._running[number] = request
+        whole = _NO_ANSWER
+        try:
+            for _ in range(ATTEMPTS):
+                part = await self._ask(request, prompt + whole.tokens, _remaining(sampling, len(whole.tokens)))
+                whole = _joined(whole, part)
+                if part.finish_reason != "abort" or request.aborted.is_set():
+                    return self._generation(whole)
+                self._counts["retries"] += 1
+                await asyncio.sleep(_ABORT_AGAIN_S)
+            raise SGLangError(f"The servers ended a request {ATTEMPTS} times that nobody had aborted.")
+        finally:
+            del self._running[number]
+            request.done.set()
+
+    async def _ask(self, request: _Request, prompt: list[int], sampling: dict[str, Any]) -> Answer:
+        """One answer to a request, in as many attempts as it takes; none if it is aborted before."""
+        if sampling["max_new_tokens"] < 1:
+            return replace(_NO_ANSWER, finish_reason="length")
+        if not await _unless(request.aborted, self._places.acquire()):
+            return _NO_ANSWER
+        try:
+            reason = ""
+            fleet = self._started.result()
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    self._counts["retries"] += 1
+                    await _unless(request.aborted, asyncio.sleep(min(5.0, 0.25 * 2**attempt)))
+                if not await _unless(request.aborted, fleet.usable()):
+                    return _NO_ANSWER
+                # SGLang aborts all requests whose names begin with the given one, so no name may begin with another.
+                request.rid = uuid.uuid4().hex
+                try:
+                    answer = await self._http.post(fleet.generate_url, json=request_body(prompt, sampling, request.rid))
+                except httpx.HTTPError as error:
+                    reason = repr(error)
+                    continue
+                if answer.status_code == 200:
+                    found = read_answer(answer.json())
+                    self._counts["prompt_tokens"] += found.prompt_tokens
+                    self._counts["cached_tokens"] += found.cached_tokens
+                    return found
+                reason = f"{answer.status_code}: {_message(answer)}"
+                if answer.status_code in (400, 422):
+                    raise ArgumentError(f"SGLang refuses a request ({reason}).")
+            raise SGLangError(f"A request got no answer in {ATTEMPTS} attempts. The last one: {reason}")
+        finally:
+            self._places.release()
+
+    async def _abort(self, names: set[str] | None) -> None:
+        fleet = self._started.result()
+        targets = [r for r in self._running.values() if names is None or r.name in names]
+        for request in targets:
+            request.aborted.set()
+        while left := [request for request in targets if not request.done.is_set()]:
+            shared = bool(self._args.rollout_external_engine_addrs)
+            everything = not shared and len(left) == len(self._running)
+            bodies = [{"abort_all": True}] if everything else [{"rid": r.rid} for r in left if r.rid]
+            await asyncio.gather(*(self._tell(url, body) for url in fleet.answering for body in bodies))
+            await asyncio.wait([asyncio.ensure_future(r.done.wait()) for r in left], timeout=_ABORT_AGAIN_S)
+
+    async def _tell(self, url: str, body: dict[str, Any]) -> None:
+        with contextlib.suppress(httpx.HTTPError):  # a server that is gone has ended its requests
+            await self._http.post(f"{url}/abort_request", json=body, timeout=10)
+
+    def _generation(self, answer: Answer) -> Generation:
+        text = self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        return Generation(answer.tokens, answer.log_probs, answer.finish_reason, answer.versions, text)
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._loop.is_closed():
+            work.close()
+            raise SGLangError("The engine 'sglang' was closed.")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _room(self, prompt: list[int]) -> int | None:
+        """How many tokens the model's context leaves for a response. A response that was aborted just before the end of the
+        context cannot go on; it gets no further token, and ends with "length"."""
+        if not prompt:
+            raise ArgumentError("The prompt has no tokens; the engine 'sglang' needs at least one.")
+        if outside := [token for token in prompt if not 0 <= token < self._vocabulary]:
+            raise ArgumentError(
+                f"The prompt holds the token {outside[0]}; the model knows 0 to {self._vocabulary - 1}."
+            )
+        if self._context is None:
+            return None
+        if len(prompt) >= self._context:
+            raise ArgumentError(
+                f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves no "
+                "room for a response. Shorten the prompt or leave it out."
+            )
+        return self._context - KEPT_FREE - len(prompt) if len(prompt) < self._context - UNUSABLE else 0
+
+
+async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do the work, or leave it when the request is aborted before it is done."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(aborted.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+
+
+def _remaining(sampling: dict[str, Any], done: int) -> dict[str, Any]:
+    """The parameters with which a response goes on that has so many tokens already."""
+    less = {
+        name: max(0, sampling[name] - done)
+        for name in ("max_new_tokens", "min_new_tokens")
+        if done and name in sampling
+    }
+    return {**sampling, **less}
+
+
+def _joined(one: Answer, other: Answer) -> Answer:
+    return Answer(
+        one.tokens + other.tokens,
+        one.log_probs + other.log_probs,
+        one.versions + other.versions,
+        other.finish_reason,
+    )
+
+
+def _message(answer: httpx.Response) -> str:
+    """What a server said went wrong."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        said = json.loads(answer.text)
+        error = said.get("error", said)
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    return answer.text[:300]
+
+
+def _require(package: str, is_external: bool) -> None:
+    if not is_external and importlib.util.find_spec(package) is None:
+        raise ArgumentError(
+            f"The engine 'sglang' starts {package}, which is not installed here. Install it with: {INSTALL}"
+        )
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def _servers(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
+    """The servers of a run on this machine. They get the last of its GPUs, so that training has the first."""
+    if args.rollout_external_engine_addrs:
+        return []
+    per_server = args.rollout_num_gpus_per_engine
+    wanted = args.rollout_num_gpus or (len(gpus) if args.colocate and gpus else per_server)
+    if wanted % per_server:
+        raise ArgumentError(
+            f"--rollout-num-gpus {wanted} cannot be divided into servers of --rollout-num-gpus-per-engine {per_server}."
+        )
+    if gpus and wanted > len(gpus):
+        raise ArgumentError(f"--rollout-num-gpus is {wanted}, but this machine shows {len(gpus)} GPUs.")
+    last = list(gpus[-wanted:]) if gpus else []
+    return [
+        Server(args, number, logs / f"server-{number}.log", gpus=last[number * per_server : (number + 1) * per_server])
+        for number in range(wanted // per_server)
+    ]

@@ -1,0 +1,116 @@
+"""`Server`: starts one SGLang server on the machine that it is made on. `Fleet` drives it, directly or through a worker
+on another machine; so it is a plain object whose methods take and return plain data.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slime_core.errors import ArgumentError
+from slime_rollout_sglang.sglang.options import SERVER, words
+from slime_rollout_sglang.sglang.process import Child, free_port, tail
+
+LOOPBACK = "127.0.0.1"
+CPU_OPTIONS = {
+    "--device": "cpu",
+    "--attention-backend": "torch_native",
+    "--dtype": "float32",
+    "--max-total-tokens": "65536",  # else it takes most of the machine's memory
+    "--max-running-requests": "64",
+}
+"""What a server on a CPU is told, unless somebody set it otherwise."""
+
+
+class Server:
+    """One SGLang server.
+
+    Args:
+        args: all options of the run.
+        number: of this server, from 0.
+        log: file for what it prints.
+        host: address that it listens on, which the router and the trainer must reach.
+        gpus: the devices that it may use, as in CUDA_VISIBLE_DEVICES; none: a CPU.
+    """
+
+    def __init__(self, args: Any, number: int, log: Path, host: str = LOOPBACK, gpus: Sequence[int | str] = ()) -> None:
+        self._args, self._number, self._log, self._gpus = args, number, log, [str(gpu) for gpu in gpus]
+        self._host, self._port = host, free_port(host)  # kept when it is started again
+        self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    def start(self, model: str, version: int) -> str:
+        """Start it, and return its address; it is not ready yet.
+
+        Args:
+            model: folder of a Hugging Face checkpoint.
+            version: of the weights in there.
+        """
+        self.close()
+        command = server_command(self._args, self._number, model, version, self._host, self._port, bool(self._gpus))
+        self._child = Child(command, self._log, self._environment())
+        return self.url
+
+    def status(self) -> int | None:
+        """The exit status of a server that has ended; None while it runs."""
+        return self._child.status if self._child else -1
+
+    def log_tail(self) -> str:
+        """Where its log is, and how it ends."""
+        return f"{self._log} ends with:\n{tail(self._log)}"
+
+    def close(self) -> None:
+        """End it."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _environment(self) -> dict[str, str]:
+        own = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus)}
+        own["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "false"  # log-probs are those at the temperature of the request
+        defaults = {"TOKENIZERS_PARALLELISM": "false"}
+        if not self._gpus:
+            defaults["SGLANG_USE_CPU_ENGINE"] = "1"
+        if self._host == LOOPBACK:
+            defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        return {**{name: value for name, value in defaults.items() if name not in os.environ}, **own}
+
+
+def server_command(args: Any, number: int, model: str, version: int, host: str, port: int, on_gpu: bool) -> list[str]:
+    """The command line of a server: slime's own part, then what somebody set.
+
+    SGLang ignores the seeds of requests unless it is told to be deterministic, so servers get different seeds of their
+    own, which follow from --rollout-seed.
+    """
+    passed = words(SERVER, vars(args))
+    stages = _number(passed, "--pp-size", "--pipeline-parallel-size", "--pp")
+    if args.rollout_num_gpus_per_engine % stages:
+        raise ArgumentError(
+            f"--rollout-num-gpus-per-engine {args.rollout_num_gpus_per_engine} cannot be divided by the {stages} pipeline "
+            "stages of --sglang-pp-size."
+        )
+    own = {
+        "--model-path": model,
+        "--tokenizer-path": args.hf_checkpoint,
+        "--weight-version": str(version),
+        "--host": host,
+        "--port": str(port),
+        "--tp-size": str(args.rollout_num_gpus_per_engine // stages),
+        "--random-seed": str(args.rollout_seed + number),
+        "--served-model-name": "slime",
+        **({} if on_gpu else CPU_OPTIONS),
+    }
+    kept = [word for flag, value in own.items() if flag not in passed for word in (flag, value)]
+    idle = ["--sleep-on-idle"] if not on_gpu and "--sleep-on-idle" not in passed else []
+    return [sys.executable, "-m", "sglang.launch_server", *kept, *idle, *passed]
+
+
+def _number(passed: Sequence[str], *flags: str) -> int:
+    """The value of the first of these flags that is there, else 1."""
+    return next((int(passed[passed.index(flag) + 1]) for flag in flags if flag in passed), 1)

@@ -1,0 +1,121 @@
+"""The newest weights on disk, as Hugging Face checkpoints: what a server that is started again loads, and the transport
+"disk". Written by the weight sender, read by the fleet and by servers; all of them share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+_PREFIX = "version_"
+_STARTS = "server_starts.json"
+_UPDATING = ".updating"
+KEPT = 2
+"""A server may still be loading the one before the newest."""
+
+
+class Snapshot:
+    """One version, being written. It can be seen only when it is whole.
+
+    Args:
+        folder: of all versions.
+        checkpoint: the run's Hugging Face checkpoint, whose configuration and tokenizer it gets.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str, version: int) -> None:
+        self._folder, self._version = folder, version
+        self._hidden = folder / f".{_PREFIX}{version:07d}"
+        shutil.rmtree(self._hidden, ignore_errors=True)
+        self._hidden.mkdir(parents=True)
+        for file in Path(checkpoint).iterdir():
+            if file.is_file() and not file.name.endswith(_WEIGHTS):
+                shutil.copyfile(file, self._hidden / file.name)
+        self._files: dict[str, str] = {}
+        self._bytes = 0
+
+    def add(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Write some of the weights, under their Hugging Face names."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
+        file = f"model-{len(set(self._files.values())) + 1:05d}.safetensors"
+        save_file(tensors, self._hidden / file, metadata={"format": "pt"})
+        self._files |= dict.fromkeys(tensors, file)
+        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
+
+    def publish(self) -> Path:
+        """Make it the newest version, and drop those that nobody needs."""
+        index = {"metadata": {"total_size": self._bytes}, "weight_map": self._files}
+        (self._hidden / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        path = self._folder / f"{_PREFIX}{self._version:07d}"
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(self._hidden, path)
+        for old in _versions(self._folder)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def discard(self) -> None:
+        """Leave nothing behind of what was not published."""
+        shutil.rmtree(self._hidden, ignore_errors=True)
+
+
+def newest(folder: Path) -> tuple[Path, int] | None:
+    """The newest version, and its number."""
+    found = _versions(folder)
+    return (found[-1], int(found[-1].name.removeprefix(_PREFIX))) if found else None
+
+
+def clear(folder: Path) -> None:
+    """Remove the versions that an earlier run left."""
+    for path in [*_versions(folder), *folder.glob(f".{_PREFIX}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (_STARTS, _UPDATING):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def being_updated(folder: Path) -> Iterator[None]:
+    """Inside, servers are paused and answer no health check."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _UPDATING).touch()
+    try:
+        yield
+    finally:
+        (folder / _UPDATING).unlink(missing_ok=True)
+
+
+def is_being_updated(folder: Path) -> bool:
+    """Whether servers are given weights just now."""
+    return (folder / _UPDATING).exists()
+
+
+def note_start(folder: Path, url: str) -> None:
+    """Remember that a server was started, and so has forgotten what groups it was in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = starts(folder)
+    counts[url] = counts.get(url, 0) + 1
+    hidden = folder / f".{_STARTS}"
+    hidden.write_text(json.dumps(counts), encoding="utf-8")
+    os.replace(hidden, folder / _STARTS)
+
+
+def starts(folder: Path) -> dict[str, int]:
+    """How often each server was started, by its URL."""
+    try:
+        found: dict[str, int] = json.loads((folder / _STARTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _versions(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
