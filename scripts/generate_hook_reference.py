@@ -46,6 +46,7 @@ EXTRAS = {
     "plugins": "`slime_core.plugins.Plugins`, to select further components",
     "importance_weight": "the component that `--custom-tis-function-path` chooses, or None",
     "engine": "the run's `InferenceEngine`, or None",
+    "background": "a `slime_core.background.Background`, where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""
 

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-prepare_environment gguf pytest pytest-timeout pytest-xdist hypothesis ruff mypy build tensorboard wandb math-verify reasoning-gym
+prepare_environment gguf ray pytest pytest-timeout pytest-xdist hypothesis ruff mypy build tensorboard wandb math-verify reasoning-gym
 
 echo "==> ruff, mypy"
 ruff format --check --quiet . || { echo "run: ruff format ." >&2; exit 1; }

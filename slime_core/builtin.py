@@ -34,7 +34,11 @@ def slime_data_sources() -> dict[str, Lazy]:
             "slime_core.data.source:GlobalDataSource",
             summary="all prompts in order or shuffled per epoch, with a buffer for unfinished groups",
             aliases=("slime.rollout.data_source.RolloutDataSourceWithBuffer",),
-        )
+        ),
+        "streaming": Lazy(
+            "slime_core.data.source:StreamingDataSource",
+            summary="the same from files and pipes that can only be read forward; needs --num-rollout",
+        ),
     }
 
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,50 +25,79 @@ _PREFIX = "iter_"
 _LATEST = "latest_checkpointed_iteration.txt"
 
 
-def save(
-    folder: Path, rollout_id: int, write: Callable[[Path], None], state: dict[str, Any], keep: int | None = None
-) -> Path:
-    """Write the checkpoint after `rollout_id` and return its folder.
+class Saving:
+    """A checkpoint that is being written: made by the driver, filled by the training ranks, finished by the driver.
 
-    Args:
-        write: writes the trainer's files into the folder that it is given.
-        state: plain JSON data.
-        keep: delete all but so many newest checkpoints, after this one is complete.
+        with Saving(folder, rollout_id) as saving:
+            …                          # every rank writes into saving.trainer
+            path = saving.finish(state)
 
-    Raises:
-        CheckpointError: it could not be written, for example because the disk is full. Older ones are untouched.
+    Leaving the block with an `OSError` or `RuntimeError` (torch reports a full disk so) removes what was written and
+    raises a `CheckpointError`; older checkpoints are untouched. Leaving it without `finish` keeps it for a later block.
     """
-    final = folder / f"{_PREFIX}{rollout_id:07d}"
-    hidden = folder / f".saving_{_PREFIX}{rollout_id:07d}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f".saving_{_PREFIX}*"):
-            shutil.rmtree(leftover)
-        (hidden / "trainer").mkdir(parents=True)
-        write(hidden / "trainer")
-        (hidden / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        files = sorted(p for p in hidden.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(hidden)): _describe(p) for p in files}
-        (hidden / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in (*files, hidden / "manifest.json", hidden / "trainer", hidden):
-            _flush(path)
-        if final.exists():  # a resumed run writes the same state again
-            shutil.rmtree(final)
-        os.rename(hidden, final)
-        _write_latest(folder, rollout_id)
-        _flush(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        shutil.rmtree(hidden, ignore_errors=True)
-        previous = find_latest(folder)
+
+    def __init__(self, folder: Path, rollout_id: int) -> None:
+        self.rollout_id = rollout_id
+        self._folder = folder
+        self._hidden = folder / f".saving_{_PREFIX}{rollout_id:07d}"
+        self._begun = False
+
+    @property
+    def trainer(self) -> Path:
+        """Where the ranks write."""
+        return self._hidden / "trainer"
+
+    def __enter__(self) -> Saving:
+        if not self._begun:
+            self._begun = True
+            try:
+                self._begin()
+            except OSError as error:
+                self.__exit__(type(error), error, None)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, (OSError, RuntimeError)):
+            return
+        shutil.rmtree(self._hidden, ignore_errors=True)
+        previous = find_latest(self._folder)
         raise CheckpointError(
-            f"The checkpoint after rollout {rollout_id} could not be written to {folder}: {error}. "
+            f"The checkpoint after rollout {self.rollout_id} could not be written to {self._folder}: {error}. "
             + (f"The previous one, {previous}, is intact. " if previous else "There is no earlier one. ")
             + "Free some space (or use --save-total-limit) and start the same command again with --load."
         ) from error
-    if keep is not None:
-        for old in _all(folder)[:-keep]:
-            shutil.rmtree(old)
-    return final
+
+    def _begin(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f".saving_{_PREFIX}*"):
+            shutil.rmtree(leftover)
+        self.trainer.mkdir(parents=True)
+
+    def finish(self, state: dict[str, Any]) -> Path:
+        """Make it a complete checkpoint, and return its folder.
+
+        Args:
+            state: plain JSON data.
+        """
+        final = self._folder / f"{_PREFIX}{self.rollout_id:07d}"
+        (self._hidden / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        files = sorted(p for p in self._hidden.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(self._hidden)): _describe(p) for p in files}
+        (self._hidden / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*files, self._hidden / "manifest.json", self.trainer, self._hidden):
+            _flush(path)
+        if final.exists():  # a resumed run writes the same state again
+            shutil.rmtree(final)
+        os.rename(self._hidden, final)
+        _write_latest(self._folder, self.rollout_id)
+        _flush(self._folder)
+        return final
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all complete checkpoints in `folder` but the `count` newest."""
+    for old in _all(folder)[:-count]:
+        shutil.rmtree(old)
 
 
 def find_latest(folder: Path) -> Path | None:

@@ -85,7 +85,7 @@ class DataSource(Protocol):
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """Prompts in one epoch."""
+        """Prompts in one epoch; `sys.maxsize` where nobody can know, which makes `--num-rollout` necessary."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, str]:
@@ -114,7 +114,8 @@ def generate_rollout(args: Any, rollout_id: int, data_source: DataSource, evalua
     """Produce the samples of one rollout, or with `evaluation=True` the samples of all evaluation sets.
 
     A function that generates with a model names one more parameter, `engine`, and is given the run's
-    `InferenceEngine`.
+    `InferenceEngine`. One that goes on working between its calls names `background` and is given a
+    `slime_core.background.Background` to keep that work in.
     """
     raise NotImplementedError
 

@@ -38,6 +38,14 @@ class TrainingError(SlimeError):
     """Training produced something that must not go on: NaN or Inf in loss or gradients."""
 
 
+class ClusterError(SlimeError):
+    """A Ray cluster cannot be reached, or is too small."""
+
+
+class WorkerDied(ClusterError):
+    """The process of a worker is gone. The message names the worker, its pid and its machine."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name nearest to `name`, or nothing when none is near."""
     near = difflib.get_close_matches(name, list(known), 1, 0.6)

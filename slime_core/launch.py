@@ -10,18 +10,16 @@ from typing import Any
 import yaml
 
 from slime_core import checkpoint
-from slime_core.contracts import InferenceEngine
 from slime_core.early_stopping import EarlyStopping
-from slime_core.errors import CheckpointError
+from slime_core.errors import ArgumentError, CheckpointError, WorkerDied
 from slime_core.loop import train
 from slime_core.plan import Plan
 from slime_core.plugins.registry import fingerprint_differences
-from slime_core.profiling import Profiler
-from slime_core.rollout_worker import RolloutResult, RolloutWorker
-from slime_core.run import Run, engine_use
-from slime_core.runtime import LocalHandle, wait
+from slime_core.rollout_worker import RolloutResult
+from slime_core.run import Run, engine_use, works_in_background
+from slime_core.runtime import wait
 from slime_core.tracking import Console, JsonlTracker, Tracking
-from slime_core.train_worker import TrainComponents, TrainWorker
+from slime_core.workers import Workers, in_this_process
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +31,16 @@ def launch(plan: Plan, ahead: bool) -> Path:
         ahead: `train-async`: make the next samples while training on the present ones.
     """
     args, plugins = plan.args, plan.plugins
+    if ahead and args.offload:
+        raise ArgumentError(
+            "--offload takes turns, but train-async generates and trains at the same time; use `slime train`."
+        )
+    in_background = works_in_background(plan.components["rollout"])
+    if in_background and not ahead:
+        raise ArgumentError(
+            f"The {plan.components['rollout'].label} generates while the trainer trains, which `slime train` does not do; "
+            "use `slime train-async`."
+        )
     identity = {
         "arguments": plan.resolved.result_arguments(),
         "data": plan.data_source.fingerprint(),
@@ -55,33 +63,19 @@ def launch(plan: Plan, ahead: bool) -> Path:
         if args.early_stopping_patience
         else None
     )
-    if state:
-        plan.data_source.load_state_dict(state["data_source"])
-        if early and state["early_stopping"]:
-            early.load_state_dict(state["early_stopping"])
+    if early and state and state["early_stopping"]:
+        early.load_state_dict(state["early_stopping"])
 
     tracking: Tracking | None = None
-    engine: InferenceEngine | None = None
-    handles: list[LocalHandle] = []
+    workers: Workers | None = None
     error: BaseException | None = None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
         tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, config)
         chosen = plan.components
-        engine = chosen["engine"](args) if "engine" in chosen else None
-        rollouts = LocalHandle(
-            RolloutWorker(
-                *(args, plugins, chosen["rollout"], chosen["eval rollout"], plan.data_source, engine),
-                convert=chosen.get("sample converter"),
-            ),
-            "rollout",
-        )
-        handles.append(rollouts)
-        trainer = (
-            None if args.debug_rollout_only else LocalHandle(_train_worker(plan, Profiler(args, run_dir)), "trainer")
-        )
+        workers = _start_workers(plan, run_dir, state["data_source"] if state else None, console)
+        rollouts, trainer = workers.rollouts, workers.trainer
         if trainer is not None:
-            handles.append(trainer)
             console.say("loading the model …")
             wait(trainer.call("setup"), "the model to load")
             if previous:
@@ -89,7 +83,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
                 console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
         run = Run(
             *(args, plugins, run_dir, rollouts, trainer, tracking, identity),
-            engine_use=engine_use(chosen["rollout"]) if engine is not None else "never",
+            engine_use=engine_use(chosen["rollout"]) if "engine" in chosen else "never",
             early_stopping=early,
             rollout_log=chosen.get("rollout log"),
             eval_log=chosen.get("eval rollout log"),
@@ -99,19 +93,19 @@ def launch(plan: Plan, ahead: bool) -> Path:
         if early and early.stopped:
             console.say("this run was stopped early by --early-stopping-patience; nothing is left to do")
         else:
-            train(run, start, args.num_rollout, ahead)
+            train(run, start, args.num_rollout, ahead and not in_background)
         if args.save_hf and start >= args.num_rollout:
             run.export(start - 1)
         if trainer is not None:
-            wait(trainer.call("close"), "the profiler")
+            wait(trainer.call("finish"), "the profiler")
     except BaseException as caught:
         error = caught
+        if isinstance(error, WorkerDied):
+            error.add_note(_how_to_resume(args))
         raise
     finally:
-        for handle in handles:
-            handle.close()
-        if engine is not None:
-            engine.close()
+        if workers is not None:
+            workers.close()
         if tracking:
             tracking.close(error)
         else:
@@ -121,17 +115,24 @@ def launch(plan: Plan, ahead: bool) -> Path:
     return run_dir
 
 
-def _train_worker(plan: Plan, profiler: Profiler) -> TrainWorker:
-    chosen = plan.components
-    weights = {"importance_weight": chosen.get("importance weight")}
-    components = TrainComponents(
-        backend=chosen["train backend"],
-        loss=chosen["loss"].bind(**weights),
-        advantage=chosen.get("advantage"),
-        reward_post_process=chosen.get("reward post process"),
-        critic_loss=chosen["critic loss"].bind(**weights) if "critic loss" in chosen else None,
+def _start_workers(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None, console: Console) -> Workers:
+    if plan.layout is None:
+        return in_this_process(plan, run_dir, data_state)
+    from slime_core.cluster.connect import prepare
+
+    prepare(plan.layout.address)
+    from slime_core.cluster.start import on_cluster
+
+    return on_cluster(plan, plan.layout, run_dir, data_state, console)
+
+
+def _how_to_resume(args: Any) -> str:
+    """What to do after the run lost a worker."""
+    if args.save and (newest := checkpoint.find_latest(Path(args.save))):
+        return f"To go on from {newest.name}, start the same command again with --load {args.save}."
+    return "There is no checkpoint to go on from" + (
+        "." if args.save else "; --save DIR --save-interval N writes some."
     )
-    return TrainWorker(plan.args, plan.plugins, components, profiler, plan.args.num_rollout)
 
 
 def _find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:

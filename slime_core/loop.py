@@ -2,7 +2,8 @@
 
 The only difference: `train-async` asks for the samples of the next rollout before it trains on this one's, so that the
 two overlap. Data order and weights are the same where the samples do not depend on the weights, as in SFT. Where they
-do, `train-async` generates with weights that are one rollout older (one-step off-policy).
+do, `train-async` generates with weights that are one rollout older (one-step off-policy). A rollout function that works
+in the background (`slime_core.background`) needs no asking ahead: it is given every new version as soon as there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
 
     Args:
         run: the two workers, and what happens around a rollout.
-        ahead: `train-async`.
+        ahead: `train-async`, unless the rollout function itself works in the background.
     """
     if start == 0:
         run.evaluate_if_due(rollout_id=-1)

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_core.background import Background
 from slime_core.contracts import DataSource, InferenceEngine
 from slime_core.errors import DataError, PluginError, SampleError
 from slime_core.plugins import Plugins, Selected
@@ -17,6 +18,8 @@ from slime_core.sample import Group, RolloutOutput, Sample, check_rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from slime_core.weight_sender import WeightSender
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class RolloutWorker:
         convert: Selected | None = None,
     ) -> None:
         self._args, self._plugins, self._data_source, self._engine = args, plugins, data_source, engine
-        self._rollout = rollout.bind(plugins=plugins, engine=engine)
-        self._eval_rollout = eval_rollout.bind(plugins=plugins, engine=engine)
+        self._background = Background()
+        self._rollout = rollout.bind(plugins=plugins, engine=engine, background=self._background)
+        self._eval_rollout = eval_rollout.bind(plugins=plugins, engine=engine, background=self._background)
         self._convert = convert
 
     def generate(self, rollout_id: int) -> RolloutResult:
@@ -78,6 +82,8 @@ class RolloutWorker:
             output = read_debug_data(Path(args.load_debug_rollout_data.replace("{rollout_id}", str(rollout_id))))
         else:
             output = self._rollout(args, rollout_id, self._data_source, evaluation=False)
+            # What a data source says about its data sets; one of somebody's own may say nothing.
+            output.metrics |= getattr(self._data_source, "metrics", dict)()
         if len(output.groups) != args.rollout_batch_size or not all(output.groups):
             raise SampleError(
                 f"The {self._rollout.label} returned {len(output.groups)} groups ({len(output.samples)} samples) in rollout "
@@ -92,7 +98,8 @@ class RolloutWorker:
         if self._convert is not None:
             output = RolloutOutput(converted(output.groups, self._convert(args, output.samples)), output.metrics)
             _check(output.groups, self._convert, need_reward=True)
-        return RolloutResult(output, self._data_source.state_dict(), time.perf_counter() - started)
+        state = self._background.data_state(self._data_source)
+        return RolloutResult(output, state, time.perf_counter() - started)
 
     def evaluate(self, rollout_id: int) -> RolloutOutput:
         """Make and check the samples of an evaluation."""
@@ -104,6 +111,25 @@ class RolloutWorker:
         """Hand the trainer's weights to the engine."""
         if self._engine is not None:
             self._engine.update_weights(weights, version)
+
+    def weight_sender(self) -> WeightSender | None:
+        """What hands the weights to the engine from the training process, if the engine has such a thing."""
+        offered = getattr(self._engine, "weight_sender", None)
+        return offered() if offered else None
+
+    def offload(self) -> None:
+        """Let the engine give back the device's memory until `onload`."""
+        self._engine.offload()  # type: ignore[union-attr]  # checked when the run was planned
+
+    def onload(self) -> None:
+        """The inverse of `offload`."""
+        self._engine.onload()  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """End what rollout functions do in the background, and close the engine."""
+        self._background.close()
+        if self._engine is not None:
+            self._engine.close()
 
 
 def _check(groups: list[Group], rollout: Selected, need_reward: bool) -> None:

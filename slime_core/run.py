@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from slime_core.early_stopping import EarlyStopping
 from slime_core.plugins import Plugins, Selected
 from slime_core.reward import reward_of
 from slime_core.rollout_worker import RolloutResult
-from slime_core.runtime import LocalHandle, wait
+from slime_core.runtime import Handle, wait
 from slime_core.sample import Sample, Status
+from slime_core.saving import Checkpoints
 from slime_core.tracking import Tracking
 
 
@@ -36,8 +38,8 @@ class Run:
     args: Any
     plugins: Plugins
     run_dir: Path
-    rollouts: LocalHandle
-    trainer: LocalHandle | None
+    rollouts: Handle
+    trainer: Handle | None
     tracking: Tracking
     identity: dict[str, Any]
     engine_use: EngineUse = "never"
@@ -47,6 +49,13 @@ class Run:
     trained: int = 0
     prefetched: RolloutResult | None = None
     _engine_version: int | None = field(default=None, init=False)
+    _sends: bool = field(default=False, init=False)  # the trainer has the engine's own weight sender
+    _in_memory: set[str] = field(default_factory=lambda: {"trainer", "engine"}, init=False)
+    _checkpoints: Checkpoints | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.trainer is not None and self.args.save:
+            self._checkpoints = Checkpoints(self.args, self.plugins, self.trainer, self.tracking.console)
 
     def generate(self, rollout_id: int) -> Future[RolloutResult]:
         """Start making the samples of a rollout, with the newest weights. Call it only when none are being made."""
@@ -57,6 +66,7 @@ class Run:
             return ready
         if self.engine_use == "always":
             self.sync_weights()
+            self._have_memory("engine")
         return self.rollouts.call("generate", rollout_id)
 
     def train(self, rollout_id: int, result: RolloutResult, waited: float) -> None:
@@ -64,6 +74,7 @@ class Run:
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         if self.trainer is not None:
+            self._have_memory("trainer")
             groups = result.output.groups
             metrics = wait(self.trainer.call("train", rollout_id, groups), f"training on rollout {rollout_id + 1}")
         self.trained = rollout_id + 1
@@ -74,7 +85,7 @@ class Run:
         logged = {
             **_prefixed("train", metrics),
             **_prefixed("rollout", {**raw_rewards(samples, self.args), **result.output.metrics}),
-            **self.plugins.take_timings(),
+            **self._timings(),
             "perf/rollout_time": seconds,
             "perf/generate_time": result.seconds,
             "perf/train_time": training,
@@ -102,7 +113,9 @@ class Run:
         """Measure the evaluation sets now. True when the run should stop early."""
         if self.engine_use != "never":
             self.sync_weights()
+            self._have_memory("engine")
         output = wait(self.rollouts.call("evaluate", rollout_id), "the evaluation samples")
+        self._have_memory("trainer")
         measured = {}
         if output.groups and self.trainer is not None:
             measured = wait(self.trainer.call("evaluate", output.groups), "the evaluation loss")
@@ -127,8 +140,15 @@ class Run:
         if self.trainer is None or self._engine_version == self.trained:
             return
         started = time.perf_counter()
-        weights = wait(self.trainer.call("weights"), "the trainer's weights")
-        wait(self.rollouts.call("update_weights", weights, self.trained), "the engine's weight update")
+        self._have_memory("trainer", "engine")
+        if self._engine_version is None and (sender := wait(self.rollouts.call("weight_sender"), "the engine")):
+            wait(self.trainer.call("set_weight_sender", sender), "the trainer's way to the engine")
+            self._sends = True
+        if self._sends:
+            wait(self.trainer.call("send_weights", self.trained), "the engine's weight update")
+        else:
+            weights = wait(self.trainer.keep("weights"), "the trainer's weights")
+            wait(self.rollouts.call("update_weights", weights, self.trained), "the engine's weight update")
         self._engine_version = self.trained
         seconds = time.perf_counter() - started
         self.plugins.notify("slime_weights_updated", args=self.args, version=self.trained, seconds=seconds)
@@ -144,10 +164,12 @@ class Run:
                 make it again, so the checkpoint waits for it and holds it.
         """
         args = self.args
+        if self._checkpoints is not None:
+            self._checkpoints.advance(to_the_end=False)
         due = last or (args.save_interval is not None and (rollout_id + 1) % args.save_interval == 0)
         if self.trainer is None or not due:
             return
-        if args.save:
+        if self._checkpoints is not None:
             prefetched = None
             if pending is not None and self.engine_use == "always":
                 prefetched = wait(pending, f"the samples of rollout {rollout_id + 2}")
@@ -158,10 +180,9 @@ class Run:
                 "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
                 **self.identity,
             }
-            saving = self.trainer.call("save", Path(args.save), rollout_id, state, args.save_total_limit)
-            path = wait(saving, f"the checkpoint after rollout {rollout_id + 1}")
-            self.tracking.console.say(f"checkpoint: {path}")
-            self.plugins.notify("slime_checkpoint_saved", args=args, rollout_id=rollout_id, path=path)
+            self._checkpoints.save(rollout_id, state)
+            if last:
+                self._checkpoints.advance(to_the_end=True)
         if args.save_hf and (last or "{rollout_id}" in args.save_hf):
             self.export(rollout_id)
 
@@ -172,6 +193,25 @@ class Run:
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
         wait(self.trainer.call("export", folder), "the export")
         self.tracking.console.say(f"exported model: {folder}")
+
+    def _have_memory(self, *who: str) -> None:
+        """Under `--offload`, let these two, or one of them, have the devices' memory."""
+        handles = {"trainer": self.trainer, "engine": self.rollouts}
+        if not (self.args.offload and self.args.colocate) or self.trainer is None or self.engine_use == "never":
+            return
+        for name in self._in_memory.difference(who):
+            wait(handles[name].call("offload"), f"the {name} to give back its memory")  # type: ignore[union-attr]
+        for name in set(who) - self._in_memory:
+            wait(handles[name].call("onload"), f"the {name} to take its memory")  # type: ignore[union-attr]
+        self._in_memory = set(who)
+
+    def _timings(self) -> dict[str, float]:
+        """How long plugins took since the last time, over all processes."""
+        total: Counter[str] = Counter()
+        for source in (self.plugins, self.rollouts, self.trainer):
+            if source is not None:
+                total.update(source.take_timings())  # type: ignore[arg-type]  # a Counter of floats
+        return {name: float(value) for name, value in total.items()}
 
     def _write_generations(self, rollout_id: int, generations: list[Sample]) -> None:
         if generations:
@@ -188,6 +228,11 @@ def engine_use(rollout: Selected) -> EngineUse:
     marked `slime_engine_use = "evaluation"` only there, any other never."""
     declared = getattr(rollout.target, "slime_engine_use", None)
     return declared or ("always" if "engine" in inspect.signature(rollout.target).parameters else "never")
+
+
+def works_in_background(rollout: Selected) -> bool:
+    """Whether a rollout function goes on generating between its calls; see `slime_core.background`."""
+    return "background" in inspect.signature(rollout.target).parameters
 
 
 def raw_rewards(samples: list[Sample], args: Any) -> dict[str, float]:

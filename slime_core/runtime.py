@@ -1,7 +1,7 @@
 """Workers behind handles. The loop sees only handles, so it does not know whether a worker is a thread or a process.
 
 A worker is an object; a handle runs its methods and returns `concurrent.futures.Future`. `LocalHandle` runs them one
-after the other on a thread of their own, in this process.
+after the other on a thread of their own, in this process; `slime_core.cluster.handles.ActorHandle` in Ray actors.
 """
 
 from __future__ import annotations
@@ -10,11 +10,31 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from typing import Any
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
 FIRST_NOTICE_S = 30.0
+
+
+class Handle(Protocol):
+    """A worker, or a group of them that is called as one: the training ranks."""
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start `worker.method(*args, **kwargs)` and return the future of its result; of a group that of the first."""
+
+    def keep(self, method: str, *args: Any) -> Future[Any]:
+        """Like `call`, but what comes back is only good as an argument of another call: the result itself stays where it
+        was made until that call fetches it."""
+
+    def call_all(self, method: str, *args: Any) -> Future[list[Any]]:
+        """Like `call`, with the results of all workers of the group."""
+
+    def take_timings(self) -> dict[str, float]:
+        """Timings of plugins in the workers' processes since the last time; see `Plugins.take_timings`."""
+
+    def close(self) -> None:
+        """End the workers, and let each give back what it holds (its method `close`)."""
 
 
 class LocalHandle:
@@ -28,9 +48,23 @@ class LocalHandle:
         """Start `worker.method(*args, **kwargs)` and return its future."""
         return self._thread.submit(getattr(self.worker, method), *args, **kwargs)
 
+    def keep(self, method: str, *args: Any) -> Future[Any]:
+        """The same: everything is in this process."""
+        return self.call(method, *args)
+
+    def call_all(self, method: str, *args: Any) -> Future[list[Any]]:
+        """The one worker's result, in a list."""
+        return self._thread.submit(lambda: [getattr(self.worker, method)(*args)])
+
+    def take_timings(self) -> dict[str, float]:
+        """None: the run's own `Plugins` has them."""
+        return {}
+
     def close(self) -> None:
-        """Drop what has not started, and wait for what has."""
+        """Drop what has not started, wait for what has, and close the worker."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        if hasattr(self.worker, "close"):
+            self.worker.close()
 
 
 def wait(future: Future[Any], what: str) -> Any:

@@ -3,19 +3,22 @@
 A rollout of RL passes through three stations: log-probs (and values) under the weights before training, advantages over
 the whole rollout, and then the optimizer steps. What neither the loss nor the estimator reads is not computed. SFT
 skips the first two (`--disable-compute-advantages-and-returns`).
+
+Of several training ranks each has a `TrainWorker`, and all get the same calls with the same arguments; they find each
+other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_core import checkpoint
 from slime_core.batch import TrainBatch, make_train_batch
-from slime_core.errors import SampleError
+from slime_core.errors import ArgumentError, CheckpointError, SampleError
 from slime_core.loss import may_skip_zero_advantage, what_reads
 from slime_core.plugins import Plugins, Selected
 from slime_core.profiling import Profiler
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slime_core.backend import TrainBackend
+    from slime_core.weight_sender import WeightSender
 
 
 _COMPUTED = ("old_log_probs", "ref_log_probs", "values")
@@ -66,21 +70,38 @@ class TrainWorker:
         self._may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
         self._reference: TrainBackend | None = None
         self._critic: TrainBackend | None = None
+        self._rank = int(os.environ.get("RANK", "0"))
+        self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        self._data_ranks = 1
+        self._sender: WeightSender | None = None
         self._actor: TrainBackend = components.backend(args)
+        self._models: list[Any] = [self._actor]
 
     def setup(self) -> None:
         """Load the models."""
         args, loss, new = self._args, self._components.loss, self._components.backend
         self._actor.setup(loss, self._total_steps)
+        self._data_ranks = getattr(self._actor, "data_parallel_size", 1)
+        if self._ranks > 1 and not hasattr(self._actor, "data_parallel_size"):
+            raise ArgumentError(
+                f"The {self._components.backend.label} trains in one process (it has no data_parallel_size), but the run "
+                f"has {self._ranks} training ranks. Choose another --train-backend, or leave out --actor-num-nodes and "
+                "--actor-num-gpus-per-node."
+            )
         if "ref_log_probs" in self._reads:
-            self._reference = new(args)
-            self._reference.setup(loss, self._total_steps, role="reference")
+            within = getattr(self._actor, "reference", None)
+            self._reference = within() if within else None
+            if self._reference is None:
+                self._reference = new(args)
+                self._reference.setup(loss, self._total_steps, role="reference")
+                self._models.append(self._reference)
         if self._components.critic_loss is not None:
             own = {"ref_load": args.critic_load, "lr": args.critic_lr}
             self._critic = new(
                 args.model_copy(update={name: value for name, value in own.items() if value is not None})
             )
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
+            self._models.append(self._critic)
 
     def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
         """All optimizer steps of one rollout; the metrics are means over the steps, counts are sums."""
@@ -115,13 +136,45 @@ class TrainWorker:
             for metric, value in self._actor.evaluate(self._batch(samples)).items()
         }
 
-    def weights(self) -> list[tuple[str, Tensor]]:
-        """All weights under their Hugging Face names; views, not copies."""
-        return list(self._actor.weights())
+    def weights(self) -> list[tuple[str, Tensor]] | None:
+        """All weights under their Hugging Face names: views, not copies, of one rank; of several on the CPU.
 
-    def save(self, folder: Path, rollout_id: int, state: dict[str, Any], keep: int | None) -> Path:
-        """Write a checkpoint."""
-        return checkpoint.save(folder, rollout_id, self._save_state, state, keep)
+        The first rank has them; the others take part in gathering them and return None.
+        """
+        if self._rank > 0:
+            self._gather()
+            return None
+        return [(name, tensor.cpu() if self._ranks > 1 else tensor) for name, tensor in self._actor.weights()]
+
+    def set_weight_sender(self, sender: WeightSender) -> None:
+        """Take over what hands the weights to the engine from here; see `send_weights`."""
+        self._sender = sender
+
+    def send_weights(self, version: int) -> None:
+        """Let the engine's own sender hand it the weights. It runs in the first rank; the others take part in gathering."""
+        assert self._sender is not None
+        if self._rank > 0:
+            self._gather()
+        else:
+            self._sender.send(self._actor.weights(), version)
+
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that can returns
+        as soon as it has a copy; see `saved`."""
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"Training rank {self._rank} does not see {folder}. --save must be on storage that all machines share."
+            )
+        self._actor.save_state(folder)
+        if self._critic is not None:
+            (folder / "critic").mkdir(exist_ok=True)
+            self._critic.save_state(folder / "critic")
+
+    def saved(self, wait: bool) -> bool:
+        """Is all that `save_state` was asked for on disk? With `wait`, return when it is. Raises what went wrong."""
+        ask = [getattr(model, "saved", None) for model in self._models]
+        answers = [saved(wait) for saved in ask if saved is not None]  # all are asked, in every rank
+        return all(answers)
 
     def load(self, folder: Path) -> None:
         """Restore the models from a checkpoint whose files have been verified."""
@@ -133,9 +186,24 @@ class TrainWorker:
         """Write a Hugging Face checkpoint."""
         self._actor.export_hf(folder)
 
-    def close(self) -> None:
+    def offload(self) -> None:
+        """Let all models give back the device's memory until `onload`."""
+        for model in self._models:
+            model.offload()
+
+    def onload(self) -> None:
+        """The inverse of `offload`."""
+        for model in self._models:
+            model.onload()
+
+    def finish(self) -> None:
         """Finish the profile, if one is being written."""
         self._profiler.close()
+
+    def close(self) -> None:
+        """Give back what the weight sender holds."""
+        if self._sender is not None:
+            self._sender.close()
 
     # ------------------------------------------------------------------------------------------------- the stations
 
@@ -227,13 +295,13 @@ class TrainWorker:
             temperature=args.rollout_temperature if trains_on_rollouts else 1.0,
             columns=columns,
             skipped=skipped or set(),
+            ranks=self._data_ranks,
+            balance=args.balance_data,
         )
 
-    def _save_state(self, folder: Path) -> None:
-        self._actor.save_state(folder)
-        if self._critic is not None:
-            (folder / "critic").mkdir()
-            self._critic.save_state(folder / "critic")
+    def _gather(self) -> None:
+        for _ in self._actor.weights():
+            pass
 
 
 def _parts(count: int, steps: int) -> Iterator[slice]:

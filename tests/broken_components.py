@@ -266,7 +266,7 @@ class ForgettingSource(GlobalDataSource):
 
 class RestartingSource(GlobalDataSource):
     def load_state_dict(self, state):
-        super().load_state_dict({**state, "offset": 0})
+        super().load_state_dict({**state, "sets": [{**position, "offset": 0} for position in state["sets"]]})
 
 
 class BufferlessSource(GlobalDataSource):

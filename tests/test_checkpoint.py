@@ -18,7 +18,12 @@ def write_weights(folder: Path) -> None:
 
 
 def save(folder: Path, rollout_id: int, write=write_weights, keep: int | None = None) -> Path:
-    return checkpoint.save(folder, rollout_id, write, {"rollout_id": rollout_id}, keep)
+    with checkpoint.Saving(folder, rollout_id) as saving:
+        write(saving.trainer)
+        path = saving.finish({"rollout_id": rollout_id})
+    if keep is not None:
+        checkpoint.keep_newest(folder, keep)
+    return path
 
 
 def test_what_was_saved_is_found_and_verified(tmp_path):

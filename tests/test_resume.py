@@ -8,12 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from slime_core.tracking import read_metrics
 
@@ -80,10 +82,16 @@ def assert_equal_states(one: Path, other: Path) -> None:
 
 
 def equal_contents(one: Path, other: Path) -> None:
-    if one.suffix == ".pt":
-        equal_values(*(torch.load(p, weights_only=False) for p in (one, other)), where=one.name)
-    else:
+    if one.name == ".metadata":  # which describes the *.distcp files beside it
+        equal_values(*(trained_state(p.parent) for p in (one, other)), where=one.parent.name)
+    elif one.suffix != ".distcp":
         assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def trained_state(folder: Path) -> dict[str, torch.Tensor]:
+    with tempfile.NamedTemporaryFile() as file:
+        dcp_to_torch_save(folder, file.name)
+        return torch.load(file.name, weights_only=True)
 
 
 def equal_values(one, other, where: str) -> None:

@@ -40,6 +40,8 @@ def split_recipe(
 
 def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
     """{option name: raw value} of what was given, last one wins. Types are checked later, with all other sources."""
+    flags = [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--")]
+    namespace.admit(name.removeprefix("no_") for name in flags)
     parser = run_parser(namespace, "slime train")
     known = parser._option_string_actions  # argparse has no public list of its flags
     for word in argv:

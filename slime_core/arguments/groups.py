@@ -8,6 +8,49 @@ from slime_core.arguments.option import REQUIRED, ArgumentGroup, option
 from slime_core.profiling import ProfilingArguments
 
 
+class ClusterArguments(ArgumentGroup):
+    """Ranks and placement"""
+
+    actor_num_nodes: int = option(
+        1, "Machines that train; each runs --actor-num-gpus-per-node ranks.", ge=1, affects_result=False
+    )
+    actor_num_gpus_per_node: int = option(
+        1,
+        "Training ranks on each machine: one GPU each, or about one CPU each where there are no GPUs. More than one rank "
+        "in all runs on Ray.",
+        ge=1,
+        affects_result=False,
+    )
+    rollout_num_gpus: int | None = option(
+        None,
+        "GPUs (CPUs where there are none) for the inference engine, apart from those that train. Default: 1 for an engine "
+        "inside the rollout worker.",
+        ge=1,
+        when="rollout_engine",
+        affects_result=False,
+    )
+    colocate: bool = option(
+        False,
+        "Put the inference engine on the devices that train, instead of on --rollout-num-gpus others.",
+        when="rollout_engine",
+        affects_result=False,
+    )
+    offload: bool = option(
+        False,
+        "What trains gives its GPU memory back while samples are generated, and the engine while training. Needs a train "
+        "backend and an engine that can.",
+        when="colocate",
+        affects_result=False,
+    )
+    ray_address: str | None = option(
+        None,
+        "Run on this Ray cluster even with one rank: HOST:PORT; 'auto': the one that this machine belongs to; 'local': a "
+        "new one on this machine. Default: in one process or, with more than one rank, 'local'.",
+        env="RAY_ADDRESS",
+        affects_result=False,
+    )
+
+
 class ModelArguments(ArgumentGroup):
     """Model and checkpoints"""
 
@@ -28,6 +71,12 @@ class ModelArguments(ArgumentGroup):
     save: str | None = option(None, "Folder to write checkpoints into.", affects_result=False)
     save_interval: int | None = option(
         None, "Write a checkpoint every so many rollouts (and one at the end).", ge=1, when="save", affects_result=False
+    )
+    async_save: bool = option(
+        False,
+        "Train on while a checkpoint is written. It counts as soon as it is complete; the next one waits for it.",
+        when="save",
+        affects_result=False,
     )
     save_total_limit: int | None = option(
         None, "Keep only so many newest checkpoints.", ge=1, when="save", affects_result=False
@@ -55,21 +104,39 @@ class DataArguments(ArgumentGroup):
         "'rows.jsonl@[0:1000]' are fine.",
         min_length=1,
     )
-    input_key: str = option("input", "Column with the prompt text or the list of chat messages.")
+    prompt_data_weights: list[float] | None = option(
+        None,
+        "Mix the data: one positive number for each path or glob of --prompt-data, its share of the prompts. Default: all "
+        "files are one set.",
+        min_length=1,
+    )
+    input_key: str = option(
+        "input", "Column with the prompt text, the list of chat messages, or the list of token ids, used as they are."
+    )
     label_key: str | None = option(None, "Column with the label that rewards compare with.")
     tool_key: str | None = option("tools", "Column with the tool definitions of a conversation; rows may lack it.")
     metadata_key: str | None = option("metadata", "Column with a dict that is handed on to hooks; rows may lack it.")
     apply_chat_template: bool = option(
         False,
         "Render message lists with the tokenizer's chat template before they are generated from. SFT always does.",
-        read_by="rollout:sglang",
+        read_by="rollout:sglang rollout:fully_async",
     )
     malformed_row: Literal["error", "skip"] = option(
         "error", "A row that is not valid JSON or lacks its column: stop, or skip it and count it."
     )
     rollout_shuffle: bool = option(False, "Shuffle the prompts anew in every epoch.")
     rollout_seed: int = option(42, "Seed of the shuffling and of sampling.", ge=0)
-    data_source_path: str = option("global", "The data source: a component name or import path.")
+    shuffle_buffer_size: int = option(
+        10_000,
+        "How many rows of a stream are held in memory and shuffled together.",
+        ge=1,
+        read_by="data_source:streaming",
+        when="rollout_shuffle",
+    )
+    data_source_path: str = option(
+        "global",
+        "The data source: a component name ('streaming' for files and pipes that are read forward only) or import path.",
+    )
     buffer_filter_path: str = option("pop_first", "How groups are taken from the buffer: a name or import path.")
 
 
@@ -102,9 +169,14 @@ class RolloutArguments(ArgumentGroup):
         None, "The inference engine: a component name or import path. Needed by whatever generates text."
     )
     rollout_temperature: float = option(
-        1.0, "Sampling temperature. Training divides the logits by it too.", gt=0, read_by="rollout:sglang"
+        1.0,
+        "Sampling temperature. Training divides the logits by it too.",
+        gt=0,
+        read_by="rollout:sglang rollout:fully_async",
     )
-    rollout_max_response_len: int = option(1024, "Longest response in tokens.", ge=1, read_by="rollout:sglang")
+    rollout_max_response_len: int = option(
+        1024, "Longest response in tokens.", ge=1, read_by="rollout:sglang rollout:fully_async"
+    )
     custom_rollout_log_function_path: str | None = option(
         None, "Import path of a function that logs rollouts in place of slime's own metrics.", affects_result=False
     )
@@ -191,6 +263,9 @@ class TrainArguments(ArgumentGroup):
     use_dynamic_batch_size: bool = option(
         False, "Fill micro-batches up to --max-tokens-per-gpu tokens instead of counting samples."
     )
+    balance_data: bool = option(
+        False, "Spread the samples over the training ranks by their tokens, so that no rank waits long for another."
+    )
     max_tokens_per_gpu: int | None = option(
         None,
         "Token budget of a micro-batch. A longer sample stands alone and is never cut.",
@@ -228,25 +303,25 @@ class EvalArguments(ArgumentGroup):
     custom_rm_path: str | None = option(
         None,
         "Import path of your own reward function, in place of --rm-type.",
-        read_by="rollout:sglang rollout:sft?eval_generate",
+        read_by="rollout:sglang rollout:fully_async rollout:sft?eval_generate",
     )
     rm_type: str | None = option(
         None,
         "How generated answers are scored against their labels: the name of a reward.",
-        read_by="rollout:sglang rollout:sft?eval_generate",
+        read_by="rollout:sglang rollout:fully_async rollout:sft?eval_generate",
     )
     eval_max_response_len: int | None = option(
         None,
         "Longest answer in an evaluation, in tokens. Default: --rollout-max-response-len; 256 in SFT.",
         ge=1,
-        read_by="rollout:sglang?eval_prompt_data rollout:sft?eval_generate",
+        read_by="rollout:sglang?eval_prompt_data rollout:fully_async?eval_prompt_data rollout:sft?eval_generate",
         affects_result=False,
     )
     eval_temperature: float | None = option(
         None,
         "Sampling temperature in an evaluation; 0 takes the likeliest token. Default: --rollout-temperature; 0 in SFT.",
         ge=0,
-        read_by="rollout:sglang?eval_prompt_data rollout:sft?eval_generate",
+        read_by="rollout:sglang?eval_prompt_data rollout:fully_async?eval_prompt_data rollout:sft?eval_generate",
         affects_result=False,
     )
     early_stopping_patience: int | None = option(
@@ -288,5 +363,6 @@ GROUPS: list[type[ArgumentGroup]] = [
     TrainArguments,
     EvalArguments,
     OutputArguments,
+    ClusterArguments,
     ProfilingArguments,
 ]

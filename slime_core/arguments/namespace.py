@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -104,6 +106,7 @@ class Namespace:
     def __init__(self, plugins: Plugins) -> None:
         self.options: dict[str, Option] = {}
         self.groups: list[type[ArgumentGroup]] = []
+        self._families: dict[str, tuple[str, str]] = {}  # prefix → what declares its options, distribution
         for group in GROUPS:
             self._add(group, "slime-core")
         for info, given in plugins.provide("slime_argument_groups"):
@@ -114,8 +117,22 @@ class Namespace:
                 plugins.set_broken(info, error)
         self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(self.groups))
 
+    def admit(self, names: Iterable[str]) -> None:
+        """Declare those of these names that are no options yet and belong to a family.
+
+        Raises:
+            ArgumentError: a family has no such option, or cannot be looked into here.
+        """
+        unknown = [name for name in names if name not in self.options]
+        for prefix, (target, distribution) in self._families.items():
+            if wanted := [name for name in unknown if name.startswith(prefix)]:
+                module, _, function = target.partition(":")
+                self._add(getattr(importlib.import_module(module), function)(wanted), distribution)
+                self.model = create_model("Arguments", __base__=tuple(self.groups))
+
     def _add(self, group: type[ArgumentGroup], distribution: str) -> None:
         self.groups.append(group)
+        self._families |= {prefix: (target, distribution) for prefix, target in group.families.items()}
         for name, field in group.model_fields.items():
             self.options[name] = Option(name, group, distribution, field)
 

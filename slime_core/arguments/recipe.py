@@ -41,6 +41,7 @@ class Stage:
             ArgumentError: a key is no option.
         """
         values = {}
+        namespace.admit(str(key).lstrip("-").replace("-", "_") for key in self.given)
         for key, value in self.given.items():
             name = str(key).lstrip("-").replace("-", "_")
             if name not in namespace.options:

@@ -61,10 +61,13 @@ def describe(plan: Plan) -> str:
     lines += [f"  {'tracker':<14} {c.name}  ({c.origin})" for c in plan.trackers]
     args, provenance = plan.args, plan.resolved.provenance
     per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
+    prompts = len(plan.data_source)
     lines += [
         "run",
-        f"  {len(plan.data_source)} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
+        f"  {prompts if prompts < sys.maxsize else 'a stream of'} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
         f"{args.num_rollout * args.num_steps_per_rollout} optimizer steps of {args.global_batch_size} samples",
+        "placement",
+        *(f"  {line}" for line in (plan.layout.describe() if plan.layout else ["one process"])),
         "arguments",
     ]
     shown = sorted(n for n, where in provenance.items() if where != "default")

@@ -38,7 +38,7 @@ KINDS: dict[str, Kind] = {
         "slime_rollouts",
         contracts.generate_rollout,
         ("--rollout-function-path", "--eval-function-path"),
-        ("plugins", "engine"),
+        ("plugins", "engine", "background"),
     ),
     "engine": Kind("slime_engines", contracts.InferenceEngine, ("--rollout-engine",)),
     "generator": Kind("slime_generators", contracts.generate, ("--custom-generate-function-path",), ("engine",)),

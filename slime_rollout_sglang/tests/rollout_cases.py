@@ -45,6 +45,7 @@ class ScriptedEngine:
         limit = sampling_params["max_new_tokens"]
         plan = self.script(list(input_ids), sampling_params)
         tokens: list[int] = []
+        versions: list[int] = []
         self.running.add(request_id)
         self.most_running = max(self.most_running, len(self.running))
         try:
@@ -52,13 +53,14 @@ class ScriptedEngine:
                 await asyncio.sleep(0)
                 if request_id not in self._aborted:
                     tokens.append(plan[len(tokens)])
+                    versions.append(self.version)
         finally:
             self.running.discard(request_id)
         self.handed_out += len(tokens)
         is_whole = len(tokens) == len(plan)
         reason = "abort" if request_id in self._aborted and not is_whole else "stop" if is_whole else "length"
         text = " ".join(f"w{token}" for token in tokens if token != END)
-        return Generation(tokens, [-0.5] * len(tokens), reason, [self.version] * len(tokens), text)
+        return Generation(tokens, [-0.5] * len(tokens), reason, versions, text)
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
         self.aborts += 1
@@ -208,3 +210,10 @@ def remove_odd(args: Any, groups: list[list[Sample]]) -> None:
 
 def watch(args: Any, all_samples: list[list[Sample]], data_source: Any) -> None:
     state.seen = [[sample.index for sample in group] for group in all_samples]
+
+
+def crash_after_one(rollout_id: int, args: Any, samples: Any, rollout_extra_metrics: Any, rollout_time: float) -> bool:
+    """A project's own logging that raises in the second rollout."""
+    if rollout_id == 1:
+        raise OSError("the disk is full")
+    return False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import closing
 
+from slime_core.background import Background
 from slime_core.contracts import DataSource
 from slime_core.data import GlobalDataSource
 from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
@@ -67,8 +69,9 @@ def evaluates(subject: Subject) -> None:
 
 def _roll_out(subject: Subject, rollout_id: int, source: DataSource, evaluation: bool = False) -> RolloutOutput:
     subject.need_checkpoint(weights=False)
-    extras = {"plugins": subject.plugins, "engine": EchoEngine(subject.args)}
-    return subject.call(subject.args, rollout_id, source, evaluation=evaluation, extras=extras)
+    with closing(Background()) as background:
+        extras = {"plugins": subject.plugins, "engine": EchoEngine(subject.args), "background": background}
+        return subject.call(subject.args, rollout_id, source, evaluation=evaluation, extras=extras)
 
 
 def completes_samples(subject: Subject) -> None:

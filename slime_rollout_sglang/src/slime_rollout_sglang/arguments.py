@@ -13,7 +13,7 @@ from slime_core.arguments import ArgumentGroup, option
 class SamplingArguments(ArgumentGroup):
     """Rollouts that generate"""
 
-    read_by = "rollout:sglang"
+    read_by = "rollout:sglang rollout:fully_async"
 
     rollout_top_p: float = option(
         1.0, "Sample from the likeliest tokens that together have this probability.", gt=0, le=1
@@ -38,6 +38,7 @@ class SamplingArguments(ArgumentGroup):
         None,
         "How many prompts are sampled at a time, until --rollout-batch-size groups have passed. Default: that number.",
         ge=1,
+        read_by="rollout:sglang",
     )
     dynamic_sampling_filter_path: str | None = option(
         None, "Which finished groups are trained on: a name ('check_reward_nonzero_std') or import path."
@@ -46,12 +47,20 @@ class SamplingArguments(ArgumentGroup):
         "finished",
         "In which order groups are accepted: as their responses are finished, which stops earliest; or as their prompts "
         "come, which makes the batch independent of timing and free of a preference for short responses.",
+        read_by="rollout:sglang",
     )
     max_dynamic_sampling_rounds: int = option(
         10,
         "How often prompts are sampled for one rollout. After that, the best of the groups that were filtered out fill "
         "it up, with a warning.",
         ge=1,
+    )
+    max_staleness: int = option(
+        1,
+        "How many versions older than the weights that are trained the weights may be that generated a token. With 0 "
+        "nothing is generated while the trainer trains.",
+        ge=0,
+        read_by="rollout:fully_async",
     )
     partial_rollout: bool = option(
         False,
@@ -88,7 +97,7 @@ class SamplingArguments(ArgumentGroup):
 class EvalSamplingArguments(ArgumentGroup):
     """Evaluation that generates"""
 
-    read_by = "rollout:sglang?eval_prompt_data"
+    read_by = "rollout:sglang?eval_prompt_data rollout:fully_async?eval_prompt_data"
 
     n_samples_per_eval_prompt: int = option(1, "Samples per evaluation prompt.", ge=1, affects_result=False)
     eval_top_p: float | None = option(None, "Default: --rollout-top-p.", gt=0, le=1, affects_result=False)

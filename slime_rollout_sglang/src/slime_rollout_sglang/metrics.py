@@ -20,20 +20,23 @@ from slime_rollout_sglang.partial import FINISHED
 from slime_rollout_sglang.sampling import Sampled
 
 
-def rollout_metrics(args: Any, sampled: Sampled, returned: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(
+    args: Any, sampled: Sampled, returned: Sequence[Group], trained_version: int | None = None
+) -> dict[str, float]:
     """The metrics of one rollout, names as `rollout/…` of the run.
 
     Args:
         args: reads `reward_key`.
         sampled: how sampling ended.
         returned: per group of `sampled.stopped`, what went back to the data source.
+        trained_version: of the weights that the rollout is trained with; None: that of its newest token.
     """
     groups = [flight.samples for flight in sampled.kept]
     return {
         **response_metrics([sample for group in groups for sample in group]),
         **_reward_metrics(groups, args.reward_key),
         **_group_metrics(sampled),
-        **_staleness([sample for group in groups for sample in group]),
+        **_staleness([sample for group in groups for sample in group], trained_version),
         **token_counts(sampled, returned),
     }
 
@@ -111,15 +114,16 @@ def _group_metrics(sampled: Sampled) -> dict[str, float]:
     }
 
 
-def _staleness(samples: Sequence[Sample]) -> dict[str, float]:
-    """By how many weight versions tokens are behind the newest one of the rollout."""
+def _staleness(samples: Sequence[Sample], trained_version: int | None) -> dict[str, float]:
+    """By how many versions tokens are behind the weights that are trained, and the share of those that are."""
     versions = [int(version) for sample in samples for version in sample.weight_versions]
     if not versions:
         return {}
-    newest = max(versions)
+    newest = max(versions) if trained_version is None else trained_version
     return {
         "staleness/max": float(newest - min(versions)),
         "staleness/mean": newest - statistics.fmean(versions),
+        "staleness/older_share": sum(version < newest for version in versions) / len(versions),
     }
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 @hookimpl
 def slime_argument_groups() -> list[type[ArgumentGroup]]:
     from slime_rollout_sglang.arguments import EvalSamplingArguments, SamplingArguments
+    from slime_rollout_sglang.sglang.arguments import SGLangArguments
 
-    return [SamplingArguments, EvalSamplingArguments]
+    return [SamplingArguments, EvalSamplingArguments, SGLangArguments]
 
 
 @hookimpl
@@ -24,7 +25,12 @@ def slime_rollouts() -> dict[str, Lazy]:
             "slime_rollout_sglang.rollout:generate_rollout",
             "responses of an inference engine, scored; with dynamic sampling and partial rollouts",
             aliases=("slime.rollout.sglang_rollout.generate_rollout",),
-        )
+        ),
+        "fully_async": Lazy(
+            "slime_rollout_sglang.fully_async:generate_rollout",
+            "the same without a pause: groups are generated while the trainer trains, with bounded staleness",
+            aliases=("fully_async_rollout.generate_rollout_fully_async",),
+        ),
     }
 
 
@@ -46,5 +52,15 @@ def slime_dynamic_filters() -> dict[str, Lazy]:
             "slime_rollout_sglang.filters:check_reward_nonzero_std",
             "groups whose rewards are not all equal",
             aliases=("slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std",),
+        )
+    }
+
+
+@hookimpl
+def slime_engines() -> dict[str, Lazy]:
+    return {
+        "sglang": Lazy(
+            "slime_rollout_sglang.sglang.engine:SGLangEngine",
+            "SGLang servers, started or external, behind SGLang's router",
         )
     }

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from slime_core.contracts import DataSource
+from slime_core.data import is_tokenised, require_known, vocabulary_of
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Group, Sample
 
@@ -19,7 +21,8 @@ class Prompts:
     """Gives groups their prompt tokens, and counts the prompts that cannot be used.
 
     Text is tokenised as it is, without special tokens around it; messages are rendered with the chat template,
-    generation prompt included.
+    generation prompt included; token ids are used as they are, and the sample's prompt becomes the text that they stand
+    for.
 
     Attributes:
         args: reads `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs` and `malformed_row`.
@@ -58,7 +61,33 @@ class Prompts:
                     f"{self.limit_option} allows.",
                 )
             sample.tokens = list(tokens)
+            if is_tokenised(sample.prompt):
+                sample.prompt = load_tokenizer(self.args.hf_checkpoint).decode(tokens)
+                sample.loss_mask = None  # of the row's tokens, while a sample's is of its response
         return True
+
+    def take(self, data_source: DataSource, count: int) -> list[Group]:
+        """So many groups of a data source, each with its prompt tokens.
+
+        Raises:
+            DataError: none of a whole epoch can be used; or as `fill`.
+        """
+        groups: list[Group] = []
+        skipped_in_a_row = 0
+        while len(groups) < count:
+            for group in data_source.get_samples(count - len(groups)):
+                if self.fill(group):
+                    groups.append(group)
+                    skipped_in_a_row = 0
+                    continue
+                skipped_in_a_row += 1
+                if skipped_in_a_row >= len(data_source):
+                    left_out = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in self.counts.items())
+                    raise DataError(
+                        f"No prompt of a whole epoch ({len(data_source)} rows) can be used: {left_out}. Repair the data, or "
+                        "change the options that leave prompts out, such as --rollout-max-prompt-len."
+                    )
+        return groups
 
     def _left_out(self, kind: str, why: str) -> bool:
         if not self.counts[kind]:
@@ -71,6 +100,8 @@ class Prompts:
 
         tokenizer = load_tokenizer(self.args.hf_checkpoint)
         text = sample.prompt
+        if is_tokenised(text):
+            return self._known(sample)
         if not isinstance(text, str):
             if not self.args.apply_chat_template:
                 raise ArgumentError(
@@ -94,6 +125,14 @@ class Prompts:
             raise DataError(f"{where(sample)}: the prompt has no tokens.")
         return tokens
 
+    def _known(self, sample: Sample) -> list[int]:
+        ids: Any = sample.prompt
+        try:
+            require_known(ids, vocabulary_size(self.args.hf_checkpoint))
+        except DataError as error:
+            raise DataError(f"{where(sample)}: {error}.") from None
+        return ids
+
 
 def where(sample: Sample) -> str:
     """How messages about a prompt begin: file and row, if they are known."""
@@ -113,3 +152,9 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def vocabulary_size(path: str) -> int:
+    """Of the tokenizer of a Hugging Face checkpoint."""
+    return vocabulary_of(load_tokenizer(path))

@@ -6,21 +6,23 @@ It works with any `slime_core.contracts.InferenceEngine`; `--rollout-engine` cho
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import Caller, policies
 from slime_core.reward import Rewards
-from slime_core.sample import RolloutOutput
+from slime_core.sample import Group, RolloutOutput
 from slime_rollout_sglang.evaluation import evaluate
-from slime_rollout_sglang.groups import GroupRunner, generator_caller
+from slime_rollout_sglang.groups import Flight, GroupRunner, generator_caller
 from slime_rollout_sglang.metrics import rollout_metrics
 from slime_rollout_sglang.parameters import prompt_limit, rollout_parameters
 from slime_rollout_sglang.partial import put_back
 from slime_rollout_sglang.prompts import Prompts
 from slime_rollout_sglang.requests import Requests
-from slime_rollout_sglang.sampling import DynamicSampling
+from slime_rollout_sglang.sampling import DynamicSampling, Sampled
 
 
 def generate_rollout(
@@ -42,11 +44,7 @@ def generate_rollout(
         SampleError: too many groups failed.
         PluginError: a component failed whose policy is to end the run. What the engine raises comes as it is.
     """
-    if engine is None:
-        raise ArgumentError(
-            "The rollout 'sglang' generates text, which needs an inference engine: add --rollout-engine local (and leave "
-            "out --debug-train-only)."
-        )
+    require_engine(engine, "sglang")
     if (args.over_sampling_batch_size or args.rollout_batch_size) < args.rollout_batch_size:
         raise ArgumentError(
             f"--over-sampling-batch-size is {args.over_sampling_batch_size}; expected at least --rollout-batch-size "
@@ -57,47 +55,91 @@ def generate_rollout(
     return asyncio.run(roll_out(args, rollout_id, data_source, plugins, engine))
 
 
+def require_engine(engine: Any, name: str) -> None:
+    """Raise `ArgumentError` if the rollout function of this name has no engine to generate with."""
+    if engine is None:
+        raise ArgumentError(
+            f"The rollout {name!r} generates text, which needs an inference engine: add --rollout-engine local (and leave "
+            "out --debug-train-only)."
+        )
+
+
 async def roll_out(args: Any, rollout_id: int, data_source: Any, plugins: Plugins, engine: Any) -> RolloutOutput:
     """One rollout, in the event loop of the caller. However it ends, nothing of it is running any more."""
-
-    def chosen(kind: str, path: str | None) -> Caller | None:
-        return Caller(plugins.select(kind, path), policies(args.failure_policy)[kind]) if path else None
-
-    malformed_before = _malformed_rows(data_source)
-    prompts = Prompts(args, *prompt_limit(args))
-    requests = Requests(engine, f"rollout-{rollout_id}")
-    rewards, generator = Rewards(args, plugins, args.reward_key), generator_caller(args, plugins)
-    masks_earlier = args.partial_rollout and args.mask_offpolicy_in_partial_rollout
-    runner = GroupRunner(
-        *(args, requests, generator, rewards, rollout_parameters(args), (args.rollout_seed,)),
-        mask_earlier=masks_earlier,
-    )
-    filter_groups = chosen("dynamic_filter", args.dynamic_sampling_filter_path)
-    sampled = await DynamicSampling(args, data_source, prompts, runner, requests, filter_groups).sample()
-
-    returned = [
-        put_back(flight.group, flight.results, rollout_id, args.partial_rollout, masks_earlier)
-        for flight in sampled.stopped
-    ]
+    line = Line(args, data_source, plugins, engine, f"rollout-{rollout_id}")
+    sampled = await DynamicSampling(args, data_source, line.prompts, line.runner, line.requests, line.filter).sample()
+    returned = [line.given_back(flight, rollout_id) for flight in sampled.stopped]
     data_source.add_samples(returned)
-    groups = [flight.samples for flight in sampled.kept]
-    metrics = rollout_metrics(args, sampled, returned)
+    return line.output(rollout_id, sampled, returned)
 
-    filter_samples = chosen("sample_filter", args.rollout_sample_filter_path)
-    if filter_samples:
-        filter_samples.call(args, groups, item=f"rollout {rollout_id}")
-        metrics["removed_samples"] = float(sum(sample.remove_sample for group in groups for sample in group))
-    process_all = chosen("all_samples_process", args.rollout_all_samples_process_path)
-    if process_all:
-        judged = sorted([*sampled.kept, *sampled.rejected], key=lambda flight: flight.number)
-        process_all.call(args, [flight.samples for flight in judged], data_source, item=f"rollout {rollout_id}")
 
-    prompts.counts["skipped_malformed"] += _malformed_rows(data_source) - malformed_before
-    metrics |= {name: float(count) for name, count in prompts.counts.items() if count}
-    own = generator if args.custom_generate_function_path else None
-    for caller in (own, filter_groups, filter_samples, process_all):
-        metrics |= caller.metrics() if caller else {}
-    return RolloutOutput(groups, {**metrics, **rewards.metrics()})
+class Line:
+    """What prompts go through until they are the samples of a rollout, for one rollout or many.
+
+    Args:
+        name: begins the name of every request.
+
+    Attributes:
+        prompts, requests, runner, filter: the stages of sampling; `filter` is the dynamic filter, if one is chosen.
+    """
+
+    def __init__(self, args: Any, data_source: Any, plugins: Plugins, engine: Any, name: str) -> None:
+        def chosen(kind: str, path: str | None) -> Caller | None:
+            return Caller(plugins.select(kind, path), policies(args.failure_policy)[kind]) if path else None
+
+        self._args, self._data_source = args, data_source
+        self._malformed, self._told = _malformed_rows(data_source), Counter[str]()
+        self._masks_earlier = args.partial_rollout and args.mask_offpolicy_in_partial_rollout
+        self.prompts = Prompts(args, *prompt_limit(args))
+        self.requests = Requests(engine, name)
+        self._rewards, generator = Rewards(args, plugins, args.reward_key), generator_caller(args, plugins)
+        self.runner = GroupRunner(
+            *(args, self.requests, generator, self._rewards, rollout_parameters(args), (args.rollout_seed,)),
+            mask_earlier=self._masks_earlier,
+        )
+        self.filter = chosen("dynamic_filter", args.dynamic_sampling_filter_path)
+        self._filter_samples = chosen("sample_filter", args.rollout_sample_filter_path)
+        self._process_all = chosen("all_samples_process", args.rollout_all_samples_process_path)
+        own = generator if args.custom_generate_function_path else None
+        callers = (own, self.filter, self._filter_samples, self._process_all)
+        self._callers = [caller for caller in callers if caller]
+
+    def given_back(self, flight: Flight, rollout_id: int) -> Group:
+        """A group that is not finished, as the data source gets it back."""
+        return put_back(flight.group, flight.results, rollout_id, self._args.partial_rollout, self._masks_earlier)
+
+    def output(
+        self, rollout_id: int, sampled: Sampled, returned: Sequence[Group] = (), trained_version: int | None = None
+    ) -> RolloutOutput:
+        """What a rollout function returns, once the filters of whole rollouts have seen it.
+
+        Args:
+            sampled, returned, trained_version: see `rollout_metrics`.
+        """
+        args = self._args
+        groups = [flight.samples for flight in sampled.kept]
+        metrics = rollout_metrics(args, sampled, returned, trained_version)
+        metrics |= getattr(self.requests.engine, "take_metrics", dict)()  # what an engine knows of its own work
+        if self._filter_samples:
+            self._filter_samples.call(args, groups, item=f"rollout {rollout_id}")
+            metrics["removed_samples"] = float(sum(sample.remove_sample for group in groups for sample in group))
+        if self._process_all:
+            judged = sorted([*sampled.kept, *sampled.rejected], key=lambda flight: flight.number)
+            self._process_all.call(
+                args, [flight.samples for flight in judged], self._data_source, item=f"rollout {rollout_id}"
+            )
+        return RolloutOutput(groups, {**metrics, **self._counts()})
+
+    def _counts(self) -> dict[str, float]:
+        """What was left out and what failed since the last rollout."""
+        malformed = _malformed_rows(self._data_source)
+        self.prompts.counts["skipped_malformed"] += malformed - self._malformed
+        self._malformed = malformed
+        calls = [caller.metrics() for caller in self._callers] + [self._rewards.metrics()]
+        total = Counter({**self.prompts.counts, **{name: n for found in calls for name, n in found.items()}})
+        new = {name: float(n - self._told[name]) for name, n in total.items()}
+        self._told = total
+        return {name: n for name, n in new.items() if n or name not in self.prompts.counts}
 
 
 def _malformed_rows(data_source: Any) -> int:

@@ -22,10 +22,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from slime_core.errors import DataError, SampleError
+from slime_core.errors import SampleError
 from slime_core.plugins.calls import Caller, Dropped
 from slime_core.reward import reward_of
-from slime_core.sample import Group
 from slime_rollout_sglang.filters import verdict
 from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only
 from slime_rollout_sglang.prompts import Prompts
@@ -118,11 +117,12 @@ class DynamicSampling:
             elif self._tasks:
                 await self._judge_next()
             else:
-                self._make_up(wanted - len(sampled.kept))
+                make_up(self._args, sampled)
 
     def _start_round(self, tasks: asyncio.TaskGroup) -> None:
         self._sampled.rounds += 1
-        for group in self._next_groups(self._args.over_sampling_batch_size or self._args.rollout_batch_size):
+        count = self._args.over_sampling_batch_size or self._args.rollout_batch_size
+        for group in self._prompts.take(self._data_source, count):
             flight = Flight(self._started, group)
             self._started += 1
             self._tasks[flight] = tasks.create_task(self._fly(flight))
@@ -164,62 +164,50 @@ class DynamicSampling:
         if flight.lost:
             sampled.lost.append(flight)
             return
-        keep, reason = self._passes(flight)
+        keep, reason = passes(self._args, self._filter, flight)
         if keep:
             sampled.kept.append(flight)
         else:
             sampled.rejected.append(flight)
             sampled.reasons[reason] += 1
 
-    def _passes(self, flight: Flight) -> tuple[bool, str]:
-        if self._filter is None:
-            return True, ""
-        answer = self._filter.call(self._args, flight.samples, item=f"prompt {flight.group[0].group_index}")
-        return (False, "filter_failed") if isinstance(answer, Dropped) else verdict(answer)
 
-    def _next_groups(self, count: int) -> list[Group]:
-        """So many usable prompts."""
-        groups: list[Group] = []
-        skipped_in_a_row = 0
-        while len(groups) < count:
-            for group in self._data_source.get_samples(count - len(groups)):
-                if self._prompts.fill(group):
-                    groups.append(group)
-                    skipped_in_a_row = 0
-                    continue
-                skipped_in_a_row += 1
-                if skipped_in_a_row >= len(self._data_source):
-                    left_out = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in self._prompts.counts.items())
-                    raise DataError(
-                        f"No prompt of a whole epoch ({len(self._data_source)} rows) can be used: {left_out}. Repair the "
-                        "data, or change the options that leave prompts out, such as --rollout-max-prompt-len."
-                    )
-        return groups
+def passes(args: Any, filter: Caller | None, flight: Flight) -> tuple[bool, str]:
+    """(whether a finished group is trained, why not), as the dynamic filter says, if there is one."""
+    if filter is None:
+        return True, ""
+    answer = filter.call(args, flight.samples, item=f"prompt {flight.group[0].group_index}")
+    return (False, "filter_failed") if isinstance(answer, Dropped) else verdict(answer)
 
-    def _make_up(self, missing: int) -> None:
-        """Fill the rollout up with groups that the filter rejected: those whose rewards differ most, then the first."""
-        sampled = self._sampled
-        key = self._args.reward_key
-        best = sorted(sampled.rejected, key=lambda flight: (-_spread(flight, key), flight.number))[:missing]
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sampled.reasons.most_common()) or "none"
-        tried = (
-            f"{sampled.rounds} rounds of sampling (--max-dynamic-sampling-rounds), {self._started} prompts, gave "
-            f"{len(sampled.kept)} of {self._args.rollout_batch_size} groups; filtered out: {reasons}; lost to failures of "
-            f"generators and rewards: {len(sampled.lost)}."
-        )
-        if len(best) < missing:
-            raise SampleError(
-                f"{tried} That leaves too few to go on with. Repair what fails; the warnings above say what."
-            )
-        logger.warning(
-            "%s The rollout is filled up with %d of those that were filtered out. Choose prompts that the model solves "
-            "sometimes, raise --n-samples-per-prompt or --over-sampling-batch-size, or loosen the filter.",
-            *(tried, missing),
-        )
-        for flight in best:
-            sampled.rejected.remove(flight)
-        sampled.kept += best
-        sampled.made_up = missing
+
+def make_up(args: Any, sampled: Sampled) -> None:
+    """Fill a rollout up with groups that the filter rejected: those whose rewards differ most, then the first.
+
+    Args:
+        args: reads `rollout_batch_size` and `reward_key`.
+
+    Raises:
+        SampleError: there are too few.
+    """
+    started, missing = len(sampled.flights), args.rollout_batch_size - len(sampled.kept)
+    best = sorted(sampled.rejected, key=lambda flight: (-_spread(flight, args.reward_key), flight.number))[:missing]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sampled.reasons.most_common()) or "none"
+    tried = (
+        f"{sampled.rounds} rounds of sampling (--max-dynamic-sampling-rounds), {started} prompts, gave "
+        f"{len(sampled.kept)} of {args.rollout_batch_size} groups; filtered out: {reasons}; lost to failures of "
+        f"generators and rewards: {len(sampled.lost)}."
+    )
+    if len(best) < missing:
+        raise SampleError(f"{tried} That leaves too few to go on with. Repair what fails; the warnings above say what.")
+    logger.warning(
+        "%s The rollout is filled up with %d of those that were filtered out. Choose prompts that the model solves "
+        "sometimes, raise --n-samples-per-prompt or --over-sampling-batch-size, or loosen the filter.",
+        *(tried, missing),
+    )
+    for flight in best:
+        sampled.rejected.remove(flight)
+    sampled.kept += best
+    sampled.made_up = missing
 
 
 def _spread(flight: Flight, key: str | None) -> float:

@@ -1,0 +1,185 @@
+"""The same run on Ray: real actors on this machine's CPUs. Same numbers, same errors, and an end when a worker dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slime_core.cli import main
+from slime_core.cluster.connect import prepare
+from slime_core.plugins import Plugins
+from slime_core.tracking import read_metrics
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster that this process has joined; runs use it and leave it running."""
+    prepare("local")
+    import ray
+
+    ray.init("local", num_cpus=3, num_gpus=0, object_store_memory=200 * 1024 * 1024, include_dashboard=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def hooks_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture
+def sft(tiny_model, chat_rows) -> list[str]:
+    return [
+        *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
+        *("--rollout-function-path", "sft", "--loss-type", "sft_loss", "--calculate-per-token-loss"),
+        *("--rollout-batch-size", "4", "--lr", "1e-2", "--num-rollout", "4", "--rollout-shuffle"),
+        *("--eval-prompt-data", f"{chat_rows}@[0:6]", "--eval-interval", "2", "--debug-train-only"),
+    ]
+
+
+@pytest.fixture
+def grpo(tiny_model, chat_rows) -> list[str]:
+    return [
+        *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
+        *("--apply-chat-template", "--rollout-engine", "local", "--custom-rm-path", "cluster_hooks.even_tokens"),
+        *("--rollout-batch-size", "2", "--n-samples-per-prompt", "3", "--rollout-max-response-len", "6"),
+        *("--lr", "1e-3", "--num-rollout", "3"),
+    ]
+
+
+def run(command: str, folder: Path, flags: list[str], *more: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    assert main([command, *flags, *more, "--run-dir", str(folder), "--save-hf", str(folder / "hf")]) == 0
+    lines = [
+        {name: value for name, value in line.items() if name != "time" and not name.startswith("perf/")}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+    return lines, load_file(folder / "hf" / "model.safetensors")
+
+
+def assert_same(one: tuple[list[dict], dict], other: tuple[list[dict], dict]) -> None:
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    assert all(torch.equal(tensor, other[1][name]) for name, tensor in one[1].items())
+
+
+def test_sft_on_ray_is_the_run_in_one_process_bit_for_bit(cluster, sft, tmp_path, capfd):
+    here = run("train-async", tmp_path / "here", sft)
+    there = run("train-async", tmp_path / "there", sft, "--ray-address", "local")
+    assert_same(here, there)
+    told = capfd.readouterr().err
+    pids = {int(pid) for pid in re.findall(r"(?:training rank 0|rollout worker): process (\d+) on", told)}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+def test_grpo_on_ray_is_the_run_in_one_process_and_resumes_bit_for_bit(cluster, grpo, tmp_path):
+    command = "train-async"  # in which a checkpoint holds the rollout that waits as well
+    here = run(command, tmp_path / "here", grpo)
+    on_ray = ("--ray-address", "local")
+    save = ("--save", str(tmp_path / "save"), "--save-interval", "2")
+    there = run(command, tmp_path / "there", grpo, *on_ray, *save)
+    assert_same(here, there)
+    shutil.rmtree(tmp_path / "save" / "iter_0000002")
+    lines, weights = run(command, tmp_path / "rest", grpo, *on_ray, "--load", str(tmp_path / "save"))
+    assert_same((here[0][-1:], here[1]), (lines, weights))
+    timed = read_metrics(tmp_path / "there" / "metrics.jsonl")[0]
+    assert timed["perf/hooks/reward/calls"] >= 6  # counted in the rollout worker
+    assert timed["perf/hooks/loss/calls"] >= 1  # counted in the training rank
+
+
+def test_a_worker_with_other_plugins_refuses_to_start(cluster, sft, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(Plugins, "fingerprint", lambda self: {"slime-core": "0.1.0", "slime-losses": "0.0.9"})
+    assert main(["train", *sft, "--ray-address", "local", "--run-dir", str(tmp_path / "run")]) == 1
+    told = capfd.readouterr().err
+    assert "plugins differ from those of the driver" in told
+    assert "slime-losses is 0.0.9 there and 0.1.0 here" in told
+
+
+@pytest.mark.parametrize(
+    ("option", "hook", "what"),
+    [
+        ("--custom-reward-post-process-path", "refuse_rewards", "rewards"),
+        ("--custom-convert-samples-to-train-data-path", "refuse_to_convert", "samples"),
+    ],
+)
+def test_an_error_in_a_users_hook_keeps_its_type_text_and_frames(cluster, grpo, tmp_path, capfd, option, hook, what):
+    words = ["train", *grpo, option, f"cluster_hooks.{hook}", "--ray-address", "local", "--colocate"]
+    alone = ["--debug-rollout-only"] if what == "samples" else []
+    assert main([*words, *alone, "--run-dir", str(tmp_path / "run")]) == 1
+    told = capfd.readouterr().err
+    assert f"slime train: OwnError: these 6 {what} are no good" in told
+    assert f"chosen by {option}" in told
+    assert f"in {hook}" in told
+    assert "RayTaskError" not in told
+    if what == "rewards":
+        assert "refusing 6 rewards" in told, "a worker's warning does not reach the console"
+
+
+@pytest.mark.parametrize("where", ["in a collective", "idle"])
+def test_a_killed_rank_ends_the_run_and_says_how_to_go_on(cluster, grpo, tmp_path, capfd, where):
+    words = ["train", *grpo, "--rollout-batch-size", "1", "--save", str(tmp_path / "save"), "--save-interval", "1"]
+    if where == "idle":  # the driver waits for samples, not for the rank
+        rank, hook = 0, "tell_pid"
+        words += ["--custom-rm-path", "cluster_hooks.kill_the_trainer", "--ray-address", "local"]
+    else:  # the other rank waits for the one that is killed
+        rank, hook = 1, "kill_this_rank"
+        words += ["--actor-num-gpus-per-node", "2", "--colocate"]
+    assert main([*words, "--custom-reward-post-process-path", f"cluster_hooks.{hook}"]) == 1
+    told = capfd.readouterr().err
+    pid = re.search(rf"training rank {rank}: process (\d+) on", told)
+    assert pid
+    assert f"The training rank {rank} (process {pid[1]} on 127.0.0.1) has ended" in told
+    assert f"start the same command again with --load {tmp_path / 'save'}" in told
+    assert not any(actor_is_alive(int(pid)) for pid in re.findall(r"process (\d+) on", told))
+
+
+def actor_is_alive(pid: int) -> bool:
+    """Ray ends processes soon, not at once."""
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}/stat").exists():
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return False
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+SGD = ("--optimizer", "sgd", "--lr", "0.1")  # Adam makes any difference in a tiny gradient as large as a step
+
+
+def test_two_ranks_train_to_the_weights_of_one_and_resume_in_one_process(cluster, sft, tmp_path):
+    here = run("train", tmp_path / "here", sft, *SGD)
+    two = ("--actor-num-gpus-per-node", "2", "--save", str(tmp_path / "save"), "--save-interval", "2")
+    there = run("train", tmp_path / "there", sft, *SGD, *two, "--async-save", "--save-total-limit", "9")
+    assert_close(here, there)
+    shutil.rmtree(tmp_path / "save" / "iter_0000003")
+    rest = run("train", tmp_path / "rest", sft, *SGD, "--load", str(tmp_path / "save"))
+    assert_close((here[0][-len(rest[0]) :], here[1]), rest)
+    assert [line["rollout_id"] for line in rest[0]] == [2, 3, 3]
+
+
+def test_two_ranks_hand_weights_to_servers_in_the_engines_own_way(cluster, grpo, tmp_path):
+    here = run("train", tmp_path / "here", grpo, *SGD)
+    served = ("--rollout-engine", "cluster_hooks.ServedEngine", "--colocate", "--actor-num-gpus-per-node", "2")
+    served += ("--balance-data",)
+    there = run("train", tmp_path / "there", grpo, *SGD, *served)
+    assert_close(here, there)
+    assert len(set((tmp_path / "there" / "servers").read_text().split())) == 2
+    assert sorted(path.name for path in (tmp_path / "there").glob("closed-*")) == ["closed-0", "closed-1"]
+
+
+def assert_close(one: tuple[list[dict], dict], other: tuple[list[dict], dict]) -> None:
+    """Two ranks add the same numbers in another order."""
+    for here, there in zip(one[0], other[0], strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
+    assert all((tensor - other[1][name]).abs().max() < 1e-5 for name, tensor in one[1].items())
