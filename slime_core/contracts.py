@@ -121,7 +121,17 @@ def generate_rollout(args: Any, rollout_id: int, data_source: DataSource, evalua
 
 
 class InferenceEngine(Protocol):
-    """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`."""
+    """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
+    of the rollout worker.
+
+    These members are optional:
+
+        weight_sender() -> WeightSender | None: how the trainer hands it weights itself; see `slime_core.weight_sender`.
+        hold(): a context manager in which no step is made, so that what is decided meanwhile does not depend on the clock.
+        take_metrics() -> dict[str, float]: what happened since the last time; logged with the rollout.
+        offload(), onload(): give back the device's memory, and take it again (`--offload`).
+        devices_per_server(args) -> int, needs_ray: on the class, for servers on a cluster; see `slime_core.cluster.layout`.
+    """
 
     def __init__(self, args: Any) -> None: ...
 

@@ -39,8 +39,10 @@ def refuse_to_convert(args, samples: list[Sample]):
 
 
 def kill_this_rank(args, samples: list[Sample]):
-    """A reward post-process in which the second rank is killed in the second rollout, while the first one goes on."""
-    if samples[0].group_index and os.environ["RANK"] == "1":
+    """A reward post-process in which the second rank is killed in the second rollout, while the first one goes on; once."""
+    done = Path(args.save) / "killed"
+    if samples[0].group_index and os.environ["RANK"] == "1" and not done.exists():
+        done.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     raw = [float(sample.reward) for sample in samples]
     return raw, raw

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from slime_core.cli import main
-from slime_core.cluster.connect import prepare
+from slime_core.cluster.connect import prepare, start_local
 from slime_core.plugins import Plugins
 from slime_core.tracking import read_metrics
 
@@ -26,7 +26,7 @@ def cluster():
     prepare("local")
     import ray
 
-    ray.init("local", num_cpus=3, num_gpus=0, object_store_memory=200 * 1024 * 1024, include_dashboard=False)
+    start_local(num_cpus=3, num_gpus=0, object_store_memory=200 * 1024 * 1024)
     yield ray
     ray.shutdown()
 
@@ -124,21 +124,36 @@ def test_an_error_in_a_users_hook_keeps_its_type_text_and_frames(cluster, grpo, 
         assert "refusing 6 rewards" in told, "a worker's warning does not reach the console"
 
 
-@pytest.mark.parametrize("where", ["in a collective", "idle"])
-def test_a_killed_rank_ends_the_run_and_says_how_to_go_on(cluster, grpo, tmp_path, capfd, where):
-    words = ["train", *grpo, "--rollout-batch-size", "1", "--save", str(tmp_path / "save"), "--save-interval", "1"]
-    if where == "idle":  # the driver waits for samples, not for the rank
-        rank, hook = 0, "tell_pid"
-        words += ["--custom-rm-path", "cluster_hooks.kill_the_trainer", "--ray-address", "local"]
-    else:  # the other rank waits for the one that is killed
-        rank, hook = 1, "kill_this_rank"
-        words += ["--actor-num-gpus-per-node", "2", "--colocate"]
-    assert main([*words, "--custom-reward-post-process-path", f"cluster_hooks.{hook}"]) == 1
-    told = capfd.readouterr().err
+def test_a_killed_rank_ends_a_run_that_does_not_wait_for_it(cluster, grpo, tmp_path, capfd):
+    words = ["train", *grpo, "--custom-rm-path", "cluster_hooks.kill_the_trainer", "--ray-address", "local"]
+    words += ["--rollout-batch-size", "1", "--save", str(tmp_path / "save"), "--save-interval", "1"]
+    assert main([*words, "--custom-reward-post-process-path", "cluster_hooks.tell_pid"]) == 1
+    assert_said_who_was_killed(capfd.readouterr().err, 0, tmp_path / "save")
+
+
+def test_a_rank_killed_while_another_waits_for_it_ends_the_run_which_resumes_bit_for_bit(
+    cluster, grpo, tmp_path, capfd
+):
+    grpo += ["--rollout-batch-size", "1", "--actor-num-gpus-per-node", "2", "--colocate", "--save-interval", "1"]
+    grpo += ["--custom-reward-post-process-path", "cluster_hooks.kill_this_rank"]
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    unbroken.mkdir()
+    (unbroken / "killed").touch()
+    whole = run("train", tmp_path / "whole", grpo, "--save", str(unbroken))
+    capfd.readouterr()
+    started = time.monotonic()
+    assert main(["train", *grpo, "--save", str(broken), "--run-dir", str(tmp_path / "first")]) == 1
+    assert time.monotonic() - started < 60
+    assert_said_who_was_killed(capfd.readouterr().err, 1, broken)
+    lines, weights = run("train", tmp_path / "rest", grpo, "--save", str(broken), "--load", str(broken))
+    assert_same((whole[0][-2:], whole[1]), (lines, weights))
+
+
+def assert_said_who_was_killed(told: str, rank: int, save: Path) -> None:
     pid = re.search(rf"training rank {rank}: process (\d+) on", told)
     assert pid
     assert f"The training rank {rank} (process {pid[1]} on 127.0.0.1) has ended" in told
-    assert f"start the same command again with --load {tmp_path / 'save'}" in told
+    assert f"start the same command again with --load {save}" in told
     assert not any(actor_is_alive(int(pid)) for pid in re.findall(r"process (\d+) on", told))
 
 
@@ -182,4 +197,5 @@ def assert_close(one: tuple[list[dict], dict], other: tuple[list[dict], dict]) -
     """Two ranks add the same numbers in another order."""
     for here, there in zip(one[0], other[0], strict=True):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
+        assert all(abs(here[name] - there[name]) < 1e-5 for name in here if name.endswith("loss"))
     assert all((tensor - other[1][name]).abs().max() < 1e-5 for name, tensor in one[1].items())

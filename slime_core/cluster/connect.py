@@ -11,9 +11,8 @@ from typing import Any
 from slime_core.cluster.layout import Resources
 from slime_core.errors import ClusterError
 
-logger = logging.getLogger(__name__)
-
 _ANSWER_S = 10.0
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,13 @@ def connect(address: str) -> Connection:
             "with `ray job submit --address http://HEAD:8265 -- slime train …`, or give HOST:PORT of the head node on a "
             "machine of the cluster."
         )
-    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
-    if address == "local":
-        settings["include_dashboard"] = False
-    elif address != "auto":
+    if address not in ("auto", "local"):
         _require_answer(address)
     try:
-        ray.init(address=address, **settings)
+        if address == "local":
+            start_local()
+        else:
+            ray.init(address=address, logging_level=logging.ERROR)
     except Exception as error:
         first = str(error).strip().split("\n")[0]
         raise ClusterError(
@@ -76,6 +75,25 @@ def connect(address: str) -> Connection:
     return Connection(ours=True)
 
 
+def start_local(**settings: Any) -> None:
+    """Start a cluster on this machine and join it. Ray gives its own processes 15 s to start, which is too little for a
+    busy machine the first time, so it is tried again.
+
+    Args:
+        settings: of `ray.init`.
+    """
+    import ray
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, **settings)
+            return
+        except Exception:
+            ray.shutdown()  # what has been started of it
+            if attempt == _ATTEMPTS - 1:
+                raise
+
+
 def prepare(address: str) -> None:
     """Set what must be set before Ray is imported."""
     logging.getLogger("ray").setLevel(logging.ERROR)  # what it says about itself is of no use here
@@ -83,8 +101,6 @@ def prepare(address: str) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
-    # A busy machine may take long to start Ray's own processes.
-    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 
 
 def _require_answer(address: str) -> None:
