@@ -32,4 +32,4 @@ echo "==> preparing the tokenizers"
 python scripts/assets.py tokenizers >/dev/null
 
 echo "==> pytest"
-python -m pytest -q -s "$@" slime_rollout_sglang/tests/test_sglang_{protocol,options,engine,runs}.py
+python -m pytest -q -s "$@" slime_rollout_sglang/tests/test_sglang_{protocol,options,engine,runs,cluster}.py

@@ -17,6 +17,7 @@ from slime_core.cli import main
 from slime_core.cluster.blueprint import Blueprint
 from slime_core.cluster.failure import Failure
 from slime_core.cluster.layout import Layout, make_layout, place
+from slime_core.cluster.slots import slots_beside_ranks
 from slime_core.cluster.tensors import from_bytes, to_bytes
 from slime_core.errors import ArgumentError, CheckpointError, ClusterError
 from slime_core.plugins import Plugins, Selected
@@ -32,6 +33,14 @@ class Servers:
     needs_ray = True
 
 
+class Fleet:
+    """Starts servers, through Ray where there is a cluster."""
+
+    @staticmethod
+    def devices_per_server(args) -> int:
+        return args.width
+
+
 def args(**values):
     defaults = {
         "actor_num_nodes": 1,
@@ -40,6 +49,7 @@ def args(**values):
         "colocate": False,
         "ray_address": None,
         "debug_rollout_only": False,
+        "width": 1,
     }
     return SimpleNamespace(**{**defaults, **values})
 
@@ -62,6 +72,7 @@ def test_one_rank_with_an_embedded_engine_is_one_process():
     assert make_layout(args(), None) == (None, [])
     assert make_layout(args(colocate=True), engine(Embedded)) == (None, [])
     assert make_layout(args(rollout_num_gpus=4), engine(Embedded)) == (None, [])
+    assert make_layout(args(rollout_num_gpus=4), engine(Fleet)) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -74,6 +85,9 @@ def test_one_rank_with_an_embedded_engine_is_one_process():
         (Servers, {"actor_num_gpus_per_node": 4, "rollout_num_gpus": 4}, 8),
         (Servers, {"actor_num_gpus_per_node": 8, "colocate": True}, 8),
         (Servers, {"debug_rollout_only": True, "rollout_num_gpus": 2}, 2),
+        (Fleet, {"ray_address": "auto", "rollout_num_gpus": 4, "width": 2}, 5),
+        (Fleet, {"actor_num_gpus_per_node": 8, "colocate": True, "width": 4}, 8),
+        (Fleet, {"actor_num_gpus_per_node": 8, "width": 0}, 8),
     ],
 )
 def test_a_run_needs_the_gpus_that_the_guide_says_and_not_one_less(target, options, gpus):
@@ -102,6 +116,52 @@ def test_colocated_every_rank_has_a_gpu_of_its_own_and_the_engine_needs_none(tar
         taken = {name: found.rank[name] + beside.get(name, 0) for name in ("GPU", "CPU")}
         assert bundle == {"GPU": 1.0, "CPU": taken["CPU"]}
         assert taken["GPU"] <= 1.0 < taken["GPU"] + found.rank["GPU"]
+
+
+def test_all_devices_of_a_server_are_on_one_machine():
+    wanted = layout(Fleet, actor_num_gpus_per_node=2, rollout_num_gpus=8, width=4)
+    assert place(wanted, [machine(4, 8), machine(2, 8), machine(4, 8)]).engine == [{"CPU": 1.0, "GPU": 4}] * 2
+    with pytest.raises(ClusterError, match="too small"):
+        place(wanted, [machine(6, 8), machine(3, 8), machine(3, 8)])
+    assert place(wanted, [machine(0, 11)]).engine == [{"CPU": 4.0}] * 2
+    assert "engine in 2 servers, on 8 GPUs of its own" in wanted.describe()
+
+
+def test_a_colocated_server_of_several_devices_is_beside_the_first_of_its_ranks():
+    wanted = layout(Fleet, actor_num_nodes=2, actor_num_gpus_per_node=4, colocate=True, width=2)
+    found = place(wanted, [machine(8, 64)])
+    assert (wanted.slots, found.engine) == (4, [])
+    assert [[bundle["CPU"] for bundle in bundles] for bundles in found.nodes] == [[2, 1, 2, 1]] * 2
+    assert found.rank["GPU"] + found.slot["GPU"] <= 1
+    places, gpus = (
+        [(node, bundle) for node in "ab" for bundle in range(4)],
+        [(str(n),) for n in (4, 5, 6, 7, 0, 1, 2, 3)],
+    )
+    slots = slots_beside_ranks(places, found.slot, gpus, 2)
+    assert [(slot.group, slot.bundle) for slot in slots] == [("a", 0), ("a", 2), ("b", 0), ("b", 2)]
+    assert [slot.gpus for slot in slots] == [("4", "5"), ("6", "7"), ("0", "1"), ("2", "3")]
+
+
+def test_servers_that_run_elsewhere_need_no_device():
+    wanted = layout(Fleet, actor_num_gpus_per_node=2, rollout_num_gpus=4, width=0)
+    assert (wanted.engine_devices, wanted.slots, wanted.colocated) == (0, 0, False)
+    assert layout(Fleet, actor_num_gpus_per_node=2, colocate=True, width=0).colocated is False
+    found = place(wanted, [machine(2, 8)])
+    assert (found.engine, found.worker) == ([], {"CPU": 1.0})
+    assert "engine in servers that run elsewhere" in wanted.describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rollout_num_gpus": 3}, "--rollout-num-gpus 3 cannot be divided"),
+        ({"colocate": True}, "--actor-num-gpus-per-node 3 cannot be divided"),
+        ({}, "--rollout-num-gpus N, or --colocate"),
+    ],
+)
+def test_servers_take_whole_shares_of_the_devices(options, text):
+    with pytest.raises(ArgumentError, match=text):
+        make_layout(args(actor_num_gpus_per_node=3, width=2, **options), engine(Fleet))
 
 
 def test_an_engine_with_the_rollout_worker_has_all_its_gpus_on_one_machine():

@@ -1,8 +1,16 @@
 """What a run asks of a cluster, and whether a cluster has it. Pure: `slime check` prints it, `cluster.start` places by it.
 
 A *device* is a GPU or, on a cluster without any, (a share of) a CPU. A training rank takes one device. An engine in the
-rollout worker (or in processes that this starts on its machine) takes devices with it; one that starts servers through
-Ray takes a slot for each, on any machine. Colocated, the engine is on the devices that train.
+rollout worker takes devices with it; one that has servers takes a *slot* for each of them, on any machine. Colocated,
+the engine is on the devices that train.
+
+An engine with servers says so with a static method or a flag of its class:
+
+    devices_per_server(args) -> int     of one server, all on one machine; 0: the servers run elsewhere and need none here
+    needs_ray = True                    it runs nowhere but on Ray; without `devices_per_server` a server has one device
+
+One with `devices_per_server` alone starts its servers itself in a run of one process, and through Ray in a cluster. There
+`slots.engine_slots` gives it its slots.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ from slime_core.errors import ArgumentError, ClusterError
 from slime_core.plugins import Selected
 
 Resources = dict[str, float]
+Engine = Literal["none", "worker", "servers", "elsewhere"]
 
 RANK_SHARE, ENGINE_SHARE = 0.5, 0.4
 """Of a GPU that a rank and a slot share. Ray only counts with them: both see the whole GPU."""
@@ -28,16 +37,19 @@ class Layout:
 
     Attributes:
         nodes, ranks_per_node: training ranks; none without a trainer.
-        engine: "none"; "worker": it is on the rollout worker's machine; "servers": it starts servers through Ray.
+        engine: "none"; "worker": it is in the rollout worker; "servers": it starts servers through Ray; "elsewhere": it
+            uses servers that run already.
         engine_devices: devices of the engine's own; 0 if it has none, or shares those of the training ranks.
         address: see `--ray-address`.
+        devices_per_server: of an engine that starts servers.
     """
 
     nodes: int
     ranks_per_node: int
-    engine: Literal["none", "worker", "servers"]
+    engine: Engine
     engine_devices: int
     address: str
+    devices_per_server: int = 1
 
     @property
     def ranks(self) -> int:
@@ -45,21 +57,26 @@ class Layout:
 
     @property
     def colocated(self) -> bool:
-        return self.engine != "none" and self.engine_devices == 0
+        return self.engine in ("worker", "servers") and self.engine_devices == 0
 
     @property
     def slots(self) -> int:
-        """Devices that the engine's servers use: its own, or those of the ranks."""
-        return (self.engine_devices or self.ranks) if self.engine == "servers" else 0
+        """Servers that the engine starts, on devices of its own or on those of the ranks."""
+        return (self.engine_devices or self.ranks) // self.devices_per_server if self.engine == "servers" else 0
 
     def describe(self) -> list[str]:
         """For people, one line each."""
         train = f"{self.nodes} × {self.ranks_per_node} training ranks, each with a GPU" if self.ranks else "no training"
         where = "on the GPUs that train" if self.colocated else f"on {_count(self.engine_devices, 'GPU')} of its own"
-        kind = {"worker": "with the rollout worker", "servers": "in servers", "none": ""}[self.engine]
+        engine = {
+            "none": "no engine",
+            "worker": f"engine with the rollout worker, {where}",
+            "servers": f"engine in {_count(self.slots, 'server')}, {where}",
+            "elsewhere": "engine in servers that run elsewhere",
+        }[self.engine]
         return [
             f"Ray ({self.address}): {train}; 1 rollout worker",
-            f"engine {kind}, {where}" if self.engine != "none" else "no engine",
+            engine,
             "on a cluster without GPUs a CPU, or a share of one, takes the place of each GPU",
         ]
 
@@ -71,7 +88,7 @@ class Placement:
     Attributes:
         device: what ranks and engines run on.
         nodes: what is reserved for the training ranks, device by device, one list for each training node. Colocated, the
-            engine is in there: each of its slots beside a rank, or the rollout worker beside the first.
+            engine is in there: each of its slots beside a rank, or the rollout worker beside the first of all.
         engine: what is reserved for an engine with devices of its own.
         rank, slot, worker: what a training rank, a slot of the engine and the rollout worker take.
         notes: what a person should know.
@@ -92,17 +109,18 @@ def make_layout(args: Any, engine: Selected | None) -> tuple[Layout | None, list
     Raises:
         ArgumentError: the options contradict each other, or Ray is needed and not installed.
     """
-    servers = engine is not None and bool(getattr(engine.target, "needs_ray", False))
+    kind, size = _engine_kind(args, engine)
+    needs_ray = engine is not None and bool(getattr(engine.target, "needs_ray", False))
     nodes = 0 if args.debug_rollout_only else args.actor_num_nodes
     ranks = nodes * args.actor_num_gpus_per_node
-    if ranks <= 1 and not servers and not args.ray_address:
+    if ranks <= 1 and not needs_ray and not args.ray_address:
         return None, []
-    reason = f"{ranks} training ranks" if ranks > 1 else f"the engine {engine.name!r}" if servers else "--ray-address"  # type: ignore[union-attr]
+    reason = f"{ranks} training ranks" if ranks > 1 else f"the engine {engine.name!r}" if needs_ray else "--ray-address"  # type: ignore[union-attr]
     if importlib.util.find_spec("ray") is None:
         raise ArgumentError(f"This run needs Ray ({reason}), which is not installed: pip install 'slime-core[ray]'")
-    kind: Literal["none", "worker", "servers"] = "none" if engine is None else "servers" if servers else "worker"
     notes, devices = [], 0
-    if engine is not None and args.colocate and ranks:
+    if kind in ("worker", "servers") and args.colocate and ranks:
+        _require_whole("--actor-num-gpus-per-node", args.actor_num_gpus_per_node, size)
         if args.rollout_num_gpus not in (None, ranks):
             notes.append(
                 "--rollout-num-gpus reserves nothing with --colocate: the engine is on the devices that train."
@@ -116,7 +134,23 @@ def make_layout(args: Any, engine: Selected | None) -> tuple[Layout | None, list
                 f"The engine {engine.name!r} needs devices: give --rollout-num-gpus N, or --colocate to share those that "  # type: ignore[union-attr]
                 "train."
             )
-    return Layout(nodes, args.actor_num_gpus_per_node, kind, devices, args.ray_address or "local"), notes
+        _require_whole("--rollout-num-gpus", devices, size)
+    return Layout(nodes, args.actor_num_gpus_per_node, kind, devices, args.ray_address or "local", size), notes
+
+
+def _engine_kind(args: Any, engine: Selected | None) -> tuple[Engine, int]:
+    """(what the engine is, the devices of one of its servers); see the top of this module."""
+    if engine is None:
+        return "none", 1
+    if (says := getattr(engine.target, "devices_per_server", None)) is not None:
+        size = says(args)
+        return ("servers", size) if size else ("elsewhere", 1)
+    return ("servers", 1) if getattr(engine.target, "needs_ray", False) else ("worker", 1)
+
+
+def _require_whole(flag: str, devices: int, size: int) -> None:
+    if devices % size:
+        raise ArgumentError(f"{flag} {devices} cannot be divided into servers of the engine with {size} devices each.")
 
 
 def place(layout: Layout, nodes: Sequence[Resources]) -> Placement:
@@ -130,7 +164,9 @@ def place(layout: Layout, nodes: Sequence[Resources]) -> Placement:
     """
     gpus, cpus = (sum(node.get(name, 0) for node in nodes) for name in ("GPU", "CPU"))
     apart = layout.engine_devices if layout.engine == "worker" else 0  # devices that the rollout worker takes
-    processes = layout.ranks + layout.slots + (1 if gpus else max(1, apart))
+    shared = layout.colocated and layout.engine == "servers"
+    slot_cpus = 1 if gpus or shared else layout.devices_per_server
+    processes = layout.ranks + layout.slots * slot_cpus + (1 if gpus else max(1, apart))
     share = min(1.0, math.floor(100 * cpus / processes) / 100)
     notes = []
     if share < 1:
@@ -139,17 +175,18 @@ def place(layout: Layout, nodes: Sequence[Resources]) -> Placement:
     def takes(part: float, cpus: float = 1) -> Resources:
         return {"CPU": cpus * share} | ({"GPU": part} if gpus and part else {})
 
-    shared = layout.colocated and layout.engine == "servers"
-    rank, slot = takes(RANK_SHARE if shared else 1), takes(ENGINE_SHARE if shared else 1)
+    rank = takes(RANK_SHARE if shared else 1)
+    slot = takes(ENGINE_SHARE if shared else layout.devices_per_server, slot_cpus)
     worker = takes(apart, 1 if gpus else max(1, apart))
-    beside = layout.slots if shared else int(layout.colocated)
+    # Ranks with a process of the engine beside them: every one that is the first of a server's, or the first of all.
+    beside = range(0, layout.ranks, layout.devices_per_server) if shared else range(int(layout.colocated))
     # A bundle is one device, so that Ray cannot put two ranks on one.
-    bundles = [takes(1, 2 if number < beside else 1) for number in range(layout.ranks)]
+    bundles = [takes(1, 2 if number in beside else 1) for number in range(layout.ranks)]
     width = layout.ranks_per_node
     placement = Placement(
         device="GPU" if gpus else "CPU",
         nodes=[bundles[n * width : (n + 1) * width] for n in range(layout.nodes)],
-        engine=[worker] if apart else [slot] * layout.engine_devices,
+        engine=[worker] if apart else [] if shared else [slot] * layout.slots,
         rank=rank,
         slot=slot,
         worker=worker,

@@ -1,8 +1,8 @@
 """Starts the workers of a run on a Ray cluster: is there room, where does everybody go, who is there.
 
 Called by `slime_core.launch`. Training ranks are actors in placement groups, one group for each `--actor-num-nodes`,
-whose devices are on one machine. The rollout worker is one actor: with an engine beside it, it takes devices or,
-colocated, sees those of the ranks on its machine; else it takes a CPU anywhere.
+whose devices are on one machine. The rollout worker is one actor: with an engine in it, it takes devices or, colocated,
+sees those of the ranks on its machine; else it takes a CPU anywhere. An engine with servers gets a slot for each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from slime_core.cluster.blueprint import Blueprint
 from slime_core.cluster.connect import connect
 from slime_core.cluster.handles import ActorHandle, Member, Watch
 from slime_core.cluster.layout import Layout, Placement, place
-from slime_core.cluster.slots import Slot
+from slime_core.cluster.slots import Slot, slots_beside_ranks
 from slime_core.errors import ClusterError
 from slime_core.plan import Plan
 from slime_core.runtime import wait
@@ -64,7 +64,6 @@ def on_cluster(
             console.say(f"note: {note}")
         train, engine = _reserve(layout, placement, stack)
         options = {f"training rank {n}": Slot(*own, placement.rank).options() for n, own in enumerate(train)}
-        slots = [Slot(*own, placement.slot) for own in engine] if layout.engine == "servers" else []
         if layout.engine == "worker":
             worker = Slot(*engine[0], placement.worker).options()
         else:
@@ -79,6 +78,7 @@ def on_cluster(
         if trainer is not None:
             stack.callback(trainer.close)
         blueprint = Blueprint.of(plan, run_dir)
+        slots = _slots(layout, placement, engine, members)
         starting = [rollouts.start([(blueprint, _shown_gpus(layout, members), data_state, slots)])]
         if trainer is not None:
             starting.append(trainer.start([(blueprint, own) for own in _environments(layout, placement, members)]))
@@ -143,6 +143,16 @@ def _environments(layout: Layout, placement: Placement, members: list[Member]) -
         }
         for rank in range(layout.ranks)
     ]
+
+
+def _slots(layout: Layout, placement: Placement, places: list[Place], members: list[Member]) -> list[Slot]:
+    """Of the engine's servers."""
+    if layout.engine != "servers":
+        return []
+    if not layout.colocated:
+        return [Slot(*place, placement.slot) for place in places]
+    gpus = [member.where.gpus for member in members[: layout.ranks]]
+    return slots_beside_ranks(places, placement.slot, gpus, layout.devices_per_server)
 
 
 def _shown_gpus(layout: Layout, members: list[Member]) -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,10 +93,14 @@ def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
     return found
 
 
+def starts(log: Path) -> list[str]:
+    """What a server's or the router's log says of each start: process and command."""
+    return [line for line in log.read_text(errors="replace").splitlines() if line.startswith("slime: process ")]
+
+
 def running_pid(log: Path) -> int:
-    """The process of the newest start in a server's or the router's log."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("slime: process ")]
-    return int(lines[-1].split()[2].rstrip(":"))
+    """The process of the newest start."""
+    return int(starts(log)[-1].split()[2].rstrip(":"))
 
 
 def is_gone(pid: int) -> bool:
@@ -114,3 +120,49 @@ async def even_tokens(args: Any, sample: Any) -> float:
 def mostly_even(args: Any, samples: list[Any], **kwargs: Any) -> bool:
     """A filter that rejects some groups."""
     return sum(sample.reward for sample in samples) / len(samples) > 0.45
+
+
+async def lose_the_server(args: Any, sample: Any) -> float:
+    """That reward; in the second rollout, the first server is killed, and awaited."""
+    return await _lose(args, sample, "pid")
+
+
+async def lose_the_actor(args: Any, sample: Any) -> float:
+    """The same with the Ray actor that it belongs to."""
+    return await _lose(args, sample, "actor")
+
+
+async def _lose(args: Any, sample: Any, which: str) -> float:
+    folder = Path(args.run_dir)
+    logs = [folder / "sglang" / f"server-{number}.log" for number in (0, 1)]
+    if sample.group_index >= args.rollout_batch_size and not (folder / "processes.json").exists():
+        found = [_ancestors(running_pid(log)) for log in logs]
+        (folder / "processes.json").write_text(json.dumps(found))
+        os.kill(found[0][which], signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(starts(logs[0])) < 2 or not await asyncio.to_thread(_is_healthy, starts(logs[0])[-1]):
+            assert time.monotonic() < deadline, "the server does not come back"
+            await asyncio.sleep(0.5)
+    return await even_tokens(args, sample)
+
+
+def _ancestors(pid: int) -> dict[str, Any]:
+    """A server's process, its guard's, and that of the Ray actor, which both belong to."""
+    guard = _parent(pid)
+    actor = _parent(guard)
+    title = Path(f"/proc/{actor}/cmdline").read_bytes().split(b"\0")[0].decode()
+    return {"pid": pid, "guard": guard, "actor": actor, "title": title}
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _is_healthy(command: str) -> bool:
+    words = command.split()
+    host, port = (words[words.index(flag) + 1] for flag in ("--host", "--port"))
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=30) as answer:
+            return answer.status == 200
+    except OSError:
+        return False

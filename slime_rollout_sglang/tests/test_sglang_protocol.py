@@ -24,12 +24,12 @@ from slime_core.errors import ArgumentError
 from slime_rollout_sglang.sglang import server, snapshot
 from slime_rollout_sglang.sglang.answers import read_answer, request_body, sampling_words, token_versions
 from slime_rollout_sglang.sglang.arguments import SGLangArguments
-from slime_rollout_sglang.sglang.engine import SGLangEngine, _joined, _remaining, _servers
+from slime_rollout_sglang.sglang.engine import SGLangEngine, _joined, _remaining, _servers_here, _transport
 from slime_rollout_sglang.sglang.errors import SGLangError
 from slime_rollout_sglang.sglang.process import Child, free_port, tail
 from slime_rollout_sglang.sglang.router import Router, router_command
 from slime_rollout_sglang.sglang.server import server_command
-from slime_rollout_sglang.sglang.transports import encoded
+from slime_rollout_sglang.sglang.transports import encoded, own_address
 from slime_rollout_sglang.sglang.weights import WeightSender, cut
 
 GIVEN = {"max_new_tokens": 8, "temperature": 0.8, "top_p": 0.9, "top_k": -1, "seed": 7}
@@ -150,7 +150,7 @@ def test_the_router_leaves_repeating_requests_to_the_engine():
 
 def test_servers_share_the_gpus_of_the_rollout(tmp_path):
     args = options(rollout_num_gpus=4, rollout_num_gpus_per_engine=2)
-    servers = _servers(args, tmp_path, ["0", "1", "4", "5", "7"])
+    servers = _servers_here(args, tmp_path, ["0", "1", "4", "5", "7"])
     assert [server._gpus for server in servers] == [["1", "4"], ["5", "7"]]
     assert len({server.url for server in servers}) == 2
 
@@ -164,7 +164,7 @@ def test_servers_share_the_gpus_of_the_rollout(tmp_path):
 )
 def test_a_number_of_gpus_that_does_not_fit_is_refused(tmp_path, changes, text):
     with pytest.raises(ArgumentError, match=text):
-        _servers(options(**changes), tmp_path, ["0", "1"])
+        _servers_here(options(**changes), tmp_path, ["0", "1"])
 
 
 def test_a_router_of_ones_own_needs_its_port(tmp_path):
@@ -231,6 +231,27 @@ def test_a_sender_reads_all_weights_even_if_no_server_answers(tmp_path):
     with pytest.raises(SGLangError, match="do not answer"):
         sender.send(weights, 1)
     assert read == ["a", "b", "c"]
+
+
+def test_the_trainers_address_is_one_that_every_server_can_reach():
+    here, elsewhere = "http://127.0.0.1:1", "http://203.0.113.1:1"  # the second is nobody's; nothing is sent
+    assert own_address([here, here]) == "127.0.0.1"
+    try:
+        address = own_address([elsewhere])
+    except OSError:
+        pytest.skip("this machine has no network")
+    assert own_address([here, elsewhere]) == address != "127.0.0.1"
+
+
+def test_weights_do_not_travel_by_nccl_to_servers_that_share_the_trainers_gpu():
+    found = [_transport(options(colocate=colocate), on_gpu) for colocate in (False, True) for on_gpu in (False, True)]
+    assert found == ["nccl", "nccl", "nccl", "tensor"]
+    assert _transport(options(colocate=True, update_weight_transport="disk"), True) == "disk"
+
+
+def test_a_server_takes_its_devices_from_the_cluster_unless_it_runs_already():
+    assert SGLangEngine.devices_per_server(options(rollout_num_gpus_per_engine=4)) == 4
+    assert SGLangEngine.devices_per_server(options(rollout_external_engine_addrs=["10.0.0.1:30000"])) == 0
 
 
 def test_a_sender_can_be_pickled(tmp_path):

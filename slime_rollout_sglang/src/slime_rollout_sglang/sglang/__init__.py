@@ -5,6 +5,7 @@ options.py     the options of the installed SGLang and router, passed through
 process.py     a child process that never outlives its parent
 guard.py       the program that sees to that
 server.py      one server: its command, start and end
+remote.py      one in a Ray actor, on any machine of a cluster
 router.py      the router: its command, start, end and workers
 control.py     what a server is asked besides generating
 fleet.py       all servers and the router: started, watched, restarted

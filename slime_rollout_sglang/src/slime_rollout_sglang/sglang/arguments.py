@@ -17,7 +17,9 @@ class SGLangArguments(ArgumentGroup):
     }
 
     rollout_num_gpus_per_engine: int = option(
-        1, "GPUs of one SGLang server: its tensor-parallel size times its pipeline-parallel size.", ge=1
+        1,
+        "GPUs of one SGLang server, all on one machine: its tensor-parallel size times its pipeline-parallel size.",
+        ge=1,
     )
     rollout_external_engine_addrs: list[str] | None = option(
         None, "HOST:PORT of SGLang servers that run already. slime then starts none.", affects_result=False
@@ -63,7 +65,8 @@ class SGLangArguments(ArgumentGroup):
     update_weight_transport: Literal["nccl", "tensor", "disk"] = option(
         "nccl",
         "How new weights reach the servers: broadcast in a process group of trainer and servers (gloo where there is no "
-        "GPU), in the body of HTTP requests, or through --update-weight-disk-dir.",
+        "GPU; with --colocate on GPUs, which NCCL does not share, the same as tensor), in the body of HTTP requests, or "
+        "through --update-weight-disk-dir.",
         affects_result=False,
     )
     update_weight_buffer_size: int = option(

@@ -19,10 +19,11 @@ from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
 
+from slime_core.cluster.slots import engine_slots
 from slime_core.engine import Generation
 from slime_core.errors import ArgumentError
 from slime_core.runtime import wait
@@ -36,6 +37,8 @@ from slime_rollout_sglang.sglang.weights import WeightSender
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from slime_rollout_sglang.sglang.remote import RemoteServer
 
 T = TypeVar("T")
 
@@ -65,26 +68,30 @@ class _Request:
 class SGLangEngine:
     """Generates on SGLang servers.
 
-    They are started when the engine is made and awaited when it is first used. Closed with `close`; they also end when
-    this process does, in whatever way.
+    They are started when the engine is made and awaited when it is first used: on this machine or, in a run on a Ray
+    cluster, in the slots that it gives the engine. Closed with `close`; they also end when this process does, in whatever
+    way.
 
     Args:
         args: all options of the run.
-        servers: what starts the servers; by default one for each `--rollout-num-gpus-per-engine` of `--rollout-num-gpus`,
-            on this machine.
+        servers: what starts the servers; by default one for each `--rollout-num-gpus-per-engine` of `--rollout-num-gpus`.
     """
 
-    def __init__(self, args: Any, servers: Sequence[Server] | None = None) -> None:
+    @staticmethod
+    def devices_per_server(args: Any) -> int:
+        """See `slime_core.cluster.layout`."""
+        return 0 if args.rollout_external_engine_addrs else args.rollout_num_gpus_per_engine
+
+    def __init__(self, args: Any, servers: Sequence[Server | RemoteServer] | None = None) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         self._args = args
         self._logs = Path(args.run_dir or ".") / "sglang"
         self._weights = Path(args.update_weight_disk_dir or Path(args.run_dir or ".") / "weights")
-        self._gpus = _gpus()
         if servers is None:
             _require("sglang", bool(args.rollout_external_engine_addrs))
             _require("sglang_router", bool(args.sglang_router_ip))
-        own = _servers(args, self._logs, self._gpus) if servers is None else servers
+        own = _servers(args, self._logs) if servers is None else servers
         router = Router(args, self._logs / "router.log")
         words(SERVER, vars(args))
         config = AutoConfig.from_pretrained(args.hf_checkpoint).get_text_config()
@@ -142,9 +149,9 @@ class SGLangEngine:
             urls=fleet.urls,
             checkpoint=args.hf_checkpoint,
             folder=self._weights.resolve(),
-            transport=args.update_weight_transport,
+            transport=_transport(args, fleet.on_gpu),
             ranks=args.rollout_num_gpus_per_engine,
-            on_gpu=bool(self._gpus),
+            on_gpu=fleet.on_gpu,
             piece_bytes=args.update_weight_buffer_size,
             pause_mode=args.pause_generation_mode,
             tolerant=args.use_fault_tolerance,
@@ -189,7 +196,7 @@ class SGLangEngine:
 
     # ------------------------------------------------------------------------------------ inside the engine's event loop
 
-    async def _start(self, servers: Sequence[Server], router: Router) -> Fleet:
+    async def _start(self, servers: Sequence[Server | RemoteServer], router: Router) -> Fleet:
         timeout = httpx.Timeout(60.0, read=self._args.sglang_router_request_timeout_secs + 60.0, pool=None)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
         self._http = httpx.AsyncClient(timeout=timeout, limits=limits)
@@ -361,6 +368,12 @@ def _require(package: str, is_external: bool) -> None:
         )
 
 
+def _transport(args: Any, on_gpu: bool | None) -> Literal["nccl", "tensor", "disk"]:
+    """How weights travel. NCCL makes no group of two processes that share a GPU."""
+    shared = args.update_weight_transport == "nccl" and args.colocate and on_gpu
+    return "tensor" if shared else args.update_weight_transport
+
+
 def _gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
@@ -370,10 +383,19 @@ def _gpus() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def _servers(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
-    """The servers of a run on this machine. They get the last of its GPUs, so that training has the first."""
+def _servers(args: Any, logs: Path) -> Sequence[Server | RemoteServer]:
+    """The servers of a run: in the engine's slots, or else on this machine."""
     if args.rollout_external_engine_addrs:
         return []
+    if slots := engine_slots():
+        from slime_rollout_sglang.sglang.remote import RemoteServer
+
+        return [RemoteServer(args, number, logs / f"server-{number}.log", slot) for number, slot in enumerate(slots)]
+    return _servers_here(args, logs, _gpus())
+
+
+def _servers_here(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
+    """The servers of a run on this machine. They get the last of its GPUs, so that training has the first."""
     per_server = args.rollout_num_gpus_per_engine
     wanted = args.rollout_num_gpus or (len(gpus) if args.colocate and gpus else per_server)
     if wanted % per_server:

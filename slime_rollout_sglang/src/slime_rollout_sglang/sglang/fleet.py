@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 
@@ -22,6 +22,9 @@ from slime_rollout_sglang.sglang.control import PATIENCE_S
 from slime_rollout_sglang.sglang.errors import SGLangError
 from slime_rollout_sglang.sglang.router import Router
 from slime_rollout_sglang.sglang.server import Server
+
+if TYPE_CHECKING:
+    from slime_rollout_sglang.sglang.remote import RemoteServer
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class Member:
     """
 
     url: str
-    server: Server | None
+    server: Server | RemoteServer | None
     state: Literal["starting", "up", "given up"] = "starting"
     failed_checks: int = 0
     starts: int = 0
@@ -69,7 +72,12 @@ class Fleet:
     """
 
     def __init__(
-        self, args: Any, servers: Sequence[Server], router: Router, weights: Path, http: httpx.AsyncClient
+        self,
+        args: Any,
+        servers: Sequence[Server | RemoteServer],
+        router: Router,
+        weights: Path,
+        http: httpx.AsyncClient,
     ) -> None:
         self._args, self._router, self._weights, self._http = args, router, weights, http
         external = [_external_url(address) for address in args.rollout_external_engine_addrs or ()]
@@ -88,6 +96,11 @@ class Fleet:
     def answering(self) -> list[str]:
         """The servers that may have requests."""
         return [member.url for member in self.members if member.state == "up"]
+
+    @property
+    def on_gpu(self) -> bool | None:
+        """Whether the servers compute on GPUs; None if they are external."""
+        return next((member.server.on_gpu for member in self.members if member.server is not None), None)
 
     @property
     def generate_url(self) -> str:
@@ -132,7 +145,9 @@ class Fleet:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        own: list[Server | Router] = [member.server for member in self.members if member.server is not None]
+        own: list[Server | RemoteServer | Router] = [
+            member.server for member in self.members if member.server is not None
+        ]
         if self._router.is_external:
             for member in self.members:
                 with contextlib.suppress(SGLangError, httpx.HTTPError):
@@ -220,7 +235,7 @@ class Fleet:
                 if member.state == "up" and member.server is not None:
                     status = await asyncio.to_thread(member.server.status)
                     if status is not None:
-                        self._lose(member, f"ended with status {status}")
+                        await self._lose(member, f"ended with status {status}")
             if time.monotonic() - last_check >= self._args.rollout_health_check_interval:
                 last_check = time.monotonic()
                 await asyncio.gather(*(self._check(member) for member in self.members if member.state == "up"))
@@ -233,12 +248,12 @@ class Fleet:
             return
         member.failed_checks += 1
         if member.state == "up" and member.failed_checks >= self._args.rollout_health_check_failures:
-            self._lose(member, f"failed {member.failed_checks} health checks in a row")
+            await self._lose(member, f"failed {member.failed_checks} health checks in a row")
 
-    def _lose(self, member: Member, why: str) -> None:
+    async def _lose(self, member: Member, why: str) -> None:
         """A server is dead."""
         member.state = "starting"
-        said = member.server.log_tail() if member.server is not None else _no_log()
+        said = await _said(member.server.log_tail if member.server is not None else _no_log)
         if not self._args.use_fault_tolerance:
             self._fail(SGLangError(f"{member.name} {why}, and --no-use-fault-tolerance was given. {said}"))
             return

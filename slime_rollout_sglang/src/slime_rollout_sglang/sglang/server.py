@@ -1,5 +1,5 @@
-"""`Server`: starts one SGLang server on the machine that it is made on. `Fleet` drives it, directly or through a worker
-on another machine; so it is a plain object whose methods take and return plain data.
+"""`Server`: starts one SGLang server on the machine that it is made on. `Fleet` drives it, directly or through a Ray
+actor on another machine (`remote`); so it is a plain object whose methods take and return plain data.
 """
 
 from __future__ import annotations
@@ -34,16 +34,29 @@ class Server:
         log: file for what it prints.
         host: address that it listens on, which the router and the trainer must reach.
         gpus: the devices that it may use, as in CUDA_VISIBLE_DEVICES; none: a CPU.
+        port: that it listens on; by default a free one.
     """
 
-    def __init__(self, args: Any, number: int, log: Path, host: str = LOOPBACK, gpus: Sequence[int | str] = ()) -> None:
+    def __init__(
+        self,
+        args: Any,
+        number: int,
+        log: Path,
+        host: str = LOOPBACK,
+        gpus: Sequence[int | str] = (),
+        port: int | None = None,
+    ) -> None:
         self._args, self._number, self._log, self._gpus = args, number, log, [str(gpu) for gpu in gpus]
-        self._host, self._port = host, free_port(host)  # kept when it is started again
+        self.host, self.port = host, port or free_port(host)  # kept when it is started again
         self._child: Child | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{self._host}:{self._port}"
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self._gpus)
 
     def start(self, model: str, version: int) -> str:
         """Start it, and return its address; it is not ready yet.
@@ -53,7 +66,7 @@ class Server:
             version: of the weights in there.
         """
         self.close()
-        command = server_command(self._args, self._number, model, version, self._host, self._port, bool(self._gpus))
+        command = server_command(self._args, self._number, model, version, self.host, self.port, self.on_gpu)
         self._child = Child(command, self._log, self._environment())
         return self.url
 
@@ -77,7 +90,7 @@ class Server:
         defaults = {"TOKENIZERS_PARALLELISM": "false"}
         if not self._gpus:
             defaults["SGLANG_USE_CPU_ENGINE"] = "1"
-        if self._host == LOOPBACK:
+        if self.host == LOOPBACK:
             defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return {**{name: value for name, value in defaults.items() if name not in os.environ}, **own}
 

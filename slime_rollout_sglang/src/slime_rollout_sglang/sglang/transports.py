@@ -93,7 +93,7 @@ class GroupTransport:
         if members == self._members:
             return
         self._leave(servers)
-        host = _own_address(servers[0].url)
+        host = own_address([control.url for control in servers])
         listener = socket.socket(socket.AF_INET)
         listener.bind((host, 0))
         listener.listen()
@@ -226,9 +226,11 @@ def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
         future.set_exception(error)
 
 
-def _own_address(url: str) -> str:
-    """The address of this machine at which a server can reach it."""
-    parts = urlsplit(url)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect((parts.hostname, parts.port))
-        return str(sock.getsockname()[0])
+def own_address(urls: Sequence[str]) -> str:
+    """The address of this machine at which all these servers can reach it: 127.0.0.1 only if all of them are here."""
+    found = []
+    for parts in map(urlsplit, urls):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((parts.hostname, parts.port))  # of a datagram socket: looks up the route, sends nothing
+            found.append(str(sock.getsockname()[0]))
+    return next((address for address in found if not address.startswith("127.")), found[0])

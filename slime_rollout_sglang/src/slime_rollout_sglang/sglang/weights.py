@@ -30,7 +30,7 @@ class WeightSender:
         folder: for the newest weights; shared with the servers.
         transport: see `--update-weight-transport`.
         ranks: tensor-parallel ranks of a server.
-        on_gpu: where the servers compute.
+        on_gpu: where the servers compute; None: like the trainer.
         piece_bytes: weights that travel in one piece.
         pause_mode: see `--pause-generation-mode`.
         tolerant: leave out servers that do not answer; the fleet starts them again with the weights in `folder`.
@@ -42,7 +42,7 @@ class WeightSender:
     folder: Path
     transport: Literal["nccl", "tensor", "disk"]
     ranks: int = 1
-    on_gpu: bool = False
+    on_gpu: bool | None = False
     piece_bytes: int = 512 * 2**20
     pause_mode: Literal["in_place", "retract"] = "in_place"
     tolerant: bool = True
@@ -131,7 +131,11 @@ class WeightSender:
         return True
 
     def _make_way(self) -> Transport:
-        return GroupTransport(self.ranks, self.on_gpu) if self.transport == "nccl" else TensorTransport(self.ranks)
+        if self.transport == "tensor":
+            return TensorTransport(self.ranks)
+        import torch
+
+        return GroupTransport(self.ranks, torch.cuda.is_available() if self.on_gpu is None else self.on_gpu)
 
     def _load(self, servers: Sequence[Control], path: Path | None, version: int) -> None:
         """Let these servers read the copy."""
