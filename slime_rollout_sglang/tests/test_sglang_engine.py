@@ -323,11 +323,13 @@ def test_no_request_is_lost_when_a_server_is_killed(engine, reference, folder):
     engine.take_metrics()
     answers = []
     prompts = [[*PROMPT, n] for n in range(12)]
+    logs = [folder / "sglang" / name for name in ("server-0.log", "server-1.log")]
+    sizes = [log.stat().st_size for log in logs]
     asking = threading.Thread(target=lambda: answers.extend(ask(engine, *prompts, **LONG)))
     asking.start()
-    time.sleep(0.5)
-    log = folder / "sglang" / "server-0.log"
-    killed = running_pid(log)
+    # The router may send all of them, which begin alike, to the same server.
+    busy = until(lambda: [log for log, size in zip(logs, sizes, strict=True) if b"Prefill" in log.read_bytes()[size:]])
+    killed = running_pid(busy[0])
     os.kill(killed, signal.SIGKILL)
     asking.join()
     assert len(answers) == 12
