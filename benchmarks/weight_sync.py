@@ -99,7 +99,7 @@ def possible(ways: list[str]) -> list[str]:
     """Those that can be measured in this environment; says what the others need."""
     without = {
         "sglang": "SGLang is not measured: it cannot be imported here. `bash scripts/test-sglang.sh` makes an environment "
-        "with it; then `.cache/sglang-venv/bin/python -m pip install ray`, and run this with that interpreter.",
+        "with it; run this with its interpreter, .cache/sglang-venv/bin/python.",
         "ray": "Ray is not measured: it cannot be imported here (pip install 'slime-core[ray]').",
     }
     needed = {"sglang": ("sglang", "sglang_router"), "ray": ("ray",)}
