@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -70,3 +72,21 @@ def chat_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"messages": [question, answer]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def default_arguments() -> Callable[..., SimpleNamespace]:
+    """`default_arguments(*specs, groups=[…], **changes)`: the options of the core, and of further groups, at their
+    defaults. Of the required ones there is only `--prompt-data`: these files."""
+    from slime_core.arguments.groups import GROUPS
+
+    def make(*specs: Path | str, groups: Sequence[Any] = (), **changes: Any) -> SimpleNamespace:
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for group in [*GROUPS, *groups]
+            for name, field in group.model_fields.items()
+            if not field.is_required()
+        }
+        return SimpleNamespace(**{**defaults, "prompt_data": [str(spec) for spec in specs], **changes})
+
+    return make

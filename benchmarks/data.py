@@ -102,6 +102,7 @@ def measure(file: str) -> dict[str, float]:
 
     args = SimpleNamespace(
         prompt_data=[file],
+        prompt_data_weights=None,
         input_key="messages",
         label_key=None,
         tool_key="tools",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.gemm import Shapes, step_flops
-from benchmarks.sft import RESULTS, ROOT, prepared, tell
+from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.report import RESULTS, command, tell
 from slime_core.rollout_worker import read_debug_data
 from slime_core.sample import Sample
 from slime_core.tracking import read_metrics
@@ -65,8 +65,7 @@ def main() -> None:
         found[recipe] = figures(*run(recipe, given.rollouts, given.prompts, not given.without_gpu), shapes, peak)
     print(report(device, peak, found))
     if not given.without_gpu:
-        words = ["python -m benchmarks.gpu", *sys.argv[1:]]
-        results = {"command": " ".join(words), "device": device, "peak_tflops": peak}
+        results = {"command": command("gpu"), "device": device, "peak_tflops": peak}
         results |= {name: asdict(one) for name, one in found.items()}
         (RESULTS / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
 
@@ -99,15 +98,13 @@ def run(recipe: str, rollouts: int, prompts: int, gpu: bool) -> tuple[list[dict[
     switches = ["--skip-eval-before-train", *["--bf16"] * gpu]
     if recipe == "quickstart-grpo":
         switches += ["--no-skip-zero-advantages", "--no-share-prompts"]
-    words = [*(word for flag in flags.items() for word in flag), *switches]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
         samples = f"{folder}/samples-{{rollout_id}}.jsonl"
-        command = [sys.executable, "-m", "slime_core", "train", ROOT / "recipes" / f"{recipe}.yaml", *words]
-        command += ["--run-dir", folder, "--save-debug-rollout-data", samples]
-        done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{recipe} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        flags |= {"--run-dir": folder, "--save-debug-rollout-data": samples}
+        words = [sys.executable, "-m", "slime_core", "train", ROOT / "recipes" / f"{recipe}.yaml", *switches]
+        run_process(
+            [str(word) for word in (*words, *(w for flag in flags.items() for w in flag))], measured_environment()
+        )
         metrics = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "perf/train_time" in line]
         return metrics, [read_debug_data(Path(folder) / f"samples-{n}.jsonl").samples for n in range(rollouts)]
 

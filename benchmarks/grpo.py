@@ -12,7 +12,6 @@ time goes, and the tokens and rewards of both, which show that the work is the s
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,7 +25,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.sft import RESULTS, ROOT, prepared, run_process, spread, tell, trl_python
+from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.report import RESULTS, command, machine, spread, tell, versions
+from benchmarks.sft import trl_python
 
 LR = 1e-5
 PARTS = ("generation", "reward", "training", "weight hand-over")
@@ -110,12 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps < 2:
         parser.error("--steps must be at least 2, since the first step is not timed")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(options.threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    environment = measured_environment(options.threads)
     rows = questions(options.steps * options.prompts)
     work = Work(prepared("model"), rows, options.steps, options.prompts, options.samples, options.length)
     python = trl_python()
@@ -132,9 +128,9 @@ def main() -> None:
     print(report(work, runs, options.threads))
     RESULTS.mkdir(exist_ok=True)
     found = {
-        "command": command(),
+        "command": command("grpo"),
         "machine": machine(options.threads),
-        "versions": versions(python),
+        "versions": {"slime": versions("slime-core", "torch", "transformers"), "TRL": trl_versions(python)},
         "work": {k: v for k, v in asdict(work).items() if k not in ("model", "rows")} | {"model": work.model.name},
         "runs": {name: [asdict(run) for run in measured] for name, measured in runs.items()},
     }
@@ -208,7 +204,7 @@ def run_slime(work: Work, more: tuple[str, ...], environment: dict[str, str], lo
             "generation": mean(lambda step: step["perf/generate_time"] - step["perf/hooks/reward/seconds"]),
             "reward": mean(lambda step: step["perf/hooks/reward/seconds"]),
             "training": mean(lambda step: step["perf/train_time"]),
-            "weight hand-over": mean(lambda step: step["perf/data_wait_time"] - step["perf/generate_time"]),
+            "weight hand-over": mean(lambda step: step["perf/update_weights_time"]),
         },
         generated_tokens=mean(lambda step: step["rollout/generated_tokens"]),
         trained_tokens=mean(lambda step: step["train/num_trained_tokens"]),
@@ -267,7 +263,7 @@ def report(work: Work, runs: dict[str, list[Run]], threads: int) -> str:
     lines = [
         "# A step of GRPO on a CPU",
         "",
-        f"`{command()}`",
+        f"`{command('grpo')}`",
         "",
         f"SmolLM2-135M-Instruct, fp32: {work.prompts} prompts × {work.samples} responses of {work.length} tokens, one "
         f"optimizer step; {work.steps - 1} of {work.steps} steps timed, {threads} threads, {platform.machine()}. Median "
@@ -320,32 +316,14 @@ def report(work: Work, runs: dict[str, list[Run]], threads: int) -> str:
 _COUNTED = ("prompt", "generated", "trained")
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    names = {
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    }
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    about = {"processor": ", ".join(sorted(names)), "cores": os.cpu_count(), "threads": threads}
-    return {**about, "memory_gib": round(memory, 1), "platform": platform.platform()}
-
-
-def versions(trl: str) -> dict[str, dict[str, str]]:
-    """Of the packages that decide the speed, on either side."""
+def trl_versions(python: str) -> dict[str, str]:
+    """Of the packages in TRL's environment that decide the speed."""
     packages = ("torch", "transformers", "trl")
     code = (
         "import importlib.metadata as m, json, sys; "
         f"print(json.dumps({{name: m.version(name) for name in {packages!r}}} | {{'python': sys.version.split()[0]}}))"
     )
-    theirs = json.loads(subprocess.run([trl, "-c", code], stdout=-1, text=True, check=True).stdout)
-    ours = {name: importlib.metadata.version(name) for name in ("slime-core", *packages[:2])}
-    return {"slime": {**ours, "python": platform.python_version()}, "TRL": theirs}
-
-
-def command() -> str:
-    return " ".join(["python -m benchmarks.grpo", *sys.argv[1:]])
+    return json.loads(subprocess.run([python, "-c", code], stdout=-1, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.sft import prepared
+from benchmarks.processes import ROOT, prepared
 
-ROOT = Path(__file__).parent.parent
 MODES = {
     "all weights": [],
     "LoRA": ["--lora-rank", "16"],

@@ -1,12 +1,8 @@
-"""The processes that are measured: started, waited for and ended. Also the random models that they run on, and what
-their speed depends on. For `benchmarks.cluster` and `benchmarks.weight_sync`.
-"""
+"""The processes that are measured: started, waited for and ended; and the models that they run on."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -14,27 +10,42 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from benchmarks.sft import ROOT, prepared
-
+ROOT = Path(__file__).parent.parent
 LIMIT_S, GRACE_S = 1800.0, 60.0
 """How long a process may take, and how long it may take to end what it started when it is interrupted."""
+
+
+def measured_environment(threads: int | None = None) -> dict[str, str]:
+    """This process's environment without the network, and with so many threads (None: what torch finds right)."""
+    count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **count, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_process(words: list[str], environment: dict[str, str]) -> float:
+    """Run a command and return the largest resident memory of its process in GiB. It does not outlast this call."""
+    processes: list[subprocess.Popen[str]] = []
+    with tempfile.TemporaryFile("w+") as output, _ended(processes):
+        process = _start(words, environment, output)
+        processes.append(process)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(words[:4])} … failed:\n{output.read()[-4000:]}")
+    return usage.ru_maxrss / 2**20
 
 
 def run_together(commands: list[list[str]]) -> None:
     """Run commands at the same time, to their ends, one thread each and without GPUs. Nothing of them outlasts this call,
     also when it fails or is interrupted."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {**measured_environment(1), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
     processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryFile("w+") as output, _ended(processes):
         for words in commands:
-            processes.append(
-                subprocess.Popen(
-                    words, env=environment, cwd=ROOT, stdout=output, stderr=output, text=True, start_new_session=True
-                )
-            )
+            processes.append(_start(words, environment, output))
         for process, words in zip(processes, commands, strict=True):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(LIMIT_S)
@@ -42,6 +53,13 @@ def run_together(commands: list[list[str]]) -> None:
                 what = "failed" if process.returncode else f"has not ended after {LIMIT_S:.0f} s"
                 output.seek(0)
                 raise SystemExit(f"{' '.join(words[:4])} … {what}:\n{output.read()[-4000:]}")
+
+
+def _start(words: list[str], environment: dict[str, str], output: Any) -> subprocess.Popen[str]:
+    """In a session of its own, so that `_ended` can end all of it."""
+    return subprocess.Popen(
+        words, env=environment, cwd=ROOT, stdout=output, stderr=output, text=True, start_new_session=True
+    )
 
 
 @contextmanager
@@ -69,6 +87,12 @@ def unwind_on_signals() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def prepared(what: str) -> Path:
+    """The folder of one of the things that `scripts/assets.py` knows."""
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "assets.py", what], stdout=-1, text=True, check=True)
+    return Path(done.stdout.splitlines()[-1])
+
+
 def random_model(folder: Path, width: int, layers: int) -> Path:
     """A Llama-shaped random model with SmolLM2's tokenizer, as a Hugging Face checkpoint."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -92,16 +116,3 @@ def random_model(folder: Path, width: int, layers: int) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide the speed."""
-    found = {"python": platform.python_version()}
-    for name in ("slime-core", "torch", "transformers", "ray", "sglang"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def command(name: str) -> str:
-    return " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])

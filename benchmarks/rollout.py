@@ -33,7 +33,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.gemm import Shapes, measure
-from benchmarks.sft import RESULTS, ROOT, prepared, run_process, spread, tell
+from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.report import RESULTS, command, spread, tell
 
 SHORTEST = 8
 GEMM_ROWS = 512
@@ -89,8 +90,7 @@ def main() -> None:
     if options.quick:
         options.repeats, options.prompts, options.samples, options.longest = 1, 2, 2, 12
     names = [name for name in CONTESTANTS if name not in options.without]
-    threads = str(options.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = measured_environment(options.threads)
     work = prepare_work(options.prompts, options.samples, options.longest)
     results: dict[str, list[Result]] = {name: [] for name in names}
     machine: list[dict[str, float]] = []
@@ -106,7 +106,7 @@ def main() -> None:
     print(report(work, results, machine, options.threads))
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
-        raw = {"command": command(), "threads": options.threads, "tokens": work.tokens, "steps": work.steps}
+        raw = {"command": command("rollout"), "threads": options.threads, "tokens": work.tokens, "steps": work.steps}
         runs = {name: [asdict(run) for run in found] for name, found in results.items()}
         text = json.dumps({**raw, "machine": platform.machine(), "limits": machine, "runs": runs}, indent=1)
         (RESULTS / "rollout-cpu.json").write_text(text + "\n")
@@ -304,10 +304,6 @@ def report(work: Work, results: dict[str, list[Result]], machine: list[dict[str,
     loads = [run.load_before for runs in results.values() for run in runs]
     lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
     return "\n".join(lines)
-
-
-def command() -> str:
-    return " ".join(["python -m benchmarks.rollout", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -20,13 +20,12 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.gemm import Shapes, step_flops
+from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.report import RESULTS, command, spread, tell
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 VENV = ROOT / ".cache" / "benchmarks" / "trl-venv"
 TRL = ["torch", "trl==1.16.0", "transformers", "accelerate", "datasets"]
 MAX_LENGTH = 1024
@@ -96,12 +95,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=list(CONTESTANTS), help="contestants to leave out")
     options = parser.parse_args()
     contestants = {name: more for name, more in CONTESTANTS.items() if name not in options.without}
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(options.threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    environment = measured_environment(options.threads)
     work = prepare_work(options.steps, options.batch_size)
     python = trl_python() if any(more is not None for more in contestants.values()) else ""
     results: dict[str, list[Result]] = {name: [] for name in contestants}
@@ -121,7 +115,7 @@ def main() -> None:
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sft-cpu.md").write_text(text + "\n")
-    raw = {"command": command(), "gemm_peak_gflops": peaks, "flops": work.flops, "tokens": work.tokens()}
+    raw = {"command": command("sft"), "gemm_peak_gflops": peaks, "flops": work.flops, "tokens": work.tokens()}
     runs = {name: [asdict(run) for run in found] for name, found in results.items()}
     (RESULTS / "sft-cpu.json").write_text(json.dumps({**raw, "runs": runs}, indent=1) + "\n")
 
@@ -142,11 +136,6 @@ def prepare_work(steps: int, batch_size: int) -> Work:
         labels = [token if trained else -100 for token, trained in pairs]
         rows.append({"input_ids": [token for token, _ in pairs], "labels": labels})
     return Work(model, data / "alpaca_train.jsonl", rows, batch_size)
-
-
-def prepared(what: str) -> Path:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "assets.py", what], stdout=-1, text=True, check=True)
-    return Path(done.stdout.splitlines()[-1])
 
 
 def trl_python() -> str:
@@ -221,25 +210,13 @@ def run_trl(work: Work, options: dict[str, Any], python: str, environment: dict[
     return Result(work.tokens() / (found["ends"][-1] - found["ends"][0]), peak, found["losses"])
 
 
-def run_process(words: list[str], environment: dict[str, str]) -> float:
-    """Run a command and return the largest resident memory of its process in GiB."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise SystemExit(f"{' '.join(words[:4])} … failed:\n{output.read()[-4000:]}")
-    return usage.ru_maxrss / 2**20
-
-
 def report(work: Work, results: dict[str, list[Result]], peak: float, threads: int) -> str:
     """The measurements as Markdown."""
     steps = f"{work.steps} steps of {work.batch_size} conversations, {work.tokens()} tokens timed"
     lines = [
         "# Supervised fine-tuning on a CPU",
         "",
-        f"`{command()}`",
+        f"`{command('sft')}`",
         "",
         f"SmolLM2-135M-Instruct, fp32, {steps}, {threads} threads, {platform.machine()}. Median (lowest to highest) of "
         f"{len(next(iter(results.values())))} runs in turn.",
@@ -273,18 +250,6 @@ def report(work: Work, results: dict[str, list[Result]], peak: float, threads: i
     loads = [run.load_before for runs in results.values() for run in runs]
     lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
     return "\n".join(lines)
-
-
-def spread(values: list[float], unit: str, digits: int) -> str:
-    return f"{median(values):.{digits}f}{unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def command() -> str:
-    return " ".join(["python -m benchmarks.sft", *sys.argv[1:]])
-
-
-def tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

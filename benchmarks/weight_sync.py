@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.grpo import machine
-from benchmarks.processes import command, random_model, run_together, unwind_on_signals, versions
-from benchmarks.sft import RESULTS, prepared, spread, tell
+from benchmarks.processes import prepared, random_model, run_together, unwind_on_signals
+from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
+PACKAGES = ("slime-core", "torch", "transformers", "ray", "sglang")
 SGLANG = ("--rollout-engine", "sglang", "--update-weight-transport")
 
 
@@ -89,7 +89,7 @@ def main() -> None:
                     seconds[size][way] += measure(way, model, options.updates)
     print(report(seconds, megabytes, options.repeats, options.updates))
     if not options.quick:
-        found = {"command": command("weight_sync"), "machine": machine(1), "versions": versions()}
+        found = {"command": command("weight_sync"), "machine": machine(1), "versions": versions(*PACKAGES)}
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps({**found, "megabytes": megabytes, "seconds": seconds}, indent=1)
         (RESULTS / "weight-sync.json").write_text(text + "\n")

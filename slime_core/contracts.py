@@ -85,7 +85,8 @@ class DataSource(Protocol):
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """Prompts in one epoch; `sys.maxsize` where nobody can know, which makes `--num-rollout` necessary."""
+        """Prompts in one epoch; `slime_core.data.UNKNOWN_LENGTH` where nobody can know, which makes `--num-rollout`
+        necessary."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,15 @@ def launch(plan: Plan, ahead: bool) -> Path:
             error.add_note(_how_to_resume(args))
         raise
     finally:
-        if workers is not None:
-            workers.close()
-        if tracking:
-            tracking.close(error)
-        else:
-            console.close()
-            jsonl.close()
-        plugins.notify("slime_run_finished", args=args, error=error)
+        with ExitStack() as stack:  # each of these, also if the one before fails
+            stack.callback(plugins.notify, "slime_run_finished", args=args, error=error)
+            if tracking:
+                stack.callback(tracking.close, error)
+            else:
+                stack.callback(jsonl.close)
+                stack.callback(console.close)
+            if workers is not None:
+                stack.callback(workers.close)
     return run_dir
 
 

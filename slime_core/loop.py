@@ -33,11 +33,10 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
     for rollout_id in range(start, total):
         clock = time.perf_counter()
         result = wait(pending or run.generate(rollout_id), f"the samples of rollout {rollout_id + 1}")
-        waited = time.perf_counter() - clock
         last = rollout_id + 1 == total
         pending = run.generate(rollout_id + 1) if ahead and not last else None
-        run.train(rollout_id, result, waited)
-        stop = run.evaluate_if_due(rollout_id)
+        run.train(rollout_id, result, waited=time.perf_counter() - clock)
+        stop = run.evaluate_if_due(rollout_id, pending)
         run.save_if_due(rollout_id, result, pending, last or stop)
         if stop:
             return

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 from slime_core.arguments.resolve import Resolved, with_data_length, without_effect
 from slime_core.cluster.layout import Layout, make_layout
 from slime_core.contracts import DataSource
+from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.loss import what_reads
 from slime_core.plugins import Plugins, Selected
@@ -82,7 +82,7 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
 
     layout, remarks = make_layout(args, components.get("engine"))
     data_source = open_data(args, components)
-    if args.num_rollout is None and len(data_source) == sys.maxsize:
+    if args.num_rollout is None and len(data_source) == UNKNOWN_LENGTH:
         raise ArgumentError(
             f"--num-epoch needs data that can be counted, which the data source {args.data_source_path!r} does not do. Give "
             "--num-rollout instead."

@@ -154,19 +154,14 @@ def converted(groups: list[Group], data: dict[str, list[Any]]) -> list[Group]:
     """The groups with the values of `contracts.convert_samples` in place of their own.
 
     Raises:
-        PluginError: a column is unknown or has another number of entries than there are samples.
+        PluginError: a column is unknown.
     """
     count = sum(len(group) for group in groups)
-    for name, values in data.items():
-        if name not in _TRAIN_DATA:
-            raise PluginError(
-                f"--custom-convert-samples-to-train-data-path returned {name!r}, which training does not know; it knows "
-                f"{', '.join(_TRAIN_DATA)}."
-            )
-        if len(values) != count:
-            raise PluginError(
-                f"--custom-convert-samples-to-train-data-path returned {len(values)} {name} for {count} samples."
-            )
+    if unknown := sorted(data.keys() - _TRAIN_DATA):
+        raise PluginError(
+            f"--custom-convert-samples-to-train-data-path returned {unknown[0]!r}, which training does not know; it knows "
+            f"{', '.join(_TRAIN_DATA)}."
+        )
     rows = iter([{_TRAIN_DATA[n]: values[i] for n, values in data.items()} for i in range(count)])
     return [[replace(s, **new) for s, new in zip(group, islice(rows, len(group)), strict=True)] for group in groups]
 

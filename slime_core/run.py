@@ -50,6 +50,7 @@ class Run:
     prefetched: RolloutResult | None = None
     _engine_version: int | None = field(default=None, init=False)
     _sends: bool = field(default=False, init=False)  # the trainer has the engine's own weight sender
+    _updating_s: float = field(default=0.0, init=False)  # in `generate`, since a rollout was logged
     _in_memory: set[str] = field(default_factory=lambda: {"trainer", "engine"}, init=False)
     _checkpoints: Checkpoints | None = field(default=None, init=False)
 
@@ -65,12 +66,15 @@ class Run:
             self.prefetched = None
             return ready
         if self.engine_use == "always":
+            started = time.perf_counter()
             self.sync_weights()
+            self._updating_s += time.perf_counter() - started
             self._have_memory("engine")
         return self.rollouts.call("generate", rollout_id)
 
     def train(self, rollout_id: int, result: RolloutResult, waited: float) -> None:
-        """Train on a rollout and log it. `waited` are the seconds in which the trainer had nothing to train."""
+        """Train on a rollout and log it. `waited` are the seconds before it in which the trainer did not train: there were
+        no samples, or the engine took its weights."""
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         if self.trainer is not None:
@@ -93,6 +97,8 @@ class Run:
             "perf/data_wait_share": waited / seconds,
             "perf/tokens_per_second": tokens / seconds,
         }
+        if self.engine_use == "always" and self.trainer is not None:
+            logged["perf/update_weights_time"], self._updating_s = self._updating_s, 0.0
         if self.rollout_log is not None and self.rollout_log(
             rollout_id, self.args, samples, result.output.metrics, result.seconds
         ):
@@ -100,13 +106,20 @@ class Run:
         self.tracking.log(logged, rollout_id)
         self.tracking.console.rollout(rollout_id, logged)
 
-    def evaluate_if_due(self, rollout_id: int) -> bool:
-        """Evaluate when the interval says so (-1: before the first rollout). True when the run should stop early."""
+    def evaluate_if_due(self, rollout_id: int, pending: Future[RolloutResult] | None = None) -> bool:
+        """Evaluate when the interval says so (-1: before the first rollout). True when the run should stop early.
+
+        Args:
+            pending: the next rollout, if it is being made already. The evaluation waits for it, so that the engine has the
+                same weights for all of it.
+        """
         args = self.args
         if not args.eval_prompt_data:
             return False
         before_first = rollout_id < 0
         due = not args.skip_eval_before_train if before_first else (rollout_id + 1) % args.eval_interval == 0
+        if due and pending is not None:
+            wait(pending, f"the samples of rollout {rollout_id + 2}")
         return self.evaluate(rollout_id) if due else False
 
     def evaluate(self, rollout_id: int) -> bool:
@@ -121,17 +134,16 @@ class Run:
             measured = wait(self.trainer.call("evaluate", output.groups), "the evaluation loss")
         metrics = {f"eval/{name}": value for name, value in {**measured, **_rewards(output.generations)}.items()}
         metrics |= _prefixed("eval", output.metrics)
-        if self.eval_log is not None and self.eval_log(
+        self._write_generations(rollout_id, output.generations)
+        if self.eval_log is None or not self.eval_log(
             rollout_id, self.args, _by_set(output.generations), output.metrics
         ):
-            return False
-        self._write_generations(rollout_id, output.generations)
-        self.tracking.log(metrics, rollout_id)
-        self.tracking.console.evaluation(rollout_id, metrics)
-        for sample in output.generations[:1]:
-            self.tracking.console.say(
-                f"  asked:    {_one_line(_question(sample))}\n  answered: {_one_line(sample.response)}"
-            )
+            self.tracking.log(metrics, rollout_id)
+            self.tracking.console.evaluation(rollout_id, metrics)
+            for sample in output.generations[:1]:
+                self.tracking.console.say(
+                    f"  asked:    {_one_line(_question(sample))}\n  answered: {_one_line(sample.response)}"
+                )
         self.plugins.notify("slime_eval_finished", args=self.args, rollout_id=rollout_id, metrics=metrics)
         return self.early_stopping is not None and self.early_stopping.update(metrics)
 

@@ -67,14 +67,40 @@ class LocalHandle:
             self.worker.close()
 
 
+class Notices:
+    """Says what is waited for: after 30 s, and then each time the wait has doubled.
+
+    Args:
+        what: as in "waiting for …".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self._started, self._next = what, time.monotonic(), FIRST_NOTICE_S
+
+    @property
+    def waited(self) -> float:
+        """Seconds until now."""
+        return time.monotonic() - self._started
+
+    @property
+    def left(self) -> float:
+        """Seconds until there is something to say."""
+        return max(0.0, self._next - self.waited)
+
+    def say_if_due(self) -> None:
+        """Log it, when it is time for that."""
+        if self.waited >= self._next:
+            logger.warning("waiting for %s for %.0f s", self._what, self.waited)
+            self._next *= 2
+
+
 def wait(future: Future[Any], what: str) -> Any:
-    """The future's result. Says what it waits for after 30 s, and then each time the wait has doubled."""
-    started, notice = time.monotonic(), FIRST_NOTICE_S
+    """The future's result. Says what it waits for; see `Notices`."""
+    notices = Notices(what)
     while True:
         try:
-            return future.result(timeout=max(0.0, notice - (time.monotonic() - started)))
+            return future.result(timeout=notices.left)
         except NotYet:
             if future.done():  # the work itself raised a TimeoutError
                 raise
-            logger.warning("waiting for %s for %.0f s", what, time.monotonic() - started)
-            notice *= 2
+            notices.say_if_due()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slime_core.advantage import AdvantageInputs, AdvantageOutputs
-from slime_core.errors import PluginError
 from slime_core.sample import Group, Sample
 
 if TYPE_CHECKING:
@@ -52,27 +51,10 @@ def advantage_inputs(
 
 
 def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str, Column]:
-    """The estimator's answer as columns "advantages" and, where there are any, "returns".
-
-    Raises:
-        PluginError: it has another length, or is not finite; names the sample.
-    """
-    found: dict[str, Column] = {}
-    for name, values in (("advantages", outputs.advantages), ("returns", outputs.returns)):
-        if values is None:
-            continue
-        total = sum(sample.response_length for sample in samples)
-        if tuple(values.shape) != (total,):
-            raise PluginError(
-                f"The advantage estimator returned {name} of shape {tuple(values.shape)}; expected ({total},), one for "
-                "each response token of the rollout."
-            )
-        rows = [row.tolist() for row in values.split([sample.response_length for sample in samples])]
-        for sample, row in zip(samples, rows, strict=True):
-            if not all(-float("inf") < x < float("inf") for x in row):
-                raise PluginError(
-                    f"The advantage estimator returned {name} that are not finite for {sample.name}, whose reward is "
-                    f"{sample.reward!r}. Look at the rewards of its group."
-                )
-        found[name] = rows
-    return found
+    """The estimator's answer, checked when it returned (`slime_core.plugins.results`), as columns "advantages" and, where
+    there are any, "returns"."""
+    lengths = [sample.response_length for sample in samples]
+    made = {"advantages": outputs.advantages, "returns": outputs.returns}
+    return {
+        name: [row.tolist() for row in values.split(lengths)] for name, values in made.items() if values is not None
+    }

@@ -8,14 +8,18 @@ those of the unbroken run, bit for bit.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from slime_core.plugins import Selected
+
+logger = logging.getLogger(__name__)
 
 
 class JsonlTracker:
@@ -148,11 +152,24 @@ class Tracking:
             tracker.log(dict(metrics), rollout_id)
 
     def close(self, error: BaseException | None) -> None:
-        """The run is over; `error` is what ended it."""
-        self.console.close()
-        self._jsonl.close()
-        for tracker in self._trackers:
-            tracker.close(error)
+        """The run is over; `error` is what ended it. All are told, also if one fails. After an error, that is the one to
+        raise, so what goes wrong here is a warning."""
+        with ExitStack() as stack:
+            for tracker in self._trackers:
+                stack.callback(_close, tracker, error)
+            stack.callback(self._jsonl.close)
+            stack.callback(self.console.close)
+
+
+def _close(tracker: Any, error: BaseException | None) -> None:
+    try:
+        tracker.close(error)
+    except Exception as failure:
+        if error is None:
+            raise
+        logger.warning(
+            "The tracker %s could not be closed: %s: %s", type(tracker).__name__, type(failure).__name__, failure
+        )
 
 
 def _clock(seconds: float) -> str:

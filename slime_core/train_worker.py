@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_core.batch import TrainBatch, make_train_batch
 from slime_core.errors import ArgumentError, CheckpointError, SampleError
 from slime_core.loss import may_skip_zero_advantage, what_reads
 from slime_core.plugins import Plugins, Selected
@@ -25,6 +24,7 @@ from slime_core.profiling import Profiler
 from slime_core.reward import reward_of
 from slime_core.sample import Group, Sample
 from slime_core.signals import Column, advantage_inputs, columns_of
+from slime_core.steps import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,12 +67,12 @@ class TrainWorker:
         self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
         self._total_steps = total_rollouts * args.num_steps_per_rollout
         self._reads = what_reads(components.loss, args) | what_reads(components.advantage, args)
-        self._may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
+        may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
+        self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
         self._reference: TrainBackend | None = None
         self._critic: TrainBackend | None = None
         self._rank = int(os.environ.get("RANK", "0"))
         self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        self._data_ranks = 1
         self._sender: WeightSender | None = None
         self._actor: TrainBackend = components.backend(args)
         self._models: list[Any] = [self._actor]
@@ -81,7 +81,7 @@ class TrainWorker:
         """Load the models."""
         args, loss, new = self._args, self._components.loss, self._components.backend
         self._actor.setup(loss, self._total_steps)
-        self._data_ranks = getattr(self._actor, "data_parallel_size", 1)
+        self._steps = replace(self._steps, ranks=getattr(self._actor, "data_parallel_size", 1))
         if self._ranks > 1 and not hasattr(self._actor, "data_parallel_size"):
             raise ArgumentError(
                 f"The {self._components.backend.label} trains in one process (it has no data_parallel_size), but the run "
@@ -107,7 +107,7 @@ class TrainWorker:
         """All optimizer steps of one rollout; the metrics are means over the steps, counts are sums."""
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
-        parts = list(_parts(len(samples), self._args.num_steps_per_rollout))
+        parts = list(self._steps.parts(len(samples)))
         columns: dict[str, Column] = {}
         timings: dict[str, float] = {}
         if self._components.advantage is not None:
@@ -133,7 +133,7 @@ class TrainWorker:
         return {
             f"{name}/{metric}": value
             for name, samples in by_set.items()
-            for metric, value in self._actor.evaluate(self._batch(samples)).items()
+            for metric, value in self._actor.evaluate(self._steps.batch(samples)).items()
         }
 
     def weights(self) -> list[tuple[str, Tensor]] | None:
@@ -246,13 +246,9 @@ class TrainWorker:
         found: list[Sequence[float]] = []
         for part in parts:
             own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
-            batch = self._batch(samples[part], skipped=self._skipped(samples[part], own))
+            batch = self._steps.batch(samples[part], skipped=self._steps.without_gradient(samples[part], own))
             found += model.values(batch) if name == "values" else model.log_probs(batch)
         columns["old_values" if name == "values" else name] = found
-
-    def _skipped(self, samples: Sequence[Sample], columns: dict[str, Column]) -> set[int]:
-        """Samples that cannot contribute a gradient."""
-        return _without_gradient(samples, columns) if self._may_skip and "advantages" in columns else set()
 
     def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
         """The rewards to train with, and whether they are not to be normalised again."""
@@ -268,11 +264,11 @@ class TrainWorker:
         self._plugins.notify("slime_before_train_step", args=args, rollout_id=rollout_id, step=step)
         metrics: dict[str, float] = {}
         if self._critic is not None:
-            found = self._critic.train_step(self._batch(samples, columns))
+            found = self._critic.train_step(self._steps.batch(samples, columns))
             metrics |= {f"critic/{name}": value for name, value in found.items() if not name.startswith("num_")}
         if rollout_id >= args.num_critic_only_steps or self._critic is None:
-            skipped = self._skipped(samples, columns)
-            batch = self._batch(samples, columns, skipped)
+            skipped = self._steps.without_gradient(samples, columns)
+            batch = self._steps.batch(samples, columns, skipped)
             metrics |= self._actor.train_step(batch)
             if skipped:
                 metrics["num_skipped_samples"] = len(skipped)
@@ -280,46 +276,9 @@ class TrainWorker:
         self._plugins.notify("slime_train_step_finished", args=args, rollout_id=rollout_id, step=step, metrics=metrics)
         return metrics
 
-    def _batch(
-        self, samples: Sequence[Sample], columns: dict[str, Column] | None = None, skipped: set[int] | None = None
-    ) -> TrainBatch:
-        args = self._args
-        trains_on_rollouts = self._components.advantage is not None
-        return make_train_batch(
-            samples,
-            mean="token" if args.calculate_per_token_loss else "constant" if args.constant_length_loss else "sample",
-            constant=args.rollout_max_response_len,
-            micro_batch_size=args.micro_batch_size,
-            max_tokens=args.max_tokens_per_gpu if args.use_dynamic_batch_size else None,
-            share_prompts=args.share_prompts and trains_on_rollouts,
-            temperature=args.rollout_temperature if trains_on_rollouts else 1.0,
-            columns=columns,
-            skipped=skipped or set(),
-            ranks=self._data_ranks,
-            balance=args.balance_data,
-        )
-
     def _gather(self) -> None:
         for _ in self._actor.weights():
             pass
-
-
-def _parts(count: int, steps: int) -> Iterator[slice]:
-    """`count` samples cut into the optimizer steps of a rollout, of equal size where that is possible."""
-    if count < steps:
-        raise SampleError(
-            f"The rollout has {count} samples, too few for {steps} optimizer steps (--num-steps-per-rollout)."
-        )
-    return (slice(k * count // steps, (k + 1) * count // steps) for k in range(steps))
-
-
-def _without_gradient(samples: Sequence[Sample], columns: dict[str, Column]) -> set[int]:
-    """Samples whose advantages are all 0 where they are trained."""
-    return {
-        index
-        for index, (sample, advantages) in enumerate(zip(samples, columns["advantages"], strict=True))
-        if not any(a for a, trained in zip(advantages, sample.trained_mask, strict=True) if trained)
-    }
 
 
 def _over_steps(name: str, values: list[float]) -> float:

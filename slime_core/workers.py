@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ class Workers:
     trainer: Handle | None
 
     def close(self) -> None:
-        """End both, whatever they are doing."""
-        for handle in (self.rollouts, self.trainer):
-            if handle is not None:
-                handle.close()
+        """End both, whatever they are doing, the second also if that fails for the first."""
+        with ExitStack() as stack:
+            for handle in (self.trainer, self.rollouts):
+                if handle is not None:
+                    stack.callback(handle.close)
 
 
 def in_this_process(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None) -> Workers:

@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from pathlib import Path
+
 from slime_core.sample import Sample
+from slime_core.testing import EchoEngine
+
+UPDATE_S, PATIENCE_S, FIRST_ROLLOUT = 0.3, 1.0, 12  # requests
+
+
+class SendingEngine(EchoEngine):
+    """Takes its weights from the trainer at once, also while it generates. A second rollout under the first weights lasts
+    until the first one has been trained, and a while longer."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self._metrics = Path(args.run_dir) / "metrics.jsonl"
+
+    async def generate(self, input_ids, sampling_params, request_id=None):
+        if self.version == 0 and self._count >= FIRST_ROLLOUT:
+            while not self._metrics.read_text():
+                await asyncio.sleep(0.02)
+            end = time.monotonic() + PATIENCE_S
+            while self.version == 0 and time.monotonic() < end:
+                await asyncio.sleep(0.02)
+        return await super().generate(input_ids, sampling_params, request_id)
+
+    def weight_sender(self):
+        return self
+
+    def send(self, weights, version):
+        for _ in weights:
+            pass
+        time.sleep(UPDATE_S)
+        self.version = version
 
 
 async def even_tokens(args, sample: Sample) -> float:

@@ -85,7 +85,25 @@ def test_an_option_that_nothing_reads_is_reported(namespace):
     notes = " ".join(without_effect(found, ["rollout:other"]))
     assert "--max-tokens-per-gpu has no effect without --use-dynamic-batch-size." in notes
     assert "--loss-mask-type has no effect: it is read by rollout:sft, which this run does not use." in notes
-    assert "--loss-mask-type" not in " ".join(without_effect(found, ["rollout:sft"]))
+    for reader in ("rollout:sft", "rollout:my_project.rollouts.mine"):
+        assert "--loss-mask-type" not in " ".join(without_effect(found, [reader]))
+
+
+def test_a_condition_may_be_that_another_option_is_not_set(namespace):
+    def about(*words: str, selected: str) -> list[str]:
+        return [n for n in without_effect(resolved(namespace, *words), [selected]) if not n.startswith("--disable")]
+
+    sft = ("--disable-compute-advantages-and-returns",)
+    for words in (("--rollout-temperature", "0.5"), ("--no-share-prompts",)):
+        assert about(*words, selected="rollout:other") == []
+        assert about(*sft, *words, selected="rollout:other") == [
+            f"{words[0].replace('--no-', '--')} has no effect with --disable-compute-advantages-and-returns."
+        ]
+    long = ("--rollout-max-response-len", "7")
+    assert about(*long, selected="rollout:sft") == [
+        "--rollout-max-response-len has no effect without --constant-length-loss."
+    ]
+    assert about(*long, "--constant-length-loss", selected="rollout:sft") == []
 
 
 def test_an_option_set_to_its_default_is_not_reported(namespace):
@@ -115,9 +133,10 @@ def test_every_option_has_a_help_text_and_a_reader(namespace):
     kinds = set(__import__("slime_core.plugins.kinds", fromlist=["KINDS"]).KINDS)
     for option in namespace.options.values():
         assert len(option.field.description or "") > 15, option.flag
-        for reader in option.read_by.split():
+        readers = [reader.partition("?") for reader in option.read_by.split()]
+        for reader, _, _ in readers:
             assert reader == "core" or reader.split(":")[0] in kinds, (option.flag, reader)
-        for condition in (option.when or "").split("|"):
+        for condition in [*(option.when or "").split("|"), *(condition for _, _, condition in readers)]:
             assert not condition or condition.lstrip("!") in namespace.options, option.flag
     assert "--rollout-batch-size" in run_parser(namespace, "slime train").format_help()
 

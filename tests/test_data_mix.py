@@ -8,7 +8,6 @@ import shutil
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,22 +22,14 @@ from slime_core.sample import Sample
 from slime_core.tracking import read_metrics
 
 
-def arguments(specs: list[Path | str], weights: list[float] | None, **changes: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        **{
-            "prompt_data": [str(spec) for spec in specs],
-            "prompt_data_weights": weights,
-            "input_key": "input",
-            "label_key": None,
-            "tool_key": "tools",
-            "metadata_key": "metadata",
-            "rollout_shuffle": False,
-            "rollout_seed": 42,
-            "n_samples_per_prompt": 1,
-            "malformed_row": "error",
-            **changes,
-        }
-    )
+@pytest.fixture(scope="session")
+def arguments(default_arguments: Any) -> Any:
+    """`arguments(specs, weights, **changes)`"""
+
+    def make(specs: list[Path | str], weights: list[float] | None, **changes: Any) -> Any:
+        return default_arguments(*specs, prompt_data_weights=weights, **changes)
+
+    return make
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -78,13 +69,13 @@ def test_every_share_keeps_the_best_possible_distance_to_its_weight_after_any_nu
         assert all(abs(c - turn * w / sum(exact)) <= bound for c, w in zip(mixture.chosen, exact, strict=True))
 
 
-def test_a_batch_holds_exactly_the_shares_where_they_are_whole_numbers(tmp_path: Path) -> None:
+def test_a_batch_holds_exactly_the_shares_where_they_are_whole_numbers(arguments: Any, tmp_path: Path) -> None:
     source = GlobalDataSource(arguments(lettered(tmp_path, a=50, b=50, c=50), [0.7, 0.2, 0.1]))
     for _ in range(12):
         assert Counter(text[0] for text in texts(source.get_samples(10))) == {"a": 7, "b": 2, "c": 1}
 
 
-def test_every_set_has_epochs_of_its_own_newly_shuffled_and_counted(tmp_path: Path) -> None:
+def test_every_set_has_epochs_of_its_own_newly_shuffled_and_counted(arguments: Any, tmp_path: Path) -> None:
     source = GlobalDataSource(arguments(lettered(tmp_path, a=5, b=30), [1, 1], rollout_shuffle=True))
     taken = texts(source.get_samples(60))
     small = [text for text in taken if text[0] == "a"]
@@ -97,7 +88,7 @@ def test_every_set_has_epochs_of_its_own_newly_shuffled_and_counted(tmp_path: Pa
     assert source.metrics()["a/epoch"] == 6
 
 
-def test_sets_of_one_length_are_shuffled_differently(tmp_path: Path) -> None:
+def test_sets_of_one_length_are_shuffled_differently(arguments: Any, tmp_path: Path) -> None:
     taken = texts(
         GlobalDataSource(arguments(lettered(tmp_path, a=20, b=20), [1, 1], rollout_shuffle=True)).get_samples(40)
     )
@@ -105,7 +96,7 @@ def test_sets_of_one_length_are_shuffled_differently(tmp_path: Path) -> None:
     assert orders[0] != orders[1]
 
 
-def test_the_length_is_all_rows_whatever_the_weights_and_a_sample_names_its_set(tmp_path: Path) -> None:
+def test_the_length_is_all_rows_whatever_the_weights_and_a_sample_names_its_set(arguments: Any, tmp_path: Path) -> None:
     a, b = lettered(tmp_path, a=3, b=9)
     source = GlobalDataSource(arguments([a, f"{b}@[2:6]"], [9, 1]))
     assert len(source) == 7
@@ -115,7 +106,7 @@ def test_the_length_is_all_rows_whatever_the_weights_and_a_sample_names_its_set(
     assert set(source.fingerprint()) == {str(a), str(b)}
 
 
-def test_sets_of_one_file_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+def test_sets_of_one_file_name_are_told_apart_by_their_paths(arguments: Any, tmp_path: Path) -> None:
     paths = []
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
@@ -124,7 +115,7 @@ def test_sets_of_one_file_name_are_told_apart_by_their_paths(tmp_path: Path) -> 
     assert [g[0].metadata["dataset"] for g in source.get_samples(2)] == [str(path) for path in paths]
 
 
-def test_without_weights_all_files_are_one_set_as_ever(tmp_path: Path) -> None:
+def test_without_weights_all_files_are_one_set_as_ever(arguments: Any, tmp_path: Path) -> None:
     paths = lettered(tmp_path, a=2, b=2)
     source = GlobalDataSource(arguments(paths, None))
     groups = source.get_samples(5)
@@ -141,6 +132,7 @@ def test_without_weights_all_files_are_one_set_as_ever(tmp_path: Path) -> None:
     shuffle=st.booleans(),
 )
 def test_a_resumed_mixture_goes_on_like_the_unbroken_one(
+    arguments: Any,
     tmp_path_factory: pytest.TempPathFactory,
     weights: list[float],
     before: list[int],
@@ -163,7 +155,9 @@ def test_a_resumed_mixture_goes_on_like_the_unbroken_one(
     assert resumed.metrics() == unbroken.metrics()
 
 
-def test_with_other_weights_a_resumed_run_counts_shares_anew_instead_of_catching_up(tmp_path: Path) -> None:
+def test_with_other_weights_a_resumed_run_counts_shares_anew_instead_of_catching_up(
+    arguments: Any, tmp_path: Path
+) -> None:
     paths = lettered(tmp_path, a=50, b=50)
     first = GlobalDataSource(arguments(paths, [9, 1]))
     first.get_samples(20)
@@ -173,7 +167,7 @@ def test_with_other_weights_a_resumed_run_counts_shares_anew_instead_of_catching
     assert first.state_dict()["sets"][0]["offset"] == 18
 
 
-def test_a_malformed_row_is_replaced_by_one_of_its_own_set(tmp_path: Path) -> None:
+def test_a_malformed_row_is_replaced_by_one_of_its_own_set(arguments: Any, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", ["broken", {"input": "good"}, {"other": 1}])
     source = GlobalDataSource(arguments([*lettered(tmp_path, a=9), bad], [1, 1], malformed_row="skip"))
     assert Counter(text[0] for text in texts(source.get_samples(8))) == {"a": 4, "g": 4}
@@ -182,14 +176,14 @@ def test_a_malformed_row_is_replaced_by_one_of_its_own_set(tmp_path: Path) -> No
         GlobalDataSource(arguments([*lettered(tmp_path, a=9), bad], [1, 1])).get_samples(8)
 
 
-def test_a_set_without_one_good_row_is_named(tmp_path: Path) -> None:
+def test_a_set_without_one_good_row_is_named(arguments: Any, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", ["broken"])
     source = GlobalDataSource(arguments([*lettered(tmp_path, a=9), bad], [1, 1], malformed_row="skip"))
     with pytest.raises(DataError, match=r"None of the 1 rows of .*bad\.jsonl can be used"):
         source.get_samples(4)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(arguments: Any, tmp_path: Path) -> None:
     paths = lettered(tmp_path, a=2, b=2)
     with pytest.raises(
         ArgumentError, match=r"has 1 numbers for 2 data sets \(.*a\.jsonl, .*b\.jsonl\); give one for each"
@@ -199,7 +193,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         GlobalDataSource(arguments(paths, [1, 0]))
 
 
-def test_a_checkpoint_of_another_number_of_sets_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_number_of_sets_is_refused(arguments: Any, tmp_path: Path) -> None:
     paths = lettered(tmp_path, a=2, b=2)
     with pytest.raises(CheckpointError, match="had 2 data sets, this one has 1"):
         GlobalDataSource(arguments(paths, None)).load_state_dict(

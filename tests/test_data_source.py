@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,21 +18,10 @@ from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginE
 from slime_core.sample import Sample, Status
 
 
-def arguments(path: Path, **changes: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        **{
-            "prompt_data": [str(path)],
-            "input_key": "messages",
-            "label_key": None,
-            "tool_key": "tools",
-            "metadata_key": "metadata",
-            "rollout_shuffle": False,
-            "rollout_seed": 42,
-            "n_samples_per_prompt": 1,
-            "malformed_row": "error",
-            **changes,
-        }
-    )
+@pytest.fixture(scope="session")
+def arguments(default_arguments: Any) -> Any:
+    """`arguments(path, **changes)`: over rows of messages."""
+    return partial(default_arguments, input_key="messages")
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -54,28 +43,28 @@ def texts(groups: list[list[Sample]]) -> list[str]:
     return [group[0].prompt[0]["content"] for group in groups]
 
 
-def test_a_batch_goes_on_into_the_next_epoch(numbered: Path) -> None:
+def test_a_batch_goes_on_into_the_next_epoch(arguments: Any, numbered: Path) -> None:
     source = GlobalDataSource(arguments(numbered))
     assert texts(source.get_samples(5)) == list("01234")
     assert texts(source.get_samples(5)) == list("56012")
     assert texts(source.get_samples(20)) == list("34560123456012345601")
 
 
-def test_groups_and_samples_are_numbered_over_the_whole_run(numbered: Path) -> None:
+def test_groups_and_samples_are_numbered_over_the_whole_run(arguments: Any, numbered: Path) -> None:
     source = GlobalDataSource(arguments(numbered, n_samples_per_prompt=3))
     groups = source.get_samples(4) + source.get_samples(6)
     assert [s.group_index for g in groups for s in g] == [i // 3 for i in range(30)]
     assert [s.index for g in groups for s in g] == list(range(30))
 
 
-def test_the_samples_of_a_group_share_nothing_that_can_change(numbered: Path) -> None:
+def test_the_samples_of_a_group_share_nothing_that_can_change(arguments: Any, numbered: Path) -> None:
     (first, second), *_ = GlobalDataSource(arguments(numbered, n_samples_per_prompt=2)).get_samples(1)
     first.prompt[0]["content"] = "changed"
     first.metadata["x"] = 1
     assert (second.prompt, second.metadata) == (chat(0)["messages"], {"source": f"{numbered}:1"})
 
 
-def test_every_epoch_is_another_shuffle_that_the_seed_fixes(numbered: Path) -> None:
+def test_every_epoch_is_another_shuffle_that_the_seed_fixes(arguments: Any, numbered: Path) -> None:
     epochs = GlobalDataSource(arguments(numbered, rollout_shuffle=True)).get_samples(28)
     again = GlobalDataSource(arguments(numbered, rollout_shuffle=True)).get_samples(28)
     other = GlobalDataSource(arguments(numbered, rollout_shuffle=True, rollout_seed=7)).get_samples(28)
@@ -85,14 +74,14 @@ def test_every_epoch_is_another_shuffle_that_the_seed_fixes(numbered: Path) -> N
     assert len(set(map(tuple, per_epoch))) == 4
 
 
-def test_the_shuffle_is_the_one_of_a_list_of_row_numbers(numbered: Path) -> None:
+def test_the_shuffle_is_the_one_of_a_list_of_row_numbers(arguments: Any, numbered: Path) -> None:
     expected = list(range(7))
     random.Random(42).shuffle(expected)
     got = GlobalDataSource(arguments(numbered, rollout_shuffle=True)).get_samples(7)
     assert texts(got) == list(map(str, expected))
 
 
-def test_a_row_brings_label_tools_metadata_and_its_origin(tmp_path: Path) -> None:
+def test_a_row_brings_label_tools_metadata_and_its_origin(arguments: Any, tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     rows = [
         {"q": "text", "answer": 42, "tools": tools, "metadata": {"level": 3}},
@@ -111,7 +100,7 @@ def test_a_row_brings_label_tools_metadata_and_its_origin(tmp_path: Path) -> Non
     assert all(s.status is Status.PENDING for s in samples)
 
 
-def test_the_buffer_is_emptied_first(numbered: Path) -> None:
+def test_the_buffer_is_emptied_first(arguments: Any, numbered: Path) -> None:
     source = GlobalDataSource(arguments(numbered))
     groups = source.get_samples(4)
     source.add_samples(groups[1:])
@@ -126,7 +115,7 @@ def test_pop_first_takes_the_oldest_and_leaves_the_rest() -> None:
     assert buffer == []
 
 
-def test_a_buffer_function_of_ones_own_decides_what_leaves(numbered: Path) -> None:
+def test_a_buffer_function_of_ones_own_decides_what_leaves(arguments: Any, numbered: Path) -> None:
     calls = []
 
     def pop_last(args: Any, rollout_id: int | None, buffer: list, num_samples: int) -> list:
@@ -139,14 +128,7 @@ def test_a_buffer_function_of_ones_own_decides_what_leaves(numbered: Path) -> No
     assert calls == [(42, None, 2)]
 
 
-def test_a_buffer_function_that_returns_too_much_is_refused(numbered: Path) -> None:
-    source = GlobalDataSource(arguments(numbered), buffer_pop=lambda args, rollout_id, buffer, num_samples: buffer)
-    source.add_samples(source.get_samples(3))
-    with pytest.raises(PluginError, match="--buffer-filter-path returned 3 groups; expected at most 2"):
-        source.get_samples(2)
-
-
-def test_samples_in_place_of_groups_are_refused(numbered: Path) -> None:
+def test_samples_in_place_of_groups_are_refused(arguments: Any, numbered: Path) -> None:
     source = GlobalDataSource(arguments(numbered))
     with pytest.raises(PluginError, match="add_samples was given Sample where a group belongs"):
         source.add_samples([Sample()])  # type: ignore[list-item]
@@ -178,6 +160,7 @@ STEPS = st.lists(st.builds(lambda count, back: take(count, min(back, count)), st
 @settings(max_examples=60, deadline=None)
 @given(before=STEPS, after=STEPS, shuffle=st.booleans(), samples=st.integers(1, 2), read_before=st.sampled_from([0, 4]))
 def test_a_resumed_source_continues_like_the_unbroken_one(
+    arguments: Any,
     tmp_path_factory: pytest.TempPathFactory,
     before: list[Step],
     after: list[Step],
@@ -200,16 +183,16 @@ def test_a_resumed_source_continues_like_the_unbroken_one(
     assert resumed.state_dict() == unbroken.state_dict()
 
 
-def test_a_checkpoint_of_other_data_is_refused(numbered: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_data_is_refused(arguments: Any, numbered: Path, tmp_path: Path) -> None:
     state = GlobalDataSource(arguments(numbered)).state_dict()
     other = GlobalDataSource(arguments(tmp_path / "seven.jsonl", prompt_data=[f"{numbered}@[:5]"]))
     with pytest.raises(CheckpointError, match=r"The checkpoint's data had 7 rows, --prompt-data has 5\."):
         other.load_state_dict(state)
 
 
-def test_without_data_the_option_is_named() -> None:
+def test_without_data_the_option_is_named(arguments: Any) -> None:
     with pytest.raises(ArgumentError, match="name a file with --prompt-data"):
-        GlobalDataSource(SimpleNamespace(prompt_data=[]))
+        GlobalDataSource(arguments())
 
 
 MALFORMED = [
@@ -251,14 +234,14 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("row", "options", "message"), MALFORMED)
-def test_a_malformed_row_is_named(tmp_path: Path, row: dict, options: dict, message: str) -> None:
+def test_a_malformed_row_is_named(arguments: Any, tmp_path: Path, row: dict, options: dict, message: str) -> None:
     path = write(tmp_path / "d.jsonl", [row])
     with pytest.raises(DataError) as caught:
         GlobalDataSource(arguments(path, **options)).get_samples(1)
     assert str(caught.value) == f"{path}:1: {message} (--malformed-row skip leaves such rows out.)"
 
 
-def test_skipped_rows_are_replaced_and_counted(tmp_path: Path) -> None:
+def test_skipped_rows_are_replaced_and_counted(arguments: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [chat(0), "broken", {"other": 1}, chat(3), [1]])
     source = GlobalDataSource(arguments(path, malformed_row="skip"))
     assert texts(source.get_samples(5)) == list("03030")
@@ -266,7 +249,7 @@ def test_skipped_rows_are_replaced_and_counted(tmp_path: Path) -> None:
     assert [s.index for g in source.get_samples(2) for s in g] == [5, 6]
 
 
-def test_data_without_one_good_row_ends_in_an_error(tmp_path: Path) -> None:
+def test_data_without_one_good_row_ends_in_an_error(arguments: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", ["broken", {"other": 1}])
     with pytest.raises(
         DataError, match=r"None of the 2 rows of --prompt-data can be used\. The last one: .*d\.jsonl:2"
@@ -274,7 +257,7 @@ def test_data_without_one_good_row_ends_in_an_error(tmp_path: Path) -> None:
         GlobalDataSource(arguments(path, malformed_row="skip")).get_samples(1)
 
 
-def test_missing_and_null_content_are_the_same_conversation(tmp_path: Path) -> None:
+def test_missing_and_null_content_are_the_same_conversation(arguments: Any, tmp_path: Path) -> None:
     call = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
     rows = [
         {"messages": [{"role": "assistant", "tool_calls": call}]},

@@ -110,7 +110,14 @@ def log(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
 
 def eval_log(rollout_id, args, data, extra_metrics):
     calls.append(("eval_log", (rollout_id, data)))
-    return False
+    return True
+"""
+
+TRACKER = """
+class Tracker:
+    def __init__(self, args, run_dir, config): ...
+    def log(self, metrics, step): ...
+    def close(self, error): raise OSError("the line is dead")
 """
 
 GENERATORS = """
@@ -236,10 +243,11 @@ def test_components_of_reinforcement_learning_are_called_as_their_contracts_say(
     rollout_id, data = called["eval_log"]
     assert (rollout_id, data["few"]["rewards"]) == (0, [0.0, 1.0] * 4)
 
-    trained, evaluated = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    (trained,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert 0 < trained["train/weight"] <= 2.0
     assert not [name for name in trained if name.startswith("rollout/")], "the log function said that it has logged all"
-    assert evaluated["eval/few/reward"] == 0.5
+    assert dict(watcher.calls)["eval_finished"]["metrics"]["eval/few/reward"] == 0.5, "whoever logs it"
+    assert list((tmp_path / "run" / "eval").iterdir())
     kinds = {"rollout", "loss", "importance_weight", "advantage", "reward_post_process", "sample_converter"}
     for name in (*kinds, "slime_before_train_step", "slime_rollout_finished"):
         assert trained[f"perf/hooks/{name}/calls"] >= 1
@@ -257,14 +265,20 @@ def test_components_of_reinforcement_learning_are_called_as_their_contracts_say(
     ]
 
 
-def test_the_end_of_a_run_is_told_once_with_the_error_that_ended_it(watcher, tiny_model, tmp_path, capsys):
+def test_the_end_of_a_run_is_told_once_with_the_error_that_ended_it(
+    watcher, tiny_model, tmp_path, monkeypatch, capsys, caplog
+):
     (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "No answer."}]}\n' * 4)
-    assert main(["train", *flags(tiny_model, tmp_path / "rows.jsonl", tmp_path / "run")]) == 1
+    (tmp_path / "clumsy.py").write_text(TRACKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = flags(tiny_model, tmp_path / "rows.jsonl", tmp_path / "run")
+    assert main(["train", *words, "--tracker", "clumsy.Tracker"]) == 1
     names = [name for name, _ in watcher.calls]
     assert (names.count("run_started"), names.count("run_finished")) == (1, 1)
     assert names[-1] == "run_finished"
     error = watcher.calls[-1][1]["error"]
     assert str(error) in capsys.readouterr().err
+    assert "the line is dead" in caplog.text
 
 
 def test_a_generator_is_given_the_engine_that_it_names_and_its_answer_is_checked(tmp_path, monkeypatch):

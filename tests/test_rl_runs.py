@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import rl_hooks
 import torch
 from safetensors.torch import load_file
 
@@ -144,6 +145,8 @@ def test_rollouts_alone_need_no_trainer(flags, tmp_path):
     dump = tmp_path / "dump"
     words = ("--debug-rollout-only", "--save-debug-rollout-data", str(dump / "{rollout_id}.jsonl"))
     assert main(["train", *flags, *words, "--run-dir", str(tmp_path / "run")]) == 0
+    for line in read_metrics(tmp_path / "run" / "metrics.jsonl"):
+        assert not [name for name in line if "staleness" in name or "update_weights" in name]
     run(tmp_path / "trained", flags, "--save-debug-rollout-data", str(tmp_path / "other" / "{rollout_id}.jsonl"))
     first, other = (folder / "0.jsonl" for folder in (dump, tmp_path / "other"))
     strip = lambda file: [json.loads(line).get("tokens") for line in file.read_text().splitlines()]  # noqa: E731
@@ -165,9 +168,31 @@ def test_an_evaluation_measures_rewards_before_and_after(flags, chat_rows, tmp_p
 
 def test_one_step_off_policy_samples_are_made_by_the_weights_before(flags, tmp_path):
     dump = tmp_path / "dump"
-    run(tmp_path / "run", flags, "--save-debug-rollout-data", str(dump / "{rollout_id}.jsonl"), command="train-async")
+    words = ("--save-debug-rollout-data", str(dump / "{rollout_id}.jsonl"))
+    lines = run(tmp_path / "run", flags, *words, command="train-async")
     versions = []
     for rollout in range(ROLLOUTS):
         samples = [json.loads(line) for line in (dump / f"{rollout}.jsonl").read_text().splitlines()[1:]]
         versions.append({version for sample in samples for version in sample["weight_versions"]})
     assert versions == [{0}, {0}, {1}]
+    for name in ("mean", "max", "older_share"):
+        assert [line[f"rollout/staleness/{name}"] for line in lines] == [0.0, 1.0, 1.0]
+
+
+def test_an_evaluation_leaves_the_rollout_that_is_being_made_its_weights(flags, chat_rows, tmp_path):
+    words = ("--rollout-engine", "rl_hooks.SendingEngine", "--num-rollout", "2", "--skip-eval-before-train")
+    words += ("--eval-prompt-data", "held", f"{chat_rows}@[0:2]", "--eval-interval", "1")
+    lines = run(tmp_path / "run", flags, *words, command="train-async")
+    assert [line["rollout/staleness/mean"] for line in lines if "train/loss" in line] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("command", ["train", "train-async"])
+def test_the_time_of_a_rollout_is_training_and_waiting_of_which_the_weight_update_is_a_part(flags, tmp_path, command):
+    lines = run(tmp_path / "run", flags, "--rollout-engine", "rl_hooks.SendingEngine", command=command)
+    for line in lines:
+        assert line["perf/rollout_time"] == pytest.approx(line["perf/train_time"] + line["perf/data_wait_time"])
+        assert line["perf/data_wait_share"] == line["perf/data_wait_time"] / line["perf/rollout_time"]
+        assert line["perf/data_wait_time"] >= line["perf/update_weights_time"]
+    # One step off, the engine takes the weights for the next rollout before this one is trained, and then there is none.
+    updated = [True, True, command == "train"]
+    assert [line["perf/update_weights_time"] >= rl_hooks.UPDATE_S for line in lines] == updated

@@ -12,8 +12,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -22,29 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_core.cli import main
-from slime_core.data import StreamingDataSource
+from slime_core.data import UNKNOWN_LENGTH, StreamingDataSource
 from slime_core.errors import CheckpointError, DataError
 from slime_core.sample import Sample
 from slime_core.tracking import read_metrics
 
 
-def arguments(*specs: Path | str, **changes: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        **{
-            "prompt_data": [str(spec) for spec in specs],
-            "prompt_data_weights": None,
-            "shuffle_buffer_size": 4,
-            "input_key": "input",
-            "label_key": None,
-            "tool_key": "tools",
-            "metadata_key": "metadata",
-            "rollout_shuffle": False,
-            "rollout_seed": 42,
-            "n_samples_per_prompt": 1,
-            "malformed_row": "error",
-            **changes,
-        }
-    )
+@pytest.fixture(scope="session")
+def arguments(default_arguments: Any) -> Any:
+    """`arguments(*specs, **changes)`: shuffled, where that is asked for, in blocks of four rows."""
+    return partial(default_arguments, shuffle_buffer_size=4)
 
 
 def lines(*texts: object) -> bytes:
@@ -77,7 +64,7 @@ def texts(groups: list[list[Sample]]) -> list[str]:
     return [str(group[0].prompt) for group in groups]
 
 
-def test_files_of_all_kinds_are_read_one_after_another_and_begin_again(shards: str) -> None:
+def test_files_of_all_kinds_are_read_one_after_another_and_begin_again(arguments: Any, shards: str) -> None:
     source = StreamingDataSource(arguments(shards))
     groups = source.get_samples(23)
     assert texts(groups) == list("01234567890123456789012")
@@ -86,7 +73,7 @@ def test_files_of_all_kinds_are_read_one_after_another_and_begin_again(shards: s
     ]
 
 
-def test_rows_are_shuffled_in_blocks_anew_in_every_pass_and_each_comes_once(shards: str) -> None:
+def test_rows_are_shuffled_in_blocks_anew_in_every_pass_and_each_comes_once(arguments: Any, shards: str) -> None:
     args = arguments(shards, rollout_shuffle=True)
     first, second = (texts(StreamingDataSource(args).get_samples(30)) for _ in range(2))
     other = texts(StreamingDataSource(arguments(shards, rollout_shuffle=True, rollout_seed=1)).get_samples(30))
@@ -99,16 +86,18 @@ def test_rows_are_shuffled_in_blocks_anew_in_every_pass_and_each_comes_once(shar
     assert len(set(map(tuple, passes))) == 3
 
 
-def test_the_length_is_known_after_one_pass_and_not_before(shards: str) -> None:
+def test_the_length_is_known_after_one_pass_and_not_before(arguments: Any, shards: str) -> None:
     source = StreamingDataSource(arguments(shards))
-    assert len(source) == sys.maxsize
+    assert len(source) == UNKNOWN_LENGTH
     source.get_samples(10)
-    assert len(source) == sys.maxsize
+    assert len(source) == UNKNOWN_LENGTH
     source.get_samples(1)
     assert len(source) == 10
 
 
-def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline_change_nothing(tmp_path: Path) -> None:
+def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline_change_nothing(
+    arguments: Any, tmp_path: Path
+) -> None:
     path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines(0) + b"\n \r\n" + lines(1).rstrip())
     groups = StreamingDataSource(arguments(path)).get_samples(3)
     assert texts(groups) == ["0", "1", "0"]
@@ -124,6 +113,7 @@ def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline_change_nothing
     mixed=st.booleans(),
 )
 def test_a_resumed_stream_goes_on_like_the_unbroken_one(
+    arguments: Any,
     tmp_path_factory: pytest.TempPathFactory,
     before: list[int],
     after: list[int],
@@ -156,7 +146,7 @@ def test_a_resumed_stream_goes_on_like_the_unbroken_one(
     assert len(resumed) == len(unbroken)
 
 
-def test_a_growing_file_is_read_on_and_new_files_are_found_in_the_next_pass(tmp_path: Path) -> None:
+def test_a_growing_file_is_read_on_and_new_files_are_found_in_the_next_pass(arguments: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "b.jsonl", lines(0, 1))
     source = StreamingDataSource(arguments(tmp_path / "*.jsonl"))
     assert texts(source.get_samples(2)) == ["0", "1"]
@@ -166,7 +156,7 @@ def test_a_growing_file_is_read_on_and_new_files_are_found_in_the_next_pass(tmp_
     assert texts(source.get_samples(5)) == ["2", "new", "0", "1", "2"]
 
 
-def test_a_checkpoint_of_a_file_that_has_grown_since_resumes_exactly(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_file_that_has_grown_since_resumes_exactly(arguments: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines(*range(6)))
     args = arguments(path, rollout_shuffle=True, shuffle_buffer_size=10)
     source = StreamingDataSource(args)
@@ -180,7 +170,9 @@ def test_a_checkpoint_of_a_file_that_has_grown_since_resumes_exactly(tmp_path: P
     assert sorted(texts(resumed.get_samples(2))) == ["6", "7"]
 
 
-def test_a_row_that_is_being_written_is_left_for_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_row_that_is_being_written_is_left_for_later(
+    arguments: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = lines(0, "half")
     path = write(tmp_path / "a.jsonl", whole[:-6])
     source = StreamingDataSource(arguments(path))
@@ -190,7 +182,7 @@ def test_a_row_that_is_being_written_is_left_for_later(tmp_path: Path, caplog: p
     assert texts(source.get_samples(1)) == ["half"]
 
 
-def test_other_rows_at_the_place_of_the_checkpoint_are_refused(tmp_path: Path) -> None:
+def test_other_rows_at_the_place_of_the_checkpoint_are_refused(arguments: Any, tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.jsonl.gz"):
         path = write(tmp_path / name, lines(*range(9)))
         args = arguments(path, rollout_shuffle=True)
@@ -223,7 +215,7 @@ def fed(path: Path, content: bytes) -> Iterator[Path]:
         assert not writer.is_alive()
 
 
-def test_a_pipe_is_read_once_and_its_end_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_pipe_is_read_once_and_its_end_is_an_error_that_says_what_to_do(arguments: Any, tmp_path: Path) -> None:
     with fed(tmp_path / "pipe", lines(0, 1, 2)) as pipe:
         source = StreamingDataSource(arguments(pipe, malformed_row="skip"))
         assert texts(source.get_samples(3)) == ["0", "1", "2"]
@@ -231,7 +223,7 @@ def test_a_pipe_is_read_once_and_its_end_is_an_error_that_says_what_to_do(tmp_pa
             source.get_samples(1)
 
 
-def test_a_pipe_that_gives_the_same_rows_again_resumes_exactly(tmp_path: Path) -> None:
+def test_a_pipe_that_gives_the_same_rows_again_resumes_exactly(arguments: Any, tmp_path: Path) -> None:
     content = lines(*range(12))
     args = arguments(tmp_path / "pipe", rollout_shuffle=True)
     with fed(tmp_path / "pipe", content):
@@ -259,13 +251,17 @@ def test_a_pipe_that_gives_the_same_rows_again_resumes_exactly(tmp_path: Path) -
         ("a.jsonl", b"\n\n", r"a\.jsonl holds no row; expected at least one"),
     ],
 )
-def test_a_bad_row_of_a_stream_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_bad_row_of_a_stream_is_named(
+    arguments: Any, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         StreamingDataSource(arguments(write(tmp_path / name, content))).get_samples(3)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_file_that_was_cut_off_ends_the_run_even_where_malformed_rows_are_skipped(tmp_path: Path, name: str) -> None:
+def test_a_file_that_was_cut_off_ends_the_run_even_where_malformed_rows_are_skipped(
+    arguments: Any, tmp_path: Path, name: str
+) -> None:
     noise = random.Random(0)
     path = write(tmp_path / name, lines(*(noise.getrandbits(256) for _ in range(3000))))
     path.write_bytes(path.read_bytes()[:-4000])
@@ -273,7 +269,7 @@ def test_a_file_that_was_cut_off_ends_the_run_even_where_malformed_rows_are_skip
         StreamingDataSource(arguments(path, malformed_row="skip")).get_samples(3000)
 
 
-def test_rows_that_are_all_malformed_are_an_error_after_one_pass(tmp_path: Path) -> None:
+def test_rows_that_are_all_malformed_are_an_error_after_one_pass(arguments: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b"broken\n{}\n")
     with pytest.raises(DataError, match=r"None of the 2 rows of --prompt-data can be used"):
         StreamingDataSource(arguments(path, malformed_row="skip")).get_samples(1)
@@ -287,7 +283,7 @@ def test_rows_that_are_all_malformed_are_an_error_after_one_pass(tmp_path: Path)
         ("{p}/*.nothing", r"No file matches .*\*\.nothing"),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(tmp_path: Path, spec: str, message: str) -> None:
+def test_what_cannot_be_streamed_is_refused(arguments: Any, tmp_path: Path, spec: str, message: str) -> None:
     for name in ("a.jsonl", "a.parquet"):
         write(tmp_path / name, lines(0))
     with pytest.raises(DataError, match=message):
@@ -295,28 +291,29 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, spec: str, message: 
 
 
 MEASURE = """
-import resource, sys
+import json, resource, sys
 from types import SimpleNamespace
 from slime_core.data import StreamingDataSource
-args = SimpleNamespace(prompt_data=[sys.argv[1]], prompt_data_weights=None, shuffle_buffer_size=200, input_key="input",
-    label_key=None, tool_key=None, metadata_key=None, rollout_shuffle=True, rollout_seed=0, n_samples_per_prompt=1,
-    malformed_row="error")
-source = StreamingDataSource(args)
+source = StreamingDataSource(SimpleNamespace(**json.loads(sys.argv[1])))
 source.get_samples(300)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in range(int(sys.argv[2]) // 100):
+for _ in range(75):
     source.get_samples(100)
     source.state_dict()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_memory_does_not_grow_with_the_stream(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_stream(arguments: Any, tmp_path: Path) -> None:
     row = lines("x" * 5000)
     path = write(tmp_path / "a.jsonl", row * 8_000)  # 40 MB
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path), "7500"], capture_output=True, text=True, check=True, timeout=120
-    )
+    words = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        json.dumps(vars(arguments(path, shuffle_buffer_size=200, rollout_shuffle=True))),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) < 12_000  # KiB; a block is 1 MB
 
 

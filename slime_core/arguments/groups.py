@@ -172,10 +172,13 @@ class RolloutArguments(ArgumentGroup):
         1.0,
         "Sampling temperature. Training divides the logits by it too.",
         gt=0,
-        read_by="rollout:sglang rollout:fully_async",
+        read_by="rollout:sglang rollout:fully_async core?!disable_compute_advantages_and_returns",
     )
     rollout_max_response_len: int = option(
-        1024, "Longest response in tokens.", ge=1, read_by="rollout:sglang rollout:fully_async"
+        1024,
+        "Longest response in tokens.",
+        ge=1,
+        read_by="rollout:sglang rollout:fully_async core?constant_length_loss",
     )
     custom_rollout_log_function_path: str | None = option(
         None, "Import path of a function that logs rollouts in place of slime's own metrics.", affects_result=False
@@ -236,19 +239,25 @@ class TrainArguments(ArgumentGroup):
     )
     reward_key: str | None = option(None, "Which number of a reward that is a dict is trained on.")
     use_rollout_logprobs: bool = option(
-        False, "Take the engine's log-probs as the old ones of the policy loss, instead of computing them again."
+        False,
+        "Take the engine's log-probs as the old ones of the policy loss, instead of computing them again.",
+        when="!disable_compute_advantages_and_returns",
     )
     custom_tis_function_path: str | None = option(
         None,
         "How --use-tis weighs tokens whose engine and trainer disagree: a name or import path. Default: tis.",
+        when="!disable_compute_advantages_and_returns",
     )
     share_prompts: bool = option(
-        True, "Compute the prompt of a group once for all its samples. The numbers stay the same."
+        True,
+        "Compute the prompt of a group once for all its samples. The numbers stay the same.",
+        when="!disable_compute_advantages_and_returns",
     )
     skip_zero_advantages: bool = option(
         True,
         "Do not compute samples that cannot contribute a gradient: all advantages 0, and no KL or entropy term. They "
         "count in every normaliser all the same.",
+        when="!disable_compute_advantages_and_returns",
     )
     critic_load: str | None = option(
         None, "Checkpoint folder of the critic's initial weights. Default: the actor's.", read_by="loss:value_loss"

@@ -17,6 +17,7 @@ from slime_core.arguments.groups import GROUPS
 from slime_core.arguments.option import ArgumentGroup
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
+from slime_core.plugins.loading import set_aside
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Namespace:
                 for group in _checked_groups(given, self.options, info.distribution):
                     self._add(group, info.distribution)
             except PluginError as error:
-                plugins.set_broken(info, error)
+                set_aside(info, error)
         self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(self.groups))
 
     def admit(self, names: Iterable[str]) -> None:

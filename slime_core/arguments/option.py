@@ -22,8 +22,8 @@ class ArgumentGroup(BaseModel):
 
     Attributes:
         read_by: which selected component reads these options, as "kind:name" (several: "a:x b:y"); "core" means that
-            every run reads them. "kind:name?option" reads them only if that option is set. A value that was set but that
-            nothing selected reads is reported.
+            every run reads them. "kind:name?option" reads them only if that option is set, "kind:name?!option" if it is not.
+            A value that was set but that nothing selected reads is reported.
         families: {prefix: "module:function"} for options that another program defines, such as all those of a server that
             a plugin starts. When somebody sets options whose names begin with the prefix and that do not exist, the function
             is called with these names and returns an `ArgumentGroup` with them, or raises `ArgumentError`.

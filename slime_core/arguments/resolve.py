@@ -198,33 +198,31 @@ def without_effect(resolved: Resolved, selected: Iterable[str]) -> list[str]:
     """One sentence for every option that somebody set and that nothing in this run reads.
 
     Args:
-        selected: the chosen components as "kind:name".
+        selected: the chosen components as "kind:name". One that is named by its import path may read whatever those of its
+            kind read.
     """
-    chosen, found = set(selected), []
+    args, chosen, found = resolved.args, {"core", *selected}, []
+    own = {kind for kind, _, name in (one.partition(":") for one in chosen) if "." in name}
     for name in resolved.set_by_user:
         option = resolved.namespace.options[name]
-        if getattr(resolved.args, name) == option.default:
+        if getattr(args, name) == option.default:
             continue
         readers = [reader.partition("?") for reader in option.read_by.split()]
-        present = [condition for reader, _, condition in readers if reader == "core" or reader in chosen]
-        flag = resolved.namespace.options
+        present = [condition for reader, _, condition in readers if reader in chosen or reader.split(":")[0] in own]
         if not present:
             names = " or ".join(reader for reader, _, _ in readers)
             found.append(f"{option.flag} has no effect: it is read by {names}, which this run does not use.")
-        elif all(condition and not getattr(resolved.args, condition) for condition in present):
-            missing = " or ".join(flag[condition].flag for condition in present)
-            found.append(f"{option.flag} has no effect without {missing}.")
-        elif option.when and not any(_holds(resolved.args, condition) for condition in option.when.split("|")):
-            unmet = option.when.split("|")
-            words = "with" if unmet[0].startswith("!") else "without"
-            found.append(
-                f"{option.flag} has no effect {words} {' or '.join('--' + name.lstrip('!').replace('_', '-') for name in unmet)}."
-            )
+        elif unmet := _unmet(args, present) or _unmet(args, (option.when or "").split("|")):
+            found.append(f"{option.flag} has no effect {unmet}.")
     return found
 
 
-def _holds(args: Any, condition: str) -> bool:
-    return bool(getattr(args, condition.lstrip("!"), False)) != condition.startswith("!")
+def _unmet(args: Any, conditions: list[str]) -> str:
+    """In words, that none of these conditions holds: names of options, or "!name"; "" if one does, as "" itself."""
+    if any(not c or bool(getattr(args, c.lstrip("!"), False)) != c.startswith("!") for c in conditions):
+        return ""
+    names = " or ".join("--" + condition.lstrip("!").replace("_", "-") for condition in dict.fromkeys(conditions))
+    return f"{'with' if conditions[0].startswith('!') else 'without'} {names}"
 
 
 def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import resolve
+from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
 from slime_core.plan import Plan, make_plan
 from slime_core.plugins import Plugins
@@ -61,10 +62,11 @@ def describe(plan: Plan) -> str:
     lines += [f"  {'tracker':<14} {c.name}  ({c.origin})" for c in plan.trackers]
     args, provenance = plan.args, plan.resolved.provenance
     per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
-    prompts = len(plan.data_source)
+    length = len(plan.data_source)
+    prompts = "a stream of" if length == UNKNOWN_LENGTH else length
     lines += [
         "run",
-        f"  {prompts if prompts < sys.maxsize else 'a stream of'} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
+        f"  {prompts} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
         f"{args.num_rollout * args.num_steps_per_rollout} optimizer steps of {args.global_batch_size} samples",
         "placement",
         *(f"  {line}" for line in (plan.layout.describe() if plan.layout else ["one process"])),

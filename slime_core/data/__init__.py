@@ -19,9 +19,11 @@ from slime_core.data.chat import chat_messages, sample_from_row
 from slime_core.data.convert import convert_file
 from slime_core.data.rows import Rows, open_rows
 from slime_core.data.source import GlobalDataSource, StreamingDataSource, pop_first
+from slime_core.data.streams import UNKNOWN_LENGTH
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
 
 __all__ = [
+    "UNKNOWN_LENGTH",
     "GlobalDataSource",
     "Rows",
     "StreamingDataSource",

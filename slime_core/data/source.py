@@ -74,7 +74,7 @@ class GlobalDataSource:
         self._buffer_pop = buffer_pop
         self._next_group = 0
         self._next_sample = 0
-        weights = getattr(args, "prompt_data_weights", None)
+        weights = args.prompt_data_weights
         if weights:
             _check_weights(weights, args.prompt_data)
             self._names = _names(args.prompt_data)
@@ -159,12 +159,7 @@ class GlobalDataSource:
     def _from_buffer(self, num_samples: int) -> list[Group]:
         if not self.buffer or num_samples < 1:
             return []
-        groups = list(self._buffer_pop(self.args, None, self.buffer, num_samples))
-        if len(groups) > num_samples:
-            raise PluginError(
-                f"The function of --buffer-filter-path returned {len(groups)} groups; expected at most {num_samples}."
-            )
-        return groups
+        return list(self._buffer_pop(self.args, None, self.buffer, num_samples))
 
     def _new_group(self) -> Group:
         first = self._next_good_sample()
@@ -211,7 +206,7 @@ class StreamingDataSource(GlobalDataSource):
         return StreamReader(specs, name, self.args.shuffle_buffer_size, seed)
 
     def __len__(self) -> int:
-        """The rows of one pass through all sets; `sys.maxsize` until each of them was read to its end once."""
+        """The rows of one pass through all sets; `UNKNOWN_LENGTH` until each of them was read to its end once."""
         return min(super().__len__(), UNKNOWN_LENGTH)
 
 

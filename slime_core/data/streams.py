@@ -12,7 +12,6 @@ import hashlib
 import io
 import logging
 import random
-import stat
 import sys
 import zlib
 from collections.abc import Sequence
@@ -28,7 +27,8 @@ from slime_core.errors import CheckpointError, DataError
 logger = logging.getLogger(__name__)
 
 UNKNOWN_LENGTH = sys.maxsize
-"""What `len` is of a stream that was not read to its end yet: Python allows nothing greater."""
+"""What `len` is of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
+nothing greater."""
 
 _BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
@@ -236,7 +236,7 @@ def _find(specs: Sequence[str]) -> list[Path]:
 
 def _open_at(path: Path, byte: int) -> BinaryIO:
     try:
-        if stat.S_ISFIFO(path.stat().st_mode):
+        if path.is_fifo():
             logger.info("Waiting until somebody writes into the pipe %s.", path)
         file: Any
         if path.suffix.lower() == ".zst":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from slime_core.errors import DataError
@@ -71,8 +72,9 @@ def require_known(ids: Sequence[int], vocabulary: int) -> None:
         )
 
 
+@lru_cache(maxsize=4)
 def vocabulary_of(tokenizer: Any) -> int:
-    """1 + the highest id that a Hugging Face tokenizer knows; its length counts no gaps."""
+    """1 + the highest id that a Hugging Face tokenizer knows; its length counts no gaps. Found once per tokenizer."""
     return 1 + max(tokenizer.get_vocab().values())
 
 

@@ -3,7 +3,8 @@
 kinds.py       the kinds of components and the options that choose them
 discovery.py   what is installed, read from metadata before anything is imported
 import_path.py from names to objects
-registry.py    loads plugins one by one, isolates broken ones, selects components by name
+loading.py     imports a plugin and sees whether it is one, or sets it aside
+registry.py    the plugins of a process; selects components by name
 selected.py    a component in use: its calls are named in errors, checked and timed
 signature.py   compares a component with its contract
 results.py     compares what a component returns with its contract

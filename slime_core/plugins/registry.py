@@ -1,4 +1,4 @@
-"""`Plugins`: the plugins of this process, loaded one by one, and the components chosen from them.
+"""`Plugins`: the plugins of this process, and the components chosen from them.
 
 One broken plugin is kept aside with its traceback and stops only a run that selects something of it. Components are
 chosen by name, by alias or by import path, never by load order.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pluggy
 from packaging.utils import canonicalize_name
 
-from slime_core import __version__, hookspecs
 from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.import_path import looked_in, resolve
 from slime_core.plugins.kinds import KINDS
+from slime_core.plugins.loading import load, set_aside
 from slime_core.plugins.selected import Selected, Timings
 from slime_core.plugins.signature import accepted_extras, problems
 
@@ -67,7 +65,9 @@ class Plugins:
         self._silenced: set[str] = set()
         self._timings = Timings()
         for info in self.infos:
-            self._load(info)
+            plugin = load(info, self.switches)
+            if info.status == "loaded":
+                self._loaded.append((info, plugin))
         self._components = {kind: self._collect(kind) for kind in KINDS}
 
     def _check_switches(self) -> None:
@@ -79,51 +79,23 @@ class Plugins:
                     f"Installed: {', '.join(sorted(known))}."
                 )
 
-    def _load(self, info: PluginInfo) -> None:
-        if verdict := self.switches.verdict(info):
-            info.status, info.reason = "disabled", verdict
-            return
-        try:
-            if info.requires_core and not _version_fits(info.requires_core):
-                raise PluginError(
-                    f"It needs slime-core {info.requires_core}, but slime-core {__version__} is installed; "
-                    f"install versions of {info.distribution} and slime-core that fit."
-                )
-            plugin = resolve(info.target)
-            hooks = _checked_hooks(plugin)
-        except (Exception, SystemExit) as error:  # whatever a plugin raises must not stop the others
-            self.set_broken(info, error)
-            return
-        info.status = "loaded"
-        info.file = getattr(plugin, "__file__", "") or ""
-        info.hooks = hooks
-        self._loaded.append((info, plugin))
-
-    @staticmethod
-    def set_broken(info: PluginInfo, error: BaseException) -> None:
-        """Set a plugin aside: nothing of it can be selected any more, and messages say why."""
-        info.status = "broken"
-        info.reason = " ".join(f"{type(error).__name__}: {error}".split())
-        info.traceback = "".join(traceback.format_exception(error))
-
     # ------------------------------------------------------------------------------------------------- providers
 
     def provide(self, hook: str) -> Iterator[tuple[PluginInfo, Any]]:
         """(plugin, what its implementation of the provider `hook` returned). One that raises is marked broken."""
         for info, plugin in self._loaded:
-            implementation = getattr(plugin, hook, None)
-            if implementation is None or hook not in info.hooks:
+            if hook not in info.hooks:
                 continue
             try:
-                yield info, implementation()
+                yield info, getattr(plugin, hook)()
             except Exception as error:
-                self.set_broken(info, error)
+                set_aside(info, error)
 
     def _collect(self, kind: str) -> list[Provided]:
         found: list[Provided] = []
         for info, components in self.provide(KINDS[kind].hook):
             if not isinstance(components, Mapping) or not all(isinstance(name, str) for name in components):
-                self.set_broken(
+                set_aside(
                     info,
                     PluginError(f"Its {KINDS[kind].hook} returned {components!r}; expected a dict of name: component."),
                 )
@@ -276,27 +248,3 @@ def contract_problems(kind: str, component: Any) -> list[str]:
     if found and alternative is not None and not problems(component, alternative, KINDS[kind].extras):
         return []
     return found
-
-
-def _checked_hooks(plugin: Any) -> list[str]:
-    """Names of the hooks that a plugin implements, after pluggy has compared them with the specifications.
-
-    Each plugin gets a manager of its own: one that pluggy refuses would leave traces in a shared one.
-    """
-    manager = pluggy.PluginManager("slime")
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin)
-    manager.check_pending()
-    hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or [])
-    known = {name for name in vars(hookspecs) if name.startswith("slime_")}
-    if unmarked := sorted(name for name in known - set(hooks) if callable(getattr(plugin, name, None))):
-        raise PluginError(f"It defines {', '.join(unmarked)} without the decorator @slime_core.hookimpl; add it.")
-    if not hooks:
-        raise PluginError("It implements no hook of slime; see slime_core/hookspecs.py for what there is.")
-    return hooks
-
-
-def _version_fits(specifier: str) -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(specifier).contains(__version__, prereleases=True)

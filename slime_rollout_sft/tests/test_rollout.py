@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,36 +57,16 @@ def plugins() -> Plugins:
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def arguments(default_arguments: Any, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`arguments(rows, **changes)`: arguments of a run over a file with these rows."""
     (tmp_path / "own_masks.py").write_text(MASKS)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def make(rows: list[Any], **changes: Any) -> SimpleNamespace:
+    def make(rows: list[Any], **changes: Any) -> Any:
         path = tmp_path / "train.jsonl"
         path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-        defaults = {name: field.default for name, field in SftArguments.model_fields.items()}
-        return SimpleNamespace(
-            **{
-                **defaults,
-                "prompt_data": [str(path)],
-                "input_key": "messages",
-                "label_key": None,
-                "tool_key": "tools",
-                "metadata_key": "metadata",
-                "rollout_shuffle": False,
-                "rollout_seed": 42,
-                "n_samples_per_prompt": 1,
-                "malformed_row": "error",
-                "hf_checkpoint": checkpoint,
-                "loss_mask_type": "own_masks.marked",
-                "rollout_max_context_len": None,
-                "rollout_batch_size": 2,
-                "eval_prompt_data": None,
-                "eval_generate": 0,
-                **changes,
-            }
-        )
+        own = {"hf_checkpoint": checkpoint, "loss_mask_type": "own_masks.marked", "rollout_batch_size": 2}
+        return default_arguments(path, groups=[SftArguments], **{"input_key": "messages", **own, **changes})
 
     return make
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,32 +24,14 @@ def plugins() -> Plugins:
 
 
 @pytest.fixture
-def roll_out(tmp_path: Path, tiny_model: Path, plugins: Plugins) -> Any:
+def roll_out(default_arguments: Any, tmp_path: Path, tiny_model: Path, plugins: Plugins) -> Any:
     """`roll_out(rows, **changes)`: one rollout over a file with these rows, as large as it."""
 
     def run(rows: list[dict[str, Any]], evaluation: bool = False, **changes: Any) -> RolloutOutput:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        args = SimpleNamespace(
-            **{
-                **{name: field.default for name, field in SftArguments.model_fields.items()},
-                "prompt_data": [str(path)],
-                "input_key": "input",
-                "label_key": None,
-                "tool_key": "tools",
-                "metadata_key": "metadata",
-                "rollout_shuffle": False,
-                "rollout_seed": 42,
-                "n_samples_per_prompt": 1,
-                "malformed_row": "error",
-                "hf_checkpoint": str(tiny_model),
-                "rollout_max_context_len": None,
-                "rollout_batch_size": len(rows),
-                "eval_prompt_data": [str(path)],
-                "eval_generate": 0,
-                **changes,
-            }
-        )
+        own = {"hf_checkpoint": str(tiny_model), "rollout_batch_size": len(rows), "eval_prompt_data": [str(path)]}
+        args = default_arguments(path, groups=[SftArguments], **{**own, **changes})
         output = generate_rollout(args, 0, GlobalDataSource(args), evaluation, plugins=plugins)
         check_rollout(output.groups, need_reward=True)
         return output

@@ -39,10 +39,10 @@ def response(sample: Sample) -> list[int]:
 def two_rollouts(args: Any, plugins: Any) -> tuple[list[Group], RolloutOutput, ScriptedEngine]:
     """What the first rollout left in the buffer, under weights 1, and the second one, under weights 2."""
     source = GlobalDataSource(args)
-    rollout(args, plugins, ScriptedEngine(slow_later, version=1), source)
+    rollout(args, plugins, ScriptedEngine(slow_later, version=1), source, rollout_id=1)
     left = [[Sample.from_dict(s.to_dict()) for s in group] for group in source.buffer]
     engine = ScriptedEngine(slow_later, version=2)
-    return left, rollout(args, plugins, engine, source, rollout_id=1), engine
+    return left, rollout(args, plugins, engine, source, rollout_id=2), engine
 
 
 def test_aborted_samples_wait_in_the_buffer_with_all_that_was_generated(arguments, plugins) -> None:
@@ -76,7 +76,7 @@ def test_the_next_rollout_continues_with_the_old_tokens_log_probs_and_versions(a
             sample.response_length - old.response_length
         )
         assert len(sample.rollout_log_probs) == sample.response_length
-        assert sample.metadata["start_rollout_id"] == 0
+        assert sample.metadata["start_rollout_id"] == 1
         assert sample.response == " ".join(f"w{t}" for t in response(sample) if t != END)
         (params,) = [p for prompt, p, _ in engine.requests if prompt == old.tokens]
         assert params["max_new_tokens"] == 1024 - old.response_length

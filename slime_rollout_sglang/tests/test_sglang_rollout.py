@@ -154,7 +154,7 @@ def test_over_sampling_less_than_a_batch_is_an_error(arguments, plugins) -> None
 
 def test_metrics_are_those_of_the_samples(arguments, plugins) -> None:
     rollout_cases.state.answers = {0: [1.0, 0.0], 1: [1.0], 2: [0.0]}
-    output = rollout(arguments(), plugins)
+    output = rollout(arguments(), plugins, rollout_id=1)
     lengths = [s.response_length for s in output.samples]
     m = output.metrics
     assert (m["response_len/min"], m["response_len/max"]) == (min(lengths), max(lengths))

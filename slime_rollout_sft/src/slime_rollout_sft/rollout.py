@@ -27,7 +27,6 @@ def generate_rollout(
     Every sample gets its tokens; as response, everything from its first trained token on; and a reward of 0.
     The samples of a group are equal. Metrics, as far as they are not 0: "skipped_malformed", "skipped_over_long",
     "skipped_no_trainable_token" and "truncated", numbers of conversations, and "with_mask_warnings" (`slime data preview` shows them).
-    A mixture of data sets adds how far each has been read.
 
     Args:
         plugins: provides the loss-mask generator.
@@ -198,13 +197,8 @@ def tokenised(sample: Sample, tokenizer: Any) -> MaskedTokens:
         DataError: the tokenizer does not know an id; without file and row.
     """
     ids: Any = sample.prompt
-    require_known(ids, _vocabulary(tokenizer))
+    require_known(ids, vocabulary_of(tokenizer))
     return MaskedTokens(ids, sample.loss_mask or [1] * len(ids))
-
-
-@lru_cache(maxsize=4)
-def _vocabulary(tokenizer: Any) -> int:
-    return vocabulary_of(tokenizer)
 
 
 def _malformed_rows(data_source: Any) -> int:

@@ -165,10 +165,9 @@ class FullyAsync:
         sampled, self._judged = self._judged, Sampled()
         sampled.kept = sorted(chosen, key=lambda flight: (flight.group[0].index or 0, flight.number))
         sampled.rounds = -(-len(sampled.flights) // args.rollout_batch_size)
-        version = None if args.debug_rollout_only else rollout_id  # no trainer, no versions
-        if version is not None:
-            self._check_age(sampled.kept, version)
-        output = self._line.output(rollout_id, sampled, trained_version=version)
+        if not args.debug_rollout_only:  # without a trainer there are no versions
+            self._check_age(sampled.kept, version=rollout_id)
+        output = self._line.output(rollout_id, sampled)
         output.metrics |= {
             "in_flight/groups": float(len(self._due)),
             "in_flight/finished_groups": float(len(self._finished)),

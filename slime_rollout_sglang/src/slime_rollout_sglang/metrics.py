@@ -21,7 +21,7 @@ from slime_rollout_sglang.sampling import Sampled
 
 
 def rollout_metrics(
-    args: Any, sampled: Sampled, returned: Sequence[Group], trained_version: int | None = None
+    args: Any, sampled: Sampled, returned: Sequence[Group], trained_version: int | None
 ) -> dict[str, float]:
     """The metrics of one rollout, names as `rollout/…` of the run.
 
@@ -29,7 +29,7 @@ def rollout_metrics(
         args: reads `reward_key`.
         sampled: how sampling ended.
         returned: per group of `sampled.stopped`, what went back to the data source.
-        trained_version: of the weights that the rollout is trained with; None: that of its newest token.
+        trained_version: of the weights that the rollout is trained with; None: it is not trained.
     """
     groups = [flight.samples for flight in sampled.kept]
     return {
@@ -117,13 +117,12 @@ def _group_metrics(sampled: Sampled) -> dict[str, float]:
 def _staleness(samples: Sequence[Sample], trained_version: int | None) -> dict[str, float]:
     """By how many versions tokens are behind the weights that are trained, and the share of those that are."""
     versions = [int(version) for sample in samples for version in sample.weight_versions]
-    if not versions:
+    if trained_version is None or not versions:
         return {}
-    newest = max(versions) if trained_version is None else trained_version
     return {
-        "staleness/max": float(newest - min(versions)),
-        "staleness/mean": newest - statistics.fmean(versions),
-        "staleness/older_share": sum(version < newest for version in versions) / len(versions),
+        "staleness/max": float(trained_version - min(versions)),
+        "staleness/mean": trained_version - statistics.fmean(versions),
+        "staleness/older_share": sum(version < trained_version for version in versions) / len(versions),
     }
 
 

@@ -108,16 +108,15 @@ class Line:
         """A group that is not finished, as the data source gets it back."""
         return put_back(flight.group, flight.results, rollout_id, self._args.partial_rollout, self._masks_earlier)
 
-    def output(
-        self, rollout_id: int, sampled: Sampled, returned: Sequence[Group] = (), trained_version: int | None = None
-    ) -> RolloutOutput:
+    def output(self, rollout_id: int, sampled: Sampled, returned: Sequence[Group] = ()) -> RolloutOutput:
         """What a rollout function returns, once the filters of whole rollouts have seen it.
 
         Args:
-            sampled, returned, trained_version: see `rollout_metrics`.
+            sampled, returned: see `rollout_metrics`.
         """
         args = self._args
         groups = [flight.samples for flight in sampled.kept]
+        trained_version = None if args.debug_rollout_only else rollout_id  # rollout n trains version n
         metrics = rollout_metrics(args, sampled, returned, trained_version)
         metrics |= getattr(self.requests.engine, "take_metrics", dict)()  # what an engine knows of its own work
         if self._filter_samples:

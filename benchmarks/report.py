@@ -1,0 +1,52 @@
+"""What the benchmarks say about their figures: the command, the machine, the versions, the spread."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.processes import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def command(name: str) -> str:
+    """The command line of `benchmarks.NAME`, whose process this is."""
+    return " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    names = {
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    about = {"processor": ", ".join(sorted(names)), "cores": os.cpu_count(), "threads": threads}
+    return {**about, "memory_gib": round(memory, 1), "platform": platform.platform()}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of those of these packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def spread(values: list[float], unit: str, digits: int) -> str:
+    """Median (lowest to highest)."""
+    return f"{median(values):.{digits}f}{unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def tell(text: str) -> None:
+    """How it goes, for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
