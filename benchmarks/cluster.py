@@ -1,11 +1,11 @@
-"""What lies beyond one process: `python -m benchmarks.cluster`, on a CPU with two free cores in about twelve minutes.
+"""What lies beyond one process: `python -m benchmarks.cluster`, on a CPU with two free cores in about twenty minutes.
 
 Each run is a `slime train` or `slime train-async` of its own, one thread per process. They take turns, several times.
 
 * ray: the same fine-tuning in one process, and with its workers as Ray actors; also of a random model so small that the
   cost of Ray stands out from the step itself.
-* dp: the same fine-tuning, with the same global batch, by one training rank and by two. What the machine allows at most
-  is measured beside it: the run in one process, alone and twice at the same time.
+* dp: fine-tuning with the same global batch in one process and by two training ranks. What the machine allows at most is
+  measured beside it: the run in one process, twice at the same time.
 * async: GRPO with one core for the training rank and one for the engine: synchronous, one step off, fully asynchronous.
   Each sample of a group is generated to a length of its own, so that all variants generate and train as many tokens.
 
@@ -27,12 +27,13 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.grpo import machine, questions
-from benchmarks.processes import command, random_model, run_together, unwind_on_signals, versions
-from benchmarks.sft import RESULTS, prepared, spread, tell
+from benchmarks.grpo import questions
+from benchmarks.processes import prepared, random_model, run_together, unwind_on_signals
+from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
+PACKAGES = ("slime-core", "torch", "transformers", "ray")
 PARTS = ("ray", "dp", "async")
-CONVERSATIONS, CUT = 4, 128
+CONVERSATIONS, CUT = {"sft": 4, "tiny": 4, "dp": 8}, {"sft": 128, "tiny": 128, "dp": 256}
 TINY_STEPS = 60
 PROMPTS, SAMPLES, SHORTEST, LONGEST = 4, 4, 8, 40
 DUMP = "rollout_{rollout_id}.jsonl"
@@ -43,31 +44,35 @@ class Variant:
     """One way to do some work.
 
     Attributes:
-        work: "sft" or "grpo", and "tiny" for fine-tuning of the random model.
-        parts: of the benchmark that show it.
-        command, flags: of slime.
+        work: "sft", "dp" (more of it) or "grpo", and "tiny" for fine-tuning of the random model.
+        part: of the benchmark that shows it.
+        command, flags, switch: of slime.
         at_once: how many such runs go on at the same time; the first one is measured.
     """
 
     work: str
-    parts: tuple[str, ...]
+    part: str
     command: str = "train-async"
     flags: dict[str, Any] = field(default_factory=dict)
+    switch: str | None = None
     at_once: int = 1
 
 
 ON_RAY = {"--ray-address": "local"}
 FULLY_ASYNC = {**ON_RAY, "--rollout-function-path": "fully_async", "--max-staleness": 1}
+TWO_RANKS = {**ON_RAY, "--actor-num-gpus-per-node": 2}
 VARIANTS = {
-    "tiny, in process": Variant("tiny", ("ray",)),
-    "tiny, on Ray": Variant("tiny", ("ray",), flags=ON_RAY),
-    "in process": Variant("sft", ("ray", "dp")),
-    "in process, twice at once": Variant("sft", ("dp",), at_once=2),
-    "one rank on Ray": Variant("sft", ("ray", "dp"), flags=ON_RAY),
-    "two ranks on Ray": Variant("sft", ("dp",), flags={**ON_RAY, "--actor-num-gpus-per-node": 2}),
-    "synchronous": Variant("grpo", ("async",), "train", ON_RAY),
-    "one step off": Variant("grpo", ("async",), flags=ON_RAY),
-    "fully asynchronous": Variant("grpo", ("async",), flags=FULLY_ASYNC),
+    "tiny, in process": Variant("tiny", "ray"),
+    "tiny, on Ray": Variant("tiny", "ray", flags=ON_RAY),
+    "in process": Variant("sft", "ray"),
+    "one rank on Ray": Variant("sft", "ray", flags=ON_RAY),
+    "one rank": Variant("dp", "dp"),
+    "two separate runs at once": Variant("dp", "dp", at_once=2),
+    "two ranks": Variant("dp", "dp", flags=TWO_RANKS),
+    "two ranks, weights kept whole": Variant("dp", "dp", flags=TWO_RANKS, switch="--no-fsdp-reshard-after-forward"),
+    "synchronous": Variant("grpo", "async", "train", ON_RAY),
+    "one step off": Variant("grpo", "async", flags=ON_RAY),
+    "fully asynchronous": Variant("grpo", "async", flags=FULLY_ASYNC),
 }
 
 
@@ -105,7 +110,7 @@ def main() -> None:
     if options.steps < 2:
         parser.error("--steps must be at least 2, since the first step is not timed")
     unwind_on_signals()
-    variants = {name: v for name, v in VARIANTS.items() if set(v.parts) & set(options.only)}
+    variants = {name: v for name, v in VARIANTS.items() if v.part in options.only}
     runs: dict[str, list[Run]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as scratch:
         tiny = random_model(Path(scratch) / "tiny", width=32, layers=2)
@@ -127,7 +132,12 @@ def main() -> None:
     if not options.quick:
         sizes = {"steps": options.steps, "conversations": CONVERSATIONS, "cut": CUT, "tiny_steps": TINY_STEPS}
         sizes |= {"prompts": PROMPTS, "samples": SAMPLES, "shortest": SHORTEST, "longest": LONGEST}
-        found = {"command": command("cluster"), "machine": machine(1), "versions": versions(), "model": model.name}
+        found = {
+            "command": command("cluster"),
+            "machine": machine(1),
+            "versions": versions(*PACKAGES),
+            "model": model.name,
+        }
         raw = {name: [asdict(run) for run in measured] for name, measured in runs.items()}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "cluster.json").write_text(json.dumps({**found, "work": sizes, "runs": raw}, indent=1) + "\n")
@@ -188,7 +198,7 @@ def _words(variant: Variant, model: Path, steps: int, folder: Path) -> list[str]
         "--clip-grad": 1.0,
         "--run-dir": folder,
     }
-    switches = ["--calculate-per-token-loss", "--use-dynamic-batch-size"]
+    switches = ["--calculate-per-token-loss", "--use-dynamic-batch-size", *filter(None, [variant.switch])]
     if variant.work == "grpo":
         data = folder / "questions.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in questions(steps * PROMPTS)))
@@ -211,12 +221,12 @@ def _words(variant: Variant, model: Path, steps: int, folder: Path) -> list[str]
         switches += ["--apply-chat-template", "--no-skip-zero-advantages", "--use-tis"]
     else:
         flags |= {
-            "--prompt-data": f"{prepared('data') / 'alpaca_train.jsonl'}@[0:{steps * CONVERSATIONS}]",
+            "--prompt-data": f"{prepared('data') / 'alpaca_train.jsonl'}@[0:{steps * CONVERSATIONS[variant.work]}]",
             "--input-key": "messages",
             "--rollout-function-path": "sft",
             "--loss-type": "sft_loss",
-            "--rollout-batch-size": CONVERSATIONS,
-            "--rollout-max-context-len": CUT,
+            "--rollout-batch-size": CONVERSATIONS[variant.work],
+            "--rollout-max-context-len": CUT[variant.work],
             "--over-long-sample": "truncate",
             "--no-trainable-token": "skip",
         }
@@ -273,7 +283,7 @@ def _ray_table(runs: dict[str, list[Run]], model: str) -> list[str]:
     lines = [
         "## What Ray costs",
         "",
-        f"Fine-tuning, {CONVERSATIONS} conversations of at most {CUT} tokens per step; {len(runs['tiny, on Ray'][0].losses)} "
+        f"Fine-tuning, {CONVERSATIONS['sft']} conversations of at most {CUT['sft']} tokens per step; {len(runs['tiny, on Ray'][0].losses)} "
         "steps of the random model.",
         "",
         "| model | s per step in process | s per step on Ray | difference | share |",
@@ -292,35 +302,36 @@ def _ray_table(runs: dict[str, list[Run]], model: str) -> list[str]:
 
 
 def _dp_table(runs: dict[str, list[Run]]) -> list[str]:
-    one, two = runs["one rank on Ray"], runs["two ranks on Ray"]
-    alone, beside = runs["in process"], runs["in process, twice at once"]
+    one = runs["one rank"]
     lines = [
         "## Two training ranks",
         "",
-        f"Fine-tuning, the same {CONVERSATIONS} conversations per step for one rank and for two. The last row is the most that "
-        "the machine allows: two separate runs in one process each, at the same time, against such a run alone.",
+        f"Fine-tuning, the same {CONVERSATIONS['dp']} conversations of at most {CUT['dp']} tokens per step for one rank and for "
+        "two. Kept whole: `--no-fsdp-reshard-after-forward`. The last row is the most that the machine allows: two separate "
+        "runs in one process each, at the same time, against such a run alone.",
         "",
         "| | s per step | speed-up | efficiency |",
         "|---|---|---|---|",
-        f"| one rank | {spread([run.step for run in one], '', 2)} | | |",
+        f"| one rank, in process | {spread([run.step for run in one], '', 2)} | | |",
     ]
-    faster = [a.step / b.step for a, b in zip(one, two, strict=True)]
-    most = [2 * a.step / b.step for a, b in zip(alone, beside, strict=True)]
-    for name, measured, ratios in (("two ranks", two, faster), ("two separate runs at once", beside, most)):
+    for name in ("two ranks", "two ranks, weights kept whole", "two separate runs at once"):
+        at_once = VARIANTS[name].at_once
+        ratios = [at_once * a.step / b.step for a, b in zip(one, runs[name], strict=True)]
         share = spread([50 * ratio for ratio in ratios], " %", 0)
         lines.append(
-            f"| {name} | {spread([run.step for run in measured], '', 2)} | {spread(ratios, '×', 2)} | {share} |"
+            f"| {name} | {spread([run.step for run in runs[name]], '', 2)} | {spread(ratios, '×', 2)} | {share} |"
         )
+    two, whole = runs["two ranks"], runs["two ranks, weights kept whole"]
+    differences = [abs(a - b) for other in (two, whole) for a, b in zip(one[0].losses, other[0].losses, strict=True)]
     lines += [
         "",
-        f"The largest difference of a loss between the two is "
-        f"{max(abs(a - b) for a, b in zip(one[0].losses, two[0].losses, strict=True)):.1e}:",
+        f"The largest difference of a loss between one rank and two is {max(differences):.1e}:",
         "",
-        "| step | loss, one rank | loss, two ranks |",
-        "|---|---|---|",
+        "| step | loss, one rank | loss, two ranks | loss, weights kept whole |",
+        "|---|---|---|---|",
         *(
-            f"| {step} | {a:.6f} | {b:.6f} |"
-            for step, (a, b) in enumerate(zip(one[0].losses, two[0].losses, strict=True))
+            f"| {step} | {a:.6f} | {b:.6f} | {c:.6f} |"
+            for step, (a, b, c) in enumerate(zip(one[0].losses, two[0].losses, whole[0].losses, strict=True))
         ),
     ]
     return lines

@@ -27,13 +27,14 @@ class TrainBackend(Protocol):
     `batch.of_rank(r, N)`. Gradients and losses are summed over the ranks, and every rank returns the global result. The
     ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
-    Three members are optional:
+    These members are optional:
 
         data_parallel_size: int, N, known after `setup`. A backend without it trains in one process only.
         saved(wait: bool = True) -> bool: whether what `save_state` began is on disk, raising what kept it from getting
             there. A backend without it has written everything when `save_state` returns.
         reference() -> TrainBackend | None: the actor's reference model, if it needs no backend of its own (with adapters,
             the model without them). Only `log_probs` of it is called.
+        offload(), onload(): give back the GPU's memory until it is needed again (`--offload`); see `slime_core.offload`.
     """
 
     def __init__(self, args: Any) -> None:

@@ -31,23 +31,16 @@ def launch(plan: Plan, ahead: bool) -> Path:
     Args:
         ahead: `train-async`: make the next samples while training on the present ones.
     """
-    args, plugins = plan.args, plan.plugins
-    if ahead and args.offload:
-        raise ArgumentError(
-            "--offload takes turns, but train-async generates and trains at the same time; use `slime train`."
-        )
-    in_background = works_in_background(plan.components["rollout"])
-    if in_background and not ahead:
-        raise ArgumentError(
-            f"The {plan.components['rollout'].label} generates while the trainer trains, which `slime train` does not do; "
-            "use `slime train-async`."
-        )
+    args, plugins, chosen = plan.args, plan.plugins, plan.components
+    in_background = works_in_background(chosen["rollout"])
+    _check_command(plan, ahead, in_background)
     identity = {
         "arguments": plan.resolved.result_arguments(),
         "data": plan.data_source.fingerprint(),
         "plugins": plugins.fingerprint(),
     }
     previous, start, state = _find_previous(plan, identity)
+    early = _early_stopping(args, state)
     run_dir = Path(args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
@@ -59,13 +52,6 @@ def launch(plan: Plan, ahead: bool) -> Path:
         console.say(f"{role}: {component}")
     for note in plan.notes:
         console.say(f"note: {note}")
-    early = (
-        EarlyStopping(args.early_stopping_patience, args.early_stopping_metric)
-        if args.early_stopping_patience
-        else None
-    )
-    if early and state and state["early_stopping"]:
-        early.load_state_dict(state["early_stopping"])
 
     tracking: Tracking | None = None
     workers: Workers | None = None
@@ -73,17 +59,15 @@ def launch(plan: Plan, ahead: bool) -> Path:
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
         tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, config)
-        chosen = plan.components
         workers = _start_workers(plan, run_dir, state["data_source"] if state else None, console)
-        rollouts, trainer = workers.rollouts, workers.trainer
-        if trainer is not None:
+        if workers.trainer is not None:
             console.say("loading the model …")
-            wait(trainer.call("setup"), "the model to load")
+            wait(workers.trainer.call("setup"), "the model to load")
             if previous:
-                wait(trainer.call("load", previous), "the checkpoint to load")
+                wait(workers.trainer.call("load", previous), "the checkpoint to load")
                 console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
         run = Run(
-            *(args, plugins, run_dir, rollouts, trainer, tracking, identity),
+            *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
             engine_use=engine_use(chosen["rollout"]) if "engine" in chosen else "never",
             early_stopping=early,
             rollout_log=chosen.get("rollout log"),
@@ -97,8 +81,8 @@ def launch(plan: Plan, ahead: bool) -> Path:
             train(run, start, args.num_rollout, ahead and not in_background)
         if args.save_hf and start >= args.num_rollout:
             run.export(start - 1)
-        if trainer is not None:
-            wait(trainer.call("finish"), "the profiler")
+        if workers.trainer is not None:
+            wait(workers.trainer.call("finish"), "the profiler")
     except BaseException as caught:
         error = caught
         if isinstance(error, WorkerDied):
@@ -115,6 +99,28 @@ def launch(plan: Plan, ahead: bool) -> Path:
             if workers is not None:
                 stack.callback(workers.close)
     return run_dir
+
+
+def _check_command(plan: Plan, ahead: bool, in_background: bool) -> None:
+    """Raise `ArgumentError` if the other one of `train` and `train-async` is needed."""
+    if ahead and plan.args.offload:
+        raise ArgumentError(
+            "--offload takes turns, but train-async generates and trains at the same time; use `slime train`."
+        )
+    if in_background and not ahead:
+        raise ArgumentError(
+            f"The {plan.components['rollout'].label} generates while the trainer trains, which `slime train` does not do; "
+            "use `slime train-async`."
+        )
+
+
+def _early_stopping(args: Any, state: dict[str, Any] | None) -> EarlyStopping | None:
+    if not args.early_stopping_patience:
+        return None
+    early = EarlyStopping(args.early_stopping_patience, args.early_stopping_metric)
+    if state and state["early_stopping"]:
+        early.load_state_dict(state["early_stopping"])
+    return early
 
 
 def _start_workers(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None, console: Console) -> Workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,24 @@ def flags(tiny_model, chat_rows, tmp_path, monkeypatch) -> list[str]:
     ]
 
 
-def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags):
+@pytest.fixture
+def without_gpu(monkeypatch) -> None:
+    """Backend and engine do not insist on a GPU. What they give back is then host memory."""
+    import slime_torch.backend
+
+    for module in ("slime_torch.backend", "slime_engine_local.engine"):
+        monkeypatch.setattr(f"{module}.check_device", lambda *args: None)
+
+    def loaded(*args, _right=slime_torch.backend.load_model):
+        model = _right(*args)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()  # on a CPU they lie in the file itself, which cannot be given back
+        return model
+
+    monkeypatch.setattr(slime_torch.backend, "load_model", loaded)
+
+
+def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags, without_gpu):
     import cluster_hooks
 
     cluster_hooks.Memory.log.clear()
@@ -41,9 +59,44 @@ def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags)
     assert cluster_hooks.Memory.log == [*first, *rollout, *again, *evaluation]
 
 
+def test_a_run_that_takes_turns_equals_one_that_does_not(flags, without_gpu, tmp_path, monkeypatch):
+    import slime_engine_local.offload
+    import slime_torch.offload
+
+    left = []
+    for who in (slime_torch.offload.Offloaded, slime_engine_local.offload.Offloaded):
+
+        def leave(self, *args, _right=who.leave):
+            _right(self, *args)
+            left.append((type(self).__module__, sum(copy.nbytes() for _, copy in self._kept)))
+
+        monkeypatch.setattr(who, "leave", leave)
+
+    def run(name: str, *more: str) -> list[dict[str, float]]:
+        own = ("--rollout-engine", "local", "--use-kl-loss", "--kl-loss-coef", "0.1", "--lr", "0.01")
+        assert main(["train", *flags, *own, "--run-dir", str(tmp_path / name), *more]) == 0
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        logged = [json.loads(line) for line in lines]
+        return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in logged]
+
+    apart = run("apart")
+    both, engine = {who for who, size in left if size}, [size for who, size in left if "engine" in who]
+    assert both == {"slime_torch.offload", "slime_engine_local.offload"}
+    assert len(engine) >= 2
+    left.clear()
+    assert run("together", "--no-offload") == apart
+    assert not left
+    assert any("kl" in name and value for line in apart for name, value in line.items())
+
+
+def test_without_a_gpu_there_is_nothing_to_give_back(flags, capsys):
+    assert main(["train", *flags, "--rollout-engine", "local"]) != 0
+    assert "--offload needs a GPU" in capsys.readouterr().err
+
+
 def test_components_that_cannot_give_back_memory_are_refused_by_name(flags, capsys):
-    assert main(["check", *flags, "--rollout-engine", "cluster_hooks.LeavingEngine"]) == 2
-    assert "--offload: the train_backend 'torch' of torch" in capsys.readouterr().err
+    assert main(["check", *flags, "--rollout-engine", "slime_core.testing.EchoEngine"]) == 2
+    assert "--offload: the engine 'slime_core.testing.EchoEngine'" in capsys.readouterr().err
 
 
 def test_train_async_does_not_take_turns(flags, capsys):

@@ -96,7 +96,7 @@ def make_model(architecture: str = "llama", dtype: torch.dtype = torch.float64, 
 
 def make_args(**changes: Any) -> SimpleNamespace:
     """The backend's own options and those of the core that it reads. No clipping, so that gradients can be read."""
-    core = {"hf_checkpoint": "nowhere", "ref_load": None}
+    core = {"hf_checkpoint": "nowhere", "ref_load": None, "colocate": False, "offload": False}
     return SimpleNamespace(**{**TorchArguments(clip_grad=0.0).model_dump(), **core, **changes})
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,8 +28,9 @@ from slime_core.loss import LossInputs, LossOutputs, reads
 from slime_core.testing import chat_tokenizer
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
+from slime_torch.gloo import AllGather, ReduceScatter
 from slime_torch.ranks import Ranks
-from slime_torch.sharding import whole
+from slime_torch.sharding import local, whole
 
 STEPS = 2
 TIMEOUT_S = 240
@@ -115,25 +117,40 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "role": "critic",
     },
 }
+WHOLE = ("sft", "grpo", "grpo, one rank without a sample", "grpo, experts", "grpo, recomputed", "lora")
+SCENARIOS |= {f"{name}, layers kept whole": {**SCENARIOS[name], "fsdp_reshard_after_forward": False} for name in WHOLE}
+SCENARIOS["lora, offloaded between steps"] = {**SCENARIOS["lora"], "offloaded": True}
 
 
 def run(tiny: SimpleNamespace, name: str, ranks: int) -> dict[str, Any]:
     """Everything that a few training steps show: the same on every rank."""
     options = dict(SCENARIOS[name])
     architecture, batch = options.pop("architecture"), options.pop("batch")(tiny, ranks)
-    critic = options.get("role") == "critic"
+    critic, offloaded = options.get("role") == "critic", options.pop("offloaded", False)
     with tiny.float64():
         backend = tiny.backend(tiny.model(architecture), **options)
         assert backend.data_parallel_size == ranks
         per_token = backend.values if critic else backend.log_probs
         found: dict[str, Any] = {"before": per_token(batch), "evaluated": backend.evaluate(batch), "metrics": []}
         for _ in range(STEPS):
+            if offloaded:
+                backend.offload()
+                assert not any(memory(backend))
+                backend.onload()
+                assert all(memory(backend))
             found["metrics"].append(backend.train_step(batch))
         found["after"] = per_token(batch)
         found["evaluated after"] = backend.evaluate(batch)
     found["gradients"] = {n: whole(p.grad) for n, p in backend.model.named_parameters() if p.grad is not None}
     found["weights"] = dict(backend.weights())
     return found
+
+
+def memory(backend: TorchBackend) -> list[int]:
+    """Bytes behind each tensor that this rank has a part of."""
+    parameters = (local(parameter) for parameter in backend.model.parameters())
+    states = (local(value) for values in backend._optimizer.state.values() for value in values.values())
+    return [tensor.untyped_storage().nbytes() for tensor in (*parameters, *states)]
 
 
 def failure(action: Callable[[], Any]) -> str:
@@ -148,9 +165,11 @@ def failures(tiny: SimpleNamespace, rank: int) -> dict[str, Any]:
     """What the ranks say when something is wrong with one of them; then they go on."""
     found: dict[str, Any] = {}
     samples = tiny.samples([(3, [1, 1]), (3, [1] * 5), (3, [1]), (3, [1, 1])])
-    backend = tiny.backend(tiny.model("llama_untied"), broken_at_one_sample, lr=0.1)
-    before = dict(backend.weights())
-    found["gradient"] = failure(lambda: backend.train_step(make_train_batch(samples, ranks=2)))
+    for name, reshard in (("gradient", True), ("whole gradient", False)):
+        backend = tiny.backend(
+            tiny.model("llama_untied"), broken_at_one_sample, lr=0.1, fsdp_reshard_after_forward=reshard
+        )
+        found[name] = failure(lambda own=backend: own.train_step(make_train_batch(samples, ranks=2)))
     backend = tiny.backend(tiny.model("llama_untied", dtype=torch.float32), lr=0.1)
     bad = [*samples[:2], replace(samples[2], tokens=[1, 2, 97, 4]), samples[3]]
     found["token"] = failure(lambda: backend.train_step(make_train_batch(bad, ranks=2)))
@@ -167,6 +186,23 @@ def failures(tiny: SimpleNamespace, rank: int) -> dict[str, Any]:
     found["loss"] = failure(lambda: backend.train_step(make_train_batch(samples, ranks=2)))
     found["unchanged"] = all(torch.equal(before[n].nan_to_num(7), t.nan_to_num(7)) for n, t in backend.weights())
     return found
+
+
+def exchanges(tiny: SimpleNamespace, reshard: bool) -> dict[str, int]:
+    """What the ranks exchange in an optimizer step with three micro-batches each: two layers and the rest."""
+    counts = {kind.__name__: 0 for kind in (AllGather, ReduceScatter)}
+
+    def counted(kind: type) -> Any:
+        def call(self: Any, *args: Any, _right: Any = kind.__call__, **options: Any) -> None:
+            counts[kind.__name__] += 1
+            _right(self, *args, **options)
+
+        return mock.patch.object(kind, "__call__", call)
+
+    backend = tiny.backend(tiny.model("llama_untied"), fsdp_reshard_after_forward=reshard)
+    with counted(AllGather), counted(ReduceScatter):
+        backend.train_step(make_train_batch(tiny.samples(tiny.mixed), micro_batch_size=1, ranks=2))
+    return counts
 
 
 def from_disk(tiny: SimpleNamespace, rank: int, folder: Path) -> dict[str, Any]:
@@ -219,6 +255,7 @@ def child(rank: int, port: int, folder: Path) -> None:
         for name in SCENARIOS:
             found[name] = run(tiny, name, 2)
         found["failures"] = failures(tiny, rank)
+        found["exchanges"] = {reshard: exchanges(tiny, reshard) for reshard in (True, False)}
         found["disk"] = from_disk(tiny, rank, folder)
     finally:
         torch.save(found, folder / f"rank{rank}.pt")
@@ -293,6 +330,14 @@ def test_the_comparison_sees_gradients_that_are_averaged(tiny: SimpleNamespace, 
         assert_close({**found, "gradients": halved}, expected, "critic")
 
 
+def test_layers_that_are_kept_whole_are_exchanged_once_in_a_step(two: Any) -> None:
+    for rank in two[1]:
+        assert rank["exchanges"] == {
+            True: {"AllGather": 3 * (2 * 2 + 1), "ReduceScatter": 3 * 3},  # what lies outside of the layers stays whole
+            False: {"AllGather": 3, "ReduceScatter": 3},
+        }
+
+
 def test_a_fault_on_one_rank_stops_all_of_them_with_the_samples_named(two: Any) -> None:
     found = [rank["failures"] for rank in two[1]]
     assert found[0] == found[1]
@@ -300,6 +345,7 @@ def test_a_fault_on_one_rank_stops_all_of_them_with_the_samples_named(two: Any) 
         "TrainingError: The gradient is NaN or Inf in optimizer step 0, in the micro-batch of sample 1."
         in (found[0]["gradient"])
     )
+    assert found[0]["whole gradient"] == found[0]["gradient"]
     assert (
         "TrainingError: The loss is NaN or Inf in optimizer step 0, in the micro-batch of sample 3 (rows.jsonl:17)."
         in (found[0]["loss"])

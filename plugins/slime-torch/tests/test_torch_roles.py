@@ -62,7 +62,7 @@ def test_a_reference_model_has_the_actors_log_probs_and_no_gradients_or_optimize
     assert reference.log_probs(batch) == before != actor.log_probs(batch)
     assert not any(p.requires_grad for p in reference.model.parameters())
     assert not reference.model.training
-    assert not hasattr(reference, "_optimizer")
+    assert reference._optimizer is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gemma2", "gpt2"])

@@ -7,7 +7,7 @@ module's layers and then gives the module's logits; everything else runs as tran
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class Joined:
             return linear(x, self._weight, self._bias)
         product = self._packed(x)
         return product if self._bias is None else product.add_(self._bias)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Its weight and bias, those that there are and are not packed."""
+        return (tensor for tensor in (self._weight, self._bias) if tensor is not None)
 
     def part(self, number: int, attribute: str) -> Part:
         """Where new values of a layer's weight or bias go."""
@@ -162,6 +166,12 @@ class Decoder:
         for layer in self._layers:
             x = layer(x, cosine, sine, step)
         return self._module.lm_head(_norm(body.norm, x[ends]))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The weights and biases of joined layers; all others are the module's own."""
+        for layer in self._layers:
+            for joined in (layer.inputs, layer.output, layer.gate_up, layer.down):
+                yield from joined.tensors()
 
 
 def _expect(module: nn.Module, children: set[str], optional: frozenset[str] | set[str] = frozenset()) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -29,7 +30,7 @@ class _Token:
 
 
 class LocalEngine:
-    """Generates in this process, on the device and in the number format of the weights that it was handed.
+    """Generates in this process, on a GPU if there is one, in the number format of the weights that it was handed.
 
     Requests that are awaited together are decoded together, and a beginning that several have in common is computed and
     stored once. The response and log-probs of a request do not depend on which others run (but for the last bits of
@@ -38,9 +39,13 @@ class LocalEngine:
     Args:
         args: `hf_checkpoint` (configuration and tokenizer; its weights only if `generate` comes before
             `update_weights`), `local_max_running_requests`, `local_max_total_tokens`.
+
+    Raises:
+        ArgumentError: `--offload` without a GPU.
     """
 
     def __init__(self, args: Any) -> None:
+        _check_offload(args)
         self._checkpoint: str = args.hf_checkpoint
         self._max_tokens: int = args.local_max_total_tokens
         config = AutoConfig.from_pretrained(self._checkpoint).get_text_config()
@@ -157,6 +162,15 @@ class LocalEngine:
         names = None if request_ids is None else frozenset(request_ids)
         await asyncio.wrap_future(self._scheduler.call(partial(self._scheduler.abort, names)))
 
+    def offload(self) -> None:
+        """Give back the GPU's memory until `onload`. Weights wait in host memory, keys and values are computed anew.
+        Requests that are made meanwhile wait, and weights must not be updated."""
+        self._scheduler.call(self._scheduler.offload).result()
+
+    def onload(self) -> None:
+        """The inverse of `offload`: the weights are as they were, bit for bit."""
+        self._scheduler.call(self._scheduler.onload).result()
+
     def close(self) -> None:
         """End the engine's thread. Requests that are not finished fail."""
         self._finalizer()
@@ -173,6 +187,15 @@ class LocalEngine:
                 f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves no "
                 "room for a response. Shorten the prompt or leave it out."
             )
+
+
+def _check_offload(args: Any) -> None:
+    """Raise `ArgumentError` for `--offload` where there is no memory but the host's."""
+    if getattr(args, "offload", False) and args.colocate and not torch.cuda.is_available():
+        raise ArgumentError(
+            "--offload needs a GPU: the engine 'local' generates on the CPU here, so all that it holds is in host memory "
+            "already. Leave the option out."
+        )
 
 
 def _end_tokens(checkpoint: str, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -4,7 +4,7 @@ checkpoint. Called by the scheduler, on its thread only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -45,8 +45,8 @@ class LanguageModel:
 
     Args:
         checkpoint: Hugging Face folder, of which the configuration alone is read.
-        weights: all of them, by their Hugging Face names; they are copied. Their number format and device are the
-            model's.
+        weights: all of them, by their Hugging Face names; they are copied. Their number format is the model's, and so is
+            their device where there is no GPU. (On their way from other processes they come in host memory.)
 
     Raises:
         EngineError: the model has layers that the engine cannot serve, or the weights are not its.
@@ -54,8 +54,7 @@ class LanguageModel:
 
     def __init__(self, checkpoint: str, weights: Mapping[str, Tensor]) -> None:
         self._checkpoint = checkpoint
-        like = next(iter(weights.values()))
-        self.dtype, self.device = like.dtype, like.device
+        self.dtype, self.device = _kind(weights)
         self._decoder: Decoder | None = None
         config = AutoConfig.from_pretrained(checkpoint)
         text = config.get_text_config()
@@ -96,8 +95,7 @@ class LanguageModel:
 
     def fits(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether these have the model's number format and device."""
-        like = next(iter(weights.values()))
-        return (like.dtype, like.device) == (self.dtype, self.device)
+        return _kind(weights) == (self.dtype, self.device)
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """Copy all weights. Tied ones may come under any of their names. Nothing is changed when one does not fit.
@@ -108,6 +106,13 @@ class LanguageModel:
         for weight, new in self._checked(weights):
             for own in weight.copies:
                 own.copy_(new)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it keeps on its device. (Packed weights are not among them; they are on a CPU.)"""
+        yield from self._module.parameters()
+        yield from self._module.buffers()
+        if self._decoder is not None:
+            yield from self._decoder.tensors()
 
     def _checked(self, given: Mapping[str, Tensor]) -> list[tuple[_Weight, Tensor]]:
         known = {name for weight in self._weights for name in weight.names}
@@ -128,7 +133,7 @@ class LanguageModel:
 
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
         """Give the empty model its first weights: those handed over, in whose place copies come one after the other."""
-        pairs = self._checked(weights)
+        pairs = [(weight, new.to(self.device)) for weight, new in self._checked(weights)]
         for weight, new in pairs:
             self._set(weight.names, nn.Parameter(new.detach(), requires_grad=False))
         self._module.to(self.device)  # what is computed from the configuration and so was not handed over
@@ -224,6 +229,12 @@ class LanguageModel:
 
     def _refusal(self, reason: str) -> EngineError:
         return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")
+
+
+def _kind(weights: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+    """Number format and device of a model with these weights."""
+    like = next(iter(weights.values()))
+    return like.dtype, torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else like.device
 
 
 def _agree(logits: Tensor, expected: Tensor) -> bool:

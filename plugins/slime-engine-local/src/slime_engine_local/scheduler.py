@@ -13,6 +13,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from slime_core.offload import Offloaded
 from slime_engine_local.attention import Pass, Piece
 from slime_engine_local.cache import Chain, KVCache, Row
 from slime_engine_local.errors import EngineError
@@ -52,6 +53,7 @@ class Scheduler:
         self._cache = KVCache()
         self._known: list[Known] = []
         self._holds = 0
+        self._offloaded: Offloaded | None = None
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -84,6 +86,23 @@ class Scheduler:
             if names is None or request.name in names:
                 request.finish("abort")
         self._let_go()
+
+    def offload(self) -> None:
+        """Keep nothing on the device, and make no step, until `onload`. In `call` only."""
+        if self._offloaded is not None:
+            return
+        self.hold(1)
+        self._send_back(list(self._running))  # which leaves no keys and values
+        self._offloaded = Offloaded()
+        if self.model is not None:
+            self._offloaded.leave(self.model.tensors(), self.model.device)
+
+    def onload(self) -> None:
+        """The inverse of `offload`. In `call` only."""
+        if self._offloaded is not None:
+            self._offloaded.come_back()
+            self._offloaded = None
+            self.hold(-1)
 
     def hold(self, change: int) -> None:
         """Add to the number of those who want no step to be made now. `call` works all the same."""
@@ -119,6 +138,8 @@ class Scheduler:
             return False
         for work, done in calls:
             _carry_out(work, done)
+        if self._holds:
+            return True
         try:
             if self._waiting and self.model is None:
                 self.model = self._load()
@@ -126,8 +147,6 @@ class Scheduler:
             for request in self._waiting:
                 request.fail(error)
             self._waiting = []
-        if self._holds:
-            return True
         try:
             self._step()
         except Exception as error:

@@ -50,6 +50,13 @@ class TorchArguments(ArgumentGroup):
         "Keep the optimizer's state in host memory but for the moments in which a step is taken. Needs a GPU.",
         affects_result=False,
     )
+    fsdp_reshard_after_forward: bool = option(
+        True,
+        "Between several training ranks: have a layer's weights whole only while the layer is computed. With "
+        "--no-fsdp-reshard-after-forward each rank holds all weights and gradients during an optimizer step, and they "
+        "travel once in the step and not with every micro-batch: faster, for more memory.",
+        affects_result=False,
+    )
     lora_rank: int = option(0, "Rank of LoRA adapters, which are then all that is trained. 0: train all weights.", ge=0)
     lora_alpha: float = option(16.0, "An adapter's output is scaled by --lora-alpha / --lora-rank.", gt=0)
     lora_dropout: float = option(0.0, "Share of an adapter's inputs that is dropped in training.", ge=0, lt=1)

@@ -28,8 +28,9 @@ from slime_core.backend import Role
 from slime_core.batch import TrainBatch
 from slime_core.errors import TrainingError
 from slime_core.loss import LossFunction, LossInputs, Reduce, what_reads
+from slime_core.offload import Offloaded
 from slime_core.sample import Sample
-from slime_torch import lora, state
+from slime_torch import export, lora, state
 from slime_torch.linear_cross_entropy import token_log_probs
 from slime_torch.memory import keep_freed_memory
 from slime_torch.model import (
@@ -42,7 +43,7 @@ from slime_torch.model import (
     prepare,
     vocabulary_size,
 )
-from slime_torch.offload import HOST, check_device, move_state, on_device
+from slime_torch.offload import HOST, check_device, held, move_state, on_device
 from slime_torch.optimizer import Schedule, build_optimizer
 from slime_torch.packing import PackedRow, check_samples, pack_samples, trained_places
 from slime_torch.ranks import Ranks
@@ -57,6 +58,8 @@ class TorchBackend:
         self.args = args
         self.data_parallel_size = 1
         self._saver = state.Saver()
+        self._offloaded = Offloaded()
+        self._optimizer: torch.optim.Optimizer | None = None
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Load the model and make everything ready for the first step.
@@ -96,6 +99,7 @@ class TorchBackend:
         self._ranks = ranks = Ranks.join(self.args.distributed_timeout_minutes)
         self.data_parallel_size = ranks.size
         self.model, self.loss, self.tokenizer = model, loss, tokenizer
+        check_device(ranks.device, self.args)
         with ranks.together():
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
                 speed_up_norms(model)
@@ -108,12 +112,10 @@ class TorchBackend:
                 lora.add_adapters(model, self.args)
         self._sharded = None
         if ranks.size > 1:
-            self._sharded = Sharded(model, ranks)
+            self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)
             torch.manual_seed(self.args.seed + ranks.rank)  # each rank drops out its own
         if role == "reference":
             return
-        if self.args.optimizer_cpu_offload:
-            check_device(ranks.device)
         if self.args.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._schedule = Schedule.from_args(self.args, total_steps)
@@ -140,7 +142,9 @@ class TorchBackend:
         """
         self.model.train()
         self._optimizer.zero_grad()
-        found = [self._forward_backward(batch, micro_batch) for micro_batch in self._own(batch)]
+        *others, last = self._own(batch)
+        found = [self._forward_backward(batch, micro_batch, last=False) for micro_batch in others]
+        found.append(self._forward_backward(batch, last))
         losses, metrics = self._of_all_ranks(found)
         pairs = zip(batch.micro_batches, losses, strict=False)  # without a micro-batch there are losses of nothing
         if bad := [micro_batch for micro_batch, loss in pairs if not math.isfinite(loss)]:
@@ -176,7 +180,7 @@ class TorchBackend:
 
         All ranks iterate together, and each parameter is put together when its turn comes.
         """
-        return lora.merged_parameters(self.model, _whole)
+        return lora.merged_parameters(self.model, whole)
 
     def save_state(self, path: Path) -> None:
         """Write trained weights, optimizer, schedule and random states. With `--async-save` they are copied to host
@@ -195,25 +199,18 @@ class TorchBackend:
             move_state(self._optimizer, HOST)
 
     def export_hf(self, path: Path) -> None:
-        """Write a Hugging Face checkpoint, its weights as they are trained (float32). With LoRA: the merged model, and
-        the adapter alone in the folder `adapter` in it. Rank 0 writes, the others help to put it together."""
-        first = self._ranks.rank == 0
-        tensors = self._whole_state(keep=first) if self.args.lora_rank or self._ranks.size > 1 else None
-        if first:
-            self.model.save_pretrained(path, state_dict=tensors)
-        if self.args.lora_rank:
-            lora.save_adapter(self.model, path / "adapter", _whole, write=first)
-        if first and self.tokenizer is not None:
-            self.tokenizer.save_pretrained(path)
+        """Write a Hugging Face checkpoint; see `slime_torch.export`."""
+        export.export_hf(self.model, self.tokenizer, path, self._ranks, adapters=bool(self.args.lora_rank))
 
-    def _whole_state(self, keep: bool) -> dict[str, Tensor]:
-        """Weights and stored buffers in host memory. All ranks help; who does not keep them gets none."""
-        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        found = {name: buffer for name, buffer in self.model.state_dict().items() if name not in every}
-        for name, tensor in self.weights():
-            if keep:
-                found[name] = tensor.cpu()
-        return found
+    def offload(self) -> None:
+        """Give back the GPU's memory until `onload`. What lay there waits in host memory, but for the gradients."""
+        if self._optimizer is not None:
+            self._optimizer.zero_grad()
+        self._offloaded.leave(held(self.model, self._optimizer), self.model.device)
+
+    def onload(self) -> None:
+        """The inverse of `offload`: everything is as it was, bit for bit."""
+        self._offloaded.come_back()
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -226,7 +223,7 @@ class TorchBackend:
             state.set_random_states(before)
             self.model.train(was_training)
             if self._sharded is not None:
-                self._sharded.reshard()  # which FSDP does not do at the end of a forward pass alone
+                self._sharded.reshard_all()
 
     def _per_token(self, batch: TrainBatch) -> list[list[float]]:
         found = [[0.0] * sample.response_length for sample in batch.samples]
@@ -257,9 +254,14 @@ class TorchBackend:
         losses, *columns = zip(*self._ranks.interleave(rows), strict=True)
         return list(losses), {name: sum(column) for name, column in zip(names, columns, strict=True)}
 
-    def _forward_backward(self, batch: TrainBatch, micro_batch: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward_backward(
+        self, batch: TrainBatch, micro_batch: Sequence[int], last: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds to the gradients, which are complete on all ranks after the `last` micro-batch of a step."""
         loss, metrics = self._forward(batch, micro_batch)
-        if loss.requires_grad:  # not so when none of its tokens is trained
+        if self._sharded is not None:
+            self._sharded.backward(loss, last)
+        elif loss.requires_grad:  # not so when none of its tokens is trained
             loss.backward()
         return loss.detach(), metrics
 
@@ -380,7 +382,3 @@ class TorchBackend:
             "left as they were before the step. Look at these samples; lower --lr or set --clip-grad if training "
             "had become unstable."
         )
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    return whole(parameter.detach())

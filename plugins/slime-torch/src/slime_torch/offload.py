@@ -1,30 +1,45 @@
-"""`--optimizer-cpu-offload`: the optimizer's state is in host memory but for the moments in which a step is taken.
+"""What a backend holds on its GPU and does not need for a while is in host memory meanwhile. Called by the backend.
 
-Adam's state is twice as large as the weights in float32. On a GPU it then shares no moment with the activations of
-forward and backward pass, at the price of moving it there and back in every step. The backend calls this around its
-steps.
+`--offload`: all of it, while the engine generates on the same GPU; see `held`. `--optimizer-cpu-offload`: the
+optimizer's state, but for the moments in which a step is taken; see `on_device`. Adam's state is twice as large as the
+weights in float32. It then shares no moment with the activations of forward and backward pass, at the price of moving
+it there and back in every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
+from slime_torch.sharding import local
 
 HOST = torch.device("cpu")
 
 
-def check_device(device: torch.device) -> None:
-    """Raise `ArgumentError` where there is no memory but the host's."""
-    if device.type == "cpu":
-        raise ArgumentError(
-            "--optimizer-cpu-offload needs a GPU: this process trains on the CPU, so the optimizer's state is in host "
-            "memory already. Leave the option out."
-        )
+def check_device(device: torch.device, args: Any) -> None:
+    """Raise `ArgumentError` for these options where there is no memory but the host's."""
+    given = {
+        "--offload": getattr(args, "offload", False) and args.colocate,
+        "--optimizer-cpu-offload": args.optimizer_cpu_offload,
+    }
+    for option, wanted in given.items():
+        if wanted and device.type == "cpu":
+            raise ArgumentError(
+                f"{option} needs a GPU: this process trains on the CPU, so all that it holds is in host memory already. "
+                "Leave the option out."
+            )
+
+
+def held(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    """This rank's parts of weights, buffers and the optimizer's state: what a backend needs in its next step."""
+    states = optimizer.state.values() if optimizer is not None else ()
+    state = [value for values in states for value in values.values() if isinstance(value, Tensor)]
+    return [local(tensor) for tensor in (*model.parameters(), *model.buffers(), *state)]
 
 
 @contextmanager

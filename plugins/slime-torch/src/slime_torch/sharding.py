@@ -1,6 +1,10 @@
 """A model spread over the training ranks with FSDP2: every rank keeps its part of each parameter, of its gradient and of
 the optimizer's state, and has a layer whole only while it computes that layer. Called by the backend.
 
+With `--no-fsdp-reshard-after-forward` a rank has all layers whole from the first forward pass of an optimizer step to
+its last backward pass, and whole gradients, to which every micro-batch adds. Weights and gradients then travel once in a
+step, and not twice and once with every micro-batch.
+
 Gradients are summed over the ranks, not averaged: every rank's loss is its share of the loss of the global batch.
 """
 
@@ -17,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from slime_torch.gloo import AllGather, ReduceScatter
 from slime_torch.ranks import Ranks
 
 T = TypeVar("T")
@@ -28,19 +33,27 @@ class Sharded(nn.Module):
     The weights are those of rank 0; on the other ranks the model may lie on the meta device. Layers are moved to the
     rank's device, sent and cut one after the other, so no more than one of them is there whole at any time. What lies
     outside of the layers (embedding, last norm, head) is one further unit.
+
+    Args:
+        reshard: False: keep layers whole after a forward pass, until `backward` or `reshard_all`.
     """
 
-    def __init__(self, model: PreTrainedModel, ranks: Ranks) -> None:
+    def __init__(self, model: PreTrainedModel, ranks: Ranks, reshard: bool = True) -> None:
         super().__init__()
         self.model = model
+        self._keeps_whole = not reshard
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+        kept = {} if reshard else {"reshard_after_forward": False}
         for unit in (*_layers(model), self):
             _send_from_rank_0(unit, ranks.device)
-            fully_shard(unit, mesh=mesh)
+            fully_shard(unit, mesh=mesh, **kept)
         for module in self.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+                if ranks.device.type == "cpu" and hasattr(module, "set_custom_reduce_scatter"):
+                    module.set_custom_all_gather(AllGather())
+                    module.set_custom_reduce_scatter(ReduceScatter())
                 if hasattr(module, "set_reduce_scatter_unused_params"):  # not in every torch
                     module.set_reduce_scatter_unused_params(True)  # an expert may get tokens on one rank only
 
@@ -49,6 +62,24 @@ class Sharded(nn.Module):
         call this at the same time, and take the gradient at the same time if one does."""
         return compute()
 
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add to the gradients.
+
+        Args:
+            last: no other micro-batch of this step follows. Where layers are kept whole, gradients are summed over the
+                ranks only now, and then each rank keeps its parts alone.
+        """
+        if self._keeps_whole:
+            self.set_requires_gradient_sync(last)
+            self.set_reshard_after_backward(last)
+        loss.backward()
+
+    def reshard_all(self) -> None:
+        """Keep this rank's parts alone. FSDP does not do so at the end of a forward pass that no backward pass follows."""
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be spread; shares its memory."""
@@ -56,7 +87,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be spread. All ranks must call this at the same time."""
+    """All of a tensor that may be spread, detached. All ranks must call this at the same time."""
+    tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
