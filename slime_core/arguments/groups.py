@@ -70,7 +70,11 @@ class ModelArguments(ArgumentGroup):
     )
     save: str | None = option(None, "Folder to write checkpoints into.", affects_result=False)
     save_interval: int | None = option(
-        None, "Write a checkpoint every so many rollouts (and one at the end).", ge=1, when="save", affects_result=False
+        None,
+        "Write a checkpoint every so many rollouts (and one at the end).",
+        ge=1,
+        when="save|save_hf",
+        affects_result=False,
     )
     async_save: bool = option(
         False,

@@ -140,7 +140,7 @@ async def _lose(args: Any, sample: Any, which: str) -> float:
         (folder / "processes.json").write_text(json.dumps(found))
         os.kill(found[0][which], signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_S
-        while len(starts(logs[0])) < 2 or not await asyncio.to_thread(_is_healthy, starts(logs[0])[-1]):
+        while len(starts(logs[0])) < 2 or not await asyncio.to_thread(is_healthy, _url(starts(logs[0])[-1])):
             assert time.monotonic() < deadline, "the server does not come back"
             await asyncio.sleep(0.5)
     return await even_tokens(args, sample)
@@ -158,11 +158,16 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _is_healthy(command: str) -> bool:
+def _url(command: str) -> str:
     words = command.split()
     host, port = (words[words.index(flag) + 1] for flag in ("--host", "--port"))
+    return f"http://{host}:{port}"
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a server answers."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=30) as answer:
+        with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
             return answer.status == 200
     except OSError:
         return False

@@ -6,10 +6,12 @@ The tests share the servers and run in this order: what is asked of healthy serv
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -316,6 +318,47 @@ def test_another_engine_can_use_servers_that_run_already(engine, tiny_model, tmp
         other.close()
     (still,) = ask(engine, PROMPT, max_new_tokens=4, temperature=0.0)
     assert still.tokens
+
+
+def test_servers_take_turns_with_the_trainer_in_the_order_in_which_sglang_survives_it(engine, reference):
+    """On a CPU memory stays where it is, but a server dies of what is asked twice or too early all the same."""
+    answers = []
+    asking = threading.Thread(target=lambda: answers.extend(ask(engine, PROMPT, [*PROMPT, 1], **LONG)))
+    asking.start()
+    until(lambda: engine._running)
+    time.sleep(0.3)
+    for _ in range(2):
+        engine.offload()
+    asking.join()
+    assert {answer.finish_reason for answer in answers} == {"abort"}
+    for _ in range(2):
+        engine.onload()
+    reference.change(seed=41)
+    version = send(engine, reference)
+    prompts = [[*PROMPT, n] for n in range(8)]  # enough for both servers
+    for _ in range(2):
+        for prompt, answer in zip(
+            prompts, ask(engine, *prompts, max_new_tokens=8, temperature=0.0, ignore_eos=True), strict=True
+        ):
+            assert (answer.tokens, set(answer.weight_versions)) == (reference.greedy(prompt, 8), {version})
+        engine.offload()
+        engine.onload()
+    ask(engine, PROMPT, max_new_tokens=1, temperature=0.0)
+    assert engine.take_metrics()["engine_server_restarts"] == 0
+
+
+def test_servers_that_were_not_started_for_it_cannot_take_turns(engine, tiny_model, tmp_path):
+    addresses = [url.removeprefix("http://") for url in engine.weight_sender().urls]
+    words = ["--rollout-external-engine-addrs", *addresses, "--colocate", "--offload"]
+    other = SGLangEngine(cases.arguments(tiny_model, tmp_path, *words))
+    try:
+        with pytest.raises(ArgumentError, match="Start it with --enable-memory-saver --enable-weights-cpu-backup"):
+            other.offload()
+    finally:
+        other.close()
+    with urllib.request.urlopen(f"http://{addresses[0]}/server_info", timeout=60) as answer:
+        info = json.load(answer)
+    assert (info["enable_memory_saver"], info["enable_weights_cpu_backup"]) == (False, False)
 
 
 def test_no_request_is_lost_when_a_server_is_killed(engine, reference, folder):

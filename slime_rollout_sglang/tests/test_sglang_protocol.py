@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,15 +26,24 @@ from safetensors.torch import load_file
 from slime_core.arguments.groups import GROUPS
 from slime_core.errors import ArgumentError
 from slime_rollout_sglang.sglang import server, snapshot
-from slime_rollout_sglang.sglang.answers import read_answer, request_body, sampling_words, token_versions
+from slime_rollout_sglang.sglang.answers import (
+    joined,
+    read_answer,
+    remaining,
+    request_body,
+    sampling_words,
+    token_versions,
+)
 from slime_rollout_sglang.sglang.arguments import SGLangArguments
-from slime_rollout_sglang.sglang.engine import SGLangEngine, _joined, _remaining, _servers_here, _transport
+from slime_rollout_sglang.sglang.control import controls
+from slime_rollout_sglang.sglang.engine import SGLangEngine
 from slime_rollout_sglang.sglang.errors import SGLangError
+from slime_rollout_sglang.sglang.placement import servers_here
 from slime_rollout_sglang.sglang.process import Child, free_port, tail
 from slime_rollout_sglang.sglang.router import Router, router_command
 from slime_rollout_sglang.sglang.server import server_command
-from slime_rollout_sglang.sglang.transports import encoded, own_address
-from slime_rollout_sglang.sglang.weights import WeightSender, cut
+from slime_rollout_sglang.sglang.transports import TensorTransport, encoded, own_address
+from slime_rollout_sglang.sglang.weights import Samples, WeightSender, cut
 
 GIVEN = {"max_new_tokens": 8, "temperature": 0.8, "top_p": 0.9, "top_k": -1, "seed": 7}
 
@@ -120,9 +133,9 @@ def test_each_token_has_the_version_of_its_span():
 
 def test_a_response_that_goes_on_asks_for_the_rest():
     sampling = sampling_words({"max_new_tokens": 8, "min_new_tokens": 2}, None)
-    rest = _remaining(sampling, 3)
+    rest = remaining(sampling, 3)
     assert (rest["max_new_tokens"], rest["min_new_tokens"]) == (5, 0)
-    whole = _joined(read_answer(said([1, 2], "abort")), read_answer(said([3], "stop")))
+    whole = joined(read_answer(said([1, 2], "abort")), read_answer(said([3], "stop")))
     assert (whole.tokens, whole.versions, whole.finish_reason) == ([1, 2, 3], [3, 3, 3], "stop")
 
 
@@ -142,6 +155,12 @@ def test_the_command_of_a_server_without_gpu_computes_on_the_cpu_in_float32():
     assert {"--max-total-tokens", "--sleep-on-idle"} <= set(command)
 
 
+def test_a_server_that_takes_turns_with_the_trainer_can_give_back_memory_and_keeps_its_weights():
+    for changes, number in (({"offload": True, "colocate": True}, 1), ({"offload": True}, 0), ({"colocate": True}, 0)):
+        command = server_command(options(**changes), 0, "folder", 0, "127.0.0.1", 5000, on_gpu=True)
+        assert [command.count(f) for f in ("--enable-memory-saver", "--enable-weights-cpu-backup")] == [number] * 2
+
+
 def test_the_router_leaves_repeating_requests_to_the_engine():
     command = router_command(options(), "127.0.0.1", 5000, 5001)
     assert {"--disable-retries", "--disable-circuit-breaker"} <= set(command)
@@ -150,7 +169,7 @@ def test_the_router_leaves_repeating_requests_to_the_engine():
 
 def test_servers_share_the_gpus_of_the_rollout(tmp_path):
     args = options(rollout_num_gpus=4, rollout_num_gpus_per_engine=2)
-    servers = _servers_here(args, tmp_path, ["0", "1", "4", "5", "7"])
+    servers = servers_here(args, tmp_path, ["0", "1", "4", "5", "7"])
     assert [server._gpus for server in servers] == [["1", "4"], ["5", "7"]]
     assert len({server.url for server in servers}) == 2
 
@@ -164,7 +183,7 @@ def test_servers_share_the_gpus_of_the_rollout(tmp_path):
 )
 def test_a_number_of_gpus_that_does_not_fit_is_refused(tmp_path, changes, text):
     with pytest.raises(ArgumentError, match=text):
-        _servers_here(options(**changes), tmp_path, ["0", "1"])
+        servers_here(options(**changes), tmp_path, ["0", "1"])
 
 
 def test_a_router_of_ones_own_needs_its_port(tmp_path):
@@ -243,10 +262,60 @@ def test_the_trainers_address_is_one_that_every_server_can_reach():
     assert own_address([here, elsewhere]) == address != "127.0.0.1"
 
 
-def test_weights_do_not_travel_by_nccl_to_servers_that_share_the_trainers_gpu():
-    found = [_transport(options(colocate=colocate), on_gpu) for colocate in (False, True) for on_gpu in (False, True)]
-    assert found == ["nccl", "nccl", "nccl", "tensor"]
-    assert _transport(options(colocate=True, update_weight_transport="disk"), True) == "disk"
+def test_the_group_is_nccls_between_gpus_that_trainer_and_servers_do_not_share(tmp_path):
+    sender = WeightSender(urls=[], checkpoint="", folder=tmp_path, transport="nccl")
+    cases = [(on_gpu, shared) for on_gpu in (False, True) for shared in (False, True)]
+    found = [replace(sender, on_gpu=on_gpu, shares_gpus=shared).group_backend() for on_gpu, shared in cases]
+    assert found == ["gloo", "gloo", "nccl", "gloo"]
+
+
+def test_the_tensor_transport_sends_pieces_of_a_limited_size_as_the_json_that_sglang_reads():
+    received = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    large = torch.arange(3 * 2**20, dtype=torch.float32)  # in several parts of a body
+    try:
+        with controls([f"http://127.0.0.1:{server.server_port}"]) as servers:
+            TensorTransport(ranks=2).send(servers, [("large", large), ("small", torch.ones(2))], 7)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    (body,) = received
+    first, second = body.pop("serialized_named_tensors")
+    assert body == {"weight_version": "7", "flush_cache": False}
+    assert first == second
+    tensors = dict(pickle.loads(base64.b64decode(first)))
+    assert torch.equal(tensors["large"], large)
+    assert torch.equal(tensors["small"], torch.ones(2))
+
+
+def test_a_server_is_not_asked_to_show_tensors_that_it_would_make_huge_lists_of():
+    asked = []
+
+    class Shows:
+        url = "a server"
+
+        def ask(self, path, body):
+            asked.append(body["name"])
+            return [[1.0] * 4]
+
+    samples = Samples()
+    samples.of([("embedding", torch.ones(2**21, 4)), ("norm", torch.ones(1, 4)), ("weight", torch.ones(3, 4))])
+    samples.compare(Shows())
+    assert asked == ["norm", "weight"]
 
 
 def test_a_server_takes_its_devices_from_the_cluster_unless_it_runs_already():

@@ -17,8 +17,9 @@ from slime_core.arguments.groups import GROUPS
 from slime_core.cluster.slots import Slot, set_engine_slots
 from slime_core.errors import ArgumentError
 from slime_rollout_sglang.sglang.arguments import SGLangArguments
-from slime_rollout_sglang.sglang.engine import SGLangEngine, _servers
+from slime_rollout_sglang.sglang.engine import SGLangEngine
 from slime_rollout_sglang.sglang.errors import SGLangError
+from slime_rollout_sglang.sglang.placement import servers_of_run
 from slime_rollout_sglang.sglang.router import Router
 
 # Ray must not be imported before a cluster is prepared.
@@ -59,7 +60,7 @@ def server(slot, options, tmp_path):
     """As the engine makes it in its slot."""
     set_engine_slots([slot])
     try:
-        (server,) = _servers(options(), tmp_path)
+        (server,) = servers_of_run(options(), tmp_path)
     finally:
         set_engine_slots([])
     yield server

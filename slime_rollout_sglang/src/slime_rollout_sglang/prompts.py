@@ -128,7 +128,7 @@ class Prompts:
     def _known(self, sample: Sample) -> list[int]:
         ids: Any = sample.prompt
         try:
-            require_known(ids, vocabulary_size(self.args.hf_checkpoint))
+            require_known(ids, vocabulary_of(load_tokenizer(self.args.hf_checkpoint)))
         except DataError as error:
             raise DataError(f"{where(sample)}: {error}.") from None
         return ids
@@ -152,9 +152,3 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error
-
-
-@lru_cache(maxsize=4)
-def vocabulary_size(path: str) -> int:
-    """Of the tokenizer of a Hugging Face checkpoint."""
-    return vocabulary_of(load_tokenizer(path))

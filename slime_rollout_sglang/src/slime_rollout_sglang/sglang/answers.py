@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,6 +22,8 @@ _NAMES = {  # slime's sampling parameters → SGLang's
     "stop": "stop",
     "ignore_eos": "ignore_eos",
 }
+KEPT_FREE, UNUSABLE = 2, 6
+"""Tokens at the end of the model's context that SGLang leaves free, and those in which no prompt may end."""
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
 
 
@@ -39,6 +43,31 @@ class Answer:
     finish_reason: Literal["stop", "length", "abort"]
     prompt_tokens: int = 0
     cached_tokens: int = 0
+
+
+def room_for(prompt: Sequence[int], context: int | None, vocabulary: int) -> int | None:
+    """How many tokens the model's context leaves for a response; None: any number. A response that was aborted just before
+    the end of the context cannot go on; it gets no further token, and ends with "length".
+
+    Args:
+        context: the model's, in tokens; None: nobody knows.
+        vocabulary: how many tokens the model knows.
+
+    Raises:
+        ArgumentError: the prompt cannot be used.
+    """
+    if not prompt:
+        raise ArgumentError("The prompt has no tokens; the engine 'sglang' needs at least one.")
+    if outside := [token for token in prompt if not 0 <= token < vocabulary]:
+        raise ArgumentError(f"The prompt holds the token {outside[0]}; the model knows 0 to {vocabulary - 1}.")
+    if context is None:
+        return None
+    if len(prompt) >= context:
+        raise ArgumentError(
+            f"The prompt has {len(prompt)} tokens, but the model's context ends at {context}, which leaves no room for a "
+            "response. Shorten the prompt or leave it out."
+        )
+    return context - KEPT_FREE - len(prompt) if len(prompt) < context - UNUSABLE else 0
 
 
 def sampling_words(given: Mapping[str, Any], room: int | None) -> dict[str, Any]:
@@ -110,6 +139,35 @@ def read_answer(said: Any) -> Answer:
         finish_reason=cast('Literal["stop", "length", "abort"]', reason),
         prompt_tokens=int(meta.get("prompt_tokens") or 0),
         cached_tokens=int(meta.get("cached_tokens") or 0),
+    )
+
+
+def refusal(text: str) -> str:
+    """What went wrong, of the text that a server answered instead."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        said = json.loads(text)
+        error = said.get("error", said)
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    return text[:300]
+
+
+def remaining(sampling: dict[str, Any], done: int) -> dict[str, Any]:
+    """The parameters with which a response goes on that has so many tokens already."""
+    less: dict[str, Any] = {
+        name: max(0, sampling[name] - done)
+        for name in ("max_new_tokens", "min_new_tokens")
+        if done and name in sampling
+    }
+    return {**sampling, **less}
+
+
+def joined(one: Answer, other: Answer) -> Answer:
+    """A response and what it went on with."""
+    return Answer(
+        one.tokens + other.tokens,
+        one.log_probs + other.log_probs,
+        one.versions + other.versions,
+        other.finish_reason,
     )
 
 

@@ -65,7 +65,7 @@ class SGLangArguments(ArgumentGroup):
     update_weight_transport: Literal["nccl", "tensor", "disk"] = option(
         "nccl",
         "How new weights reach the servers: broadcast in a process group of trainer and servers (gloo where there is no "
-        "GPU; with --colocate on GPUs, which NCCL does not share, the same as tensor), in the body of HTTP requests, or "
+        "GPU, and with --colocate, since NCCL does not share GPUs), in the body of HTTP requests, or "
         "through --update-weight-disk-dir.",
         affects_result=False,
     )

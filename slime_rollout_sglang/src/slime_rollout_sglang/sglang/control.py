@@ -5,7 +5,9 @@ weight sender, in whatever process that runs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,6 +19,7 @@ from slime_rollout_sglang.sglang.errors import SGLangError
 
 PATIENCE_S = 900.0
 """How long a server may take to load or receive weights."""
+_CHUNK = 1 << 20
 
 
 class Control:
@@ -42,16 +45,21 @@ class Control:
         except httpx.HTTPError:
             return False
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, *, timeout: float = PATIENCE_S) -> Any:
+    def ask(self, path: str, body: dict[str, Any] | bytes | None = None, *, timeout: float = PATIENCE_S) -> Any:
         """POST, and the JSON of the answer.
+
+        Args:
+            body: what is sent as JSON, or that JSON.
 
         Raises:
             Unsupported: this version of SGLang has no such call.
             Gone: no answer.
             SGLangError: the server refuses.
         """
+        text = body if isinstance(body, bytes) else as_json(body or {})
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(text))}
         try:
-            answer = self._http.post(self.url + path, json=body if body is not None else {}, timeout=timeout)
+            answer = self._http.post(self.url + path, content=_chunks(text), headers=headers, timeout=timeout)
         except httpx.HTTPError as error:
             raise Gone(f"The SGLang server {self.url} did not answer {path}: {error!r}.") from error
         if answer.status_code == 404:
@@ -77,8 +85,15 @@ class Unsupported(SGLangError):
 def controls(urls: Sequence[str]) -> Iterator[list[Control]]:
     """The control sides of several servers."""
     # Weights come in bodies of hundreds of megabytes, so nothing about their transfer is bounded but the wait for an answer.
-    with httpx.Client(timeout=httpx.Timeout(PATIENCE_S), limits=httpx.Limits(max_connections=None)) as http:
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(timeout=httpx.Timeout(PATIENCE_S), limits=limits, verify=_certificates()) as http:
         yield [Control(url, http) for url in urls]
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Kept, since reading them takes longer than telling a server something."""
+    return httpx.create_ssl_context()
 
 
 class Asked:
@@ -104,9 +119,21 @@ class Asked:
         return {control: future.exception() for control, future in self._futures.items()}
 
 
-def ask_all(servers: Sequence[Control], path: str, body: dict[str, Any] | None = None) -> Asked:
+def ask_all(servers: Sequence[Control], path: str, body: dict[str, Any] | bytes | None = None) -> Asked:
     """Ask all servers the same at the same time."""
-    return Asked(lambda control: control.ask(path, body), servers)
+    text = body if isinstance(body, bytes) else as_json(body or {})
+    return Asked(lambda control: control.ask(path, text), servers)
+
+
+def as_json(body: dict[str, Any]) -> bytes:
+    """The body of a request."""
+    return json.dumps(body).encode()
+
+
+def _chunks(text: bytes) -> Iterator[bytes]:
+    """In parts, since what is left of a part is copied each time that the network takes some of it: of hundreds of
+    megabytes in one part that would be most of the time."""
+    return (text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK))
 
 
 def _json(text: str) -> Any:

@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
-import json
-import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from slime_core.cluster.slots import engine_slots
 from slime_core.engine import Generation
 from slime_core.errors import ArgumentError
 from slime_core.runtime import wait
-from slime_rollout_sglang.sglang.answers import Answer, read_answer, request_body, sampling_words
+from slime_rollout_sglang.groups import first_error_only
+from slime_rollout_sglang.sglang import placement
+from slime_rollout_sglang.sglang.answers import (
+    Answer,
+    joined,
+    read_answer,
+    refusal,
+    remaining,
+    request_body,
+    room_for,
+    sampling_words,
+)
 from slime_rollout_sglang.sglang.errors import SGLangError
 from slime_rollout_sglang.sglang.fleet import Fleet
-from slime_rollout_sglang.sglang.options import INSTALL, SERVER, words
+from slime_rollout_sglang.sglang.options import SERVER, words
 from slime_rollout_sglang.sglang.router import Router
 from slime_rollout_sglang.sglang.server import Server
 from slime_rollout_sglang.sglang.weights import WeightSender
@@ -44,8 +51,6 @@ T = TypeVar("T")
 
 ATTEMPTS = 8
 """How often a request is sent before the engine gives up."""
-KEPT_FREE, UNUSABLE = 2, 6
-"""Tokens at the end of the model's context that SGLang leaves free, and those in which no prompt may end."""
 _ABORT_AGAIN_S = 0.25  # an abort may overtake its request on the way through the router
 _NO_ANSWER = Answer([], [], [], "abort")
 
@@ -89,9 +94,9 @@ class SGLangEngine:
         self._logs = Path(args.run_dir or ".") / "sglang"
         self._weights = Path(args.update_weight_disk_dir or Path(args.run_dir or ".") / "weights")
         if servers is None:
-            _require("sglang", bool(args.rollout_external_engine_addrs))
-            _require("sglang_router", bool(args.sglang_router_ip))
-        own = _servers(args, self._logs) if servers is None else servers
+            placement.require_installed(args)
+            servers = placement.servers_of_run(args, self._logs)
+        placement.require_gpus(args, servers)
         router = Router(args, self._logs / "router.log")
         words(SERVER, vars(args))
         config = AutoConfig.from_pretrained(args.hf_checkpoint).get_text_config()
@@ -108,7 +113,7 @@ class SGLangEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-engine", daemon=True)
         self._thread.start()
-        self._started = self._submit(self._start(own, router))
+        self._started = self._submit(self._start(servers, router))
 
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
@@ -126,7 +131,7 @@ class SGLangEngine:
             SGLangError: no server answers, or the engine was closed.
         """
         prompt = [int(token) for token in input_ids]
-        room = self._room(prompt)
+        room = room_for(prompt, self._context, self._vocabulary)
         sampling = sampling_words(sampling_params, room)
         try:
             await asyncio.shield(asyncio.wrap_future(self._started))
@@ -149,9 +154,10 @@ class SGLangEngine:
             urls=fleet.urls,
             checkpoint=args.hf_checkpoint,
             folder=self._weights.resolve(),
-            transport=_transport(args, fleet.on_gpu),
+            transport=args.update_weight_transport,
             ranks=args.rollout_num_gpus_per_engine,
             on_gpu=fleet.on_gpu,
+            shares_gpus=args.colocate,
             piece_bytes=args.update_weight_buffer_size,
             pause_mode=args.pause_generation_mode,
             tolerant=args.use_fault_tolerance,
@@ -162,6 +168,14 @@ class SGLangEngine:
         """Hand weights over from this process; see `slime_core.contracts.InferenceEngine.update_weights`."""
         self._sender = self._sender or self.weight_sender()
         self._sender.send(iter(weights), version)
+
+    def offload(self) -> None:
+        """Give back the memory of the servers' GPUs until `onload`. Requests that are running end as by `abort`."""
+        self._take_turn(lambda fleet: fleet.give_back_memory(lambda: self._abort(None)))
+
+    def onload(self) -> None:
+        """The inverse of `offload`: the weights are as they were, and can be replaced."""
+        self._take_turn(Fleet.take_memory)
 
     def take_metrics(self) -> dict[str, float]:
         """What happened since the last time: the share of prompt tokens that servers had computed before, requests that
@@ -202,13 +216,8 @@ class SGLangEngine:
         self._http = httpx.AsyncClient(timeout=timeout, limits=limits)
         self._fleet = fleet = Fleet(self._args, servers, router, self._weights, self._http)
         self._places = asyncio.Semaphore(self._args.sglang_server_concurrency * len(fleet.members))
-        try:
+        with first_error_only():
             await fleet.start()
-        except BaseExceptionGroup as errors:
-            error: BaseException = errors
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
         return fleet
 
     async def _end(self) -> None:
@@ -227,8 +236,8 @@ class SGLangEngine:
         whole = _NO_ANSWER
         try:
             for _ in range(ATTEMPTS):
-                part = await self._ask(request, prompt + whole.tokens, _remaining(sampling, len(whole.tokens)))
-                whole = _joined(whole, part)
+                part = await self._ask(request, prompt + whole.tokens, remaining(sampling, len(whole.tokens)))
+                whole = joined(whole, part)
                 if part.finish_reason != "abort" or request.aborted.is_set():
                     return self._generation(whole)
                 self._counts["retries"] += 1
@@ -265,7 +274,7 @@ class SGLangEngine:
                     self._counts["prompt_tokens"] += found.prompt_tokens
                     self._counts["cached_tokens"] += found.cached_tokens
                     return found
-                reason = f"{answer.status_code}: {_message(answer)}"
+                reason = f"{answer.status_code}: {refusal(answer.text)}"
                 if answer.status_code in (400, 422):
                     raise ArgumentError(f"SGLang refuses a request ({reason}).")
             raise SGLangError(f"A request got no answer in {ATTEMPTS} attempts. The last one: {reason}")
@@ -294,29 +303,14 @@ class SGLangEngine:
 
     # ---------------------------------------------------------------------------------------------------------------
 
+    def _take_turn(self, turn: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
+        self._submit(turn(wait(self._started, "the SGLang servers to start"))).result()
+
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._loop.is_closed():
             work.close()
             raise SGLangError("The engine 'sglang' was closed.")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def _room(self, prompt: list[int]) -> int | None:
-        """How many tokens the model's context leaves for a response. A response that was aborted just before the end of the
-        context cannot go on; it gets no further token, and ends with "length"."""
-        if not prompt:
-            raise ArgumentError("The prompt has no tokens; the engine 'sglang' needs at least one.")
-        if outside := [token for token in prompt if not 0 <= token < self._vocabulary]:
-            raise ArgumentError(
-                f"The prompt holds the token {outside[0]}; the model knows 0 to {self._vocabulary - 1}."
-            )
-        if self._context is None:
-            return None
-        if len(prompt) >= self._context:
-            raise ArgumentError(
-                f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves no "
-                "room for a response. Shorten the prompt or leave it out."
-            )
-        return self._context - KEPT_FREE - len(prompt) if len(prompt) < self._context - UNUSABLE else 0
 
 
 async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
@@ -331,81 +325,3 @@ async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, Any]) -> boo
     finally:
         for task in (working, waiting):
             task.cancel()
-
-
-def _remaining(sampling: dict[str, Any], done: int) -> dict[str, Any]:
-    """The parameters with which a response goes on that has so many tokens already."""
-    less = {
-        name: max(0, sampling[name] - done)
-        for name in ("max_new_tokens", "min_new_tokens")
-        if done and name in sampling
-    }
-    return {**sampling, **less}
-
-
-def _joined(one: Answer, other: Answer) -> Answer:
-    return Answer(
-        one.tokens + other.tokens,
-        one.log_probs + other.log_probs,
-        one.versions + other.versions,
-        other.finish_reason,
-    )
-
-
-def _message(answer: httpx.Response) -> str:
-    """What a server said went wrong."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        said = json.loads(answer.text)
-        error = said.get("error", said)
-        return str(error.get("message", error) if isinstance(error, dict) else error)
-    return answer.text[:300]
-
-
-def _require(package: str, is_external: bool) -> None:
-    if not is_external and importlib.util.find_spec(package) is None:
-        raise ArgumentError(
-            f"The engine 'sglang' starts {package}, which is not installed here. Install it with: {INSTALL}"
-        )
-
-
-def _transport(args: Any, on_gpu: bool | None) -> Literal["nccl", "tensor", "disk"]:
-    """How weights travel. NCCL makes no group of two processes that share a GPU."""
-    shared = args.update_weight_transport == "nccl" and args.colocate and on_gpu
-    return "tensor" if shared else args.update_weight_transport
-
-
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    count = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[:count] if named else [str(number) for number in range(count)]
-
-
-def _servers(args: Any, logs: Path) -> Sequence[Server | RemoteServer]:
-    """The servers of a run: in the engine's slots, or else on this machine."""
-    if args.rollout_external_engine_addrs:
-        return []
-    if slots := engine_slots():
-        from slime_rollout_sglang.sglang.remote import RemoteServer
-
-        return [RemoteServer(args, number, logs / f"server-{number}.log", slot) for number, slot in enumerate(slots)]
-    return _servers_here(args, logs, _gpus())
-
-
-def _servers_here(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
-    """The servers of a run on this machine. They get the last of its GPUs, so that training has the first."""
-    per_server = args.rollout_num_gpus_per_engine
-    wanted = args.rollout_num_gpus or (len(gpus) if args.colocate and gpus else per_server)
-    if wanted % per_server:
-        raise ArgumentError(
-            f"--rollout-num-gpus {wanted} cannot be divided into servers of --rollout-num-gpus-per-engine {per_server}."
-        )
-    if gpus and wanted > len(gpus):
-        raise ArgumentError(f"--rollout-num-gpus is {wanted}, but this machine shows {len(gpus)} GPUs.")
-    last = list(gpus[-wanted:]) if gpus else []
-    return [
-        Server(args, number, logs / f"server-{number}.log", gpus=last[number * per_server : (number + 1) * per_server])
-        for number in range(wanted // per_server)
-    ]

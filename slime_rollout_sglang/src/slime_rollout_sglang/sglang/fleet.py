@@ -9,52 +9,28 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from slime_core.runtime import Notices
 from slime_rollout_sglang.sglang import snapshot
-from slime_rollout_sglang.sglang.answers import as_version
-from slime_rollout_sglang.sglang.control import PATIENCE_S
 from slime_rollout_sglang.sglang.errors import SGLangError
+from slime_rollout_sglang.sglang.member import Member
+from slime_rollout_sglang.sglang.memory import Memory
 from slime_rollout_sglang.sglang.router import Router
-from slime_rollout_sglang.sglang.server import Server
+from slime_rollout_sglang.sglang.server import Server, gives_back_memory
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.sglang.remote import RemoteServer
 
 logger = logging.getLogger(__name__)
 
-FIRST_NOTICE_S = 30.0
 POLL_S = 0.5
 STARTS_IN_A_ROW = 3
 """A server that could not be started so often is given up."""
-
-
-@dataclass(eq=False)
-class Member:
-    """One server.
-
-    Attributes:
-        url: where it answers.
-        server: what starts and ends it; None if it is external.
-        state: "up" when it has the newest weights and the router sends it requests.
-        failed_checks: health checks in a row.
-        starts: failed ones in a row.
-    """
-
-    url: str
-    server: Server | RemoteServer | None
-    state: Literal["starting", "up", "given up"] = "starting"
-    failed_checks: int = 0
-    starts: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"the SGLang server {self.url}"
 
 
 class Fleet:
@@ -81,12 +57,14 @@ class Fleet:
     ) -> None:
         self._args, self._router, self._weights, self._http = args, router, weights, http
         external = [_external_url(address) for address in args.rollout_external_engine_addrs or ()]
-        self.members = [Member(server.url, server) for server in servers] + [Member(url, None) for url in external]
+        self.members = [Member(server.url, server, http) for server in servers]
+        self.members += [Member(url, None, http) for url in external]
         self.counts: Counter[str] = Counter()
         self._failure: SGLangError | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._router_is_up = False
+        self._memory = Memory(self.members, self._when, self._lose)
 
     @property
     def urls(self) -> list[str]:
@@ -123,21 +101,40 @@ class Fleet:
         self._begin(self._watch())
 
     async def usable(self) -> None:
-        """Return when a server can be asked.
+        """Return when a server can be asked. Servers that have the memory of their weights alone take the rest.
 
         Raises:
             SGLangError: none ever will.
         """
-        started, notice = time.monotonic(), FIRST_NOTICE_S
-        while self._failure is None and not (self._router_is_up and self.answering):
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), max(0.1, notice - (time.monotonic() - started)))
-            if time.monotonic() - started >= notice:
-                logger.warning("waiting for a server to be started again for %.0f s", time.monotonic() - started)
-                notice *= 2
-        if self._failure is not None:
-            raise self._failure
+        await self._when(lambda: self._memory.has != "none", "the SGLang servers to be given memory")
+        if self._memory.has == "weights":
+            await asyncio.shield(self._memory.take_rest())  # whoever waits for it may stop waiting
+        await self._when(lambda: self._router_is_up and bool(self.answering), "a server to be started again")
+
+    async def give_back_memory(self, end_requests: Callable[[], Awaitable[None]]) -> None:
+        """Let all servers give back their memory; further requests wait until they have it again.
+
+        Args:
+            end_requests: ends those that are running.
+
+        Raises:
+            SGLangError: one does not.
+        """
+        await self._memory.give_back(end_requests)
+        self._raise_failure()
+
+    async def take_memory(self) -> None:
+        """The inverse. At first servers take what their weights need, and the rest when something is generated: so not while
+        new weights come from a trainer that has its memory as well.
+
+        Raises:
+            SGLangError: one does not.
+        """
+        await self._memory.take_weights()
+        self._changed.set()
+        self._raise_failure()
+        if not self.answering:
+            await self.usable()
 
     async def close(self) -> None:
         """End everything that was started here."""
@@ -161,24 +158,12 @@ class Fleet:
         path, version = snapshot.newest(self._weights) or (Path(self._args.hf_checkpoint), 0)
         if member.server is not None:
             await asyncio.to_thread(member.server.start, str(path), version)
+            member.away = frozenset()
             await asyncio.to_thread(snapshot.note_start, self._weights, member.url)
-        status, log_tail = (member.server.status, member.server.log_tail) if member.server else (None, _no_log)
-        await self._until(lambda: self._is_healthy(member), member.name, status, log_tail)
-        await self._give_newest_weights(member)
-
-    async def _give_newest_weights(self, member: Member) -> None:
-        """Weights that were sent while the server was starting did not reach it."""
-        while True:
-            has = as_version((await self._json(member, "GET", "/model_info")).get("weight_version"))
-            path, version = snapshot.newest(self._weights) or (None, 0)
-            if has == version or (path is None and has is not None):
-                return
-            if path is None:  # an external server that nobody has given a version
-                body = {"new_version": "0", "abort_all_requests": False}
-                await self._json(member, "POST", "/update_weight_version", body)
-            else:
-                body = {"model_path": str(path.resolve()), "weight_version": str(version)}
-                await self._json(member, "POST", "/update_weights_from_disk", body)
+        await self._until(member.is_healthy, member.name, member.status, member.log_tail)
+        if member.server is None and gives_back_memory(self._args):
+            await member.require_memory_saver()
+        await member.give_newest_weights(self._weights)
 
     async def _bring_router_up(self) -> None:
         await self._until(
@@ -193,10 +178,27 @@ class Fleet:
         """Let the router send it requests, and return when it does."""
         await self._router.add(self._http, member.url)
         await self._until(
-            lambda: self._router_knows(member), f"the router to take up {member.url}", None, self._router.log_tail
+            lambda: self._router.knows(self._http, member.url),
+            f"the router to take up {member.url}",
+            None,
+            self._router.log_tail,
         )
         member.state, member.failed_checks, member.starts = "up", 0, 0
         self._changed.set()
+
+    async def _when(self, true: Callable[[], bool], what: str) -> None:
+        """Wait for something to change here, and say so.
+
+        Raises:
+            SGLangError: nothing can be generated any more.
+        """
+        notices = Notices(what)
+        while self._failure is None and not true():
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), max(0.1, notices.left))
+            notices.say_if_due()
+        self._raise_failure()
 
     async def _until(
         self,
@@ -206,19 +208,17 @@ class Fleet:
         log_tail: Callable[[], str],
     ) -> None:
         """Wait for something to answer, and say so."""
-        started, notice = time.monotonic(), FIRST_NOTICE_S
+        notices = Notices(what)
         while not await is_there():
-            waited = time.monotonic() - started
             ended = await asyncio.to_thread(status) if status is not None else None
             if ended is not None:
                 raise SGLangError(f"{what} ended with status {ended} before it answered. {await _said(log_tail)}")
-            if waited > self._args.sglang_server_start_timeout:
+            if notices.waited > self._args.sglang_server_start_timeout:
                 raise SGLangError(
-                    f"{what} does not answer after {waited:.0f} s (--sglang-server-start-timeout). {await _said(log_tail)}"
+                    f"{what} does not answer after {notices.waited:.0f} s (--sglang-server-start-timeout). "
+                    f"{await _said(log_tail)}"
                 )
-            if waited >= notice:
-                logger.warning("waiting for %s for %.0f s", what, waited)
-                notice *= 2
+            notices.say_if_due()
             await asyncio.sleep(POLL_S)
 
     # ----------------------------------------------------------------------------------------------------- watching
@@ -238,12 +238,13 @@ class Fleet:
                         await self._lose(member, f"ended with status {status}")
             if time.monotonic() - last_check >= self._args.rollout_health_check_interval:
                 last_check = time.monotonic()
-                await asyncio.gather(*(self._check(member) for member in self.members if member.state == "up"))
+                async with self._memory.checking:
+                    if self._memory.has == "all":
+                        await asyncio.gather(*(self._check(member) for member in self.members if member.state == "up"))
 
     async def _check(self, member: Member) -> None:
-        if await self._is_healthy(member, self._args.rollout_health_check_timeout) or snapshot.is_being_updated(
-            self._weights
-        ):
+        timeout = self._args.rollout_health_check_timeout
+        if await member.is_healthy(timeout) or snapshot.is_being_updated(self._weights):
             member.failed_checks = 0
             return
         member.failed_checks += 1
@@ -252,8 +253,10 @@ class Fleet:
 
     async def _lose(self, member: Member, why: str) -> None:
         """A server is dead."""
+        if member.state != "up":  # and somebody else has noticed
+            return
         member.state = "starting"
-        said = await _said(member.server.log_tail if member.server is not None else _no_log)
+        said = await _said(member.log_tail)
         if not self._args.use_fault_tolerance:
             self._fail(SGLangError(f"{member.name} {why}, and --no-use-fault-tolerance was given. {said}"))
             return
@@ -265,6 +268,8 @@ class Fleet:
         with contextlib.suppress(SGLangError, httpx.HTTPError):
             await self._router.remove(self._http, member.url)
         while member.state == "starting":
+            while self._memory.has != "all":
+                await asyncio.sleep(POLL_S)
             try:
                 await self._launch(member)
                 await self._register(member)
@@ -274,6 +279,7 @@ class Fleet:
                 logger.warning("%s could not be started: %s", member.name, error)
                 if member.starts >= STARTS_IN_A_ROW:
                     member.state = "given up"
+                    self._changed.set()
                     if all(other.state == "given up" for other in self.members):
                         self._fail(SGLangError(f"No SGLang server could be started again. The last one: {error}"))
 
@@ -298,6 +304,10 @@ class Fleet:
         self._failure = self._failure or failure
         self._changed.set()
 
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def _begin(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -309,35 +319,9 @@ class Fleet:
             logger.error("watching the SGLang servers failed", exc_info=error)
             self._fail(SGLangError(f"Watching the SGLang servers failed: {error!r}"))
 
-    # ------------------------------------------------------------------------------------------------------- asking
-
-    async def _is_healthy(self, member: Member, timeout: float = 30.0) -> bool:
-        try:
-            return (await self._http.get(f"{member.url}/health", timeout=timeout)).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    async def _router_knows(self, member: Member) -> bool:
-        try:
-            worker = (await self._router.workers(self._http)).get(member.url)
-        except httpx.HTTPError:
-            return False
-        return worker is not None and worker.get("is_healthy", True)
-
-    async def _json(self, member: Member, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        answer = await self._http.request(method, member.url + path, json=body, timeout=PATIENCE_S)
-        if answer.status_code != 200:
-            raise SGLangError(f"{member.name} answered {path} with {answer.status_code}: {answer.text[:300]}")
-        found: dict[str, Any] = answer.json()
-        return found
-
 
 def _external_url(address: str) -> str:
     return (address if "://" in address else f"http://{address}").rstrip("/")
-
-
-def _no_log() -> str:
-    return "It is external."
 
 
 async def _said(log_tail: Callable[[], str]) -> str:

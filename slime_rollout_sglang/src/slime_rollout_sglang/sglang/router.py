@@ -80,6 +80,14 @@ class Router:
             raise SGLangError(f"The router at {self.url} answered {answer.status_code}: {answer.text[:300]}")
         return {worker["url"].rstrip("/"): worker for worker in answer.json()["workers"]}
 
+    async def knows(self, http: httpx.AsyncClient, url: str) -> bool:
+        """Whether it sends requests to this server."""
+        try:
+            worker = (await self.workers(http)).get(url)
+        except httpx.HTTPError:
+            return False
+        return worker is not None and worker.get("is_healthy", True)
+
     async def add(self, http: httpx.AsyncClient, url: str) -> None:
         """Let it send requests to this server, which answers already. It takes a moment; see `workers`."""
         await self._ask(http, "POST", "/workers", {"url": url})

@@ -23,6 +23,8 @@ CPU_OPTIONS = {
     "--max-running-requests": "64",
 }
 """What a server on a CPU is told, unless somebody set it otherwise."""
+MEMORY_OPTIONS = ("--enable-memory-saver", "--enable-weights-cpu-backup")
+"""What a server is told that shall give back its memory, and have its weights again afterwards."""
 
 
 class Server:
@@ -120,8 +122,15 @@ def server_command(args: Any, number: int, model: str, version: int, host: str, 
         **({} if on_gpu else CPU_OPTIONS),
     }
     kept = [word for flag, value in own.items() if flag not in passed for word in (flag, value)]
-    idle = ["--sleep-on-idle"] if not on_gpu and "--sleep-on-idle" not in passed else []
-    return [sys.executable, "-m", "sglang.launch_server", *kept, *idle, *passed]
+    wanted = [] if on_gpu else ["--sleep-on-idle"]
+    wanted += MEMORY_OPTIONS if gives_back_memory(args) else ()
+    switches = [flag for flag in wanted if flag not in passed]
+    return [sys.executable, "-m", "sglang.launch_server", *kept, *switches, *passed]
+
+
+def gives_back_memory(args: Any) -> bool:
+    """Whether servers take turns with the trainer in having the memory of the GPUs."""
+    return args.offload and args.colocate
 
 
 def _number(passed: Sequence[str], *flags: str) -> int:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from slime_rollout_sglang.sglang.control import Control, ask_all
+from slime_rollout_sglang.sglang.control import Control, as_json, ask_all
 from slime_rollout_sglang.sglang.errors import SGLangError
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class Transport(Protocol):
         raise NotImplementedError
 
 
+BODY_BYTES = 64 * 2**20
+"""Weights in the body of one HTTP request. A server holds several copies of it at a time."""
+
+
 class TensorTransport:
     """In the bodies of HTTP requests: needs no network but theirs, and is slow.
 
@@ -60,11 +64,12 @@ class TensorTransport:
 
     def send(self, servers: Sequence[Control], piece: Piece, version: int) -> None:
         """See `Transport`."""
-        body = {
-            "serialized_named_tensors": [encoded(piece)] * self._ranks,
-            "weight_version": str(version),
-            "flush_cache": False,
-        }
+        rest = as_json({"weight_version": str(version), "flush_cache": False})
+        for_ranks = b", ".join([b'"%b"' % encoded(piece)] * self._ranks)
+        body = b'{"serialized_named_tensors": [%b], %b' % (
+            for_ranks,
+            rest[1:],
+        )  # base64 needs no escapes: not searched for any
         ask_all(servers, "/update_weights_from_tensor", body).results()
 
     def close(self) -> None:
@@ -77,11 +82,11 @@ class GroupTransport:
 
     Args:
         ranks: tensor-parallel ranks of a server.
-        on_gpu: NCCL; else gloo.
+        backend: which of the two.
     """
 
-    def __init__(self, ranks: int, on_gpu: bool) -> None:
-        self._ranks, self._backend = ranks, "nccl" if on_gpu else "gloo"
+    def __init__(self, ranks: int, backend: Literal["nccl", "gloo"]) -> None:
+        self._ranks, self._backend = ranks, backend
         self._group: Any = None
         self._store: Any = None
         self._members: tuple[Any, ...] = ()
@@ -170,11 +175,11 @@ class GroupTransport:
         self._group, self._store, self._members = None, None, ()
 
 
-def encoded(piece: Piece) -> str:
+def encoded(piece: Piece) -> bytes:
     """A piece as SGLang's `/update_weights_from_tensor` reads it: a pickled list of names and tensors, in base64. The
     tensors are pickled whole; handles of shared memory would be smaller, but a server on a CPU dies of them."""
     tensors = [(name, tensor.detach().cpu().contiguous().clone()) for name, tensor in piece]
-    return base64.b64encode(pickle.dumps(tensors, protocol=4)).decode()
+    return base64.b64encode(pickle.dumps(tensors, protocol=4))
 
 
 def _join(host: str, listener: socket.socket, world_size: int, name: str, backend: str) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slime_rollout_sglang.sglang import snapshot
 from slime_rollout_sglang.sglang.control import Asked, Control, Gone, Unsupported, ask_all, controls
 from slime_rollout_sglang.sglang.errors import SGLangError
-from slime_rollout_sglang.sglang.transports import GroupTransport, Piece, TensorTransport, Transport
+from slime_rollout_sglang.sglang.transports import BODY_BYTES, GroupTransport, Piece, TensorTransport, Transport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,8 @@ class WeightSender:
         transport: see `--update-weight-transport`.
         ranks: tensor-parallel ranks of a server.
         on_gpu: where the servers compute; None: like the trainer.
+        shares_gpus: servers and trainer compute on the same GPUs. NCCL makes no group of two processes on one GPU, so that
+            gloo takes its place, through host memory.
         piece_bytes: weights that travel in one piece.
         pause_mode: see `--pause-generation-mode`.
         tolerant: leave out servers that do not answer; the fleet starts them again with the weights in `folder`.
@@ -43,6 +45,7 @@ class WeightSender:
     transport: Literal["nccl", "tensor", "disk"]
     ranks: int = 1
     on_gpu: bool | None = False
+    shares_gpus: bool = False
     piece_bytes: int = 512 * 2**20
     pause_mode: Literal["in_place", "retract"] = "in_place"
     tolerant: bool = True
@@ -82,7 +85,8 @@ class WeightSender:
         keeps = self.tolerant or self.transport == "disk"
         copy = snapshot.Snapshot(self.folder, self.checkpoint, version) if keeps else None
         samples = Samples()
-        pieces = (samples.of(piece) for piece in cut(weights, self.piece_bytes))
+        size = min(self.piece_bytes, BODY_BYTES) if self.transport == "tensor" else self.piece_bytes
+        pieces = (samples.of(piece) for piece in cut(weights, size))
         try:
             if self.transport == "disk":
                 assert copy is not None
@@ -133,9 +137,14 @@ class WeightSender:
     def _make_way(self) -> Transport:
         if self.transport == "tensor":
             return TensorTransport(self.ranks)
+        return GroupTransport(self.ranks, self.group_backend())
+
+    def group_backend(self) -> Literal["nccl", "gloo"]:
+        """What makes the process group of `transport` "nccl"."""
         import torch
 
-        return GroupTransport(self.ranks, torch.cuda.is_available() if self.on_gpu is None else self.on_gpu)
+        on_gpu = torch.cuda.is_available() if self.on_gpu is None else self.on_gpu
+        return "nccl" if on_gpu and not self.shares_gpus else "gloo"
 
     def _load(self, servers: Sequence[Control], path: Path | None, version: int) -> None:
         """Let these servers read the copy."""
@@ -219,8 +228,13 @@ def _update(servers: Sequence[Control]) -> Iterator[None]:
             raise error
 
 
+_SHOWN = 1 << 22
+"""Elements of the largest tensor that a server is asked to show a row of: it turns all of it into a Python list first."""
+
+
 class Samples:
-    """A row of some of the tensors that are sent: the first, the second, the fourth, the eighth …"""
+    """A row of some of the tensors that are sent: of those that are not too large the first, the second, the fourth, the
+    eighth …"""
 
     def __init__(self) -> None:
         self._rows: dict[str, Tensor] = {}
@@ -229,6 +243,8 @@ class Samples:
     def of(self, piece: Piece) -> Piece:
         """Take samples of a piece, and return it."""
         for name, tensor in piece:
+            if tensor.numel() > _SHOWN:
+                continue
             self._count += 1
             if self._count & (self._count - 1) == 0:
                 self._rows[name] = tensor.detach()[:1].cpu().clone()

@@ -1,0 +1,137 @@
+"""A program that answers like an SGLang server, or like the router, and computes nothing: giving back memory needs a GPU.
+
+As SGLang does, the server dies of a request while parts of its memory are away, of giving back what it has not and of
+taking what it has. It appends what it is asked to a file.
+
+    python scripted_sglang.py server PORT FILE VERSION [OPTION …]       OPTION: of `server.MEMORY_OPTIONS`
+    python scripted_sglang.py router PORT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Hands what it is asked to `answer(method, path, body)`, which returns (status, JSON data)."""
+
+    protocol_version = "HTTP/1.1"
+    answer: Any
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, data = type(self).answer(self.command, self.path, json.loads(body or b"null"))
+        said = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    do_GET = do_POST = do_DELETE = _handle
+
+    def log_message(self, *args: Any) -> None:
+        """The file says it."""
+
+
+class Server:
+    """A server's state, which outlives no error. Files beside its own change it: `refuse` and `hang` are about giving back."""
+
+    def __init__(self, log: str, version: str, options: list[str]) -> None:
+        self.log, self.version, self.options = Path(log), version, options
+        self.away: set[str] = set()
+        self.paused = False
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        """See `Answering`."""
+        if path != "/model_info":
+            with self.log.open("a") as file:
+                file.write(json.dumps([path, body]) + "\n")
+        return getattr(self, path.strip("/"))(body)
+
+    def _require(self, true: bool) -> None:
+        if not true:
+            os._exit(1)
+
+    def health(self, body: Any) -> tuple[int, Any]:
+        self._require(self.paused or not self.away)
+        return (503 if self.paused else 200), None
+
+    def model_info(self, body: Any) -> tuple[int, Any]:
+        return 200, {"weight_version": self.version}
+
+    def server_info(self, body: Any) -> tuple[int, Any]:
+        return 200, {option.removeprefix("--").replace("-", "_"): True for option in self.options}
+
+    def generate(self, body: Any) -> tuple[int, Any]:
+        self._require(not self.away and not self.paused)
+        meta = {"finish_reason": {"type": "length"}, "output_token_logprobs": [[-1.0, 7, None]]}
+        return 200, {"output_ids": [7], "meta_info": {**meta, "weight_version": self.version}}
+
+    def pause_generation(self, body: Any) -> tuple[int, Any]:
+        self.paused = True
+        return 200, {}
+
+    def continue_generation(self, body: Any) -> tuple[int, Any]:
+        self.paused = False
+        return 200, {}
+
+    def flush_cache(self, body: Any) -> tuple[int, Any]:
+        return 200, {}
+
+    def get_weights_by_name(self, body: Any) -> tuple[int, Any]:
+        return 400, {"message": "not this model's"}
+
+    def update_weights_from_disk(self, body: Any) -> tuple[int, Any]:
+        self._require("weights" not in self.away)
+        self.version = body["weight_version"]
+        return 200, {"success": True}
+
+    def release_memory_occupation(self, body: Any) -> tuple[int, Any]:
+        if (self.log.parent / "refuse").exists():
+            return 400, {"error": {"message": "no memory is given back today"}}
+        while (self.log.parent / "hang").exists():
+            time.sleep(0.01)
+        self._require(self.paused and not self.away & set(body["tags"]))
+        self.away |= set(body["tags"])
+        return 200, None
+
+    def resume_memory_occupation(self, body: Any) -> tuple[int, Any]:
+        self._require(set(body["tags"]) <= self.away)
+        self.away -= set(body["tags"])
+        return 200, None
+
+
+class Router:
+    """Sends requests to its workers in turn."""
+
+    def __init__(self) -> None:
+        self.workers: list[str] = []
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        """See `Answering`."""
+        if method == "DELETE":
+            self.workers[int(path.rpartition("/")[2])] = ""
+        elif path == "/workers" and method == "POST":
+            self.workers.append(body["url"])
+        elif path == "/workers":
+            return 200, {"workers": [{"id": n, "url": url} for n, url in enumerate(self.workers) if url]}
+        elif path == "/generate":
+            self.workers.append(self.workers.pop(0))
+            url = next(url for url in self.workers if url)
+            request = urllib.request.Request(f"{url}/generate", json.dumps(body).encode())
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return 200, json.load(answer)
+        return 200, {}
+
+
+if __name__ == "__main__":
+    role, port, *rest = sys.argv[1:]
+    Answering.answer = (Server(rest[0], rest[1], rest[2:]) if role == "server" else Router()).answer
+    ThreadingHTTPServer(("127.0.0.1", int(port)), Answering).serve_forever()
