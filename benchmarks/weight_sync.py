@@ -1,5 +1,5 @@
-"""How fast new weights reach the engine: `python -m benchmarks.weight_sync`, on a CPU in about four
-minutes, in fifteen with SGLang.
+"""How fast new weights reach the engine: `python -m benchmarks.weight_sync`, on a CPU in about four minutes, in fifteen
+with SGLang.
 
 For models of up to three sizes, each in fp32 and with one thread per process:
 

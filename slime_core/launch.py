@@ -60,6 +60,10 @@ def launch(plan: Plan, ahead: bool) -> Path:
     try:
         tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, config)
         workers = _start_workers(plan, run_dir, state["data_source"] if state else None, console)
+        use = engine_use(chosen["rollout"]) if "engine" in chosen else "never"
+        takes_turns = args.offload and args.colocate and use != "never" and workers.trainer is not None
+        if takes_turns:
+            wait(workers.rollouts.call("offload"), "the engine to give back its memory")
         if workers.trainer is not None:
             console.say("loading the model …")
             wait(workers.trainer.call("setup"), "the model to load")
@@ -68,7 +72,8 @@ def launch(plan: Plan, ahead: bool) -> Path:
                 console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
         run = Run(
             *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
-            engine_use=engine_use(chosen["rollout"]) if "engine" in chosen else "never",
+            engine_use=use,
+            takes_turns=takes_turns,
             early_stopping=early,
             rollout_log=chosen.get("rollout log"),
             eval_log=chosen.get("eval rollout log"),

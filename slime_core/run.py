@@ -29,6 +29,7 @@ class Run:
         rollouts, trainer: handles of the two workers; no trainer under `--debug-rollout-only`.
         identity: what every checkpoint stores about the run: arguments, data files, plugins.
         engine_use: when an engine generates, and so needs the newest weights; see `engine_use`.
+        takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
         early_stopping: None unless asked for.
         rollout_log, eval_log: somebody's own logging, if chosen.
         trained: rollouts that have been trained on; the version of the weights.
@@ -43,6 +44,7 @@ class Run:
     tracking: Tracking
     identity: dict[str, Any]
     engine_use: EngineUse = "never"
+    takes_turns: bool = False
     early_stopping: EarlyStopping | None = None
     rollout_log: Selected | None = None
     eval_log: Selected | None = None
@@ -51,7 +53,7 @@ class Run:
     _engine_version: int | None = field(default=None, init=False)
     _sends: bool = field(default=False, init=False)  # the trainer has the engine's own weight sender
     _updating_s: float = field(default=0.0, init=False)  # in `generate`, since a rollout was logged
-    _in_memory: set[str] = field(default_factory=lambda: {"trainer", "engine"}, init=False)
+    _in_memory: set[str] = field(default_factory=lambda: {"trainer"}, init=False)
     _checkpoints: Checkpoints | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -207,9 +209,9 @@ class Run:
         self.tracking.console.say(f"exported model: {folder}")
 
     def _have_memory(self, *who: str) -> None:
-        """Under `--offload`, let these two, or one of them, have the devices' memory."""
+        """Let these two, or one of them, have the devices' memory, if they take turns."""
         handles = {"trainer": self.trainer, "engine": self.rollouts}
-        if not (self.args.offload and self.args.colocate) or self.trainer is None or self.engine_use == "never":
+        if not self.takes_turns:
             return
         for name in self._in_memory.difference(who):
             wait(handles[name].call("offload"), f"the {name} to give back its memory")  # type: ignore[union-attr]

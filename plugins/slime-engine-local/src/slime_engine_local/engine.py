@@ -45,7 +45,7 @@ class LocalEngine:
     """
 
     def __init__(self, args: Any) -> None:
-        _check_offload(args)
+        check_device(args)
         self._checkpoint: str = args.hf_checkpoint
         self._max_tokens: int = args.local_max_total_tokens
         config = AutoConfig.from_pretrained(self._checkpoint).get_text_config()
@@ -189,7 +189,7 @@ class LocalEngine:
             )
 
 
-def _check_offload(args: Any) -> None:
+def check_device(args: Any) -> None:
     """Raise `ArgumentError` for `--offload` where there is no memory but the host's."""
     if getattr(args, "offload", False) and args.colocate and not torch.cuda.is_available():
         raise ArgumentError(
