@@ -245,7 +245,7 @@ def from_disk(tiny: SimpleNamespace, rank: int, folder: Path) -> dict[str, Any]:
 
 def child(rank: int, port: int, folder: Path) -> None:
     variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()} | {"GLOO_SOCKET_IFNAME": "lo"})
+    os.environ.update({name: str(value) for name, value in variables.items()})
     found: dict[str, Any] = {}
     try:
         spec = importlib.util.spec_from_file_location("torch_ranks_kit", Path(__file__).with_name("conftest.py"))
@@ -254,12 +254,21 @@ def child(rank: int, port: int, folder: Path) -> None:
         tiny = kit.toolbox()
         for name in SCENARIOS:
             found[name] = run(tiny, name, 2)
+        found["listens"] = listening()
         found["failures"] = failures(tiny, rank)
         found["exchanges"] = {reshard: exchanges(tiny, reshard) for reshard in (True, False)}
         found["disk"] = from_disk(tiny, rank, folder)
     finally:
         torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def listening() -> set[str]:
+    """The addresses at which this process accepts connections."""
+    own = {os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    found = [bytes.fromhex(line[1].split(":")[0]) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
+    return {socket.inet_ntoa(address[::-1]) if len(address) == 4 else address.hex() for address in found}
 
 
 def free_port() -> int:
@@ -385,6 +394,10 @@ def test_adapters_and_critics_are_made_alike_on_ranks_that_have_no_weights_yet(t
         assert rank["disk"]["lora"] == ranks[0]["disk"]["lora"]
         assert rank["disk"]["lora"]["grad_norm"] > 0
         assert rank["disk"]["values"] == {0.0}
+
+
+def test_ranks_that_meet_on_the_loopback_interface_listen_nowhere_else(two: Any) -> None:
+    assert [found["listens"] for found in two[1]] == [{"127.0.0.1"}, {"127.0.0.1"}]
 
 
 def test_dropout_differs_between_ranks(two: Any) -> None:

@@ -7,6 +7,7 @@ whoever starts them sets. A process without WORLD_SIZE is the only rank, and not
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,20 +97,31 @@ class Ranks:
 
 
 def _start(rank: int, size: int, device: torch.device, timeout_minutes: float) -> None:
-    address = ":".join(_text(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    host, port, timeout = _text("MASTER_ADDR"), _number("MASTER_PORT"), timedelta(minutes=timeout_minutes)
+    if host == "localhost" or host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens where the machine's own name leads
     try:
+        # A store that is given a socket listens on that address alone, not on all of the machine's.
+        own = {"master_listen_fd": _listen(host, port), "use_libuv": True} if rank == 0 else {}
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(minutes=timeout_minutes),
+            store=dist.TCPStore(host, port, size, is_master=rank == 0, timeout=timeout, **own),
+            timeout=timeout,
             rank=rank,
             world_size=size,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
-            f"Training rank {rank} did not find the other ranks at {address} within {timeout_minutes:g} minutes "
+            f"Training rank {rank} did not find the other ranks at {host}:{port} within {timeout_minutes:g} minutes "
             f"(--distributed-timeout-minutes): {str(error).splitlines()[0]} Check that {size} ranks were started "
             "(WORLD_SIZE), each with a number of its own (RANK), and that this machine can reach that address."
         ) from error
+
+
+def _listen(host: str, port: int) -> int:
+    """A socket's number, which is the store's from now on."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family).detach()
 
 
 def _device() -> torch.device:
