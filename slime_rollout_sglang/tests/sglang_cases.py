@@ -122,27 +122,21 @@ def mostly_even(args: Any, samples: list[Any], **kwargs: Any) -> bool:
     return sum(sample.reward for sample in samples) / len(samples) > 0.45
 
 
-async def lose_the_server(args: Any, sample: Any) -> float:
-    """That reward; in the second rollout, the first server is killed, and awaited."""
-    return await _lose(args, sample, "pid")
-
-
-async def lose_the_actor(args: Any, sample: Any) -> float:
-    """The same with the Ray actor that it belongs to."""
-    return await _lose(args, sample, "actor")
-
-
-async def _lose(args: Any, sample: Any, which: str) -> float:
+async def lose_both_servers(args: Any, sample: Any) -> float:
+    """That reward; in the second rollout, the first server is killed, and the Ray actor that the second one belongs to.
+    Both are awaited."""
     folder = Path(args.run_dir)
     logs = [folder / "sglang" / f"server-{number}.log" for number in (0, 1)]
     if sample.group_index >= args.rollout_batch_size and not (folder / "processes.json").exists():
         found = [_ancestors(running_pid(log)) for log in logs]
         (folder / "processes.json").write_text(json.dumps(found))
-        os.kill(found[0][which], signal.SIGKILL)
+        os.kill(found[0]["pid"], signal.SIGKILL)
+        os.kill(found[1]["actor"], signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_S
-        while len(starts(logs[0])) < 2 or not await asyncio.to_thread(is_healthy, _url(starts(logs[0])[-1])):
-            assert time.monotonic() < deadline, "the server does not come back"
-            await asyncio.sleep(0.5)
+        for log in logs:
+            while len(starts(log)) < 2 or not await asyncio.to_thread(is_healthy, _url(starts(log)[-1])):
+                assert time.monotonic() < deadline, "the server does not come back"
+                await asyncio.sleep(0.5)
     return await even_tokens(args, sample)
 
 
