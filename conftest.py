@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +72,19 @@ def chat_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"messages": [question, answer]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of three CPUs that this process has joined; runs use it and leave it running."""
+    from slime_core.cluster.connect import prepare, start_local
+
+    prepare("local")
+    import ray
+
+    start_local(num_cpus=3, num_gpus=0, object_store_memory=200 * 1024 * 1024)
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def hand_over(flags: Sequence[str], model: Path, updates: int, folder: Path) -> 
     from slime_core.run import Run
     from slime_core.runtime import wait
     from slime_core.tracking import Console, JsonlTracker, Tracking
-    from slime_core.workers import in_this_process
+    from slime_core.workers import start_workers
 
     rows = folder / "rows.jsonl"
     rows.write_text('{"input": "hello"}\n')
@@ -164,15 +164,7 @@ def hand_over(flags: Sequence[str], model: Path, updates: int, folder: Path) -> 
     run_dir = Path(plan.args.run_dir)
     run_dir.mkdir()
     tracking = Tracking(JsonlTracker(run_dir / "metrics.jsonl", None), Console(0), [], plan.args, run_dir, {})
-    if plan.layout is None:
-        workers = in_this_process(plan, run_dir, None)
-    else:
-        from slime_core.cluster.connect import prepare
-
-        prepare(plan.layout.address)
-        from slime_core.cluster.start import on_cluster
-
-        workers = on_cluster(plan, plan.layout, run_dir, None, tracking.console)
+    workers = start_workers(plan, run_dir, None, tracking.console)
     try:
         trainer = workers.trainer
         assert trainer is not None

@@ -20,7 +20,7 @@ from slime_core.rollout_worker import RolloutResult
 from slime_core.run import Run, engine_use, works_in_background
 from slime_core.runtime import wait
 from slime_core.tracking import Console, JsonlTracker, Tracking
-from slime_core.workers import Workers, in_this_process
+from slime_core.workers import Workers, start_workers
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
         tracking = Tracking(jsonl, console, plan.trackers, args, run_dir, config)
-        workers = _start_workers(plan, run_dir, state["data_source"] if state else None, console)
+        workers = start_workers(plan, run_dir, state["data_source"] if state else None, console)
         use = engine_use(chosen["rollout"]) if "engine" in chosen else "never"
         takes_turns = args.offload and args.colocate and use != "never" and workers.trainer is not None
         if takes_turns:
@@ -126,17 +126,6 @@ def _early_stopping(args: Any, state: dict[str, Any] | None) -> EarlyStopping | 
     if state and state["early_stopping"]:
         early.load_state_dict(state["early_stopping"])
     return early
-
-
-def _start_workers(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None, console: Console) -> Workers:
-    if plan.layout is None:
-        return in_this_process(plan, run_dir, data_state)
-    from slime_core.cluster.connect import prepare
-
-    prepare(plan.layout.address)
-    from slime_core.cluster.start import on_cluster
-
-    return on_cluster(plan, plan.layout, run_dir, data_state, console)
 
 
 def _how_to_resume(args: Any) -> str:

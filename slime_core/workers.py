@@ -1,4 +1,5 @@
-"""Makes the two workers of a run: in this process, or (called by `slime_core.cluster.actor`) in one of their own."""
+"""Makes the two workers of a run: in this process, or (called by `slime_core.cluster.actor`) in one of their own; and
+chooses between the two."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.background import load_state
 from slime_core.contracts import DataSource
@@ -16,6 +17,9 @@ from slime_core.profiling import Profiler
 from slime_core.rollout_worker import RolloutWorker
 from slime_core.runtime import Handle, LocalHandle
 from slime_core.train_worker import TrainComponents, TrainWorker
+
+if TYPE_CHECKING:
+    from slime_core.tracking import Console
 
 
 @dataclass
@@ -31,6 +35,22 @@ class Workers:
             for handle in (self.trainer, self.rollouts):
                 if handle is not None:
                     stack.callback(handle.close)
+
+
+def start_workers(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None, console: Console) -> Workers:
+    """Both workers: on Ray where the plan has a layout, else in this process.
+
+    Args:
+        data_state: where the data source goes on, from a checkpoint.
+    """
+    if plan.layout is None:
+        return in_this_process(plan, run_dir, data_state)
+    from slime_core.cluster.connect import prepare
+
+    prepare(plan.layout.address)
+    from slime_core.cluster.start import on_cluster
+
+    return on_cluster(plan, plan.layout, run_dir, data_state, console)
 
 
 def in_this_process(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None) -> Workers:

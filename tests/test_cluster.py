@@ -13,22 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from slime_core.cli import main
-from slime_core.cluster.connect import prepare, start_local
 from slime_core.plugins import Plugins
 from slime_core.tracking import read_metrics
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray cluster that this process has joined; runs use it and leave it running."""
-    prepare("local")
-    import ray
-
-    start_local(num_cpus=3, num_gpus=0, object_store_memory=200 * 1024 * 1024)
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture(autouse=True)

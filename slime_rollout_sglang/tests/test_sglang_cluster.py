@@ -21,19 +21,6 @@ pytestmark = pytest.mark.timeout(900)
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray cluster that this process has joined; runs use it and leave it running."""
-    from slime_core.cluster.connect import prepare, start_local
-
-    prepare("local")
-    import ray
-
-    start_local(num_cpus=3, num_gpus=0, object_store_memory=200 * 1024 * 1024)
-    yield ray
-    ray.shutdown()
-
-
 def test_grpo_on_ray_trains_on_the_log_probs_of_servers_in_actors_and_survives_their_loss(
     cluster, tiny_model, chat_rows, tmp_path, monkeypatch
 ):

@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sglang_cases as cases
 import torch
 
 from slime_core.arguments.groups import GROUPS
@@ -94,12 +96,7 @@ def generate(engine: SGLangEngine) -> list[int]:
     return asyncio.run(engine.generate([1, 2], {"max_new_tokens": 1})).weight_versions
 
 
-def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.01)
-    return found
+until = partial(cases.until, seconds=60.0)
 
 
 def pids(tmp_path: Path, number: int = 0) -> list[int]:

@@ -10,9 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sglang_cases as cases
 import torch
 from safetensors.torch import load_file
 
@@ -338,12 +338,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-    return found
+until = partial(cases.until, seconds=30.0)
 
 
 def pids(log: Path) -> list[int]:

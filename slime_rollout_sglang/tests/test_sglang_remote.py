@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sglang_cases as cases
 
 from slime_core.arguments.groups import GROUPS
 from slime_core.cluster.slots import Slot, set_engine_slots
@@ -67,12 +68,7 @@ def server(slot, options, tmp_path):
     server.close()
 
 
-def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)
-    return found
+until = partial(cases.until, seconds=60.0)
 
 
 def pid_of(actor: Any) -> int:
