@@ -77,7 +77,7 @@ def chat_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray cluster of three CPUs that this process has joined; runs use it and leave it running."""
-    from slime_core.cluster.connect import prepare, start_local
+    from slime_core.runtime.connect import prepare, start_local
 
     prepare("local")
     import ray

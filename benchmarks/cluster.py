@@ -176,7 +176,7 @@ def read(lines: list[dict[str, float]]) -> Run:
 def staleness(folder: Path, steps: int) -> float:
     """Versions between the weights that made a token and those that it trained, the mean over all tokens of the timed
     steps. Rollout n trains version n."""
-    from slime_core.rollout_worker import read_debug_data
+    from slime_core.rollout.debug_data import read_debug_data
 
     return fmean(
         rollout_id - version

@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.gemm import Shapes, step_flops
 from benchmarks.processes import ROOT, measured_environment, prepared, run_process
 from benchmarks.report import RESULTS, command, tell
-from slime_core.rollout_worker import read_debug_data
+from slime_core.rollout.debug_data import read_debug_data
+from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
-from slime_core.tracking import read_metrics
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "H20": 148, "B200": 2250, "A100": 312, "A800": 312, "L40S": 362, "4090": 165}
 """Dense bfloat16, from the makers' data sheets, by a part of the device's name. The SXM model where there are several."""

@@ -56,8 +56,8 @@ def measure(options: argparse.Namespace, words: list[str]) -> dict[str, float]:
     import random
     from types import SimpleNamespace
 
-    from slime_core.batch import make_train_batch
     from slime_core.sample import Sample
+    from slime_core.training.batches import make_train_batch
     from slime_losses.sft import sft_loss
     from slime_torch.arguments import TorchArguments
     from slime_torch.backend import TorchBackend

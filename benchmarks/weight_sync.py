@@ -8,7 +8,7 @@ For models of up to three sizes, each in fp32 and with one thread per process:
 * Ray: the trainer's actor puts them into the object store, the rollout worker's actor copies them into its engine.
 * SGLang: to one real server, by each `--update-weight-transport`; the server is paused, and the weights are verified.
 
-Each is what a run does between two rollouts (`slime_core.run.Run.sync_weights`), several times in a process of its own;
+Each is what a run does between two rollouts (`slime_core.run.run.Run.sync_weights`), several times in a process of its own;
 the first time, in which engines are set up, is left out. They take turns. Prints seconds and MB/s, and writes them to
 benchmarks/results. SGLang is measured where it can be imported; `bash scripts/test-sglang.sh` makes such an environment.
 """
@@ -148,12 +148,12 @@ def hand_over(flags: Sequence[str], model: Path, updates: int, folder: Path) -> 
     """Hand the weights of a run's trainer to its engine, again and again."""
     from slime_core.arguments.namespace import Namespace
     from slime_core.arguments.resolve import resolve
-    from slime_core.plan import make_plan
     from slime_core.plugins import Plugins
-    from slime_core.run import Run
-    from slime_core.runtime import wait
-    from slime_core.tracking import Console, JsonlTracker, Tracking
-    from slime_core.workers import start_workers
+    from slime_core.run.plan import make_plan
+    from slime_core.run.run import Run
+    from slime_core.run.tracking import Console, JsonlTracker, Tracking
+    from slime_core.run.workers import start_workers
+    from slime_core.runtime.handles import wait
 
     rows = folder / "rows.jsonl"
     rows.write_text('{"input": "hello"}\n')

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from slime_core.tracking import read_metrics
+from slime_core.run.tracking import read_metrics
 
 
 def main(run_dir: Path) -> None:

@@ -1,7 +1,7 @@
 # Sourced by the other scripts: makes the virtual environment .venv with slime in it, once, and again when a
 # requirement changed. Set PYTHON to choose the interpreter, SLIME_VENV to put the environment elsewhere.
 
-DISTRIBUTIONS=(. slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-rewards plugins/slime-trackers)
+DISTRIBUTIONS=(. slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-rewards plugins/slime-trackers)
 
 # prepare_environment [EXTRA_REQUIREMENT…]
 prepare_environment() {

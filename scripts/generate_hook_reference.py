@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slime_core import advantage, batch, engine, hookspecs, lazy, loss, masks, sample
-from slime_core.arguments import ArgumentGroup, option
-from slime_core.plugins.kinds import KINDS, Kind
+from slime_core import hookspecs, lazy, sample
+from slime_core.contracts import advantage, engine, loss
+from slime_core.contracts import data as masks
+from slime_core.contracts.kinds import KINDS, Kind
+from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.training import batches as batch
 
 PAGE = Path(__file__).parent.parent / "docs" / "hooks.md"
 
@@ -46,7 +49,7 @@ EXTRAS = {
     "plugins": "`slime_core.plugins.Plugins`, to select further components",
     "importance_weight": "the component that `--custom-tis-function-path` chooses, or None",
     "engine": "the run's `InferenceEngine`, or None",
-    "background": "a `slime_core.background.Background`, where it keeps what it goes on doing between its calls",
+    "background": "a `slime_core.contracts.rollout.Background`, where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""
 

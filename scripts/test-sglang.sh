@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-venv="${SLIME_SGLANG_VENV:-.cache/sglang-venv}" python="${PYTHON:-python3}" cpu=slime_rollout_sglang/tests/sglang_on_cpu
+venv="${SLIME_SGLANG_VENV:-.cache/sglang-venv}" python="${PYTHON:-python3}" cpu=plugins/slime-engine-sglang/tests/sglang_on_cpu
 without_deps="$(sed -n 's/^# \(.*==.*\)/\1/p' "$cpu/requirements.txt")"
 editable=()
 for folder in "${DISTRIBUTIONS[@]}"; do editable+=(-e "$folder"); done
@@ -32,4 +32,4 @@ echo "==> preparing the tokenizers"
 python scripts/assets.py tokenizers >/dev/null
 
 echo "==> pytest"
-python -m pytest -q -s "$@" slime_rollout_sglang/tests/test_sglang_{protocol,options,engine,runs,cluster}.py
+python -m pytest -q -s "$@" plugins/slime-engine-sglang/tests/test_sglang_{protocol,options,engine,runs,cluster}.py

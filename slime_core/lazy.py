@@ -13,8 +13,11 @@ class Lazy:
         target: "package.module:attribute".
         summary: one line for `slime plugins`.
         aliases: further names that select this component, such as the import path it had in slime.
+        reads_options: the options that it reads, by name or by the name of their group; see
+            `slime_core.contracts.options`. None: it says nothing about that.
     """
 
     target: str
     summary: str = ""
     aliases: tuple[str, ...] = ()
+    reads_options: tuple[str, ...] | None = None

@@ -3,17 +3,20 @@
 The only difference: `train-async` asks for the samples of the next rollout before it trains on this one's, so that the
 two overlap. Data order and weights are the same where the samples do not depend on the weights, as in SFT. Where they
 do, `train-async` generates with weights that are one rollout older (one-step off-policy). A rollout function that works
-in the background (`slime_core.background`) needs no asking ahead: it is given every new version as soon as there is one.
+in the background (`slime_core.contracts.rollout.Background`) needs no asking ahead: it is given every new version as soon as there is one.
 """
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
-from slime_core.rollout_worker import RolloutResult
-from slime_core.run import Run
-from slime_core.runtime import wait
+from slime_core.runtime.handles import wait
+
+if TYPE_CHECKING:
+    from slime_core.rollout.worker import RolloutResult
+    from slime_core.run.run import Run
 
 
 def train(run: Run, start: int, total: int, ahead: bool) -> None:

@@ -138,7 +138,7 @@ def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
         return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
     for name in ("loss_mask", "rollout_log_probs", "weight_versions"):
         values = getattr(sample, name)
-        if values and len(values) != r:
+        if (values or (name == "loss_mask" and values is not None)) and len(values) != r:
             return f"{name} has {len(values)} entries, but response_length is {r}; they must be equal."
     if sample.loss_mask is not None and set(sample.loss_mask) - {0, 1}:
         return f"loss_mask holds {sorted(set(sample.loss_mask) - {0, 1})[:5]}; only 0 and 1 are allowed."
@@ -151,3 +151,22 @@ def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
         if isinstance(sample.reward, (int, float)) and not math.isfinite(sample.reward):
             return f"its reward is {sample.reward}; rewards must be finite."
     return None
+
+
+def reward_of(sample: Sample, key: str | None) -> float:
+    """The number that is trained on: the reward or, of a reward that is a dict, its `key`.
+
+    Raises:
+        SampleError: there is none; says what the sample has.
+    """
+    reward = sample.reward
+    if isinstance(reward, dict):
+        if key is None or key not in reward:
+            raise SampleError(
+                f"The reward of {sample.name} is a dict with the keys {', '.join(map(str, reward))}; "
+                f"name one of them with --reward-key (given: {key})."
+            )
+        reward = reward[key]
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)):
+        raise SampleError(f"The reward of {sample.name} is {reward!r}; expected a number. Choose one with --rm-type.")
+    return float(reward)

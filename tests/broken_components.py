@@ -17,10 +17,10 @@ from good_components import (
     torch_backend,
 )
 
-from slime_core.advantage import AdvantageOutputs
+from slime_core.contracts.advantage import AdvantageOutputs
+from slime_core.contracts.loss import LossOutputs, needs_gradient_at_zero_advantage, reads
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
-from slime_core.loss import LossOutputs, needs_gradient_at_zero_advantage, reads
 from slime_core.sample import Status
 from slime_core.testing import EchoEngine
 from slime_core.testing.behaviour.engines import PATIENCE
@@ -607,7 +607,7 @@ BROKEN = [
     ("loss", centred_loss, "sums to the same", "nothing else that depends on which samples come together"),
     ("loss", mean_loss, "costs 0 for a micro-batch without", "is nan; expected 0"),
     ("loss", biased_loss, "costs 0 for a micro-batch without", "is 1.0; expected 0"),
-    ("loss", undeclared_loss, "returns a finite scalar", "does not say that it reads them; say so: @slime_core.loss.reads"),
+    ("loss", undeclared_loss, "returns a finite scalar", "does not say that it reads them; say so: @slime_core.contracts.loss.reads"),
     ("loss", old_only_loss, "takes log_probs for old_log_probs", r"use inputs.log_probs.detach\(\) where"),
     ("loss", skipping_loss, "has no gradient at samples whose", "so they would be skipped; let it return True"),
     ("loss", scaling_loss, "does not change its inputs", "changed inputs.advantages in place; make a new tensor"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from slime_core.cluster.slots import engine_slots
+from slime_core.runtime.slots import engine_slots
 from slime_core.sample import Sample
 from slime_engine_local.engine import LocalEngine
 from slime_torch.backend import TorchBackend

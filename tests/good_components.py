@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from slime_core.advantage import AdvantageOutputs
+from slime_core.contracts.advantage import AdvantageOutputs
+from slime_core.contracts.data import MaskedTokens
+from slime_core.contracts.loss import LossOutputs
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
-from slime_core.loss import LossOutputs
-from slime_core.masks import MaskedTokens
 from slime_core.sample import RolloutOutput, Status
 from slime_core.testing import EchoEngine, sample
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from slime_core.arguments.command_line import run_parser
+from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
-from slime_core.arguments.resolve import eval_sets, resolve, with_data_length, without_effect
+from slime_core.arguments.resolve import resolve, with_data_length, without_effect
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 
@@ -130,7 +131,7 @@ def test_a_single_evaluation_path_is_named_after_its_file(namespace):
 
 
 def test_every_option_has_a_help_text_and_a_reader(namespace):
-    kinds = set(__import__("slime_core.plugins.kinds", fromlist=["KINDS"]).KINDS)
+    kinds = set(__import__("slime_core.contracts.kinds", fromlist=["KINDS"]).KINDS)
     for option in namespace.options.values():
         assert len(option.field.description or "") > 15, option.flag
         readers = [reader.partition("?") for reader in option.read_by.split()]

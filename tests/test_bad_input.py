@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli import main
-from slime_core.tracking import read_metrics
+from slime_core.cli.main import main
+from slime_core.run.tracking import read_metrics
 
 
 def chat(*turns: tuple[str, str]) -> dict:

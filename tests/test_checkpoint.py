@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from slime_core import checkpoint
 from slime_core.errors import CheckpointError
+from slime_core.run import checkpoints as checkpoint
 
 
 def write_weights(folder: Path) -> None:

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.cli import main
-from slime_core.cluster.blueprint import Blueprint
-from slime_core.cluster.failure import Failure
-from slime_core.cluster.layout import Layout, make_layout, place
-from slime_core.cluster.slots import slots_beside_ranks
-from slime_core.cluster.tensors import from_bytes, to_bytes
+from slime_core.cli.main import main
 from slime_core.errors import ArgumentError, CheckpointError, ClusterError
 from slime_core.plugins import Plugins, Selected
-from slime_core.plugins.selected import RaisedIn
-from slime_core.train_worker import TrainComponents, TrainWorker
+from slime_core.plugins.selection import RaisedIn
+from slime_core.run.blueprint import Blueprint
+from slime_core.runtime.failures import Failure
+from slime_core.runtime.layout import Layout, make_layout, place
+from slime_core.runtime.slots import slots_beside_ranks
+from slime_core.runtime.tensors import from_bytes, to_bytes
+from slime_core.training.worker import TrainComponents, TrainWorker
 
 
 class Embedded:
@@ -211,13 +211,13 @@ def test_check_prints_the_placement(tiny_model, chat_rows, capsys):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "nowhere"])
 def test_an_address_where_no_cluster_answers_is_reported_at_once(address):
-    code = f"from slime_core.cluster.connect import connect; connect({address!r})"
+    code = f"from slime_core.runtime.connect import connect; connect({address!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert f"ClusterError: --ray-address {'is ' if address == 'nowhere' else ''}" in done.stderr
 
 
 def test_neither_the_command_nor_a_run_of_one_process_imports_ray():
-    code = "import sys, slime_core.cli, slime_core.launch, slime_core.workers; print([m for m in ('ray', 'torch') if m in sys.modules])"
+    code = "import sys, slime_core.cli, slime_core.run.launch, slime_core.run.workers; print([m for m in ('ray', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
 

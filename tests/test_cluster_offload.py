@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli import main
+from slime_core.cli.main import main
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags,
 
 
 def test_a_run_that_takes_turns_equals_one_that_does_not(flags, without_gpu, tmp_path, monkeypatch):
-    from slime_core.offload import Offloaded
+    from slime_core.tensors.offload import Offloaded
 
     left = []
 

@@ -17,10 +17,10 @@ from broken_components import BROKEN
 from good_components import component_of, good_loss, good_reward
 
 from slime_core import hookspecs
-from slime_core.cli import main
+from slime_core.cli.main import main
+from slime_core.contracts.kinds import KINDS, OBSERVERS
 from slime_core.errors import ArgumentError, DataError, PluginError
 from slime_core.plugins import Plugins
-from slime_core.plugins.kinds import KINDS, OBSERVERS
 from slime_core.testing import (
     ContractError,
     check_component,
@@ -81,7 +81,9 @@ def test_a_component_that_refuses_the_inputs_of_the_kit_is_asked_for_examples_an
 
 
 def test_a_wrong_signature_is_found_before_anything_is_called():
-    with pytest.raises(ContractError, match=r"does not take the parameter 'sample'.*See slime_core.contracts.reward"):
+    with pytest.raises(
+        ContractError, match=r"does not take the parameter 'sample'.*See slime_core.contracts.reward.reward"
+    ):
         check_component("reward", lambda args: 1 / 0)
 
 
@@ -174,7 +176,7 @@ def distribution(tmp_path, monkeypatch):
 
 SOUR = """
     import numpy
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
     class SourArguments(ArgumentGroup):
         sourness: int = 3
@@ -280,9 +282,9 @@ def test_pytest_checks_a_distribution_that_is_named_on_its_command_line(distribu
 
 
 def test_the_pytest_plugin_costs_other_projects_next_to_nothing():
-    code = "import pytest, sys; before = set(sys.modules); import slime_core.pytest_plugin; print(*set(sys.modules) - before)"
+    code = "import pytest, sys; before = set(sys.modules); import slime_core.cli.pytest_plugin; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) <= {"pluggy", "slime_core", "slime_core.lazy", "slime_core.pytest_plugin"}
+    assert set(done.stdout.split()) <= {"pluggy", "slime_core", "slime_core.lazy", "slime_core.cli.pytest_plugin"}
 
 
 def test_the_tokenizer_of_the_kit_says_back_what_it_reads():

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from slime_core.errors import DataError, PluginError
-from slime_core.rollout_worker import RolloutResult, converted, read_debug_data, write_debug_data
+from slime_core.rollout.debug_data import read_debug_data, write_debug_data
+from slime_core.rollout.worker import RolloutResult, converted
 from slime_core.sample import RolloutOutput, Sample, Status
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.tracking import read_metrics
+from slime_core.run.tracking import read_metrics
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from slime_core import hookspecs
-from slime_core.cli import main
+from slime_core.cli.main import main
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
+from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
-from slime_core.tracking import read_metrics
 
 WATCHER = """
 from slime_core import hookimpl
@@ -58,8 +58,8 @@ def slime_run_finished(args, error): calls.append(("run_finished", dict(args=arg
 
 COMPONENTS = """
 from dataclasses import replace
-from slime_core.advantage import AdvantageOutputs
-from slime_core.loss import LossOutputs, reads
+from slime_core.contracts.advantage import AdvantageOutputs
+from slime_core.contracts.loss import LossOutputs, reads
 from slime_core.sample import RolloutOutput, Status
 
 calls = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slime_core import hookspecs
-from slime_core.plugins.kinds import KINDS
+from slime_core.contracts.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "hooks.md").read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slime_core.cli import main
-from slime_core.tracking import read_metrics
+from slime_core.cli.main import main
+from slime_core.run.tracking import read_metrics
 
 SFT_ARGS = """
    --rollout-function-path slime.rollout.sft_rollout.generate_rollout

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from slime_core.arguments import ArgumentGroup, option
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage
 from slime_core.arguments.resolve import resolve
+from slime_core.contracts.options import ArgumentGroup, option
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 

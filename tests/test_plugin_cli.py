@@ -14,7 +14,7 @@ import pytest
 SLIME = Path(sys.executable).parent / "slime"
 
 LOSS = """
-from slime_core.loss import LossOutputs
+from slime_core.contracts.loss import LossOutputs
 
 def my_loss(args, inputs):
     return LossOutputs(inputs.reduce(-inputs.log_probs))

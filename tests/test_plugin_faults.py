@@ -21,11 +21,11 @@ import pytest
 import torch
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.cli import main
+from slime_core.cli.main import main
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import Caller, policies
-from slime_core.reward import score
+from slime_core.rollout.rewards import score
 from slime_core.sample import Sample
 
 HEAD = "from slime_core import Lazy, hookimpl\nfrom slime_core.arguments import ArgumentGroup, option\n"
@@ -67,7 +67,7 @@ def provided(hook: str, definition: str) -> str:
     return f"{textwrap.dedent(definition)}\n@hookimpl\ndef {hook}(): return {{'it': it}}"
 
 
-ADVANTAGE = "from slime_core.advantage import AdvantageOutputs\ndef it(args, inputs): return "
+ADVANTAGE = "from slime_core.contracts.advantage import AdvantageOutputs\ndef it(args, inputs): return "
 PICK_ADVANTAGE, PICK_REWARDS = ["--advantage-estimator", "it"], ["--custom-reward-post-process-path", "it"]
 PICK_CONVERTER, PICK_LOG = (
     ["--custom-convert-samples-to-train-data-path", "it"],
@@ -82,7 +82,7 @@ FAULTS = {
     "missing argument": Fault(
         loss("def it(args): ..."),
         PICK_LOSS,
-        ["does not fit --loss-type: it does not take the parameter 'inputs'", "slime_core.contracts.loss"],
+        ["does not fit --loss-type: it does not take the parameter 'inputs'", "slime_core.contracts.loss.loss"],
     ),
     "extra argument": Fault(
         loss("def it(args, inputs, more): ..."), PICK_LOSS, ["it requires a parameter 'more' that nothing passes"]
@@ -235,7 +235,7 @@ FAULTS = {
         PICK_ADVANTAGE,
         [
             "does not fit --advantage-estimator: it does not take the parameter 'args'",
-            "slime_core.contracts.advantages",
+            "slime_core.contracts.advantage.advantages",
         ],
     ),
     "rewards that got lost": Fault(

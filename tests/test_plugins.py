@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from slime_core import Lazy, hookspecs
+from slime_core.contracts.kinds import KINDS
+from slime_core.contracts.loss import LossOutputs
 from slime_core.errors import PluginError
-from slime_core.loss import LossOutputs
 from slime_core.plugins import PluginInfo, Plugins, Selected
 from slime_core.plugins.discovery import Switches
-from slime_core.plugins.kinds import KINDS
-from slime_core.plugins.selected import raised_in
+from slime_core.plugins.selection import raised_in
 
 
 def plugin(tmp_path: Path, monkeypatch, name: str, code: str, requires_core: str = "") -> PluginInfo:
@@ -182,7 +182,14 @@ def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(t
         def slime_run_finished(error): time.sleep(0.02)
         """
     plugins = Plugins(
-        [plugin(tmp_path, monkeypatch, "timed", "from slime_core.loss import LossOutputs\n" + textwrap.dedent(code))]
+        [
+            plugin(
+                tmp_path,
+                monkeypatch,
+                "timed",
+                "from slime_core.contracts.loss import LossOutputs\n" + textwrap.dedent(code),
+            )
+        ]
     )
 
     async def score():

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from slime_core.profiling import Profiler, ProfilingArguments
+from slime_core.arguments.groups.profiling import ProfilingArguments
+from slime_core.training.profiling import Profiler
 
 torch = pytest.importorskip("torch")
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from slime_core.tracking import read_metrics
+from slime_core.run.tracking import read_metrics
 
 ROLLOUTS = 15  # three epochs of twenty rows, four rows a rollout
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from slime_core.tracking import read_metrics
+from slime_core.run.tracking import read_metrics
 
 HERE = Path(__file__).parent
 

@@ -13,12 +13,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_core import runtime
-from slime_core.cli import main
-from slime_core.early_stopping import EarlyStopping
+from slime_core.cli.main import main
 from slime_core.errors import ArgumentError
-from slime_core.runtime import LocalHandle, wait
-from slime_core.tracking import JsonlTracker, read_metrics
+from slime_core.run.early_stopping import EarlyStopping
+from slime_core.run.tracking import JsonlTracker, read_metrics
+from slime_core.runtime import handles as runtime
+from slime_core.runtime.handles import LocalHandle, wait
 
 
 @pytest.fixture

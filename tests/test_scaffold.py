@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli import main
+from slime_core.cli.main import main
+from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
-from slime_core.plugins.kinds import KINDS
 from slime_core.scaffold import EXAMPLES, LONGEST_NAME, NOT_SMALL, new_package
 
 ROOT = Path(__file__).parent.parent

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slime_core.advantage import AdvantageOutputs
+from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.errors import SampleError
-from slime_core.reward import reward_of
-from slime_core.sample import Sample
-from slime_core.signals import advantage_inputs, columns_of
+from slime_core.sample import Sample, reward_of
+from slime_core.training.signals import advantage_inputs, columns_of
 
 
 def sample(response: int, mask: list[int] | None = None, **fields) -> Sample:

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_core.cli import main
+from slime_core.cli.main import main
 from slime_core.data import UNKNOWN_LENGTH, StreamingDataSource
 from slime_core.errors import CheckpointError, DataError
+from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
-from slime_core.tracking import read_metrics
 
 
 @pytest.fixture(scope="session")

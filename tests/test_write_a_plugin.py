@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slime_core.tracking import read_metrics
+from slime_core.run.tracking import read_metrics
 
 PAGE = Path(__file__).parent.parent / "docs" / "write-a-plugin.md"
 

@@ -1,13 +1,15 @@
 """Typed, strict, frozen run arguments under slime's flat names.
 
-option.py        how one option is declared, by the core and by plugins
-groups.py        the core's own options
+groups/          the core's own options, one file a group; `RunArguments`, all of them together
 namespace.py     all options of core and plugins as one flat namespace
+readers.py       which options the components of a run read
 command_line.py  the flags
 recipe.py        recipe files
-resolve.py       merges the sources, derives the rest, reports what has no effect
+resolve.py       merges the sources, derives the rest
+
+How one option is declared, by the core and by plugins, is in `slime_core.contracts.options`.
 """
 
-from slime_core.arguments.option import REQUIRED, ArgumentGroup, option
+from slime_core.arguments.groups import RunArguments
 
-__all__ = ["REQUIRED", "ArgumentGroup", "option"]
+__all__ = ["RunArguments"]

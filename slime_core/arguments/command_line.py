@@ -62,11 +62,10 @@ def _add(section: Any, option: Option) -> None:
     help_text = (option.field.description or "").replace("%", "%%")
     if not option.required and option.default not in (None, False, []):
         help_text += f" (default: {option.default})"
-    flags = [option.flag, *option.aliases]
     if option.is_flag:
-        section.add_argument(*flags, action=argparse.BooleanOptionalAction, help=help_text)
+        section.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=help_text)
     elif option.is_list:
-        section.add_argument(*flags, nargs="*", metavar="VALUE", help=help_text)
+        section.add_argument(option.flag, nargs="*", metavar="VALUE", help=help_text)
     else:
         metavar = "{" + ",".join(map(str, option.choices)) + "}" if option.choices else "VALUE"
-        section.add_argument(*flags, metavar=metavar, help=help_text)
+        section.add_argument(option.flag, metavar=metavar, help=help_text)

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
-from pydantic import BaseModel, create_model
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from slime_core.arguments.groups import GROUPS
-from slime_core.arguments.option import ArgumentGroup
+from slime_core.arguments.groups import GROUPS, RunArguments
+from slime_core.contracts.options import ArgumentGroup
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.loading import set_aside
@@ -28,8 +28,8 @@ class Option:
         name: its name in code; `flag` is the same with dashes.
         group, distribution: where it was declared.
         field: pydantic's view: type, default, constraints, help text.
-        read_by: "core" or "kind:name" entries, separated by blanks.
-        when: see `slime_core.arguments.option`.
+        read_by_core: whether the core itself reads it; a text: the condition under which it does.
+        when: see `slime_core.contracts.options.option`.
     """
 
     name: str
@@ -46,21 +46,19 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
-    def aliases(self) -> list[str]:
-        alias = self._meta("alias")
-        return [alias] if alias else []
-
-    @property
-    def read_by(self) -> str:
-        return self._meta("read_by") or self.group.read_by
+    def read_by_core(self) -> bool | str:
+        own: bool | str | None = self._meta("read_by_core")
+        return self.group.read_by_core if own is None else own
 
     @property
     def when(self) -> str | None:
-        return self._meta("when")
+        condition: str | None = self._meta("when")
+        return condition
 
     @property
     def env(self) -> str | None:
-        return self._meta("env")
+        variable: str | None = self._meta("env")
+        return variable
 
     @property
     def affects_result(self) -> bool:
@@ -101,12 +99,12 @@ class Namespace:
 
     Attributes:
         options: by name.
-        model: the pydantic model whose instances are the run's `args`.
+        model: the pydantic model whose instances are the run's `args`: `RunArguments` with the plugins' groups.
     """
 
     def __init__(self, plugins: Plugins) -> None:
         self.options: dict[str, Option] = {}
-        self.groups: list[type[ArgumentGroup]] = []
+        self._plugin_groups: list[type[ArgumentGroup]] = []
         self._families: dict[str, tuple[str, str]] = {}  # prefix → what declares its options, distribution
         for group in GROUPS:
             self._add(group, "slime-core")
@@ -116,7 +114,10 @@ class Namespace:
                     self._add(group, info.distribution)
             except PluginError as error:
                 set_aside(info, error)
-        self.model: type[BaseModel] = create_model("Arguments", __base__=tuple(self.groups))
+        self.model = self._make_model()
+
+    def _make_model(self) -> type[RunArguments]:
+        return create_model("Arguments", __base__=(RunArguments, *self._plugin_groups))
 
     def admit(self, names: Iterable[str]) -> None:
         """Declare those of these names that are no options yet and belong to a family.
@@ -129,10 +130,11 @@ class Namespace:
             if wanted := [name for name in unknown if name.startswith(prefix)]:
                 module, _, function = target.partition(":")
                 self._add(getattr(importlib.import_module(module), function)(wanted), distribution)
-                self.model = create_model("Arguments", __base__=tuple(self.groups))
+                self.model = self._make_model()
 
     def _add(self, group: type[ArgumentGroup], distribution: str) -> None:
-        self.groups.append(group)
+        if group not in GROUPS:
+            self._plugin_groups.append(group)
         self._families |= {prefix: (target, distribution) for prefix, target in group.families.items()}
         for name, field in group.model_fields.items():
             self.options[name] = Option(name, group, distribution, field)
@@ -145,7 +147,7 @@ def _checked_groups(given: Any, known: dict[str, Option], distribution: str) -> 
     ):
         raise PluginError(
             f"Its slime_argument_groups returned {given!r}; expected a list of subclasses of "
-            "slime_core.arguments.ArgumentGroup."
+            "slime_core.contracts.options.ArgumentGroup."
         )
     for group in given:
         for name in group.model_fields:

@@ -1,8 +1,7 @@
 """From defaults, recipe, environment and command line to the run's frozen arguments, with where each value came from.
 
 Later sources win: defaults < recipe < environment < command line. Values that follow from others are computed once,
-in `derive`, after all sources have been read. Nothing is ignored: an unknown name is an error that offers the nearest
-one, and `without_effect` lists what was set but is read by nothing in this run.
+in `derive`, after all sources have been read. An unknown name is an error that offers the nearest one.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from slime_core.arguments.command_line import parse_command_line
+from slime_core.arguments.groups import RunArguments
+from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage
 from slime_core.errors import ArgumentError
@@ -32,7 +32,7 @@ class Resolved:
         namespace: all options that exist.
     """
 
-    args: Any
+    args: RunArguments
     provenance: dict[str, str]
     namespace: Namespace
 
@@ -177,52 +177,6 @@ def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
         )
     why = f"--num-epoch {args.num_epoch} × {prompts} prompts // --rollout-batch-size {args.rollout_batch_size}"
     return resolved.updated(why, num_rollout=rollouts)
-
-
-def eval_sets(args: Any) -> list[tuple[str, str]]:
-    """`--eval-prompt-data` as (name, path) pairs. A single value is a path named after its file."""
-    given = args.eval_prompt_data or []
-    if len(given) == 1:
-        return [(Path(given[0].split("@[")[0]).stem, given[0])]
-    if len(given) % 2:
-        raise ArgumentError(
-            f"--eval-prompt-data takes one path or pairs 'name path', given were {len(given)} values: {' '.join(given)}"
-        )
-    names = given[::2]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise ArgumentError(f"--eval-prompt-data names {', '.join(twice)} twice; give every set its own name.")
-    return list(zip(names, given[1::2], strict=True))
-
-
-def without_effect(resolved: Resolved, selected: Iterable[str]) -> list[str]:
-    """One sentence for every option that somebody set and that nothing in this run reads.
-
-    Args:
-        selected: the chosen components as "kind:name". One that is named by its import path may read whatever those of its
-            kind read.
-    """
-    args, chosen, found = resolved.args, {"core", *selected}, []
-    own = {kind for kind, _, name in (one.partition(":") for one in chosen) if "." in name}
-    for name in resolved.set_by_user:
-        option = resolved.namespace.options[name]
-        if getattr(args, name) == option.default:
-            continue
-        readers = [reader.partition("?") for reader in option.read_by.split()]
-        present = [condition for reader, _, condition in readers if reader in chosen or reader.split(":")[0] in own]
-        if not present:
-            names = " or ".join(reader for reader, _, _ in readers)
-            found.append(f"{option.flag} has no effect: it is read by {names}, which this run does not use.")
-        elif unmet := _unmet(args, present) or _unmet(args, (option.when or "").split("|")):
-            found.append(f"{option.flag} has no effect {unmet}.")
-    return found
-
-
-def _unmet(args: Any, conditions: list[str]) -> str:
-    """In words, that none of these conditions holds: names of options, or "!name"; "" if one does, as "" itself."""
-    if any(not c or bool(getattr(args, c.lstrip("!"), False)) != c.startswith("!") for c in conditions):
-        return ""
-    names = " or ".join("--" + condition.lstrip("!").replace("_", "-") for condition in dict.fromkeys(conditions))
-    return f"{'with' if conditions[0].startswith('!') else 'without'} {names}"
 
 
 def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str, Any]:

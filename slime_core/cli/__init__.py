@@ -1,99 +1,10 @@
-"""The `slime` command. Its subcommands are components like everything else: plugins add their own."""
+"""What people start: the `slime` command, and pytest's `--slime-check`.
 
-from __future__ import annotations
-
-import os
-import sys
-import traceback
-from pathlib import Path
-
-from slime_core import __version__
-from slime_core.cli.switches import HELP, read_switches
-from slime_core.errors import ArgumentError, SlimeError, did_you_mean
-from slime_core.plugins import Plugins
-from slime_core.plugins.selected import raised_in
-
-CORE = "slime-core"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0, 1 after an error in the run, 2 after a mistake on the command line."""
-    name = "--help"
-    if argv is None:
-        _import_from_here()
-    try:
-        switches, words = read_switches(sys.argv[1:] if argv is None else argv, os.environ)
-        name = words[0] if words else name
-        if name == "--version":
-            print(f"slime {__version__}")
-            return 0
-        plugins = Plugins(switches=switches)
-        if name in ("-h", "--help"):
-            print(_usage(plugins))
-            return 0
-        if plugins.find("command", name) is None:
-            hint = did_you_mean(name, plugins.components("command"))
-            raise ArgumentError(f"there is no command {name!r}.{hint}\n{_usage(plugins)}")
-        status: int = plugins.select("command", name)(words[1:], plugins)
-        if argv is None:
-            _leave_what_hangs(status)
-        return status
-    except SlimeError as error:
-        print(f"slime {name}: {_with_notes(error)}", file=sys.stderr)
-        return 2 if isinstance(error, ArgumentError) else 1
-    except Exception as error:
-        if all(component.distribution == CORE for component in raised_in(error)):
-            raise  # a defect of slime itself: the whole traceback
-        print(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("slime: interrupted", file=sys.stderr)
-        return 130
-
-
-def _import_from_here() -> None:
-    """Let import paths name modules in the current folder, as `python -m` does, unless Python was told not to."""
-    here = str(Path.cwd())
-    if not sys.flags.safe_path and here not in sys.path:
-        sys.path.insert(0, here)
-
-
-def _leave_what_hangs(status: int) -> None:
-    """End the process now if the contract kit gave up on something: Python would wait for the threads that it made."""
-    kit = sys.modules.get("slime_core.testing.time_limit")
-    if kit is not None and kit.GIVEN_UP:
-        sys.stdout.flush()
-        os._exit(status)
-
-
-def _usage(plugins: Plugins) -> str:
-    commands = plugins.components("command").values()
-    return "\n".join(
-        [
-            "usage: slime COMMAND …",
-            "",
-            "Post-trains large language models, SFT and RL, in one loop.",
-            "",
-            "commands:",
-            *(f"  {command.name:<12} {command.summary}" for command in commands),
-            "",
-            HELP,
-            "",
-            "Each command explains itself with --help.",
-        ]
-    )
-
-
-def _with_notes(error: BaseException) -> str:
-    """The message, and below it what it came through, this command left out."""
-    message = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
-    commands = {c.note for c in raised_in(error) if c.kind == "command" and c.distribution == CORE}
-    notes = [note for note in getattr(error, "__notes__", []) if note not in commands]
-    return "\n".join([message, *(f"  {note}" for note in notes)])
-
-
-def _traceback_outside_core(error: BaseException) -> str:
-    """The frames of other people's code: what its author needs, without how slime got there."""
-    core = str(Path(__file__).parent.parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(core)]
-    return "".join(traceback.format_list(frames)).rstrip()
+main.py          the command; its subcommands are components like everything else
+switches.py      the options that every command understands
+train.py         `slime train`, `slime train-async`, `slime check`
+plugins.py       `slime plugins`
+new.py           `slime plugins new`
+check_plugin.py  `slime plugins check`
+pytest_plugin.py `pytest --slime-check`
+"""

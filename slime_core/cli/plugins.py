@@ -8,9 +8,9 @@ import json
 from packaging.utils import canonicalize_name
 
 from slime_core.cli import check_plugin, new
+from slime_core.contracts.kinds import KINDS, OBSERVERS
 from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins import PluginInfo, Plugins
-from slime_core.plugins.kinds import KINDS, OBSERVERS
 
 
 def main(argv: list[str], plugins: Plugins) -> int:

@@ -11,8 +11,8 @@ from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import resolve
 from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
-from slime_core.plan import Plan, make_plan
 from slime_core.plugins import Plugins
+from slime_core.run.plan import Plan, make_plan
 
 
 def train(argv: list[str], plugins: Plugins) -> int:
@@ -34,7 +34,7 @@ def check(argv: list[str], plugins: Plugins) -> int:
 def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     plans = _plans(argv, plugins, prog)
-    from slime_core.launch import launch
+    from slime_core.run.launch import launch
 
     for plan in plans:
         launch(plan, ahead)

@@ -49,7 +49,7 @@ def convert_file(
     Args:
         inputs: what `open_rows` takes.
         output: ends in `.jsonl` or `.parquet`; replaced if it exists.
-        convert: see `slime_core.contracts.convert`.
+        convert: see `slime_core.contracts.data.convert`.
         on_error: what to do with a row that cannot be converted: stop, or leave it out and count it.
 
     Raises:

@@ -1,6 +1,6 @@
 """Calling other people's functions: time limits, retries, and what happens when one fails for good.
 
-Every kind of component has a `FailurePolicy`; `--failure-policy` changes it for a run. A `Caller` applies it, checks
+Kinds of components whose failures a run can survive have a `FailurePolicy`; `--failure-policy` changes it for a run. A `Caller` applies it, checks
 what comes back, counts and times, for plain and async functions alike. What a caller gives up on is `DROPPED`, and the
 caller of the caller decides what is lost with it (a reward: its group).
 """
@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from slime_core.contracts.kind import FailurePolicy
+from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError, PluginError, SlimeError, did_you_mean
-from slime_core.plugins.kinds import KINDS
-from slime_core.plugins.selected import Selected, raised_in
+from slime_core.plugins.selection import Selected, raised_in
 
 logger = logging.getLogger(__name__)
 
@@ -35,41 +36,20 @@ class Dropped:
 DROPPED = Dropped()
 
 
-@dataclass(frozen=True)
-class FailurePolicy:
-    """What to do when a component fails: raises, exceeds its time, or returns something that it must not.
-
-    Attributes:
-        timeout: seconds for one attempt; None: no limit.
-        retries: attempts after the first one.
-        backoff: seconds before the first retry; doubles with each further one.
-        on_failure: after the last attempt "raise" ends the run, "drop" gives up on this item and goes on.
-        abort_after: so many drops in a row end the run all the same; None: never.
-    """
-
-    timeout: float | None = None
-    retries: int = 0
-    backoff: float = 1.0
-    on_failure: Literal["raise", "drop"] = "raise"
-    abort_after: int | None = None
-
-
-DEFAULT_POLICIES: dict[str, FailurePolicy] = {
-    **{kind: FailurePolicy() for kind in KINDS},
-    "reward": FailurePolicy(timeout=120.0, retries=2, on_failure="drop", abort_after=20),
-    "generator": FailurePolicy(timeout=3600.0, on_failure="drop", abort_after=20),
-}
-
-
 def policies(settings: Sequence[str]) -> dict[str, FailurePolicy]:
     """The default policies changed by `--failure-policy` settings such as "reward:timeout=30,retries=0".
 
     Raises:
         ArgumentError: a setting names no kind, no field, or a value that does not fit.
     """
-    found = dict(DEFAULT_POLICIES)
+    found = {name: kind.policy for name, kind in KINDS.items() if kind.policy is not None}
     for setting in settings:
         kind, _, rest = setting.partition(":")
+        if kind in KINDS and kind not in found:
+            raise ArgumentError(
+                f"--failure-policy {setting!r}: when a {kind} fails, the run ends; there is no other policy for it. There "
+                f"is one for {', '.join(found)}."
+            )
         if kind not in found or not rest:
             raise ArgumentError(
                 f"--failure-policy {setting!r}: expected KIND:field=value,… with one of the kinds "

@@ -14,6 +14,7 @@ ENTRY_POINT_GROUP = "slime"
 FIRST_PARTY = (
     "slime-core",
     "slime-engine-local",
+    "slime-engine-sglang",
     "slime-losses",
     "slime-rewards",
     "slime-rollout-sft",

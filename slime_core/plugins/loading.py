@@ -9,16 +9,20 @@ import pluggy
 from packaging.specifiers import SpecifierSet
 
 from slime_core import __version__, hookspecs
+from slime_core.contracts.kinds import OBSERVERS
 from slime_core.errors import PluginError
 from slime_core.plugins.discovery import PluginInfo, Switches
 from slime_core.plugins.import_path import resolve
 
+Hooks = dict[str, pluggy.HookImpl]
+"""What a plugin implements, by the name of the hook."""
 
-def load(info: PluginInfo, switches: Switches) -> Any:
-    """The plugin's module or object, if its status is "loaded" after the call."""
+
+def load(info: PluginInfo, switches: Switches) -> Hooks:
+    """The hooks of a plugin. Its status is "loaded" after the call, or there are none."""
     if verdict := switches.verdict(info):
         info.status, info.reason = "disabled", verdict
-        return None
+        return {}
     try:
         if info.requires_core and not SpecifierSet(info.requires_core).contains(__version__, prereleases=True):
             raise PluginError(
@@ -26,12 +30,12 @@ def load(info: PluginInfo, switches: Switches) -> Any:
                 f"install versions of {info.distribution} and slime-core that fit."
             )
         plugin = resolve(info.target)
-        info.hooks = _checked_hooks(plugin)
+        hooks = _checked_hooks(plugin)
     except (Exception, SystemExit) as error:  # whatever a plugin raises must not stop the others
         set_aside(info, error)
-        return None
-    info.status, info.file = "loaded", getattr(plugin, "__file__", "") or ""
-    return plugin
+        return {}
+    info.status, info.hooks, info.file = "loaded", sorted(hooks), getattr(plugin, "__file__", "") or ""
+    return hooks
 
 
 def set_aside(info: PluginInfo, error: BaseException) -> None:
@@ -41,8 +45,8 @@ def set_aside(info: PluginInfo, error: BaseException) -> None:
     info.traceback = "".join(traceback.format_exception(error))
 
 
-def _checked_hooks(plugin: Any) -> list[str]:
-    """Names of the hooks that a plugin implements, after pluggy has compared them with the specifications.
+def _checked_hooks(plugin: Any) -> Hooks:
+    """The hooks that a plugin implements, after pluggy has compared them with the specifications.
 
     Each plugin gets a manager of its own: one that pluggy refuses would leave traces in a shared one.
     """
@@ -50,10 +54,32 @@ def _checked_hooks(plugin: Any) -> list[str]:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin)
     manager.check_pending()
-    hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or [])
     known = {name for name in vars(hookspecs) if name.startswith("slime_")}
-    if unmarked := sorted(name for name in known - set(hooks) if callable(getattr(plugin, name, None))):
+    found: Hooks = {}
+    for caller in manager.get_hookcallers(plugin) or []:
+        implementations = caller.get_hookimpls()
+        if len(implementations) > 1:
+            names = ", ".join(implementation.function.__name__ for implementation in implementations)
+            raise PluginError(f"It implements {caller.name} {len(implementations)} times ({names}); put them into one.")
+        if caller.name in known:
+            found[caller.name] = implementations[0]
+            _check_markers(implementations[0], caller.name)
+    marked = {implementation.function.__name__ for implementation in found.values()}
+    if unmarked := sorted(name for name in known - set(found) - marked if callable(getattr(plugin, name, None))):
         raise PluginError(f"It defines {', '.join(unmarked)} without the decorator @slime_core.hookimpl; add it.")
-    if not hooks:
+    if not found:
         raise PluginError("It implements no hook of slime; see slime_core/hookspecs.py for what there is.")
-    return hooks
+    return found
+
+
+def _check_markers(implementation: pluggy.HookImpl, hook: str) -> None:
+    name = implementation.function.__name__
+    if implementation.wrapper or implementation.hookwrapper:
+        raise PluginError(
+            f"It marks {name} as a wrapper, but slime calls every implementation of {hook} by itself, so there is nothing "
+            "to wrap; leave wrapper and hookwrapper out."
+        )
+    if (implementation.tryfirst or implementation.trylast) and hook not in OBSERVERS:
+        raise PluginError(
+            f"It marks {name} with tryfirst or trylast, but components are chosen by name and never by order; leave it out."
+        )

@@ -14,14 +14,14 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from slime_core.contracts.kinds import KINDS
 from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.import_path import looked_in, resolve
-from slime_core.plugins.kinds import KINDS
-from slime_core.plugins.loading import load, set_aside
-from slime_core.plugins.selected import Selected, Timings
-from slime_core.plugins.signature import accepted_extras, problems
+from slime_core.plugins.loading import Hooks, load, set_aside
+from slime_core.plugins.selection import Selected, Timings
+from slime_core.plugins.signatures import ability_problems, accepted_extras, near_misses, problems
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ class Provided:
     @property
     def aliases(self) -> tuple[str, ...]:
         return self.value.aliases if isinstance(self.value, Lazy) else ()
+
+    @property
+    def reads_options(self) -> tuple[str, ...] | None:
+        return _reads_options(self.value)
 
     @property
     def summary(self) -> str:
@@ -61,13 +65,12 @@ class Plugins:
         self.infos = discover() if infos is None else infos
         self.switches = switches or Switches()
         self._check_switches()
-        self._loaded: list[tuple[PluginInfo, Any]] = []
+        self._loaded: list[tuple[PluginInfo, Hooks]] = []
         self._silenced: set[str] = set()
         self._timings = Timings()
         for info in self.infos:
-            plugin = load(info, self.switches)
-            if info.status == "loaded":
-                self._loaded.append((info, plugin))
+            if hooks := load(info, self.switches):
+                self._loaded.append((info, hooks))
         self._components = {kind: self._collect(kind) for kind in KINDS}
 
     def _check_switches(self) -> None:
@@ -83,11 +86,11 @@ class Plugins:
 
     def provide(self, hook: str) -> Iterator[tuple[PluginInfo, Any]]:
         """(plugin, what its implementation of the provider `hook` returned). One that raises is marked broken."""
-        for info, plugin in self._loaded:
-            if hook not in info.hooks:
+        for info, hooks in self._loaded:
+            if hook not in hooks:
                 continue
             try:
-                yield info, getattr(plugin, hook)()
+                yield info, hooks[hook].function()
             except Exception as error:
                 set_aside(info, error)
 
@@ -103,6 +106,10 @@ class Plugins:
             for name, value in components.items():
                 found.append(Provided(kind, name, info, value))
         return found
+
+    def all_components(self) -> list[Provided]:
+        """All components of all kinds that can be selected."""
+        return [provided for kind in KINDS for provided in self.components(kind).values()]
 
     def components(self, kind: str) -> dict[str, Provided]:
         """All components of a kind by name."""
@@ -137,11 +144,16 @@ class Plugins:
             PluginError: there is no such component, it cannot be imported, or its signature does not fit.
         """
         option = option or KINDS[kind].options[0]
-        provided = self.find(kind, name)
+        provided, prefix = self.find(kind, name), ""
+        if provided is None:
+            prefix = next((prefix for prefix in KINDS[kind].prefixes if name.startswith(prefix)), "")
+            name = name.removeprefix(prefix)
+            provided = self.find(kind, name)
         if provided is not None:
             origin, canonical, value = provided.plugin.label, provided.name, provided.value
+            declared = provided.reads_options
         elif "." in name or ":" in name:
-            origin, canonical, value = "import path", name, Lazy(name)
+            origin, canonical, value, declared = "import path", name, Lazy(name), None
         else:
             raise PluginError(self._unknown(kind, name, option))
         if isinstance(value, Lazy):
@@ -158,10 +170,20 @@ class Plugins:
         if found := contract_problems(kind, value):
             raise PluginError(
                 f"The {kind} {name!r} of {origin} does not fit {option}: {'; '.join(found)}. "
-                f"See slime_core.contracts.{KINDS[kind].contract.__name__}."
+                f"See {KINDS[kind].contract_path}."
             )
-        distribution = provided.plugin.distribution if provided else ""
-        return Selected(kind, canonical, value, origin, option, distribution, self._timings)
+        return Selected(
+            kind,
+            canonical,
+            value,
+            origin,
+            option,
+            distribution=provided.plugin.distribution if provided else "",
+            reads_options=_reads_options(value) if declared is None else declared,
+            prefix=prefix,
+            remarks=tuple(near_misses(KINDS[kind], value)),
+            timings=self._timings,
+        )
 
     def _unknown(self, kind: str, name: str, option: str) -> str:
         known = sorted(self.components(kind))
@@ -182,11 +204,13 @@ class Plugins:
     # ------------------------------------------------------------------------------------------------- observers
 
     def observers(self, hook: str) -> Iterator[tuple[PluginInfo, Callable[..., None]]]:
-        """(plugin, its implementation of the observer `hook`), in order of plugin name. The implementation may be called
-        with everything that the hook's specification names; it is given what it asks for."""
-        for info, plugin in self._loaded:
-            if hook in info.hooks:
-                implementation = getattr(plugin, hook)
+        """(plugin, its implementation of the observer `hook`), in order of plugin name, those marked `tryfirst` before and
+        those marked `trylast` after the others. The implementation may be called with everything that the hook's
+        specification names; it is given what it asks for."""
+        told = [(info, hooks[hook]) for info, hooks in self._loaded if hook in hooks]
+        for info, own in sorted(told, key=lambda pair: pair[1].trylast - pair[1].tryfirst):
+            if info.status == "loaded":
+                implementation: Callable[..., None] = own.function
 
                 def call(implementation: Callable[..., None] = implementation, **arguments: Any) -> None:
                     started = time.perf_counter()
@@ -243,8 +267,13 @@ def fingerprint_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) 
 
 def contract_problems(kind: str, component: Any) -> list[str]:
     """In what `component` differs from the contract of its kind; empty when it fits."""
-    found = problems(component, KINDS[kind].contract, KINDS[kind].extras)
-    alternative = KINDS[kind].alternative
-    if found and alternative is not None and not problems(component, alternative, KINDS[kind].extras):
+    row = KINDS[kind]
+    found = problems(component, row.contract, row.extras) + ability_problems(component, row.abilities)
+    if found and row.alternative is not None and not problems(component, row.alternative, row.extras):
         return []
     return found
+
+
+def _reads_options(component: Any) -> tuple[str, ...] | None:
+    declared = getattr(component, "reads_options", None)
+    return tuple(declared) if isinstance(declared, (list, tuple)) else None

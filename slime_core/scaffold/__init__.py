@@ -16,10 +16,10 @@ from string import Template
 
 from packaging.utils import canonicalize_name
 
+from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import FIRST_PARTY
-from slime_core.plugins.kinds import KINDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_NAME = 40
@@ -69,7 +69,7 @@ EXAMPLES = {
 NOT_SMALL = {
     "command": "A command is a function main(argv, plugins) that a slime_commands hook names. Start from "
     "`slime plugins new NAME --kind converter` and slime_core.cli.check_plugin, which is one.",
-    "train_backend": "There is no small train backend to start from. Read slime_core/backend.py, which is the contract, "
+    "train_backend": "There is no small train backend to start from. Read slime_core/contracts/train_backend.py, which is the contract, "
     "and slime_torch/backend.py of slime-torch, which keeps it; `slime plugins check` tests yours.",
 }
 """Kinds without templates, and what to do instead."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slime_core.advantage import AdvantageInputs
+from slime_core.contracts.advantage import AdvantageInputs
 
 REWARDS = ((1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.25, -1.5))
 LENGTHS = ((3, 5, 1, 4), (2, 1, 6), (3, 2))

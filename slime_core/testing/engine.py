@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_core.errors import PluginError
 
 
 class EchoEngine:
     """Answers with the last tokens of the prompt, in their order, each with a probability of one half.
 
-    Keeps the contract of `slime_core.contracts.InferenceEngine`, so what a rollout or generator makes of the answers can
+    Keeps the contract of `slime_core.contracts.engine.InferenceEngine`, so what a rollout or generator makes of the answers can
     be checked. It lets other coroutines run before each token, so that they may abort it.
 
     Attributes:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slime_core.loss import LossInputs, Reduce
+from slime_core.contracts.loss import LossInputs, Reduce
 from slime_core.sample import Group, Sample, Status
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def loss_inputs(
 
     Args:
         micro_batches: which samples each holds; an empty one holds no token.
-        per_token: weights of the per-token mean instead of the per-sample mean, see `slime_core.batch.token_weights`.
+        per_token: weights of the per-token mean instead of the per-sample mean, see `slime_core.training.batches.token_weights`.
         padding: how many tokens with mask 0 follow each sample's.
 
     Returns:

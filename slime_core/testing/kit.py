@@ -12,9 +12,9 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from slime_core.contracts.kinds import KINDS
 from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.plugins import Plugins
-from slime_core.plugins.kinds import KINDS
 from slime_core.plugins.registry import contract_problems
 from slime_core.testing.behaviour import CHECKS
 from slime_core.testing.findings import Finding, promise_of, run_all
@@ -48,7 +48,7 @@ def check_component(
     """Check one component, without a package around it. For tests.
 
     Args:
-        kind: one of `slime_core.plugins.kinds.KINDS`.
+        kind: one of `slime_core.contracts.kinds.KINDS`.
         component: the function or class.
         name: what messages and `EXAMPLES` call it; by default its own name.
         examples: inputs that it takes, if it cannot use the kit's own; see `slime_core.testing`.

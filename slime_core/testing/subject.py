@@ -124,7 +124,7 @@ class Subject:
                 raise
             raise ContractError(
                 f"it raised {type(error).__name__}: {error}. It was given None for {', '.join(unread)}, as it does not "
-                "say that it reads them; say so: @slime_core.loss.reads(lambda args: {…})."
+                "say that it reads them; say so: @slime_core.contracts.loss.reads(lambda args: {…})."
             ) from error
 
     @contextmanager

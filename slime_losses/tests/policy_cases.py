@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from slime_core.batch import Mean, token_weights
-from slime_core.loss import LossInputs, LossOutputs, Reduce
+from slime_core.contracts.loss import LossInputs, LossOutputs, Reduce
 from slime_core.sample import Sample
+from slime_core.training.batches import Mean, token_weights
 from slime_losses.arguments import AdvantageArguments, OffPolicyArguments, OverlongArguments, PolicyArguments
 
 COLUMNS = ("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages", "entropy", "returns", "old_values")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from policy_cases import arguments, kl_reference
 
-from slime_core.advantage import AdvantageInputs
+from slime_core.contracts.advantage import AdvantageInputs
+from slime_core.contracts.loss import what_reads
 from slime_core.errors import ArgumentError
-from slime_core.loss import what_reads
 from slime_losses.advantages import groups, tokens
 from slime_losses.advantages.dr_grpo import dr_grpo
 from slime_losses.advantages.grpo import grpo

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from policy_cases import arguments, loss_inputs, rows, weights_of
 
-from slime_core.advantage import AdvantageInputs
-from slime_core.loss import what_reads
+from slime_core.contracts.advantage import AdvantageInputs
+from slime_core.contracts.loss import what_reads
 from slime_core.plugins.registry import contract_problems
 from slime_losses import plugin
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import Row, arguments, gradient, loss_inputs, policy_reference, rows, weights_of
 
+from slime_core.contracts.loss import LossInputs, LossOutputs, Reduce, may_skip_zero_advantage, what_reads
 from slime_core.errors import ArgumentError
-from slime_core.loss import LossInputs, LossOutputs, Reduce, may_skip_zero_advantage, what_reads
 from slime_losses import importance, objective, policy, surrogate
 from slime_losses.cispo import cispo
 from slime_losses.gspo import gspo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slime_core.loss import LossInputs, Reduce
+from slime_core.contracts.loss import LossInputs, Reduce
 from slime_losses.plugin import slime_losses
 from slime_losses.sft import sft_loss
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from policy_cases import arguments, loss_inputs, rows, weights_of
 
+from slime_core.contracts.loss import may_skip_zero_advantage, what_reads
 from slime_core.errors import ArgumentError
-from slime_core.loss import may_skip_zero_advantage, what_reads
 from slime_losses.value import value_loss
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_core.masks import MaskedTokens
+from slime_core.contracts.data import MaskedTokens
 from slime_rollout_sft.masks.generators import auto, last_turn
 
 Messages = list[dict[str, Any]]

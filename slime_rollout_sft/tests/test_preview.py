@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from slime_core.masks import MaskedTokens
+from slime_core.contracts.data import MaskedTokens
 from slime_rollout_sft.masks.generators import auto
 from slime_rollout_sft.preview import html, pieces, terminal
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from slime_core.contracts.data import MaskedTokens
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError
-from slime_core.masks import MaskedTokens
 from slime_core.plugins import Plugins
 from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 from slime_rollout_sft.arguments import SftArguments
@@ -19,7 +19,7 @@ from slime_rollout_sft.rollout import Policy, Unusable, generate_rollout, respon
 MASKS = '''
 """Loss-mask generators of somebody's own, named by import path."""
 from slime_core.errors import DataError
-from slime_core.masks import MaskedTokens
+from slime_core.contracts.data import MaskedTokens
 
 def marked(tokenizer, messages, tools):
     if any(message["content"] == "unrenderable" for message in messages):

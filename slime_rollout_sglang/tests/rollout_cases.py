@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_core.sample import Sample, Status
 
 END = 3  # the token <end>

@@ -14,10 +14,11 @@ import pytest
 import rollout_cases
 from rollout_cases import END, ScriptedEngine, random_words
 
-from slime_core.background import Background, load_state
+from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, PluginError, SampleError
-from slime_core.rollout_worker import RolloutWorker
+from slime_core.rollout.in_flight import load_state
+from slime_core.rollout.worker import RolloutWorker
 from slime_core.sample import RolloutOutput, Sample, check_rollout
 from slime_rollout_sglang import fully_async, rollout
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from slime_core.background import Background
-from slime_core.cli import main
+from slime_core.cli.main import main
+from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
+from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample, check_rollout
-from slime_core.tracking import read_metrics
 from slime_rollout_sglang.fully_async import generate_rollout
 
 ROLLOUTS = 5

@@ -14,7 +14,7 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError, SampleError
-from slime_core.reward import boxed_answer
+from slime_core.rollout.rewards import boxed_answer
 from slime_core.sample import RolloutOutput, Status, check_rollout
 from slime_core.testing import check_distribution
 from slime_rollout_sglang.rollout import generate_rollout

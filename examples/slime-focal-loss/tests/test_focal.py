@@ -8,7 +8,7 @@ import pytest
 import torch
 from slime_focal_loss.focal import focal_loss
 
-from slime_core.loss import LossInputs, Reduce
+from slime_core.contracts.loss import LossInputs, Reduce
 from slime_core.testing import check_distribution
 
 PROBABILITIES = [0.001, 0.2, 0.5, 0.9, 0.999]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_engine_local.engine import LocalEngine
 
 SHAPE = {

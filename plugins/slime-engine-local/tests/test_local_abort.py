@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from local_engine_cases import Passes, all_there, ask, held, reference_log_probs, until
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_engine_local.engine import LocalEngine
 
 Start = Callable[..., LocalEngine]

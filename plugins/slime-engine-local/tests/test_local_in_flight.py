@@ -11,7 +11,7 @@ import torch
 from local_engine_cases import Passes, all_there, held, reference_log_probs, until, weights_of
 from transformers import DynamicCache, LlamaForCausalLM
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_engine_local.engine import LocalEngine
 
 PROMPT = list(range(5, 30))

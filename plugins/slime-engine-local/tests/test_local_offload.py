@@ -12,7 +12,7 @@ import pytest
 import torch
 from local_engine_cases import Passes, all_there, ask, ask_at_once, until, weights_of
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_core.errors import ArgumentError
 from slime_engine_local.engine import LocalEngine
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from local_engine_cases import SHAPE, Passes, ask, ask_at_once, reference_log_probs, until, weights_of
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_engine_local.cache import Row
 from slime_engine_local.engine import LocalEngine
 from slime_engine_local.prefixes import Known, beginning, common

@@ -30,7 +30,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_engine_local.engine import LocalEngine
 from slime_engine_local.errors import EngineError
 from slime_engine_local.model import LanguageModel

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slime_rewards.boxed import boxed_exact_match, boxed_f1, boxed_final_answer
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
-from slime_rewards.boxed import boxed_exact_match, boxed_f1, boxed_final_answer
 from slime_rewards.f1 import f1, token_f1
 
 

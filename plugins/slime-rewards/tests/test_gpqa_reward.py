@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from slime_rewards.boxed import boxed_gpqa
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
-from slime_rewards.boxed import boxed_gpqa
 from slime_rewards.gpqa import chosen_letter, gpqa
 
 

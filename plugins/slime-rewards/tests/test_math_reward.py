@@ -14,8 +14,8 @@ import pytest
 
 from slime_core.errors import DataError
 from slime_core.plugins import Plugins
-from slime_core.reward import reward_caller
-from slime_core.reward import score as group_score
+from slime_core.rollout.rewards import reward_caller
+from slime_core.rollout.rewards import score as group_score
 from slime_core.sample import Sample
 from slime_rewards import pool
 from slime_rewards.math import boxed_math, deepscaler, math

@@ -14,14 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from slime_rewards.boxed import boxed_remote_rm
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import DROPPED, Caller
-from slime_core.reward import reward_caller, score
+from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample
 from slime_core.testing import check_distribution
-from slime_rewards.boxed import boxed_remote_rm
 from slime_rewards.remote import remote_rm
 
 Answer = tuple[int, bytes]

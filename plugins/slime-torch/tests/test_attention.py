@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from slime_core.tensors.packed_rows import Segments
 from slime_torch.attention import packed_attention
-from slime_torch.packing import Segments
 
 LENGTHS = (5, 1, 9, 3)
 

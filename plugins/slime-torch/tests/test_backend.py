@@ -13,10 +13,10 @@ import numpy
 import pytest
 import torch
 
-from slime_core.batch import make_train_batch
+from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.errors import SampleError, TrainingError
-from slime_core.loss import LossInputs, LossOutputs
 from slime_core.sample import Sample
+from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 
 

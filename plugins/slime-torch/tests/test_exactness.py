@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import slime_core.batch as batch_module
+import slime_core.training.batches as batch_module
 import slime_torch.backend as backend_module
-from slime_core.batch import make_train_batch
-from slime_torch.packing import Segments
+from slime_core.tensors.packed_rows import Segments
+from slime_core.training.batches import make_train_batch
 
 ARCHITECTURES = (
     *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "qwen3_moe", "gpt2"),

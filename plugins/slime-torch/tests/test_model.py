@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import slime_torch.model as model_module
-from slime_core.batch import make_train_batch
 from slime_core.errors import ArgumentError, PluginError
+from slime_core.tensors.packed_rows import Segments
+from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.attention import PACKED, packed_attention
 from slime_torch.backend import TorchBackend
-from slime_torch.packing import Segments
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gemma2"])

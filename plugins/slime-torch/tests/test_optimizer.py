@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from slime_core.errors import ArgumentError
+from slime_core.training.schedule import Schedule
 from slime_torch.arguments import TorchArguments
-from slime_torch.optimizer import Schedule, build_optimizer
+from slime_torch.optimizer import build_optimizer
 
 
 def schedule(total: int = 20, **options: object) -> Schedule:

@@ -11,8 +11,8 @@ import numpy
 import pytest
 import torch
 
-from slime_core.batch import make_train_batch
 from slime_core.errors import CheckpointError
+from slime_core.training.batches import make_train_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

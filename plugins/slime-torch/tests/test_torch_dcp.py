@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from slime_core.batch import TrainBatch, make_train_batch
+from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import CheckpointError
+from slime_core.training.batches import make_train_batch
 from slime_torch import state
 from slime_torch.backend import TorchBackend
 

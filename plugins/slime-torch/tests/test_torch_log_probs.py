@@ -10,8 +10,9 @@ import numpy
 import pytest
 import torch
 
-from slime_core.batch import TrainBatch, make_train_batch
-from slime_core.loss import LossInputs, LossOutputs, reads
+from slime_core.contracts.loss import LossInputs, LossOutputs, reads
+from slime_core.contracts.train_backend import TrainBatch
+from slime_core.training.batches import make_train_batch
 
 
 class Capture:

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import slime_torch.lora as lora_module
-from slime_core.batch import make_train_batch
+from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.errors import ArgumentError, CheckpointError
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.training.batches import make_train_batch
 from slime_torch.backend import TorchBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*is_gradient_checkpointing")

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import slime_torch.offload as offload_module
-from slime_core.batch import TrainBatch, make_train_batch
+from slime_core.contracts.loss import LossInputs, LossOutputs
+from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import ArgumentError
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
 from slime_torch.offload import on_device

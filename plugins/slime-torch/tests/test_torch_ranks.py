@@ -22,10 +22,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slime_core.batch import TrainBatch, make_train_batch
+from slime_core.contracts.loss import LossInputs, LossOutputs, reads
+from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import ClusterError, SlimeError
-from slime_core.loss import LossInputs, LossOutputs, reads
 from slime_core.testing import chat_tokenizer
+from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
 from slime_torch.gloo import AllGather, ReduceScatter

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import slime_torch.backend as backend_module
-from slime_core.batch import TrainBatch, make_train_batch
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.contracts.loss import LossInputs, LossOutputs
+from slime_core.contracts.train_backend import TrainBatch
 from slime_core.testing import chat_tokenizer
+from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
 

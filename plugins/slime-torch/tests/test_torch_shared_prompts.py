@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import slime_torch.attention as attention_module
 import slime_torch.backend as backend_module
-from slime_core.batch import make_train_batch
 from slime_core.errors import PluginError
 from slime_core.sample import Sample
+from slime_core.tensors.packed_rows import Segments, pack_samples
+from slime_core.training.batches import make_train_batch
 from slime_torch.attention import packed_attention
-from slime_torch.packing import Segments, pack_samples
 
 ARCHITECTURES = (
     *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "qwen3_moe", "gpt2"),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from slime_core.batch import TrainBatch, make_train_batch
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.contracts.loss import LossInputs, LossOutputs
+from slime_core.contracts.train_backend import TrainBatch
+from slime_core.training.batches import make_train_batch
 
 ADVANTAGES = [0.7, 0.0, -1.2, 0.0, 0.4, 0.0]
 """Of the samples of `tiny.mixed`; the fourth has no trained token."""

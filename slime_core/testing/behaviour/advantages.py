@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from slime_core.advantage import AdvantageInputs, AdvantageOutputs
-from slime_core.loss import what_reads
+from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
+from slime_core.contracts.loss import what_reads
 from slime_core.testing.advantage_inputs import LENGTHS, REWARDS, advantage_inputs
 from slime_core.testing.subject import Check, Subject
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPTIONAL = {"log_probs": "old_log_probs", "ref_log_probs": "ref_log_probs", "values": "values"}
-"""Fields of the inputs and the names under which `slime_core.loss.reads` declares them."""
+"""Fields of the inputs and the names under which `slime_core.contracts.loss.reads` declares them."""
 
 
 def estimates_every_token(subject: Subject) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from slime_core.backend import Role
-from slime_core.batch import TrainBatch, make_train_batch
-from slime_core.loss import LossFunction, LossInputs, LossOutputs, reads
+from slime_core.contracts.loss import LossFunction, LossInputs, LossOutputs, reads
+from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.sample import Sample
 from slime_core.testing.subject import Check, Subject
+from slime_core.training.batches import make_train_batch
 
 
 def trains(subject: Subject) -> None:

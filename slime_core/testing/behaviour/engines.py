@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_core.testing.checkpoint import chat_tokenizer
 from slime_core.testing.subject import Check, Subject
 
@@ -161,7 +161,8 @@ def _ask(subject: Subject, params: dict[str, Any], version: int = 1) -> Generati
             engine.update_weights(_weights(subject), number)
         answer = asyncio.run(engine.generate(_prompt(), dict(params)))
     subject.expect(
-        isinstance(answer, Generation), f"generate returned {answer!r:.80}; expected a slime_core.engine.Generation."
+        isinstance(answer, Generation),
+        f"generate returned {answer!r:.80}; expected a slime_core.contracts.engine.Generation.",
     )
     return answer
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slime_core.loss import LossInputs
+from slime_core.contracts.loss import LossInputs
 from slime_core.testing.behaviour.losses import CUTS, WHOLE, tensors
 from slime_core.testing.inputs import loss_inputs
 from slime_core.testing.subject import Check, Subject

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from slime_core.loss import READS, LossInputs, LossOutputs, may_skip_zero_advantage, what_reads
+from slime_core.contracts.loss import READS, LossInputs, LossOutputs, may_skip_zero_advantage, what_reads
 from slime_core.testing.inputs import loss_inputs
 from slime_core.testing.subject import Check, Subject
 

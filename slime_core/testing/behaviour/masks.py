@@ -6,8 +6,8 @@ import copy
 from functools import partial
 from typing import Any
 
+from slime_core.contracts.data import MaskedTokens
 from slime_core.errors import DataError
-from slime_core.masks import MaskedTokens
 from slime_core.testing.checkpoint import chat_tokenizer
 from slime_core.testing.inputs import CONVERSATIONS, TOOLS, Row
 from slime_core.testing.subject import Check, ContractError, Subject

@@ -6,8 +6,8 @@ import copy
 import math
 from contextlib import closing
 
-from slime_core.background import Background
-from slime_core.contracts import DataSource
+from slime_core.contracts.data import DataSource
+from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
 from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 from slime_core.testing.checkpoint import chat_tokenizer
@@ -63,7 +63,7 @@ def evaluates(subject: Subject) -> None:
     subject.expect(
         names == {"heldout"},
         f"with evaluation=True its samples come from the sets {names}; expected {{'heldout'}}: read --eval-prompt-data "
-        '(slime_core.arguments.resolve.eval_sets) and name the set in metadata["dataset"].',
+        '(slime_core.arguments.groups.evaluation.eval_sets) and name the set in metadata["dataset"].',
     )
 
 

@@ -6,19 +6,11 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from slime_core.arguments import ArgumentGroup, option
-
-LOSSES = "loss:policy_loss loss:gspo loss:cispo"
-GROUPED = "advantage:grpo advantage:gspo advantage:cispo"
-BASELINES = f"{GROUPED} advantage:dr_grpo advantage:rloo advantage:reinforce_plus_plus_baseline"
-PENALISED = ("advantage:reinforce_plus_plus", "advantage:reinforce_plus_plus_baseline", "advantage:ppo")
-SHAPING = "reward_post_process:dapo_overlong"
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class PolicyArguments(ArgumentGroup):
     """Policy loss"""
-
-    read_by = LOSSES
 
     eps_clip: float = option(0.2, "Smallest ratio of new to old probability: 1 less this. 1 or more: no limit.", ge=0)
     eps_clip_high: float | None = option(
@@ -28,7 +20,6 @@ class PolicyArguments(ArgumentGroup):
         None,
         "Limit the loss of tokens with negative advantages to so many times their advantage (dual clip).",
         gt=1,
-        read_by="loss:policy_loss loss:gspo",
     )
     use_kl_loss: bool = option(
         False, "Measure the KL divergence from the reference model; --kl-loss-coef makes it part of the loss."
@@ -37,16 +28,12 @@ class PolicyArguments(ArgumentGroup):
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = option(
         "k1",
         "How KL divergences are estimated from log-probs; low_var_kl is k3 limited to ±10.",
-        read_by=" ".join(
-            [f"{name}?use_kl_loss" for name in LOSSES.split()] + [f"{name}?kl_coef" for name in PENALISED]
-        ),
     )
     entropy_coef: float = option(0.0, "Weight of the entropy of the policy, which is rewarded.", ge=0)
     value_clip: float = option(
         0.2,
         "How far a critic's values may move in one rollout before they are clipped.",
         ge=0,
-        read_by="loss:value_loss",
     )
 
     @model_validator(mode="after")
@@ -66,31 +53,24 @@ class AdvantageArguments(ArgumentGroup):
     """Advantages"""
 
     disable_rewards_normalization: bool = option(
-        False, "Take rewards as they are, without comparing them in their group.", read_by=f"{BASELINES} {SHAPING}"
+        False, "Take rewards as they are, without comparing them in their group."
     )
     disable_grpo_std_normalization: bool = option(
         False,
         "Do not divide by the group's standard deviation (Dr. GRPO).",
-        read_by=f"{GROUPED} {SHAPING}",
         when="!disable_rewards_normalization",
     )
     normalize_advantages: bool = option(
         False,
         "Whiten the advantages over all trained tokens of the rollout. The reinforce_plus_plus estimators always do.",
-        read_by=f"{BASELINES} advantage:reinforce_plus_plus advantage:ppo",
     )
-    kl_coef: float = option(
-        0.0, "Weight of the KL divergence from the reference model in the rewards.", ge=0, read_by=" ".join(PENALISED)
-    )
-    gamma: float = option(
-        1.0, "Discount of later rewards, per token.", ge=0, le=1, read_by="advantage:reinforce_plus_plus advantage:ppo"
-    )
+    kl_coef: float = option(0.0, "Weight of the KL divergence from the reference model in the rewards.", ge=0)
+    gamma: float = option(1.0, "Discount of later rewards, per token.", ge=0, le=1)
     lambd: float = option(
         1.0,
         "λ of generalised advantage estimation; 1 trusts rewards, 0 the critic.",
         ge=0,
         le=1,
-        read_by="advantage:ppo",
     )
 
     @model_validator(mode="after")
@@ -106,19 +86,14 @@ class AdvantageArguments(ArgumentGroup):
 class OffPolicyArguments(ArgumentGroup):
     """Difference between engine and trainer"""
 
-    use_tis: bool = option(
-        False,
-        "Weigh each token by the ratio of the trainer's to the engine's probability; see --custom-tis-function-path.",
-        read_by=LOSSES,
-    )
-    tis_clip: float = option(2.0, "Largest such ratio.", gt=0, when="use_tis", read_by=LOSSES)
-    tis_clip_low: float = option(0.0, "Smallest such ratio.", ge=0, when="use_tis", read_by=LOSSES)
+    tis_clip: float = option(2.0, "Largest such ratio.", gt=0, when="use_tis")
+    tis_clip_low: float = option(0.0, "Smallest such ratio.", ge=0, when="use_tis")
 
     @model_validator(mode="after")
     def _check_tis(self) -> OffPolicyArguments:
         if self.tis_clip_low >= self.tis_clip:
             raise ValueError(f"--tis-clip-low {self.tis_clip_low} must be less than --tis-clip {self.tis_clip}.")
-        if self.use_tis and _value(self, "use_rollout_logprobs"):
+        if _value(self, "use_tis") and _value(self, "use_rollout_logprobs"):
             raise ValueError(
                 "--use-tis and --use-rollout-logprobs both correct for the difference between engine and trainer; with "
                 "the latter there is none left to weigh. Give only one of them."
@@ -128,8 +103,6 @@ class OffPolicyArguments(ArgumentGroup):
 
 class OverlongArguments(ArgumentGroup):
     """Penalty for overlong responses (--custom-reward-post-process-path dapo_overlong)"""
-
-    read_by = SHAPING
 
     overlong_buffer_len: int = option(
         4096, "Tokens before --rollout-max-response-len over which the penalty grows.", ge=1

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from slime_core.loss import LossInputs, LossOutputs, needs_gradient_at_zero_advantage, reads
+from slime_core.contracts.loss import LossInputs, LossOutputs, needs_gradient_at_zero_advantage, reads
 from slime_losses.objective import ImportanceWeight, has_other_terms, policy_objective, policy_reads
 from slime_losses.sequences import sequence_mean
 from slime_losses.surrogate import Surrogate, clipped_surrogate

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_core.contracts.loss import LossInputs
 from slime_core.errors import ArgumentError
-from slime_core.loss import LossInputs
 from slime_losses.divergence import bounded_exp
 from slime_losses.sequences import sequence_mean, sequence_sum
 

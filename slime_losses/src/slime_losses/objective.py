@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.errors import ArgumentError
-from slime_core.loss import LossInputs, LossOutputs
 from slime_losses.divergence import approximate_kl, bounded_exp
 from slime_losses.importance import old_log_probs, tis
 from slime_losses.surrogate import Surrogate

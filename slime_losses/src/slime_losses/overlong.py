@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from slime_core.reward import reward_of
-from slime_core.sample import Sample
+from slime_core.sample import Sample, reward_of
 from slime_losses.advantages.groups import normalised
 
 

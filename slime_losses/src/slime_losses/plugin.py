@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
@@ -17,45 +17,72 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
     return [PolicyArguments, AdvantageArguments, OffPolicyArguments, OverlongArguments]
 
 
+_POLICY = (
+    *("eps_clip", "eps_clip_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type?use_kl_loss", "entropy_coef"),
+    *("use_tis", "tis_clip", "tis_clip_low"),
+)
+"""Options that every policy loss reads."""
+_CRITIC = ("value_clip", "critic_loss_type", "critic_load", "critic_lr", "num_critic_only_steps")
+_NORMALISING = ("disable_rewards_normalization", "disable_grpo_std_normalization")
+_GROUPED = (*_NORMALISING, "normalize_advantages")
+_PENALISED = ("kl_coef", "kl_loss_type?kl_coef")
+
+
 @hookimpl
 def slime_losses() -> dict[str, Lazy]:
+    def loss(target: str, summary: str, *reads: str) -> Lazy:
+        return Lazy(f"slime_losses.{target}", summary, reads_options=reads)
+
     return {
-        "sft_loss": Lazy("slime_losses.sft:sft_loss", "negative log-likelihood of the trained tokens"),
-        "policy_loss": Lazy("slime_losses.policy:policy_loss", "PPO's clipped surrogate, with KL and entropy terms"),
-        "gspo": Lazy("slime_losses.gspo:gspo", "the clipped surrogate of one ratio per sequence (GSPO)"),
-        "cispo": Lazy("slime_losses.cispo:cispo", "clipped importance weights on log-probs (CISPO)"),
-        "value_loss": Lazy("slime_losses.value:value_loss", "clipped squared error of a critic's values (PPO)"),
+        "sft_loss": loss("sft:sft_loss", "negative log-likelihood of the trained tokens"),
+        "policy_loss": loss(
+            "policy:policy_loss", "PPO's clipped surrogate, with KL and entropy terms", *_POLICY, "eps_clip_c"
+        ),
+        "gspo": loss("gspo:gspo", "the clipped surrogate of one ratio per sequence (GSPO)", *_POLICY, "eps_clip_c"),
+        "cispo": loss("cispo:cispo", "clipped importance weights on log-probs (CISPO)", *_POLICY),
+        "value_loss": loss("value:value_loss", "clipped squared error of a critic's values (PPO)", *_CRITIC),
     }
 
 
 @hookimpl
 def slime_advantages() -> dict[str, Lazy]:
-    grpo = "slime_losses.advantages.grpo:grpo"
-    reinforce = "slime_losses.advantages.reinforce_plus_plus"
+    def estimator(target: str, summary: str, *reads: str) -> Lazy:
+        return Lazy(f"slime_losses.advantages.{target}", summary, reads_options=reads)
+
+    baseline = ("disable_rewards_normalization", "normalize_advantages")
+    reinforce = "reinforce_plus_plus:reinforce_plus_plus"
     return {
-        "grpo": Lazy(grpo, "rewards standardised in their group (GRPO)"),
-        "gspo": Lazy(grpo, "as grpo; policy_loss then takes GSPO's sequence ratio"),
-        "cispo": Lazy(grpo, "as grpo; policy_loss then takes CISPO's clipped weights"),
-        "dr_grpo": Lazy("slime_losses.advantages.dr_grpo:dr_grpo", "rewards less their group's mean (Dr. GRPO)"),
-        "rloo": Lazy("slime_losses.advantages.rloo:rloo", "rewards less the mean of the group's others (RLOO)"),
-        "reinforce_plus_plus": Lazy(
-            f"{reinforce}:reinforce_plus_plus", "discounted token rewards, whitened over the batch (REINFORCE++)"
+        "grpo": estimator("grpo:grpo", "rewards standardised in their group (GRPO)", *_GROUPED),
+        "gspo": estimator("grpo:grpo", "as grpo; policy_loss then takes GSPO's sequence ratio", *_GROUPED),
+        "cispo": estimator("grpo:grpo", "as grpo; policy_loss then takes CISPO's clipped weights", *_GROUPED),
+        "dr_grpo": estimator("dr_grpo:dr_grpo", "rewards less their group's mean (Dr. GRPO)", *baseline),
+        "rloo": estimator("rloo:rloo", "rewards less the mean of the group's others (RLOO)", *baseline),
+        "reinforce_plus_plus": estimator(
+            reinforce,
+            "discounted token rewards, whitened over the batch (REINFORCE++)",
+            *("normalize_advantages", *_PENALISED, "gamma"),
         ),
-        "reinforce_plus_plus_baseline": Lazy(
-            f"{reinforce}:reinforce_plus_plus_baseline", "rewards less their group's mean, whitened over the batch"
+        "reinforce_plus_plus_baseline": estimator(
+            f"{reinforce}_baseline", "rewards less their group's mean, whitened over the batch", *baseline, *_PENALISED
         ),
-        "ppo": Lazy("slime_losses.advantages.ppo:ppo", "generalised advantage estimation with a critic (PPO)"),
+        "ppo": estimator(
+            "ppo:ppo",
+            "generalised advantage estimation with a critic (PPO)",
+            *("normalize_advantages", *_PENALISED, "gamma", "lambd"),
+        ),
     }
 
 
 @hookimpl
 def slime_importance_weights() -> dict[str, Lazy]:
-    module = "slime_losses.importance"
+    def weight(name: str, summary: str) -> Lazy:
+        return Lazy(f"slime_losses.importance:{name}", summary, reads_options=("tis_clip", "tis_clip_low"))
+
     return {
-        "tis": Lazy(f"{module}:tis", "token ratios, truncated (TIS)"),
-        "icepop": Lazy(f"{module}:icepop", "token ratios, 0 outside a range (IcePop)"),
-        "sequence_tis": Lazy(f"{module}:sequence_tis", "ratios of whole sequences, truncated"),
-        "geometric_mask": Lazy(f"{module}:geometric_mask", "whole sequences, rejected by their mean ratio"),
+        "tis": weight("tis", "token ratios, truncated (TIS)"),
+        "icepop": weight("icepop", "token ratios, 0 outside a range (IcePop)"),
+        "sequence_tis": weight("sequence_tis", "ratios of whole sequences, truncated"),
+        "geometric_mask": weight("geometric_mask", "whole sequences, rejected by their mean ratio"),
     }
 
 
@@ -63,6 +90,8 @@ def slime_importance_weights() -> dict[str, Lazy]:
 def slime_reward_post_processes() -> dict[str, Lazy]:
     return {
         "dapo_overlong": Lazy(
-            "slime_losses.overlong:dapo_overlong", "responses near the length limit lose reward (DAPO)"
+            "slime_losses.overlong:dapo_overlong",
+            "responses near the length limit lose reward (DAPO)",
+            reads_options=("OverlongArguments", "rollout_max_response_len", *_NORMALISING),
         )
     }

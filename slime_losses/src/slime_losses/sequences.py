@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from slime_core.loss import LossInputs
+from slime_core.contracts.loss import LossInputs
 
 
 def sequence_sum(values: Tensor, inputs: LossInputs) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.contracts.loss import LossInputs, LossOutputs
 
 
 def sft_loss(args: Any, inputs: LossInputs) -> LossOutputs:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.errors import ArgumentError
-from slime_core.loss import LossInputs, LossOutputs, reads
 
 
 @reads(lambda args: {"values", "returns"})

@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from slime_core.errors import ArgumentError
-from slime_core.plugins import Plugins
+from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
-from slime_core.reward import reward_caller, score
+from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.masks.conversation import read_conversation
 
 
 def answer_first(
-    args: Any, plugins: Plugins, engine: Any, tokenizer: Any, samples: Sequence[Sample]
+    args: Any, reward: Selected[Any] | None, engine: Any, tokenizer: Any, samples: Sequence[Sample]
 ) -> tuple[list[Sample], dict[str, float]]:
     """The first `--eval-generate` conversations of each set with their last answer generated anew.
 
@@ -27,6 +27,7 @@ def answer_first(
     whose reward was dropped has none.
 
     Args:
+        reward: scores the answers, if one is chosen.
         engine: the run's inference engine.
         samples: the samples of all sets, `metadata["dataset"]` naming their set.
 
@@ -44,16 +45,16 @@ def answer_first(
         per_set[sample.metadata["dataset"]] += 1
         if per_set[sample.metadata["dataset"]] <= args.eval_generate:
             chosen.append(_question(sample))
-    return asyncio.run(_answer_all(args, plugins, engine, tokenizer, chosen))
+    return asyncio.run(_answer_all(args, reward, engine, tokenizer, chosen))
 
 
 async def _answer_all(
-    args: Any, plugins: Plugins, engine: Any, tokenizer: Any, questions: list[Sample]
+    args: Any, reward: Selected[Any] | None, engine: Any, tokenizer: Any, questions: list[Sample]
 ) -> tuple[list[Sample], dict[str, float]]:
     answered = await asyncio.gather(*(_answer(args, engine, tokenizer, question) for question in questions))
-    caller = reward_caller(args, plugins)
-    if caller is None:
+    if reward is None:
         return answered, {}
+    caller = reward_caller(args, reward)
     for sample, rewards in zip(
         answered, await asyncio.gather(*(score(caller, args, [sample]) for sample in answered)), strict=True
     ):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from slime_core.arguments import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class SftArguments(ArgumentGroup):
     """Supervised fine-tuning."""
-
-    read_by = "rollout:sft"
 
     loss_mask_type: str = option("auto", "Which tokens are trained: the name of a loss-mask generator.")
     over_long_sample: Literal["error", "skip", "truncate"] = option(

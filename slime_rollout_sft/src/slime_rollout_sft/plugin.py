@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
@@ -29,6 +29,10 @@ def slime_rollouts() -> dict[str, Lazy]:
             "slime_rollout_sft.rollout:generate_rollout",
             "conversations from a file, tokenised and masked",
             aliases=("slime.rollout.sft_rollout.generate_rollout",),
+            reads_options=(
+                *("SftArguments", "eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
+                *("eval_max_response_len?eval_generate", "eval_temperature?eval_generate"),
+            ),
         )
     }
 
@@ -36,7 +40,7 @@ def slime_rollouts() -> dict[str, Lazy]:
 @hookimpl
 def slime_loss_masks() -> dict[str, Lazy]:
     def generator(function: str, summary: str, *aliases: str) -> Lazy:
-        return Lazy(f"slime_rollout_sft.masks.generators:{function}", summary, aliases)
+        return Lazy(f"slime_rollout_sft.masks.generators:{function}", summary, aliases, reads_options=())
 
     return {
         "auto": generator("auto", "every turn of the assistant, for any template", "qwen", "qwen3", "qwen3_5"),

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from slime_core.masks import MaskedTokens
+from slime_core.contracts.data import MaskedTokens
 
 _VISIBLE = str.maketrans({"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u00a0": "⍽", "\u200b": "[ZWSP]", "\ufeff": "[BOM]"})
 _REST = "⋯"  # a token that holds only a further part of the character before it

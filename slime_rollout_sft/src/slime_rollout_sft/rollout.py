@@ -12,15 +12,26 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from slime_core.arguments.resolve import eval_sets
+from slime_core.arguments.groups.evaluation import eval_sets
+from slime_core.contracts.data import MaskedTokens, malformed_rows
+from slime_core.contracts.rollout import uses_engine
 from slime_core.data import is_tokenised, open_rows, require_known, sample_from_row, vocabulary_of
-from slime_core.errors import ArgumentError, DataError
-from slime_core.masks import MaskedTokens
+from slime_core.data.tokenizer import load_tokenizer
+from slime_core.errors import DataError
+from slime_core.plugins import Selected
+from slime_core.rollout.components import RolloutComponents
 from slime_core.sample import Group, RolloutOutput, Sample, Status
 
 
+@uses_engine("evaluation")
 def generate_rollout(
-    args: Any, rollout_id: int, data_source: Any, evaluation: bool = False, *, plugins: Any, engine: Any = None
+    args: Any,
+    rollout_id: int,
+    data_source: Any,
+    evaluation: bool = False,
+    *,
+    components: RolloutComponents,
+    engine: Any = None,
 ) -> RolloutOutput:
     """The next `--rollout-batch-size` conversations or, for evaluation, all of `--eval-prompt-data`.
 
@@ -29,7 +40,7 @@ def generate_rollout(
     "skipped_no_trainable_token" and "truncated", numbers of conversations, and "with_mask_warnings" (`slime data preview` shows them).
 
     Args:
-        plugins: provides the loss-mask generator.
+        components: the loss-mask generator, and the reward of `--eval-generate`.
         engine: answers the questions of the evaluation sets under `--eval-generate`.
 
     Raises:
@@ -37,9 +48,9 @@ def generate_rollout(
     """
     policy = Policy.of(args)
     if evaluation:
-        return _evaluate(args, policy, plugins, engine)
-    malformed_before = _malformed_rows(data_source)
-    conversations = Conversations(policy, plugins)
+        return _evaluate(args, policy, components, engine)
+    malformed_before = malformed_rows(data_source)
+    conversations = Conversations(policy, components.further["loss_mask"])
     groups: list[Group] = []
     skipped_in_a_row = 0
     while len(groups) < args.rollout_batch_size:
@@ -55,11 +66,8 @@ def generate_rollout(
                     f"No conversation of a whole epoch ({len(data_source)} rows) can be trained: "
                     f"{conversations.left_out()}. Repair the data, or change the options that skip."
                 )
-    conversations.counts["skipped_malformed"] += _malformed_rows(data_source) - malformed_before
+    conversations.counts["skipped_malformed"] += malformed_rows(data_source) - malformed_before
     return RolloutOutput(groups, conversations.metrics())
-
-
-generate_rollout.slime_engine_use = "evaluation"  # type: ignore[attr-defined]  # so weights are handed over only then
 
 
 @dataclass(frozen=True)
@@ -138,11 +146,11 @@ def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
 class Conversations:
     """Completes samples one by one, and counts what the policy left out or cut."""
 
-    def __init__(self, policy: Policy, plugins: Any) -> None:
+    def __init__(self, policy: Policy, loss_mask: Selected[MaskedTokens]) -> None:
         self.policy = policy
         self.counts: Counter[str] = Counter()
         self._tokenizer = load_tokenizer(policy.hf_checkpoint)
-        self._loss_mask = plugins.select("loss_mask", policy.loss_mask_type)
+        self._loss_mask = loss_mask
 
     def complete(self, sample: Sample) -> Sample | None:
         """The sample with tokens, mask and response; None when the policy says to skip it.
@@ -201,29 +209,26 @@ def tokenised(sample: Sample, tokenizer: Any) -> MaskedTokens:
     return MaskedTokens(ids, sample.loss_mask or [1] * len(ids))
 
 
-def _malformed_rows(data_source: Any) -> int:
-    """What the data source itself left out so far; one of somebody's own may not count."""
-    return getattr(data_source, "counts", {}).get("malformed_rows", 0)
-
-
-def _evaluate(args: Any, policy: Policy, plugins: Any, engine: Any) -> RolloutOutput:
-    samples, metrics = _evaluation_samples(policy, plugins, tuple(eval_sets(args)))
+def _evaluate(args: Any, policy: Policy, components: RolloutComponents, engine: Any) -> RolloutOutput:
+    samples, metrics = _evaluation_samples(policy, components.further["loss_mask"], tuple(eval_sets(args)))
     groups = [[replace(sample, metadata=dict(sample.metadata))] for sample in samples]
     answers: list[Sample] = []
     if args.eval_generate:
         from slime_rollout_sft.answers import answer_first
 
-        answers, counted = answer_first(args, plugins, engine, load_tokenizer(policy.hf_checkpoint), samples)
+        answers, counted = answer_first(
+            args, components.further.get("reward"), engine, load_tokenizer(policy.hf_checkpoint), samples
+        )
         metrics = {**metrics, **counted}
     return RolloutOutput(groups, dict(metrics), answers)
 
 
 @lru_cache(maxsize=2)  # the same for every evaluation of a run
 def _evaluation_samples(
-    policy: Policy, plugins: Any, sets: tuple[tuple[str, str], ...]
+    policy: Policy, loss_mask: Selected[MaskedTokens], sets: tuple[tuple[str, str], ...]
 ) -> tuple[list[Sample], dict[str, float]]:
     """All samples of all sets in the order of their rows, and the metrics. Held in memory until the run ends."""
-    conversations = Conversations(policy, plugins)
+    conversations = Conversations(policy, loss_mask)
     samples: list[Sample] = []
     for name, spec in sets:
         before = len(samples)
@@ -246,18 +251,3 @@ def _evaluation_samples(
                 "Repair the data, or change the options that skip."
             )
     return samples, conversations.metrics()
-
-
-@lru_cache(maxsize=4)
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a Hugging Face checkpoint, loaded once per path.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error

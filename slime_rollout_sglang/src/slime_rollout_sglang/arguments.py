@@ -7,13 +7,11 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from slime_core.arguments import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class SamplingArguments(ArgumentGroup):
     """Rollouts that generate"""
-
-    read_by = "rollout:sglang rollout:fully_async"
 
     rollout_top_p: float = option(
         1.0, "Sample from the likeliest tokens that together have this probability.", gt=0, le=1
@@ -38,7 +36,6 @@ class SamplingArguments(ArgumentGroup):
         None,
         "How many prompts are sampled at a time, until --rollout-batch-size groups have passed. Default: that number.",
         ge=1,
-        read_by="rollout:sglang",
     )
     dynamic_sampling_filter_path: str | None = option(
         None, "Which finished groups are trained on: a name ('check_reward_nonzero_std') or import path."
@@ -47,7 +44,6 @@ class SamplingArguments(ArgumentGroup):
         "finished",
         "In which order groups are accepted: as their responses are finished, which stops earliest; or as their prompts "
         "come, which makes the batch independent of timing and free of a preference for short responses.",
-        read_by="rollout:sglang",
     )
     max_dynamic_sampling_rounds: int = option(
         10,
@@ -60,7 +56,6 @@ class SamplingArguments(ArgumentGroup):
         "How many versions older than the weights that are trained the weights may be that generated a token. With 0 "
         "nothing is generated while the trainer trains.",
         ge=0,
-        read_by="rollout:fully_async",
     )
     partial_rollout: bool = option(
         False,
@@ -96,8 +91,6 @@ class SamplingArguments(ArgumentGroup):
 
 class EvalSamplingArguments(ArgumentGroup):
     """Evaluation that generates"""
-
-    read_by = "rollout:sglang?eval_prompt_data rollout:fully_async?eval_prompt_data"
 
     n_samples_per_eval_prompt: int = option(1, "Samples per evaluation prompt.", ge=1, affects_result=False)
     eval_top_p: float | None = option(None, "Default: --rollout-top-p.", gt=0, le=1, affects_result=False)

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from slime_core.arguments.resolve import eval_sets
+from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.data import open_rows, sample_from_row
 from slime_core.errors import DataError
 from slime_core.plugins import Plugins
-from slime_core.reward import Rewards, reward_of
-from slime_core.sample import Group, RolloutOutput, Sample
+from slime_core.rollout.components import RolloutComponents
+from slime_core.rollout.rewards import Rewards
+from slime_core.sample import Group, RolloutOutput, Sample, reward_of
 from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only, generator_caller
 from slime_rollout_sglang.metrics import response_metrics
 from slime_rollout_sglang.parameters import eval_parameters, prompt_limit
@@ -26,7 +27,9 @@ from slime_rollout_sglang.requests import Requests
 logger = logging.getLogger(__name__)
 
 
-async def evaluate(args: Any, rollout_id: int, plugins: Plugins, engine: Any) -> RolloutOutput:
+async def evaluate(
+    args: Any, rollout_id: int, components: RolloutComponents, plugins: Plugins, engine: Any
+) -> RolloutOutput:
     """`--n-samples-per-eval-prompt` answers to every prompt of `--eval-prompt-data`.
 
     The seeds do not depend on the rollout, so two evaluations differ by the weights alone. An answer whose generator or
@@ -39,7 +42,8 @@ async def evaluate(args: Any, rollout_id: int, plugins: Plugins, engine: Any) ->
     """
     key = args.reward_key if args.eval_reward_key is None else args.eval_reward_key
     requests = Requests(engine, f"eval-{rollout_id}")
-    rewards, generator = Rewards(args, plugins, key), generator_caller(args, plugins)
+    rewards = Rewards(args, plugins, components.further.get("reward"), key)
+    generator = generator_caller(args, components, plugins)
     generations: list[Sample] = []
     numbers = itertools.count()
     metrics: dict[str, float] = {}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_core.reward import reward_of
-from slime_core.sample import Sample
+from slime_core.sample import Sample, reward_of
 
 
 def check_reward_nonzero_std(args: Any, samples: list[Sample], **kwargs: Any) -> tuple[bool, str]:

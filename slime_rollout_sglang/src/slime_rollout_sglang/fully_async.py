@@ -17,9 +17,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from slime_core.background import Background, state_with
+from slime_core.contracts.rollout import Background
 from slime_core.errors import PluginError, SampleError
 from slime_core.plugins import Plugins
+from slime_core.rollout.components import RolloutComponents
+from slime_core.rollout.in_flight import state_with
 from slime_core.sample import Group, RolloutOutput
 from slime_rollout_sglang import staleness
 from slime_rollout_sglang.evaluation import evaluate
@@ -37,6 +39,7 @@ def generate_rollout(
     data_source: Any,
     evaluation: bool = False,
     *,
+    components: RolloutComponents,
     plugins: Plugins,
     engine: Any = None,
     background: Background,
@@ -55,9 +58,9 @@ def generate_rollout(
     """
     require_engine(engine, "fully_async")
     if background.work is None and evaluation:
-        return asyncio.run(evaluate(args, rollout_id, plugins, engine))
+        return asyncio.run(evaluate(args, rollout_id, components, plugins, engine))
     if background.work is None:
-        background.work = FullyAsync(args, data_source, plugins, engine)
+        background.work = FullyAsync(args, data_source, components, plugins, engine)
     work: Any = background.work
     return work.call(work.evaluate if evaluation else work.roll_out, rollout_id)
 
@@ -70,12 +73,15 @@ class FullyAsync:
     """Generates groups until it is closed or something fails.
 
     Attributes:
-        data_state: see `slime_core.background.Work`.
+        data_state: see `slime_core.contracts.rollout.Work`.
     """
 
-    def __init__(self, args: Any, data_source: Any, plugins: Plugins, engine: Any) -> None:
-        self._args, self._data_source, self._plugins, self._engine = args, data_source, plugins, engine
-        self._line = Line(args, data_source, plugins, engine, "fully-async")
+    def __init__(
+        self, args: Any, data_source: Any, components: RolloutComponents, plugins: Plugins, engine: Any
+    ) -> None:
+        self._args, self._data_source, self._engine = args, data_source, engine
+        self._components, self._plugins = components, plugins
+        self._line = Line(args, data_source, components, plugins, engine, "fully-async")
         self.data_state = data_source.state_dict()
         self._started = 0
         self._due: dict[Flight, int] = {}  # all that are on their way, and the rollouts in which they are due
@@ -183,7 +189,7 @@ class FullyAsync:
     async def evaluate(self, rollout_id: int) -> RolloutOutput:
         """Answers to the evaluation sets. No group is begun meanwhile; those on their way go on."""
         self._paused = True
-        output = await evaluate(self._args, rollout_id, self._plugins, self._engine)
+        output = await evaluate(self._args, rollout_id, self._components, self._plugins, self._engine)
         self._paused = False
         self._start_groups()
         return output

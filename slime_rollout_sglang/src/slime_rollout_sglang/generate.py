@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from slime_core.data.tokenizer import load_tokenizer
 from slime_core.sample import Sample, Status
-from slime_rollout_sglang.prompts import load_tokenizer
 
 _STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from slime_core.contracts.kind import FailurePolicy
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
-from slime_core.plugins.calls import DROPPED, Caller, Dropped, FailurePolicy, policies
-from slime_core.plugins.signature import accepted_extras
-from slime_core.reward import Rewards, scores_groups
+from slime_core.plugins.calls import DROPPED, Caller, Dropped, policies
+from slime_core.plugins.signatures import accepted_extras
+from slime_core.rollout.components import RolloutComponents
+from slime_core.rollout.rewards import Rewards, scores_groups
 from slime_core.sample import Group, Sample, Status
 from slime_rollout_sglang.parameters import Parameters, seed_of
 from slime_rollout_sglang.partial import FINISHED, mask_first, times_continued
@@ -192,12 +194,12 @@ class GroupRunner:
             await asyncio.gather(working, stopped, return_exceptions=True)
 
 
-def generator_caller(args: Any, plugins: Plugins) -> Caller:
+def generator_caller(args: Any, components: RolloutComponents, plugins: Plugins) -> Caller:
     """The generator of `--custom-generate-function-path` under its failure policy, or that of a single turn, which fails
     only when the engine does. Every attempt gets a copy of the sample of its own."""
-    path = args.custom_generate_function_path
-    selected = plugins.select("generator", path or "single_turn")
-    policy = policies(args.failure_policy)["generator"] if path else FailurePolicy()
+    chosen = components.further.get("generator")
+    selected = chosen or plugins.select("generator", "single_turn")
+    policy = policies(args.failure_policy)["generator"] if chosen else FailurePolicy()
     return Caller(replace(selected, target=_on_a_copy(selected.target)), policy)
 
 

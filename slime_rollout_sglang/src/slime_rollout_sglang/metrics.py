@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from slime_core.reward import reward_of
-from slime_core.sample import Group, Sample, Status
+from slime_core.sample import Group, Sample, Status, reward_of
 from slime_rollout_sglang.partial import FINISHED
 from slime_rollout_sglang.sampling import Sampled
 

@@ -7,29 +7,42 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
 def slime_argument_groups() -> list[type[ArgumentGroup]]:
     from slime_rollout_sglang.arguments import EvalSamplingArguments, SamplingArguments
-    from slime_rollout_sglang.sglang.arguments import SGLangArguments
 
-    return [SamplingArguments, EvalSamplingArguments, SGLangArguments]
+    return [SamplingArguments, EvalSamplingArguments]
+
+
+_GENERATES = (
+    *("apply_chat_template", "rollout_temperature", "rollout_max_response_len", "custom_rm_path", "rm_type"),
+    *("rollout_top_p", "rollout_top_k", "rollout_stop", "rollout_stop_token_ids", "rollout_max_prompt_len"),
+    *("apply_chat_template_kwargs", "dynamic_sampling_filter_path", "max_dynamic_sampling_rounds", "partial_rollout"),
+    *("mask_offpolicy_in_partial_rollout", "rollout_sample_filter_path", "rollout_all_samples_process_path"),
+    "custom_generate_function_path",
+    *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),
+    "EvalSamplingArguments?eval_prompt_data",
+)
+"""Options that both rollout functions read."""
 
 
 @hookimpl
 def slime_rollouts() -> dict[str, Lazy]:
     return {
-        "sglang": Lazy(
+        "rl": Lazy(
             "slime_rollout_sglang.rollout:generate_rollout",
             "responses of an inference engine, scored; with dynamic sampling and partial rollouts",
-            aliases=("slime.rollout.sglang_rollout.generate_rollout",),
+            aliases=("sglang", "slime.rollout.sglang_rollout.generate_rollout"),
+            reads_options=(*_GENERATES, "over_sampling_batch_size", "dynamic_sampling_order"),
         ),
         "fully_async": Lazy(
             "slime_rollout_sglang.fully_async:generate_rollout",
             "the same without a pause: groups are generated while the trainer trains, with bounded staleness",
             aliases=("fully_async_rollout.generate_rollout_fully_async",),
+            reads_options=(*_GENERATES, "max_staleness"),
         ),
     }
 
@@ -41,6 +54,7 @@ def slime_generators() -> dict[str, Lazy]:
             "slime_rollout_sglang.generate:generate",
             "one response to the prompt",
             aliases=("slime.rollout.sglang_rollout.generate",),
+            reads_options=(),
         )
     }
 
@@ -51,16 +65,7 @@ def slime_dynamic_filters() -> dict[str, Lazy]:
         "check_reward_nonzero_std": Lazy(
             "slime_rollout_sglang.filters:check_reward_nonzero_std",
             "groups whose rewards are not all equal",
+            reads_options=("reward_key",),
             aliases=("slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std",),
-        )
-    }
-
-
-@hookimpl
-def slime_engines() -> dict[str, Lazy]:
-    return {
-        "sglang": Lazy(
-            "slime_rollout_sglang.sglang.engine:SGLangEngine",
-            "SGLang servers, started or external, behind SGLang's router",
         )
     }

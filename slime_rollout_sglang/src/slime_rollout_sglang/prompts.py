@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from slime_core.contracts import DataSource
+from slime_core.contracts.data import DataSource
 from slime_core.data import is_tokenised, require_known, vocabulary_of
+from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Group, Sample
 
@@ -137,18 +137,3 @@ class Prompts:
 def where(sample: Sample) -> str:
     """How messages about a prompt begin: file and row, if they are known."""
     return str(sample.metadata.get("source") or sample.name)
-
-
-@lru_cache(maxsize=4)
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a Hugging Face checkpoint, loaded once per path.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error

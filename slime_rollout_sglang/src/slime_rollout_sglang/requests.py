@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_rollout_sglang.parameters import seed_of
 
 _ABORT_AGAIN_AFTER = 1.0  # seconds; an abort may overtake a request on its way to a remote engine
@@ -86,7 +86,7 @@ class Session:
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
     ) -> Generation:
-        """As `slime_core.contracts.InferenceEngine.generate`. The second and later calls with one seed draw other random
+        """As `slime_core.contracts.engine.InferenceEngine.generate`. The second and later calls with one seed draw other random
         numbers than the first."""
         if self._requests.stopped.is_set():
             return Generation([], [], "abort")

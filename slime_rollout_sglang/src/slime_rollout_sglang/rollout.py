@@ -1,6 +1,6 @@
 """The rollout function `sglang`: prompts from the data source, responses from an engine, rewards.
 
-It works with any `slime_core.contracts.InferenceEngine`; `--rollout-engine` chooses one.
+It works with any `slime_core.contracts.engine.InferenceEngine`; `--rollout-engine` chooses one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from slime_core.contracts.data import malformed_rows
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import Caller, policies
-from slime_core.reward import Rewards
+from slime_core.rollout.components import RolloutComponents
+from slime_core.rollout.rewards import Rewards
 from slime_core.sample import Group, RolloutOutput
 from slime_rollout_sglang.evaluation import evaluate
 from slime_rollout_sglang.groups import Flight, GroupRunner, generator_caller
@@ -26,7 +28,14 @@ from slime_rollout_sglang.sampling import DynamicSampling, Sampled
 
 
 def generate_rollout(
-    args: Any, rollout_id: int, data_source: Any, evaluation: bool = False, *, plugins: Plugins, engine: Any = None
+    args: Any,
+    rollout_id: int,
+    data_source: Any,
+    evaluation: bool = False,
+    *,
+    components: RolloutComponents,
+    plugins: Plugins,
+    engine: Any = None,
 ) -> RolloutOutput:
     """`--rollout-batch-size` groups of scored responses or, for evaluation, answers to `--eval-prompt-data`.
 
@@ -35,7 +44,8 @@ def generate_rollout(
     is another matter; see `slime_rollout_sglang.sampling`.
 
     Args:
-        plugins: provides generator, rewards, filters.
+        components: generator, rewards and filters of the run.
+        plugins: provides the rewards that rows name.
         engine: generates.
 
     Raises:
@@ -44,15 +54,15 @@ def generate_rollout(
         SampleError: too many groups failed.
         PluginError: a component failed whose policy is to end the run. What the engine raises comes as it is.
     """
-    require_engine(engine, "sglang")
+    require_engine(engine, "rl")
     if (args.over_sampling_batch_size or args.rollout_batch_size) < args.rollout_batch_size:
         raise ArgumentError(
             f"--over-sampling-batch-size is {args.over_sampling_batch_size}; expected at least --rollout-batch-size "
             f"{args.rollout_batch_size}."
         )
     if evaluation:
-        return asyncio.run(evaluate(args, rollout_id, plugins, engine))
-    return asyncio.run(roll_out(args, rollout_id, data_source, plugins, engine))
+        return asyncio.run(evaluate(args, rollout_id, components, plugins, engine))
+    return asyncio.run(roll_out(args, rollout_id, data_source, components, plugins, engine))
 
 
 def require_engine(engine: Any, name: str) -> None:
@@ -64,9 +74,11 @@ def require_engine(engine: Any, name: str) -> None:
         )
 
 
-async def roll_out(args: Any, rollout_id: int, data_source: Any, plugins: Plugins, engine: Any) -> RolloutOutput:
+async def roll_out(
+    args: Any, rollout_id: int, data_source: Any, components: RolloutComponents, plugins: Plugins, engine: Any
+) -> RolloutOutput:
     """One rollout, in the event loop of the caller. However it ends, nothing of it is running any more."""
-    line = Line(args, data_source, plugins, engine, f"rollout-{rollout_id}")
+    line = Line(args, data_source, components, plugins, engine, f"rollout-{rollout_id}")
     sampled = await DynamicSampling(args, data_source, line.prompts, line.runner, line.requests, line.filter).sample()
     returned = [line.given_back(flight, rollout_id) for flight in sampled.stopped]
     data_source.add_samples(returned)
@@ -83,23 +95,33 @@ class Line:
         prompts, requests, runner, filter: the stages of sampling; `filter` is the dynamic filter, if one is chosen.
     """
 
-    def __init__(self, args: Any, data_source: Any, plugins: Plugins, engine: Any, name: str) -> None:
-        def chosen(kind: str, path: str | None) -> Caller | None:
-            return Caller(plugins.select(kind, path), policies(args.failure_policy)[kind]) if path else None
+    def __init__(
+        self,
+        args: Any,
+        data_source: Any,
+        components: RolloutComponents,
+        plugins: Plugins,
+        engine: Any,
+        name: str,
+    ) -> None:
+        def chosen(kind: str) -> Caller | None:
+            selected = components.further.get(kind)
+            return Caller(selected, policies(args.failure_policy)[kind]) if selected is not None else None
 
         self._args, self._data_source = args, data_source
-        self._malformed, self._told = _malformed_rows(data_source), Counter[str]()
+        self._malformed, self._told = malformed_rows(data_source), Counter[str]()
         self._masks_earlier = args.partial_rollout and args.mask_offpolicy_in_partial_rollout
         self.prompts = Prompts(args, *prompt_limit(args))
         self.requests = Requests(engine, name)
-        self._rewards, generator = Rewards(args, plugins, args.reward_key), generator_caller(args, plugins)
+        generator = generator_caller(args, components, plugins)
+        self._rewards = Rewards(args, plugins, components.further.get("reward"), args.reward_key)
         self.runner = GroupRunner(
             *(args, self.requests, generator, self._rewards, rollout_parameters(args), (args.rollout_seed,)),
             mask_earlier=self._masks_earlier,
         )
-        self.filter = chosen("dynamic_filter", args.dynamic_sampling_filter_path)
-        self._filter_samples = chosen("sample_filter", args.rollout_sample_filter_path)
-        self._process_all = chosen("all_samples_process", args.rollout_all_samples_process_path)
+        self.filter = chosen("dynamic_filter")
+        self._filter_samples = chosen("sample_filter")
+        self._process_all = chosen("all_samples_process")
         own = generator if args.custom_generate_function_path else None
         callers = (own, self.filter, self._filter_samples, self._process_all)
         self._callers = [caller for caller in callers if caller]
@@ -131,7 +153,7 @@ class Line:
 
     def _counts(self) -> dict[str, float]:
         """What was left out and what failed since the last rollout."""
-        malformed = _malformed_rows(self._data_source)
+        malformed = malformed_rows(self._data_source)
         self.prompts.counts["skipped_malformed"] += malformed - self._malformed
         self._malformed = malformed
         calls = [caller.metrics() for caller in self._callers] + [self._rewards.metrics()]
@@ -139,8 +161,3 @@ class Line:
         new = {name: float(n - self._told[name]) for name, n in total.items()}
         self._told = total
         return {name: n for name, n in new.items() if n or name not in self.prompts.counts}
-
-
-def _malformed_rows(data_source: Any) -> int:
-    """What the data source itself left out so far; one of somebody's own may not count."""
-    return getattr(data_source, "counts", {}).get("malformed_rows", 0)

@@ -24,7 +24,7 @@ from typing import Any
 
 from slime_core.errors import SampleError
 from slime_core.plugins.calls import Caller, Dropped
-from slime_core.reward import reward_of
+from slime_core.sample import reward_of
 from slime_rollout_sglang.filters import verdict
 from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only
 from slime_rollout_sglang.prompts import Prompts

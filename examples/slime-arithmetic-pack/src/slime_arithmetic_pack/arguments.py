@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from slime_core.arguments import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class RewardArguments(ArgumentGroup):
     """Arithmetic reward"""
-
-    read_by = "reward:arithmetic"
 
     arithmetic_format_credit: float = option(
         0.1, "Reward of a wrong number that stands where it should, in the answer line.", ge=0, lt=1
@@ -17,8 +15,6 @@ class RewardArguments(ArgumentGroup):
 
 class FilterArguments(ArgumentGroup):
     """Arithmetic filter"""
-
-    read_by = "dynamic_filter:arithmetic_middling"
 
     arithmetic_solved_from: float = option(0.2, "Smallest share of right answers in a group to train on.", ge=0, le=1)
     arithmetic_solved_to: float = option(0.8, "Largest share of right answers in a group to train on.", ge=0, le=1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from slime_core.arguments import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class FocalArguments(ArgumentGroup):
     """Focal loss"""
-
-    read_by = "loss:focal_loss"
 
     focal_gamma: float = option(
         2.0, "How strongly tokens that the model already predicts well are turned down; 0 is sft_loss.", ge=0

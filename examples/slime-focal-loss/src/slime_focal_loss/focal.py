@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from slime_core.loss import LossInputs, LossOutputs
+from slime_core.contracts.loss import LossInputs, LossOutputs
 
 
 def focal_loss(args: Any, inputs: LossInputs) -> LossOutputs:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from slime_core.arguments import ArgumentGroup
-from slime_core.arguments.option import option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class LocalEngineArguments(ArgumentGroup):
     """Embedded inference engine (--rollout-engine local)"""
-
-    read_by = "engine:local"
 
     local_max_running_requests: int = option(
         64, "How many requests are decoded together; the others wait.", ge=1, affects_result=False

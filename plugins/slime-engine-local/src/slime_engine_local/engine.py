@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from slime_core.engine import Generation
+from slime_core.contracts.engine import Generation
 from slime_core.errors import ArgumentError
 from slime_engine_local.errors import EngineError
 from slime_engine_local.model import LanguageModel

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
@@ -21,6 +21,8 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 def slime_engines() -> dict[str, Lazy]:
     return {
         "local": Lazy(
-            "slime_engine_local.engine:LocalEngine", "continuous batching on the Hugging Face model, in this process"
+            "slime_engine_local.engine:LocalEngine",
+            "continuous batching on the Hugging Face model, in this process",
+            reads_options=("LocalEngineArguments",),
         )
     }

@@ -28,7 +28,7 @@ class Request:
         hold: see `Scheduler.hold`.
         name: what `abort` calls it.
         done: why the response ended, once it has. Cancelling it makes the request leave.
-        log_probs, versions: of each token; see `slime_core.engine.Generation`.
+        log_probs, versions: of each token; see `slime_core.contracts.engine.Generation`.
         chain: where its keys and values are while it runs.
         number: counts requests; the largest is the youngest.
     """

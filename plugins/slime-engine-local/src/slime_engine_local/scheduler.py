@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from slime_core.offload import Offloaded
+from slime_core.tensors.offload import Offloaded
 from slime_engine_local.attention import Pass, Piece
 from slime_engine_local.cache import Chain, KVCache, Row
 from slime_engine_local.errors import EngineError

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from slime_core.arguments import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class MathArguments(ArgumentGroup):
     """Grading of mathematics"""
-
-    read_by = "reward:math reward:boxed_math reward:deepscaler"
 
     math_verify_workers: int = option(2, "Processes that compare answers with math-verify.", ge=1, affects_result=False)
     math_verify_timeout: float = option(
@@ -21,8 +19,6 @@ class MathArguments(ArgumentGroup):
 class ReasoningGymArguments(ArgumentGroup):
     """Grading of reasoning-gym tasks"""
 
-    read_by = "reward:reasoning_gym"
-
     reasoning_gym_workers: int = option(2, "Processes that grade answers to tasks.", ge=1, affects_result=False)
     reasoning_gym_timeout: float = option(
         10.0,
@@ -33,8 +29,6 @@ class ReasoningGymArguments(ArgumentGroup):
 
 class RemoteArguments(ArgumentGroup):
     """Remote reward"""
-
-    read_by = "reward:remote_rm reward:boxed_remote_rm"
 
     rm_url: str | None = option(
         None, "Where to POST the JSON object with prompt, response and label; the service answers with the reward."

@@ -6,8 +6,8 @@ from fractions import Fraction
 from typing import Any
 
 from slime_core.errors import DataError
+from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
-from slime_rewards.boxes import last_box
 from slime_rewards.numbers import find_numbers, only_number
 
 MARK = "####"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from slime_core.errors import DataError
+from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
-from slime_rewards.boxes import last_box
 
 LETTERS = tuple("ABCDEFGH")
 """The valid letters of a sample that does not name its own."""

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from slime_core.errors import DataError, PluginError
+from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
-from slime_rewards.boxes import last_box
 from slime_rewards.labels import text_label
 from slime_rewards.pool import shared_pool
 

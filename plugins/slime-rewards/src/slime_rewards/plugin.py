@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
@@ -26,22 +26,23 @@ def slime_commands() -> dict[str, Lazy]:
 
 @hookimpl
 def slime_rewards() -> dict[str, Lazy]:
+    def reward(target: str, summary: str, *reads: str) -> Lazy:
+        return Lazy(f"slime_rewards.{target}", summary, reads_options=reads)
+
     return {
-        "exact_match": Lazy("slime_rewards.exact_match:exact_match", "1 when response and label are the same text"),
-        "final_answer": Lazy(
-            "slime_rewards.final_answer:final_answer", "1 when the final number of the response equals the label's"
+        "exact_match": reward("exact_match:exact_match", "1 when response and label are the same text"),
+        "final_answer": reward(
+            "final_answer:final_answer", "1 when the final number of the response equals the label's"
         ),
-        "f1": Lazy("slime_rewards.f1:f1", "share of words that response and label have in common (SQuAD)"),
-        "gpqa": Lazy("slime_rewards.gpqa:gpqa", "1 when the chosen letter is the right one"),
-        "math": Lazy("slime_rewards.math:math", "1 when the answer is mathematically equal to the label"),
-        "deepscaler": Lazy("slime_rewards.math:deepscaler", "the same for the box that follows </think>"),
-        "dapo": Lazy("slime_rewards.dapo:dapo", "1 or -1 for the last 'Answer: …' line; needs --reward-key score"),
-        "reasoning_gym": Lazy("slime_rewards.gym:reasoning_gym", "the scorer of the row's task; see slime tasks"),
-        "remote_rm": Lazy("slime_rewards.remote:remote_rm", "what the service at --rm-url answers"),
-        "random": Lazy("slime_rewards.random_reward:random", "1 or 0 by chance: a control"),
-        "boxed_math": Lazy("slime_rewards.math:boxed_math", r"math, where only a \boxed{…} counts"),
-        **{
-            f"boxed_{name}": Lazy(f"slime_rewards.boxed:boxed_{name}", rf"{name} of what the last \boxed{{…}} holds")
-            for name in ("exact_match", "f1", "final_answer", "gpqa", "remote_rm")
-        },
+        "f1": reward("f1:f1", "share of words that response and label have in common (SQuAD)"),
+        "gpqa": reward("gpqa:gpqa", "1 when the chosen letter is the right one"),
+        "math": reward("math:math", "1 when the answer is mathematically equal to the label", "MathArguments"),
+        "deepscaler": reward("math:deepscaler", "the same for the box that follows </think>", "MathArguments"),
+        "boxed_math": reward("math:boxed_math", r"math, where only a \boxed{…} counts", "MathArguments"),
+        "dapo": reward("dapo:dapo", "1 or -1 for the last 'Answer: …' line; needs --reward-key score"),
+        "reasoning_gym": reward(
+            "gym:reasoning_gym", "the scorer of the row's task; see slime tasks", "ReasoningGymArguments"
+        ),
+        "remote_rm": reward("remote:remote_rm", "what the service at --rm-url answers", "RemoteArguments"),
+        "random": reward("random_reward:random", "1 or 0 by chance: a control"),
     }

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from slime_core.errors import PluginError
-from slime_torch.packing import Branches, Segments
+from slime_core.tensors.packed_rows import Branches, Segments
 
 PACKED = "slime_packed"
 _REFUSED = ("position_bias", "s_aux", "cache", "head_mask", "indices", "block_mask")

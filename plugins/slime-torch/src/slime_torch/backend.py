@@ -1,6 +1,6 @@
 """`--train-backend torch`: trains any Hugging Face causal language model on packed rows.
 
-The loop of slime_core drives it through the methods of `slime_core.backend.TrainBackend`. It runs on a CUDA device if
+The loop of slime_core drives it through the methods of `slime_core.contracts.train_backend.TrainBackend`. It runs on a CUDA device if
 there is one, else on the CPU; in one process, or as one of several data-parallel ranks (`ranks`), over which the model
 is then spread (`sharding`). Weights, gradients and optimizer state are float32; with --bf16 the matrix products are
 bfloat16 (autocast).
@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slime_core.backend import Role
-from slime_core.batch import TrainBatch
+from slime_core.contracts.loss import LossFunction, LossInputs, Reduce, what_reads
+from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.errors import TrainingError
-from slime_core.loss import LossFunction, LossInputs, Reduce, what_reads
-from slime_core.offload import Offloaded
 from slime_core.sample import Sample
+from slime_core.tensors.offload import Offloaded
+from slime_core.tensors.packed_rows import PackedRow, check_samples, pack_samples, trained_places
+from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.linear_cross_entropy import token_log_probs
 from slime_torch.memory import keep_freed_memory
@@ -44,15 +45,14 @@ from slime_torch.model import (
     vocabulary_size,
 )
 from slime_torch.offload import HOST, check_device, held, move_state, on_device
-from slime_torch.optimizer import Schedule, build_optimizer
-from slime_torch.packing import PackedRow, check_samples, pack_samples, trained_places
+from slime_torch.optimizer import build_optimizer
 from slime_torch.ranks import Ranks
 from slime_torch.rms_norm import speed_up_norms
 from slime_torch.sharding import Sharded, local, whole
 
 
 class TorchBackend:
-    """See `slime_core.backend.TrainBackend`."""
+    """See `slime_core.contracts.train_backend.TrainBackend`."""
 
     def __init__(self, args: Any) -> None:
         self.args = args
@@ -211,6 +211,10 @@ class TorchBackend:
     def onload(self) -> None:
         """The inverse of `offload`: everything is as it was, bit for bit."""
         self._offloaded.come_back()
+
+    def close(self) -> None:
+        """Leave the process group of the training ranks, if there is one; the models of a process share it."""
+        Ranks.leave()
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from slime_core.errors import ArgumentError
 from slime_torch.model import VALUE_HEAD
 
 if TYPE_CHECKING:
-    from slime_core.batch import TrainBatch
+    from slime_core.contracts.train_backend import TrainBatch
     from slime_torch.backend import TorchBackend
 
 ALL_LINEAR = "all-linear"

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
+from slime_core.tensors.packed_rows import Segments, pack_samples
 from slime_torch.attention import PACKED
 from slime_torch.linear_cross_entropy import Head, token_log_probs
-from slime_torch.packing import Segments, pack_samples
 
 VALUE_HEAD = "value_head"
 

@@ -2,62 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-
-from slime_core.errors import ArgumentError
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate of every optimizer step.
-
-    Attributes:
-        warmup_steps: steps in which it rises linearly from 0.
-        decay_steps: steps, warm-up included, until it is `min_lr`.
-        style: "constant", "linear" or "cosine".
-    """
-
-    lr: float
-    min_lr: float
-    warmup_steps: int
-    decay_steps: int
-    style: str
-
-    @classmethod
-    def from_args(cls, args: Any, total_steps: int) -> Schedule:
-        """Raises `ArgumentError` when the warm-up does not end before the decay does."""
-        decay_steps = max(1, args.lr_decay_iters or total_steps)
-        warmup_steps = args.lr_warmup_iters
-        if args.lr_warmup_fraction is not None:
-            warmup_steps = int(args.lr_warmup_fraction * decay_steps)
-        if warmup_steps and warmup_steps >= decay_steps:
-            raise ArgumentError(
-                f"--lr-warmup-iters is {warmup_steps}, but the whole schedule has {decay_steps} steps "
-                f"({'--lr-decay-iters' if args.lr_decay_iters else 'all steps of the run'}). Make the warm-up shorter."
-            )
-        return cls(args.lr, args.min_lr, warmup_steps, decay_steps, args.lr_decay_style)
-
-    def lr_at(self, step: int) -> float:
-        """The rate of the step that follows `step` finished ones, as Megatron's `OptimizerParamScheduler` has it.
-
-        So the first step of a run with a warm-up has rate 0.
-        """
-        if self.warmup_steps and step <= self.warmup_steps:
-            return self.lr * step / self.warmup_steps
-        if self.style == "constant":
-            return self.lr
-        if step > self.decay_steps:
-            return self.min_lr
-        done = (step - self.warmup_steps) / (self.decay_steps - self.warmup_steps)
-        left = 1.0 - done if self.style == "linear" else 0.5 * (math.cos(math.pi * done) + 1.0)
-        return self.min_lr + left * (self.lr - self.min_lr)
 
 
 def build_optimizer(args: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
@@ -21,6 +21,8 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 def slime_train_backends() -> dict[str, Lazy]:
     return {
         "torch": Lazy(
-            "slime_torch.backend:TorchBackend", "any Hugging Face causal LM, in one process or on several ranks"
+            "slime_torch.backend:TorchBackend",
+            "any Hugging Face causal LM, in one process or on several ranks",
+            reads_options=("OptimizerArguments", "TorchArguments"),
         )
     }

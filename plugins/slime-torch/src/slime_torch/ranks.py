@@ -60,6 +60,12 @@ class Ranks:
             )
         return cls(rank, size, device)
 
+    @staticmethod
+    def leave() -> None:
+        """Give back what `join` started in this process, if it is still there."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place. Adding zeros changes nothing, so tensors that are 0 where other ranks have
         something are merged exactly."""

@@ -6,21 +6,17 @@ from typing import Literal
 
 from pydantic import SecretStr
 
-from slime_core.arguments import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, option
 
 
 class TensorboardArguments(ArgumentGroup):
     """TensorBoard"""
-
-    read_by = "tracker:tensorboard"
 
     use_tensorboard: bool = option(False, "Write metrics for TensorBoard into --tensorboard-dir.", affects_result=False)
 
 
 class WandbArguments(ArgumentGroup):
     """Weights & Biases"""
-
-    read_by = "tracker:wandb"
 
     use_wandb: bool = option(False, "Log to Weights & Biases.", affects_result=False)
     wandb_mode: Literal["online", "offline", "disabled"] | None = option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slime_core import Lazy, hookimpl
 
 if TYPE_CHECKING:
-    from slime_core.arguments import ArgumentGroup
+    from slime_core.contracts.options import ArgumentGroup
 
 
 @hookimpl
@@ -20,6 +20,14 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 @hookimpl
 def slime_trackers() -> dict[str, Lazy]:
     return {
-        "tensorboard": Lazy("slime_trackers.tensorboard_tracker:TensorboardTracker", summary="TensorBoard event files"),
-        "wandb": Lazy("slime_trackers.wandb_tracker:WandbTracker", summary="Weights & Biases, online or offline"),
+        "tensorboard": Lazy(
+            "slime_trackers.tensorboard_tracker:TensorboardTracker",
+            "TensorBoard event files",
+            reads_options=("TensorboardArguments", "tensorboard_dir"),
+        ),
+        "wandb": Lazy(
+            "slime_trackers.wandb_tracker:WandbTracker",
+            "Weights & Biases, online or offline",
+            reads_options=("WandbArguments",),
+        ),
     }

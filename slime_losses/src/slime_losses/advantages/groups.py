@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from slime_core.advantage import AdvantageInputs
+from slime_core.contracts.advantage import AdvantageInputs
 
 
 def centred(rewards: Tensor, group_index: Tensor) -> Tensor:

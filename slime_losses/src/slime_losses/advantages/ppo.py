@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_core.advantage import AdvantageInputs, AdvantageOutputs
+from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
+from slime_core.contracts.loss import reads
 from slime_core.errors import ArgumentError
-from slime_core.loss import reads
 from slime_losses.advantages import tokens
 from slime_losses.advantages.reinforce_plus_plus import kl_reads
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_core.advantage import AdvantageInputs, AdvantageOutputs
+from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_losses.advantages import tokens
 from slime_losses.advantages.groups import group_advantages
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slime_core.advantage import AdvantageInputs, AdvantageOutputs
+from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_losses.divergence import approximate_kl
 
 

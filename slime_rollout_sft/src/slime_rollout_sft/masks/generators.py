@@ -1,4 +1,4 @@
-"""The loss-mask generators that `--loss-mask-type` names. Contract: `slime_core.contracts.loss_mask`.
+"""The loss-mask generators that `--loss-mask-type` names. Contract: `slime_core.contracts.data.loss_mask`.
 
 * `auto`: every turn of the assistant. slime's names `qwen`, `qwen3` and `qwen3_5` mean the same here, since it works
   for any template; unlike there, the newline after `<|im_end|>` is not trained.
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from slime_core.contracts.data import MaskedTokens
 from slime_core.errors import DataError
-from slime_core.masks import MaskedTokens
 from slime_rollout_sft.masks.conversation import REASONING_KEYS, read_conversation
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
 from slime_rollout_sft.masks.template import Dropped, Template, render_whole

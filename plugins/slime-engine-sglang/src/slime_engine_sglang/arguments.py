@@ -1,0 +1,87 @@
+"""slime's options of the engine `sglang`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from slime_core.contracts.options import ArgumentGroup, option
+
+
+class SGLangArguments(ArgumentGroup):
+    """SGLang servers (--rollout-engine sglang); each of SGLang's own options is --sglang-… here, the router's --router-…"""
+
+    families: ClassVar[dict[str, str]] = {
+        "sglang_": "slime_engine_sglang.options:server_options",
+        "router_": "slime_engine_sglang.options:router_options",
+    }
+
+    rollout_num_gpus_per_engine: int = option(
+        1,
+        "GPUs of one SGLang server, all on one machine: its tensor-parallel size times its pipeline-parallel size.",
+        ge=1,
+    )
+    rollout_external_engine_addrs: list[str] | None = option(
+        None, "HOST:PORT of SGLang servers that run already. slime then starts none.", affects_result=False
+    )
+    sglang_server_concurrency: int = option(
+        512, "How many requests one server is sent at a time.", ge=1, affects_result=False
+    )
+    sglang_server_start_timeout: float = option(
+        1800, "Seconds until a server that has been started must answer.", gt=0, affects_result=False
+    )
+    sglang_router_ip: str | None = option(
+        None, "Address of a router that runs already. slime then starts none.", affects_result=False
+    )
+    sglang_router_port: int | None = option(
+        None, "Port of that router, or of slime's own. Default: one that is free.", ge=1, affects_result=False
+    )
+    sglang_router_request_timeout_secs: int = option(
+        14400, "Seconds until the router gives up on a request.", ge=1, affects_result=False
+    )
+    use_fault_tolerance: bool = option(
+        True,
+        "Start servers and the router again when they have died, and repeat their requests. Keeps the newest weights in "
+        "--update-weight-disk-dir for that. Without it, the death of a server ends the run.",
+        affects_result=False,
+    )
+    rollout_health_check_interval: float = option(
+        30.0, "Seconds between two health checks of a server.", gt=0, when="use_fault_tolerance", affects_result=False
+    )
+    rollout_health_check_timeout: float = option(
+        30.0,
+        "Seconds that a server has to answer a health check.",
+        gt=0,
+        when="use_fault_tolerance",
+        affects_result=False,
+    )
+    rollout_health_check_failures: int = option(
+        3,
+        "Health checks in a row that a server must fail to be taken for dead. One whose process has ended is dead at once.",
+        ge=1,
+        when="use_fault_tolerance",
+        affects_result=False,
+    )
+    update_weight_transport: Literal["nccl", "tensor", "disk"] = option(
+        "nccl",
+        "How new weights reach the servers: broadcast in a process group of trainer and servers (gloo where there is no "
+        "GPU, and with --colocate, since NCCL does not share GPUs), in the body of HTTP requests, or "
+        "through --update-weight-disk-dir.",
+        affects_result=False,
+    )
+    update_weight_buffer_size: int = option(
+        512 * 2**20, "Bytes of weights that travel in one piece.", ge=1, affects_result=False
+    )
+    update_weight_disk_dir: str | None = option(
+        None,
+        "Folder for the newest weights, which trainer and servers must share. A folder in memory, such as one in /dev/shm, "
+        "is fine. Default: weights, in the run directory.",
+        affects_result=False,
+    )
+    pause_generation_mode: Literal["in_place", "retract"] = option(
+        "in_place",
+        "What becomes of requests that run while weights are replaced: they go on with the keys and values that the old "
+        "weights made, or all of those are computed anew.",
+    )
+    check_weight_update_equal: bool = option(
+        False, "After every update, compare the checksums of all weights between the servers.", affects_result=False
+    )

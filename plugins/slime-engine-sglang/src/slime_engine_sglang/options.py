@@ -1,0 +1,215 @@
+"""The options of the installed SGLang and its router, as options of slime: `--sglang-NAME VALUE` is a server's
+`--NAME VALUE`, `--router-NAME VALUE` the router's.
+
+Their own argument parsers say which there are and check the values. They are imported when somebody sets such an
+option, and by whoever starts a server with one; see `ArgumentGroup.families`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pydantic import create_model, model_validator
+
+from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.errors import ArgumentError, did_you_mean
+from slime_engine_sglang.arguments import SGLangArguments
+
+INSTALL = "pip install 'sglang==0.5.23' 'sglang-router==0.3.2'"
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Options of another program.
+
+    Attributes:
+        prefix: of their names here.
+        program: what people call it.
+        parser: "module:class" whose static method `add_cli_args(parser)` declares them.
+        required: words without which the program accepts no command line.
+        own: flags that slime sets itself → what it sets them to.
+    """
+
+    prefix: str
+    program: str
+    parser: str
+    required: tuple[str, ...]
+    own: Mapping[str, str]
+
+
+SERVER = Family(
+    "sglang_",
+    "SGLang",
+    "sglang.srt.server_args:ServerArgs",
+    ("--model-path", "model"),
+    {
+        "--model-path": "--hf-checkpoint, or the newest weights",
+        "--model": "--hf-checkpoint, or the newest weights",
+        "--host": "the address of the machine that it starts on",
+        "--port": "a port that is free",
+        "--tp-size": "--rollout-num-gpus-per-engine / --sglang-pp-size",
+        "--tp": "--rollout-num-gpus-per-engine / --sglang-pp-size",
+        "--tensor-parallel-size": "--rollout-num-gpus-per-engine / --sglang-pp-size",
+        "--weight-version": "the version of the weights",
+        "--nnodes": "1",
+        "--node-rank": "0",
+        "--config": "nothing: give its options one by one",
+        "--skip-tokenizer-init": "false: servers look for stop strings",
+    },
+)
+ROUTER = Family(
+    "router_",
+    "sglang-router",
+    "sglang_router.router_args:RouterArgs",
+    (),
+    {
+        "--host": "--sglang-router-ip",
+        "--port": "--sglang-router-port",
+        "--worker-urls": "the servers, once they answer",
+        "--request-timeout-secs": "--sglang-router-request-timeout-secs",
+        "--pd-disaggregation": "nothing: servers that only prefill or decode are not supported",
+        "--prefill": "nothing: servers that only prefill or decode are not supported",
+        "--decode": "nothing: servers that only prefill or decode are not supported",
+        "--mini-lb": "nothing: servers that only prefill or decode are not supported",
+    },
+)
+
+
+def server_options(names: Sequence[str]) -> type[ArgumentGroup]:
+    """The `--sglang-…` options with these names.
+
+    Raises:
+        ArgumentError: the installed SGLang has no such option, or none is installed.
+    """
+    return _group(SERVER, names)
+
+
+def router_options(names: Sequence[str]) -> type[ArgumentGroup]:
+    """The `--router-…` options with these names; see `server_options`."""
+    return _group(ROUTER, names)
+
+
+def words(family: Family, values: Mapping[str, Any]) -> list[str]:
+    """The part of a command line that says what somebody set.
+
+    Args:
+        values: all arguments of a run by name; those of other families and those that are None are left out.
+
+    Raises:
+        ArgumentError: an option is one that slime sets itself, or the program does not accept its value.
+    """
+    given = {
+        name: value
+        for name, value in values.items()
+        if name.startswith(family.prefix) and name not in SGLangArguments.model_fields and value is not None
+    }
+    if not given:
+        return []
+    flags = _flags(family)
+    found: list[str] = []
+    for name, value in given.items():
+        flag, action = flags[name]
+        if flag in family.own:
+            raise ArgumentError(
+                f"{_shown(family, flag)} cannot be set: slime itself sets {family.program}'s {flag}, to {family.own[flag]}."
+            )
+        found += _as_words(flag, action, value)
+    try:
+        _parser(family).parse_args([*family.required, *found])
+    except argparse.ArgumentError as error:
+        where = f"{_shown(family, error.argument_name.split('/')[0])}: " if error.argument_name else ""
+        raise ArgumentError(f"{where}{family.program} does not accept this: {error.message}.") from None
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of ending the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
+@functools.cache
+def _parser(family: Family) -> argparse.ArgumentParser:
+    module, _, name = family.parser.partition(":")
+    try:
+        options = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ArgumentError(
+            f"The options --{family.prefix.rstrip('_')}-… are those of {family.program}, which cannot be imported here "
+            f"({error}). Install it with: {INSTALL}"
+        ) from error
+    parser = _Parser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    options.add_cli_args(parser)
+    return parser
+
+
+def _group(family: Family, names: Sequence[str]) -> type[ArgumentGroup]:
+    """One option for each name, None where nobody sets it: the program has its own defaults."""
+    flags = _flags(family)
+    for name in names:
+        if name not in flags:
+            known = ["--" + other.replace("_", "-") for other in (*flags, *SGLangArguments.model_fields)]
+            flag = "--" + name.replace("_", "-")
+            own = "--" + name.removeprefix(family.prefix).replace("_", "-")
+            raise ArgumentError(
+                f"There is no option {flag}, as the installed {family.program} has no {own}.{did_you_mean(flag, known)}"
+            )
+
+    def accepted(self: Any) -> Any:
+        try:
+            words(family, {name: getattr(self, name) for name in names})
+        except ArgumentError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    fields: dict[str, Any] = {}
+    for name in names:
+        help_text = " ".join((flags[name][1].help or "").split())
+        fields[name] = (_type(flags[name][1]), option(None, help_text, affects_result=family is SERVER))
+    return create_model(
+        f"{family.prefix.title().rstrip('_')}Options",
+        __base__=ArgumentGroup,
+        __module__=__name__,
+        __doc__=f"{family.program}'s own options",
+        __validators__={"accepted_" + "_".join(names): model_validator(mode="after")(accepted)},  # type: ignore[dict-item]
+        **fields,
+    )
+
+
+def _flags(family: Family) -> dict[str, tuple[str, argparse.Action]]:
+    """Names of options here → the program's flag and what it does."""
+    return {
+        name: (flag, action)
+        for flag, action in _parser(family)._option_string_actions.items()  # argparse has no public list of its flags
+        if flag.startswith("--")
+        and not (isinstance(action, argparse.BooleanOptionalAction) and flag.startswith("--no-"))
+        and (name := family.prefix + flag[2:].replace("-", "_")) not in SGLangArguments.model_fields
+    }
+
+
+def _type(action: argparse.Action) -> Any:
+    if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+        return bool | None
+    if action.nargs is None or action.nargs == "?":
+        return str | int | float | dict | None
+    return list[str | int | float] | None
+
+
+def _as_words(flag: str, action: argparse.Action, value: Any) -> Iterable[str]:
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, bool):
+        return [flag] if value else []
+    values = value if isinstance(value, list) else [value]
+    return [flag, *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+
+
+def _shown(family: Family, flag: str) -> str:
+    return f"--{family.prefix.rstrip('_')}-{flag.lstrip('-')}"

@@ -1,0 +1,84 @@
+"""Where the servers of a run are: on GPUs of this machine, in the slots of a cluster, or elsewhere already; and what
+follows from that: what must be installed, whether memory can be given back. `engine` asks it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_core.errors import ArgumentError
+from slime_core.runtime.slots import engine_slots
+from slime_engine_sglang.options import INSTALL
+from slime_engine_sglang.server import Server, gives_back_memory
+
+if TYPE_CHECKING:
+    from slime_engine_sglang.remote import RemoteServer
+
+
+def require_installed(args: Any) -> None:
+    """Raise `ArgumentError` if a program that the run starts is not installed here."""
+    for package, is_external in (
+        ("sglang", args.rollout_external_engine_addrs),
+        ("sglang_router", args.sglang_router_ip),
+    ):
+        if not is_external and importlib.util.find_spec(package) is None:
+            raise ArgumentError(
+                f"The engine 'sglang' starts {package}, which is not installed here. Install it with: {INSTALL}"
+            )
+
+
+def servers_of_run(args: Any, logs: Path) -> Sequence[Server | RemoteServer]:
+    """The servers that a run starts: in the engine's slots, or else on this machine."""
+    if args.rollout_external_engine_addrs:
+        return []
+    if slots := engine_slots():
+        from slime_engine_sglang.remote import RemoteServer
+
+        return [RemoteServer(args, number, logs / f"server-{number}.log", slot) for number, slot in enumerate(slots)]
+    return servers_here(args, logs, gpus_here())
+
+
+def servers_here(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
+    """Servers on this machine. They get the last of its GPUs, so that training has the first.
+
+    Args:
+        gpus: of this machine; none: they compute on its CPU.
+
+    Raises:
+        ArgumentError: the numbers of GPUs do not fit.
+    """
+    per_server = args.rollout_num_gpus_per_engine
+    wanted = args.rollout_num_gpus or (len(gpus) if args.colocate and gpus else per_server)
+    if wanted % per_server:
+        raise ArgumentError(
+            f"--rollout-num-gpus {wanted} cannot be divided into servers of --rollout-num-gpus-per-engine {per_server}."
+        )
+    if gpus and wanted > len(gpus):
+        raise ArgumentError(f"--rollout-num-gpus is {wanted}, but this machine shows {len(gpus)} GPUs.")
+    last = list(gpus[-wanted:]) if gpus else []
+    return [
+        Server(args, number, logs / f"server-{number}.log", gpus=last[number * per_server : (number + 1) * per_server])
+        for number in range(wanted // per_server)
+    ]
+
+
+def gpus_here() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def require_gpus(args: Any, servers: Sequence[Server | RemoteServer]) -> None:
+    """Raise `ArgumentError` if memory shall be given back that is not a GPU's."""
+    if gives_back_memory(args) and not all(server.on_gpu for server in servers):
+        raise ArgumentError(
+            "--offload: SGLang servers give back the memory of GPUs alone (through torch_memory_saver, which needs CUDA), "
+            "and here they compute on a CPU. Leave --offload out, or run on a machine with GPUs."
+        )

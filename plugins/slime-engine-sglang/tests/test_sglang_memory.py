@@ -1,0 +1,262 @@
+"""Servers and trainer take turns with the memory of GPUs (`--offload`): what servers are asked, and when. They are scripted:
+they compute nothing, and die of what real ones die of. What real ones answer on a CPU is in test_sglang_engine.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sglang_cases as cases
+import torch
+
+from slime_core.arguments.groups import GROUPS
+from slime_core.errors import ArgumentError
+from slime_engine_sglang import fleet, member, router, server
+from slime_engine_sglang.arguments import SGLangArguments
+from slime_engine_sglang.engine import SGLangEngine
+from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.process import Child, free_port
+
+PROGRAM = str(Path(__file__).with_name("scripted_sglang.py"))
+LOOPBACK = "127.0.0.1"
+PAUSE = ["/pause_generation", {"mode": "retract"}]
+RELEASE = ["/release_memory_occupation", {"tags": ["cuda_graph", "kv_cache", "weights"]}]
+RELEASE_WEIGHTS = ["/release_memory_occupation", {"tags": ["cuda_graph", "weights"]}]
+RESUME_WEIGHTS = ["/resume_memory_occupation", {"tags": ["cuda_graph", "weights"]}]
+RESUME_CACHE = ["/resume_memory_occupation", {"tags": ["kv_cache"]}]
+CONTINUE = ["/continue_generation", {}]
+
+
+def options(**changes: Any) -> SimpleNamespace:
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for group in (*GROUPS, SGLangArguments)
+        for name, field in group.model_fields.items()
+    }
+    often = {"rollout_health_check_interval": 0.02, "update_weight_transport": "disk"}
+    return SimpleNamespace(**{**defaults, **often, "offload": True, "colocate": True, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch, tmp_path) -> None:
+    def server_command(
+        args: Any, number: int, model: str, version: int, host: str, port: int, on_gpu: bool
+    ) -> list[str]:
+        return [sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{number}"), str(version)]
+
+    monkeypatch.setattr(fleet, "POLL_S", 0.01)
+    monkeypatch.setattr(server, "server_command", server_command)
+    monkeypatch.setattr(
+        router, "router_command", lambda args, host, port, _: [sys.executable, PROGRAM, "router", str(port)]
+    )
+
+
+@pytest.fixture
+def start(tiny_model, tmp_path) -> Iterator[Callable[..., SGLangEngine]]:
+    """`start(servers)`: an engine whose servers answer."""
+    engines = []
+
+    def make(servers: int = 2, **changes: Any) -> SGLangEngine:
+        args = options(hf_checkpoint=str(tiny_model), run_dir=str(tmp_path), **changes)
+        logs = [tmp_path / f"server-{number}.log" for number in range(servers)]
+        own = [server.Server(args, number, log, gpus=["0"]) for number, log in enumerate(logs)]
+        engines.append(SGLangEngine(args, servers=own))
+        engines[-1].weight_sender()  # waits for them
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def asked(tmp_path) -> Callable[[int], list[Any]]:
+    """What a server was asked so far, but whether it is healthy."""
+
+    def read(number: int = 0, health: bool = False) -> list[Any]:
+        lines = [json.loads(line) for line in (tmp_path / f"asked-{number}").read_text().splitlines()]
+        return [line for line in lines if health or line[0] != "/health"]
+
+    return read
+
+
+def generate(engine: SGLangEngine) -> list[int]:
+    """Which version answers."""
+    return asyncio.run(engine.generate([1, 2], {"max_new_tokens": 1})).weight_versions
+
+
+until = partial(cases.until, seconds=60.0)
+
+
+def pids(tmp_path: Path, number: int = 0) -> list[int]:
+    """Of each start of a server."""
+    lines = (tmp_path / f"server-{number}.log").read_text().splitlines()
+    return [int(line.split()[2].rstrip(":")) for line in lines if line.startswith("slime: process ")]
+
+
+def test_memory_is_given_back_once_and_taken_once_the_cache_when_something_is_generated(start, asked):
+    engine = start()
+    for _ in range(2):
+        engine.offload()
+    for _ in range(2):
+        engine.onload()
+    everything = [PAUSE, RELEASE, RESUME_WEIGHTS]
+    assert [asked(0), asked(1)] == [everything] * 2
+    for _ in range(4):
+        assert generate(engine) == [0]
+    everything += [RESUME_CACHE, CONTINUE]
+    for number in (0, 1):
+        assert asked(number)[:5] == everything
+        assert {path for path, _ in asked(number)[5:]} == {"/generate"}
+
+
+def test_new_weights_arrive_before_the_cache_takes_its_memory(start, asked):
+    engine = start(1)
+    engine.offload()
+    engine.onload()
+    engine.update_weights([("some.weight", torch.ones(2))], 5)
+    paths = [path for path, _ in asked()]
+    assert paths.index("/resume_memory_occupation") < paths.index("/update_weights_from_disk")
+    assert RESUME_CACHE not in asked()
+    assert generate(engine) == [5]
+    assert RESUME_CACHE in asked()
+
+
+def test_weights_alone_are_given_back_if_nothing_was_generated_in_between(start, asked):
+    engine = start(1)
+    for _ in range(2):
+        engine.offload()
+        engine.onload()
+    assert asked() == [PAUSE, RELEASE, RESUME_WEIGHTS, PAUSE, RELEASE_WEIGHTS, RESUME_WEIGHTS]
+    assert generate(engine) == [0]
+
+
+def test_a_server_without_memory_is_not_asked_whether_it_is_healthy_and_not_taken_for_dead(start, asked, tmp_path):
+    engine = start(1, rollout_health_check_failures=1)
+    until(lambda: len(asked(health=True)) > 5)
+    engine.offload()
+    seen = asked(health=True)
+    time.sleep(0.3)
+    assert asked(health=True) == seen
+    assert seen[-1] == RELEASE
+    engine.onload()
+    generate(engine)
+    seen = asked(health=True)
+    until(lambda: len(asked(health=True)) > len(seen) + 5)
+    assert engine.take_metrics()["engine_server_restarts"] == 0
+    assert len(pids(tmp_path)) == 1
+
+
+def test_a_server_that_dies_without_memory_is_started_when_there_is_some(start, asked, tmp_path):
+    engine = start(2)
+    engine.offload()
+    os.kill(pids(tmp_path, 1)[0], signal.SIGKILL)
+    servers = engine._started.result()
+    until(lambda: len(servers.answering) == 1)
+    engine.offload()
+    engine.onload()
+    time.sleep(0.2)
+    assert len(pids(tmp_path, 1)) == 1, "it was started while the trainer has memory"
+    assert generate(engine) == [0]
+    until(lambda: len(servers.answering) == 2)
+    assert len(pids(tmp_path, 1)) == 2
+    engine.offload()
+    assert [asked(0)[-2:], asked(1)[-2:]] == [[PAUSE, RELEASE]] * 2
+    assert engine.take_metrics()["engine_server_restarts"] == 1
+
+
+def test_if_no_server_is_left_taking_memory_waits_for_one_with_the_newest_weights(start, tmp_path):
+    engine = start(1)
+    engine.update_weights([("some.weight", torch.ones(2))], 5)
+    engine.offload()
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    until(lambda: not engine._started.result().answering)
+    engine.onload()
+    assert len(pids(tmp_path)) == 2
+    assert generate(engine) == [5]
+
+
+def test_a_server_that_is_being_started_gives_back_its_memory_as_well(start, asked, tmp_path):
+    engine = start(2)
+    servers = engine._started.result()
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    until(lambda: len(servers.answering) == 1)
+    engine.offload()
+    assert len(pids(tmp_path)) == 2
+    assert [asked(0)[-2:], asked(1)[-2:]] == [[PAUSE, RELEASE]] * 2
+
+
+def test_a_request_waits_until_there_is_memory(start):
+    engine = start(1)
+    engine.offload()
+    answers: list[Any] = []
+    asking = threading.Thread(target=lambda: answers.append(generate(engine)))
+    asking.start()
+    time.sleep(0.2)
+    assert not answers
+    engine.onload()
+    asking.join()
+    assert answers == [[0]]
+
+
+def test_a_server_that_does_not_answer_is_ended_so_its_memory_is_free(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(member, "PATIENCE_S", 1.0)
+    engine = start(1)
+    (tmp_path / "hang").touch()
+    engine.offload()
+    assert not Path(f"/proc/{pids(tmp_path)[0]}").exists()
+    (tmp_path / "hang").unlink()
+    engine.onload()
+    assert generate(engine) == [0]
+    assert engine.take_metrics()["engine_server_restarts"] == 1
+
+
+def test_without_fault_tolerance_that_ends_the_run(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(member, "PATIENCE_S", 1.0)
+    engine = start(1, use_fault_tolerance=False)
+    (tmp_path / "hang").touch()
+    with pytest.raises(SGLangError, match=r"did not give back or take its memory .*--no-use-fault-tolerance"):
+        engine.offload()
+
+
+def test_a_server_that_refuses_is_an_error(start, tmp_path):
+    engine = start(1)
+    (tmp_path / "refuse").touch()
+    with pytest.raises(SGLangError, match=r"/release_memory_occupation with 400.*no memory is given back today"):
+        engine.offload()
+
+
+def test_servers_that_run_already_must_have_been_started_for_it(start, tmp_path):
+    ports = [free_port(LOOPBACK) for _ in range(2)]
+    commands = [[sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{port}"), "0"] for port in ports]
+    children = [
+        Child([*commands[0], *server.MEMORY_OPTIONS], tmp_path / "log"),
+        Child([*commands[1], server.MEMORY_OPTIONS[0]], tmp_path / "log"),
+    ]
+    try:
+        engine = start(0, rollout_external_engine_addrs=[f"{LOOPBACK}:{ports[0]}"])
+        engine.offload()
+        engine.onload()
+        assert generate(engine) == [0]
+        with pytest.raises(ArgumentError, match=f"{ports[1]} cannot give back .* Start it with --enable-weights-cpu"):
+            start(0, rollout_external_engine_addrs=[f"{LOOPBACK}:{port}" for port in ports])
+    finally:
+        for child in children:
+            child.close()
+
+
+def test_on_a_cpu_the_error_says_what_it_needs(tiny_model, tmp_path):
+    args = options(hf_checkpoint=str(tiny_model), run_dir=str(tmp_path))
+    with pytest.raises(ArgumentError, match=r"--offload: .*GPUs alone .*CPU\. Leave --offload out"):
+        SGLangEngine(args, servers=[server.Server(args, 0, tmp_path / "log")])

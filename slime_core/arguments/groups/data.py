@@ -1,0 +1,54 @@
+"""Which rows are read, and how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
+
+
+class DataArguments(ArgumentGroup):
+    """Data"""
+
+    read_by_core = True
+
+    prompt_data: list[str] = option(
+        REQUIRED,
+        "Training data: .jsonl, .parquet, .arrow or Hugging Face dataset folders; several, globs and slices such as "
+        "'rows.jsonl@[0:1000]' are fine.",
+        min_length=1,
+    )
+    prompt_data_weights: list[float] | None = option(
+        None,
+        "Mix the data: one positive number for each path or glob of --prompt-data, its share of the prompts. Default: all "
+        "files are one set.",
+        min_length=1,
+    )
+    input_key: str = option(
+        "input", "Column with the prompt text, the list of chat messages, or the list of token ids, used as they are."
+    )
+    label_key: str | None = option(None, "Column with the label that rewards compare with.")
+    tool_key: str | None = option("tools", "Column with the tool definitions of a conversation; rows may lack it.")
+    metadata_key: str | None = option("metadata", "Column with a dict that is handed on to hooks; rows may lack it.")
+    apply_chat_template: bool = option(
+        False,
+        "Render message lists with the tokenizer's chat template before they are generated from. SFT always does.",
+        read_by_core=False,
+    )
+    malformed_row: Literal["error", "skip"] = option(
+        "error", "A row that is not valid JSON or lacks its column: stop, or skip it and count it."
+    )
+    rollout_shuffle: bool = option(False, "Shuffle the prompts anew in every epoch.")
+    rollout_seed: int = option(42, "Seed of the shuffling and of sampling.", ge=0)
+    shuffle_buffer_size: int = option(
+        10_000,
+        "How many rows of a stream are held in memory and shuffled together.",
+        ge=1,
+        read_by_core=False,
+        when="rollout_shuffle",
+    )
+    data_source_path: str = option(
+        "global",
+        "The data source: a component name ('streaming' for files and pipes that are read forward only) or import path.",
+    )
+    buffer_filter_path: str = option("pop_first", "How groups are taken from the buffer: a name or import path.")

@@ -1,0 +1,89 @@
+"""Evaluation sets, and early stopping by what they measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.errors import ArgumentError
+
+
+class EvalArguments(ArgumentGroup):
+    """Evaluation"""
+
+    read_by_core = True
+
+    eval_prompt_data: list[str] | None = option(
+        None,
+        "Evaluation sets: one path, or pairs 'name path name path …'.",
+        affects_result=False,
+    )
+    eval_interval: int | None = option(
+        None,
+        "Evaluate every so many rollouts, and before the first one.",
+        ge=1,
+        when="eval_prompt_data",
+        affects_result=False,
+    )
+    skip_eval_before_train: bool = option(
+        False, "Do not evaluate before the first rollout.", when="eval_interval", affects_result=False
+    )
+    eval_generate: int = option(
+        0,
+        "Let --rollout-engine answer the first so many prompts of every evaluation set.",
+        ge=0,
+        read_by_core=False,
+        when="eval_prompt_data",
+        affects_result=False,
+    )
+    custom_rm_path: str | None = option(
+        None,
+        "Import path of your own reward function, in place of --rm-type.",
+        read_by_core=False,
+    )
+    rm_type: str | None = option(
+        None,
+        "How generated answers are scored against their labels: the name of a reward.",
+        read_by_core=False,
+    )
+    eval_max_response_len: int | None = option(
+        None,
+        "Longest answer in an evaluation, in tokens. Default: --rollout-max-response-len; 256 in SFT.",
+        ge=1,
+        read_by_core=False,
+        affects_result=False,
+    )
+    eval_temperature: float | None = option(
+        None,
+        "Sampling temperature in an evaluation; 0 takes the likeliest token. Default: --rollout-temperature; 0 in SFT.",
+        ge=0,
+        read_by_core=False,
+        affects_result=False,
+    )
+    early_stopping_patience: int | None = option(
+        None,
+        "Stop after so many evaluations in a row without a new best --early-stopping-metric.",
+        ge=1,
+        when="eval_interval",
+    )
+    early_stopping_metric: str = option(
+        "loss",
+        "Metric to watch: 'loss' (lowest wins) or 'reward' (highest wins), averaged over the evaluation sets, or a full "
+        "name such as 'eval/heldout/loss'; '-' in front of a full name: highest wins.",
+        when="early_stopping_patience",
+    )
+
+
+def eval_sets(args: EvalArguments) -> list[tuple[str, str]]:
+    """`--eval-prompt-data` as (name, path) pairs. A single value is a path named after its file."""
+    given = args.eval_prompt_data or []
+    if len(given) == 1:
+        return [(Path(given[0].split("@[")[0]).stem, given[0])]
+    if len(given) % 2:
+        raise ArgumentError(
+            f"--eval-prompt-data takes one path or pairs 'name path', given were {len(given)} values: {' '.join(given)}"
+        )
+    names = given[::2]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ArgumentError(f"--eval-prompt-data names {', '.join(twice)} twice; give every set its own name.")
+    return list(zip(names, given[1::2], strict=True))

@@ -1,0 +1,57 @@
+"""Which model is trained, and where checkpoints and exports go."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
+
+
+class ModelArguments(ArgumentGroup):
+    """Model and checkpoints"""
+
+    read_by_core = True
+
+    hf_checkpoint: str = option(
+        REQUIRED, "Hugging Face checkpoint folder: the model's configuration, tokenizer and initial weights."
+    )
+    load: str | None = option(
+        None,
+        "Folder of checkpoints to go on from; the newest complete one is taken. When it holds none, the run starts "
+        "from --hf-checkpoint, so the same command starts and resumes a run.",
+        affects_result=False,
+    )
+    ref_load: str | None = option(
+        None,
+        "Checkpoint folder of the initial weights and of the reference model, where they are not those of "
+        "--hf-checkpoint (which then gives configuration and tokenizer, and its weights to the engine).",
+    )
+    save: str | None = option(None, "Folder to write checkpoints into.", affects_result=False)
+    save_interval: int | None = option(
+        None,
+        "Write a checkpoint every so many rollouts (and one at the end).",
+        ge=1,
+        when="save|save_hf",
+        affects_result=False,
+    )
+    async_save: bool = option(
+        False,
+        "Train on while a checkpoint is written. It counts as soon as it is complete; the next one waits for it.",
+        when="save",
+        affects_result=False,
+    )
+    save_total_limit: int | None = option(
+        None, "Keep only so many newest checkpoints.", ge=1, when="save", affects_result=False
+    )
+    save_hf: str | None = option(
+        None,
+        "Export a Hugging Face checkpoint here at the end of the run; with '{rollout_id}' in the path also with every "
+        "checkpoint.",
+        affects_result=False,
+    )
+    on_resume_change: Literal["error", "warn"] = option(
+        "error",
+        "What to do when data or arguments that affect the result differ from the checkpoint's.",
+        when="load",
+        affects_result=False,
+    )

@@ -1,0 +1,73 @@
+"""How samples come about, and how many."""
+
+from __future__ import annotations
+
+from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
+
+
+class RolloutArguments(ArgumentGroup):
+    """Rollout and loop"""
+
+    read_by_core = True
+
+    rollout_function_path: str = option(
+        "slime.rollout.sglang_rollout.generate_rollout",
+        "The rollout function: a component name ('sft'), slime's path of it, or an import path.",
+    )
+    eval_function_path: str | None = option(None, "The rollout function for evaluation; the same one by default.")
+    num_rollout: int | None = option(
+        None,
+        "How many rollouts to run in all. 0 with --eval-prompt-data evaluates only. Default: from --num-epoch.",
+        ge=0,
+    )
+    num_epoch: int | None = option(
+        None, "How many times to go through the data; ignored if --num-rollout is given.", ge=1
+    )
+    rollout_batch_size: int = option(REQUIRED, "Prompts per rollout.", ge=1)
+    n_samples_per_prompt: int = option(1, "Samples per prompt.", ge=1)
+    global_batch_size: int | None = option(
+        None, "Samples per optimizer step. Default: all samples of a rollout, or from --num-steps-per-rollout.", ge=1
+    )
+    num_steps_per_rollout: int | None = option(None, "Optimizer steps per rollout.", ge=1)
+    rollout_max_context_len: int | None = option(
+        None, "Longest sample in tokens, prompt and response together. Default: no limit.", ge=2
+    )
+    rollout_engine: str | None = option(
+        None, "The inference engine: a component name or import path. Needed by whatever generates text."
+    )
+    rollout_temperature: float = option(
+        1.0,
+        "Sampling temperature. Training divides the logits by it too.",
+        gt=0,
+        read_by_core="!disable_compute_advantages_and_returns",
+    )
+    rollout_max_response_len: int = option(
+        1024,
+        "Longest response in tokens.",
+        ge=1,
+        read_by_core="constant_length_loss",
+    )
+    custom_rollout_log_function_path: str | None = option(
+        None, "Import path of a function that logs rollouts in place of slime's own metrics.", affects_result=False
+    )
+    custom_eval_rollout_log_function_path: str | None = option(
+        None, "Import path of a function that logs evaluations in place of slime's own metrics.", affects_result=False
+    )
+    custom_convert_samples_to_train_data_path: str | None = option(
+        None, "Import path of a function that makes the training data of a rollout from its samples."
+    )
+    save_debug_rollout_data: str | None = option(
+        None,
+        "Write the samples of every rollout to this path, as JSON lines; '{rollout_id}' in it is filled in.",
+        affects_result=False,
+    )
+    load_debug_rollout_data: str | None = option(
+        None,
+        "Train on the samples in this path ('{rollout_id}' is filled in) instead of generating any. No engine starts.",
+    )
+    debug_train_only: bool = option(
+        False, "Start no inference engine even if --rollout-engine names one; the rollout function must not need it."
+    )
+    debug_rollout_only: bool = option(
+        False, "Generate, but do not load the model for training: the engine keeps the weights of --hf-checkpoint."
+    )

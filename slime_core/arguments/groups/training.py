@@ -1,0 +1,90 @@
+"""The loss, advantages, and how samples become batches."""
+
+from __future__ import annotations
+
+from slime_core.contracts.options import ArgumentGroup, option
+
+
+class TrainArguments(ArgumentGroup):
+    """Loss and batching"""
+
+    read_by_core = True
+
+    train_backend: str = option("torch", "What trains the model: a component name or import path.")
+    loss_type: str = option("policy_loss", "The loss: a component name ('sft_loss') or import path.")
+    calculate_per_token_loss: bool = option(
+        False, "Average over all trained tokens of the global batch instead of over samples."
+    )
+    constant_length_loss: bool = option(
+        False,
+        "Divide the loss of every sample by --rollout-max-response-len instead of by its length (Dr. GRPO).",
+        when="!calculate_per_token_loss",
+    )
+    custom_loss_function_path: str | None = option(None, "Import path of your own loss; with --loss-type custom_loss.")
+    disable_compute_advantages_and_returns: bool = option(
+        False, "Skip log-probs and advantages before training; right for losses such as sft_loss that need none."
+    )
+    advantage_estimator: str = option(
+        "grpo", "How advantages follow from rewards: a component name.", when="!disable_compute_advantages_and_returns"
+    )
+    custom_advantage_function_path: str | None = option(
+        None,
+        "Import path of your own advantage estimator, in place of --advantage-estimator.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    custom_reward_post_process_path: str | None = option(
+        None,
+        "What becomes of the rewards before advantages are taken, in place of the estimator's normalisation: a name or "
+        "import path.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    reward_key: str | None = option(None, "Which number of a reward that is a dict is trained on.")
+    use_rollout_logprobs: bool = option(
+        False,
+        "Take the engine's log-probs as the old ones of the policy loss, instead of computing them again.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    use_tis: bool = option(
+        False,
+        "Weigh each token by how much likelier the trainer finds it than the engine that sampled it; see "
+        "--custom-tis-function-path.",
+        read_by_core=False,
+        when="!disable_compute_advantages_and_returns",
+    )
+    custom_tis_function_path: str | None = option(
+        None,
+        "How --use-tis weighs tokens whose engine and trainer disagree: a name or import path. Default: tis.",
+        when="use_tis",
+    )
+    share_prompts: bool = option(
+        True,
+        "Compute the prompt of a group once for all its samples. The numbers stay the same.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    skip_zero_advantages: bool = option(
+        True,
+        "Do not compute samples that cannot contribute a gradient: all advantages 0, and no KL or entropy term. They "
+        "count in every normaliser all the same.",
+        when="!disable_compute_advantages_and_returns",
+    )
+    critic_loss_type: str = option(
+        "value_loss", "What a critic minimises, where the loss or the estimator reads its values.", read_by_core=False
+    )
+    critic_load: str | None = option(
+        None, "Checkpoint folder of the critic's initial weights. Default: the actor's.", read_by_core=False
+    )
+    critic_lr: float | None = option(None, "Learning rate of the critic. Default: --lr.", ge=0, read_by_core=False)
+    num_critic_only_steps: int = option(0, "Train only the critic on so many first rollouts.", ge=0, read_by_core=False)
+    micro_batch_size: int = option(1, "Samples per micro-batch.", ge=1, when="!use_dynamic_batch_size")
+    use_dynamic_batch_size: bool = option(
+        False, "Fill micro-batches up to --max-tokens-per-gpu tokens instead of counting samples."
+    )
+    balance_data: bool = option(
+        False, "Spread the samples over the training ranks by their tokens, so that no rank waits long for another."
+    )
+    max_tokens_per_gpu: int | None = option(
+        None,
+        "Token budget of a micro-batch. A longer sample stands alone and is never cut.",
+        ge=1,
+        when="use_dynamic_batch_size",
+    )

@@ -1,0 +1,114 @@
+"""Which options the components of a run read, as they declare it; what was set and is read by nothing.
+
+A declaration is a name of an option or of a whole group, with a condition behind "?" where the option counts only then;
+see `slime_core.contracts.options.reads_options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from slime_core.contracts.options import ArgumentGroup
+
+if TYPE_CHECKING:
+    from slime_core.arguments.namespace import Namespace, Option
+    from slime_core.arguments.resolve import Resolved
+    from slime_core.plugins import Plugins, Selected
+
+
+def options_read(declared: Sequence[str], model: type[BaseModel]) -> dict[str, str]:
+    """{option: the condition under which it is read, "" for always}, groups taken apart.
+
+    Args:
+        declared: what one component declares.
+        model: of the run's arguments; its groups are looked up in it.
+    """
+    groups = {base.__name__: base for base in model.__mro__ if issubclass(base, ArgumentGroup)}
+    found: dict[str, str] = {}
+    for entry in declared:
+        name, _, condition = entry.partition("?")
+        group = groups.get(name)
+        own = [name] if group is None else group.__annotations__
+        found |= dict.fromkeys((n for n in own if n in model.model_fields), condition)
+    return found
+
+
+def unknown_names(declared: Sequence[str], model: type[BaseModel]) -> list[str]:
+    """What a component declares to read and no installed distribution defines: neither an option nor a group."""
+    known = {*model.model_fields, *(base.__name__ for base in model.__mro__)}
+    return sorted({entry.partition("?")[0] for entry in declared} - known)
+
+
+def unmet(args: BaseModel, conditions: Sequence[str]) -> str:
+    """In words, that none of these conditions holds: names of options, or "!name"; "" if one does, as "" itself."""
+    if any(not c or bool(getattr(args, c.lstrip("!"), False)) != c.startswith("!") for c in conditions):
+        return ""
+    names = " or ".join("--" + condition.lstrip("!").replace("_", "-") for condition in dict.fromkeys(conditions))
+    return f"{'with' if conditions[0].startswith('!') else 'without'} {names}"
+
+
+def is_read(name: str, selected: Iterable[Selected], args: BaseModel) -> bool:
+    """Whether one of these components declares that it reads the option, under a condition that holds or none."""
+    return any(
+        name in read and not unmet(args, [read[name]])
+        for component in selected
+        for read in [options_read(component.reads_options or (), type(args))]
+    )
+
+
+def without_effect(resolved: Resolved, selected: Sequence[Selected], plugins: Plugins) -> list[str]:
+    """One sentence for every option that somebody set and that nothing in this run reads.
+
+    An option that no installed component declares may be read by anything, such as an observer.
+
+    Args:
+        selected: the chosen components. One that declares nothing may read whatever the installed ones of its kind do.
+    """
+    readers = _Readers(resolved.namespace, plugins)
+    args, found = resolved.args, []
+    for name in resolved.set_by_user:
+        option = resolved.namespace.options[name]
+        if getattr(args, name) == option.default or not (known := readers.of(name)):
+            continue
+        conditions = list(readers.conditions(option, selected))
+        if not conditions:
+            found.append(
+                f"{option.flag} has no effect: it is read by {' or '.join(known)}, which this run does not use."
+            )
+        elif why := unmet(args, conditions) or unmet(args, (option.when or "").split("|")):
+            found.append(f"{option.flag} has no effect {why}.")
+    return found
+
+
+class _Readers:
+    """What all installed components declare."""
+
+    def __init__(self, namespace: Namespace, plugins: Plugins) -> None:
+        self._options, self._model = namespace.options, namespace.model
+        self._installed = [
+            (component.kind, component.name, options_read(component.reads_options or (), namespace.model))
+            for component in plugins.all_components()
+        ]
+
+    def of(self, name: str) -> list[str]:
+        """Who reads the option: "the core", or components as "kind name"."""
+        core = ["the core"] if self._options[name].read_by_core is not False else []
+        return core + [f"the {kind} {own!r}" for kind, own, read in self._installed if name in read]
+
+    def conditions(self, option: Option, selected: Sequence[Selected]) -> Iterator[str]:
+        """Under which condition the core and each of the chosen components read the option."""
+        if option.read_by_core is not False:
+            yield option.read_by_core if isinstance(option.read_by_core, str) else ""
+        for component in selected:
+            if component.reads_options is not None:
+                read = options_read(component.reads_options, self._model)
+                yield from [read[option.name]] if option.name in read else []
+            else:
+                yield from (
+                    read[option.name]
+                    for kind, _, read in self._installed
+                    if kind == component.kind and option.name in read
+                )

@@ -1,0 +1,94 @@
+"""Advantage estimators: the signals of a whole rollout in, one advantage per response token out.
+
+An estimator is a pure function on flat tensors. It is called once per rollout, in the training process, on all samples
+of the rollout, so that what it normalises over (a group, the whole batch) is never cut by steps or micro-batches.
+
+Importing this module does not import torch; the tensors bring it along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slime_core.contracts.kind import Kind
+from slime_core.contracts.results import shape_of, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.arguments import RunArguments
+
+
+@dataclass(frozen=True)
+class AdvantageInputs:
+    """S samples with T response tokens in all, sample after sample. Floats are float64, on the CPU.
+
+    Attributes:
+        rewards: (S,) one reward for each sample, after `--reward-key` and reward post-processing.
+        group_index: (S,) int64, 0 … G-1: samples of one prompt share it.
+        lengths: (S,) int64, response tokens of each sample; their sum is T.
+        loss_mask: (T,) 1 for trained tokens.
+        sample_index: (T,) int64, 0 … S-1.
+        rewards_are_final: a `--custom-reward-post-process-path` made them; they are not to be normalised again.
+        log_probs: (T,) under the weights before training, 0 at untrained tokens; None unless the estimator `reads`
+            "old_log_probs".
+        ref_log_probs, values: (T,) likewise; "ref_log_probs", "values".
+    """
+
+    rewards: Tensor
+    group_index: Tensor
+    lengths: Tensor
+    loss_mask: Tensor
+    sample_index: Tensor
+    rewards_are_final: bool = False
+    log_probs: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AdvantageOutputs:
+    """What an estimator returns.
+
+    Attributes:
+        advantages: (T,) finite.
+        returns: (T,) what a critic shall predict; None without one.
+    """
+
+    advantages: Tensor
+    returns: Tensor | None = None
+
+
+def advantages(args: RunArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
+    """How much better than expected each response token was.
+
+    An estimator that needs log-probs or values says so with `slime_core.contracts.loss.reads`.
+    """
+    raise NotImplementedError
+
+
+def _check_advantages(result: Any, args: tuple[Any, ...]) -> str | None:
+    if not isinstance(result, AdvantageOutputs):
+        return f"{shown(result)}; expected an AdvantageOutputs"
+    wanted = tuple(args[1].loss_mask.shape)
+    made = {"advantages": result.advantages} | ({} if result.returns is None else {"returns": result.returns})
+    for name, value in made.items():
+        if getattr(value, "shape", None) != wanted:
+            return f"{name} {shape_of(value)}; expected a tensor of shape {wanted}, one for each response token"
+        if not bool(value.isfinite().all()):
+            bad = sorted(set(args[1].sample_index[~value.isfinite()].tolist()))
+            return f"{name} that are NaN or Inf, at samples {bad[:5]} of the rollout; expected finite numbers"
+    return None
+
+
+KINDS = (
+    Kind(
+        "advantage",
+        "slime_advantages",
+        advantages,
+        ("--advantage-estimator", "--custom-advantage-function-path"),
+        marks=("slime_reads",),
+        check=_check_advantages,
+    ),
+)

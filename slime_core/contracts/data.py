@@ -1,0 +1,154 @@
+"""Where samples come from, and which of their tokens are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from slime_core.contracts.kind import Kind
+from slime_core.contracts.results import is_a, shown
+
+if TYPE_CHECKING:
+    from slime_core.arguments import RunArguments
+    from slime_core.sample import Group
+
+BufferPop = Callable[..., "list[Group]"]
+"""See `buffer_pop`."""
+
+
+def convert(row: dict[str, Any]) -> dict[str, Any]:
+    """Turn one row of a foreign format into a chat row: `{"messages": [{"role", "content", …}, …], …}`.
+
+    The result may carry `tools`, `label` and `metadata`. Raise `DataError` with the reason when the row does not fit;
+    the caller adds file and row number.
+    """
+    raise NotImplementedError
+
+
+class DataSource(Protocol):
+    """Hands out groups of samples and takes unfinished ones back. Made once per run as `DataSource(args)`.
+
+    One that names the parameter `buffer_pop` is given the function that `--buffer-filter-path` chooses. Its further
+    abilities are `HasMetrics`, `CountsMalformedRows` and `Closes`.
+    """
+
+    def __init__(self, args: RunArguments) -> None: ...
+
+    def get_samples(self, num_samples: int) -> list[Group]:
+        """The next `num_samples` groups (prompts), buffered ones first. Each group has `--n-samples-per-prompt`
+        samples. Starts the next epoch, newly shuffled, where one ends."""
+        raise NotImplementedError
+
+    def add_samples(self, groups: list[Group]) -> None:
+        """Put unfinished groups into the buffer."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, buffer included; plain JSON data."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Prompts in one epoch; `slime_core.data.UNKNOWN_LENGTH` where nobody can know, which makes `--num-rollout`
+        necessary."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, str]:
+        """{file: digest of its content}. A resumed run compares it with the checkpoint's."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A data source that says something about its data sets."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers so far, logged with every rollout as `rollout/NAME`."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class CountsMalformedRows(Protocol):
+    """A data source that leaves malformed rows out and counts them.
+
+    Attributes:
+        counts: what was left out so far, by reason; "malformed_rows" is reported by the rollout functions.
+    """
+
+    counts: dict[str, int]
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A data source that holds something to give back."""
+
+    def close(self) -> None:
+        """The run is over: give back files, threads and connections. Called once, however the run ends."""
+
+
+def malformed_rows(source: DataSource) -> int:
+    """How many rows a data source has left out so far; 0 of one that does not count."""
+    return source.counts.get("malformed_rows", 0) if isinstance(source, CountsMalformedRows) else 0
+
+
+def buffer_pop(args: RunArguments, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
+    """Remove at most `num_samples` groups from `buffer` (in place) and return them."""
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """A rendered conversation with its mask.
+
+    Attributes:
+        token_ids: N ids of the whole chat-template rendering.
+        loss_mask: N ints, 1 where the token is trained.
+        text: the rendering as text.
+        offsets: N (start, end) character positions in `text`, for previews.
+        warnings: things a person should look at, such as text that the template dropped.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    text: str = ""
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def loss_mask(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:
+    """Render a whole conversation once and say which tokens are trained.
+
+    Returns:
+        The ids of the full chat-template rendering and as many 0/1 entries.
+
+    Raises:
+        DataError: the conversation cannot be rendered or masked; the caller adds file and row.
+    """
+    raise NotImplementedError
+
+
+def _check_popped(result: Any, args: tuple[Any, ...]) -> str | None:
+    if not isinstance(result, list) or not all(isinstance(group, list) for group in result):
+        return f"{shown(result)}; expected a list of groups"
+    if len(result) > args[3]:
+        return f"{len(result)} groups; expected at most {args[3]}"
+    return None
+
+
+KINDS = (
+    Kind("converter", "slime_converters", convert, ("--from",), check=is_a(dict)),
+    Kind(
+        "data_source",
+        "slime_data_sources",
+        DataSource,
+        ("--data-source-path",),
+        extras=("buffer_pop",),
+        abilities=(HasMetrics, CountsMalformedRows, Closes),
+    ),
+    Kind("buffer_pop", "slime_buffer_pops", buffer_pop, ("--buffer-filter-path",), check=_check_popped),
+    Kind("loss_mask", "slime_loss_masks", loss_mask, ("--loss-mask-type",), check=is_a(MaskedTokens)),
+)

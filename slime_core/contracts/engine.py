@@ -1,0 +1,170 @@
+"""Inference engines: what generates tokens, and the further abilities that one may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from slime_core.contracts.kind import Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.arguments import RunArguments
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One response.
+
+    Attributes:
+        tokens: R new token ids, the stop token included if one ended the response.
+        log_probs: R floats, log-prob of each token in the softmax of logits / temperature over the whole vocabulary
+            (temperature 1 for greedy decoding). top_p and top_k restrict the choice and do not renormalise, so a trainer
+            computes the same numbers.
+        finish_reason: "stop" (a stop token or string), "length" (the limit) or "abort" (ended by `abort`; what there is).
+        weight_versions: R entries, which weights produced each token.
+        text: the tokens decoded, special tokens left out.
+    """
+
+    tokens: list[int]
+    log_probs: list[float]
+    finish_reason: Literal["stop", "length", "abort"]
+    weight_versions: list[int] = field(default_factory=list)
+    text: str = ""
+
+
+class Generates(Protocol):
+    """What a generate function may ask of the engine that it is given."""
+
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+    ) -> Generation:
+        """See `InferenceEngine.generate`."""
+        raise NotImplementedError
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
+        """See `InferenceEngine.abort`."""
+        raise NotImplementedError
+
+
+class InferenceEngine(Protocol):
+    """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
+    of the rollout worker. Its further abilities are `SendsWeights`, `Holds`, `TakesMetrics`, `Offloads` and, for servers
+    on a cluster, `HasServers`."""
+
+    def __init__(self, args: RunArguments) -> None: ...
+
+    async def generate(
+        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+    ) -> Generation:
+        """One response.
+
+        Args:
+            input_ids: the prompt, and after it what an aborted call has generated already, if it is to go on.
+            sampling_params: `max_new_tokens`, `min_new_tokens`, `temperature` (0 is greedy), `top_p`, `top_k` (-1: all),
+                `seed`, `stop_token_ids`, `stop` (strings), `ignore_eos`; SGLang's names and meaning.
+            request_id: names the request for `abort`.
+        """
+        raise NotImplementedError
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
+        """End these requests (None: all) now: their `generate` calls return what there is with the finish reason
+        "abort", possibly no token at all. Requests that are unknown or finished are no error. Returns when no aborted
+        request is running any more."""
+        raise NotImplementedError
+
+    def update_weights(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Take over all weights, given as (Hugging Face name, tensor) pairs. Returns when they are in use. An engine
+        that is asked to generate before any were handed over loads those of `args.hf_checkpoint`, as version 0."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back threads, processes and memory. Requests that are not finished fail."""
+        raise NotImplementedError
+
+
+class WeightSender(Protocol):
+    """How an engine takes the weights from the training process itself. Runs in the training ranks.
+
+    It is pickled on its way there. `send` is called in the first rank, in place of the engine's `update_weights`.
+    """
+
+    def send(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Hand all weights to the engine, as (Hugging Face name, full tensor). Must read the iterator to its end, as the
+        other ranks take part in gathering what it gives. Returns when the weights are in use."""
+
+    def close(self) -> None:
+        """The run is over. Called in every rank."""
+
+
+@runtime_checkable
+class SendsWeights(Protocol):
+    """An engine that knows a shorter way for weights than through the rollout worker's process: a collective, shared
+    memory, a file."""
+
+    def weight_sender(self) -> WeightSender | None:
+        """What hands the weights over from the first training rank; None: they come through `update_weights` all the same.
+        Called once, in the rollout worker."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """An engine that can wait."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """A context in which no step is made, so that what is decided meanwhile does not depend on the clock."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class TakesMetrics(Protocol):
+    """An engine that counts what it does."""
+
+    def take_metrics(self) -> dict[str, float]:
+        """What happened since the last time; logged with the rollout."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Offloads(Protocol):
+    """An engine or train backend that can give back its device's memory (`--offload`)."""
+
+    def offload(self) -> None:
+        """Give back the memory until `onload`."""
+        raise NotImplementedError
+
+    def onload(self) -> None:
+        """Take the memory again, with everything in it as it was."""
+        raise NotImplementedError
+
+
+class HasServers(Protocol):
+    """An engine class that starts servers, and so needs places for them on a cluster.
+
+    With `devices_per_server` alone it starts its servers itself in a run of one process, and through Ray in a cluster.
+
+    Attributes:
+        needs_ray: it runs nowhere but on Ray; without `devices_per_server` a server has one device.
+    """
+
+    needs_ray: ClassVar[bool]
+
+    @staticmethod
+    def devices_per_server(args: RunArguments) -> int:
+        """Devices of one server, all on one machine; 0: the servers run elsewhere and need none here."""
+        raise NotImplementedError
+
+
+KINDS = (
+    Kind(
+        "engine",
+        "slime_engines",
+        InferenceEngine,
+        ("--rollout-engine",),
+        abilities=(SendsWeights, Holds, TakesMetrics, Offloads, HasServers),
+    ),
+)

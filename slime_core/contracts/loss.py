@@ -1,0 +1,200 @@
+"""Losses: what is minimised. `LossInputs` in, `LossOutputs` out, whichever train backend calls.
+
+A loss is a pure function on flat per-token tensors of one micro-batch. It knows nothing of logits, packing,
+parallelism or backends. It averages over tokens only with `inputs.reduce`, which knows the normaliser of the *global*
+batch: the sum of what `reduce` returns over all micro-batches and ranks is the mean over the global batch.
+
+Importing this module does not import torch; the tensors bring it along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from slime_core.contracts.kind import Kind
+from slime_core.contracts.results import shape_of, shown
+from slime_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.arguments import RunArguments
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """The global mean over trained tokens, one micro-batch's share of it.
+
+    `weights` (T floats) already hold mask and normaliser; see `slime_core.training.batches.token_weights` for the three means.
+    """
+
+    weights: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """T values → a scalar; keeps gradients."""
+        return (values * self.weights).sum()
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Per-token tensors of one micro-batch, T tokens, in the order of its samples. All trained tokens of a sample are in
+    one micro-batch. The tokens are the response positions that are trained. Everything is in the dtype of `log_probs` unless said.
+
+    Attributes:
+        log_probs: (T,) log-prob of each token under the weights in training; carries gradients.
+        loss_mask: (T,) 1 for trained tokens, 0 for the padding that some backends need.
+        sample_index: (T,) int64, which sample of the micro-batch a token belongs to, 0 … S-1.
+        reduce: the mean over the global batch; see `Reduce`. The loss itself is built with it.
+        measured: the mean over those tokens of the global batch that the model really read: all, unless samples
+            without a gradient were skipped. Diagnostics (ratio, clip fraction, entropy, log-prob differences) use it.
+        entropy: (T,) entropy of the next-token distribution, with gradient; present when the loss `reads` it.
+        old_log_probs: (T,) under the weights before the first step of this rollout. None where there is only one step:
+            then they are `log_probs.detach()`.
+        ref_log_probs, rollout_log_probs, advantages, returns: (T,) or None.
+        values: (T,) a critic's predictions, with gradient; only a critic's loss has them (and no `log_probs`: they are
+            the same tensor). `old_values`: before its first step.
+    """
+
+    log_probs: Tensor
+    loss_mask: Tensor
+    sample_index: Tensor
+    reduce: Reduce
+    measured: Reduce
+    entropy: Tensor | None = None
+    old_log_probs: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    rollout_log_probs: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+    values: Tensor | None = None
+    old_values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutputs:
+    """What a loss returns.
+
+    Attributes:
+        loss: scalar, this micro-batch's share of the global loss (built with `reduce`).
+        metrics: scalars built with `reduce` or `measured`, detached; summed over micro-batches they are global means.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+LossFunction = Callable[..., LossOutputs]
+"""`loss(args, inputs: LossInputs) -> LossOutputs`, `args` being the run's frozen arguments."""
+
+Declaring = Callable[[Any], Iterable[str]]
+"""What a loss or estimator reads under given arguments, as names of `READS`."""
+
+READS = ("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages", "returns", "values", "entropy")
+"""What a loss or an advantage estimator may say that it reads."""
+
+
+def reads(names: Declaring) -> Callable[[Any], Any]:
+    """Decorator of losses and advantage estimators: which of `READS` they read under given arguments.
+
+    What nothing reads is not computed: no reference model is loaded, no old log-probs are taken, no entropy is found.
+    A component without this decorator reads nothing but log-probs, mask and (a loss) advantages where there are any.
+
+        @reads(lambda args: {"ref_log_probs"} if args.use_kl_loss else set())
+        def my_loss(args, inputs): ...
+    """
+
+    def mark(component: Any) -> Any:
+        component.slime_reads = names
+        return component
+
+    return mark
+
+
+def needs_gradient_at_zero_advantage(when: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Decorator of losses: under which arguments a sample whose advantages are all 0 still has a gradient (KL or
+    entropy terms). Without this decorator a loss is taken to need every sample."""
+
+    def mark(component: Any) -> Any:
+        component.slime_needs_zero_advantage = when
+        return component
+
+    return mark
+
+
+def what_reads(component: Any, args: Any) -> frozenset[str]:
+    """What `reads` declared for a loss or estimator, which may be wrapped in a `Selected`.
+
+    Raises:
+        PluginError: it names something that is not in `READS`.
+    """
+    declared: Declaring | None = getattr(getattr(component, "target", component), "slime_reads", None)
+    names = frozenset(declared(args)) if declared else frozenset()
+    if unknown := sorted(names - set(READS)):
+        label = getattr(component, "label", repr(component))
+        raise PluginError(f"The {label} declares that it reads {', '.join(unknown)}; there are {', '.join(READS)}.")
+    return names
+
+
+def may_skip_zero_advantage(component: Any, args: Any) -> bool:
+    """Whether samples whose advantages are all 0 cannot contribute a gradient to this loss."""
+    when = getattr(getattr(component, "target", component), "slime_needs_zero_advantage", None)
+    return when is not None and not when(args)
+
+
+def loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
+    """This micro-batch's share of the loss of the global batch.
+
+    A loss that names one more parameter, `importance_weight`, is given the function that `--custom-tis-function-path`
+    chooses, or None. One that reads more than log-probs, mask and advantages says so with `reads`.
+    """
+    raise NotImplementedError
+
+
+def importance_weight(args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Correction for tokens sampled by an engine that differs from the trainer: (T,) weights, detached, that multiply the
+    policy loss of each token, and metrics built with `inputs.measured`. Reads `old_log_probs` and `rollout_log_probs`."""
+    raise NotImplementedError
+
+
+def _check_loss(result: Any, args: tuple[Any, ...]) -> str | None:
+    if not isinstance(result, LossOutputs):
+        return f"{shown(result)}; expected a LossOutputs"
+    # Runs for every micro-batch, so it looks at no value: that would wait for the device.
+    for name, value in {"the loss": result.loss, **{f"the metric {n!r}": v for n, v in result.metrics.items()}}.items():
+        if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
+            return f"{shape_of(value)} as {name}; expected a tensor with one number, built with inputs.reduce or inputs.measured"
+    return None
+
+
+def _check_weights(result: Any, args: tuple[Any, ...]) -> str | None:
+    # Runs for every micro-batch, so it looks at no value: that would wait for the device.
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+        return f"{shown(result)}; expected a pair: a tensor of weights and a dict of metrics"
+    weights, wanted = result[0], tuple(args[1].loss_mask.shape)
+    if getattr(weights, "shape", None) != wanted:
+        return f"weights {shape_of(weights)}; expected a tensor of shape {wanted}, one for each token"
+    if weights.requires_grad:
+        return "weights with a gradient; expected them detached: they scale the loss and are not trained through"
+    return None
+
+
+KINDS = (
+    Kind(
+        "loss",
+        "slime_losses",
+        loss,
+        ("--loss-type", "--custom-loss-function-path"),
+        extras=("importance_weight",),
+        marks=("slime_reads", "slime_needs_zero_advantage"),
+        check=_check_loss,
+    ),
+    Kind(
+        "importance_weight",
+        "slime_importance_weights",
+        importance_weight,
+        ("--custom-tis-function-path",),
+        check=_check_weights,
+    ),
+)

@@ -1,0 +1,246 @@
+"""How a batch of samples comes about: rollout functions, and the hooks around them.
+
+A rollout function that goes on working between its calls names the parameter `background`; see `Background`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from slime_core.contracts.kind import FailurePolicy, Kind
+from slime_core.contracts.results import is_a, is_finite_number, is_none, is_truth, shown
+from slime_core.sample import Group, RolloutOutput, Sample
+
+if TYPE_CHECKING:
+    from slime_core.arguments import RunArguments
+    from slime_core.contracts.data import DataSource
+
+EngineUse = Literal["always", "evaluation", "never"]
+
+Function = TypeVar("Function", bound=Callable[..., RolloutOutput])
+
+
+def generate_rollout(
+    args: RunArguments, rollout_id: int, data_source: DataSource, evaluation: bool = False
+) -> RolloutOutput:
+    """Produce the samples of one rollout, or with `evaluation=True` the samples of all evaluation sets.
+
+    A function may name further parameters:
+
+        engine: the run's `InferenceEngine`, None without one. Who names it generates in every rollout, so the engine is
+            given the newest weights before each call; see `uses_engine` for a function that does so in evaluations alone.
+        background: a `Background`, to keep work in that goes on between the calls.
+        components: the run's further components (`slime_core.run.components.RolloutComponents`): its reward, its filters.
+        plugins: the process's `Plugins`.
+    """
+    raise NotImplementedError
+
+
+def uses_engine(when: EngineUse) -> Callable[[Function], Function]:
+    """Decorator of rollout functions that name the parameter `engine`: when they generate with it, if not always."""
+
+    def mark(function: Function) -> Function:
+        function.slime_engine_use = when  # type: ignore[attr-defined]  # read by `slime_core.run.components`
+        return function
+
+    return mark
+
+
+class Work(Protocol):
+    """What a rollout function does between its calls.
+
+    Attributes:
+        data_state: the state of the data source when the last rollout was returned, with what was in flight; see
+            `slime_core.rollout.in_flight`. The work alone calls the data source, so it alone can say.
+    """
+
+    data_state: dict[str, Any]
+
+    def close(self) -> None:
+        """The run is over: end all threads and requests. Must not raise."""
+
+
+@dataclass
+class Background:
+    """Where a rollout function leaves its work; None before its first call.
+
+    The same object is given to every call, evaluation included. The rollout worker asks it for the state that a checkpoint
+    shall hold, and closes it when the run ends, however it ends. A function that names the parameter `background` is
+    started with `slime train-async`, and is asked for a rollout when the one before has been trained, right after the engine
+    was given the new weights.
+    """
+
+    work: Work | None = None
+
+    def data_state(self, source: DataSource) -> dict[str, Any]:
+        """What a checkpoint of the rollout that was returned last holds of the data source."""
+        return source.state_dict() if self.work is None else self.work.data_state
+
+    def close(self) -> None:
+        """End the work, if there is any."""
+        if self.work is not None:
+            self.work.close()
+
+
+async def generate(args: RunArguments, sample: Sample, sampling_params: dict[str, Any]) -> Sample | list[Sample]:
+    """Complete one sample, with as many calls of the engine as it takes. May return several samples.
+
+    Args:
+        sample: `prompt` is text or messages, `tokens` its token ids as the model will read them, followed by what an
+            aborted call has generated already (`response_length` of them). The function appends to `tokens`, `response`,
+            `response_length`, `rollout_log_probs`, `weight_versions` and, for tokens that the model did not produce (tool
+            results), a `loss_mask` of 0; and sets `status`: completed, truncated or, when the engine was aborted, aborted.
+        sampling_params: for the engine, its `seed` and `max_new_tokens` included.
+
+    A function that calls the engine names one more parameter, `engine` (`slime_core.contracts.engine.Generates`).
+    """
+    raise NotImplementedError
+
+
+def dynamic_filter(args: RunArguments, samples: list[Sample], **kwargs: Any) -> bool | tuple[bool, str]:
+    """Keep this finished group for training? A reason may come with the answer; reasons are counted."""
+    raise NotImplementedError
+
+
+def sample_filter(args: RunArguments, groups: list[Group]) -> None:
+    """Set `remove_sample` on those samples of a finished rollout that shall not be trained."""
+    raise NotImplementedError
+
+
+def all_samples_process(args: RunArguments, all_samples: list[Group], data_source: DataSource) -> None:
+    """Look at (or give back to the data source) all finished groups of a rollout, those that a filter dropped included."""
+    raise NotImplementedError
+
+
+def rollout_log(
+    rollout_id: int,
+    args: RunArguments,
+    samples: list[Sample],
+    rollout_extra_metrics: dict[str, float],
+    rollout_time: float,
+) -> bool:
+    """Log a rollout oneself. True: slime shall not log its own metrics of it."""
+    raise NotImplementedError
+
+
+def eval_rollout_log(
+    rollout_id: int, args: RunArguments, data: dict[str, dict[str, Any]], extra_metrics: dict[str, float]
+) -> bool:
+    """Log an evaluation oneself: per set {"rewards": [...], "truncated": [...], "samples": [...]}. True: slime shall not
+    log its own metrics of it."""
+    raise NotImplementedError
+
+
+def convert_samples(args: RunArguments, samples: list[Sample]) -> dict[str, list[Any]]:
+    """The training data of a rollout, one entry per sample in every list: "tokens", "response_lengths", "rewards",
+    "loss_masks", and optionally "rollout_log_probs". What it leaves out stays as the samples have it."""
+    raise NotImplementedError
+
+
+def _check_verdict(result: Any, args: tuple[Any, ...]) -> str | None:
+    keep = result[0] if isinstance(result, tuple) and len(result) == 2 else getattr(result, "keep", result)
+    # A truth value of any library will do, such as the 0-d tensor of slime's own filters.
+    if isinstance(keep, bool) or (hasattr(keep, "dtype") and getattr(keep, "size", None) is not None):
+        return None
+    return f"{shown(result)}; expected True or False, or a pair of that and a reason"
+
+
+def _check_generated(result: Any, args: tuple[Any, ...]) -> str | None:
+    samples = result if isinstance(result, list) else [result]
+    if samples and all(isinstance(sample, Sample) for sample in samples):
+        return None
+    return f"{shown(result)}; expected a Sample or a list of at least one"
+
+
+_PER_SAMPLE = {"tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs"}
+
+
+def _check_train_data(result: Any, args: tuple[Any, ...]) -> str | None:
+    samples: Sequence[Sample] = args[1]
+    if not isinstance(result, dict):
+        return f"{shown(result)}; expected a dict of lists"
+    for name in result.keys() & _PER_SAMPLE:
+        if not isinstance(result[name], (list, tuple)) or len(result[name]) != len(samples):
+            return (
+                f"{shown(result[name])} as {name!r}; expected a list with one entry for each of {len(samples)} samples"
+            )
+    lengths = result.get("response_lengths", [sample.response_length for sample in samples])
+    for index, length in enumerate(lengths):
+        for name in result.keys() & {"loss_masks", "rollout_log_probs"}:
+            entry = result[name][index]
+            if entry is not None and len(entry) != length:
+                return f"{len(entry)} {name} for sample {index}; expected {length}, as its response_length is {length}"
+        if "tokens" in result and len(result["tokens"][index]) < length:
+            return f"{len(result['tokens'][index])} tokens for sample {index}, whose response_length is {length}"
+        if "rewards" in result and not is_finite_number(result["rewards"][index]):
+            return f"{shown(result['rewards'][index])} as reward of sample {index}; expected a finite number"
+    return None
+
+
+KINDS = (
+    Kind(
+        "rollout",
+        "slime_rollouts",
+        generate_rollout,
+        ("--rollout-function-path", "--eval-function-path"),
+        extras=("plugins", "components", "engine", "background"),
+        marks=("slime_engine_use",),
+        check=is_a(RolloutOutput),
+    ),
+    Kind(
+        "generator",
+        "slime_generators",
+        generate,
+        ("--custom-generate-function-path",),
+        extras=("engine",),
+        check=_check_generated,
+        policy=FailurePolicy(timeout=3600.0, on_failure="drop", abort_after=20),
+    ),
+    Kind(
+        "dynamic_filter",
+        "slime_dynamic_filters",
+        dynamic_filter,
+        ("--dynamic-sampling-filter-path",),
+        check=_check_verdict,
+        policy=FailurePolicy(),
+    ),
+    Kind(
+        "sample_filter",
+        "slime_sample_filters",
+        sample_filter,
+        ("--rollout-sample-filter-path",),
+        check=is_none("it sets remove_sample on the samples"),
+        policy=FailurePolicy(),
+    ),
+    Kind(
+        "all_samples_process",
+        "slime_all_samples_processes",
+        all_samples_process,
+        ("--rollout-all-samples-process-path",),
+        check=is_none("it looks at the groups, or hands them to the data source"),
+        policy=FailurePolicy(),
+    ),
+    Kind(
+        "rollout_log",
+        "slime_rollout_logs",
+        rollout_log,
+        ("--custom-rollout-log-function-path",),
+        check=is_truth,
+    ),
+    Kind(
+        "eval_rollout_log",
+        "slime_eval_rollout_logs",
+        eval_rollout_log,
+        ("--custom-eval-rollout-log-function-path",),
+        check=is_truth,
+    ),
+    Kind(
+        "sample_converter",
+        "slime_sample_converters",
+        convert_samples,
+        ("--custom-convert-samples-to-train-data-path",),
+        check=_check_train_data,
+    ),
+)

@@ -1,0 +1,207 @@
+"""Train backends: what trains the model, the batch that it is given, and the further abilities that one may have.
+
+A backend is made for each model of a training process (actor, reference, critic) as `TrainBackend(args)` and then driven
+by the loop through its methods, one call at a time. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from slime_core.contracts.engine import Offloads
+from slime_core.contracts.kind import Kind
+from slime_core.sample import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.arguments import RunArguments
+    from slime_core.contracts.loss import LossFunction
+
+Role = Literal["actor", "critic", "reference"]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One optimizer step's data.
+
+    Attributes:
+        samples: the samples of the global batch.
+        micro_batches: indices into `samples`, one list per micro-batch. Samples in none of them are not computed.
+        weights: per sample, the weight of each of its trained tokens in the loss; see `token_weights`.
+        measured: the same over the samples in `micro_batches` alone: for diagnostics that need the model's output.
+        columns: further per-token values such as "advantages"; per sample a list of `response_length` floats. Named
+            like the fields of `slime_core.contracts.loss.LossInputs`.
+        temperature: the logits are divided by it before log-probs are taken, as they were when the tokens were sampled.
+        share_prompts: compute the prompt of neighbouring samples with the same group and prompt once.
+    """
+
+    samples: Sequence[Sample]
+    micro_batches: Sequence[Sequence[int]]
+    weights: Sequence[float]
+    measured: Sequence[float]
+    columns: dict[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    temperature: float = 1.0
+    share_prompts: bool = False
+
+    def of_rank(self, rank: int, ranks: int) -> Sequence[Sequence[int]]:
+        """The micro-batches that data-parallel rank `rank` of `ranks` computes, one of each round.
+
+        Raises:
+            ValueError: the batch was not made for so many ranks.
+        """
+        if len(self.micro_batches) % ranks:
+            raise ValueError(f"{len(self.micro_batches)} micro-batches cannot be dealt to {ranks} ranks evenly.")
+        return self.micro_batches[rank::ranks]
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens, prompt and response, of the global batch."""
+        return sum(len(sample.tokens) for sample in self.samples)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Tokens with a loss."""
+        return sum(sum(sample.trained_mask) for sample in self.samples)
+
+
+def prompt_tokens(sample: Sample) -> list[int]:
+    """The tokens before the response."""
+    return sample.tokens[: len(sample.tokens) - sample.response_length]
+
+
+def shared_runs(samples: Sequence[Sample], order: Sequence[int]) -> list[list[int]]:
+    """`order` cut into runs of neighbours that have group and prompt in common."""
+    keyed = groupby(order, key=lambda i: (samples[i].group_index, prompt_tokens(samples[i])))
+    return [list(run) for _, run in keyed]
+
+
+class TrainBackend(Protocol):
+    """One model in training, with its optimizer and schedule.
+
+    A backend that can train on several ranks is made in each of them, from the same arguments, and all get the same
+    calls at the same time: a `TrainBatch` is the global batch, of which data-parallel rank r of N computes
+    `batch.of_rank(r, N)`. Gradients and losses are summed over the ranks, and every rank returns the global result. The
+    ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    One that names the parameter `components` of `__init__` is given the run's `slime_core.run.components.TrainComponents`.
+    Its further abilities are `DataParallel`, `SavesInBackground`, `HasReference` and `slime_core.contracts.engine.Offloads`.
+    """
+
+    def __init__(self, args: RunArguments) -> None:
+        """Keep the run's arguments. Must not load anything yet."""
+
+    def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
+        """Load the tokenizer from `args.hf_checkpoint` and the model from `args.ref_load` or, without it, from there too;
+        build optimizer and schedule.
+
+        Args:
+            loss: called as `loss(args, inputs)`; `slime_core.contracts.loss.what_reads` tells which inputs it wants.
+            total_steps: optimizer steps in the whole run; the schedule's length unless `--lr-decay-iters` is given.
+            role: "actor": a language model. "critic": the same model with a head that gives one number for each token
+                in place of logits, new and zero where the checkpoint has none; its loss gets `values`. "reference": a
+                language model that is never trained: no optimizer, no state to save.
+        """
+
+    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+        """Log-probs of the response tokens under the present weights, without training and without a trace.
+
+        The same micro-batches give the same numbers, bit for bit, as the forward pass of `train_step` on `batch`.
+
+        Returns:
+            per sample of the batch `response_length` floats: 0.0 at untrained tokens and for samples in no micro-batch.
+        """
+
+    def values(self, batch: TrainBatch) -> list[list[float]]:
+        """A critic's predictions at the response tokens, shaped like `log_probs`. The value of a token is predicted
+        from what precedes it."""
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimizer step on the global batch.
+
+        Returns:
+            metrics, at least "loss", "grad_norm" (before clipping) and "lr" (the rate used in this step).
+
+        Raises:
+            TrainingError: loss or gradients are NaN or Inf; names the samples; the weights are left unchanged. Raised
+                on all ranks if it happens on one.
+        """
+
+    def evaluate(self, batch: TrainBatch) -> dict[str, float]:
+        """The selected loss on `batch` without training: "loss" and the loss's own metrics. Leaves no trace: random
+        number generators, dropout mode and gradients are as they were."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters under their Hugging Face names, whole, detached, tied ones once. All ranks iterate together."""
+
+    def save_state(self, path: Path) -> None:
+        """Write model, optimizer, schedule and random states into the (existing, empty) folder `path`: every rank its
+        part."""
+
+    def load_state(self, path: Path) -> None:
+        """Restore what `save_state` wrote, bit for bit."""
+
+    def export_hf(self, path: Path) -> None:
+        """Write a Hugging Face checkpoint (weights, config, tokenizer, chat template) into the folder `path`. Of several
+        ranks the first writes."""
+
+    def close(self) -> None:
+        """The run is over: leave the process group and give back what else is held. Called once in every rank, for each
+        model, however the run ends."""
+
+
+@runtime_checkable
+class DataParallel(Protocol):
+    """A backend that trains on several ranks; one without this trains in one process only.
+
+    Attributes:
+        data_parallel_size: N, how many ranks have a part of each batch. Known after `setup`.
+    """
+
+    data_parallel_size: int
+
+
+@runtime_checkable
+class SavesInBackground(Protocol):
+    """A backend whose `save_state` may return before everything is written (`--async-save`)."""
+
+    def saved(self, wait: bool = True) -> bool:
+        """Whether what `save_state` began is on disk. Raises what kept it from getting there.
+
+        Args:
+            wait: return when it is.
+        """
+        raise NotImplementedError
+
+
+class GivesLogProbs(Protocol):
+    """What a reference model must be able to do."""
+
+    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+        """See `TrainBackend.log_probs`."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class HasReference(Protocol):
+    """A backend whose actor knows its own reference model, such as one that trains adapters."""
+
+    def reference(self) -> GivesLogProbs | None:
+        """The actor's reference model; None if it takes a backend of its own."""
+        raise NotImplementedError
+
+
+KINDS = (
+    Kind(
+        "train_backend",
+        "slime_train_backends",
+        TrainBackend,
+        ("--train-backend",),
+        extras=("components",),
+        abilities=(DataParallel, SavesInBackground, HasReference, Offloads),
+    ),
+)

@@ -1,0 +1,185 @@
+"""`Selected`: a component that a run uses. Every call of it, or of a method of it, goes through here: named in errors,
+checked, timed."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, Generic, TypeVar
+
+from slime_core.contracts.kinds import KINDS
+from slime_core.errors import PluginError
+from slime_core.plugins.signatures import accepted_extras
+
+
+class Timings:
+    """How often each kind of component and each observer was called, and for how many seconds. Any thread may add."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count one call."""
+        with self._lock:
+            self._seconds[name] += seconds  # type: ignore[assignment]  # a Counter of floats
+            self._calls[name] += 1
+
+    def take(self) -> dict[str, float]:
+        """What was added since the last time, as metrics."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, Counter()
+            calls, self._calls = self._calls, Counter()
+        return {f"perf/hooks/{name}/seconds": float(total) for name, total in sorted(seconds.items())} | {
+            f"perf/hooks/{name}/calls": float(count) for name, count in sorted(calls.items())
+        }
+
+
+@dataclass(frozen=True)
+class RaisedIn:
+    """A component that an exception came through. Plain data, so that the exception can go to another process.
+
+    Attributes:
+        distribution: that the component comes from, "" for an import path.
+        note: what was added to the exception about it.
+    """
+
+    kind: str
+    distribution: str
+    note: str
+
+
+def raised_in(error: BaseException) -> tuple[RaisedIn, ...]:
+    """The components that an exception came through, innermost first."""
+    return getattr(error, "slime_raised_in", ())
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Selected(Generic[Result]):
+    """A component that a run uses, whose result is a `Result` (of an async one: an awaitable of that). Calling it adds its origin to whatever it raises, checks what it returns, and times
+    it; an async component counts from the call to its result, whatever it waits for. Where the component is a class, the
+    methods of its contract are named and timed in the same way.
+
+    Attributes:
+        kind, name: what it was selected as; `name` is the component's own name, or the import path.
+        target: the object.
+        origin: "plugin (distribution version)", or "import path".
+        option: the option that chose it.
+        distribution: that it comes from, "" for an import path.
+        reads_options: what it declares to read; None where it says nothing.
+        prefix: one of the kind's, if it was selected by a name with that in front.
+        remarks: what a person should know about it, one sentence each.
+        timings: where its calls are counted.
+        bound: extra keyword arguments that it asked for.
+    """
+
+    kind: str
+    name: str
+    target: Callable[..., Any]
+    origin: str
+    option: str
+    distribution: str = ""
+    reads_options: tuple[str, ...] | None = None
+    prefix: str = ""
+    remarks: tuple[str, ...] = ()
+    timings: Timings = field(default_factory=Timings, repr=False, compare=False)
+    bound: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        """Call it and check what it returns; for an async function this is an awaitable of the same."""
+        started, is_async = time.perf_counter(), False
+        try:
+            result = self.target(*args, **self.bound, **kwargs)
+            if not inspect.iscoroutine(result):
+                return self._with_signed_methods(self._checked(result, args))
+            is_async = inspect.iscoroutinefunction(KINDS[self.kind].contract)
+            if is_async:
+                return self._awaited(result, args, started)
+            result.close()
+            raise PluginError("It returned a coroutine; it is async, expected a plain function.")
+        except Exception as error:
+            self._sign(error)
+            raise
+        finally:
+            if not is_async:
+                self.timings.add(self.kind, time.perf_counter() - started)
+
+    def _with_signed_methods(self, result: Any) -> Any:
+        """Have the methods of an instance's contract named and timed; one with `__slots__` stays as it is."""
+        contract = KINDS[self.kind].contract
+        if inspect.isclass(contract):
+            for name, method in vars(contract).items():
+                own = getattr(result, name, None)
+                if inspect.isfunction(method) and not name.startswith("_") and callable(own):
+                    with suppress(AttributeError):
+                        setattr(result, name, self._signed(name, own))
+        return result
+
+    def _signed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def watched() -> Iterator[None]:
+            started = time.perf_counter()
+            try:
+                yield
+            except Exception as error:
+                self._sign(error, f"{name} of ")
+                raise
+            finally:
+                self.timings.add(f"{self.kind}.{name}", time.perf_counter() - started)
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with watched():
+                return method(*args, **kwargs)
+
+        @wraps(method)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            with watched():
+                return await method(*args, **kwargs)
+
+        return call_async if inspect.iscoroutinefunction(method) else call
+
+    async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...], started: float) -> Any:
+        try:
+            return self._checked(await result, args)
+        except Exception as error:
+            self._sign(error)
+            raise
+        finally:
+            self.timings.add(self.kind, time.perf_counter() - started)
+
+    def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
+        check = KINDS[self.kind].check
+        if check is not None and (problem := check(result, args)):
+            raise PluginError(f"It returned {problem}.")
+        return result
+
+    def _sign(self, error: Exception, place: str = "") -> None:
+        """Add to an exception that it came through this component, unless that was said last."""
+        told = raised_in(error)
+        if told and (told[-1].kind, told[-1].distribution) == (self.kind, self.distribution):
+            return
+        note = f"raised in {place}the {self.label}, chosen by {self.option}"
+        error.add_note(note)
+        told = (*told, RaisedIn(self.kind, self.distribution, note))
+        error.slime_raised_in = told  # type: ignore[attr-defined]
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.kind} {self.name!r} of {self.origin}"
+
+    def bind(self, **extras: Any) -> Selected[Result]:
+        """Give the component those of `extras` that its signature names."""
+        wanted = accepted_extras(self.target, tuple(extras))
+        return replace(self, bound={name: extras[name] for name in wanted})

@@ -1,0 +1,112 @@
+"""The components that a rollout calls, chosen from the arguments. Called when a run is planned and, in a cluster, in the
+rollout worker's process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.arguments.readers import is_read
+from slime_core.contracts.data import DataSource
+from slime_core.contracts.engine import InferenceEngine
+from slime_core.contracts.kinds import KINDS
+from slime_core.contracts.rollout import EngineUse
+from slime_core.plugins import Plugins, Selected
+from slime_core.sample import Group, RolloutOutput
+
+
+@dataclass(frozen=True)
+class RolloutComponents:
+    """What the rollout worker calls.
+
+    Attributes:
+        rollout, eval_rollout: the rollout functions.
+        data_source, buffer_pop: where prompts come from, and how groups leave its buffer.
+        sample_converter: None unless chosen.
+        further: those of other kinds that the rollout functions read the options of, by kind: rewards, filters, loss masks.
+        engine: None without one.
+    """
+
+    rollout: Selected[RolloutOutput]
+    eval_rollout: Selected[RolloutOutput]
+    data_source: Selected[DataSource]
+    buffer_pop: Selected[list[Group]]
+    sample_converter: Selected[dict[str, list[Any]]] | None = None
+    further: Mapping[str, Selected[Any]] = field(default_factory=dict)
+    engine: Selected[InferenceEngine] | None = None
+
+    @property
+    def engine_use(self) -> EngineUse:
+        """When the rollout function generates with the engine, and so needs the newest weights: one that names the
+        parameter `engine` always, unless `slime_core.contracts.rollout.uses_engine` says otherwise."""
+        if self.engine is None:
+            return "never"
+        declared: EngineUse | None = getattr(self.rollout.target, "slime_engine_use", None)
+        return declared or ("always" if "engine" in _parameters(self.rollout) else "never")
+
+    @property
+    def works_in_background(self) -> bool:
+        """Whether the rollout function goes on generating between its calls; see `slime_core.contracts.rollout.Background`."""
+        return "background" in _parameters(self.rollout)
+
+    def open_data(self, args: RunArguments) -> DataSource:
+        """The data source, at its beginning."""
+        return self.data_source.bind(buffer_pop=self.buffer_pop)(args)
+
+
+def choose_rollout_components(args: RunArguments, plugins: Plugins) -> RolloutComponents:
+    """All but the engine, which is imported last, as that may take seconds; see `with_engine`.
+
+    Raises:
+        PluginError: a component is missing, or does not fit.
+    """
+    rollout = plugins.select("rollout", args.rollout_function_path)
+    eval_rollout = plugins.select(
+        "rollout", args.eval_function_path or args.rollout_function_path, "--eval-function-path"
+    )
+    data_source = plugins.select("data_source", args.data_source_path)
+    converter = args.custom_convert_samples_to_train_data_path
+    return RolloutComponents(
+        rollout,
+        eval_rollout,
+        data_source,
+        buffer_pop=plugins.select("buffer_pop", args.buffer_filter_path),
+        sample_converter=plugins.select("sample_converter", converter) if converter else None,
+        further=choose_further(args, plugins, (rollout, eval_rollout, data_source)),
+    )
+
+
+def with_engine(components: RolloutComponents, args: RunArguments, plugins: Plugins) -> RolloutComponents:
+    """The components with the inference engine, if the run starts one."""
+    if not args.rollout_engine or args.debug_train_only:
+        return components
+    return replace(components, engine=plugins.select("engine", args.rollout_engine))
+
+
+def choose_further(args: RunArguments, plugins: Plugins, readers: Sequence[Selected[Any]]) -> dict[str, Selected[Any]]:
+    """Components of the kinds that the core does not call itself, by kind: those whose option one of `readers` declares to
+    read. For a reader that declares nothing, those that somebody asked for."""
+    silent = any(reader.reads_options is None for reader in readers)
+    fields = type(args).model_fields
+    found: dict[str, Selected[Any]] = {}
+    for kind in KINDS.values():
+        for flag in kind.options if kind.name not in _CHOSEN_ELSEWHERE else ():
+            option = flag.removeprefix("--").replace("-", "_")
+            name = getattr(args, option, None)
+            if name and (is_read(option, readers, args) or (silent and name != fields[option].default)):
+                found[kind.name] = plugins.select(kind.name, name, flag)
+    return found
+
+
+_CHOSEN_ELSEWHERE = {
+    *("command", "converter", "tracker", "rollout_log", "eval_rollout_log"),  # by the command line, or the driver
+    *("rollout", "data_source", "buffer_pop", "sample_converter", "engine"),  # above
+    *("loss", "advantage", "importance_weight", "reward_post_process", "train_backend"),  # by training
+}
+
+
+def _parameters(selected: Selected[Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(selected.target).parameters

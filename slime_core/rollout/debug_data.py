@@ -1,0 +1,36 @@
+"""Rollouts that are written to files and read again: `--save-debug-rollout-data`, `--load-debug-rollout-data`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slime_core.errors import DataError
+from slime_core.sample import Group, RolloutOutput, Sample
+
+
+def write_debug_data(path: Path, output: RolloutOutput) -> None:
+    """One line per sample, `group` being the number of its group in the rollout, after a line of metrics."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[dict[str, Any]] = [{"metrics": output.metrics}]
+    lines += [{"group": g, **sample.to_dict()} for g, group in enumerate(output.groups) for sample in group]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def read_debug_data(path: Path) -> RolloutOutput:
+    """The inverse of `write_debug_data`.
+
+    Raises:
+        DataError: there is no such file, or it holds something else.
+    """
+    try:
+        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        groups: dict[int, Group] = {}
+        for line in lines:
+            groups.setdefault(line.pop("group"), []).append(Sample.from_dict(line))
+        return RolloutOutput(list(groups.values()), head["metrics"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--load-debug-rollout-data: {path} cannot be read: {error}. Give the path that --save-debug-rollout-data wrote."
+        ) from error

@@ -1,0 +1,26 @@
+"""The state of a data source from which groups were taken that no rollout function has returned yet. Called by rollout
+functions that work in the background, and when a checkpoint is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slime_core.contracts.data import DataSource
+from slime_core.sample import Group, Sample
+
+_IN_FLIGHT = "in_flight"
+
+
+def state_with(source: DataSource, in_flight: list[Group]) -> dict[str, Any]:
+    """The source's state with these groups, as plain JSON data."""
+    groups = [[sample.to_dict() for sample in group] for group in in_flight]
+    return {**source.state_dict(), _IN_FLIGHT: groups}
+
+
+def load_state(source: DataSource, state: dict[str, Any]) -> None:
+    """Let a data source go on from such a state, or from one of its own: what was in flight is in its buffer then."""
+    own = dict(state)
+    in_flight = own.pop(_IN_FLIGHT, [])
+    source.load_state_dict(own)
+    if in_flight:
+        source.add_samples([[Sample.from_dict(sample) for sample in group] for group in in_flight])

@@ -1,0 +1,158 @@
+"""Scoring finished samples with the selected reward, whichever of the two contracts it keeps.
+
+Called by rollout functions. `reward_caller` and `score` serve a run with one reward; `Rewards` also lets a row choose its
+own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.reward import BOXED
+from slime_core.errors import ArgumentError, PluginError, SampleError
+from slime_core.plugins import Plugins, Selected
+from slime_core.plugins.calls import DROPPED, Caller, Dropped, policies
+from slime_core.rollout.boxed import last_box
+from slime_core.sample import Sample, reward_of
+
+
+def reward_caller(args: RunArguments, selected: Selected[Any]) -> Caller:
+    """A selected reward under its failure policy.
+
+    One that was selected as `boxed_NAME` is the reward NAME, given what the last `\\boxed{…}` of a response holds in place
+    of the response (nothing, if there is no box that is closed).
+    """
+    if selected.prefix == BOXED:
+        selected = replace(selected, target=_adapted(selected.target, given=_boxed))
+    return Caller(selected, policies(args.failure_policy)["reward"])
+
+
+def scores_groups(caller: Caller) -> bool:
+    """Whether a reward scores all samples of a group at once: its second parameter is called `samples`."""
+    return "samples" in inspect.signature(caller.selected.target).parameters
+
+
+async def score(caller: Caller, args: RunArguments, samples: Sequence[Sample]) -> list[Any] | Dropped:
+    """One reward for each sample, or `DROPPED` when one of them could not be had.
+
+    A reward whose second parameter is called `samples` scores the group at once, any other one sample at a time, all
+    at the same time.
+    """
+    if scores_groups(caller):
+        names = ", ".join(sample.name for sample in samples)
+        return await caller.call_async(args, list(samples), item=names)
+    rewards = await asyncio.gather(*(caller.call_async(args, sample, item=sample.name) for sample in samples))
+    return DROPPED if any(reward is DROPPED for reward in rewards) else rewards
+
+
+class Rewards:
+    """The rewards of one rollout. A row may name its own in `metadata["rm_type"]`, which goes before `--rm-type` (but not
+    before `--custom-rm-path`).
+
+    Args:
+        chosen: the run's reward, if one is chosen.
+        key: which number of a reward that is a dict is used (`--reward-key`). A dict whose number is not finite counts
+            as a failure of the reward.
+    """
+
+    def __init__(self, args: RunArguments, plugins: Plugins, chosen: Selected[Any] | None, key: str | None) -> None:
+        self._args, self._plugins, self._chosen, self._key = args, plugins, chosen, key
+        self._callers: dict[str | None, Caller | None] = {}
+
+    def caller(self, sample: Sample) -> Caller | None:
+        """The reward of a sample, if one is chosen."""
+        name = sample.metadata.get("rm_type")
+        if name is not None and not isinstance(name, str):
+            raise SampleError(f"The rm_type of {sample.name} is {name!r}; expected the name of a reward.")
+        if name not in self._callers:
+            selected = self._chosen
+            if name and not self._args.custom_rm_path:
+                selected = self._plugins.select("reward", name)
+            caller = reward_caller(self._args, selected) if selected is not None else None
+            if caller is not None:
+                adapted = _adapted(caller.selected.target, returned=functools.partial(_require_finite, key=self._key))
+                caller.selected = replace(caller.selected, target=adapted)
+            self._callers[name] = caller
+        return self._callers[name]
+
+    async def score(self, samples: Sequence[Sample]) -> bool:
+        """Set the reward of these samples. False when one of them could not be had.
+
+        Raises:
+            ArgumentError: no reward is chosen.
+            SampleError: a reward is a dict, and `key` is none of its keys.
+        """
+        by_caller: dict[int, tuple[Caller, list[Sample]]] = {}
+        for sample in samples:
+            caller = self.caller(sample)
+            if caller is None:
+                raise ArgumentError(
+                    f"Nothing scores {sample.name}: choose a reward with --rm-type or --custom-rm-path, name one in the "
+                    'row\'s metadata as "rm_type", or set the reward in your generate function.'
+                )
+            by_caller.setdefault(id(caller), (caller, []))[1].append(sample)
+        for caller, chosen in by_caller.values():
+            rewards = await score(caller, self._args, chosen)
+            if isinstance(rewards, Dropped):
+                return False
+            for sample, reward in zip(chosen, rewards, strict=True):
+                sample.reward = reward
+                reward_of(sample, self._key)
+        return True
+
+    def metrics(self) -> dict[str, float]:
+        """What the failure policy counted, over all rewards together."""
+        total: dict[str, float] = {}
+        for caller in self._callers.values():
+            for name, value in caller.metrics().items() if caller else ():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _adapted(
+    target: Callable[..., Any],
+    given: Callable[[Any], Any] = _same,
+    returned: Callable[[Any], Any] = _same,
+) -> Callable[..., Any]:
+    """A reward with the same signature whose samples go through `given` and whose result goes through `returned`."""
+    if inspect.iscoroutinefunction(target):
+
+        @functools.wraps(target)
+        async def awaited(args: Any, scored: Any, **extras: Any) -> Any:
+            return returned(await target(args, given(scored), **extras))
+
+        return awaited
+
+    @functools.wraps(target)
+    def called(args: Any, scored: Any, **extras: Any) -> Any:
+        return returned(target(args, given(scored), **extras))
+
+    return called
+
+
+def _boxed(scored: Sample | list[Sample]) -> Any:
+    if isinstance(scored, list):
+        return [_boxed(sample) for sample in scored]
+    box = last_box(scored.response)
+    return replace(scored, response=(box.content if box else None) or "")
+
+
+def _require_finite(rewards: Any, key: str | None) -> Any:
+    """Raise `PluginError`, which the failure policy deals with, for a number in a dict that cannot be trained on. (That a
+    reward itself is a finite number is checked with everything else that components return.)"""
+    for reward in rewards if isinstance(rewards, (list, tuple)) else (rewards,):
+        value = reward.get(key) if isinstance(reward, dict) else None
+        if isinstance(value, (int, float)) and not math.isfinite(value):
+            raise PluginError(f"It returned {value} under {key!r}; expected a finite number.")
+    return rewards

@@ -1,0 +1,182 @@
+"""`RolloutWorker`: makes the samples of a rollout, and checks and dumps them. The loop drives it through a handle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.data import Closes, DataSource, HasMetrics
+from slime_core.contracts.engine import InferenceEngine, Offloads, SendsWeights, WeightSender
+from slime_core.contracts.rollout import Background
+from slime_core.errors import PluginError, SampleError
+from slime_core.plugins import Plugins, Selected
+from slime_core.rollout.components import RolloutComponents
+from slime_core.rollout.debug_data import read_debug_data, write_debug_data
+from slime_core.sample import Group, RolloutOutput, Sample, check_rollout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """A checked rollout, and the state of the data source right after it (which a checkpoint of this rollout stores,
+    however far the next rollouts have been prefetched by then)."""
+
+    output: RolloutOutput
+    data_state: dict[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, for a checkpoint that is written while this rollout waits to be trained."""
+        groups = [[sample.to_dict() for sample in group] for group in self.output.groups]
+        return {
+            "groups": groups,
+            "metrics": self.output.metrics,
+            "data_state": self.data_state,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RolloutResult:
+        """The inverse of `to_dict`."""
+        groups = [[Sample.from_dict(sample) for sample in group] for group in data["groups"]]
+        return cls(RolloutOutput(groups, data["metrics"]), data["data_state"], data["seconds"])
+
+
+class RolloutWorker:
+    """Runs the rollout functions.
+
+    Args:
+        data_source: read by the rollout function.
+        engine: handed to rollout functions that ask for it.
+    """
+
+    def __init__(
+        self,
+        args: RunArguments,
+        plugins: Plugins,
+        components: RolloutComponents,
+        data_source: DataSource,
+        engine: InferenceEngine | None,
+    ) -> None:
+        self._args, self._plugins, self._data_source, self._engine = args, plugins, data_source, engine
+        self._background = Background()
+        extras = {"plugins": plugins, "components": components, "engine": engine, "background": self._background}
+        self._rollout = components.rollout.bind(**extras)
+        self._eval_rollout = components.eval_rollout.bind(**extras)
+        self._convert = components.sample_converter
+
+    def generate(self, rollout_id: int) -> RolloutResult:
+        """Make and check the samples of one rollout."""
+        started = time.perf_counter()
+        args = self._args
+        if args.load_debug_rollout_data:
+            output = read_debug_data(Path(args.load_debug_rollout_data.replace("{rollout_id}", str(rollout_id))))
+        else:
+            output = self._rollout(args, rollout_id, self._data_source, evaluation=False)
+            if isinstance(self._data_source, HasMetrics):
+                output.metrics |= self._data_source.metrics()
+        if len(output.groups) != args.rollout_batch_size or not all(output.groups):
+            raise SampleError(
+                f"The {self._rollout.label} returned {len(output.groups)} groups ({len(output.samples)} samples) in rollout "
+                f"{rollout_id}; expected --rollout-batch-size {args.rollout_batch_size} groups, none of them empty."
+            )
+        _check(output.groups, self._rollout, need_reward=True)
+        if args.save_debug_rollout_data:
+            write_debug_data(Path(args.save_debug_rollout_data.replace("{rollout_id}", str(rollout_id))), output)
+        self._plugins.notify(
+            "slime_rollout_finished", args=args, rollout_id=rollout_id, groups=output.groups, metrics=output.metrics
+        )
+        if self._convert is not None:
+            output = RolloutOutput(converted(output.groups, self._convert(args, output.samples)), output.metrics)
+            _check(output.groups, self._convert, need_reward=True)
+        state = self._background.data_state(self._data_source)
+        return RolloutResult(output, state, time.perf_counter() - started)
+
+    def evaluate(self, rollout_id: int) -> RolloutOutput:
+        """Make and check the samples of an evaluation."""
+        output = self._eval_rollout(self._args, rollout_id, self._data_source, evaluation=True)
+        _check([*output.groups, output.generations], self._eval_rollout, need_reward=False)
+        _require_dataset(output, self._eval_rollout)
+        return output
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Hand the trainer's weights to the engine."""
+        if self._engine is not None:
+            self._engine.update_weights(iter(weights), version)
+
+    def weight_sender(self) -> WeightSender | None:
+        """What hands the weights to the engine from the training process, if the engine has such a thing."""
+        return self._engine.weight_sender() if isinstance(self._engine, SendsWeights) else None
+
+    def offload(self) -> None:
+        """Let the engine give back the device's memory until `onload`."""
+        if isinstance(self._engine, Offloads):
+            self._engine.offload()
+
+    def onload(self) -> None:
+        """Take it again."""
+        if isinstance(self._engine, Offloads):
+            self._engine.onload()
+
+    def close(self) -> None:
+        """End what rollout functions do in the background, and close engine and data source."""
+        with ExitStack() as stack:  # each of these, also if the one before fails
+            if isinstance(self._data_source, Closes):
+                stack.callback(self._data_source.close)
+            if self._engine is not None:
+                stack.callback(self._engine.close)
+            stack.callback(self._background.close)
+
+
+def _require_dataset(output: RolloutOutput, rollout: Selected[RolloutOutput]) -> None:
+    """Raise `SampleError` for a sample of an evaluation that does not say which set it belongs to."""
+    for sample in (*output.samples, *output.generations):
+        if not isinstance(sample.metadata.get("dataset"), str):
+            error = SampleError(
+                f"The evaluation returned {sample.name}, whose metadata['dataset'] is {sample.metadata.get('dataset')!r}; "
+                "expected the name of its set."
+            )
+            error.add_note(f"returned by the {rollout.label}")
+            raise error
+
+
+def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> None:
+    try:
+        check_rollout(groups, need_reward)
+    except SampleError as error:
+        error.add_note(f"returned by the {rollout.label}")
+        raise
+
+
+# What `--custom-convert-samples-to-train-data-path` calls its columns → the fields of a sample.
+_TRAIN_DATA = {
+    "tokens": "tokens",
+    "response_lengths": "response_length",
+    "rewards": "reward",
+    "loss_masks": "loss_mask",
+    "rollout_log_probs": "rollout_log_probs",
+}
+
+
+def converted(groups: list[Group], data: dict[str, list[Any]]) -> list[Group]:
+    """The groups with the values of `contracts.convert_samples` in place of their own.
+
+    Raises:
+        PluginError: a column is unknown.
+    """
+    count = sum(len(group) for group in groups)
+    if unknown := sorted(data.keys() - _TRAIN_DATA):
+        raise PluginError(
+            f"--custom-convert-samples-to-train-data-path returned {unknown[0]!r}, which training does not know; it knows "
+            f"{', '.join(_TRAIN_DATA)}."
+        )
+    rows = iter([{_TRAIN_DATA[n]: values[i] for n, values in data.items()} for i in range(count)])
+    return [[replace(s, **new) for s, new in zip(group, islice(rows, len(group)), strict=True)] for group in groups]

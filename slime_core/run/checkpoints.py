@@ -1,0 +1,217 @@
+"""Checkpoints: what they are on disk, and who writes them when. On disk they are complete or not there at all.
+
+    DIR/iter_0000019/            the state after rollout 19
+        state.json               rollout id, data source, early stopping, arguments, data files, plugins
+        trainer/                 what the train backend wrote
+        manifest.json            size and digest of every file above
+    DIR/latest_checkpointed_iteration.txt
+
+A checkpoint is written into a hidden folder, flushed to disk and then renamed, so a folder that is called `iter_…` is
+complete. On loading, every file is compared with the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.errors import CheckpointError
+from slime_core.plugins import Plugins
+from slime_core.run.tracking import Console
+from slime_core.runtime.handles import Handle, LocalHandle, wait
+from slime_core.training.worker import TrainWorker
+
+_PREFIX = "iter_"
+_LATEST = "latest_checkpointed_iteration.txt"
+
+
+class Saving:
+    """A checkpoint that is being written: made by the driver, filled by the training ranks, finished by the driver.
+
+        with Saving(folder, rollout_id) as saving:
+            …                          # every rank writes into saving.trainer
+            path = saving.finish(state)
+
+    Leaving the block with an `OSError` or `RuntimeError` (torch reports a full disk so) removes what was written and
+    raises a `CheckpointError`; older checkpoints are untouched. Leaving it without `finish` keeps it for a later block.
+    """
+
+    def __init__(self, folder: Path, rollout_id: int) -> None:
+        self.rollout_id = rollout_id
+        self._folder = folder
+        self._hidden = folder / f".saving_{_PREFIX}{rollout_id:07d}"
+        self._begun = False
+
+    @property
+    def trainer(self) -> Path:
+        """Where the ranks write."""
+        return self._hidden / "trainer"
+
+    def __enter__(self) -> Saving:
+        if not self._begun:
+            self._begun = True
+            try:
+                self._begin()
+            except OSError as error:
+                self.__exit__(type(error), error, None)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, (OSError, RuntimeError)):
+            return
+        shutil.rmtree(self._hidden, ignore_errors=True)
+        previous = find_latest(self._folder)
+        raise CheckpointError(
+            f"The checkpoint after rollout {self.rollout_id} could not be written to {self._folder}: {error}. "
+            + (f"The previous one, {previous}, is intact. " if previous else "There is no earlier one. ")
+            + "Free some space (or use --save-total-limit) and start the same command again with --load."
+        ) from error
+
+    def _begin(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f".saving_{_PREFIX}*"):
+            shutil.rmtree(leftover)
+        self.trainer.mkdir(parents=True)
+
+    def finish(self, state: dict[str, Any]) -> Path:
+        """Make it a complete checkpoint, and return its folder.
+
+        Args:
+            state: plain JSON data.
+        """
+        final = self._folder / f"{_PREFIX}{self.rollout_id:07d}"
+        (self._hidden / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        files = sorted(p for p in self._hidden.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(self._hidden)): _describe(p) for p in files}
+        (self._hidden / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*files, self._hidden / "manifest.json", self.trainer, self._hidden):
+            _flush(path)
+        if final.exists():  # a resumed run writes the same state again
+            shutil.rmtree(final)
+        os.rename(self._hidden, final)
+        _write_latest(self._folder, self.rollout_id)
+        _flush(self._folder)
+        return final
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run, one at a time: the training ranks their parts, the driver the rest.
+
+    With `--async-save` the ranks return as soon as they have a copy of their state, and training goes on; the driver asks
+    now and then whether all of it is on disk, and makes the checkpoint complete then.
+
+    Args:
+        folder: `--save`.
+        trainer: whose state is saved.
+    """
+
+    def __init__(
+        self, args: RunArguments, plugins: Plugins, folder: Path, trainer: Handle[TrainWorker], console: Console
+    ) -> None:
+        self._args, self._plugins, self._trainer, self._console = args, plugins, trainer, console
+        self._folder = folder
+        self._saving: Saving | None = None
+        self._state: dict[str, Any] = {}
+        self._finishing: Future[Path] | None = None
+
+    def save(self, rollout_id: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint after `rollout_id`, once the one before is complete.
+
+        Args:
+            state: what the driver adds; plain JSON data.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self.advance(to_the_end=True)
+        with Saving(self._folder, rollout_id) as saving:
+            wait(
+                self._trainer.call(TrainWorker.save_state, saving.trainer),
+                f"the checkpoint after rollout {rollout_id + 1}",
+            )
+        self._saving, self._state = saving, state
+        self.advance(to_the_end=not self._args.async_save)
+
+    def advance(self, to_the_end: bool) -> None:
+        """Make the checkpoint that is being written complete, if the ranks have written theirs.
+
+        Args:
+            to_the_end: wait for it.
+        """
+        if self._saving is None:
+            return
+        what = f"the checkpoint after rollout {self._saving.rollout_id + 1}"
+        with self._saving as saving:
+            if self._finishing is None:
+                if not all(wait(self._trainer.call_all(TrainWorker.saved, to_the_end), what)):
+                    return
+                self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state)
+            if not to_the_end and not self._finishing.done():
+                return
+            path = wait(self._finishing, what)
+        self._saving = self._finishing = None
+        if self._args.save_total_limit is not None:
+            keep_newest(self._folder, self._args.save_total_limit)
+        self._console.say(f"checkpoint: {path}")
+        self._plugins.notify("slime_checkpoint_saved", args=self._args, rollout_id=saving.rollout_id, path=path)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all complete checkpoints in `folder` but the `count` newest."""
+    for old in _all(folder)[:-count]:
+        shutil.rmtree(old)
+
+
+def find_latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """Verify every file of a checkpoint against its manifest and return its state.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or changed.
+    """
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        damaged = [n for n, d in manifest.items() if not (checkpoint / n).is_file() or _describe(checkpoint / n) != d]
+        if not damaged:
+            return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        damaged = [str(error)]
+    raise CheckpointError(
+        f"The checkpoint {checkpoint} is damaged: {', '.join(damaged[:5])}. Remove that folder to go on from an earlier one."
+    )
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit() and p.is_dir())
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "blake2b": hashlib.file_digest(file, "blake2b").hexdigest()[:32]}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_latest(folder: Path, rollout_id: int) -> None:
+    temporary = folder / f".{_LATEST}"
+    temporary.write_text(f"{rollout_id}\n", encoding="utf-8")
+    os.replace(temporary, folder / _LATEST)

@@ -1,0 +1,79 @@
+"""What an evaluation measured: metrics, answers that are written and shown, somebody's own logging."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.plugins import Selected
+from slime_core.run.tracking import Tracking, prefixed
+from slime_core.sample import RolloutOutput, Sample, Status
+
+
+def log_evaluation(
+    args: RunArguments,
+    rollout_id: int,
+    output: RolloutOutput,
+    measured: Mapping[str, float],
+    tracking: Tracking,
+    own_log: Selected[bool | None] | None,
+) -> dict[str, float]:
+    """Log an evaluation, and return all its metrics under their full names.
+
+    Args:
+        rollout_id: the rollout after which it was made; -1 before the first one.
+        output: of the rollout function.
+        measured: the losses of its groups.
+        own_log: `--custom-eval-rollout-log-function-path`, if it is chosen.
+    """
+    generations = output.generations
+    metrics = {f"eval/{name}": value for name, value in {**measured, **_rewards(generations)}.items()}
+    metrics |= prefixed("eval", output.metrics)
+    if own_log is not None and own_log(rollout_id, args, _by_set(generations), output.metrics):
+        return metrics
+    tracking.log(metrics, rollout_id)
+    tracking.console.evaluation(rollout_id, metrics)
+    for sample in generations[:1]:
+        tracking.console.say(f"  asked:    {_one_line(_question(sample))}\n  answered: {_one_line(sample.response)}")
+    return metrics
+
+
+def write_generations(run_dir: Path, rollout_id: int, generations: list[Sample]) -> None:
+    """Write the answers of an evaluation, if there are any, as one JSON line each."""
+    if generations:
+        path = run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(s.to_dict()) + "\n" for s in generations), encoding="utf-8")
+
+
+def _by_set(generations: list[Sample]) -> dict[str, dict[str, Any]]:
+    """What `slime_core.contracts.rollout.eval_rollout_log` is given."""
+    found: dict[str, dict[str, Any]] = {}
+    for sample in generations:
+        data = found.setdefault(sample.metadata["dataset"], {"rewards": [], "truncated": [], "samples": []})
+        data["rewards"].append(sample.reward)
+        data["truncated"].append(sample.status is Status.TRUNCATED)
+        data["samples"].append(sample)
+    return found
+
+
+def _rewards(generations: list[Sample]) -> dict[str, float]:
+    by_set: dict[str, list[float]] = {}
+    for sample in generations:
+        if isinstance(sample.reward, (int, float)):
+            by_set.setdefault(sample.metadata["dataset"], []).append(float(sample.reward))
+    return {f"{name}/reward": sum(rewards) / len(rewards) for name, rewards in by_set.items()}
+
+
+def _question(sample: Sample) -> str:
+    if isinstance(sample.prompt, str):
+        return sample.prompt
+    return next((str(m.get("content")) for m in reversed(sample.prompt) if m.get("role") == "user"), "")
+
+
+def _one_line(text: str, width: int = 160) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,164 @@
+"""Starts the workers of a run on a Ray cluster: is there room, where does everybody go, who is there.
+
+Called by `slime_core.run.launch`. Training ranks are actors in placement groups, one group for each `--actor-num-nodes`,
+whose devices are on one machine. The rollout worker is one actor: with an engine in it, it takes devices or, colocated,
+sees those of the ranks on its machine; else it takes a CPU anywhere. An engine with servers gets a slot for each.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from slime_core.errors import ClusterError
+from slime_core.rollout.worker import RolloutWorker
+from slime_core.run.blueprint import Blueprint, RolloutMaker, TrainMaker
+from slime_core.run.plan import Plan
+from slime_core.run.tracking import Console
+from slime_core.run.workers import Workers
+from slime_core.runtime.actor import WorkerActor
+from slime_core.runtime.actor_handles import ActorHandle, Member, Watch
+from slime_core.runtime.connect import connect
+from slime_core.runtime.handles import wait
+from slime_core.runtime.layout import Layout, Placement, place
+from slime_core.runtime.slots import Slot, slots_beside_ranks
+from slime_core.training.worker import TrainWorker
+
+_ROOM_S, _START_S = 300.0, 600.0
+"""How long other users of the cluster may keep us waiting for our places, and an actor for its process."""
+
+
+@dataclass
+class ClusterWorkers(Workers):
+    """The handles of the workers, and what they stand on."""
+
+    foundation: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """End the workers, give back their places, leave the cluster."""
+        self.foundation.close()
+
+
+def on_cluster(
+    plan: Plan, layout: Layout, run_dir: Path, data_state: dict[str, Any] | None, console: Console
+) -> Workers:
+    """Start both workers.
+
+    Args:
+        data_state: where the data source goes on, from a checkpoint.
+
+    Raises:
+        ClusterError: there is no such cluster, it is too small, or too busy.
+        PluginError: a worker's plugins differ from the driver's.
+    """
+    with ExitStack() as stack:
+        connection = connect(layout.address)
+        stack.callback(connection.close)
+        placement = place(layout, connection.nodes())
+        for note in placement.notes:
+            console.say(f"note: {note}")
+        train, engine = _reserve(layout, placement, stack)
+        options = {f"training rank {n}": Slot(*own, placement.rank).options() for n, own in enumerate(train)}
+        if layout.engine == "worker":
+            worker = Slot(*engine[0], placement.worker).options()
+        else:
+            worker = {"num_cpus": placement.worker["CPU"]}
+        members = _start_processes(options | {"rollout worker": worker}, stack)
+        for member in members:
+            console.say(f"{member.name}: process {member.where.pid} on {member.where.node}")
+        watch = Watch(members)
+        rollouts: ActorHandle[RolloutWorker] = ActorHandle(members[-1:], watch)
+        stack.callback(rollouts.close)
+        trainer: ActorHandle[TrainWorker] | None = ActorHandle(members[:-1], watch) if train else None
+        if trainer is not None:
+            stack.callback(trainer.close)
+        blueprint = Blueprint.of(plan, run_dir)
+        slots = _slots(layout, placement, engine, members)
+        starting = [rollouts.start([RolloutMaker(blueprint, data_state, slots)], [_shown_gpus(layout, members)])]
+        if trainer is not None:
+            environments = _environments(layout, placement, members)
+            starting.append(trainer.start([TrainMaker(blueprint)] * len(environments), environments))
+        for future in starting:
+            wait(future, "the workers to start")
+        return ClusterWorkers(rollouts, trainer, stack.pop_all())
+
+
+Place = tuple[PlacementGroup, int]  # a bundle
+
+
+def _reserve(layout: Layout, placement: Placement, stack: ExitStack) -> tuple[list[Place], list[Place]]:
+    """(the place of each training rank, the engine's), reserved until `stack` ends."""
+    asked = [(bundles, "STRICT_PACK") for bundles in placement.nodes]
+    if placement.engine:
+        asked.append((placement.engine, "PACK"))
+    groups: list[PlacementGroup] = []
+    for bundles, strategy in asked:
+        groups.append(group := placement_group(bundles, strategy=strategy))
+        stack.callback(remove_placement_group, group)
+    deadline = time.monotonic() + _ROOM_S
+    for group in groups:
+        if not group.wait(max(1.0, deadline - time.monotonic())):
+            free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+            raise ClusterError(
+                f"The cluster is large enough, but busy: after {_ROOM_S:.0f} s there is no room for {group.bundle_specs}. "
+                f"Free are {free or 'no CPU and no GPU'}. End what else runs there, or try again later."
+            )
+    train = [(group, bundle) for group in groups[: layout.nodes] for bundle in range(layout.ranks_per_node)]
+    own = [(group, bundle) for group in groups[layout.nodes :] for bundle in range(len(placement.engine))]
+    return train, own or train
+
+
+def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> list[Member]:
+    """Actors by name, all of them there."""
+    remote: Any = ray.remote(concurrency_groups={"beside": 3})(WorkerActor)  # type: ignore[call-overload]
+    actors = {name: remote.options(**own).remote(name) for name, own in options.items()}
+    for actor in actors.values():
+        stack.callback(ray.kill, actor)
+    members = []
+    for name, actor in actors.items():
+        try:
+            members.append(Member(name, actor, ray.get(actor.where.remote(), timeout=_START_S)))
+        except RayError as error:
+            text = " ".join(str(error).split())
+            raise ClusterError(
+                f"The process of the {name} did not start: {text} The same slime must be installed on every machine."
+            ) from None
+    return members
+
+
+def _environments(layout: Layout, placement: Placement, members: list[Member]) -> list[dict[str, str]]:
+    """By which the ranks find each other. Ray shows a rank its own GPU alone, so that is number 0."""
+    first = members[0].where
+    return [
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(layout.ranks),
+            "LOCAL_RANK": "0" if placement.device == "GPU" else str(rank % layout.ranks_per_node),
+            "MASTER_ADDR": first.node,
+            "MASTER_PORT": str(first.port),
+        }
+        for rank in range(layout.ranks)
+    ]
+
+
+def _slots(layout: Layout, placement: Placement, places: list[Place], members: list[Member]) -> list[Slot]:
+    """Of the engine's servers."""
+    if layout.engine != "servers":
+        return []
+    if not layout.colocated:
+        return [Slot(*place, placement.slot) for place in places]
+    gpus = [member.where.gpus for member in members[: layout.ranks]]
+    return slots_beside_ranks(places, placement.slot, gpus, layout.devices_per_server)
+
+
+def _shown_gpus(layout: Layout, members: list[Member]) -> dict[str, str]:
+    """A colocated engine with the rollout worker is on the machine of the first ranks, and sees their GPUs."""
+    gpus = [gpu for member in members[: layout.ranks_per_node] for gpu in member.where.gpus]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if layout.engine == "worker" and layout.colocated and gpus else {}

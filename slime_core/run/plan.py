@@ -1,0 +1,121 @@
+"""From arguments to a validated run: components chosen, imported and checked, with nothing heavy loaded yet.
+
+`slime check` prints a plan and stops; `slime train` makes the same plan and starts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.arguments.readers import without_effect
+from slime_core.arguments.resolve import Resolved, with_data_length
+from slime_core.contracts.data import DataSource
+from slime_core.contracts.engine import Offloads
+from slime_core.contracts.train_backend import SavesInBackground
+from slime_core.data import UNKNOWN_LENGTH
+from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+from slime_core.plugins.calls import policies
+from slime_core.run.components import Components, choose_components
+from slime_core.runtime.layout import Layout, make_layout
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated run.
+
+    Attributes:
+        resolved: all arguments, `num_rollout` included.
+        components: everything that they choose.
+        data_source: opened, at its beginning.
+        notes: what a person should know: options without effect, prompts that are left over.
+        layout: what the run asks of a Ray cluster; None if it is one process.
+    """
+
+    resolved: Resolved
+    plugins: Plugins
+    components: Components
+    data_source: DataSource
+    notes: list[str]
+    layout: Layout | None
+
+    @property
+    def args(self) -> RunArguments:
+        return self.resolved.args
+
+    def config(self) -> dict[str, Any]:
+        """The run as plain data, for the run directory, trackers and checkpoints."""
+        return {
+            "arguments": self.args.model_dump(mode="json"),
+            "provenance": self.resolved.provenance,
+            "components": {role: f"{c.name} of {c.origin}" for role, c in self.components.roles()},
+            "plugins": self.plugins.fingerprint(),
+        }
+
+
+def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
+    """Choose and check every component, open the data, derive the number of rollouts.
+
+    Raises:
+        SlimeError: something is missing, does not fit, or contradicts something else.
+    """
+    args = resolved.args
+    policies(args.failure_policy)
+    components = choose_components(args, resolved.namespace, plugins)
+    layout, remarks = make_layout(args, components.rollouts.engine)
+    data_source = components.rollouts.open_data(args)
+    if args.num_rollout is None and len(data_source) == UNKNOWN_LENGTH:
+        raise ArgumentError(
+            f"--num-epoch needs data that can be counted, which the data source {args.data_source_path!r} does not do. Give "
+            "--num-rollout instead."
+        )
+    if args.offload and args.colocate:
+        _require_offload(components)
+    resolved = with_data_length(resolved, len(data_source))
+    selected = [component for _, component in components.roles()]
+    notes = [
+        *without_effect(resolved, selected, plugins),
+        *remarks,
+        *(remark for component in selected for remark in component.remarks),
+        *_idle_options(resolved, components, layout),
+        *_left_over(resolved, len(data_source)),
+    ]
+    return Plan(resolved, plugins, components, data_source, list(dict.fromkeys(notes)), layout)
+
+
+def _require_offload(components: Components) -> None:
+    for component in (components.training.train_backend, components.rollouts.engine):
+        if component is not None and not issubclass(component.target, Offloads):  # type: ignore[arg-type]  # is a class
+            raise ArgumentError(
+                f"--offload: the {component.label} cannot give back its memory (it has no methods offload and onload). Leave "
+                "--offload out, or choose another."
+            )
+
+
+def _idle_options(resolved: Resolved, components: Components, layout: Layout | None) -> list[str]:
+    """Options that the chosen components or the number of ranks leave nothing to do."""
+    args, backend, found = resolved.args, components.training.train_backend, []
+    if args.balance_data and (layout is None or layout.ranks <= 1):
+        found.append("--balance-data has no effect with one training rank.")
+    if args.async_save and not issubclass(backend.target, SavesInBackground):  # type: ignore[arg-type]  # is a class
+        found.append(
+            f"--async-save has no effect: the train backend {backend.name!r} writes a checkpoint before it goes on."
+        )
+    return found
+
+
+def _left_over(resolved: Resolved, prompts: int) -> list[str]:
+    """What becomes of `--num-epoch`."""
+    args = resolved.args
+    if not args.num_epoch:
+        return []
+    if not resolved.provenance["num_rollout"].startswith("derived"):
+        return ["--num-epoch has no effect with --num-rollout."]
+    left = args.num_epoch * prompts - (args.num_rollout or 0) * args.rollout_batch_size
+    if not left:
+        return []
+    return [
+        f"The last {left} prompts of the last epoch do not fill a rollout of {args.rollout_batch_size} and are not trained on."
+    ]

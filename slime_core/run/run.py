@@ -1,0 +1,201 @@
+"""`Run`: the workers of a run, and what happens around each rollout: weight updates, logging, evaluation, saving."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.rollout import EngineUse
+from slime_core.plugins import Plugins
+from slime_core.rollout.worker import RolloutResult, RolloutWorker
+from slime_core.run.checkpoints import Checkpoints
+from slime_core.run.components import Components
+from slime_core.run.early_stopping import EarlyStopping
+from slime_core.run.evaluation import log_evaluation, write_generations
+from slime_core.run.tracking import Tracking, prefixed
+from slime_core.run.weight_sync import WeightSync
+from slime_core.runtime.handles import Handle, wait
+from slime_core.sample import Sample, reward_of
+from slime_core.training.worker import TrainWorker
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs.
+
+    Attributes:
+        rollouts, trainer: handles of the two workers; no trainer under `--debug-rollout-only`.
+        identity: what every checkpoint stores about the run: arguments, data files, plugins.
+        components: everything that the run has chosen.
+        takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
+        early_stopping: None unless asked for.
+        trained: rollouts that have been trained on; the version of the weights.
+        prefetched: in a resumed run, the rollout that waited to be trained when the checkpoint was written.
+    """
+
+    args: RunArguments
+    plugins: Plugins
+    run_dir: Path
+    rollouts: Handle[RolloutWorker]
+    trainer: Handle[TrainWorker] | None
+    tracking: Tracking
+    identity: dict[str, Any]
+    components: Components
+    takes_turns: bool = False
+    early_stopping: EarlyStopping | None = None
+    trained: int = 0
+    prefetched: RolloutResult | None = None
+    _updating_s: float = field(default=0.0, init=False)  # in `generate`, since a rollout was logged
+    _checkpoints: Checkpoints | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.weight_sync = WeightSync(self.args, self.plugins, self.rollouts, self.trainer, self.takes_turns)
+        if self.trainer is not None and self.args.save:
+            folder, console = Path(self.args.save), self.tracking.console
+            self._checkpoints = Checkpoints(self.args, self.plugins, folder, self.trainer, console)
+
+    @property
+    def engine_use(self) -> EngineUse:
+        """When an engine generates, and so needs the newest weights."""
+        return self.components.rollouts.engine_use
+
+    def generate(self, rollout_id: int) -> Future[RolloutResult]:
+        """Start making the samples of a rollout, with the newest weights. Call it only when none are being made."""
+        if self.prefetched is not None:
+            ready: Future[RolloutResult] = Future()
+            ready.set_result(self.prefetched)
+            self.prefetched = None
+            return ready
+        if self.engine_use == "always":
+            started = time.perf_counter()
+            self.weight_sync.update(self.trained)
+            self._updating_s += time.perf_counter() - started
+            self.weight_sync.have_memory("engine")
+        return self.rollouts.call(RolloutWorker.generate, rollout_id)
+
+    def train(self, rollout_id: int, result: RolloutResult, waited: float) -> None:
+        """Train on a rollout and log it. `waited` are the seconds before it in which the trainer did not train: there were
+        no samples, or the engine took its weights."""
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        if self.trainer is not None:
+            self.weight_sync.have_memory("trainer")
+            training_done = self.trainer.call(TrainWorker.train, rollout_id, result.output.groups)
+            metrics = wait(training_done, f"training on rollout {rollout_id + 1}")
+        self.trained = rollout_id + 1
+        training = time.perf_counter() - started
+        seconds = training + waited
+        samples = result.output.samples
+        tokens = metrics.get("num_tokens") or sum(len(sample.tokens) for sample in samples)
+        logged = {
+            **prefixed("train", metrics),
+            **prefixed("rollout", {**raw_rewards(samples, self.args), **result.output.metrics}),
+            **self._timings(),
+            "perf/rollout_time": seconds,
+            "perf/generate_time": result.seconds,
+            "perf/train_time": training,
+            "perf/data_wait_time": waited,
+            "perf/data_wait_share": waited / seconds,
+            "perf/tokens_per_second": tokens / seconds,
+        }
+        if self.engine_use == "always" and self.trainer is not None:
+            logged["perf/update_weights_time"], self._updating_s = self._updating_s, 0.0
+        own_log = self.components.rollout_log
+        if own_log is not None and own_log(rollout_id, self.args, samples, result.output.metrics, result.seconds):
+            logged = {name: value for name, value in logged.items() if not name.startswith("rollout/")}
+        self.tracking.log(logged, rollout_id)
+        self.tracking.console.rollout(rollout_id, logged)
+
+    def evaluate_if_due(self, rollout_id: int, pending: Future[RolloutResult] | None = None) -> bool:
+        """Evaluate when the interval says so (-1: before the first rollout). True when the run should stop early.
+
+        Args:
+            pending: the next rollout, if it is being made already. The evaluation waits for it, so that the engine has the
+                same weights for all of it.
+        """
+        args = self.args
+        if not args.eval_prompt_data or args.eval_interval is None:
+            return False
+        before_first = rollout_id < 0
+        due = not args.skip_eval_before_train if before_first else (rollout_id + 1) % args.eval_interval == 0
+        if due and pending is not None:
+            wait(pending, f"the samples of rollout {rollout_id + 2}")
+        return self.evaluate(rollout_id) if due else False
+
+    def evaluate(self, rollout_id: int) -> bool:
+        """Measure the evaluation sets now. True when the run should stop early."""
+        if self.engine_use != "never":
+            self.weight_sync.update(self.trained)
+            self.weight_sync.have_memory("engine")
+        output = wait(self.rollouts.call(RolloutWorker.evaluate, rollout_id), "the evaluation samples")
+        self.weight_sync.have_memory("trainer")
+        measured: dict[str, float] = {}
+        if output.groups and self.trainer is not None:
+            measured = wait(self.trainer.call(TrainWorker.evaluate, output.groups), "the evaluation loss")
+        write_generations(self.run_dir, rollout_id, output.generations)
+        metrics = log_evaluation(
+            self.args, rollout_id, output, measured, self.tracking, self.components.eval_rollout_log
+        )
+        self.plugins.notify("slime_eval_finished", args=self.args, rollout_id=rollout_id, metrics=metrics)
+        return self.early_stopping is not None and self.early_stopping.update(metrics)
+
+    def save_if_due(
+        self, rollout_id: int, result: RolloutResult, pending: Future[RolloutResult] | None, last: bool
+    ) -> None:
+        """Write a checkpoint when the interval says so, or this is the last rollout; export if asked for.
+
+        Args:
+            result: of this rollout.
+            pending: the next one, if it is being made already. Where it depends on the weights, a resumed run could not
+                make it again, so the checkpoint waits for it and holds it.
+        """
+        args = self.args
+        if self._checkpoints is not None:
+            self._checkpoints.advance(to_the_end=False)
+        due = last or (args.save_interval is not None and (rollout_id + 1) % args.save_interval == 0)
+        if self.trainer is None or not due:
+            return
+        if self._checkpoints is not None:
+            prefetched = None
+            if pending is not None and self.engine_use == "always":
+                prefetched = wait(pending, f"the samples of rollout {rollout_id + 2}")
+            state = {
+                "rollout_id": rollout_id,
+                "data_source": (prefetched or result).data_state,
+                "prefetched": prefetched.to_dict() if prefetched else None,
+                "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
+                **self.identity,
+            }
+            self._checkpoints.save(rollout_id, state)
+            if last:
+                self._checkpoints.advance(to_the_end=True)
+        if args.save_hf and (last or "{rollout_id}" in args.save_hf):
+            self.export(rollout_id)
+
+    def export(self, rollout_id: int) -> None:
+        """Write the Hugging Face checkpoint that `--save-hf` asks for."""
+        if self.trainer is None or not self.args.save_hf:
+            return
+        folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
+        wait(self.trainer.call(TrainWorker.export, folder), "the export")
+        self.tracking.console.say(f"exported model: {folder}")
+
+    def _timings(self) -> dict[str, float]:
+        """How long plugins took since the last time, over all processes."""
+        total: Counter[str] = Counter()
+        for source in (self.plugins, self.rollouts, self.trainer):
+            if source is not None:
+                total.update(source.take_timings())  # type: ignore[arg-type]  # a Counter of floats
+        return {name: float(value) for name, value in total.items()}
+
+
+def raw_rewards(samples: list[Sample], args: RunArguments) -> dict[str, float]:
+    """The mean reward of a rollout, where samples have one to train on."""
+    if args.disable_compute_advantages_and_returns or not samples:
+        return {}
+    return {"raw_reward": sum(reward_of(sample, args.reward_key) for sample in samples) / len(samples)}

@@ -1,0 +1,185 @@
+"""Where the numbers of a run go: `metrics.jsonl` and the console always, further trackers when chosen.
+
+One line of `metrics.jsonl` is one event: `{"rollout_id": 3, "time": …, "train/loss": …}`. Everything that depends on the
+clock or the machine has a name that starts with `perf/` (or is `time`); all other numbers of a resumed run are equal to
+those of the unbroken run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.tracker import Tracker
+from slime_core.plugins import Selected
+
+logger = logging.getLogger(__name__)
+
+
+class JsonlTracker:
+    """Appends to `metrics.jsonl`. A resumed run first drops what came after its checkpoint.
+
+    Args:
+        path: the file.
+        resume_after: keep only lines up to this rollout id; None keeps nothing.
+    """
+
+    def __init__(self, path: Path, resume_after: int | None) -> None:
+        kept = b""
+        if resume_after is not None and path.exists():
+            kept = b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _keep(line, resume_after))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(kept)
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """One line, on disk at once."""
+        self._file.write(json.dumps({"rollout_id": step, "time": round(time.time(), 3), **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a `metrics.jsonl`, oldest first."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _keep(line: bytes, last_rollout: int) -> bool:
+    try:
+        return int(json.loads(line)["rollout_id"]) <= last_rollout
+    except (ValueError, KeyError, TypeError):
+        return False  # the line that a kill cut short
+
+
+class Console:
+    """Tells a person how the run goes: one line per rollout and evaluation; on a terminal also a progress bar.
+
+    Args:
+        total: rollouts in the whole run.
+        done: rollouts that a resumed run has behind it.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._total, self._done = total, done
+        self._durations: list[float] = []
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, note="")
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        """A line of plain text."""
+        self._console.print(text, markup=False)
+
+    def rollout(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
+        """The line of one trained rollout."""
+        self._done += 1
+        self._durations.append(metrics["perf/rollout_time"])
+        # The median of the last rollouts is not upset by the first, slow one.
+        recent = sorted(self._durations[-20:])
+        left = (self._total - self._done) * recent[len(recent) // 2]
+        note = f"{metrics['perf/tokens_per_second']:.0f} tok/s, {_clock(left)} left"
+        shown = [f"{label} {metrics[name]:{form}}" for name, label, form in _SHOWN if name in metrics]
+        self.say("  ".join([f"rollout {rollout_id + 1}/{self._total}", *shown, note]))
+        self._progress.update(self._task, completed=self._done, note=note)
+
+    def evaluation(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
+        """The line of one evaluation."""
+        when = "before training" if rollout_id < 0 else f"after rollout {rollout_id + 1}"
+        shown = "  ".join(
+            f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if "perf/" not in name
+        )
+        self.say(f"evaluation {when}: {shown}")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+_SHOWN = (
+    ("rollout/raw_reward", "reward", ".3f"),
+    ("train/loss", "loss", ".4f"),
+    ("train/lr", "lr", ".2e"),
+    ("train/grad_norm", "grad norm", ".2f"),
+)
+
+
+def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The names under `prefix/`; what depends on the clock stays under `perf/`."""
+    return {name if name.startswith("perf/") else f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+class Tracking:
+    """All trackers of a run behind one `log`.
+
+    Args:
+        jsonl, console: the two that are always there.
+        trackers: the chosen components, made by this class as `Tracker(args, run_dir, config)`.
+    """
+
+    def __init__(
+        self,
+        jsonl: JsonlTracker,
+        console: Console,
+        trackers: Sequence[Selected[Tracker]],
+        args: RunArguments,
+        run_dir: Path,
+        config: dict[str, Any],
+    ) -> None:
+        self.console = console
+        self._jsonl = jsonl
+        self._trackers = [selected(args, run_dir, config) for selected in trackers]
+
+    def log(self, metrics: Mapping[str, float], rollout_id: int) -> None:
+        """Hand the numbers to every tracker."""
+        self._jsonl.log(metrics, rollout_id)
+        for tracker in self._trackers:
+            tracker.log(dict(metrics), rollout_id)
+
+    def close(self, error: BaseException | None) -> None:
+        """The run is over; `error` is what ended it. All are told, also if one fails. After an error, that is the one to
+        raise, so what goes wrong here is a warning."""
+        with ExitStack() as stack:
+            for tracker in self._trackers:
+                stack.callback(_close, tracker, error)
+            stack.callback(self._jsonl.close)
+            stack.callback(self.console.close)
+
+
+def _close(tracker: Any, error: BaseException | None) -> None:
+    try:
+        tracker.close(error)
+    except Exception as failure:
+        if error is None:
+            raise
+        logger.warning(
+            "The tracker %s could not be closed: %s: %s", type(tracker).__name__, type(failure).__name__, failure
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

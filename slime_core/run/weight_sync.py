@@ -1,0 +1,76 @@
+"""Hands the trainer's weights to the engine, and lets the two take turns with the memory of devices that they share."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from slime_core.arguments import RunArguments
+from slime_core.plugins import Plugins
+from slime_core.rollout.worker import RolloutWorker
+from slime_core.runtime.handles import Handle, wait
+from slime_core.training.worker import TrainWorker
+
+Who = Literal["trainer", "engine"]
+
+
+class WeightSync:
+    """Between the two workers of a run.
+
+    Args:
+        trainer: None under `--debug-rollout-only`: the engine keeps the weights of `--hf-checkpoint`.
+        takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
+    """
+
+    def __init__(
+        self,
+        args: RunArguments,
+        plugins: Plugins,
+        rollouts: Handle[RolloutWorker],
+        trainer: Handle[TrainWorker] | None,
+        takes_turns: bool,
+    ) -> None:
+        self._args, self._plugins, self._rollouts, self._trainer = args, plugins, rollouts, trainer
+        self._takes_turns = takes_turns
+        self._in_memory: set[Who] = {"trainer"}
+        self._engine_version: int | None = None
+        self._sends = False  # the trainer has the engine's own weight sender
+
+    def update(self, version: int) -> None:
+        """Hand the trainer's weights, which are of this version, to the engine, if it has others."""
+        trainer, rollouts = self._trainer, self._rollouts
+        if trainer is None or self._engine_version == version:
+            return
+        started = time.perf_counter()
+        self.have_memory("trainer", "engine")
+        if self._engine_version is None and (sender := wait(rollouts.call(RolloutWorker.weight_sender), "the engine")):
+            wait(trainer.call(TrainWorker.set_weight_sender, sender), "the trainer's way to the engine")
+            self._sends = True
+        if self._sends:
+            wait(trainer.call(TrainWorker.send_weights, version), "the engine's weight update")
+        else:
+            weights = wait(trainer.keep(TrainWorker.weights), "the trainer's weights")
+            wait(rollouts.call(RolloutWorker.update_weights, weights, version), "the engine's weight update")
+        self._engine_version = version
+        seconds = time.perf_counter() - started
+        self._plugins.notify("slime_weights_updated", args=self._args, version=version, seconds=seconds)
+
+    def have_memory(self, *who: Who) -> None:
+        """Let these two, or one of them, have the devices' memory, if they take turns."""
+        if not self._takes_turns or self._trainer is None:
+            return
+        for name in self._in_memory.difference(who):
+            gone = (
+                self._trainer.call(TrainWorker.offload)
+                if name == "trainer"
+                else self._rollouts.call(RolloutWorker.offload)
+            )
+            wait(gone, f"the {name} to give back its memory")
+        for name in set(who) - self._in_memory:
+            back = (
+                self._trainer.call(TrainWorker.onload)
+                if name == "trainer"
+                else self._rollouts.call(RolloutWorker.onload)
+            )
+            wait(back, f"the {name} to take its memory")
+        self._in_memory = set(who)

@@ -1,0 +1,99 @@
+"""`WorkerActor`: the process of one worker. The driver's `ActorHandle` calls it.
+
+A call answers with a pair: what went wrong (None: nothing) and the result. So Ray never sees an error of ours, and
+whatever it reports itself means that the process or its machine is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+
+from slime_core.contracts.data import Closes
+from slime_core.plugins import Plugins
+from slime_core.runtime.failures import Failure
+from slime_core.runtime.tensors import share_tensors_by_bytes
+
+
+@dataclass(frozen=True)
+class ActorLocation:
+    """Where an actor runs: its process, its machine, a free port of that, and the GPUs that Ray gave it."""
+
+    pid: int
+    node: str
+    port: int
+    gpus: tuple[str, ...]
+
+
+class Maker(Protocol):
+    """What a worker is made from. Plain data that is pickled on its way to the worker's process."""
+
+    def make(self) -> tuple[Any, Plugins]:
+        """(the worker, the plugins of this process). Called once, in the worker's process."""
+
+
+class WorkerActor:
+    """Makes a worker and runs its methods, one after the other, on one thread.
+
+    Args:
+        name: how messages name it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._worker: Any = None
+        self._plugins: Plugins | None = None
+
+    def __repr__(self) -> str:  # in front of every line that this process prints
+        return self._name
+
+    def where(self) -> ActorLocation:
+        """Called before `start`."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+        return ActorLocation(os.getpid(), ray.util.get_node_ip_address(), port, gpus)
+
+    def start(self, maker: Maker, environment: dict[str, str]) -> tuple[Failure | None, None]:
+        """Make the worker, with these environment variables set."""
+        try:
+            logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+            os.environ.update(environment)
+            self._worker, self._plugins = maker.make()
+            share_tensors_by_bytes()
+        except BaseException as error:
+            return Failure.of(error, self._name), None
+        return None, None
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Failure | None, Any]:
+        """Run a method of the worker."""
+        try:
+            return None, getattr(self._worker, method)(*args, **kwargs)
+        except BaseException as error:
+            return Failure.of(error, self._name), None
+
+    # The driver calls these while `call` is at work; they run on threads of their own.
+
+    @ray.method(concurrency_group="beside")
+    def lives(self) -> None:
+        """Never returns: that it fails tells the driver that this process is gone."""
+        threading.Event().wait()
+
+    @ray.method(concurrency_group="beside")
+    def take_timings(self) -> dict[str, float]:
+        """See `Plugins.take_timings`."""
+        return self._plugins.take_timings() if self._plugins else {}
+
+    @ray.method(concurrency_group="beside")
+    def close(self) -> None:
+        """Let the worker give back what it holds outside this process."""
+        if isinstance(self._worker, Closes):
+            self._worker.close()

@@ -1,0 +1,226 @@
+"""`ActorHandle`: the driver's side of a worker in a Ray actor, or of all training ranks. `Watch` ends a run that lost one.
+
+When the process of any worker is gone, everything that the driver waits for fails with a `WorkerDied` that names it, so
+a rank that waits in a collective for one that is no more keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Generic
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError
+
+from slime_core.errors import SlimeError, WorkerDied
+from slime_core.runtime.actor import ActorLocation, Maker
+from slime_core.runtime.handles import Parameters, Result, Worker
+
+GRACE_S = 10.0
+"""After the first error of a rank, how long its cause may take to show: another rank's error, or its death."""
+_LOOK_S = 0.5
+_BESIDE_S = 10.0
+"""For what an actor does beside its work: telling timings, and closing its worker at the end."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One actor."""
+
+    name: str
+    actor: Any
+    where: ActorLocation
+
+    def died(self, error: Exception) -> WorkerDied:
+        """What to tell when Ray says so."""
+        why = "its machine ran out of memory" if isinstance(error, OutOfMemoryError) else "it was killed, or crashed"
+        return WorkerDied(
+            f"The {self.name} (process {self.where.pid} on {self.where.node}) has ended: {why}. What it printed last stands "
+            "above."
+        )
+
+
+class Watch:
+    """Notices when an actor is gone, and fails what the driver waits for then.
+
+    Args:
+        members: all actors of the run.
+    """
+
+    def __init__(self, members: list[Member]) -> None:
+        self._lock = threading.Lock()
+        self._waiting: set[Future[Any]] = set()
+        self._over = threading.Event()
+        self.error: WorkerDied | None = None
+        self._members = {member.actor.lives.remote(): member for member in members}
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread.start()
+
+    def future(self) -> Future[Any]:
+        """One that fails when a worker is gone."""
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        with self._lock:
+            if self.error is not None:
+                future.set_exception(self.error)
+            else:
+                self._waiting.add(future)
+                future.add_done_callback(self._waiting.discard)
+        return future
+
+    def lost(self, error: WorkerDied) -> None:
+        """A worker is gone."""
+        with self._lock:
+            self.error = self.error or error
+            waiting = list(self._waiting)
+        for future in waiting:
+            with suppress(InvalidStateError):
+                future.set_exception(self.error)
+
+    def close(self) -> None:
+        """Workers may end from now on."""
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            ended, _ = ray.wait(list(self._members), num_returns=1, timeout=_LOOK_S)
+            for ref in ended:
+                try:
+                    ray.get(ref)
+                except RayError as error:
+                    if not self._over.is_set():
+                        self.lost(self._members[ref].died(error))
+                return
+
+
+class ActorHandle(Generic[Worker]):
+    """Actors that are called as one: all get the same calls in the same order.
+
+    Args:
+        members: the first one's results are the group's.
+        watch: fails the futures when any worker of the run is gone.
+    """
+
+    def __init__(self, members: list[Member], watch: Watch) -> None:
+        self._members, self._watch = members, watch
+
+    def call(
+        self,
+        method: Callable[Concatenate[Worker, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """See `slime_core.runtime.handles.Handle`. What is large goes into the object store once, not once for each actor."""
+        return self._run(method, args, kwargs, lambda values: ray.get(values[0]))
+
+    def keep(
+        self,
+        method: Callable[Concatenate[Worker, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """The result stays in the object store; the future gives Ray's reference to it, which Ray puts the result in place
+        of where it is an argument."""
+        return self._run(method, args, kwargs, lambda values: values[0])
+
+    def call_all(
+        self,
+        method: Callable[Concatenate[Worker, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[list[Result]]:
+        """The results of all members."""
+        return self._run(method, args, kwargs, ray.get)
+
+    def take_timings(self) -> dict[str, float]:
+        """Of the first member; nothing of one that does not answer."""
+        try:
+            return ray.get(self._members[0].actor.take_timings.remote(), timeout=_BESIDE_S)
+        except RayError:
+            return {}
+
+    def start(self, makers: Sequence[Maker], environments: Sequence[dict[str, str]]) -> Future[None]:
+        """Let the n-th member set the n-th environment and make the n-th worker."""
+        refs = [
+            member.actor.start.options(num_returns=2).remote(maker, environment)
+            for member, maker, environment in zip(self._members, makers, environments, strict=True)
+        ]
+        return self._collect(refs, lambda values: None)
+
+    def close(self) -> None:
+        """Let the workers give back what they hold, and end their processes."""
+        self._watch.close()
+        refs = [member.actor.close.remote() for member in self._members]
+        with suppress(RayError):
+            ray.wait(refs, num_returns=len(refs), timeout=_BESIDE_S)
+        for member in self._members:
+            ray.kill(member.actor)
+
+    def _run(
+        self,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        take: Callable[[list[Any]], Any],
+    ) -> Future[Any]:
+        if len(self._members) > 1:
+            args = tuple(_shared(value) for value in args)
+            kwargs = {name: _shared(value) for name, value in kwargs.items()}
+        refs = [m.actor.call.options(num_returns=2).remote(method.__name__, *args, **kwargs) for m in self._members]
+        return self._collect(refs, take)
+
+    def _collect(self, refs: list[Any], take: Callable[[list[Any]], Any]) -> Future[Any]:
+        """The future of what `take` makes of the members' results."""
+        future = self._watch.future()
+
+        def work() -> None:
+            with suppress(InvalidStateError):  # the watch was faster
+                try:
+                    if failures := self._failures([status for status, _ in refs]):
+                        raise _cause(failures)
+                    future.set_result(take([value for _, value in refs]))
+                except InvalidStateError:
+                    raise
+                except BaseException as error:
+                    future.set_exception(error)
+
+        threading.Thread(target=work, name="call", daemon=True).start()
+        return future
+
+    def _failures(self, statuses: list[Any]) -> list[BaseException]:
+        """What went wrong in the members, in their order; waits for all, or for some time after the first failure."""
+        members = dict(zip(statuses, self._members, strict=True))
+        found: dict[str, BaseException] = {}
+        deadline: float | None = None
+        while members and (deadline is None or time.monotonic() < deadline):
+            ready, _ = ray.wait(list(members), num_returns=1, timeout=_LOOK_S if deadline else None)
+            for ref in ready:
+                member = members.pop(ref)
+                try:
+                    failure = ray.get(ref)
+                except RayError as error:
+                    died = member.died(error)
+                    self._watch.lost(died)
+                    raise died from None
+                if failure is not None:
+                    found[member.name] = failure.error()
+                    deadline = deadline or time.monotonic() + GRACE_S
+        return [found[member.name] for member in self._members if member.name in found]
+
+
+def _cause(failures: list[BaseException]) -> BaseException:
+    """The one to show: what explains itself rather than what followed from it in another rank."""
+    return next((failure for failure in failures if isinstance(failure, SlimeError)), failures[0])
+
+
+def _shared(value: Any) -> Any:
+    """A reference to the value in the object store, unless it is small."""
+    small = (str, int, float, bool, Path, type(None), ray.ObjectRef)
+    return value if isinstance(value, small) else ray.put(value)

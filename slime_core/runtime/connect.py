@@ -1,0 +1,117 @@
+"""Joins the Ray cluster of `--ray-address`, or starts one on this machine for the time of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core.errors import ClusterError
+from slime_core.runtime.layout import Resources
+
+_ANSWER_S = 10.0
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Connection:
+    """This process is a driver of a cluster.
+
+    Attributes:
+        ours: the connection was made by `connect`, so `close` ends it (and the cluster, if it was started for the run).
+    """
+
+    ours: bool
+
+    def nodes(self) -> list[Resources]:
+        """What each machine of the cluster has."""
+        import ray
+
+        return [
+            {name: float(node["Resources"].get(name, 0)) for name in ("CPU", "GPU")}
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        import ray
+
+        if self.ours:
+            ray.shutdown()
+
+
+def connect(address: str) -> Connection:
+    """Join the cluster at `address`, or start one for "local". A process that has joined one already stays there.
+
+    Raises:
+        ClusterError: there is none, it does not answer, or none can be started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return Connection(ours=False)
+    if "://" in address:
+        raise ClusterError(
+            f"--ray-address {address}: a run is a driver inside the cluster, not a client of it. Submit it to the job server "
+            "with `ray job submit --address http://HEAD:8265 -- slime train …`, or give HOST:PORT of the head node on a "
+            "machine of the cluster."
+        )
+    if address not in ("auto", "local"):
+        _require_answer(address)
+    try:
+        if address == "local":
+            start_local()
+        else:
+            ray.init(address=address, logging_level=logging.ERROR)
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise ClusterError(
+            f"No Ray cluster could be {'started on this machine' if address == 'local' else f'joined at {address}'}: {first} "
+            "Start one with `ray start --head`, and give its address with --ray-address."
+        ) from error
+    return Connection(ours=True)
+
+
+def start_local(**settings: Any) -> None:
+    """Start a cluster on this machine and join it. Ray gives its own processes 15 s to start, which is too little for a
+    busy machine the first time, so it is tried again.
+
+    Args:
+        settings: of `ray.init`.
+    """
+    import ray
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, **settings)
+            return
+        except Exception:
+            ray.shutdown()  # what has been started of it
+            if attempt == _ATTEMPTS - 1:
+                raise
+
+
+def prepare(address: str) -> None:
+    """Set what must be set before Ray is imported."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what it says about itself is of no use here
+    if address == "local":  # makes it listen on 127.0.0.1 only, as it does on these two systems
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"--ray-address is {address!r}; expected HOST:PORT, 'auto' or 'local'.")
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"--ray-address {address}: nothing answers there ({error}). `ray start --head` prints the address of the "
+            "cluster that it starts; --ray-address local starts one on this machine."
+        ) from error

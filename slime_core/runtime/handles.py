@@ -1,0 +1,151 @@
+"""Workers behind handles. The loop sees only handles, so it does not know whether a worker is a thread or a process.
+
+A worker is an object; a handle runs its methods and returns `concurrent.futures.Future`. `LocalHandle` runs them one
+after the other on a thread of their own, in this process; `slime_core.runtime.actor_handles.ActorHandle` in Ray actors.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+from slime_core.contracts.data import Closes
+
+logger = logging.getLogger(__name__)
+
+FIRST_NOTICE_S = 30.0
+
+
+Worker = TypeVar("Worker")
+Worker_co = TypeVar("Worker_co", covariant=True)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class Handle(Protocol[Worker_co]):
+    """A worker, or a group of them that is called as one: the training ranks."""
+
+    def call(
+        self,
+        method: Callable[Concatenate[Worker_co, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """Start `worker.method(*args, **kwargs)` and return the future of its result; of a group that of the first."""
+
+    def keep(
+        self,
+        method: Callable[Concatenate[Worker_co, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """Like `call`, but what comes back is only good as an argument of another call: the result itself stays where it
+        was made until that call fetches it."""
+
+    def call_all(
+        self,
+        method: Callable[Concatenate[Worker_co, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[list[Result]]:
+        """Like `call`, with the results of all workers of the group."""
+
+    def take_timings(self) -> dict[str, float]:
+        """Timings of plugins in the workers' processes since the last time; see `Plugins.take_timings`."""
+
+    def close(self) -> None:
+        """End the workers, and let each give back what it holds (its method `close`)."""
+
+
+class LocalHandle(Generic[Worker]):
+    """Runs the methods of `worker` on one thread, in the order in which they were called.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self.worker = worker
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    def call(
+        self,
+        method: Callable[Concatenate[Worker, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """Start the method and return its future."""
+        own: Callable[..., Result] = getattr(self.worker, method.__name__)
+        return self._thread.submit(own, *args, **kwargs)
+
+    def keep(
+        self,
+        method: Callable[Concatenate[Worker, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """The same: everything is in this process."""
+        return self.call(method, *args, **kwargs)
+
+    def call_all(
+        self,
+        method: Callable[Concatenate[Worker, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[list[Result]]:
+        """The one worker's result, in a list."""
+        own: Callable[..., Result] = getattr(self.worker, method.__name__)
+        return self._thread.submit(lambda: [own(*args, **kwargs)])
+
+    def take_timings(self) -> dict[str, float]:
+        """None: the run's own `Plugins` has them."""
+        return {}
+
+    def close(self) -> None:
+        """Drop what has not started, wait for what has, and close the worker."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if isinstance(self.worker, Closes):
+            self.worker.close()
+
+
+class Notices:
+    """Says what is waited for: after 30 s, and then each time the wait has doubled.
+
+    Args:
+        what: as in "waiting for …".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self._started, self._next = what, time.monotonic(), FIRST_NOTICE_S
+
+    @property
+    def waited(self) -> float:
+        """Seconds until now."""
+        return time.monotonic() - self._started
+
+    @property
+    def left(self) -> float:
+        """Seconds until there is something to say."""
+        return max(0.0, self._next - self.waited)
+
+    def say_if_due(self) -> None:
+        """Log it, when it is time for that."""
+        if self.waited >= self._next:
+            logger.warning("waiting for %s for %.0f s", self._what, self.waited)
+            self._next *= 2
+
+
+def wait(future: Future[Result], what: str) -> Result:
+    """The future's result. Says what it waits for; see `Notices`."""
+    notices = Notices(what)
+    while True:
+        try:
+            return future.result(timeout=notices.left)
+        except NotYet:
+            if future.done():  # the work itself raised a TimeoutError
+                raise
+            notices.say_if_due()

@@ -1,0 +1,235 @@
+"""What a run asks of a cluster, and whether a cluster has it. Pure: `slime check` prints it, `cluster.start` places by it.
+
+A *device* is a GPU or, on a cluster without any, (a share of) a CPU. A training rank takes one device. An engine in the
+rollout worker takes devices with it; one that has servers takes a *slot* for each of them, on any machine. Colocated,
+the engine is on the devices that train.
+
+An engine that has servers says so as `slime_core.contracts.engine.HasServers` describes; `slots.engine_slots` gives it its
+slots.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.engine import InferenceEngine
+from slime_core.errors import ArgumentError, ClusterError
+from slime_core.plugins import Selected
+
+Resources = dict[str, float]
+Engine = Literal["none", "worker", "servers", "elsewhere"]
+
+RANK_SHARE, ENGINE_SHARE = 0.5, 0.4
+"""Of a GPU that a rank and a slot share. Ray only counts with them: both see the whole GPU."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a run asks for.
+
+    Attributes:
+        nodes, ranks_per_node: training ranks; none without a trainer.
+        engine: "none"; "worker": it is in the rollout worker; "servers": it starts servers through Ray; "elsewhere": it
+            uses servers that run already.
+        engine_devices: devices of the engine's own; 0 if it has none, or shares those of the training ranks.
+        address: see `--ray-address`.
+        devices_per_server: of an engine that starts servers.
+    """
+
+    nodes: int
+    ranks_per_node: int
+    engine: Engine
+    engine_devices: int
+    address: str
+    devices_per_server: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def colocated(self) -> bool:
+        return self.engine in ("worker", "servers") and self.engine_devices == 0
+
+    @property
+    def slots(self) -> int:
+        """Servers that the engine starts, on devices of its own or on those of the ranks."""
+        return (self.engine_devices or self.ranks) // self.devices_per_server if self.engine == "servers" else 0
+
+    def describe(self) -> list[str]:
+        """For people, one line each."""
+        train = f"{self.nodes} × {self.ranks_per_node} training ranks, each with a GPU" if self.ranks else "no training"
+        where = "on the GPUs that train" if self.colocated else f"on {_count(self.engine_devices, 'GPU')} of its own"
+        engine = {
+            "none": "no engine",
+            "worker": f"engine with the rollout worker, {where}",
+            "servers": f"engine in {_count(self.slots, 'server')}, {where}",
+            "elsewhere": "engine in servers that run elsewhere",
+        }[self.engine]
+        return [
+            f"Ray ({self.address}): {train}; 1 rollout worker",
+            engine,
+            "on a cluster without GPUs a CPU, or a share of one, takes the place of each GPU",
+        ]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a layout is placed on a cluster: what Ray is asked for.
+
+    Attributes:
+        device: what ranks and engines run on.
+        nodes: what is reserved for the training ranks, device by device, one list for each training node. Colocated, the
+            engine is in there: each of its slots beside a rank, or the rollout worker beside the first of all.
+        engine: what is reserved for an engine with devices of its own.
+        rank, slot, worker: what a training rank, a slot of the engine and the rollout worker take.
+        notes: what a person should know.
+    """
+
+    device: Literal["GPU", "CPU"]
+    nodes: list[list[Resources]]
+    engine: list[Resources]
+    rank: Resources
+    slot: Resources
+    worker: Resources
+    notes: tuple[str, ...] = ()
+
+
+def make_layout(args: RunArguments, engine: Selected[InferenceEngine] | None) -> tuple[Layout | None, list[str]]:
+    """(what the run asks for, or None if it is one process; what a person should know about it).
+
+    Raises:
+        ArgumentError: the options contradict each other, or Ray is needed and not installed.
+    """
+    kind, size = _engine_kind(args, engine)
+    needs_ray = engine is not None and bool(getattr(engine.target, "needs_ray", False))
+    nodes = 0 if args.debug_rollout_only else args.actor_num_nodes
+    ranks = nodes * args.actor_num_gpus_per_node
+    if ranks <= 1 and not needs_ray and not args.ray_address:
+        return None, []
+    reason = f"{ranks} training ranks" if ranks > 1 else f"the engine {engine.name!r}" if needs_ray else "--ray-address"  # type: ignore[union-attr]
+    if importlib.util.find_spec("ray") is None:
+        raise ArgumentError(f"This run needs Ray ({reason}), which is not installed: pip install 'slime-core[ray]'")
+    notes, devices = [], 0
+    if kind in ("worker", "servers") and args.colocate and ranks:
+        _require_whole("--actor-num-gpus-per-node", args.actor_num_gpus_per_node, size)
+        if args.rollout_num_gpus not in (None, ranks):
+            notes.append(
+                "--rollout-num-gpus reserves nothing with --colocate: the engine is on the devices that train."
+            )
+    elif kind == "worker":
+        devices = args.rollout_num_gpus or 1
+    elif kind == "servers":
+        devices = args.rollout_num_gpus or (ranks if args.colocate else 0)
+        if not devices:
+            raise ArgumentError(
+                f"The engine {engine.name!r} needs devices: give --rollout-num-gpus N, or --colocate to share those that "  # type: ignore[union-attr]
+                "train."
+            )
+        _require_whole("--rollout-num-gpus", devices, size)
+    return Layout(nodes, args.actor_num_gpus_per_node, kind, devices, args.ray_address or "local", size), notes
+
+
+def _engine_kind(args: RunArguments, engine: Selected[InferenceEngine] | None) -> tuple[Engine, int]:
+    """(what the engine is, the devices of one of its servers); see `slime_core.contracts.engine.HasServers`."""
+    if engine is None:
+        return "none", 1
+    if (says := getattr(engine.target, "devices_per_server", None)) is not None:
+        size = says(args)
+        return ("servers", size) if size else ("elsewhere", 1)
+    return ("servers", 1) if getattr(engine.target, "needs_ray", False) else ("worker", 1)
+
+
+def _require_whole(flag: str, devices: int, size: int) -> None:
+    if devices % size:
+        raise ArgumentError(f"{flag} {devices} cannot be divided into servers of the engine with {size} devices each.")
+
+
+def place(layout: Layout, nodes: Sequence[Resources]) -> Placement:
+    """Choose GPUs or CPUs, and how much of them everybody takes.
+
+    Args:
+        nodes: what each machine of the cluster has, as {"CPU": …, "GPU": …}.
+
+    Raises:
+        ClusterError: the cluster is too small; says what it has and what the run needs.
+    """
+    gpus, cpus = (sum(node.get(name, 0) for node in nodes) for name in ("GPU", "CPU"))
+    apart = layout.engine_devices if layout.engine == "worker" else 0  # devices that the rollout worker takes
+    shared = layout.colocated and layout.engine == "servers"
+    slot_cpus = 1 if gpus or shared else layout.devices_per_server
+    processes = layout.ranks + layout.slots * slot_cpus + (1 if gpus else max(1, apart))
+    share = min(1.0, math.floor(100 * cpus / processes) / 100)
+    notes = []
+    if share < 1:
+        notes.append(f"the cluster has {cpus:g} CPUs for {processes} processes, so each counts as {share:g} of one")
+
+    def takes(part: float, cpus: float = 1) -> Resources:
+        return {"CPU": cpus * share} | ({"GPU": part} if gpus and part else {})
+
+    rank = takes(RANK_SHARE if shared else 1)
+    slot = takes(ENGINE_SHARE if shared else layout.devices_per_server, slot_cpus)
+    worker = takes(apart, 1 if gpus else max(1, apart))
+    # Ranks with a process of the engine beside them: every one that is the first of a server's, or the first of all.
+    beside = range(0, layout.ranks, layout.devices_per_server) if shared else range(int(layout.colocated))
+    # A bundle is one device, so that Ray cannot put two ranks on one.
+    bundles = [takes(1, 2 if number in beside else 1) for number in range(layout.ranks)]
+    width = layout.ranks_per_node
+    placement = Placement(
+        device="GPU" if gpus else "CPU",
+        nodes=[bundles[n * width : (n + 1) * width] for n in range(layout.nodes)],
+        engine=[worker] if apart else [] if shared else [slot] * layout.slots,
+        rank=rank,
+        slot=slot,
+        worker=worker,
+        notes=tuple(notes),
+    )
+    if share <= 0 or not _fits(layout, placement, nodes):
+        raise ClusterError(_too_small(layout, placement.device, nodes))
+    return placement
+
+
+def _fits(layout: Layout, placement: Placement, nodes: Sequence[Resources]) -> bool:
+    """Is there room for every training node's ranks on one machine each, and for the rest anywhere?"""
+    asked = [_sum(bundles) for bundles in placement.nodes] + placement.engine
+    asked += [placement.worker] * (layout.engine != "worker")  # with an engine in it, it is among the others
+    free = [dict(resources) for resources in nodes]
+    for wanted in asked:
+        fitting = [n for n in free if all(n.get(name, 0) + 1e-6 >= amount for name, amount in wanted.items())]
+        if not fitting:
+            return False
+        # The fullest machine that has room, so that room for whole training nodes is kept.
+        chosen = min(fitting, key=lambda n: n.get(placement.device, 0))
+        for name, amount in wanted.items():
+            chosen[name] -= amount
+    return True
+
+
+def _sum(bundles: list[Resources]) -> Resources:
+    return {name: sum(bundle[name] for bundle in bundles) for name in bundles[0]}
+
+
+def _too_small(layout: Layout, device: str, nodes: Sequence[Resources]) -> str:
+    has = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes) or "no machine"
+    train = (
+        f"{_count(layout.ranks, device)} for training ({layout.nodes} × {layout.ranks_per_node} on one machine each)"
+    )
+    engines = (
+        " which the engine shares"
+        if layout.colocated
+        else f" and {_count(layout.engine_devices, device)} for the engine"
+    )
+    return (
+        f"The cluster is too small. The run needs {train}{engines}, and a CPU for each process. The machines of the "
+        f"cluster have: {has}. Start more Ray nodes, or lower --actor-num-nodes, --actor-num-gpus-per-node or "
+        "--rollout-num-gpus; --colocate lets training and engine share devices."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

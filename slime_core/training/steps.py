@@ -1,0 +1,78 @@
+"""`Steps`: how the samples of a rollout are cut into optimizer steps, and what becomes the batch of each. Called by
+`TrainWorker`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.train_backend import TrainBatch
+from slime_core.errors import SampleError
+from slime_core.sample import Sample
+from slime_core.training.batches import make_train_batch
+from slime_core.training.signals import Column
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the arguments say about it.
+
+    Attributes:
+        has_advantages: the run computes advantages (all but SFT), so its samples come from an engine.
+        may_skip: samples whose advantages are all 0 contribute no gradient, and need not be computed.
+        ranks: data-parallel ranks.
+    """
+
+    args: RunArguments
+    has_advantages: bool
+    may_skip: bool
+    ranks: int = 1
+
+    def parts(self, count: int) -> Iterator[slice]:
+        """`count` samples cut into the steps of a rollout, of equal size where that is possible.
+
+        Raises:
+            SampleError: there are fewer samples than steps.
+        """
+        steps = self.args.num_steps_per_rollout
+        if count < steps:
+            raise SampleError(
+                f"The rollout has {count} samples, too few for {steps} optimizer steps (--num-steps-per-rollout)."
+            )
+        return (slice(k * count // steps, (k + 1) * count // steps) for k in range(steps))
+
+    def without_gradient(self, samples: Sequence[Sample], columns: Mapping[str, Column]) -> set[int]:
+        """Samples that cannot contribute a gradient, as far as that is known: all advantages are 0 where they are
+        trained."""
+        if not self.may_skip or "advantages" not in columns:
+            return set()
+        return {
+            index
+            for index, (sample, advantages) in enumerate(zip(samples, columns["advantages"], strict=True))
+            if not any(a for a, trained in zip(advantages, sample.trained_mask, strict=True) if trained)
+        }
+
+    def batch(
+        self, samples: Sequence[Sample], columns: dict[str, Column] | None = None, skipped: set[int] | None = None
+    ) -> TrainBatch:
+        """The batch of one step.
+
+        Args:
+            columns: see `TrainBatch`.
+            skipped: samples that are not computed.
+        """
+        args = self.args
+        return make_train_batch(
+            samples,
+            mean="token" if args.calculate_per_token_loss else "constant" if args.constant_length_loss else "sample",
+            constant=args.rollout_max_response_len,
+            micro_batch_size=args.micro_batch_size,
+            max_tokens=args.max_tokens_per_gpu if args.use_dynamic_batch_size else None,
+            share_prompts=args.share_prompts and self.has_advantages,
+            temperature=args.rollout_temperature if self.has_advantages else 1.0,
+            columns=columns,
+            skipped=skipped or set(),
+            ranks=self.ranks,
+            balance=args.balance_data,
+        )

@@ -1,0 +1,284 @@
+"""`TrainWorker`: what happens to a rollout in training. The loop drives it through a handle.
+
+A rollout of RL passes through three stages: log-probs (and values) under the weights before training, advantages over
+the whole rollout, and then the optimizer steps. What neither the loss nor the estimator reads is not computed. SFT
+skips the first two (`--disable-compute-advantages-and-returns`).
+
+Of several training ranks each has a `TrainWorker`, and all get the same calls with the same arguments; they find each
+other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.engine import Offloads, WeightSender
+from slime_core.contracts.loss import may_skip_zero_advantage, what_reads
+from slime_core.contracts.train_backend import (
+    DataParallel,
+    GivesLogProbs,
+    HasReference,
+    SavesInBackground,
+    TrainBackend,
+)
+from slime_core.errors import ArgumentError, CheckpointError, SampleError
+from slime_core.plugins import Plugins
+from slime_core.sample import Group, Sample, reward_of
+from slime_core.training.components import TrainComponents
+from slime_core.training.profiling import Profiler
+from slime_core.training.signals import Column, advantage_inputs, columns_of
+from slime_core.training.steps import Steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+_COMPUTED = ("old_log_probs", "ref_log_probs", "values")
+
+
+class TrainWorker:
+    """Drives the train backend: the actor and, where something reads them, a reference model and a critic.
+
+    Args:
+        total_rollouts: rollouts in the whole run, which sets the length of the learning-rate schedule.
+    """
+
+    def __init__(
+        self, args: RunArguments, plugins: Plugins, components: TrainComponents, profiler: Profiler, total_rollouts: int
+    ) -> None:
+        self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
+        self._total_steps = total_rollouts * args.num_steps_per_rollout
+        self._reads = what_reads(components.loss, args) | what_reads(components.advantage, args)
+        may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
+        self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
+        self._reference: GivesLogProbs | None = None
+        self._critic: TrainBackend | None = None
+        self._rank = int(os.environ.get("RANK", "0"))
+        self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        self._sender: WeightSender | None = None
+        self._actor = self._new_model(args)
+        self._models = [self._actor]
+
+    def setup(self) -> None:
+        """Load the models."""
+        args, loss = self._args, self._components.loss
+        self._actor.setup(loss, self._total_steps)
+        if isinstance(self._actor, DataParallel):
+            self._steps = replace(self._steps, ranks=self._actor.data_parallel_size)
+        elif self._ranks > 1:
+            raise ArgumentError(
+                f"The {self._components.train_backend.label} trains in one process (it has no data_parallel_size), but the run "
+                f"has {self._ranks} training ranks. Choose another --train-backend, or leave out --actor-num-nodes and "
+                "--actor-num-gpus-per-node."
+            )
+        if "ref_log_probs" in self._reads:
+            if isinstance(self._actor, HasReference):
+                self._reference = self._actor.reference()
+            if self._reference is None:
+                self._reference = reference = self._new_model(args)
+                reference.setup(loss, self._total_steps, role="reference")
+                self._models.append(reference)
+        if self._components.critic_loss is not None:
+            own = {"ref_load": args.critic_load, "lr": args.critic_lr}
+            self._critic = self._new_model(
+                args.model_copy(update={name: value for name, value in own.items() if value is not None})
+            )
+            self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
+            self._models.append(self._critic)
+
+    def _new_model(self, args: RunArguments) -> TrainBackend:
+        return self._components.train_backend.bind(components=self._components)(args)
+
+    def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
+        """All optimizer steps of one rollout; the metrics are means over the steps, counts are sums."""
+        self._profiler.step(rollout_id)
+        samples = [sample for group in groups for sample in group]
+        parts = list(self._steps.parts(len(samples)))
+        columns: dict[str, Column] = {}
+        timings: dict[str, float] = {}
+        if self._components.advantage is not None:
+            columns, timings = self._signals(rollout_id, groups, samples, parts)
+        collected: list[dict[str, float]] = []
+        for number, part in enumerate(parts):
+            own = {name: values[part] for name, values in columns.items()}
+            if number == 0 and not self._args.use_rollout_logprobs:
+                own.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
+            collected.append(self._step(rollout_id, number, samples[part], own))
+        names = dict.fromkeys(name for metrics in collected for name in metrics)
+        return {
+            **timings,
+            **{name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names},
+        }
+
+    def evaluate(self, groups: list[Group]) -> dict[str, float]:
+        """Loss per evaluation set, as {"SET/loss": …}."""
+        by_set: dict[str, list[Sample]] = {}
+        for group in groups:
+            for sample in group:
+                by_set.setdefault(sample.metadata["dataset"], []).append(sample)
+        return {
+            f"{name}/{metric}": value
+            for name, samples in by_set.items()
+            for metric, value in self._actor.evaluate(self._steps.batch(samples)).items()
+        }
+
+    def weights(self) -> list[tuple[str, Tensor]] | None:
+        """All weights under their Hugging Face names: views, not copies, of one rank; of several on the CPU.
+
+        The first rank has them; the others take part in gathering them and return None.
+        """
+        if self._rank > 0:
+            self._gather()
+            return None
+        return [(name, tensor.cpu() if self._ranks > 1 else tensor) for name, tensor in self._actor.weights()]
+
+    def set_weight_sender(self, sender: WeightSender) -> None:
+        """Take over what hands the weights to the engine from here; see `send_weights`."""
+        self._sender = sender
+
+    def send_weights(self, version: int) -> None:
+        """Let the engine's own sender hand it the weights. It runs in the first rank; the others take part in gathering."""
+        if self._rank > 0:
+            self._gather()
+        elif self._sender is not None:
+            self._sender.send(self._actor.weights(), version)
+
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that can returns
+        as soon as it has a copy; see `saved`."""
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"Training rank {self._rank} does not see {folder}. --save must be on storage that all machines share."
+            )
+        self._actor.save_state(folder)
+        if self._critic is not None:
+            (folder / "critic").mkdir(exist_ok=True)
+            self._critic.save_state(folder / "critic")
+
+    def saved(self, wait: bool) -> bool:
+        """Is all that `save_state` was asked for on disk? With `wait`, return when it is. Raises what went wrong."""
+        answers = [model.saved(wait) for model in self._models if isinstance(model, SavesInBackground)]
+        return all(answers)  # all are asked, in every rank
+
+    def load(self, folder: Path) -> None:
+        """Restore the models from a checkpoint whose files have been verified."""
+        self._actor.load_state(folder / "trainer")
+        if self._critic is not None:
+            self._critic.load_state(folder / "trainer" / "critic")
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face checkpoint."""
+        self._actor.export_hf(folder)
+
+    def offload(self) -> None:
+        """Let all models give back the device's memory until `onload`."""
+        for model in self._models:
+            if isinstance(model, Offloads):
+                model.offload()
+
+    def onload(self) -> None:
+        """Take it again."""
+        for model in self._models:
+            if isinstance(model, Offloads):
+                model.onload()
+
+    def finish(self) -> None:
+        """Finish the profile, if one is being written."""
+        self._profiler.close()
+
+    def close(self) -> None:
+        """Give back what the weight sender and the models hold."""
+        with ExitStack() as stack:  # each of these, also if the one before fails
+            for model in self._models:
+                stack.callback(model.close)
+            if self._sender is not None:
+                stack.callback(self._sender.close)
+
+    # --------------------------------------------------------------------------------------------------- the stages
+
+    def _signals(
+        self, rollout_id: int, groups: list[Group], samples: list[Sample], parts: list[slice]
+    ) -> tuple[dict[str, Column], dict[str, float]]:
+        """The per-token columns of all samples of a rollout, and how long they took."""
+        args, estimator = self._args, self._components.advantage
+        if estimator is None:
+            return {}, {}
+        self._plugins.notify("slime_before_log_probs", args=args, rollout_id=rollout_id)
+        first = what_reads(estimator, args)
+        columns: dict[str, Column] = {}
+        if all(sample.rollout_log_probs for sample in samples if sample.response_length):
+            columns["rollout_log_probs"] = [sample.rollout_log_probs or [] for sample in samples]
+        started = time.perf_counter()
+        for name in sorted(first & set(_COMPUTED)):
+            self._compute(name, columns, samples, parts)
+        rewards, final = self._rewards(samples)
+        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns)), samples)
+        # What the estimator did not need can leave out the samples that have no gradient.
+        for name in sorted((self._reads & set(_COMPUTED)) - first):
+            self._compute(name, columns, samples, parts)
+        return columns, {"perf/signals_time": time.perf_counter() - started}
+
+    def _compute(self, name: str, columns: dict[str, Column], samples: list[Sample], parts: list[slice]) -> None:
+        """Add the column of log-probs or values called `name`. Its batches are those of the training steps, so that the
+        same weights give the same numbers, bit for bit."""
+        if name == "old_log_probs" and self._args.use_rollout_logprobs:
+            if "rollout_log_probs" not in columns:
+                raise SampleError(
+                    "--use-rollout-logprobs needs rollout_log_probs in every sample; the rollout set none."
+                )
+            columns[name] = columns["rollout_log_probs"]
+            return
+        if name == "old_log_probs" and len(parts) == 1 and "advantages" in columns:
+            return  # the only step finds them itself
+        found: list[Sequence[float]] = []
+        for part in parts:
+            own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
+            batch = self._steps.batch(samples[part], skipped=self._steps.without_gradient(samples[part], own))
+            if name == "values" and self._critic is not None:
+                found += self._critic.values(batch)
+            elif name == "ref_log_probs" and self._reference is not None:
+                found += self._reference.log_probs(batch)
+            elif name == "old_log_probs":
+                found += self._actor.log_probs(batch)
+        columns["old_values" if name == "values" else name] = found
+
+    def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
+        """The rewards to train with, and whether they are not to be normalised again."""
+        if self._components.reward_post_process is None:
+            return [reward_of(sample, self._args.reward_key) for sample in samples], False
+        return list(self._components.reward_post_process(self._args, samples)[1]), True
+
+    def _step(
+        self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]
+    ) -> dict[str, float]:
+        args = self._args
+        step = rollout_id * args.num_steps_per_rollout + number
+        self._plugins.notify("slime_before_train_step", args=args, rollout_id=rollout_id, step=step)
+        metrics: dict[str, float] = {}
+        if self._critic is not None:
+            found = self._critic.train_step(self._steps.batch(samples, columns))
+            metrics |= {f"critic/{name}": value for name, value in found.items() if not name.startswith("num_")}
+        if rollout_id >= args.num_critic_only_steps or self._critic is None:
+            skipped = self._steps.without_gradient(samples, columns)
+            batch = self._steps.batch(samples, columns, skipped)
+            metrics |= self._actor.train_step(batch)
+            if skipped:
+                metrics["num_skipped_samples"] = len(skipped)
+            metrics |= {"num_tokens": batch.num_tokens, "num_trained_tokens": batch.num_trained_tokens}
+        self._plugins.notify("slime_train_step_finished", args=args, rollout_id=rollout_id, step=step, metrics=metrics)
+        return metrics
+
+    def _gather(self) -> None:
+        for _ in self._actor.weights():
+            pass
+
+
+def _over_steps(name: str, values: list[float]) -> float:
+    return sum(values) / (1 if name.startswith("num_") else len(values))
