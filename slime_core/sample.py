@@ -82,7 +82,7 @@ class Sample:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sample:
-        """The inverse of `to_dict`. Unknown keys are an error: they would be lost in silence."""
+        """Make a sample from what `to_dict` returned. Unknown keys are an error: they would be lost in silence."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise SampleError(f"A stored sample has fields that Sample does not know: {', '.join(unknown)}.")
@@ -115,6 +115,40 @@ class RolloutOutput:
     def samples(self) -> list[Sample]:
         """All samples, group after group."""
         return [sample for group in self.groups for sample in group]
+
+
+def number_groups(groups: Sequence[Group]) -> None:
+    """Give every sample of a rollout the number of its group in `group_index`, in place.
+
+    A group has one identity: a number that its samples have is kept, and a group without any gets the next one that is free.
+
+    Raises:
+        SampleError: the samples of one group have different numbers, or two groups have the same; names them.
+    """
+    numbers: dict[int, Sample] = {}
+    without: list[Group] = []
+    for group in groups:
+        own = {sample.group_index: sample for sample in group if sample.group_index is not None}
+        if len(own) > 1:
+            first, second, *_ = own.values()
+            raise SampleError(
+                f"The rollout returned a group whose samples disagree: {first.name} has the group_index {first.group_index}, "
+                f"{second.name} has {second.group_index}; all samples of a group share one."
+            )
+        for number, sample in own.items():
+            if number in numbers:
+                raise SampleError(
+                    f"The rollout returned two groups with the group_index {number}, those of {numbers[number].name} and of "
+                    f"{sample.name}; every group of a rollout has a number of its own."
+                )
+            numbers[number] = sample
+            for other in group:
+                other.group_index = number
+        if not own:
+            without.append(group)
+    for number, group in enumerate(without, start=max(numbers, default=-1) + 1):
+        for sample in group:
+            sample.group_index = number
 
 
 def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None:

@@ -5,6 +5,7 @@ namespace.py     all options of core and plugins as one flat namespace
 readers.py       which options the components of a run read
 command_line.py  the flags
 recipe.py        recipe files
+derived.py       options that are known once the arguments are resolved
 resolve.py       merges the sources, derives the rest
 
 How one option is declared, by the core and by plugins, is in `slime_core.contracts.options`.

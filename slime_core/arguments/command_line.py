@@ -31,7 +31,7 @@ def run_parser(namespace: Namespace, prog: str, description: str = "") -> argpar
 def split_recipe(
     namespace: Namespace, argv: list[str], prog: str, description: str = ""
 ) -> tuple[str | None, list[str]]:
-    """(recipe path or None, the flags). Prints the help and exits when asked to."""
+    """Split a command line into (path of the recipe or None, flags). Prints the help and exits when asked to."""
     if {"-h", "--help"} & set(argv):
         run_parser(namespace, prog, description).print_help()
         raise SystemExit(0)
@@ -39,7 +39,8 @@ def split_recipe(
 
 
 def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
-    """{option name: raw value} of what was given, last one wins. Types are checked later, with all other sources."""
+    """Read the flags into {option name: raw value}; the last one of a name wins. Types are checked later, with all other
+    sources."""
     flags = [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--")]
     namespace.admit(name.removeprefix("no_") for name in flags)
     parser = run_parser(namespace, "slime train")

@@ -39,7 +39,8 @@ class Option:
 
     def _meta(self, key: str) -> Any:
         extra = self.field.json_schema_extra
-        return extra["slime"].get(key) if isinstance(extra, dict) and "slime" in extra else None  # type: ignore[index,union-attr,call-overload]
+        declared = extra.get("slime") if isinstance(extra, dict) else None
+        return declared.get(key) if isinstance(declared, dict) else None
 
     @property
     def flag(self) -> str:
@@ -117,7 +118,9 @@ class Namespace:
         self.model = self._make_model()
 
     def _make_model(self) -> type[RunArguments]:
-        return create_model("Arguments", __base__=(RunArguments, *self._plugin_groups))
+        groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups)
+        model: type[RunArguments] = create_model("Arguments", __base__=groups)
+        return model
 
     def admit(self, names: Iterable[str]) -> None:
         """Declare those of these names that are no options yet and belong to a family.

@@ -7,7 +7,7 @@ see `slime_core.contracts.options.reads_options`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def options_read(declared: Sequence[str], model: type[BaseModel]) -> dict[str, str]:
-    """{option: the condition under which it is read, "" for always}, groups taken apart.
+    """Take the groups in a declaration apart, and return {option: the condition under which it is read, "" for always}.
 
     Args:
         declared: what one component declares.
@@ -43,14 +43,18 @@ def unknown_names(declared: Sequence[str], model: type[BaseModel]) -> list[str]:
 
 
 def unmet(args: BaseModel, conditions: Sequence[str]) -> str:
-    """In words, that none of these conditions holds: names of options, or "!name"; "" if one does, as "" itself."""
+    """Say in words that none of these conditions holds, such as "without --use-tis"; "" if one of them does.
+
+    Args:
+        conditions: names of options that must be set, or "!name" for one that must not; "" always holds.
+    """
     if any(not c or bool(getattr(args, c.lstrip("!"), False)) != c.startswith("!") for c in conditions):
         return ""
     names = " or ".join("--" + condition.lstrip("!").replace("_", "-") for condition in dict.fromkeys(conditions))
     return f"{'with' if conditions[0].startswith('!') else 'without'} {names}"
 
 
-def is_read(name: str, selected: Iterable[Selected], args: BaseModel) -> bool:
+def is_read(name: str, selected: Iterable[Selected[Any]], args: BaseModel) -> bool:
     """Whether one of these components declares that it reads the option, under a condition that holds or none."""
     return any(
         name in read and not unmet(args, [read[name]])
@@ -59,7 +63,7 @@ def is_read(name: str, selected: Iterable[Selected], args: BaseModel) -> bool:
     )
 
 
-def without_effect(resolved: Resolved, selected: Sequence[Selected], plugins: Plugins) -> list[str]:
+def without_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugins: Plugins) -> list[str]:
     """One sentence for every option that somebody set and that nothing in this run reads.
 
     An option that no installed component declares may be read by anything, such as an observer.
@@ -98,7 +102,7 @@ class _Readers:
         core = ["the core"] if self._options[name].read_by_core is not False else []
         return core + [f"the {kind} {own!r}" for kind, own, read in self._installed if name in read]
 
-    def conditions(self, option: Option, selected: Sequence[Selected]) -> Iterator[str]:
+    def conditions(self, option: Option, selected: Sequence[Selected[Any]]) -> Iterator[str]:
         """Under which condition the core and each of the chosen components read the option."""
         if option.read_by_core is not False:
             yield option.read_by_core if isinstance(option.read_by_core, str) else ""

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_core.arguments.command_line import parse_command_line
+from slime_core.arguments.derived import derived
 from slime_core.arguments.groups import RunArguments
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
@@ -113,14 +114,11 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
             f"--num-steps-per-rollout {steps} and --global-batch-size {args.global_batch_size} contradict each other: "
             f"{steps} × {args.global_batch_size} is not {per_rollout_text}. Leave one of them out."
         )
-    resolved = (
-        resolved.updated(
-            "samples per rollout / --global-batch-size",
-            num_steps_per_rollout=per_rollout // resolved.args.global_batch_size,
+    if steps is None:
+        batch = derived(resolved.args.global_batch_size)
+        resolved = resolved.updated(
+            "samples per rollout / --global-batch-size", num_steps_per_rollout=per_rollout // batch
         )
-        if steps is None
-        else resolved
-    )
     if args.use_dynamic_batch_size and args.max_tokens_per_gpu is None:
         raise ArgumentError("--use-dynamic-batch-size needs --max-tokens-per-gpu, the token budget of a micro-batch.")
     if args.num_rollout is None and args.num_epoch is None:
@@ -169,13 +167,14 @@ def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
     args = resolved.args
     if args.num_rollout is not None:
         return resolved
-    rollouts = args.num_epoch * prompts // args.rollout_batch_size
+    epochs = derived(args.num_epoch)
+    rollouts = epochs * prompts // args.rollout_batch_size
     if rollouts == 0:
         raise ArgumentError(
-            f"--num-epoch {args.num_epoch} of {prompts} prompts is less than one rollout of --rollout-batch-size "
-            f"{args.rollout_batch_size}. Lower --rollout-batch-size to at most {args.num_epoch * prompts}."
+            f"--num-epoch {epochs} of {prompts} prompts is less than one rollout of --rollout-batch-size "
+            f"{args.rollout_batch_size}. Lower --rollout-batch-size to at most {epochs * prompts}."
         )
-    why = f"--num-epoch {args.num_epoch} × {prompts} prompts // --rollout-batch-size {args.rollout_batch_size}"
+    why = f"--num-epoch {epochs} × {prompts} prompts // --rollout-batch-size {args.rollout_batch_size}"
     return resolved.updated(why, num_rollout=rollouts)
 
 
@@ -185,7 +184,7 @@ def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str,
 
 def _readable(error: Any, namespace: Namespace, provenance: dict[str, str]) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     if name not in namespace.options:
         return message
     option = namespace.options[name]

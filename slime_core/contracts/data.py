@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slime_core.sample import Group
 
 BufferPop = Callable[..., "list[Group]"]
-"""See `buffer_pop`."""
+"""The type of functions that keep the contract `buffer_pop`."""
 
 
 def convert(row: dict[str, Any]) -> dict[str, Any]:
@@ -45,15 +45,15 @@ class DataSource(Protocol):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here, buffer included; plain JSON data."""
+        """Everything that is needed to go on from here, the buffer included, as plain JSON data."""
         raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Go on from what `state_dict` returned."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """Prompts in one epoch; `slime_core.data.UNKNOWN_LENGTH` where nobody can know, which makes `--num-rollout`
+        """The number of prompts in one epoch; `slime_core.data.UNKNOWN_LENGTH` where nobody can know, which makes `--num-rollout`
         necessary."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class HasMetrics(Protocol):
     """A data source that says something about its data sets."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers so far, logged with every rollout as `rollout/NAME`."""
+        """Numbers about the data sets so far; they are logged with every rollout as `rollout/NAME`."""
         raise NotImplementedError
 
 

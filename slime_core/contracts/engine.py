@@ -42,11 +42,11 @@ class Generates(Protocol):
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
     ) -> Generation:
-        """See `InferenceEngine.generate`."""
+        """Generate one response, as `InferenceEngine.generate` does."""
         raise NotImplementedError
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
-        """See `InferenceEngine.abort`."""
+        """End requests, as `InferenceEngine.abort` does."""
         raise NotImplementedError
 
 
@@ -60,7 +60,7 @@ class InferenceEngine(Protocol):
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
     ) -> Generation:
-        """One response.
+        """Generate one response.
 
         Args:
             input_ids: the prompt, and after it what an aborted call has generated already, if it is to go on.
@@ -97,7 +97,7 @@ class WeightSender(Protocol):
         other ranks take part in gathering what it gives. Returns when the weights are in use."""
 
     def close(self) -> None:
-        """The run is over. Called in every rank."""
+        """Give back what the sender holds, as the run is over. Called in every rank."""
 
 
 @runtime_checkable
@@ -113,7 +113,7 @@ class SendsWeights(Protocol):
 
 @runtime_checkable
 class Holds(Protocol):
-    """An engine that can wait."""
+    """An engine that can pause between two steps."""
 
     def hold(self) -> AbstractContextManager[None]:
         """A context in which no step is made, so that what is decided meanwhile does not depend on the clock."""
@@ -125,7 +125,7 @@ class TakesMetrics(Protocol):
     """An engine that counts what it does."""
 
     def take_metrics(self) -> dict[str, float]:
-        """What happened since the last time; logged with the rollout."""
+        """Numbers about what happened since the last time; they are logged with the rollout."""
         raise NotImplementedError
 
 
@@ -155,7 +155,7 @@ class HasServers(Protocol):
 
     @staticmethod
     def devices_per_server(args: RunArguments) -> int:
-        """Devices of one server, all on one machine; 0: the servers run elsewhere and need none here."""
+        """How many devices one server takes, all on one machine; 0 if the servers run elsewhere and need none here."""
         raise NotImplementedError
 
 

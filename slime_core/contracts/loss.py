@@ -123,7 +123,7 @@ def needs_gradient_at_zero_advantage(when: Callable[[Any], bool]) -> Callable[[A
     return mark
 
 
-def what_reads(component: Any, args: Any) -> frozenset[str]:
+def what_reads(component: Any, args: RunArguments) -> frozenset[str]:
     """What `reads` declared for a loss or estimator, which may be wrapped in a `Selected`.
 
     Raises:
@@ -137,7 +137,7 @@ def what_reads(component: Any, args: Any) -> frozenset[str]:
     return names
 
 
-def may_skip_zero_advantage(component: Any, args: Any) -> bool:
+def may_skip_zero_advantage(component: Any, args: RunArguments) -> bool:
     """Whether samples whose advantages are all 0 cannot contribute a gradient to this loss."""
     when = getattr(getattr(component, "target", component), "slime_needs_zero_advantage", None)
     return when is not None and not when(args)

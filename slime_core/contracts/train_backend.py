@@ -27,7 +27,7 @@ Role = Literal["actor", "critic", "reference"]
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One optimizer step's data.
+    """The data of one optimizer step over the global batch.
 
     Attributes:
         samples: the samples of the global batch.
@@ -60,12 +60,12 @@ class TrainBatch:
 
     @property
     def num_tokens(self) -> int:
-        """All tokens, prompt and response, of the global batch."""
+        """The number of all tokens, prompt and response, of the global batch."""
         return sum(len(sample.tokens) for sample in self.samples)
 
     @property
     def num_trained_tokens(self) -> int:
-        """Tokens with a loss."""
+        """The number of tokens that are trained."""
         return sum(sum(sample.trained_mask) for sample in self.samples)
 
 
@@ -182,7 +182,7 @@ class GivesLogProbs(Protocol):
     """What a reference model must be able to do."""
 
     def log_probs(self, batch: TrainBatch) -> list[list[float]]:
-        """See `TrainBackend.log_probs`."""
+        """Log-probs of the response tokens, as `TrainBackend.log_probs` returns them."""
         raise NotImplementedError
 
 

@@ -98,7 +98,7 @@ class Caller:
             took, the component itself counts: see `Plugins.take_timings`.
     """
 
-    selected: Selected
+    selected: Selected[Any]
     policy: FailurePolicy
     calls: int = 0
     failures: int = 0
@@ -131,13 +131,13 @@ class Caller:
         return DROPPED
 
     def metrics(self) -> dict[str, float]:
-        """Failed attempts, those of them that took too long, and what was given up on, as `hooks/KIND/…`."""
+        """How many attempts failed, how many of those took too long, and how many items were given up on, as `hooks/KIND/…`."""
         counts = {"failures": self.failures, "timeouts": self.timeouts, "dropped": self.dropped}
         return {f"hooks/{self.selected.kind}/{name}": float(count) for name, count in counts.items()}
 
     @contextmanager
     def _attempt(self, attempt: int, item: str) -> Iterator[None]:
-        """Around attempt number `attempt`, counted from 0: forgives a failure unless the policy ends the run with it."""
+        """Run an attempt, counted from 0, in this context: a failure is forgiven unless the policy ends the run with it."""
         try:
             yield
             self._in_a_row = 0
@@ -152,11 +152,11 @@ class Caller:
                 self._give_up(error, item)
 
     def _pause(self, attempt: int) -> float:
-        """Seconds before the next attempt, if there is one."""
+        """How many seconds to wait before the next attempt; 0 after the last one."""
         return self.policy.backoff * 2**attempt if attempt < self.policy.retries else 0.0
 
     def _give_up(self, error: Exception, item: str) -> None:
-        """Drop the item, or raise."""
+        """Give up on the item after the last attempt: drop it or raise, as the policy says."""
         attempts = f" after {self.policy.retries + 1} attempts" if self.policy.retries else ""
         failed = f"{self._name(item)} failed{attempts}"
         another = f"choose another with {self.selected.option}"

@@ -9,19 +9,9 @@ from typing import Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-ENTRY_POINT_GROUP = "slime"
+from slime_core.plugins.catalogue import FIRST_PARTY
 
-FIRST_PARTY = (
-    "slime-core",
-    "slime-engine-local",
-    "slime-engine-sglang",
-    "slime-losses",
-    "slime-rewards",
-    "slime-rollout-sft",
-    "slime-rollout-sglang",
-    "slime-torch",
-    "slime-trackers",
-)
+ENTRY_POINT_GROUP = "slime"
 
 
 @dataclass(frozen=True)

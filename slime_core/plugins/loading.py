@@ -19,7 +19,7 @@ Hooks = dict[str, pluggy.HookImpl]
 
 
 def load(info: PluginInfo, switches: Switches) -> Hooks:
-    """The hooks of a plugin. Its status is "loaded" after the call, or there are none."""
+    """Import a plugin and return the hooks that it implements; none if it is switched off or broken, as its status then says."""
     if verdict := switches.verdict(info):
         info.status, info.reason = "disabled", verdict
         return {}

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
+from slime_core.plugins.catalogue import where_to_get
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.import_path import looked_in, resolve
 from slime_core.plugins.loading import Hooks, load, set_aside
@@ -85,7 +86,7 @@ class Plugins:
     # ------------------------------------------------------------------------------------------------- providers
 
     def provide(self, hook: str) -> Iterator[tuple[PluginInfo, Any]]:
-        """(plugin, what its implementation of the provider `hook` returned). One that raises is marked broken."""
+        """Yield (plugin, what its implementation of the provider `hook` returned). A plugin that raises is marked broken."""
         for info, hooks in self._loaded:
             if hook not in hooks:
                 continue
@@ -134,7 +135,7 @@ class Plugins:
             )
         return found[0] if found else None
 
-    def select(self, kind: str, name: str, option: str | None = None) -> Selected:
+    def select(self, kind: str, name: str, option: str | None = None) -> Selected[Any]:
         """Import the component called `name` and check it against its contract.
 
         Args:
@@ -163,7 +164,9 @@ class Plugins:
                 why = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}."
                 advice = "Repair or reinstall it."
                 if provided is None:
-                    advice = looked_in(error) + self._unknown(kind, name, option)
+                    advice = self._unknown(kind, name, option)
+                    if not self.where_to_get(kind, name):
+                        advice = looked_in(error) + advice
                 raise PluginError(
                     f"The {kind} {name!r} of {origin}, chosen by {option}, cannot be imported: {why} {advice}"
                 ) from error
@@ -192,9 +195,15 @@ class Plugins:
             if infos := [info for info in self.infos if info.status == status]:
                 aside += f" Plugins that {words}: {'; '.join(f'{i.label}: {i.reason}' for i in infos)}."
         return (
-            f"There is no {kind} named {name!r} for {option}.{did_you_mean(name, known)} "
+            f"There is no {kind} named {name!r} for {option}."
+            f"{self.where_to_get(kind, name) or did_you_mean(name, known)} "
             f"Installed: {', '.join(known) or 'none'}; or give an import path such as my_package.my_module.my_{kind}.{aside}"
         )
+
+    def where_to_get(self, kind: str, name: str) -> str:
+        """A sentence, with a space in front, on which of slime's own distributions to install for a component, command or
+        option (kind "option") that is not here; "" where that would not help."""
+        return where_to_get(kind, name, {str(canonicalize_name(info.distribution)) for info in self.infos})
 
     def take_timings(self) -> dict[str, float]:
         """Metrics `perf/hooks/KIND/seconds` and `…/calls` of everything that was called since the last time, observers
@@ -204,15 +213,15 @@ class Plugins:
     # ------------------------------------------------------------------------------------------------- observers
 
     def observers(self, hook: str) -> Iterator[tuple[PluginInfo, Callable[..., None]]]:
-        """(plugin, its implementation of the observer `hook`), in order of plugin name, those marked `tryfirst` before and
+        """Yield (plugin, its implementation of the observer `hook`), in order of plugin name, those marked `tryfirst` before and
         those marked `trylast` after the others. The implementation may be called with everything that the hook's
         specification names; it is given what it asks for."""
         told = [(info, hooks[hook]) for info, hooks in self._loaded if hook in hooks]
         for info, own in sorted(told, key=lambda pair: pair[1].trylast - pair[1].tryfirst):
             if info.status == "loaded":
-                implementation: Callable[..., None] = own.function
+                implementation: Callable[..., object] = own.function
 
-                def call(implementation: Callable[..., None] = implementation, **arguments: Any) -> None:
+                def call(implementation: Callable[..., object] = implementation, **arguments: Any) -> None:
                     started = time.perf_counter()
                     try:
                         implementation(**{n: arguments[n] for n in accepted_extras(implementation, tuple(arguments))})
@@ -266,7 +275,7 @@ def fingerprint_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) 
 
 
 def contract_problems(kind: str, component: Any) -> list[str]:
-    """In what `component` differs from the contract of its kind; empty when it fits."""
+    """Everything in which `component` differs from the contract of its kind, as sentences; empty when it fits."""
     row = KINDS[kind]
     found = problems(component, row.contract, row.extras) + ability_problems(component, row.abilities)
     if found and row.alternative is not None and not problems(component, row.alternative, row.extras):

@@ -33,7 +33,7 @@ class Timings:
             self._calls[name] += 1
 
     def take(self) -> dict[str, float]:
-        """What was added since the last time, as metrics."""
+        """Return what was added since the last time, as metrics, and start again from 0."""
         with self._lock:
             seconds, self._seconds = self._seconds, Counter()
             calls, self._calls = self._calls, Counter()
@@ -101,10 +101,12 @@ class Selected(Generic[Result]):
         try:
             result = self.target(*args, **self.bound, **kwargs)
             if not inspect.iscoroutine(result):
-                return self._with_signed_methods(self._checked(result, args))
+                made: Result = self._with_signed_methods(self._checked(result, args))
+                return made
             is_async = inspect.iscoroutinefunction(KINDS[self.kind].contract)
             if is_async:
-                return self._awaited(result, args, started)
+                awaited: Any = self._awaited(result, args, started)
+                return awaited  # type: ignore[no-any-return]  # of an async component, `Result` is an awaitable
             result.close()
             raise PluginError("It returned a coroutine; it is async, expected a plain function.")
         except Exception as error:
@@ -176,7 +178,7 @@ class Selected(Generic[Result]):
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """How messages name this component."""
         return f"{self.kind} {self.name!r} of {self.origin}"
 
     def bind(self, **extras: Any) -> Selected[Result]:

@@ -44,7 +44,7 @@ def problems(component: Any, contract: Callable[..., Any], extras: tuple[str, ..
 
 
 def ability_problems(component: Any, abilities: tuple[type, ...]) -> list[str]:
-    """In what the members that a class has of further abilities differ from these."""
+    """Everything in which a class's members differ from the abilities whose names they have, as sentences."""
     if not inspect.isclass(component):
         return []
     return [

@@ -53,12 +53,12 @@ class RolloutComponents:
         return "background" in _parameters(self.rollout)
 
     def open_data(self, args: RunArguments) -> DataSource:
-        """The data source, at its beginning."""
+        """Make the data source, which is at its beginning then."""
         return self.data_source.bind(buffer_pop=self.buffer_pop)(args)
 
 
 def choose_rollout_components(args: RunArguments, plugins: Plugins) -> RolloutComponents:
-    """All but the engine, which is imported last, as that may take seconds; see `with_engine`.
+    """Select what a rollout calls, but for the engine, whose import may take seconds; see `with_engine`.
 
     Raises:
         PluginError: a component is missing, or does not fit.
@@ -80,15 +80,18 @@ def choose_rollout_components(args: RunArguments, plugins: Plugins) -> RolloutCo
 
 
 def with_engine(components: RolloutComponents, args: RunArguments, plugins: Plugins) -> RolloutComponents:
-    """The components with the inference engine, if the run starts one."""
+    """Select the inference engine too, if the run starts one."""
     if not args.rollout_engine or args.debug_train_only:
         return components
     return replace(components, engine=plugins.select("engine", args.rollout_engine))
 
 
 def choose_further(args: RunArguments, plugins: Plugins, readers: Sequence[Selected[Any]]) -> dict[str, Selected[Any]]:
-    """Components of the kinds that the core does not call itself, by kind: those whose option one of `readers` declares to
-    read. For a reader that declares nothing, those that somebody asked for."""
+    """Select components of the kinds that the core does not call itself, and return them by kind.
+
+    Those are selected whose option one of `readers` declares to read and, if a reader declares nothing, those that somebody
+    asked for.
+    """
     silent = any(reader.reads_options is None for reader in readers)
     fields = type(args).model_fields
     found: dict[str, Selected[Any]] = {}

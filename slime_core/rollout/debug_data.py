@@ -11,7 +11,7 @@ from slime_core.sample import Group, RolloutOutput, Sample
 
 
 def write_debug_data(path: Path, output: RolloutOutput) -> None:
-    """One line per sample, `group` being the number of its group in the rollout, after a line of metrics."""
+    """Write a line of metrics, and then one line per sample; `group` is the number of its group in the rollout."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = [{"metrics": output.metrics}]
     lines += [{"group": g, **sample.to_dict()} for g, group in enumerate(output.groups) for sample in group]
@@ -19,7 +19,7 @@ def write_debug_data(path: Path, output: RolloutOutput) -> None:
 
 
 def read_debug_data(path: Path) -> RolloutOutput:
-    """The inverse of `write_debug_data`.
+    """Read a rollout that `write_debug_data` wrote.
 
     Raises:
         DataError: there is no such file, or it holds something else.

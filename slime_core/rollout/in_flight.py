@@ -12,13 +12,14 @@ _IN_FLIGHT = "in_flight"
 
 
 def state_with(source: DataSource, in_flight: list[Group]) -> dict[str, Any]:
-    """The source's state with these groups, as plain JSON data."""
+    """The state of the data source together with groups that were taken from it, as plain JSON data."""
     groups = [[sample.to_dict() for sample in group] for group in in_flight]
     return {**source.state_dict(), _IN_FLIGHT: groups}
 
 
 def load_state(source: DataSource, state: dict[str, Any]) -> None:
-    """Let a data source go on from such a state, or from one of its own: what was in flight is in its buffer then."""
+    """Restore a data source from what `state_with` or its own `state_dict` returned. Groups that were in flight are put into
+    its buffer."""
     own = dict(state)
     in_flight = own.pop(_IN_FLIGHT, [])
     source.load_state_dict(own)

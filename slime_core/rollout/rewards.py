@@ -24,7 +24,7 @@ from slime_core.sample import Sample, reward_of
 
 
 def reward_caller(args: RunArguments, selected: Selected[Any]) -> Caller:
-    """A selected reward under its failure policy.
+    """Return the caller that applies the failure policy of rewards to a selected reward.
 
     One that was selected as `boxed_NAME` is the reward NAME, given what the last `\\boxed{…}` of a response holds in place
     of the response (nothing, if there is no box that is closed).
@@ -47,7 +47,8 @@ async def score(caller: Caller, args: RunArguments, samples: Sequence[Sample]) -
     """
     if scores_groups(caller):
         names = ", ".join(sample.name for sample in samples)
-        return await caller.call_async(args, list(samples), item=names)
+        scores: list[Any] | Dropped = await caller.call_async(args, list(samples), item=names)
+        return scores
     rewards = await asyncio.gather(*(caller.call_async(args, sample, item=sample.name) for sample in samples))
     return DROPPED if any(reward is DROPPED for reward in rewards) else rewards
 

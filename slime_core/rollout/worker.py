@@ -18,7 +18,7 @@ from slime_core.errors import PluginError, SampleError
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
-from slime_core.sample import Group, RolloutOutput, Sample, check_rollout
+from slime_core.sample import Group, RolloutOutput, Sample, check_rollout, number_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class RolloutResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, for a checkpoint that is written while this rollout waits to be trained."""
+        """This result as plain JSON data, for a checkpoint that is written while the rollout waits to be trained."""
         groups = [[sample.to_dict() for sample in group] for group in self.output.groups]
         return {
             "groups": groups,
@@ -45,7 +45,7 @@ class RolloutResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RolloutResult:
-        """The inverse of `to_dict`."""
+        """Make a result from what `to_dict` returned."""
         groups = [[Sample.from_dict(sample) for sample in group] for group in data["groups"]]
         return cls(RolloutOutput(groups, data["metrics"]), data["data_state"], data["seconds"])
 
@@ -122,7 +122,7 @@ class RolloutWorker:
             self._engine.offload()
 
     def onload(self) -> None:
-        """Take it again."""
+        """Let the engine take the device's memory again."""
         if isinstance(self._engine, Offloads):
             self._engine.onload()
 
@@ -151,6 +151,8 @@ def _require_dataset(output: RolloutOutput, rollout: Selected[RolloutOutput]) ->
 def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> None:
     try:
         check_rollout(groups, need_reward)
+        if need_reward:  # it is trained on
+            number_groups(groups)
     except SampleError as error:
         error.add_note(f"returned by the {rollout.label}")
         raise

@@ -26,7 +26,7 @@ from slime_core.training.worker import TrainWorker
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The driver's side of a worker.
+    """Everything that the driver tells a worker process about the run.
 
     Attributes:
         arguments: the resolved arguments.
@@ -45,14 +45,14 @@ class Blueprint:
 
     @classmethod
     def of(cls, plan: Plan, run_dir: Path) -> Blueprint:
-        """From the driver's plan."""
+        """The blueprint of a planned run."""
         path = tuple(os.path.abspath(entry) for entry in sys.path)
         plugins = plan.plugins
         arguments = plan.args.model_dump()
         return cls(arguments, plugins.switches, plugins.fingerprint(), run_dir, os.getcwd(), path)
 
     def rebuild(self) -> tuple[RunArguments, Plugins]:
-        """(the arguments, the plugins of this process).
+        """Make the arguments and load the plugins in this process, and return (arguments, plugins).
 
         Raises:
             PluginError: the plugins differ from the driver's; says which.
@@ -76,7 +76,7 @@ class RolloutMaker:
 
     Attributes:
         data_state: where the data source goes on, from a checkpoint.
-        slots: of the engine's servers.
+        slots: the places of the engine's servers.
     """
 
     blueprint: Blueprint
@@ -84,7 +84,7 @@ class RolloutMaker:
     slots: list[Slot]
 
     def make(self) -> tuple[RolloutWorker, Plugins]:
-        """See `slime_core.runtime.actor.Maker`."""
+        """Make the worker in this process, and return it with the plugins that were loaded for it."""
         args, plugins = self.blueprint.rebuild()
         set_engine_slots(self.slots)
         return make_rollout_worker(args, plugins, self.data_state), plugins
@@ -97,6 +97,6 @@ class TrainMaker:
     blueprint: Blueprint
 
     def make(self) -> tuple[TrainWorker, Plugins]:
-        """See `slime_core.runtime.actor.Maker`."""
+        """Make the worker in this process, and return it with the plugins that were loaded for it."""
         args, plugins = self.blueprint.rebuild()
         return make_train_worker(args, plugins, self.blueprint.run_dir), plugins

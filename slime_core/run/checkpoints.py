@@ -50,7 +50,7 @@ class Saving:
 
     @property
     def trainer(self) -> Path:
-        """Where the ranks write."""
+        """The folder into which the training ranks write their parts."""
         return self._hidden / "trainer"
 
     def __enter__(self) -> Saving:
@@ -149,7 +149,8 @@ class Checkpoints:
         what = f"the checkpoint after rollout {self._saving.rollout_id + 1}"
         with self._saving as saving:
             if self._finishing is None:
-                if not all(wait(self._trainer.call_all(TrainWorker.saved, to_the_end), what)):
+                answers = wait(self._trainer.call_all(TrainWorker.saved, to_the_end), what)
+                if not all(answers):
                     return
                 self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state)
             if not to_the_end and not self._finishing.done():
@@ -184,7 +185,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
         damaged = [n for n, d in manifest.items() if not (checkpoint / n).is_file() or _describe(checkpoint / n) != d]
         if not damaged:
-            return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+            state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+            return state
     except (OSError, ValueError) as error:
         damaged = [str(error)]
     raise CheckpointError(

@@ -32,7 +32,7 @@ class Components:
     eval_rollout_log: Selected[bool | None] | None = None
 
     def roles(self) -> Iterator[tuple[str, Selected[Any]]]:
-        """(what it is in this run, such as "eval rollout", component), in the order in which data meets them."""
+        """Yield (role in this run, such as "eval rollout", component) for every chosen component."""
         for part in (self.rollouts, self.training, self):
             for field in fields(part):
                 value = getattr(part, field.name)

@@ -11,7 +11,7 @@ from slime_core.errors import ArgumentError
 
 @dataclass
 class EarlyStopping:
-    """Watches one metric.
+    """Watches one metric of the evaluations, and says when it has stopped improving.
 
     Attributes:
         patience: evaluations in a row without a new best value that end the run.

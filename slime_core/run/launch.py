@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.errors import ArgumentError, CheckpointError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.registry import fingerprint_differences
@@ -34,6 +35,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
         ahead: `train-async`: make the next samples while training on the present ones.
     """
     args, plugins, chosen = plan.args, plan.plugins, plan.components
+    num_rollout, run_dir = derived(args.num_rollout), Path(derived(args.run_dir))
     in_background = chosen.rollouts.works_in_background
     _check_command(plan, ahead, in_background)
     identity = {
@@ -43,11 +45,10 @@ def launch(plan: Plan, ahead: bool) -> Path:
     }
     previous, start, state = _find_previous(plan, identity)
     early = _early_stopping(args, state)
-    run_dir = Path(args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
     _write_config(run_dir / "config.yaml", config)
-    console = Console(total=args.num_rollout, done=start)
+    console = Console(total=num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
     for role, component in config["components"].items():
@@ -71,7 +72,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
             wait(workers.trainer.call(TrainWorker.setup), "the model to load")
             if previous:
                 wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
-                console.say(f"resumed from {previous}: {start} of {args.num_rollout} rollouts are done")
+                console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
         run = Run(
             *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
             components=chosen,
@@ -83,8 +84,8 @@ def launch(plan: Plan, ahead: bool) -> Path:
         if early and early.stopped:
             console.say("this run was stopped early by --early-stopping-patience; nothing is left to do")
         else:
-            train(run, start, args.num_rollout, ahead and not in_background)
-        if args.save_hf and start >= args.num_rollout:
+            train(run, start, num_rollout, ahead and not in_background)
+        if args.save_hf and start >= num_rollout:
             run.export(start - 1)
         if workers.trainer is not None:
             wait(workers.trainer.call(TrainWorker.finish), "the profiler")
@@ -107,7 +108,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
 
 
 def _check_command(plan: Plan, ahead: bool, in_background: bool) -> None:
-    """Raise `ArgumentError` if the other one of `train` and `train-async` is needed."""
+    """Raise `ArgumentError` if the run was started with `slime train` and needs `slime train-async`, or the other way round."""
     if ahead and plan.args.offload:
         raise ArgumentError(
             "--offload takes turns, but train-async generates and trains at the same time; use `slime train`."
@@ -138,7 +139,8 @@ def _how_to_resume(args: RunArguments) -> str:
 
 
 def _find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """(checkpoint to go on from, first rollout to run, stored state)."""
+    """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
+    the state are None in a new run."""
     args = plan.args
     newest = checkpoints.find_latest(Path(args.load)) if args.load else None
     if newest is None:

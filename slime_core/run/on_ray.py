@@ -1,4 +1,4 @@
-"""Starts the workers of a run on a Ray cluster: is there room, where does everybody go, who is there.
+"""Starts the workers of a run on a Ray cluster: checks that there is room, reserves places, starts the processes.
 
 Called by `slime_core.run.launch`. Training ranks are actors in placement groups, one group for each `--actor-num-nodes`,
 whose devices are on one machine. The rollout worker is one actor: with an engine in it, it takes devices or, colocated,
@@ -37,7 +37,7 @@ _ROOM_S, _START_S = 300.0, 600.0
 
 @dataclass
 class ClusterWorkers(Workers):
-    """The handles of the workers, and what they stand on."""
+    """The handles of the workers, with everything that must be undone on the cluster when the run ends."""
 
     foundation: ExitStack = field(default_factory=ExitStack)
 
@@ -49,7 +49,7 @@ class ClusterWorkers(Workers):
 def on_cluster(
     plan: Plan, layout: Layout, run_dir: Path, data_state: dict[str, Any] | None, console: Console
 ) -> Workers:
-    """Start both workers.
+    """Start the rollout worker and the training ranks on the cluster, and return their handles.
 
     Args:
         data_state: where the data source goes on, from a checkpoint.
@@ -94,7 +94,7 @@ Place = tuple[PlacementGroup, int]  # a bundle
 
 
 def _reserve(layout: Layout, placement: Placement, stack: ExitStack) -> tuple[list[Place], list[Place]]:
-    """(the place of each training rank, the engine's), reserved until `stack` ends."""
+    """Reserve bundles of Ray placement groups until `stack` ends, and return (one for each training rank, those of the engine)."""
     asked = [(bundles, "STRICT_PACK") for bundles in placement.nodes]
     if placement.engine:
         asked.append((placement.engine, "PACK"))
@@ -105,7 +105,8 @@ def _reserve(layout: Layout, placement: Placement, stack: ExitStack) -> tuple[li
     deadline = time.monotonic() + _ROOM_S
     for group in groups:
         if not group.wait(max(1.0, deadline - time.monotonic())):
-            free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+            resources = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+            free = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
             raise ClusterError(
                 f"The cluster is large enough, but busy: after {_ROOM_S:.0f} s there is no room for {group.bundle_specs}. "
                 f"Free are {free or 'no CPU and no GPU'}. End what else runs there, or try again later."
@@ -116,7 +117,7 @@ def _reserve(layout: Layout, placement: Placement, stack: ExitStack) -> tuple[li
 
 
 def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> list[Member]:
-    """Actors by name, all of them there."""
+    """Start an actor for each entry of `options` ({name: options of the Ray actor}), and wait until all of them answer."""
     remote: Any = ray.remote(concurrency_groups={"beside": 3})(WorkerActor)  # type: ignore[call-overload]
     actors = {name: remote.options(**own).remote(name) for name, own in options.items()}
     for actor in actors.values():
@@ -134,7 +135,8 @@ def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> li
 
 
 def _environments(layout: Layout, placement: Placement, members: list[Member]) -> list[dict[str, str]]:
-    """By which the ranks find each other. Ray shows a rank its own GPU alone, so that is number 0."""
+    """The environment variables of each training rank, by which the ranks find each other. Ray shows a rank its own GPU alone,
+    so that GPU has the local number 0."""
     first = members[0].where
     return [
         {
@@ -149,7 +151,7 @@ def _environments(layout: Layout, placement: Placement, members: list[Member]) -
 
 
 def _slots(layout: Layout, placement: Placement, places: list[Place], members: list[Member]) -> list[Slot]:
-    """Of the engine's servers."""
+    """The places of the engine's servers; none for an engine without servers on this cluster."""
     if layout.engine != "servers":
         return []
     if not layout.colocated:
@@ -159,6 +161,7 @@ def _slots(layout: Layout, placement: Placement, places: list[Place], members: l
 
 
 def _shown_gpus(layout: Layout, members: list[Member]) -> dict[str, str]:
-    """A colocated engine with the rollout worker is on the machine of the first ranks, and sees their GPUs."""
+    """The environment variables of the rollout worker: a colocated engine inside of it runs on the machine of the first ranks
+    and is shown their GPUs."""
     gpus = [gpu for member in members[: layout.ranks_per_node] for gpu in member.where.gpus]
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if layout.engine == "worker" and layout.colocated and gpus else {}

@@ -95,7 +95,7 @@ def _require_offload(components: Components) -> None:
 
 
 def _idle_options(resolved: Resolved, components: Components, layout: Layout | None) -> list[str]:
-    """Options that the chosen components or the number of ranks leave nothing to do."""
+    """One sentence for every option that has no effect because of the chosen components or the number of ranks."""
     args, backend, found = resolved.args, components.training.train_backend, []
     if args.balance_data and (layout is None or layout.ranks <= 1):
         found.append("--balance-data has no effect with one training rank.")
@@ -107,7 +107,7 @@ def _idle_options(resolved: Resolved, components: Components, layout: Layout | N
 
 
 def _left_over(resolved: Resolved, prompts: int) -> list[str]:
-    """What becomes of `--num-epoch`."""
+    """Notes about `--num-epoch`: that it has no effect, or how many prompts of the last epoch are left over."""
     args = resolved.args
     if not args.num_epoch:
         return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,12 +185,13 @@ class Run:
         self.tracking.console.say(f"exported model: {folder}")
 
     def _timings(self) -> dict[str, float]:
-        """How long plugins took since the last time, over all processes."""
-        total: Counter[str] = Counter()
+        """The seconds and calls of plugins since the last time, summed over all processes, as metrics."""
+        total: dict[str, float] = {}
         for source in (self.plugins, self.rollouts, self.trainer):
             if source is not None:
-                total.update(source.take_timings())  # type: ignore[arg-type]  # a Counter of floats
-        return {name: float(value) for name, value in total.items()}
+                for name, value in source.take_timings().items():
+                    total[name] = total.get(name, 0.0) + value
+        return total
 
 
 def raw_rewards(samples: list[Sample], args: RunArguments) -> dict[str, float]:

@@ -42,7 +42,7 @@ class JsonlTracker:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """One line, on disk at once."""
+        """Write one line, which is on disk when this returns."""
         self._file.write(json.dumps({"rollout_id": step, "time": round(time.time(), 3), **metrics}) + "\n")
         self._file.flush()
 
@@ -91,11 +91,11 @@ class Console:
         self._progress.start()
 
     def say(self, text: str) -> None:
-        """A line of plain text."""
+        """Print a line of plain text."""
         self._console.print(text, markup=False)
 
     def rollout(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
-        """The line of one trained rollout."""
+        """Print the line of a rollout that has been trained on, and move the progress bar."""
         self._done += 1
         self._durations.append(metrics["perf/rollout_time"])
         # The median of the last rollouts is not upset by the first, slow one.
@@ -107,7 +107,7 @@ class Console:
         self._progress.update(self._task, completed=self._done, note=note)
 
     def evaluation(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
-        """The line of one evaluation."""
+        """Print the line of an evaluation."""
         when = "before training" if rollout_id < 0 else f"after rollout {rollout_id + 1}"
         shown = "  ".join(
             f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if "perf/" not in name

@@ -15,7 +15,7 @@ Who = Literal["trainer", "engine"]
 
 
 class WeightSync:
-    """Between the two workers of a run.
+    """Moves weights, and who may use the devices' memory, between the two workers of a run.
 
     Args:
         trainer: None under `--debug-rollout-only`: the engine keeps the weights of `--hf-checkpoint`.
@@ -50,13 +50,13 @@ class WeightSync:
             wait(trainer.call(TrainWorker.send_weights, version), "the engine's weight update")
         else:
             weights = wait(trainer.keep(TrainWorker.weights), "the trainer's weights")
-            wait(rollouts.call(RolloutWorker.update_weights, weights, version), "the engine's weight update")
+            wait(rollouts.call(RolloutWorker.update_weights, weights or [], version), "the engine's weight update")
         self._engine_version = version
         seconds = time.perf_counter() - started
         self._plugins.notify("slime_weights_updated", args=self._args, version=version, seconds=seconds)
 
     def have_memory(self, *who: Who) -> None:
-        """Let these two, or one of them, have the devices' memory, if they take turns."""
+        """Let trainer, engine or both have the devices' memory, where the two take turns; whoever is not named gives it back."""
         if not self._takes_turns or self._trainer is None:
             return
         for name in self._in_memory.difference(who):

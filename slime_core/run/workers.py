@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.contracts.data import DataSource
 from slime_core.plugins import Plugins
 from slime_core.rollout.components import RolloutComponents, choose_rollout_components, with_engine
@@ -32,7 +33,7 @@ class Workers:
     trainer: Handle[TrainWorker] | None
 
     def close(self) -> None:
-        """End both, whatever they are doing, the second also if that fails for the first."""
+        """End both workers, whatever they are doing; the second one also if ending the first one fails."""
         with ExitStack() as stack:
             for handle in (self.trainer, self.rollouts):
                 if handle is not None:
@@ -40,7 +41,7 @@ class Workers:
 
 
 def start_workers(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None, console: Console) -> Workers:
-    """Both workers: on Ray where the plan has a layout, else on threads of this process.
+    """Start both workers, on Ray where the plan has a layout and else on threads of this process, and return their handles.
 
     Args:
         data_state: where the data source goes on, from a checkpoint.
@@ -71,7 +72,7 @@ def make_rollout_worker(
     components: RolloutComponents | None = None,
     data_source: DataSource | None = None,
 ) -> RolloutWorker:
-    """The rollout worker with its data source and its engine.
+    """Make the rollout worker with its data source and its engine, in this process.
 
     Args:
         components, data_source: those of the plan; in a process of its own, the worker makes them itself.
@@ -87,7 +88,7 @@ def make_rollout_worker(
 def make_train_worker(
     args: RunArguments, plugins: Plugins, run_dir: Path, components: TrainComponents | None = None
 ) -> TrainWorker:
-    """The worker of one training rank. Rank 0 writes the profile.
+    """Make the worker of one training rank, in this process. Only rank 0 writes a profile.
 
     Args:
         components: those of the plan; in a process of its own, the worker chooses them itself.
@@ -95,4 +96,4 @@ def make_train_worker(
     chosen = components or choose_train_components(args, plugins)
     first = os.environ.get("RANK", "0") == "0"
     profiled = args if first else args.model_copy(update={"use_pytorch_profiler": False})
-    return TrainWorker(args, plugins, chosen, Profiler(profiled, run_dir), args.num_rollout)
+    return TrainWorker(args, plugins, chosen, Profiler(profiled, run_dir), derived(args.num_rollout))

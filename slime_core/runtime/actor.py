@@ -36,7 +36,12 @@ class Maker(Protocol):
     """What a worker is made from. Plain data that is pickled on its way to the worker's process."""
 
     def make(self) -> tuple[Any, Plugins]:
-        """(the worker, the plugins of this process). Called once, in the worker's process."""
+        """Make the worker, and return it with the plugins that were loaded for it. Called once, in the worker's process."""
+
+
+def _own_address() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+    return address
 
 
 class WorkerActor:
@@ -55,12 +60,12 @@ class WorkerActor:
         return self._name
 
     def where(self) -> ActorLocation:
-        """Called before `start`."""
+        """Where this actor runs. Called before `start`."""
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
         gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-        return ActorLocation(os.getpid(), ray.util.get_node_ip_address(), port, gpus)
+        return ActorLocation(os.getpid(), _own_address(), port, gpus)
 
     def start(self, maker: Maker, environment: dict[str, str]) -> tuple[Failure | None, None]:
         """Make the worker, with these environment variables set."""
@@ -84,12 +89,12 @@ class WorkerActor:
 
     @ray.method(concurrency_group="beside")
     def lives(self) -> None:
-        """Never returns: that it fails tells the driver that this process is gone."""
+        """Wait for ever. That this call fails tells the driver that the process is gone."""
         threading.Event().wait()
 
     @ray.method(concurrency_group="beside")
     def take_timings(self) -> dict[str, float]:
-        """See `Plugins.take_timings`."""
+        """The seconds and calls of this process's plugins since the last time; see `Plugins.take_timings`."""
         return self._plugins.take_timings() if self._plugins else {}
 
     @ray.method(concurrency_group="beside")

@@ -31,14 +31,14 @@ _BESIDE_S = 10.0
 
 @dataclass(frozen=True)
 class Member:
-    """One actor."""
+    """An actor with its name and location."""
 
     name: str
     actor: Any
     where: ActorLocation
 
     def died(self, error: Exception) -> WorkerDied:
-        """What to tell when Ray says so."""
+        """The error to raise when Ray reports that this actor is gone."""
         why = "its machine ran out of memory" if isinstance(error, OutOfMemoryError) else "it was killed, or crashed"
         return WorkerDied(
             f"The {self.name} (process {self.where.pid} on {self.where.node}) has ended: {why}. What it printed last stands "
@@ -63,7 +63,7 @@ class Watch:
         self._thread.start()
 
     def future(self) -> Future[Any]:
-        """One that fails when a worker is gone."""
+        """A new future, which fails when any worker of the run is gone."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         with self._lock:
@@ -75,7 +75,7 @@ class Watch:
         return future
 
     def lost(self, error: WorkerDied) -> None:
-        """A worker is gone."""
+        """Fail everything that the driver waits for, because a worker is gone."""
         with self._lock:
             self.error = self.error or error
             waiting = list(self._waiting)
@@ -84,7 +84,7 @@ class Watch:
                 future.set_exception(self.error)
 
     def close(self) -> None:
-        """Workers may end from now on."""
+        """Stop watching: from now on workers may end."""
         self._over.set()
         self._thread.join()
 
@@ -117,7 +117,8 @@ class ActorHandle(Generic[Worker]):
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Future[Result]:
-        """See `slime_core.runtime.handles.Handle`. What is large goes into the object store once, not once for each actor."""
+        """Call the method in all actors, and return the future of the first one's result. Large arguments go into the object store
+        once, not once for each actor."""
         return self._run(method, args, kwargs, lambda values: ray.get(values[0]))
 
     def keep(
@@ -136,13 +137,14 @@ class ActorHandle(Generic[Worker]):
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Future[list[Result]]:
-        """The results of all members."""
+        """Call the method in all actors, and return the future of all results, in their order."""
         return self._run(method, args, kwargs, ray.get)
 
     def take_timings(self) -> dict[str, float]:
-        """Of the first member; nothing of one that does not answer."""
+        """The timings of the first actor's plugins; none if it does not answer within ten seconds."""
         try:
-            return ray.get(self._members[0].actor.take_timings.remote(), timeout=_BESIDE_S)
+            timings: dict[str, float] = ray.get(self._members[0].actor.take_timings.remote(), timeout=_BESIDE_S)
+            return timings
         except RayError:
             return {}
 
@@ -216,7 +218,7 @@ class ActorHandle(Generic[Worker]):
 
 
 def _cause(failures: list[BaseException]) -> BaseException:
-    """The one to show: what explains itself rather than what followed from it in another rank."""
+    """The error to show of several: one that explains itself rather than one that followed from it in another rank."""
     return next((failure for failure in failures if isinstance(failure, SlimeError)), failures[0])
 
 

@@ -17,7 +17,7 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Connection:
-    """This process is a driver of a cluster.
+    """The connection of this process, the driver, to a cluster.
 
     Attributes:
         ours: the connection was made by `connect`, so `close` ends it (and the cluster, if it was started for the run).
@@ -26,12 +26,12 @@ class Connection:
     ours: bool
 
     def nodes(self) -> list[Resources]:
-        """What each machine of the cluster has."""
+        """The resources of each machine of the cluster that is alive, as {"CPU": number, "GPU": number}."""
         import ray
 
         return [
             {name: float(node["Resources"].get(name, 0)) for name in ("CPU", "GPU")}
-            for node in ray.nodes()
+            for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it without types
             if node["Alive"]
         ]
 
@@ -104,7 +104,7 @@ def prepare(address: str) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raise `ClusterError` if nothing answers at the address within ten seconds; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(f"--ray-address is {address!r}; expected HOST:PORT, 'auto' or 'local'.")

@@ -15,7 +15,7 @@ _CORE = str(Path(__file__).parent.parent)
 
 @dataclass(frozen=True)
 class Failure:
-    """Plain data, so that it arrives whatever the error was.
+    """An error packed as plain data, so that it arrives whatever the error was.
 
     Attributes:
         pickled: the error with its notes; b"" where it cannot be pickled.
@@ -45,9 +45,10 @@ class Failure:
         return cls(pickled, text, tuple(getattr(error, "__notes__", ())), raised_in(error), expected)
 
     def error(self) -> BaseException:
-        """The error, or one with its text where its class does not exist here."""
+        """Unpack the error. Where its class does not exist in this process, it becomes one with the same text."""
         try:
-            return pickle.loads(self.pickled)
+            original: BaseException = pickle.loads(self.pickled)
+            return original
         except Exception:
             error: Exception = (SlimeError if self.expected else RuntimeError)(self.text)
             for note in self.notes:
@@ -57,7 +58,7 @@ class Failure:
 
 
 def _frames(error: BaseException) -> str:
-    """Where it was raised: outside the core, if it came through somebody's component."""
+    """The traceback's frames as text; those outside the core alone, if the error came through somebody's component."""
     frames = list(traceback.extract_tb(error.__traceback__))
     if raised_in(error):
         frames = [frame for frame in frames if not frame.filename.startswith(_CORE)] or frames

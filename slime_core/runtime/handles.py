@@ -65,7 +65,7 @@ class LocalHandle(Generic[Worker]):
     """Runs the methods of `worker` on one thread, in the order in which they were called.
 
     Args:
-        name: of the thread.
+        name: the name of the thread.
     """
 
     def __init__(self, worker: Worker, name: str) -> None:
@@ -88,7 +88,7 @@ class LocalHandle(Generic[Worker]):
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Future[Result]:
-        """The same: everything is in this process."""
+        """Do the same as `call`: everything is in this process."""
         return self.call(method, *args, **kwargs)
 
     def call_all(
@@ -97,12 +97,12 @@ class LocalHandle(Generic[Worker]):
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Future[list[Result]]:
-        """The one worker's result, in a list."""
+        """Start the method and return the future of a list with the one worker's result."""
         own: Callable[..., Result] = getattr(self.worker, method.__name__)
         return self._thread.submit(lambda: [own(*args, **kwargs)])
 
     def take_timings(self) -> dict[str, float]:
-        """None: the run's own `Plugins` has them."""
+        """Nothing: the timings of this process are in the run's own `Plugins`."""
         return {}
 
     def close(self) -> None:
@@ -124,23 +124,23 @@ class Notices:
 
     @property
     def waited(self) -> float:
-        """Seconds until now."""
+        """How long it has been waited for, in seconds."""
         return time.monotonic() - self._started
 
     @property
     def left(self) -> float:
-        """Seconds until there is something to say."""
+        """How many seconds are left until the next notice is due."""
         return max(0.0, self._next - self.waited)
 
     def say_if_due(self) -> None:
-        """Log it, when it is time for that."""
+        """Log the next notice if it is due."""
         if self.waited >= self._next:
             logger.warning("waiting for %s for %.0f s", self._what, self.waited)
             self._next *= 2
 
 
 def wait(future: Future[Result], what: str) -> Result:
-    """The future's result. Says what it waits for; see `Notices`."""
+    """Wait for the future and return its result, saying what is waited for as `Notices` does."""
     notices = Notices(what)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What a run asks of a cluster, and whether a cluster has it. Pure: `slime check` prints it, `cluster.start` places by it.
+"""What a run asks of a cluster, and whether a cluster has it. Pure: `slime check` prints it, and `slime_core.run.on_ray` places the workers by it.
 
 A *device* is a GPU or, on a cluster without any, (a share of) a CPU. A training rank takes one device. An engine in the
 rollout worker takes devices with it; one that has servers takes a *slot* for each of them, on any machine. Colocated,
@@ -30,7 +30,7 @@ RANK_SHARE, ENGINE_SHARE = 0.5, 0.4
 
 @dataclass(frozen=True)
 class Layout:
-    """What a run asks for.
+    """The ranks, engine and devices that a run asks a cluster for.
 
     Attributes:
         nodes, ranks_per_node: training ranks; none without a trainer.
@@ -62,7 +62,7 @@ class Layout:
         return (self.engine_devices or self.ranks) // self.devices_per_server if self.engine == "servers" else 0
 
     def describe(self) -> list[str]:
-        """For people, one line each."""
+        """Describe the layout to a person, in a few lines."""
         train = f"{self.nodes} × {self.ranks_per_node} training ranks, each with a GPU" if self.ranks else "no training"
         where = "on the GPUs that train" if self.colocated else f"on {_count(self.engine_devices, 'GPU')} of its own"
         engine = {
@@ -80,7 +80,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Placement:
-    """How a layout is placed on a cluster: what Ray is asked for.
+    """The resources that Ray is asked for, to place a layout on a cluster.
 
     Attributes:
         device: what ranks and engines run on.
@@ -101,7 +101,7 @@ class Placement:
 
 
 def make_layout(args: RunArguments, engine: Selected[InferenceEngine] | None) -> tuple[Layout | None, list[str]]:
-    """(what the run asks for, or None if it is one process; what a person should know about it).
+    """Find out what a run asks a cluster for, and return (the layout, or None if the run is one process; notes for a person).
 
     Raises:
         ArgumentError: the options contradict each other, or Ray is needed and not installed.
@@ -136,7 +136,7 @@ def make_layout(args: RunArguments, engine: Selected[InferenceEngine] | None) ->
 
 
 def _engine_kind(args: RunArguments, engine: Selected[InferenceEngine] | None) -> tuple[Engine, int]:
-    """(what the engine is, the devices of one of its servers); see `slime_core.contracts.engine.HasServers`."""
+    """Where the engine runs, and how many devices one of its servers has; see `slime_core.contracts.engine.HasServers`."""
     if engine is None:
         return "none", 1
     if (says := getattr(engine.target, "devices_per_server", None)) is not None:
@@ -195,7 +195,7 @@ def place(layout: Layout, nodes: Sequence[Resources]) -> Placement:
 
 
 def _fits(layout: Layout, placement: Placement, nodes: Sequence[Resources]) -> bool:
-    """Is there room for every training node's ranks on one machine each, and for the rest anywhere?"""
+    """Whether there is room for the ranks of every training node on one machine each, and for the rest on any machine."""
     asked = [_sum(bundles) for bundles in placement.nodes] + placement.engine
     asked += [placement.worker] * (layout.engine != "worker")  # with an engine in it, it is among the others
     free = [dict(resources) for resources in nodes]

@@ -21,7 +21,7 @@ _slots: list[Slot] = []
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one process.
+    """The place of one server of an engine: resources that are reserved in a Ray placement group.
 
     Attributes:
         group, bundle: a bundle of a Ray placement group.
@@ -68,5 +68,5 @@ def engine_slots() -> list[Slot]:
 
 
 def set_engine_slots(slots: list[Slot]) -> None:
-    """Called in the rollout worker before the engine is made."""
+    """Set what `engine_slots` returns in this process. Called in the rollout worker before the engine is made."""
     _slots[:] = slots

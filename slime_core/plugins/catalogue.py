@@ -1,0 +1,33 @@
+"""Which of slime's own distributions brings a component, a command or an option that is not installed.
+
+`catalogue.json` is written by `scripts/generate_catalogue.py` from what the distributions of the repository provide:
+{kind: {name or alias: distribution}}, with the options under the kind "option".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container
+from importlib import resources
+
+_CATALOGUE: dict[str, dict[str, str]] = json.loads(
+    resources.files(__package__).joinpath("catalogue.json").read_text(encoding="utf-8")
+)
+
+FIRST_PARTY = frozenset(distribution for names in _CATALOGUE.values() for distribution in names.values())
+"""The names of slime's own distributions."""
+
+
+def where_to_get(kind: str, name: str, installed: Container[str]) -> str:
+    """The sentence that tells how to get the component `name` of a kind: " slime-torch brings it: pip install …".
+
+    Args:
+        installed: distributions that are here, so that installing them cannot help.
+
+    Returns:
+        the sentence with a space in front, or "" if none of slime's own distributions would help.
+    """
+    distribution = _CATALOGUE.get(kind, {}).get(name, "")
+    if not distribution or distribution in installed:
+        return ""
+    return f" {distribution} brings it: pip install {distribution}."
