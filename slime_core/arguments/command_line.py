@@ -48,9 +48,9 @@ def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
     for word in argv:
         flag = word.split("=", 1)[0]
         if word.startswith("--") and flag not in known:
-            raise ArgumentError(
-                f"There is no option {flag}." + (did_you_mean(flag, known) or " See slime train --help.")
-            )
+            name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+            hint = namespace.where_to_get(name) or did_you_mean(flag, known) or " See slime train --help."
+            raise ArgumentError(f"There is no option {flag}.{hint}")
     parsed, rest = parser.parse_known_args(argv)
     values = vars(parsed)
     if stray := [*([values.pop("recipe")] if values.get("recipe") else []), *rest]:

@@ -105,6 +105,7 @@ class Namespace:
 
     def __init__(self, plugins: Plugins) -> None:
         self.options: dict[str, Option] = {}
+        self._plugins = plugins
         self._plugin_groups: list[type[ArgumentGroup]] = []
         self._families: dict[str, tuple[str, str]] = {}  # prefix → what declares its options, distribution
         for group in GROUPS:
@@ -116,6 +117,11 @@ class Namespace:
             except PluginError as error:
                 set_aside(info, error)
         self.model = self._make_model()
+
+    def where_to_get(self, name: str) -> str:
+        """A sentence, with a space in front, on what to install for an option that does not exist here; "" where that would
+        not help."""
+        return self._plugins.where_to_get("option", name)
 
     def _make_model(self) -> type[RunArguments]:
         groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups)

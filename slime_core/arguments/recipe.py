@@ -46,7 +46,8 @@ class Stage:
             name = str(key).lstrip("-").replace("-", "_")
             if name not in namespace.options:
                 raise ArgumentError(
-                    f"The recipe {self.name} sets {key!r}, which is no option.{did_you_mean(name, namespace.options)}"
+                    f"The recipe {self.name} sets {key!r}, which is no option."
+                    f"{namespace.where_to_get(name) or did_you_mean(name, namespace.options)}"
                 )
             # YAML reads 1e-6 as text; pydantic turns the text into the number the option wants.
             values[name] = [value] if namespace.options[name].is_list and isinstance(value, str) else value

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             print(_usage(plugins))
             return 0
         if plugins.find("command", name) is None:
-            hint = did_you_mean(name, plugins.components("command"))
+            hint = plugins.where_to_get("command", name) or did_you_mean(name, plugins.components("command"))
             raise ArgumentError(f"there is no command {name!r}.{hint}\n{_usage(plugins)}")
         status: int = plugins.select("command", name)(words[1:], plugins)
         if argv is None:

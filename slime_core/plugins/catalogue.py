@@ -1,7 +1,8 @@
 """Which of slime's own distributions brings a component, a command or an option that is not installed.
 
 `catalogue.json` is written by `scripts/generate_catalogue.py` from what the distributions of the repository provide:
-{kind: {name or alias: distribution}}, with the options under the kind "option".
+{kind: {name or alias: distribution}}. Options of plugins are there as the kind "option"; a name that ends with "*" stands for
+all options that begin with it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def where_to_get(kind: str, name: str, installed: Container[str]) -> str:
     Returns:
         the sentence with a space in front, or "" if none of slime's own distributions would help.
     """
-    distribution = _CATALOGUE.get(kind, {}).get(name, "")
+    names = _CATALOGUE.get(kind, {})
+    families = (d for pattern, d in names.items() if pattern.endswith("*") and name.startswith(pattern[:-1]))
+    distribution = names.get(name) or next(families, "")
     if not distribution or distribution in installed:
         return ""
     return f" {distribution} brings it: pip install {distribution}."

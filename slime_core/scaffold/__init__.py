@@ -16,10 +16,11 @@ from string import Template
 
 from packaging.utils import canonicalize_name
 
+from slime_core import __version__
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError, did_you_mean
 from slime_core.plugins import Plugins
-from slime_core.plugins.discovery import FIRST_PARTY
+from slime_core.plugins.catalogue import FIRST_PARTY
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_NAME = 40
@@ -151,9 +152,15 @@ def _fields(name: str, kind: str) -> dict[str, str]:
         "option": option,
         "command": command,
         "summary": example.summary,
-        "dependencies": _toml_list(("slime-core>=0.1", *example.needs)),
+        "dependencies": _toml_list((_core_requirement(), *example.needs)),
         "test_dependencies": _toml_list(("pytest>=8", *example.tests_need)),
     }
+
+
+def _core_requirement() -> str:
+    """What a package made with this slime-core needs of it: "slime-core>=0.1,<0.2" for 0.1.3."""
+    major, minor = __version__.split(".")[:2]
+    return f"slime-core>={major}.{minor},<{major}.{int(minor) + 1}"
 
 
 def _toml_list(items: tuple[str, ...]) -> str:

@@ -15,3 +15,5 @@ snapshot.py    the newest weights on disk, for servers that start anew
 weights.py     takes a new version of the weights to all servers
 transports.py  the ways on which weights travel
 """
+
+__version__ = "0.1.0"
