@@ -1,12 +1,14 @@
 """Writes docs/hooks.md from slime_core: `python scripts/generate_hook_reference.py`. A test fails when it is not up to date.
 
-The hooks come from `hookspecs.py`, what a component looks like from `contracts.py`, and the options that choose it from
-`plugins/kinds.py`. The sources are read as text, so that annotations appear as they were written.
+The hooks come from `slime_core/hookspecs.py`; what a component looks like, which options choose it, and the types that its
+contract mentions from the files of `slime_core/contracts/`. Sources are read as text, so that annotations appear as they were
+written.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import textwrap
@@ -15,41 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from slime_core import hookspecs, lazy, sample
-from slime_core.contracts import advantage, engine, loss
-from slime_core.contracts import data as masks
-from slime_core.contracts.kinds import KINDS, Kind
-from slime_core.contracts.options import ArgumentGroup, option
-from slime_core.training import batches as batch
+from slime_core.contracts.kind import FailurePolicy, Kind
+from slime_core.contracts.kinds import KINDS
 
 PAGE = Path(__file__).parent.parent / "docs" / "hooks.md"
 
 SECTIONS = {"configuration": "Options", "providers": "Providers", "observers": "Observers"}
 """Comment rulers of `hookspecs.py` and what the page calls them."""
 
-TYPES = (
-    lazy.Lazy,
-    ArgumentGroup,
-    option,
-    sample.Sample,
-    sample.RolloutOutput,
-    masks.MaskedTokens,
-    batch.TrainBatch,
-    loss.LossInputs,
-    loss.Reduce,
-    loss.LossOutputs,
-    loss.reads,
-    loss.needs_gradient_at_zero_advantage,
-    advantage.AdvantageInputs,
-    advantage.AdvantageOutputs,
-    engine.Generation,
-)
-
 EXTRAS = {
     "buffer_pop": "the component that `--buffer-filter-path` chooses",
     "plugins": "`slime_core.plugins.Plugins`, to select further components",
+    "components": "the components that a rollout function or a train backend may call in turn "
+    "(`slime_core.rollout.components.RolloutComponents`, `slime_core.training.components.TrainComponents`)",
     "importance_weight": "the component that `--custom-tis-function-path` chooses, or None",
     "engine": "the run's `InferenceEngine`, or None",
-    "background": "a `slime_core.contracts.rollout.Background`, where it keeps what it goes on doing between its calls",
+    "background": "a [`Background`](#background), where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""
 
@@ -71,9 +54,9 @@ def page() -> str:
             parts += [f"### {hook.name}", _code(_signature(hook)), ast.get_docstring(hook) or ""]
             if hook.name in kinds:
                 parts += _component(kinds[hook.name])
-    parts += ["## Types", "What hooks return, and what components receive and return."]
-    for described in TYPES:
-        parts += [f"### {described.__name__}", f"`{described.__module__}.{described.__name__}`", *_docstring(described)]
+    parts += ["## Types", "What hooks return, what components receive and return, and what they may do besides."]
+    for described in _types():
+        parts += [f"### {described.__name__}", f"`{described.__module__}.{described.__name__}`", *_described(described)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -103,12 +86,56 @@ def _component(kind: Kind) -> list[str]:
     if kind.extras:
         asked = "; ".join(f"`{extra}`, {EXTRAS[extra]}" for extra in kind.extras)
         parts.append(f"It may name further keyword parameters, and is then given them: {asked}.")
+    if kind.abilities:
+        abilities = ", ".join(f"[`{ability.__name__}`](#{ability.__name__.lower()})" for ability in kind.abilities)
+        parts.append(f"It may have further abilities: {abilities}.")
+    if kind.policy:
+        parts.append(f"By default {_policy(kind.policy)}; `--failure-policy {kind.name}:…` changes that.")
     return parts
+
+
+def _policy(policy: FailurePolicy) -> str:
+    """In words, what happens when a component fails."""
+    limit = "has no time limit" if policy.timeout is None else f"may take {policy.timeout:g} s"
+    retries = {0: "is not tried again", 1: "is tried once more"}.get(
+        policy.retries, f"is tried {policy.retries} times more"
+    )
+    end = "what it was called for is dropped" if policy.on_failure == "drop" else "a failure ends the run"
+    if policy.on_failure == "drop" and policy.abort_after is not None:
+        end += f", up to {policy.abort_after} times in a row"
+    return f"a call {limit} and {retries} when it fails, and {end}"
+
+
+def _types() -> Iterator[Any]:
+    """What the contracts speak of, file by file: public classes and functions that are no contracts themselves."""
+    yield from (lazy.Lazy, sample.Sample, sample.RolloutOutput)
+    contracts = {contract for kind in KINDS.values() for contract in (kind.contract, kind.alternative)}
+    files = dict.fromkeys(["slime_core.contracts.options", *(kind.contract.__module__ for kind in KINDS.values())])
+    for name in files:
+        module = importlib.import_module(name)
+        for described in vars(module).values():
+            if not (inspect.isclass(described) or inspect.isfunction(described)) or described in contracts:
+                continue
+            if described.__module__ == name and not described.__name__.startswith("_"):
+                yield described
+
+
+def _described(described: Any) -> Iterator[str]:
+    """A type or function for the page: a protocol in full, a function by its signature, and what their docstrings say."""
+    if getattr(described, "_is_protocol", False):
+        yield _code(_contract(described))
+        return
+    if inspect.isfunction(described):
+        source = _contract(described)
+        (node,) = ast.parse(source).body
+        assert isinstance(node, ast.FunctionDef)
+        yield _code("\n".join(source.splitlines()[: node.body[0].lineno - 1]).removesuffix(":"))
+    yield from _docstring(described)
 
 
 def _contract(contract: Any) -> str:
     """The source of a contract, which is nothing but signatures and docstrings."""
-    source = textwrap.dedent(inspect.getsource(contract))
+    source = re.sub(r"^@runtime_checkable\n", "", textwrap.dedent(inspect.getsource(contract)))
     return re.sub(r"\n +raise NotImplementedError$", "", source, flags=re.MULTILINE).rstrip()
 
 

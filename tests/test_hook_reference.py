@@ -53,7 +53,7 @@ def test_every_kind_is_documented_with_its_contract_and_its_options(name):
 
 
 def test_every_link_of_the_page_leads_somewhere():
-    headings = set(re.findall(r"^#+ (\w+)$", PAGE, re.MULTILINE))
+    headings = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", PAGE, re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
         assert target[1:] in headings if target.startswith("#") else (ROOT / "docs" / target).exists(), target
 
