@@ -11,12 +11,13 @@ import asyncio
 import inspect
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import tenacity
 
 from slime_core.contracts.kind import FailurePolicy
 from slime_core.contracts.kinds import KINDS
@@ -108,27 +109,29 @@ class Caller:
 
     def call(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
         """Call a plain function. `item` says in messages what it was called for ("sample 3")."""
-        self.calls += 1
-        for attempt in range(self.policy.retries + 1):
-            with self._attempt(attempt, item):
+
+        def attempt() -> Any:
+            with self._counted():
                 if self.policy.timeout is None:
                     return self.selected(*args, **kwargs)
                 return _in_thread(self.selected, args, kwargs).result(self.policy.timeout)
-            time.sleep(self._pause(attempt))
-        return DROPPED
+
+        self.calls += 1
+        return tenacity.Retrying(**self._retrying(item))(attempt)
 
     async def call_async(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
         """Call a plain or async function from a coroutine. A plain one runs on a thread of its own."""
-        self.calls += 1
-        for attempt in range(self.policy.retries + 1):
-            with self._attempt(attempt, item):
+
+        async def attempt() -> Any:
+            with self._counted():
                 if inspect.iscoroutinefunction(self.selected.target):
                     awaitable: Any = self.selected(*args, **kwargs)
                 else:
                     awaitable = asyncio.wrap_future(_in_thread(self.selected, args, kwargs))
                 return await asyncio.wait_for(awaitable, self.policy.timeout)
-            await asyncio.sleep(self._pause(attempt))
-        return DROPPED
+
+        self.calls += 1
+        return await tenacity.AsyncRetrying(**self._retrying(item))(attempt)
 
     def metrics(self) -> dict[str, float]:
         """How many attempts failed, how many of those took too long, and how many items were given up on, as `hooks/KIND/…`."""
@@ -136,26 +139,37 @@ class Caller:
         return {f"hooks/{self.selected.kind}/{name}": float(count) for name, count in counts.items()}
 
     @contextmanager
-    def _attempt(self, attempt: int, item: str) -> Iterator[None]:
-        """Run an attempt, counted from 0, in this context: a failure is forgiven unless the policy ends the run with it."""
+    def _counted(self) -> Iterator[None]:
+        """Count what becomes of an attempt, and say in words that it took too long."""
         try:
             yield
-            self._in_a_row = 0
         except Exception as error:
             self.failures += 1
             if isinstance(error, TimeoutError) and not raised_in(error):  # ours, not the component's own
                 self.timeouts += 1
-                error = PluginError(f"It did not answer within {self.policy.timeout:g} s.")
-            if attempt < self.policy.retries:
-                logger.warning("%s failed (%s), trying again", self._name(item), _brief(error))
-            else:
-                self._give_up(error, item)
+                raise PluginError(f"It did not answer within {self.policy.timeout:g} s.") from None
+            raise
+        self._in_a_row = 0
 
-    def _pause(self, attempt: int) -> float:
-        """How many seconds to wait before the next attempt; 0 after the last one."""
-        return self.policy.backoff * 2**attempt if attempt < self.policy.retries else 0.0
+    def _retrying(self, item: str) -> dict[str, Any]:
+        """The policy in tenacity's terms."""
 
-    def _give_up(self, error: Exception, item: str) -> None:
+        def try_again(state: tenacity.RetryCallState) -> None:
+            logger.warning("%s failed (%s), trying again", self._name(item), _brief(_error_of(state)))
+
+        def give_up(state: tenacity.RetryCallState) -> Dropped:
+            self._give_up(_error_of(state), item)
+            return DROPPED
+
+        return {
+            "stop": tenacity.stop_after_attempt(self.policy.retries + 1),
+            "wait": tenacity.wait_exponential(multiplier=self.policy.backoff),
+            "retry": tenacity.retry_if_exception_type(Exception),
+            "before_sleep": try_again,
+            "retry_error_callback": give_up,
+        }
+
+    def _give_up(self, error: BaseException, item: str) -> None:
         """Give up on the item after the last attempt: drop it or raise, as the policy says."""
         attempts = f" after {self.policy.retries + 1} attempts" if self.policy.retries else ""
         failed = f"{self._name(item)} failed{attempts}"
@@ -179,7 +193,13 @@ class Caller:
         return f"The {self.selected.label}{where}"
 
 
-def _brief(error: Exception) -> str:
+def _error_of(state: tenacity.RetryCallState) -> BaseException:
+    """What the last attempt raised."""
+    error = state.outcome.exception() if state.outcome else None
+    return error or PluginError("It failed.")
+
+
+def _brief(error: BaseException) -> str:
     text = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
     return text if text.endswith(".") else f"{text}."
 
