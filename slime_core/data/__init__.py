@@ -4,31 +4,36 @@
     jsonl.py    JSON Lines and JSON arrays, read by byte offset
     arrow.py    Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
     rows.py     `open_rows`: all of these as one sequence of rows
-    chat.py     a row becomes a `Sample`; what a conversation must look like
+    samples.py  a row becomes a `Sample`; what a conversation must look like
     tokens.py   rows that are tokenised already
     epochs.py   one set of rows, epoch after epoch, shuffled
     streams.py  one set of rows that can only be read forward
     mixture.py  which of several sets is next
     source.py   `GlobalDataSource`, `StreamingDataSource`: groups of samples, and the buffer of unfinished ones
+    evaluation.py  the samples of the evaluation sets
     convert.py  `convert_file`: rows of any format into a file of chat rows
 
 No file is ever held in memory whole. pyarrow is imported when the first Arrow or Parquet file is opened.
 """
 
-from slime_core.data.chat import chat_messages, sample_from_row
 from slime_core.data.convert import convert_file
+from slime_core.data.evaluation import EvaluationSet, evaluation_sets
 from slime_core.data.rows import Rows, open_rows
+from slime_core.data.samples import Columns, chat_messages, sample_from_row
 from slime_core.data.source import GlobalDataSource, StreamingDataSource, pop_first
 from slime_core.data.streams import UNKNOWN_LENGTH
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
 
 __all__ = [
     "UNKNOWN_LENGTH",
+    "Columns",
+    "EvaluationSet",
     "GlobalDataSource",
     "Rows",
     "StreamingDataSource",
     "chat_messages",
     "convert_file",
+    "evaluation_sets",
     "is_tokenised",
     "open_rows",
     "pop_first",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slime_core.data.arrow import JSON_COLUMNS
-from slime_core.data.chat import chat_messages
 from slime_core.data.jsonl import JsonFile
 from slime_core.data.rows import open_rows
+from slime_core.data.samples import chat_messages
 from slime_core.errors import DataError
 
 _BATCH = 4096  # rows

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from slime_core.data.chat import sample_from_row
 from slime_core.data.epochs import EpochReader
 from slime_core.data.mixture import Mixture
 from slime_core.data.rows import open_rows
+from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.streams import UNKNOWN_LENGTH, StreamError, StreamReader
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
 from slime_core.sample import Group, Sample
@@ -74,6 +74,7 @@ class GlobalDataSource:
         self._buffer_pop = buffer_pop
         self._next_group = 0
         self._next_sample = 0
+        self._columns = Columns.of(args)
         weights = args.prompt_data_weights
         if weights:
             _check_weights(weights, args.prompt_data)
@@ -177,7 +178,7 @@ class GlobalDataSource:
         while tried < len(reader):
             tried += 1
             try:
-                sample = sample_from_row(self.args, *reader.take())
+                sample = sample_from_row(self._columns, *reader.take())
             except StreamError:
                 raise
             except DataError as error:

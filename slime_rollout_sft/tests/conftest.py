@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from slime_core.plugins import Plugins
+from slime_core.rollout.components import RolloutComponents
+
 _SPECIAL = re.compile(
     r"<\|[^|<>\s'\"]+\|>|<｜[^｜]+｜>|</?s>|<(?:start|end)_of_\w+>|<\|turn>|<turn\|>|<tool_call\|>"
     r"|\[/?INST\]|\[gMASK\]|<sop>"
@@ -99,3 +102,25 @@ def any_template(load_tokenizer: Callable[[str], Any], assets: Callable[[str], P
         return tokenizer
 
     return use
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    return Plugins()
+
+
+@pytest.fixture(scope="session")
+def components(plugins: Plugins) -> Callable[[Any], RolloutComponents]:
+    """`components(args)`: what an SFT run with these arguments is given."""
+
+    def choose(args: Any) -> RolloutComponents:
+        rollout = plugins.select("rollout", "sft")
+        return RolloutComponents(
+            rollout,
+            rollout,
+            data_source=plugins.select("data_source", args.data_source_path),
+            buffer_pop=plugins.select("buffer_pop", args.buffer_filter_path),
+            further={"loss_mask": plugins.select("loss_mask", args.loss_mask_type)},
+        )
+
+    return choose

@@ -11,10 +11,10 @@ import pytest
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError
-from slime_core.plugins import Plugins
 from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 from slime_rollout_sft.arguments import SftArguments
-from slime_rollout_sft.rollout import Policy, Unusable, generate_rollout, respond
+from slime_rollout_sft.conversations import Policy, Unusable, respond
+from slime_rollout_sft.rollout import generate_rollout
 
 MASKS = '''
 """Loss-mask generators of somebody's own, named by import path."""
@@ -51,11 +51,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="session")
-def plugins() -> Plugins:
-    return Plugins()
-
-
 @pytest.fixture
 def arguments(default_arguments: Any, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`arguments(rows, **changes)`: arguments of a run over a file with these rows."""
@@ -82,12 +77,18 @@ UNRENDERABLE = chat("unrenderable", "w1")
 TEXT = {"messages": "w1 w2"}
 
 
-def rollout(args: Any, plugins: Plugins, source: GlobalDataSource | None = None) -> RolloutOutput:
-    return generate_rollout(args, 0, source or GlobalDataSource(args), plugins=plugins)
+@pytest.fixture
+def rollout(components: Any) -> Any:
+    """`rollout(args)`: the first rollout, or the next one of a data source that is given; or an evaluation."""
+
+    def run(args: Any, source: GlobalDataSource | None = None, evaluation: bool = False) -> RolloutOutput:
+        return generate_rollout(args, 0, source or GlobalDataSource(args), evaluation, components=components(args))
+
+    return run
 
 
-def test_a_conversation_becomes_a_sample_whose_response_starts_at_the_first_trained_token(arguments, plugins) -> None:
-    output = rollout(arguments(GOOD), plugins)
+def test_a_conversation_becomes_a_sample_whose_response_starts_at_the_first_trained_token(arguments, rollout) -> None:
+    output = rollout(arguments(GOOD))
     check_rollout(output.groups, need_reward=True)
     first, second = output.samples
     ids = {word: i for i, word in enumerate(["<unk>", "<user>", "<assistant>", "<end>", *(f"w{i}" for i in range(40))])}
@@ -98,15 +99,15 @@ def test_a_conversation_becomes_a_sample_whose_response_starts_at_the_first_trai
     assert output.metrics == {}
 
 
-def test_prompts_between_answers_belong_to_the_response_but_are_not_trained(arguments, plugins) -> None:
+def test_prompts_between_answers_belong_to_the_response_but_are_not_trained(arguments, rollout) -> None:
     row = {"messages": GOOD[0]["messages"] + GOOD[1]["messages"]}
-    (sample,) = rollout(arguments([row], rollout_batch_size=1), plugins).samples
+    (sample,) = rollout(arguments([row], rollout_batch_size=1)).samples
     assert sample.response == "w2 w3 <end> <user> w4 w5 <end> <assistant> w6 <end>"
     assert sample.loss_mask == [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]
 
 
-def test_a_group_holds_equal_samples_with_numbers_of_their_own(arguments, plugins) -> None:
-    output = rollout(arguments(GOOD, n_samples_per_prompt=2), plugins)
+def test_a_group_holds_equal_samples_with_numbers_of_their_own(arguments, rollout) -> None:
+    output = rollout(arguments(GOOD, n_samples_per_prompt=2))
     assert [[s.index for s in group] for group in output.groups] == [[0, 1], [2, 3]]
     assert all(a.tokens == b.tokens and a.loss_mask == b.loss_mask for a, b in output.groups)
 
@@ -136,11 +137,11 @@ ERRORS = [
 
 @pytest.mark.parametrize(("row", "changes", "message"), ERRORS)
 def test_by_default_a_conversation_that_cannot_be_trained_stops_the_run(
-    arguments, plugins, row: dict, changes: dict, message: str
+    arguments, rollout, row: dict, changes: dict, message: str
 ) -> None:
     args = arguments([GOOD[0], row], **changes)
     with pytest.raises(DataError) as caught:
-        rollout(args, plugins)
+        rollout(args)
     assert str(caught.value) == f"{args.prompt_data[0]}:2: {message}"
 
 
@@ -155,46 +156,46 @@ def test_by_default_a_conversation_that_cannot_be_trained_stops_the_run(
     ],
 )
 def test_a_skipped_conversation_is_replaced_by_the_next_and_counted(
-    arguments, plugins, row: Any, changes: dict, metric: str
+    arguments, rollout, row: Any, changes: dict, metric: str
 ) -> None:
     args = arguments([GOOD[0], row, GOOD[1], row], **changes)
     source = GlobalDataSource(args)
-    output = rollout(args, plugins, source)
+    output = rollout(args, source)
     assert [s.metadata["source"].rpartition(":")[2] for s in output.samples] == ["1", "3"]
     assert output.metrics == {metric: 1.0}
-    assert rollout(args, plugins, source).metrics == {metric: 2.0}
+    assert rollout(args, source).metrics == {metric: 2.0}
 
 
-def test_an_over_long_conversation_is_cut_and_counted_when_asked_for(arguments, plugins) -> None:
+def test_an_over_long_conversation_is_cut_and_counted_when_asked_for(arguments, rollout) -> None:
     args = arguments([GOOD[0], LONG], rollout_max_context_len=8, over_long_sample="truncate")
-    output = rollout(args, plugins)
+    output = rollout(args)
     whole, cut = output.samples
     assert (len(cut.tokens), cut.response_length, cut.loss_mask) == (8, 4, [1] * 4)
     assert (whole.status, cut.status) == (Status.COMPLETED, Status.TRUNCATED)
     assert output.metrics == {"truncated": 1.0}
 
 
-def test_cutting_may_leave_nothing_to_train(arguments, plugins) -> None:
+def test_cutting_may_leave_nothing_to_train(arguments, rollout) -> None:
     row = chat(" ".join(["w8"] * 20), "w1")
     args = arguments([GOOD[0], row], rollout_max_context_len=8, over_long_sample="truncate")
     with pytest.raises(DataError, match=r"no token of the conversation is trained within its first 8 tokens"):
-        rollout(args, plugins)
+        rollout(args)
     args.no_trainable_token = "skip"
-    assert rollout(args, plugins).metrics == {"skipped_no_trainable_token": 1.0}
+    assert rollout(args).metrics == {"skipped_no_trainable_token": 1.0}
 
 
-def test_an_epoch_without_one_usable_row_ends_in_an_error(arguments, plugins) -> None:
+def test_an_epoch_without_one_usable_row_ends_in_an_error(arguments, rollout) -> None:
     args = arguments([SILENT, SILENT, TEXT], no_trainable_token="skip", malformed_row="skip")
     with pytest.raises(
         DataError,
         match=r"No conversation of a whole epoch \(3 rows\) can be trained: "
         r"2 skipped no trainable token, 1 skipped malformed\.",
     ):
-        rollout(args, plugins)
+        rollout(args)
 
 
 def test_the_first_token_is_never_trained() -> None:
-    policy = Policy("", "", "", None, None, None, None, "error", "error", "error")
+    policy = Policy(hf_checkpoint="", input_key="")
     done = respond(Sample(), MaskedTokens([5, 6, 7], [1, 1, 0]), policy)
     assert (done.response_length, done.loss_mask) == (2, [1, 0])
     with pytest.raises(Unusable):
@@ -202,7 +203,7 @@ def test_the_first_token_is_never_trained() -> None:
     check_rollout([[done]], need_reward=True)
 
 
-def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, plugins, tmp_path: Path) -> None:
+def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, rollout, tmp_path: Path) -> None:
     args = arguments(GOOD)
     for name, rows in (("easy", GOOD), ("hard", [GOOD[1], SILENT, UNRENDERABLE, LONG])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -210,10 +211,7 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, p
     args.malformed_row = args.no_trainable_token = "skip"
     source = GlobalDataSource(args)
 
-    def evaluate() -> RolloutOutput:
-        return generate_rollout(args, 0, source, evaluation=True, plugins=plugins)
-
-    first = evaluate()
+    first = rollout(args, source, evaluation=True)
     check_rollout(first.groups, need_reward=False)
     assert [(s.metadata["dataset"], s.response) for s in first.samples] == [
         ("e", "w2 w3 <end>"),
@@ -225,28 +223,28 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, p
     for sample in first.samples:
         sample.reward, sample.metadata["dataset"] = 1.0, "changed by somebody"
     (tmp_path / "easy.jsonl").unlink()  # tokenised once, not read again
-    again = evaluate()
+    again = rollout(args, source, evaluation=True)
     assert [s.metadata["dataset"] for s in again.samples] == ["e", "e", "h"]
     assert {s.reward for s in again.samples} == {0.0}
 
 
-def test_an_evaluation_set_without_one_usable_row_is_named(arguments, plugins) -> None:
+def test_an_evaluation_set_without_one_usable_row_is_named(arguments, rollout) -> None:
     args = arguments([SILENT], no_trainable_token="skip")
     args.eval_prompt_data = args.prompt_data
     with pytest.raises(DataError, match=r"No row of the evaluation set train \(.*train\.jsonl\) can be used"):
-        generate_rollout(args, 0, None, evaluation=True, plugins=plugins)
+        rollout(args, evaluation=True)
 
 
-def test_a_batch_may_span_several_epochs_of_mostly_unusable_rows(arguments, plugins) -> None:
+def test_a_batch_may_span_several_epochs_of_mostly_unusable_rows(arguments, rollout) -> None:
     args = arguments([SILENT, GOOD[0], SILENT], rollout_batch_size=4, no_trainable_token="skip")
-    output = rollout(args, plugins)
+    output = rollout(args)
     assert [s.response for s in output.samples] == ["w2 w3 <end>"] * 4
     assert output.metrics == {"skipped_no_trainable_token": 7.0}
 
 
-def test_a_checkpoint_without_tokenizer_is_named(arguments, plugins, tmp_path: Path) -> None:
+def test_a_checkpoint_without_tokenizer_is_named(arguments, rollout, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=rf"--hf-checkpoint {tmp_path} holds no tokenizer that can be loaded"):
-        rollout(arguments(GOOD, hf_checkpoint=str(tmp_path)), plugins)
+        rollout(arguments(GOOD, hf_checkpoint=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["sft", "slime.rollout.sft_rollout.generate_rollout"])

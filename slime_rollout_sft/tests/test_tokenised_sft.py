@@ -12,19 +12,13 @@ import pytest
 from slime_core.cli.main import main
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError
-from slime_core.plugins import Plugins
 from slime_core.sample import RolloutOutput, Status, check_rollout
 from slime_rollout_sft.arguments import SftArguments
 from slime_rollout_sft.rollout import generate_rollout
 
 
-@pytest.fixture(scope="session")
-def plugins() -> Plugins:
-    return Plugins()
-
-
 @pytest.fixture
-def roll_out(default_arguments: Any, tmp_path: Path, tiny_model: Path, plugins: Plugins) -> Any:
+def roll_out(default_arguments: Any, tmp_path: Path, tiny_model: Path, components: Any) -> Any:
     """`roll_out(rows, **changes)`: one rollout over a file with these rows, as large as it."""
 
     def run(rows: list[dict[str, Any]], evaluation: bool = False, **changes: Any) -> RolloutOutput:
@@ -32,7 +26,7 @@ def roll_out(default_arguments: Any, tmp_path: Path, tiny_model: Path, plugins: 
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         own = {"hf_checkpoint": str(tiny_model), "rollout_batch_size": len(rows), "eval_prompt_data": [str(path)]}
         args = default_arguments(path, groups=[SftArguments], **{**own, **changes})
-        output = generate_rollout(args, 0, GlobalDataSource(args), evaluation, plugins=plugins)
+        output = generate_rollout(args, 0, GlobalDataSource(args), evaluation, components=components(args))
         check_rollout(output.groups, need_reward=True)
         return output
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -22,3 +23,7 @@ class SftArguments(ArgumentGroup):
         "What to do with a conversation in which no token is trained: stop, or take the next row instead. "
         "What was skipped is counted in the metrics.",
     )
+
+
+class SftRunArguments(RunArguments, SftArguments):
+    """The run's options with those of this package, for type checkers."""

@@ -69,8 +69,8 @@ def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
     from slime_core.data import is_tokenised, open_rows, sample_from_row
     from slime_core.data.tokenizer import load_tokenizer
     from slime_core.errors import DataError
+    from slime_rollout_sft.conversations import tokenised
     from slime_rollout_sft.preview import html, terminal
-    from slime_rollout_sft.rollout import tokenised
 
     if options.rows < 1:
         raise ArgumentError(f"--rows is {options.rows}; expected at least 1.")

@@ -6,19 +6,44 @@ Called by the data source, by evaluation sets and, for what they write, by the c
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
 from slime_core.errors import DataError, did_you_mean
 from slime_core.sample import Sample
 
+if TYPE_CHECKING:
+    from slime_core.arguments.groups.data import DataArguments
 
-def sample_from_row(args: Any, row: dict[str, Any], source: str) -> Sample:
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a row's columns; None where there is no such column.
+
+    Attributes:
+        input_key: the prompt: text, messages or token ids.
+        label_key: what rewards compare with.
+        tool_key: the tool definitions of a conversation; rows may lack it.
+        metadata_key: an object that is handed on to hooks; rows may lack it.
+    """
+
+    input_key: str
+    label_key: str | None = None
+    tool_key: str | None = None
+    metadata_key: str | None = None
+
+    @classmethod
+    def of(cls, args: DataArguments) -> Columns:
+        """The columns of the training data, `--input-key` and so on."""
+        return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key)
+
+
+def sample_from_row(columns: Columns, row: dict[str, Any], source: str) -> Sample:
     """The sample of one row, without its numbers.
 
     Args:
-        args: reads `input_key`, `label_key`, `tool_key` and `metadata_key`. A row must have the first two where they
-            are set; it may lack tools and metadata.
+        columns: which columns to read. A row must have those of prompt and label.
         source: "file:row"; kept as `metadata["source"]`.
 
     Returns:
@@ -30,17 +55,17 @@ def sample_from_row(args: Any, row: dict[str, Any], source: str) -> Sample:
         DataError: a key is missing, or its value is not what it should be; the message begins with `source`.
     """
     try:
-        prompt = _value(row, args.input_key, "--input-key")
+        prompt = _value(row, columns.input_key, "--input-key")
         loss_mask = None
         if is_tokenised(prompt):
-            prompt, loss_mask = token_ids(prompt), trained_tokens(row, prompt, args.label_key)
+            prompt, loss_mask = token_ids(prompt), trained_tokens(row, prompt, columns.label_key)
         elif isinstance(prompt, list):
             prompt = chat_messages(prompt)
         elif not (isinstance(prompt, str) and prompt.strip()):
-            raise DataError(f"{args.input_key!r} is {_shown(prompt)}, expected text or a list of messages")
-        label = _value(row, args.label_key, "--label-key") if args.label_key else None
-        metadata = _parsed(row, args.metadata_key, dict) or {}
-        tools = _parsed(row, args.tool_key, list)
+            raise DataError(f"{columns.input_key!r} is {_shown(prompt)}, expected text or a list of messages")
+        label = _value(row, columns.label_key, "--label-key") if columns.label_key else None
+        metadata = _parsed(row, columns.metadata_key, dict) or {}
+        tools = _parsed(row, columns.tool_key, list)
     except DataError as error:
         raise DataError(f"{source}: {error}.") from None
     metadata = {**metadata, "source": source, **({"tools": tools} if tools else {})}
