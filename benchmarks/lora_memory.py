@@ -56,6 +56,7 @@ def measure(options: argparse.Namespace, words: list[str]) -> dict[str, float]:
     import random
     from types import SimpleNamespace
 
+    from slime_core.arguments.groups.optimizer import OptimizerArguments
     from slime_core.sample import Sample
     from slime_core.training.batches import make_train_batch
     from slime_losses.sft import sft_loss
@@ -65,7 +66,8 @@ def measure(options: argparse.Namespace, words: list[str]) -> dict[str, float]:
     own = argparse.ArgumentParser()
     own.add_argument("--lora-rank", type=int, default=0)
     own.add_argument("--gradient-checkpointing", action="store_true")
-    chosen = TorchArguments(lr=1e-5, **vars(own.parse_args(words))).model_dump()
+    torch_options = TorchArguments(**vars(own.parse_args(words)))
+    chosen = OptimizerArguments(lr=1e-5).model_dump() | torch_options.model_dump()
     backend = TorchBackend(SimpleNamespace(**chosen, hf_checkpoint=str(options.model), ref_load=None))
     backend.setup(sft_loss, options.steps)
     loaded = peak_gib()

@@ -150,10 +150,11 @@ def hand_over(flags: Sequence[str], model: Path, updates: int, folder: Path) -> 
     from slime_core.arguments.resolve import resolve
     from slime_core.plugins import Plugins
     from slime_core.run.plan import make_plan
-    from slime_core.run.run import Run
-    from slime_core.run.tracking import Console, JsonlTracker, Tracking
-    from slime_core.run.workers import start_workers
+    from slime_core.run.start import start_workers
+    from slime_core.run.tracking import Console
+    from slime_core.run.weight_sync import WeightSync
     from slime_core.runtime.handles import wait
+    from slime_core.training.worker import TrainWorker
 
     rows = folder / "rows.jsonl"
     rows.write_text('{"input": "hello"}\n')
@@ -163,22 +164,17 @@ def hand_over(flags: Sequence[str], model: Path, updates: int, folder: Path) -> 
     plan = make_plan(resolve(Namespace(plugins), words), plugins)
     run_dir = Path(plan.args.run_dir)
     run_dir.mkdir()
-    tracking = Tracking(JsonlTracker(run_dir / "metrics.jsonl", None), Console(0), [], plan.args, run_dir, {})
-    workers = start_workers(plan, run_dir, None, tracking.console)
+    console = Console(0)
+    workers = start_workers(plan, run_dir, None, console)
     try:
         trainer = workers.trainer
         assert trainer is not None
-        wait(trainer.call("setup"), "the model to load")
-        run = Run(plan.args, plugins, run_dir, workers.rollouts, trainer, tracking, {}, engine_use="always")
-
-        def update(version: int) -> None:
-            run.trained = version
-            run.sync_weights()
-
-        return timed(update, updates)
+        wait(trainer.call(TrainWorker.setup), "the model to load")
+        sync = WeightSync(plan.args, plugins, workers.rollouts, trainer, takes_turns=False)
+        return timed(sync.update, updates)
     finally:
         workers.close()
-        tracking.close(None)
+        console.close()
 
 
 def copy(flags: Sequence[str], model: Path, updates: int, folder: Path) -> list[float]:

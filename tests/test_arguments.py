@@ -9,21 +9,37 @@ import pytest
 from slime_core.arguments.command_line import run_parser
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.readers import options_read, unknown_names, without_effect
 from slime_core.arguments.recipe import read_recipe
-from slime_core.arguments.resolve import resolve, with_data_length, without_effect
+from slime_core.arguments.resolve import Resolved, resolve, with_data_length
 from slime_core.errors import ArgumentError
-from slime_core.plugins import Plugins
+from slime_core.plugins import Plugins, Selected
 
 BASE = ["--hf-checkpoint", "m", "--prompt-data", "d.jsonl", "--rollout-batch-size", "8", "--num-epoch", "3"]
 
 
 @pytest.fixture(scope="module")
-def namespace() -> Namespace:
-    return Namespace(Plugins())
+def plugins() -> Plugins:
+    return Plugins()
 
 
-def resolved(namespace: Namespace, *flags: str, recipe: str | None = None, env: dict[str, str] | None = None):
+@pytest.fixture(scope="module")
+def namespace(plugins) -> Namespace:
+    return Namespace(plugins)
+
+
+def resolved(
+    namespace: Namespace, *flags: str, recipe: str | None = None, env: dict[str, str] | None = None
+) -> Resolved:
     return resolve(namespace, [*BASE, *flags], read_recipe(recipe)[0] if recipe else None, env or {})
+
+
+def rollout(plugins: Plugins, name: str) -> Selected:
+    """An installed rollout function, or "other": one that reads no option, or "mine": one that does not say what it reads."""
+    if name not in ("other", "mine"):
+        return plugins.select("rollout", name)
+    declared = () if name == "other" else None
+    return Selected("rollout", name, lambda: None, "a test", "--rollout-function-path", reads_options=declared)
 
 
 @pytest.mark.parametrize(
@@ -81,34 +97,33 @@ def test_arguments_are_frozen(namespace):
         args.num_epoch = 4
 
 
-def test_an_option_that_nothing_reads_is_reported(namespace):
+def test_an_option_that_nothing_reads_is_reported(namespace, plugins):
     found = resolved(namespace, "--max-tokens-per-gpu", "64", "--loss-mask-type", "qwen", "--use-wandb")
-    notes = " ".join(without_effect(found, ["rollout:other"]))
+    notes = " ".join(without_effect(found, [rollout(plugins, "other")], plugins))
     assert "--max-tokens-per-gpu has no effect without --use-dynamic-batch-size." in notes
-    assert "--loss-mask-type has no effect: it is read by rollout:sft, which this run does not use." in notes
-    for reader in ("rollout:sft", "rollout:my_project.rollouts.mine"):
-        assert "--loss-mask-type" not in " ".join(without_effect(found, [reader]))
+    assert "--loss-mask-type has no effect: it is read by the rollout 'sft', which this run does not use." in notes
+    for reader in ("sft", "mine"):
+        assert "--loss-mask-type" not in " ".join(without_effect(found, [rollout(plugins, reader)], plugins))
 
 
-def test_a_condition_may_be_that_another_option_is_not_set(namespace):
+def test_a_condition_may_be_that_another_option_is_not_set(namespace, plugins):
     def about(*words: str, selected: str) -> list[str]:
-        return [n for n in without_effect(resolved(namespace, *words), [selected]) if not n.startswith("--disable")]
+        found = without_effect(resolved(namespace, *words), [rollout(plugins, selected)], plugins)
+        return [note for note in found if not note.startswith("--disable")]
 
     sft = ("--disable-compute-advantages-and-returns",)
     for words in (("--rollout-temperature", "0.5"), ("--no-share-prompts",)):
-        assert about(*words, selected="rollout:other") == []
-        assert about(*sft, *words, selected="rollout:other") == [
+        assert about(*words, selected="other") == []
+        assert about(*sft, *words, selected="other") == [
             f"{words[0].replace('--no-', '--')} has no effect with --disable-compute-advantages-and-returns."
         ]
     long = ("--rollout-max-response-len", "7")
-    assert about(*long, selected="rollout:sft") == [
-        "--rollout-max-response-len has no effect without --constant-length-loss."
-    ]
-    assert about(*long, "--constant-length-loss", selected="rollout:sft") == []
+    assert about(*long, selected="sft") == ["--rollout-max-response-len has no effect without --constant-length-loss."]
+    assert about(*long, "--constant-length-loss", selected="sft") == []
 
 
-def test_an_option_set_to_its_default_is_not_reported(namespace):
-    assert without_effect(resolved(namespace, "--loss-mask-type", "auto"), []) == []
+def test_an_option_set_to_its_default_is_not_reported(namespace, plugins):
+    assert without_effect(resolved(namespace, "--loss-mask-type", "auto"), [], plugins) == []
 
 
 def test_epochs_become_rollouts_when_the_length_of_the_data_is_known(namespace):
@@ -130,15 +145,22 @@ def test_a_single_evaluation_path_is_named_after_its_file(namespace):
     assert eval_sets(args) == [("heldout", "x/heldout.jsonl@[0:5]")]
 
 
-def test_every_option_has_a_help_text_and_a_reader(namespace):
-    kinds = set(__import__("slime_core.contracts.kinds", fromlist=["KINDS"]).KINDS)
+def test_every_option_has_a_help_text_and_a_reader(namespace, plugins):
+    declared = {f"{c.kind} {c.name}": c.reads_options or () for c in plugins.all_components()}
+    read = {who: options_read(names, namespace.model) for who, names in declared.items()}
     for option in namespace.options.values():
         assert len(option.field.description or "") > 15, option.flag
-        readers = [reader.partition("?") for reader in option.read_by.split()]
-        for reader, _, _ in readers:
-            assert reader == "core" or reader.split(":")[0] in kinds, (option.flag, reader)
-        for condition in [*(option.when or "").split("|"), *(condition for _, _, condition in readers)]:
+        readers = [who for who, options in read.items() if option.name in options]
+        assert option.read_by_core is not False or readers, option.flag
+        own = [option.read_by_core] if isinstance(option.read_by_core, str) else []
+        for condition in [*(option.when or "").split("|"), *own]:
             assert not condition or condition.lstrip("!") in namespace.options, option.flag
+    of_families = {option.distribution for option in namespace.options.values() if option.group.families}
+    for component in plugins.all_components():
+        unknown = unknown_names(component.reads_options or (), namespace.model)
+        assert not unknown or component.plugin.distribution in of_families, component.name
+    for who in declared:
+        assert all(not c or c.lstrip("!") in namespace.options for c in read[who].values()), who
     assert "--rollout-batch-size" in run_parser(namespace, "slime train").format_help()
 
 
@@ -158,14 +180,13 @@ def test_stages_that_are_no_list_of_mappings_are_refused(tmp_path: Path):
         read_recipe(str(recipe))
 
 
-def test_an_option_is_read_if_one_of_its_readers_and_that_readers_condition_hold(namespace):
+def test_an_option_is_read_if_one_of_its_readers_and_that_readers_condition_hold(namespace, plugins):
     def about(*flags: str, selected: str) -> list[str]:
-        return [n for n in without_effect(resolved(namespace, *flags), [selected]) if n.startswith("--rm-type")]
+        found = without_effect(resolved(namespace, *flags), [rollout(plugins, selected)], plugins)
+        return [note for note in found if note.startswith("--rm-type")]
 
-    assert about("--rm-type", "exact_match", selected="rollout:sglang") == []
-    assert about("--rm-type", "exact_match", selected="rollout:sft") == [
-        "--rm-type has no effect without --eval-generate."
-    ]
+    assert about("--rm-type", "exact_match", selected="rl") == []
+    assert about("--rm-type", "exact_match", selected="sft") == ["--rm-type has no effect without --eval-generate."]
     evaluated = ("--eval-prompt-data", "x.jsonl", "--eval-interval", "1", "--eval-generate", "2")
-    assert about("--rm-type", "exact_match", *evaluated, selected="rollout:sft") == []
-    assert "which this run does not use" in about("--rm-type", "exact_match", selected="rollout:other")[0]
+    assert about("--rm-type", "exact_match", *evaluated, selected="sft") == []
+    assert "which this run does not use" in about("--rm-type", "exact_match", selected="other")[0]

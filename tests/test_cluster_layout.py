@@ -217,7 +217,7 @@ def test_an_address_where_no_cluster_answers_is_reported_at_once(address):
 
 
 def test_neither_the_command_nor_a_run_of_one_process_imports_ray():
-    code = "import sys, slime_core.cli, slime_core.run.launch, slime_core.run.workers; print([m for m in ('ray', 'torch') if m in sys.modules])"
+    code = "import sys, slime_core.cli.main, slime_core.run.launch, slime_core.run.workers; print([m for m in ('ray', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
 

@@ -60,10 +60,12 @@ COMPONENTS = """
 from dataclasses import replace
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.loss import LossOutputs, reads
+from slime_core.contracts.rollout import uses_engine
 from slime_core.sample import RolloutOutput, Status
 
 calls = []
 
+@uses_engine("always")
 def rewarded(args, rollout_id, data_source, evaluation=False, engine=None):
     "Two answers to each prompt, rewarded 1 and 0; the same ones in evaluations."
     groups = [
@@ -76,8 +78,6 @@ def rewarded(args, rollout_id, data_source, evaluation=False, engine=None):
     ]
     samples = [s for group in groups for s in group]
     return RolloutOutput([], generations=samples) if evaluation else RolloutOutput(groups, {"answers": 8.0})
-
-rewarded.slime_engine_use = "always"
 
 def convert(args, samples):
     calls.append(("convert", samples))

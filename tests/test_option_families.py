@@ -17,7 +17,6 @@ ASKED: list[list[str]] = []
 class Family(ArgumentGroup):
     """Has one option of its own"""
 
-    read_by = "engine:other"
     families = {"other_": "test_option_families:declare"}  # noqa: RUF012
 
     other_number: int = option(1, "An option of slime's.")
@@ -31,7 +30,6 @@ def declare(names: list[str]) -> type[ArgumentGroup]:
     class Declared(ArgumentGroup):
         """Options of the other program"""
 
-        read_by = "engine:other"
         other_speed: float | None = option(None, "How fast.")
 
     return Declared

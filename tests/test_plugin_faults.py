@@ -28,7 +28,7 @@ from slime_core.plugins.calls import Caller, policies
 from slime_core.rollout.rewards import score
 from slime_core.sample import Sample
 
-HEAD = "from slime_core import Lazy, hookimpl\nfrom slime_core.arguments import ArgumentGroup, option\n"
+HEAD = "from slime_core import Lazy, hookimpl\nfrom slime_core.contracts.options import ArgumentGroup, option\n"
 
 
 @dataclass
@@ -169,7 +169,7 @@ FAULTS = {
         "class G(ArgumentGroup):\n    'G'\n    lr: float = option(1.0, 'Again.')\n"
         "@hookimpl\ndef slime_argument_groups(): return [G]\n" + loss("def it(args, inputs): ..."),
         PICK_LOSS,
-        ["Two distributions define the option --lr: slime-torch", "and faulty-pack (G)", "rename its option."],
+        ["Two distributions define the option --lr: slime-core", "and faulty-pack (G)", "rename its option."],
     ),
     "group that is none": Fault(
         "@hookimpl\ndef slime_argument_groups(): return [{'lr': 1}]\n" + loss("def it(args, inputs): ..."),
@@ -400,9 +400,7 @@ def test_an_unknown_plugin_cannot_be_switched(words, capsys):
 
 def test_the_first_mistake_costs_less_than_a_second(words, tmp_path, monkeypatch):
     install(tmp_path / "site", FAULTS["missing argument"])
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from slime_core.cli import main; sys.exit(main())"
-    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from slime_core.cli.main import main; sys.exit(main())"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, "train", *words, *PICK_LOSS], capture_output=True, text=True

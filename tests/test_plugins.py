@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from slime_core import Lazy, hookspecs
 from slime_core.contracts.kinds import KINDS
@@ -169,7 +170,7 @@ def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(t
         import asyncio, time
         def my_loss(args, inputs):
             time.sleep(0.02)
-            return LossOutputs(None)
+            return LossOutputs(torch.tensor(0.0))
         def failing(args, inputs): 1 / 0
         async def my_reward(args, sample):
             await asyncio.sleep(0.02)
@@ -187,7 +188,7 @@ def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(t
                 tmp_path,
                 monkeypatch,
                 "timed",
-                "from slime_core.contracts.loss import LossOutputs\n" + textwrap.dedent(code),
+                "import torch\nfrom slime_core.contracts.loss import LossOutputs\n" + textwrap.dedent(code),
             )
         ]
     )
@@ -264,7 +265,7 @@ def test_no_call_is_lost_when_threads_add_and_take_timings_together(tmp_path, mo
 
 
 def test_being_named_checked_and_timed_costs_a_call_microseconds():
-    outputs = LossOutputs(None)
+    outputs = LossOutputs(torch.tensor(0.0), {"p": torch.tensor(1.0), "kl": torch.tensor(0.5)})
     selected = Selected("loss", "it", lambda args, inputs: outputs, "a test", "--loss-type")
     best = min(timeit.repeat(lambda: selected(None, None), number=1000, repeat=20)) / 1000
     assert best < 50e-6, "a loss takes a hundred times longer than the few microseconds that it should be"

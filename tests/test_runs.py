@@ -181,8 +181,8 @@ def test_a_handle_runs_calls_in_order_and_hands_exceptions_on():
             raise TimeoutError("its own")
 
     handle = LocalHandle(Worker(), "worker")
-    futures = [handle.call("add", n) for n in range(5)]
+    futures = [handle.call(Worker.add, n) for n in range(5)]
     assert wait(futures[-1], "the last") == [0, 1, 2, 3, 4]
     with pytest.raises(TimeoutError, match="its own"):
-        wait(handle.call("fail"), "the failure")
+        wait(handle.call(Worker.fail), "the failure")
     handle.close()

@@ -58,8 +58,9 @@ def _plans(argv: list[str], plugins: Plugins, prog: str) -> list[Plan]:
 def describe(plan: Plan) -> str:
     """The whole run as text: components, every argument that is not a default, notes."""
     lines = ["components"]
-    lines += [f"  {role:<14} {c.name}  ({c.origin})" for role, c in plan.components.items()]
-    lines += [f"  {'tracker':<14} {c.name}  ({c.origin})" for c in plan.trackers]
+    for role, component in plan.components.roles():
+        role = "tracker" if component.kind == "tracker" else role
+        lines.append(f"  {role:<14} {component.name}  ({component.origin})")
     args, provenance = plan.args, plan.resolved.provenance
     per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
     length = len(plan.data_source)

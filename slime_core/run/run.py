@@ -118,10 +118,12 @@ class Run:
                 same weights for all of it.
         """
         args = self.args
-        if not args.eval_prompt_data or args.eval_interval is None:
+        if not args.eval_prompt_data:
             return False
-        before_first = rollout_id < 0
-        due = not args.skip_eval_before_train if before_first else (rollout_id + 1) % args.eval_interval == 0
+        if rollout_id < 0:  # without an interval too, when the run only evaluates
+            due = not args.skip_eval_before_train
+        else:
+            due = args.eval_interval is not None and (rollout_id + 1) % args.eval_interval == 0
         if due and pending is not None:
             wait(pending, f"the samples of rollout {rollout_id + 2}")
         return self.evaluate(rollout_id) if due else False
