@@ -13,6 +13,12 @@ from typing import Any
 
 import pytest
 
+# The folders of these distributions have the names of their packages, and pytest would take the folders for the packages when
+# it imports the tests in them, unless the packages are there already.
+import slime_losses  # noqa: F401
+import slime_rollout_sft  # noqa: F401
+import slime_rollout_sglang  # noqa: F401
+
 ROOT = Path(__file__).parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
