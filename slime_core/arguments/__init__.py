@@ -3,6 +3,7 @@
 groups/          the core's own options, one file a group; `RunArguments`, all of them together
 namespace.py     all options of core and plugins as one flat namespace
 readers.py       which options the components of a run read
+further.py       components that are chosen because others read the options that name them
 command_line.py  the flags
 recipe.py        recipe files
 derived.py       options that are known once the arguments are resolved

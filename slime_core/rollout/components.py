@@ -4,15 +4,14 @@ rollout worker's process."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slime_core.arguments import RunArguments
-from slime_core.arguments.readers import is_read
+from slime_core.arguments.further import choose_further
 from slime_core.contracts.data import DataSource
 from slime_core.contracts.engine import InferenceEngine
-from slime_core.contracts.kinds import KINDS
 from slime_core.contracts.rollout import EngineUse
 from slime_core.plugins import Plugins, Selected
 from slime_core.sample import Group, RolloutOutput
@@ -84,31 +83,6 @@ def with_engine(components: RolloutComponents, args: RunArguments, plugins: Plug
     if not args.rollout_engine or args.debug_train_only:
         return components
     return replace(components, engine=plugins.select("engine", args.rollout_engine))
-
-
-def choose_further(args: RunArguments, plugins: Plugins, readers: Sequence[Selected[Any]]) -> dict[str, Selected[Any]]:
-    """Select components of the kinds that the core does not call itself, and return them by kind.
-
-    Those are selected whose option one of `readers` declares to read and, if a reader declares nothing, those that somebody
-    asked for.
-    """
-    silent = any(reader.reads_options is None for reader in readers)
-    fields = type(args).model_fields
-    found: dict[str, Selected[Any]] = {}
-    for kind in KINDS.values():
-        for flag in kind.options if kind.name not in _CHOSEN_ELSEWHERE else ():
-            option = flag.removeprefix("--").replace("-", "_")
-            name = getattr(args, option, None)
-            if name and (is_read(option, readers, args) or (silent and name != fields[option].default)):
-                found[kind.name] = plugins.select(kind.name, name, flag)
-    return found
-
-
-_CHOSEN_ELSEWHERE = {
-    *("command", "converter", "tracker", "rollout_log", "eval_rollout_log"),  # by the command line, or the driver
-    *("rollout", "data_source", "buffer_pop", "sample_converter", "engine"),  # above
-    *("loss", "advantage", "importance_weight", "reward_post_process", "train_backend"),  # by training
-}
 
 
 def _parameters(selected: Selected[Any]) -> Mapping[str, inspect.Parameter]:

@@ -4,7 +4,8 @@ components.py   all components of a run
 plan.py         from arguments to a validated run
 launch.py       starts a planned run, and ends it cleanly
 run.py          what happens around each rollout
-workers.py      makes the two workers of a run, in this process or on Ray
+workers.py      makes the two workers of a run, in the process that calls
+start.py        starts them in this process or on Ray
 blueprint.py    what a worker process needs to make its worker
 on_ray.py       places the workers on a cluster
 weight_sync.py  hands the trainer's weights to the engine, and lets the two take turns with memory

@@ -20,8 +20,9 @@ from slime_core.run import checkpoints
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.plan import Plan
 from slime_core.run.run import Run
+from slime_core.run.start import start_workers
 from slime_core.run.tracking import Console, JsonlTracker, Tracking
-from slime_core.run.workers import Workers, start_workers
+from slime_core.run.workers import Workers
 from slime_core.runtime.handles import wait
 from slime_core.training.worker import TrainWorker
 

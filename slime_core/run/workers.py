@@ -1,4 +1,4 @@
-"""Makes the two workers of a run, in this process or in one of their own, and chooses between the two."""
+"""Makes the two workers of a run, in the process that calls: the driver's or, in a cluster, the worker's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
@@ -15,14 +15,10 @@ from slime_core.plugins import Plugins
 from slime_core.rollout.components import RolloutComponents, choose_rollout_components, with_engine
 from slime_core.rollout.in_flight import load_state
 from slime_core.rollout.worker import RolloutWorker
-from slime_core.run.plan import Plan
-from slime_core.runtime.handles import Handle, LocalHandle
+from slime_core.runtime.handles import Handle
 from slime_core.training.components import TrainComponents, choose_train_components
 from slime_core.training.profiling import Profiler
 from slime_core.training.worker import TrainWorker
-
-if TYPE_CHECKING:
-    from slime_core.run.tracking import Console
 
 
 @dataclass
@@ -38,31 +34,6 @@ class Workers:
             for handle in (self.trainer, self.rollouts):
                 if handle is not None:
                     stack.callback(handle.close)
-
-
-def start_workers(plan: Plan, run_dir: Path, data_state: dict[str, Any] | None, console: Console) -> Workers:
-    """Start both workers, on Ray where the plan has a layout and else on threads of this process, and return their handles.
-
-    Args:
-        data_state: where the data source goes on, from a checkpoint.
-    """
-    if plan.layout is not None:
-        from slime_core.runtime.connect import prepare
-
-        prepare(plan.layout.address)
-        from slime_core.run.on_ray import on_cluster
-
-        return on_cluster(plan, plan.layout, run_dir, data_state, console)
-    args, plugins, chosen = plan.args, plan.plugins, plan.components
-    rollouts = LocalHandle(make_rollout_worker(args, plugins, data_state, chosen.rollouts, plan.data_source), "rollout")
-    try:
-        trainer = None
-        if not args.debug_rollout_only:
-            trainer = LocalHandle(make_train_worker(args, plugins, run_dir, chosen.training), "trainer")
-    except BaseException:
-        rollouts.close()
-        raise
-    return Workers(rollouts, trainer)
 
 
 def make_rollout_worker(

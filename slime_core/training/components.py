@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.further import choose_further
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.loss import LossOutputs, what_reads
 from slime_core.contracts.train_backend import TrainBackend
 from slime_core.plugins import Plugins, Selected
-from slime_core.rollout.components import choose_further
 
 
 @dataclass(frozen=True)
