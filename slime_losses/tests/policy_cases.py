@@ -26,6 +26,8 @@ def arguments(**changes: Any) -> SimpleNamespace:
     own = {name: value for group in groups for name, value in group().model_dump().items()}
     core = {
         "advantage_estimator": "grpo",
+        "custom_advantage_function_path": None,
+        "use_tis": False,
         "use_rollout_logprobs": False,
         "rollout_max_response_len": 1024,
         "reward_key": None,

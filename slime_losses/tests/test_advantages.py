@@ -17,11 +17,14 @@ from policy_cases import arguments, kl_reference
 from slime_core.contracts.advantage import AdvantageInputs
 from slime_core.contracts.loss import what_reads
 from slime_core.errors import ArgumentError
-from slime_losses.advantages import groups, tokens
+from slime_losses.advantages import grpo as grpo_file
+from slime_losses.advantages import tokens
 from slime_losses.advantages.dr_grpo import dr_grpo
+from slime_losses.advantages.groups import centred
 from slime_losses.advantages.grpo import grpo
 from slime_losses.advantages.ppo import ppo
-from slime_losses.advantages.reinforce_plus_plus import reinforce_plus_plus, reinforce_plus_plus_baseline
+from slime_losses.advantages.reinforce_plus_plus import reinforce_plus_plus
+from slime_losses.advantages.reinforce_plus_plus_baseline import reinforce_plus_plus_baseline
 from slime_losses.advantages.rloo import rloo
 
 
@@ -288,13 +291,20 @@ def test_only_what_is_read_is_asked_for() -> None:
     assert what_reads(ppo, arguments(kl_coef=0.1)) == penalised | {"values"}
 
 
+@pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"])
+def test_a_kl_penalty_without_log_probs_is_an_error(name: str) -> None:
+    for missing in ("log_probs", "ref_log_probs"):
+        with pytest.raises(ArgumentError, match="KL divergence from the reference model needs log-probs"):
+            ESTIMATORS[name](arguments(kl_coef=0.1), inputs_of(rollout(0), **{missing: None}))
+
+
 def test_ppo_without_a_critic_is_an_error() -> None:
     with pytest.raises(ArgumentError, match="values of a critic"):
         ppo(arguments(), inputs_of(rollout(0), values=None))
 
 
 FAULTS: dict[str, tuple[Any, str, Any, str]] = {
-    "std of the population": (groups, "standardised", None, "grpo"),
+    "std of all rewards": (grpo_file, "standardised", lambda r, g: centred(r, g) / (r.std() + 1e-6), "grpo"),
     "the next sample's value after the end": (
         *(tokens, "following", lambda v, o, d=1: torch.cat([v[d:], torch.zeros(d).double()])),
         "ppo",
@@ -312,9 +322,6 @@ def test_the_comparison_catches(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
     where, name, wrong, case = FAULTS[fault]
     estimator, options, reference = CASES[case]
     args: SimpleNamespace = arguments(**options)
-    if wrong is None:
-        monkeypatch.setitem(groups._BY_ESTIMATOR, "grpo", lambda r, g: groups.centred(r, g) / (r.std() + 1e-6))
-    else:
-        monkeypatch.setattr(where, name, wrong)
+    monkeypatch.setattr(where, name, wrong)
     found = estimator(args, inputs_of(rollout(0))).advantages.tolist()
     assert found != pytest.approx(reference(args, rollout(0)), rel=1e-6, abs=1e-6)

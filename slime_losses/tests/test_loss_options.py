@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.arguments.resolve import Resolved, resolve, without_effect
+from slime_core.arguments.readers import options_read, unknown_names, without_effect
+from slime_core.arguments.resolve import Resolved, resolve
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.plugins.registry import contract_problems
@@ -51,6 +52,20 @@ def test_listing_components_and_options_imports_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+@pytest.fixture(scope="module")
+def plugins() -> Plugins:
+    return Plugins()
+
+
+def test_every_component_says_what_it_reads_and_every_option_is_read(plugins: Plugins) -> None:
+    model = Namespace(plugins).model
+    declared = [lazy.reads_options for found in PROVIDED.values() for lazy in found.values()]
+    assert None not in declared
+    assert [unknown_names(names or (), model) for names in declared] == [[]] * len(declared)
+    own = {name for group in plugin.slime_argument_groups() for name in group.model_fields}
+    assert own - {name for names in declared for name in options_read(names or (), model)} == set()
+
+
 def resolved(tmp_path: Path, *words: str) -> Any:
     return everything(tmp_path, *words).args
 
@@ -71,6 +86,9 @@ def test_defaults_are_slimes(tmp_path: Path) -> None:
     assert (args.disable_grpo_std_normalization, args.disable_rewards_normalization) == (False, False)
 
 
+OVERLONG = ["--custom-reward-post-process-path", "dapo_overlong", "--overlong-buffer-len", "9"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -85,6 +103,14 @@ def test_defaults_are_slimes(tmp_path: Path) -> None:
         (
             ["--custom-reward-post-process-path", "dapo_overlong", "--rollout-max-response-len", "1000"],
             "Try --overlong-buffer-len 250",
+        ),
+        (
+            [*OVERLONG, "--advantage-estimator", "my.own"],
+            "does not know how the one of --advantage-estimator my.own does it. It shapes rewards for grpo, gspo, ",
+        ),
+        (
+            [*OVERLONG, "--custom-advantage-function-path", "my.own"],
+            "does not know how the one of --custom-advantage-function-path my.own does it.",
         ),
     ],
 )
@@ -103,14 +129,18 @@ def test_contradictions_are_errors_with_advice(tmp_path: Path, words: list[str],
         ["--use-kl-loss", "--kl-loss-coef", "0.00", "--kl-loss-type", "low_var_kl", "--kl-coef", "0.00"],
         ["--advantage-estimator", "reinforce_plus_plus", "--normalize-advantages", "--kl-coef", "0.1"],
         ["--overlong-buffer-len", "5000", "--rollout-max-response-len", "1000"],
+        [*OVERLONG, "--advantage-estimator", "reinforce_plus_plus_baseline"],
+        [*OVERLONG, "--custom-advantage-function-path", "rloo"],
+        [*OVERLONG, "--advantage-estimator", "my.own", "--disable-compute-advantages-and-returns"],
+        ["--custom-reward-post-process-path", "my.dapo_overlong", "--advantage-estimator", "my.own"],
     ],
 )
 def test_what_slime_takes_is_taken(tmp_path: Path, words: list[str]) -> None:
     resolved(tmp_path, *words)
 
 
-GRPO = ["loss:policy_loss", "advantage:grpo"]
-PLUS = ["loss:policy_loss", "advantage:reinforce_plus_plus"]
+GRPO = [("loss", "policy_loss"), ("advantage", "grpo")]
+PLUS = [("loss", "policy_loss"), ("advantage", "reinforce_plus_plus")]
 
 
 @pytest.mark.parametrize(
@@ -119,21 +149,28 @@ PLUS = ["loss:policy_loss", "advantage:reinforce_plus_plus"]
         (["--kl-loss-coef", "0.1"], GRPO, "--kl-loss-coef has no effect without --use-kl-loss"),
         (["--kl-loss-type", "k2"], GRPO, "--kl-loss-type has no effect without --use-kl-loss"),
         (["--tis-clip", "3"], GRPO, "--tis-clip has no effect without --use-tis"),
-        (["--eps-clip", "0.3"], ["loss:sft_loss"], "--eps-clip has no effect: it is read by loss:policy_loss"),
-        (["--gamma", "0.9"], GRPO, "--gamma has no effect: it is read by advantage:reinforce_plus_plus"),
-        (["--kl-coef", "0.1"], GRPO, "--kl-coef has no effect: it is read by advantage:reinforce_plus_plus"),
-        (["--value-clip", "0.5"], GRPO, "--value-clip has no effect: it is read by loss:value_loss"),
+        (
+            ["--eps-clip", "0.3"],
+            [("loss", "sft_loss")],
+            "--eps-clip has no effect: it is read by the loss 'policy_loss'",
+        ),
+        (["--gamma", "0.9"], GRPO, "--gamma has no effect: it is read by the advantage 'reinforce_plus_plus'"),
+        (["--kl-coef", "0.1"], GRPO, "--kl-coef has no effect: it is read by the advantage 'reinforce_plus_plus'"),
+        (["--value-clip", "0.5"], GRPO, "--value-clip has no effect: it is read by the loss 'value_loss'"),
         (
             ["--overlong-penalty-factor", "2"],
             GRPO,
-            "--overlong-penalty-factor has no effect: it is read by reward_post",
+            "--overlong-penalty-factor has no effect: it is read by the reward_post_process 'dapo_overlong'",
         ),
         (["--use-kl-loss", "--kl-loss-coef", "0.1", "--kl-loss-type", "k3"], GRPO, None),
         (["--kl-coef", "0.1", "--kl-loss-type", "k2", "--gamma", "0.9"], PLUS, None),
         (["--use-tis", "--tis-clip", "3", "--eps-clip", "0.1"], GRPO, None),
     ],
 )
-def test_an_option_without_effect_is_reported(tmp_path: Path, words: list[str], selected: list[str], said: Any) -> None:
-    found = without_effect(everything(tmp_path, *words), [*selected, "train_backend:torch", "rollout:sglang"])
+def test_an_option_without_effect_is_reported(
+    plugins: Plugins, tmp_path: Path, words: list[str], selected: list[tuple[str, str]], said: Any
+) -> None:
+    chosen = [plugins.select(kind, name) for kind, name in selected]
+    found = without_effect(everything(tmp_path, *words), chosen, plugins)
     mine = [text for text in found if text.split()[0] in words]
     assert [text[: len(said)] for text in mine] == [said] if said else mine == []

@@ -232,6 +232,8 @@ def test_without_advantages_or_engine_log_probs_the_message_says_what_to_do() ->
         policy_loss(arguments(), loss_inputs(batch, weights, advantages=None))
     with pytest.raises(ArgumentError, match="or leave out --use-tis"):
         policy_loss(arguments(use_tis=True), loss_inputs(batch, weights, rollout_log_probs=None))
+    with pytest.raises(ArgumentError, match="KL divergence from the reference model needs log-probs"):
+        policy_loss(arguments(use_kl_loss=True), loss_inputs(batch, weights, ref_log_probs=None))
     outputs = policy_loss(arguments(), loss_inputs(batch, weights, rollout_log_probs=None))
     assert not any("rollout" in name for name in outputs.metrics)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
+from slime_core.arguments import RunArguments
+from slime_core.arguments.groups.rollout import RolloutArguments
+from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -38,7 +41,7 @@ class PolicyArguments(ArgumentGroup):
 
     @model_validator(mode="after")
     def _check_policy_loss(self) -> PolicyArguments:
-        cispo = "cispo" in (_value(self, "advantage_estimator"), _value(self, "loss_type"))
+        cispo = isinstance(self, TrainArguments) and "cispo" in (self.advantage_estimator, self.loss_type)
         if self.eps_clip_high is not None and self.eps_clip_high < self.eps_clip and not cispo:
             raise ValueError(
                 f"--eps-clip-high {self.eps_clip_high} is below --eps-clip {self.eps_clip}; it must be at least as high. "
@@ -75,10 +78,10 @@ class AdvantageArguments(ArgumentGroup):
 
     @model_validator(mode="after")
     def _check_kl_in_one_place(self) -> AdvantageArguments:
-        if self.kl_coef and _value(self, "use_kl_loss") and _value(self, "kl_loss_coef"):
+        if isinstance(self, PolicyArguments) and self.kl_coef and self.use_kl_loss and self.kl_loss_coef:
             raise ValueError(
-                f"--kl-coef {self.kl_coef} takes the KL divergence off the rewards and --kl-loss-coef "
-                f"{_value(self, 'kl_loss_coef')} adds it to the loss; give only one of them."
+                f"--kl-coef {self.kl_coef} takes the KL divergence off the rewards and --kl-loss-coef {self.kl_loss_coef} "
+                "adds it to the loss; give only one of them."
             )
         return self
 
@@ -86,14 +89,16 @@ class AdvantageArguments(ArgumentGroup):
 class OffPolicyArguments(ArgumentGroup):
     """Difference between engine and trainer"""
 
-    tis_clip: float = option(2.0, "Largest such ratio.", gt=0, when="use_tis")
-    tis_clip_low: float = option(0.0, "Smallest such ratio.", ge=0, when="use_tis")
+    tis_clip: float = option(2.0, "Largest weight that --use-tis gives to a token or sample.", gt=0, when="use_tis")
+    tis_clip_low: float = option(
+        0.0, "Smallest weight that --use-tis gives to a token or sample.", ge=0, when="use_tis"
+    )
 
     @model_validator(mode="after")
     def _check_tis(self) -> OffPolicyArguments:
         if self.tis_clip_low >= self.tis_clip:
             raise ValueError(f"--tis-clip-low {self.tis_clip_low} must be less than --tis-clip {self.tis_clip}.")
-        if _value(self, "use_tis") and _value(self, "use_rollout_logprobs"):
+        if isinstance(self, TrainArguments) and self.use_tis and self.use_rollout_logprobs:
             raise ValueError(
                 "--use-tis and --use-rollout-logprobs both correct for the difference between engine and trainer; with "
                 "the latter there is none left to weigh. Give only one of them."
@@ -110,17 +115,40 @@ class OverlongArguments(ArgumentGroup):
     overlong_penalty_factor: float = option(1.0, "Penalty of a response at the limit.", ge=0)
 
     @model_validator(mode="after")
-    def _check_overlong_buffer(self) -> OverlongArguments:
-        chosen = "dapo_overlong" in (_value(self, "custom_reward_post_process_path") or "")
-        limit = _value(self, "rollout_max_response_len")
-        if chosen and limit is not None and self.overlong_buffer_len > limit:
+    def _check_overlong(self) -> OverlongArguments:
+        if not isinstance(self, TrainArguments) or self.custom_reward_post_process_path not in _OVERLONG_PATHS:
+            return self
+        if isinstance(self, RolloutArguments) and self.overlong_buffer_len > self.rollout_max_response_len:
+            limit = self.rollout_max_response_len
             raise ValueError(
                 f"--overlong-buffer-len {self.overlong_buffer_len} is longer than --rollout-max-response-len {limit}; "
                 f"it must be at most as long. Try --overlong-buffer-len {max(1, limit // 4)}."
             )
+        if not self.disable_compute_advantages_and_returns and (problem := unknown_to_overlong(self)):
+            raise ValueError(problem)
         return self
 
 
-def _value(args: ArgumentGroup, name: str) -> Any:
-    """An option of another group; None where that group is not part of the run's arguments."""
-    return getattr(args, name, None)
+_OVERLONG_PATHS = ("dapo_overlong", "slime_losses.overlong.dapo_overlong", "slime_losses.overlong:dapo_overlong")
+OVERLONG_ESTIMATORS = (
+    *("grpo", "gspo", "cispo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"),
+    "ppo",
+)
+"""The advantage estimators for which `dapo_overlong` shapes rewards: it knows what they make of rewards."""
+
+
+def unknown_to_overlong(args: TrainArguments) -> str:
+    """Say why `dapo_overlong` cannot shape rewards for the run's advantage estimator; "" if it can."""
+    own = args.custom_advantage_function_path
+    if (own or args.advantage_estimator) in OVERLONG_ESTIMATORS:
+        return ""
+    given = f"--custom-advantage-function-path {own}" if own else f"--advantage-estimator {args.advantage_estimator}"
+    return (
+        "dapo_overlong normalises rewards in place of the advantage estimator, and does not know how the one of "
+        f"{given} does it. It shapes rewards for {', '.join(OVERLONG_ESTIMATORS)}. Choose one of these, or shape the "
+        "rewards in your estimator."
+    )
+
+
+class LossRunArguments(RunArguments, PolicyArguments, AdvantageArguments, OffPolicyArguments, OverlongArguments):
+    """The run's options with those of this package, for type checkers."""

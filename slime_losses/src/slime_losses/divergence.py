@@ -1,14 +1,17 @@
-"""Ratios and KL divergences from log-probs. Used by every policy loss and by the KL penalty of advantage estimators."""
+"""Ratios and KL divergences from log-probs, for every policy loss and for the KL penalty of advantage estimators."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from slime_core.errors import ArgumentError
+
 LARGEST_EXPONENT = 20.0
+"""Of differences of log-probs, either way, before they become ratios."""
 
 
 def bounded_exp(exponent: Tensor) -> Tensor:
-    """exp, of exponents limited to ±20 (factors between 2e-9 and 5e8), so that no difference of log-probs overflows.
+    """Return exp of exponents limited to ±20 (factors between 2e-9 and 5e8), so that no difference of log-probs overflows.
 
     Beyond the limit the gradient is 0: such a token says nothing about the policy that sampled it.
     """
@@ -16,7 +19,7 @@ def bounded_exp(exponent: Tensor) -> Tensor:
 
 
 def approximate_kl(log_probs: Tensor, base: Tensor, kind: str) -> Tensor:
-    """Estimates of KL(p ‖ base) from tokens that p sampled: (T,), one for each token (http://joschu.net/blog/kl-approx.html).
+    """Estimate KL(p ‖ base) from each of the (T,) tokens that p sampled (http://joschu.net/blog/kl-approx.html).
 
     With x = log p - log base:
 
@@ -32,3 +35,17 @@ def approximate_kl(log_probs: Tensor, base: Tensor, kind: str) -> Tensor:
         return difference.square() / 2
     estimate = bounded_exp(-difference) - 1 + difference
     return estimate.clamp(-10, 10) if kind == "low_var_kl" else estimate
+
+
+def needed_for_kl(log_probs: Tensor | None) -> Tensor:
+    """Return log-probs that a KL divergence from the reference model is made of.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    if log_probs is None:
+        raise ArgumentError(
+            "The KL divergence from the reference model needs log-probs that were not computed. A loss or estimator that "
+            "calls one of slime-losses declares with slime_core.contracts.loss.reads what that one reads."
+        )
+    return log_probs

@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor
 
 from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.errors import ArgumentError
-from slime_losses.divergence import approximate_kl, bounded_exp
-from slime_losses.importance import old_log_probs, tis
-from slime_losses.surrogate import Surrogate
+from slime_losses.arguments import LossRunArguments, PolicyArguments
+from slime_losses.divergence import approximate_kl, bounded_exp, needed_for_kl
+from slime_losses.importance import ImportanceWeight, old_log_probs, tis
+from slime_losses.surrogate import MakeSurrogate
 
-ImportanceWeight = Callable[[Any, LossInputs], tuple[Tensor, dict[str, Tensor]]]
 
-
-def policy_reads(args: Any) -> set[str]:
-    """What every policy loss reads; entropy and the engine's log-probs are at least reported."""
+def policy_reads(args: PolicyArguments) -> set[str]:
+    """Name what every policy loss reads; entropy and the engine's log-probs are at least reported."""
     common = {"advantages", "old_log_probs", "rollout_log_probs", "entropy"}
     return common | ({"ref_log_probs"} if args.use_kl_loss else set())
 
 
-def has_other_terms(args: Any) -> bool:
-    """Whether a token whose advantage is 0 has a gradient."""
+def has_other_terms(args: PolicyArguments) -> bool:
+    """Say whether a token whose advantage is 0 has a gradient."""
     return bool(args.use_kl_loss and args.kl_loss_coef) or bool(args.entropy_coef)
 
 
 def policy_objective(
-    args: Any,
+    args: LossRunArguments,
     inputs: LossInputs,
-    surrogate: Callable[[Any, LossInputs, Tensor], Surrogate],
+    surrogate: MakeSurrogate,
     importance_weight: ImportanceWeight | None,
 ) -> LossOutputs:
-    """mean(w · surrogate) - `--entropy-coef` · mean(entropy) + `--kl-loss-coef` · mean(KL to the reference model).
+    """Return mean(w · surrogate) - `--entropy-coef` · mean(entropy) + `--kl-loss-coef` · mean(KL to the reference model).
 
     Args:
-        surrogate: called with args, inputs and the (T,) log-ratios of new to old probabilities.
+        surrogate: makes the loss of each token from its ratio and its advantage.
         importance_weight: gives w under `--use-tis`; without that w is 1.
 
     Raises:
-        ArgumentError: there are no advantages.
+        ArgumentError: there are no advantages, or a KL term has no reference log-probs.
     """
     if inputs.advantages is None:
         raise ArgumentError(
             "A policy loss needs advantages, but none were computed; leave out --disable-compute-advantages-and-returns."
         )
     old = old_log_probs(inputs)
-    token_loss, log_ratio, clipped = surrogate(args, inputs, inputs.log_probs - old)
+    token_loss, log_ratio, clipped = surrogate(args, inputs, inputs.log_probs - old, inputs.advantages)
     log_ratio = log_ratio.detach()
     metrics = {
         "ratio": inputs.measured(bounded_exp(log_ratio)),
@@ -64,15 +60,15 @@ def policy_objective(
         if args.entropy_coef:
             loss = loss - args.entropy_coef * inputs.reduce(inputs.entropy)
     if args.use_kl_loss:
-        kl = approximate_kl(inputs.log_probs, inputs.ref_log_probs, args.kl_loss_type)
+        kl = approximate_kl(inputs.log_probs, needed_for_kl(inputs.ref_log_probs), args.kl_loss_type)
         metrics["kl_loss"] = (inputs.reduce if args.kl_loss_coef else inputs.measured)(kl.detach())
         if args.kl_loss_coef:
             loss = loss + args.kl_loss_coef * inputs.reduce(kl)
     return LossOutputs(loss, metrics | _mismatch(args, inputs, old))
 
 
-def _mismatch(args: Any, inputs: LossInputs, old: Tensor) -> dict[str, Tensor]:
-    """How far trainer and engine disagree about the same tokens under (nearly) the same weights."""
+def _mismatch(args: LossRunArguments, inputs: LossInputs, old: Tensor) -> dict[str, Tensor]:
+    """Measure how far trainer and engine disagree about the same tokens under (nearly) the same weights."""
     if inputs.rollout_log_probs is None:
         return {}
     # Under --use-rollout-logprobs the old log-probs are the engine's own.

@@ -50,7 +50,6 @@ def slime_advantages() -> dict[str, Lazy]:
         return Lazy(f"slime_losses.advantages.{target}", summary, reads_options=reads)
 
     baseline = ("disable_rewards_normalization", "normalize_advantages")
-    reinforce = "reinforce_plus_plus:reinforce_plus_plus"
     return {
         "grpo": estimator("grpo:grpo", "rewards standardised in their group (GRPO)", *_GROUPED),
         "gspo": estimator("grpo:grpo", "as grpo; policy_loss then takes GSPO's sequence ratio", *_GROUPED),
@@ -58,12 +57,14 @@ def slime_advantages() -> dict[str, Lazy]:
         "dr_grpo": estimator("dr_grpo:dr_grpo", "rewards less their group's mean (Dr. GRPO)", *baseline),
         "rloo": estimator("rloo:rloo", "rewards less the mean of the group's others (RLOO)", *baseline),
         "reinforce_plus_plus": estimator(
-            reinforce,
+            "reinforce_plus_plus:reinforce_plus_plus",
             "discounted token rewards, whitened over the batch (REINFORCE++)",
             *("normalize_advantages", *_PENALISED, "gamma"),
         ),
         "reinforce_plus_plus_baseline": estimator(
-            f"{reinforce}_baseline", "rewards less their group's mean, whitened over the batch", *baseline, *_PENALISED
+            "reinforce_plus_plus_baseline:reinforce_plus_plus_baseline",
+            "rewards less their group's mean, whitened over the batch",
+            *(*baseline, *_PENALISED),
         ),
         "ppo": estimator(
             "ppo:ppo",

@@ -1,5 +1,5 @@
-"""Sums and means over each sample's trained tokens. Used by what looks at whole sequences: GSPO and sequence-level
-importance weights. A micro-batch holds whole samples, so that nothing here depends on how the batch was cut."""
+"""Sums and means over each sample's trained tokens, for what looks at whole sequences: GSPO and sequence-level importance
+weights. A micro-batch holds whole samples, so that nothing here depends on how the batch was cut."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from slime_core.contracts.loss import LossInputs
 
 
 def sequence_sum(values: Tensor, inputs: LossInputs) -> Tensor:
-    """(T,): for every token the sum of `values` over the trained tokens of its sample. Keeps gradients."""
+    """Return for each of T tokens the sum of `values` over the trained tokens of its sample. Keeps gradients."""
     samples = int(inputs.sample_index.max()) + 1 if len(inputs.sample_index) else 0
     sums = values.new_zeros(samples).index_add(0, inputs.sample_index, values * inputs.loss_mask)
     return sums[inputs.sample_index]
 
 
 def sequence_mean(values: Tensor, inputs: LossInputs) -> Tensor:
-    """(T,): likewise the mean; 0 for a sample without trained tokens."""
+    """Return for each of T tokens the mean of `values` over the trained tokens of its sample; 0 for a sample without any."""
     counts = sequence_sum(values.new_ones(len(values)), inputs)
     return sequence_sum(values, inputs) / counts.clamp(min=1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from slime_core.arguments import RunArguments
 from slime_core.contracts.loss import LossInputs, LossOutputs
 
 
-def sft_loss(args: Any, inputs: LossInputs) -> LossOutputs:
-    """The mean of -log p(token | what precedes it) over the trained tokens of the global batch.
+def sft_loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
+    """Return the mean of -log p(token | what precedes it) over the trained tokens of the global batch.
 
     Which mean, per token or per sample, is the business of `inputs.reduce`.
     """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from slime_core.contracts.loss import LossInputs
+from slime_losses.arguments import PolicyArguments
 from slime_losses.divergence import bounded_exp
 
 
@@ -24,14 +27,20 @@ class Surrogate(NamedTuple):
     clipped: Tensor
 
 
-def clip_range(args: Any) -> tuple[float, float]:
-    """Smallest and largest ratio: 1 - `--eps-clip` and 1 + `--eps-clip-high`, which defaults to the former."""
+MakeSurrogate = Callable[[PolicyArguments, LossInputs, Tensor, Tensor], Surrogate]
+"""Called with the options, the inputs of the loss, the (T,) log-ratios of new to old probabilities, which carry gradients,
+and the (T,) advantages."""
+
+
+def clip_range(args: PolicyArguments) -> tuple[float, float]:
+    """Return the smallest and the largest ratio: 1 - `--eps-clip`, and 1 + `--eps-clip-high`, which defaults to the
+    former."""
     high = args.eps_clip if args.eps_clip_high is None else args.eps_clip_high
     return 1 - args.eps_clip, 1 + high
 
 
-def clipped_surrogate(args: Any, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
-    """The clipped surrogate of PPO (arXiv 1707.06347, eq. 7), its sign turned: -min(r A, clip(r, 1-ε, 1+ε_high) A).
+def clipped_surrogate(args: PolicyArguments, log_ratio: Tensor, advantages: Tensor) -> Surrogate:
+    """Return the clipped surrogate of PPO (arXiv 1707.06347, eq. 7), its sign turned: -min(r A, clip(r, 1-ε, 1+ε_high) A).
 
     The upper limit is DAPO's clip-higher (arXiv 2503.14476, eq. 10). With `--eps-clip-c` c the loss of tokens with
     negative advantages is limited to -c A (dual clip, arXiv 1912.09729), which `clipped` does not count.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.errors import ArgumentError
+from slime_losses.arguments import PolicyArguments
 
 
 @reads(lambda args: {"values", "returns"})
-def value_loss(args: Any, inputs: LossInputs) -> LossOutputs:
-    """mean of max((v - R)², (clip(v, v_old ± `--value-clip`) - R)²), PPO's clipped value loss (arXiv 2005.12729).
+def value_loss(args: PolicyArguments, inputs: LossInputs) -> LossOutputs:
+    """Return the mean of max((v - R)², (clip(v, v_old ± `--value-clip`) - R)²), PPO's clipped value loss (arXiv 2005.12729).
 
     R are the `returns` of the advantage estimator. Without `old_values` v_old is v. There is no factor 1/2.
 

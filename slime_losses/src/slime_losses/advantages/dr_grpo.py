@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_losses.advantages import tokens
-from slime_losses.advantages.groups import group_advantages
+from slime_losses.advantages.groups import centred
+from slime_losses.arguments import AdvantageArguments
 
 
-def dr_grpo(args: Any, inputs: AdvantageInputs) -> AdvantageOutputs:
-    """r - mean over the group, the same for every token (Dr. GRPO, arXiv 2503.20783). The paper's loss is
+def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+    """Return r - mean over the group (Dr. GRPO, arXiv 2503.20783), and r under `--disable-rewards-normalization`."""
+    return rewards if args.disable_rewards_normalization else centred(rewards, group_index)
+
+
+def dr_grpo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
+    """Give every token of a sample the sample's `normalised_rewards`, or its final reward. The paper's loss is
     `--constant-length-loss`."""
-    advantages = group_advantages("dr_grpo", args, inputs)
-    return tokens.outputs(args, inputs, tokens.trained(inputs, advantages[inputs.sample_index]))
+    rewards = inputs.rewards
+    if not inputs.rewards_are_final:
+        rewards = normalised_rewards(args, rewards, inputs.group_index)
+    return tokens.outputs(args, inputs, tokens.trained(inputs, rewards[inputs.sample_index]))

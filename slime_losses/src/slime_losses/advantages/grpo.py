@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_losses.advantages import tokens
-from slime_losses.advantages.groups import group_advantages
+from slime_losses.advantages.groups import centred, standardised
+from slime_losses.arguments import AdvantageArguments
 
 
-def grpo(args: Any, inputs: AdvantageInputs) -> AdvantageOutputs:
-    """(r - mean) / (std + 1e-6) over the group, the same for every token (DeepSeekMath, arXiv 2402.03300, §4.1.2)."""
-    advantages = group_advantages("grpo", args, inputs)
-    return tokens.outputs(args, inputs, tokens.trained(inputs, advantages[inputs.sample_index]))
+def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+    """Return (r - mean) / (std + 1e-6) over the group (DeepSeekMath, arXiv 2402.03300, §4.1.2); r - mean under
+    `--disable-grpo-std-normalization`, and r under `--disable-rewards-normalization`."""
+    if args.disable_rewards_normalization:
+        return rewards
+    if args.disable_grpo_std_normalization:
+        return centred(rewards, group_index)
+    return standardised(rewards, group_index)
+
+
+def grpo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
+    """Give every token of a sample the sample's `normalised_rewards`, or its final reward."""
+    rewards = inputs.rewards
+    if not inputs.rewards_are_final:
+        rewards = normalised_rewards(args, rewards, inputs.group_index)
+    return tokens.outputs(args, inputs, tokens.trained(inputs, rewards[inputs.sample_index]))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.contracts.loss import reads
 from slime_core.errors import ArgumentError
 from slime_losses.advantages import tokens
-from slime_losses.advantages.reinforce_plus_plus import kl_reads
+from slime_losses.arguments import LossRunArguments
 
 
-@reads(lambda args: {"values"} | kl_reads(args))
-def ppo(args: Any, inputs: AdvantageInputs) -> AdvantageOutputs:
-    """δ_t = r_t + γ V_{t+1} - V_t and A_t = Σ (γλ)^k δ_{t+k} (GAE, arXiv 1506.02438, eq. 16), V being 0 after the end.
+@reads(lambda args: {"values"} | tokens.kl_penalty_reads(args))
+def ppo(args: LossRunArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
+    """Return A_t = Σ (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} - V_t (GAE, arXiv 1506.02438, eq. 16), V being 0 after the
+    end.
 
     r_t is -`--kl-coef` · KL and, at the last trained token, the sample's reward (not normalised); γ is `--gamma`, λ is
     `--lambd`. The critic's returns are A + V, before any whitening.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_losses.advantages import tokens
-from slime_losses.advantages.groups import group_advantages
+from slime_losses.advantages.groups import leave_one_out
+from slime_losses.arguments import AdvantageArguments
 
 
-def rloo(args: Any, inputs: AdvantageInputs) -> AdvantageOutputs:
-    """r - mean of the group's other rewards, the same for every token (RLOO, arXiv 2402.14740)."""
-    advantages = group_advantages("rloo", args, inputs)
-    return tokens.outputs(args, inputs, tokens.trained(inputs, advantages[inputs.sample_index]))
+def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+    """Return r - mean of the group's other rewards (RLOO, arXiv 2402.14740), and r under
+    `--disable-rewards-normalization`."""
+    return rewards if args.disable_rewards_normalization else leave_one_out(rewards, group_index)
+
+
+def rloo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
+    """Give every token of a sample the sample's `normalised_rewards`, or its final reward."""
+    rewards = inputs.rewards
+    if not inputs.rewards_are_final:
+        rewards = normalised_rewards(args, rewards, inputs.group_index)
+    return tokens.outputs(args, inputs, tokens.trained(inputs, rewards[inputs.sample_index]))

@@ -1,30 +1,33 @@
-"""From samples to tokens, and along tokens: what estimators share.
+"""Turns numbers of samples into numbers of tokens, and sums along tokens: what advantage estimators share.
 
 Everything here works on the *trained* tokens of a rollout alone, sample after sample. Untrained tokens (the answers of
 tools) get no reward and no advantage, and time does not pass while they go by: the token after a trained token is the
-next trained one. `owner` (int64) says which sample each trained token belongs to.
+next trained one. M is the number of trained tokens; `owner` (M int64) says which sample each of them belongs to.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
-from slime_losses.divergence import approximate_kl
+from slime_losses.arguments import AdvantageArguments, LossRunArguments
+from slime_losses.divergence import approximate_kl, needed_for_kl
 
 
 def trained(inputs: AdvantageInputs, values: Tensor) -> Tensor:
-    """Of T values, those of trained tokens."""
+    """Pick the values of the M trained tokens from those of all T response tokens."""
     return values[inputs.loss_mask > 0]
 
 
 def outputs(
-    args: Any, inputs: AdvantageInputs, advantages: Tensor, returns: Tensor | None = None, whiten: bool = False
+    args: AdvantageArguments,
+    inputs: AdvantageInputs,
+    advantages: Tensor,
+    returns: Tensor | None = None,
+    whiten: bool = False,
 ) -> AdvantageOutputs:
-    """The values of trained tokens set among the T response tokens, 0 elsewhere.
+    """Put the values of the M trained tokens among the T response tokens, with 0 elsewhere.
 
     The advantages are whitened under `--normalize-advantages`, or if `whiten`.
     """
@@ -38,7 +41,7 @@ def outputs(
 
 
 def whitened(values: Tensor) -> Tensor:
-    """(x - mean) / sqrt(variance + 1e-8), variance with M - 1 in its denominator. Equal values give exactly 0."""
+    """Return (x - mean) / sqrt(variance + 1e-8), variance with M - 1 in its denominator. Equal values give exactly 0."""
     if not len(values):
         return values
     above = values - values.min()
@@ -47,23 +50,33 @@ def whitened(values: Tensor) -> Tensor:
     return deviation / (variance + 1e-8).sqrt()
 
 
-def kl_penalty(args: Any, inputs: AdvantageInputs) -> Tensor:
-    """`--kl-coef` times the KL to the reference model (`--kl-loss-type`), of each trained token."""
+def kl_penalty_reads(args: AdvantageArguments) -> set[str]:
+    """Name the log-probs that `kl_penalty` needs, for `slime_core.contracts.loss.reads`."""
+    return {"old_log_probs", "ref_log_probs"} if args.kl_coef else set()
+
+
+def kl_penalty(args: LossRunArguments, inputs: AdvantageInputs) -> Tensor:
+    """Return `--kl-coef` times the KL to the reference model (`--kl-loss-type`), for each trained token.
+
+    Raises:
+        ArgumentError: log-probs are missing.
+    """
     if not args.kl_coef:
         return torch.zeros_like(trained(inputs, inputs.loss_mask))
-    log_probs, reference = trained(inputs, inputs.log_probs), trained(inputs, inputs.ref_log_probs)
+    log_probs = trained(inputs, needed_for_kl(inputs.log_probs))
+    reference = trained(inputs, needed_for_kl(inputs.ref_log_probs))
     return args.kl_coef * approximate_kl(log_probs, reference, args.kl_loss_type)
 
 
-def token_rewards(args: Any, inputs: AdvantageInputs, owner: Tensor) -> Tensor:
-    """-KL penalty of each trained token; the last one of each sample also has the sample's reward."""
+def token_rewards(args: LossRunArguments, inputs: AdvantageInputs, owner: Tensor) -> Tensor:
+    """Return minus the KL penalty of each trained token; the last one of each sample also has the sample's reward."""
     last = torch.ones_like(owner, dtype=torch.bool)
     last[:-1] = owner[1:] != owner[:-1]
     return torch.where(last, inputs.rewards[owner], 0.0) - kl_penalty(args, inputs)
 
 
 def following(values: Tensor, owner: Tensor, distance: int = 1) -> Tensor:
-    """The value `distance` tokens later in the same sample; 0 beyond its end."""
+    """Return for each trained token the value `distance` tokens later in the same sample, 0 beyond its end."""
     later = torch.zeros_like(values)
     same = owner[distance:] == owner[:-distance]
     later[:-distance] = torch.where(same, values[distance:], 0.0)
@@ -71,7 +84,7 @@ def following(values: Tensor, owner: Tensor, distance: int = 1) -> Tensor:
 
 
 def discounted_sums(values: Tensor, owner: Tensor, factor: float) -> Tensor:
-    """x_t + factor · x_{t+1} + factor² · x_{t+2} + … to the end of each sample.
+    """Return x_t + factor · x_{t+1} + factor² · x_{t+2} + … to the end of each sample.
 
     The number of terms doubles in every round, so the rounds are as many as the longest sample's length has bits.
     """
