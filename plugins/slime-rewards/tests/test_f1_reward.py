@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slime_rewards.boxed import boxed_exact_match, boxed_f1, boxed_final_answer
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
 from slime_rewards.f1 import f1, token_f1
 
 
-def score(response: str, label: Any, reward: Any = f1) -> float:
-    return asyncio.run(reward(SimpleNamespace(), Sample(index=3, response=response, label=label)))
+def score(response: str, label: Any) -> float:
+    return asyncio.run(f1(SimpleNamespace(), Sample(index=3, response=response, label=label)))
 
 
 @pytest.mark.parametrize(
@@ -57,12 +56,3 @@ def test_it_is_symmetric_and_bounded(one: str, other: str) -> None:
 def test_a_sample_without_label_is_an_error(label: Any) -> None:
     with pytest.raises(DataError, match="sample 3"):
         score("dog", label)
-
-
-def test_boxed_rewards_see_only_the_box() -> None:
-    assert score(r"the red dog? \boxed{cat}", "red dog", boxed_f1) == 0.0
-    assert score(r"cat? \boxed{the red dog}", "red dog", boxed_f1) == 1.0
-    assert score("red dog", "red dog", boxed_f1) == 0.0
-    assert score(r"no: \boxed{Paris}", "paris", boxed_exact_match) == 1.0
-    assert score(r"\boxed{7} not 8", "7", boxed_final_answer) == 1.0
-    assert score("7", "7", boxed_final_answer) == 0.0

@@ -109,9 +109,34 @@ def test_a_batch_of_48_is_graded_at_once() -> None:
     assert min(seconds) < 3, seconds  # 0.15 s on two idle cores
 
 
-def test_only_a_box_counts_for_boxed_math() -> None:
-    assert score("The answer is 42.", "42", boxed_math) == 0.0
-    assert score(r"The answer is \boxed{42}.", "42", boxed_math) == 1.0
+@pytest.mark.parametrize(
+    ("response", "label", "expected"),
+    [
+        (r"The answer is \boxed{42}.", "42", 1.0),
+        (r"The answer is \boxed{42.0}.", "42", 1.0),
+        (r"First \boxed{1}, no: \boxed{2}.", "2", 1.0),
+        (r"\boxed{\frac{1}{2}} it is, not 3", "0.5", 1.0),
+        (r"\boxed{42}", r"It is \boxed{42.0}.", 1.0),
+        (r"\boxed{\text{Tuesday}}", "Tuesday", 1.0),
+        ("The answer is 42.", "42", 0.0),
+        ("42", "42", 0.0),
+        (r"42, or \boxed{3}", "42", 0.0),
+        (r"\boxed{42} or rather \boxed{", "42", 0.0),
+        (r"\boxed{}", "42", 0.0),
+        ("", "42", 0.0),
+    ],
+)
+def test_only_a_box_counts_for_boxed_math(response: str, label: str, expected: float) -> None:
+    assert score(response, label, boxed_math) == expected
+
+
+def test_boxed_math_is_a_component_of_its_own_and_reads_all_of_the_box() -> None:
+    selected = Plugins().select("reward", "boxed_math")
+    assert (selected.target, selected.prefix) == (boxed_math, "")
+    words, label = r"It is \boxed{\text{not } 42}.", "42"
+    assert score(words, label, boxed_math) == 0.0
+    # The control: `math` of these words finds the number in them, as it may in a response without a box.
+    assert score(r"\text{not } 42", label, math) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -166,9 +191,8 @@ for name in ("math", "deepscaler", "reasoning_gym", "final_answer"):
 
 
 def test_chosen_by_name_one_endless_answer_spoils_no_batch() -> None:
-    args = SimpleNamespace(**vars(HASTY), rm_type="math", custom_rm_path=None, failure_policy=[])
-    caller = reward_caller(args, Plugins())
-    assert caller is not None
+    args = SimpleNamespace(**vars(HASTY), failure_policy=[])
+    caller = reward_caller(args, Plugins().select("reward", "math"))
     answers = ["1/2", "9^{9^9}", "\\frac{2}{4}", "2"]
     group = [Sample(index=i, response=f"\\boxed{{{answer}}}", label="0.5") for i, answer in enumerate(answers)]
     assert asyncio.run(group_score(caller, args, group)) == [1.0, 0.0, 1.0, 0.0]

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from slime_rewards.boxed import boxed_remote_rm
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
@@ -56,7 +55,7 @@ def service(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[str]:
 
 
 def arguments(url: str | None, *policy: str) -> Any:
-    return SimpleNamespace(rm_url=url, failure_policy=list(policy), rm_type="remote_rm", custom_rm_path=None)
+    return SimpleNamespace(rm_url=url, failure_policy=list(policy))
 
 
 SAMPLE = Sample(index=3, prompt=[{"role": "user", "content": "3 + 4?"}], response="sieben 七 7", label="7")
@@ -71,7 +70,7 @@ def test_prompt_response_and_label_arrive_and_the_number_comes_back() -> None:
 
     with service(answer) as url:
         assert remote_rm(arguments(url), SAMPLE) == 0.25
-        assert boxed_remote_rm(arguments(url), Sample(prompt="x", response=r"\boxed{7} ok")) == 0.25
+        assert scored(arguments(url), [Sample(prompt="x", response=r"\boxed{7} ok")], "boxed_remote_rm")[0] == [0.25]
     assert seen == [
         {"prompt": SAMPLE.prompt, "response": "sieben 七 7", "label": "7"},
         {"prompt": "x", "response": "7", "label": None},
@@ -109,9 +108,9 @@ def test_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert remote_rm(arguments(url), SAMPLE) == 1.0
 
 
-def scored(args: Any, samples: list[Sample]) -> tuple[Any, Caller]:
-    caller = reward_caller(args, Plugins())
-    assert caller is not None
+def scored(args: Any, samples: list[Sample], name: str = "remote_rm") -> tuple[Any, Caller]:
+    """What a run gets that chooses the reward by name, and who called it."""
+    caller = reward_caller(args, Plugins().select("reward", name))
     return asyncio.run(score(caller, args, samples)), caller
 
 

@@ -1,3 +1,3 @@
-"""Rewards, and data of procedural tasks."""
+"""Rewards for slime, and data of procedural tasks."""
 
 __version__ = "0.1.0"

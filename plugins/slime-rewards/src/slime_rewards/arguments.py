@@ -1,7 +1,8 @@
-"""The rewards' options. `--rm-url` is slime's."""
+"""The options of the rewards. `--rm-url` is called as in slime."""
 
 from __future__ import annotations
 
+from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -33,3 +34,7 @@ class RemoteArguments(ArgumentGroup):
     rm_url: str | None = option(
         None, "Where to POST the JSON object with prompt, response and label; the service answers with the reward."
     )
+
+
+class RemoteRunArguments(RunArguments, RemoteArguments):
+    """The run's options with those of `remote_rm`, for type checkers."""

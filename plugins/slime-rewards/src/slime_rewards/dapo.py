@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from slime_core.arguments import RunArguments
 from slime_core.sample import Sample
 from slime_rewards.labels import text_label
 
@@ -31,8 +32,8 @@ _REMOVED = (
 )
 
 
-async def dapo(args: Any, sample: Sample) -> dict[str, Any]:
-    """{"score": 1.0 or -1.0, "acc": True or False, "pred": the normalised answer}; train with `--reward-key score`.
+async def dapo(args: RunArguments, sample: Sample) -> dict[str, Any]:
+    """Return {"score": 1.0 or -1.0, "acc": True or False, "pred": the normalised answer}; train with `--reward-key score`.
 
     The answer is what follows the last "Answer:" on its line, within the last `TAIL` characters; without one, "pred" is
     "[INVALID]".
@@ -48,7 +49,7 @@ async def dapo(args: Any, sample: Sample) -> dict[str, Any]:
 
 
 def normalise(answer: str) -> str:
-    """A final answer in Minerva's normal form: what follows the last "=", without decoration."""
+    """Return a final answer in Minerva's normal form: what follows the last "=", without decoration."""
     answer = answer.split("=")[-1]
     for old, new in _REPLACED:
         answer = answer.replace(old, new)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
 
+from slime_core.arguments import RunArguments
 from slime_core.errors import DataError
 from slime_core.sample import Sample
 
 
-async def exact_match(args: Any, sample: Sample) -> float:
-    """1.0 when response and label are equal after `normalise`, else 0.0.
+async def exact_match(args: RunArguments, sample: Sample) -> float:
+    """Return 1.0 when response and label are equal after `normalise`, else 0.0.
 
     Raises:
         DataError: the sample has no label.
@@ -21,7 +21,7 @@ async def exact_match(args: Any, sample: Sample) -> float:
 
 
 def normalise(text: str) -> str:
-    """The text in Unicode normal form C and folded case, its white space as single blanks and none at the ends.
+    """Return the text in Unicode normal form C and folded case, its white space as single blanks and none at the ends.
 
     Nothing else: punctuation, accents and superscripts carry meaning.
     """

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from typing import Any
 
+from slime_core.arguments import RunArguments
 from slime_core.errors import DataError
 from slime_core.sample import Sample
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-async def f1(args: Any, sample: Sample) -> float:
-    """Token F1 of the response with the label, in [0, 1]; with the best label where the label is a list.
+async def f1(args: RunArguments, sample: Sample) -> float:
+    """Return the token F1 of the response with the label, in [0, 1]; with the best label where the label is a list.
 
     Raises:
         DataError: the sample has no label.
@@ -26,8 +26,8 @@ async def f1(args: Any, sample: Sample) -> float:
 
 
 def token_f1(answer: str, label: str) -> float:
-    """Harmonic mean of precision and recall over words, each counted as often as it occurs. Two texts without words are
-    equal."""
+    """Return the harmonic mean of precision and recall over words, each counted as often as it occurs. Two texts without
+    words are equal."""
     given, expected = words(answer), words(label)
     if not given or not expected:
         return float(given == expected)
@@ -36,5 +36,5 @@ def token_f1(answer: str, label: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without ASCII punctuation and without the articles a, an, the."""
+    """Return the lower-case words without ASCII punctuation and without the articles a, an, the."""
     return re.sub(r"\b(?:a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()

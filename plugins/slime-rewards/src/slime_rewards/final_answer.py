@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
+from slime_core.arguments import RunArguments
 from slime_core.errors import DataError
 from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
 from slime_rewards.numbers import find_numbers, only_number
 
 MARK = "####"
+"""What stands before the answer in GSM8K, on the last line."""
 
 
-async def final_answer(args: Any, sample: Sample) -> float:
-    """1.0 when the `final_number` of the response exists and is exactly that of the label, else 0.0.
+async def final_answer(args: RunArguments, sample: Sample) -> float:
+    """Return 1.0 when the `final_number` of the response exists and is exactly that of the label, else 0.0.
 
     Raises:
         DataError: the label has no final number to compare with.
@@ -29,7 +30,7 @@ async def final_answer(args: Any, sample: Sample) -> float:
 
 
 def final_number(text: str) -> Fraction | None:
-    r"""The number that a text gives as its answer, or None. See `slime_rewards.numbers` for what a number is.
+    r"""Return the number that a text gives as its answer, or None. What a number is, `slime_rewards.numbers` says.
 
     A text that marks its answer gives that answer and no other. Marks are the last `\boxed{…}`, and `####` on the last
     line, which is read to its end (elsewhere it is a heading); of both the later one counts. What is marked must be one

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from slime_core.arguments import RunArguments
 from slime_core.errors import DataError
 from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
@@ -14,8 +14,8 @@ LETTERS = tuple("ABCDEFGH")
 """The valid letters of a sample that does not name its own."""
 
 
-async def gpqa(args: Any, sample: Sample) -> float:
-    """1.0 when `chosen_letter` of the response is the right one, else 0.0.
+async def gpqa(args: RunArguments, sample: Sample) -> float:
+    """Return 1.0 when `chosen_letter` of the response is the right one, else 0.0.
 
     The right letter is `metadata["correct_letter"]`, or else the label; `metadata["valid_letters"]` lists the letters
     that there are (by default A to H).
@@ -35,7 +35,7 @@ async def gpqa(args: Any, sample: Sample) -> float:
 
 
 def chosen_letter(response: str, valid: Sequence[str] = LETTERS) -> str | None:
-    r"""The letter that a response ends up with, or None.
+    r"""Return the letter that a response ends up with, or None.
 
     Reasoning up to `</think>` does not count. The answer is the last box if that holds one letter, else the last letter
     after "answer", "choice" or "option" (perhaps with "is" or ":"), else the last capital letter that stands alone on the
@@ -45,8 +45,8 @@ def chosen_letter(response: str, valid: Sequence[str] = LETTERS) -> str | None:
     letter = f"[{''.join(map(re.escape, valid))}]"
     box = last_box(text)
     if box is not None and (found := re.fullmatch(rf"\W*(?:\\text\w*\W*)?({letter})\W*", box.content or "", re.I)):
-        return found[1].upper()
-    stated = re.findall(
+        return str(found[1]).upper()
+    stated: list[str] = re.findall(
         rf"\b(?:answer|choice|option)\b(?:\s+is)?[\s:*({{$\\]*(?:(?:choice|option)[\s*(]*)?"
         rf"({letter}|(?<=[(*]){letter.lower()})(?![\w'’]|\s+[a-z])",
         re.sub(r"(?i)\b(answer|choice|option)(\s+is)?\b", lambda word: word[0].lower(), text),
@@ -54,7 +54,7 @@ def chosen_letter(response: str, valid: Sequence[str] = LETTERS) -> str | None:
     if stated:
         return stated[-1].upper()
     last_line = text.rpartition("\n")[2]
-    alone = re.findall(rf"(?<![\w'’])({letter})(?![\w'’]|\s+[a-z])", last_line)
+    alone: list[str] = re.findall(rf"(?<![\w'’])({letter})(?![\w'’]|\s+[a-z])", last_line)
     return alone[-1] if alone else None
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from typing import Any
 
 from slime_core.errors import DataError, PluginError
 from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
+from slime_rewards.arguments import ReasoningGymArguments
 from slime_rewards.numbers import last_number_text, only_number
 from slime_rewards.pool import shared_pool
 
@@ -28,8 +28,8 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LEAD = re.compile(r"^\W*(?:the\s+)?(?:final\s+)?answer(?:\s+is|\s*:)[\s:]*", re.IGNORECASE)
 
 
-async def reasoning_gym(args: Any, sample: Sample) -> float:
-    """The score, in [0, 1], that the task's scorer gives to `extract_answer` of the response.
+async def reasoning_gym(args: ReasoningGymArguments, sample: Sample) -> float:
+    """Return the score, in [0, 1], that the task's scorer gives to `extract_answer` of the response.
 
     Raises:
         DataError: the sample's metadata does not say which task it is of.
@@ -52,14 +52,15 @@ async def reasoning_gym(args: Any, sample: Sample) -> float:
 
 
 def extract_answer(response: str, label: str | None) -> str | None:
-    r"""What a response gives as its answer, or None.
+    r"""Return what a response gives as its answer, or None.
 
     The last `<answer>…</answer>` or, without one, the last `\boxed{…}`. An unmarked answer has the form of the label: it
     is the last number where that is a number, else as many last lines as the label has, without "The answer is" and a
     closing full stop. Reasoning up to `</think>` does not count.
     """
     text = response.rpartition("</think>")[2].strip()
-    if marked := _TAG.findall(text):
+    marked: list[str] = _TAG.findall(text)
+    if marked:
         return marked[-1].strip()
     if (box := last_box(text)) is not None:
         return None if box.content is None else box.content.strip()

@@ -22,13 +22,13 @@ for _name in (
     vars(importlib.import_module(f"reasoning_gym.{_name}"))["eval"] = ast.literal_eval
 
 _WITHOUT_SCORER = {"game_of_life_halting"}
-"""Its scorer compares truth values, and every text is true."""
+"""Tasks whose scorers compare truth values; every text is true."""
 _BOARDS = {"arc_agi", "rearc"}
-"""Their scorers compare with nested tuples, which JSON turns into lists."""
+"""Tasks whose scorers compare with nested tuples, which JSON turns into lists."""
 
 
 def score(task: str, settings: dict[str, Any], entry: dict[str, Any], answer: str) -> float:
-    """What the scorer of `task` says of `answer`, in [0, 1].
+    """Return what the scorer of `task` says of `answer`, in [0, 1].
 
     A task without a scorer of its own gets the library's, which gives partial credit to any text that contains the
     answer; so listing all answers would pay. There an answer counts when it is the right one.

@@ -7,7 +7,7 @@ from slime_core.sample import Sample
 
 
 def text_label(reward: str, sample: Sample) -> str:
-    """The label as text.
+    """Return the label as text.
 
     Raises:
         DataError: the sample has none, or an empty one. `reward` names who asked.

@@ -8,11 +8,11 @@ answer must be a number, `final_answer` is stricter, and needs no other package.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
 
 from slime_core.errors import DataError, PluginError
 from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
+from slime_rewards.arguments import MathArguments
 from slime_rewards.labels import text_label
 from slime_rewards.pool import shared_pool
 
@@ -26,8 +26,8 @@ TAIL = 2000
 """Characters at the end of a response among which an answer that is not marked is looked for."""
 
 
-async def math(args: Any, sample: Sample) -> float:
-    r"""1.0 when the answer equals the label, else 0.0. The answer is the last `\boxed{…}`, which must be closed; without
+async def math(args: MathArguments, sample: Sample) -> float:
+    r"""Return 1.0 when the answer equals the label, else 0.0. The answer is the last `\boxed{…}`, which must be closed; without
     any box, what math-verify finds: an expression that the response calls its answer, else the last one.
 
     Raises:
@@ -36,8 +36,11 @@ async def math(args: Any, sample: Sample) -> float:
     return await _grade(args, "math", sample, sample.response, box_needed=False)
 
 
-async def boxed_math(args: Any, sample: Sample) -> float:
-    r"""`math`, but a response without `\boxed{…}` counts 0.
+async def boxed_math(args: MathArguments, sample: Sample) -> float:
+    r"""Score as `math` does, but a response without `\boxed{…}` counts 0.
+
+    The generic `boxed_` form of `math` would look for an expression in the text that the box holds. Here all of that text
+    is the expression.
 
     Raises:
         DataError: there is no label, or it is no mathematical expression.
@@ -45,8 +48,9 @@ async def boxed_math(args: Any, sample: Sample) -> float:
     return await _grade(args, "boxed_math", sample, sample.response, box_needed=True)
 
 
-async def deepscaler(args: Any, sample: Sample) -> float:
-    r"""`boxed_math` on what follows the last `</think>` or, without one, `###Response`; 0.0 when there is neither.
+async def deepscaler(args: MathArguments, sample: Sample) -> float:
+    r"""Score what follows the last `</think>` or, without one, `###Response` as `boxed_math` does; 0.0 when there is
+    neither.
 
     Raises:
         DataError: there is no label, or it is no mathematical expression.
@@ -58,7 +62,14 @@ async def deepscaler(args: Any, sample: Sample) -> float:
     return 0.0
 
 
-async def _grade(args: Any, reward: str, sample: Sample, solution: str, box_needed: bool) -> float:
+async def _grade(args: MathArguments, reward: str, sample: Sample, solution: str, box_needed: bool) -> float:
+    """Compare the answer that `solution` gives with the label, in a process of its own unless they are the same text.
+
+    Args:
+        reward: its name, for messages.
+        solution: the part of the response that may hold the answer.
+        box_needed: a solution without a box counts 0.
+    """
     label = text_label(reward, sample)
     box = last_box(label)
     label = label if box is None or box.content is None else box.content
@@ -79,4 +90,5 @@ async def _grade(args: Any, reward: str, sample: Sample, solution: str, box_need
 
 
 def _bare(expression: str) -> str:
+    """Return the expression without dollar signs and blanks around it."""
     return expression.strip().strip("$").strip()

@@ -9,7 +9,7 @@ from math_verify import parse, verify
 
 
 def compare(label: str, answer: str, marked: bool) -> Literal["equal", "different", "unreadable label"]:
-    """Whether an answer is mathematically equal to the label.
+    """Say whether an answer is mathematically equal to the label.
 
     Args:
         label: the expression, LaTeX or plain.
@@ -23,7 +23,9 @@ def compare(label: str, answer: str, marked: bool) -> Literal["equal", "differen
 
 
 def _read(expression: str) -> list[Any]:
-    return parse(f"\\boxed{{{expression}}}", parsing_timeout=None)
+    """Return what math-verify makes of the expression, all of it: SymPy objects and text; nothing if it cannot read it."""
+    found: list[Any] = parse(f"\\boxed{{{expression}}}", parsing_timeout=None)
+    return found
 
 
 compare("\\frac{1}{2}", "The answer is 1/2.", False)  # the first call builds tables; it should not count as grading

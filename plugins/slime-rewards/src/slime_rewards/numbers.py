@@ -1,5 +1,4 @@
-r"""Finds the numbers in a text and reads them exactly. Used by the rewards `final_answer` and
-`reasoning_gym`.
+r"""Finds the numbers in a text and reads them exactly, for the rewards `final_answer` and `reasoning_gym`.
 
 A text is cut into words at white space and "=". A word with a digit in it is a number only if, without the punctuation,
 quotes and brackets around it, *all of it* is one; else it has no value. So no part of "3,142,0", "2^10", "12:30", "5-3",
@@ -67,12 +66,13 @@ class Number:
 
 
 def find_numbers(text: str) -> list[Number]:
-    """All words with a digit in them, in order; positions refer to the plain form of the text."""
+    """Return all words with a digit in them, in order; positions refer to the plain form of the text."""
     return _find(_plain(text))
 
 
 def last_number_text(text: str) -> str | None:
-    """The last word with a digit in it as it is written, without commas, quotes and currency; None when it is no number."""
+    """Return the last word with a digit in it as it is written, without commas, quotes and currency; None when it is no
+    number."""
     text = _plain(text)
     found = _find(text)
     if not found or found[-1].value is None:
@@ -82,7 +82,7 @@ def last_number_text(text: str) -> str | None:
 
 
 def only_number(text: str) -> Fraction | None:
-    """The number that is all of `text`, but for a name before it ("x =") and words without digits after it (a unit)."""
+    """Return the number that is all of `text`, but for a name before it ("x =") and words without digits after it (a unit)."""
     text = _plain(text)
     found = _find(text)
     if len(found) != 1:
@@ -94,12 +94,14 @@ def only_number(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
+    """Return the text with LaTeX written as plain text, and "=" as a word of its own."""
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     return text
 
 
 def _find(text: str) -> list[Number]:
+    """Do what `find_numbers` does, in a text that is plain already."""
     words = list(re.finditer(r"\S+", text))
     found: list[Number] = []
     for index, word in enumerate(words):
@@ -121,6 +123,7 @@ def _find(text: str) -> list[Number]:
 
 
 def _value(word: str) -> Fraction | None:
+    """Return what a word says if all of it is one well-formed number, else None."""
     word = word.lstrip(_OPENING).rstrip(_CLOSING)
     parts = _NUMBER.fullmatch(word) if len(word) <= LONGEST else None
     if parts is None or (parts["sign"] and parts["inner"]) or (parts["unit"] and parts["unit"] not in UNITS):
@@ -133,7 +136,7 @@ def _value(word: str) -> Fraction | None:
 
 
 def _follows_operator(words: list[re.Match[str]], index: int) -> bool:
-    """Whether an operator stands before the word. A sign that opens a line is the bullet of a list, not an operator."""
+    """Say whether an operator stands before the word. A sign that opens a line is the bullet of a list, not an operator."""
     if index == 0 or (sign := words[index - 1])[0] not in OPERATORS:
         return False
     opens_line = index == 1 or "\n" in sign.string[words[index - 2].end() : sign.start()]
@@ -141,7 +144,7 @@ def _follows_operator(words: list[re.Match[str]], index: int) -> bool:
 
 
 def _is_mixed(previous: re.Match[str], word: re.Match[str], last: Number) -> bool:
-    """Whether the two words are a mixed number such as "2 1/2"."""
+    """Say whether the two words are a mixed number such as "2 1/2"."""
     whole = previous[0].lstrip(_OPENING)
     fraction = word[0].rstrip(_CLOSING)
     together = last.end == previous.end() and word.start() == previous.end() + 1

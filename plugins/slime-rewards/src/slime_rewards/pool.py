@@ -1,4 +1,4 @@
-"""Grading in processes of its own, with a time limit for every answer. Used by `math` and `reasoning_gym`.
+"""Grades in processes of their own, with a time limit for every answer, for `math` and `reasoning_gym`.
 
 Checking a mathematical answer may take for ever, or take the process down, and nothing inside the process can stop it.
 So it happens in a few worker processes (`slime_rewards.worker`) that start with the first answer, import only what
@@ -53,8 +53,8 @@ class GradingPool:
         self._closed = False
 
     async def grade(self, *arguments: Any, item: str) -> Any:
-        """What the function returns, or None when that cannot be had; this is counted and logged. `item` says in the log
-        what was graded.
+        """Call the function in a worker process and return its result, or None when that cannot be had, which is counted and
+        logged. `item` says in the log what was graded.
 
         Raises:
             PluginError: the worker could not start, or ended without having been told to (nobody knows whose fault that
@@ -84,6 +84,7 @@ class GradingPool:
             thread.join()
 
     def _submit(self, arguments: tuple[Any, ...]) -> Future[Any]:
+        """Queue one call, and start another thread if there are fewer than `workers`."""
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
@@ -96,7 +97,7 @@ class GradingPool:
         return future
 
     def _serve(self) -> None:
-        """What a thread does: drive one worker at a time."""
+        """Serve queued calls, with one worker process at a time, until None is queued. Runs in a thread."""
         process: subprocess.Popen[bytes] | None = None
         while (job := self._jobs.get()) is not None:
             future, arguments = job
@@ -112,7 +113,7 @@ class GradingPool:
         self._forget(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """A worker that has finished its imports."""
+        """Start a worker process, and return it when it has finished its imports."""
         command = [sys.executable, "-W", "ignore", "-m", "slime_rewards.worker", self.target, str(self.seconds)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
@@ -129,6 +130,7 @@ class GradingPool:
         return process
 
     def _forget(self, process: subprocess.Popen[bytes] | None) -> None:
+        """End a worker process, if there is one, and give back its pipes."""
         if process is None:
             return
         process.kill()
@@ -139,6 +141,7 @@ class GradingPool:
 
 
 def _ask(process: subprocess.Popen[bytes], arguments: tuple[Any, ...], seconds: float) -> Any:
+    """Have a worker process call the function, and return the result. Raises as `_read` does."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has just ended; reading tells why
         process.stdin.write(json.dumps(arguments).encode() + b"\n")
@@ -147,6 +150,12 @@ def _ask(process: subprocess.Popen[bytes], arguments: tuple[Any, ...], seconds: 
 
 
 def _read(process: subprocess.Popen[bytes], too_long: str) -> Any:
+    """Read one answer of a worker process.
+
+    Raises:
+        Ungradable: the function raised, or the time limit ended the process (then the text is `too_long`).
+        PluginError: the process ended in some other way.
+    """
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.endswith(b"\n"):
@@ -165,7 +174,8 @@ _pools_lock = threading.Lock()
 
 
 def shared_pool(target: str, workers: int, seconds: float) -> GradingPool:
-    """The pool of this process for these values, made when it is first asked for and closed when the process ends."""
+    """Return the pool of this process for these values. It is made when it is first asked for and closed when the process
+    ends."""
     key = (os.getpid(), target, workers, seconds)  # a forked child has neither the threads nor a right to the workers
     with _pools_lock:
         if key not in _pools:

@@ -12,12 +12,13 @@ from urllib.request import ProxyHandler, Request, build_opener
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins.calls import policies
 from slime_core.sample import Sample
+from slime_rewards.arguments import RemoteRunArguments
 
 # Reward services are neighbours: a proxy meant for the outside world is not asked.
 _OPENER = build_opener(ProxyHandler({}))
 
 
-def remote_rm(args: Any, sample: Sample) -> float | dict[str, Any]:
+def remote_rm(args: RemoteRunArguments, sample: Sample) -> float | dict[str, Any]:
     """POST `{"prompt", "response", "label"}` as JSON to `--rm-url`; the answer is a number, or an object of which
     `--reward-key` names one.
 
@@ -47,6 +48,11 @@ def remote_rm(args: Any, sample: Sample) -> float | dict[str, Any]:
 
 
 def _number(url: str, content: bytes) -> float | dict[str, Any]:
+    """Read the reward that a service answered with.
+
+    Raises:
+        PluginError: it is neither a JSON number nor an object.
+    """
     try:
         value = json.loads(content)
     except ValueError:

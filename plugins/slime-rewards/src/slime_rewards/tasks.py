@@ -1,4 +1,4 @@
-"""Questions of procedural tasks (package reasoning-gym) as rows for training and evaluation. Used by `slime tasks`.
+"""Questions of procedural tasks (package reasoning-gym) as rows for training and evaluation, for `slime tasks`.
 
 The same task, settings and seed give the same rows; different seeds give unrelated ones.
 """
@@ -26,7 +26,7 @@ that draws its questions evenly is still missing, the chance of not meeting it i
 
 
 def entries(task: str, settings: dict[str, Any], seed: int) -> Iterator[Entry]:
-    """Endlessly many {"question", "answer", "metadata"}, with repetitions.
+    """Yield endlessly many {"question", "answer", "metadata"}, with repetitions.
 
     Raises:
         ArgumentError: the task refuses its settings.
@@ -45,7 +45,7 @@ def entries(task: str, settings: dict[str, Any], seed: int) -> Iterator[Entry]:
 
 @dataclass
 class Excluded:
-    """Questions that may not occur.
+    """The questions that a file may not have.
 
     Attributes:
         questions: as `slime tasks` stores them.
@@ -57,7 +57,7 @@ class Excluded:
 
     @classmethod
     def read(cls, files: Sequence[str]) -> Excluded:
-        """From data files: whatever `--prompt-data` takes."""
+        """Collect the questions of data files: whatever `--prompt-data` takes."""
         questions: set[str] = set()
         texts: list[str] = []
         rows = open_rows(files) if files else ()
@@ -87,7 +87,7 @@ class Distinct:
         self.rejected = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Raises `ArgumentError` when the task has too few questions."""
+        """Yield the entries. Raises `ArgumentError` when the task has too few questions."""
         seen: set[str] = set()
         found = repeated = 0
         for entry in self.candidates:
@@ -116,7 +116,7 @@ class Distinct:
 
 
 def row(task: str, settings: dict[str, Any], entry: Entry, template: str, system: str | None) -> Row:
-    """The chat row of an entry; its metadata hold what the reward `reasoning_gym` needs."""
+    """Return the chat row of an entry; its metadata hold what the reward `reasoning_gym` needs."""
     messages = [{"role": "user", "content": template.replace("{question}", entry["question"])}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
@@ -125,8 +125,8 @@ def row(task: str, settings: dict[str, Any], entry: Entry, template: str, system
 
 
 def with_shuffled_labels(rows: Sequence[Row], seed: int) -> Iterator[Row]:
-    """The rows with each other's labels in random order, the true one in `metadata["true_label"]`: a control, whose rewards
-    are spread as before but say nothing about the question."""
+    """Yield the rows with each other's labels in random order, the true one in `metadata["true_label"]`: a control, whose
+    rewards are spread as before but say nothing about the question."""
     labels = [row["label"] for row in rows]
     random.Random(seed).shuffle(labels)
     for old, label in zip(rows, labels, strict=True):
@@ -134,10 +134,12 @@ def with_shuffled_labels(rows: Sequence[Row], seed: int) -> Iterator[Row]:
 
 
 def _plain(text: str) -> str:
+    """Return the text with single blanks as its only white space, for comparison."""
     return " ".join(text.split())
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in JSON data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)):

@@ -18,8 +18,10 @@ from slime_core.plugins import Plugins
 TEMPLATE = "{question}"
 """The questions say themselves what the answer shall look like; docs/rewards.md compares this with other templates."""
 
-_OWN = {"seed", "size"}  # settings that have options of their own
-_COMPOSED = {"composite"}  # made of other tasks, so it has no questions without them
+_OWN = {"seed", "size"}
+"""Settings of a task that are options of the command."""
+_COMPOSED = {"composite"}
+"""Tasks that are made of other tasks, and have no questions without them."""
 
 
 def main(argv: list[str], plugins: Plugins) -> int:
@@ -98,7 +100,7 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _write_rows(rows: Iterable[dict[str, Any]], output: Path) -> None:
-    """All of them or nothing."""
+    """Write all rows into the file, or leave what is there as it is."""
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def _write_rows(rows: Iterable[dict[str, Any]], output: Path) -> None:
 
 
 def _known() -> dict[str, dict[str, Any]]:
-    """The settings of every task, with their defaults."""
+    """Return {task: {setting: default}} of every task."""
     from reasoning_gym.factory import DATASETS
 
     return {
@@ -129,12 +131,17 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _shown(settings: dict[str, Any]) -> str:
-    """Long lists are cut."""
+    """Return settings as text for messages. Long values are cut."""
     texts = {name: repr(value) for name, value in settings.items()}
     return " ".join(f"{name}={text if len(text) <= 40 else text[:37] + '...'}" for name, text in texts.items())
 
 
 def _settings(task: str, given: list[str]) -> dict[str, Any]:
+    """Read the NAME=VALUE texts of `--set`. A value is JSON, or a text.
+
+    Raises:
+        ArgumentError: there is no such task or setting.
+    """
     known = _known()
     if task not in known:
         raise ArgumentError(f"There is no task {task!r}.{did_you_mean(task, known)} `slime tasks --list` shows all.")

@@ -19,23 +19,23 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 START_SECONDS = 120.0
-"""For the imports, which do not count as grading."""
+"""Limit for the imports, which do not count as grading."""
 PATIENCE = 10
+"""A call may wait so many times as long as it may compute."""
 MEMORY = 4 << 30
 """Bytes of address space; an expression that needs more is an error of that answer."""
 
 
 def main(target: str, seconds: float) -> None:
-    """Serve until standard input ends."""
+    """Answer calls of the function `target` until standard input ends, each within `seconds` of processor time."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     logging.disable(logging.CRITICAL)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which ends this process by closing its input
+    # Ctrl-C is for the parent, which ends this process by closing its input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for ending in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(ending, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGPROF})
@@ -58,19 +58,21 @@ def main(target: str, seconds: float) -> None:
 
 
 def _limit(seconds: float) -> None:
-    """From now on; 0 takes the limit away."""
+    """Let the kernel end this process after so many seconds of processor time from now on; 0 takes the limit away."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE * seconds)
 
 
 def _answer(function: Callable[..., Any], arguments: list[Any]) -> dict[str, Any]:
+    """Call the function; return its result, or what it raised."""
     try:
         return {"result": function(*arguments)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
-def _send(answers: Any, answer: dict[str, Any]) -> None:
+def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
+    """Write one line of JSON."""
     answers.write(json.dumps(answer).encode() + b"\n")
     answers.flush()
 
