@@ -3,6 +3,11 @@
 
 DISTRIBUTIONS=(. slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-rewards plugins/slime-trackers)
 
+# dependency_group NAME: the requirements of a dependency group of the root pyproject.toml.
+dependency_group() {
+  "${PYTHON:-python3}" -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]])' "$1"
+}
+
 # prepare_environment [EXTRA_REQUIREMENT…]
 prepare_environment() {
   local venv="${SLIME_VENV:-.venv}" python="${PYTHON:-python3}" projects=() editable=() stamp

@@ -4,12 +4,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
-prepare_environment gguf ray pytest pytest-timeout pytest-xdist hypothesis ruff mypy build tensorboard wandb math-verify reasoning-gym
+prepare_environment $(dependency_group test)
 
-echo "==> ruff, mypy"
+echo "==> ruff, mypy, import-linter"
 ruff format --check --quiet . || { echo "run: ruff format ." >&2; exit 1; }
 ruff check --quiet .
 mypy
+lint-imports --no-logo
 
 echo "==> preparing the model, data, tokenizers and templates for the tests"
 python scripts/assets.py all >/dev/null
