@@ -1,3 +1,24 @@
-"""Rewards for slime, and data of procedural tasks."""
+"""Rewards for slime, and data of procedural tasks.
+
+plugin.py         what this distribution gives to slime
+arguments.py      the options of the rewards
+exact_match.py    is the response the label?
+final_answer.py   does the response end in the right number?
+math.py           is the answer mathematically equal to the label?
+dapo.py           DAPO's rule for mathematics
+gpqa.py           is the chosen letter the right one?
+f1.py             how many words do response and label share?
+gym.py            answers to procedural tasks, graded by the task's scorer
+remote.py         a service scores the response
+random_reward.py  chance, as a control
+numbers.py        finds the numbers in a text
+labels.py         the label of a sample, as text
+pool.py           worker processes that grade answers
+worker.py         what such a process does
+math_worker.py    mathematical equality, in such a process
+gym_worker.py     scorers of procedural tasks, in such a process
+tasks_command.py  the command `slime tasks`
+tasks.py          questions of procedural tasks as rows
+"""
 
 __version__ = "0.1.0"
