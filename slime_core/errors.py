@@ -7,7 +7,8 @@ The command line prints the message alone; anything else that is raised is a def
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SlimeError(Exception):
@@ -50,3 +51,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name nearest to `name`, or nothing when none is near."""
     near = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def first_error_only() -> Iterator[None]:
+    """Around an `asyncio.TaskGroup`: raise the first exception of a task in place of a group of exceptions."""
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        error = first_error(errors)
+    else:
+        return
+    raise error
+
+
+def first_error(error: BaseException) -> BaseException:
+    """Return the exception that was raised first, of one that may be a group, also of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import rollout_cases
 
-from slime_core.arguments.groups import GROUPS
+from slime_core.arguments import RunArguments
+from slime_core.arguments.namespace import Namespace
 from slime_core.plugins import Plugins
-from slime_rollout_sglang.arguments import EvalSamplingArguments, SamplingArguments
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}"
@@ -50,20 +49,22 @@ def _clean_hooks() -> None:
     rollout_cases.reset()
 
 
-@pytest.fixture
-def arguments(tmp_path: Path, word_checkpoint: str) -> Callable[..., Any]:
-    """`arguments(rows, **changes)`: all options at their defaults but for a small run over a file with these rows (or so
-    many numbered ones)."""
+@pytest.fixture(scope="session")
+def argument_model(plugins: Plugins) -> type[RunArguments]:
+    """The arguments of a run with the options of all installed plugins."""
+    return Namespace(plugins).model
 
-    def make(rows: list[dict[str, Any]] | int = 40, **changes: Any) -> SimpleNamespace:
+
+@pytest.fixture
+def arguments(tmp_path: Path, word_checkpoint: str, argument_model: type[RunArguments]) -> Callable[..., RunArguments]:
+    """`arguments(rows, **changes)`: the arguments of a small run over a file with these rows, or with so many numbered ones.
+    Options that are not changed have their defaults."""
+
+    def make(rows: list[dict[str, Any]] | int = 40, **changes: Any) -> RunArguments:
         if isinstance(rows, int):
             rows = [{"input": f"w4 w5 w{6 + n % 50}", "label": f"w{n}"} for n in range(rows)]
         path = tmp_path / "prompts.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        groups = [*GROUPS, SamplingArguments, EvalSamplingArguments]
-        defaults = {
-            name: field.get_default(call_default_factory=True) for g in groups for name, field in g.model_fields.items()
-        }
         small = {
             "prompt_data": [str(path)],
             "hf_checkpoint": word_checkpoint,
@@ -72,6 +73,6 @@ def arguments(tmp_path: Path, word_checkpoint: str) -> Callable[..., Any]:
             "custom_rm_path": "rollout_cases.by_group",
             "failure_policy": ["reward:retries=0"],
         }
-        return SimpleNamespace(**{**defaults, **small, **changes})
+        return argument_model(**{**small, **changes})
 
     return make

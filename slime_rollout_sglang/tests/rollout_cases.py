@@ -1,4 +1,4 @@
-"""A scripted engine, and the hooks that the tests of this distribution name by import path."""
+"""`rollout`, a scripted engine, and the hooks that the tests of this distribution name by import path."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from slime_core.arguments import RunArguments
+from slime_core.contracts.data import DataSource
 from slime_core.contracts.engine import Generation
-from slime_core.sample import Sample, Status
+from slime_core.data import GlobalDataSource
+from slime_core.plugins import Plugins
+from slime_core.rollout.components import choose_rollout_components
+from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
+from slime_rollout_sglang.rollout import generate_rollout
 
 END = 3  # the token <end>
 Script = Callable[[list[int], dict[str, Any]], Sequence[int]]
@@ -73,6 +79,29 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+
+def rollout(
+    args: RunArguments,
+    plugins: Plugins,
+    engine: Any = None,
+    source: DataSource | None = None,
+    rollout_id: int = 0,
+    evaluation: bool = False,
+) -> RolloutOutput:
+    """What `rl` returns, checked as the rollout worker checks it. By default with a new data source and scripted engine."""
+    output = generate_rollout(
+        args,
+        rollout_id,
+        GlobalDataSource(args) if source is None else source,
+        evaluation,
+        components=choose_rollout_components(args, plugins),
+        plugins=plugins,
+        engine=ScriptedEngine() if engine is None else engine,
+    )
+    check_rollout([*output.groups, output.generations], need_reward=True)
+    assert len(output.groups) == (0 if evaluation else args.rollout_batch_size)
+    return output
 
 
 # ------------------------------------------------------------------------------------------------------------ rewards

@@ -9,23 +9,14 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from rollout_cases import END, ScriptedEngine
+from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
-from slime_core.sample import RolloutOutput, Sample, check_rollout
-from slime_rollout_sglang.filters import check_reward_nonzero_std, verdict
-from slime_rollout_sglang.rollout import generate_rollout
+from slime_core.sample import RolloutOutput, Sample
+from slime_rollout_sglang.filters import check_reward_nonzero_std, read_verdict
 
 FILTER = {"dynamic_sampling_filter_path": "slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"}
 EQUAL = [1.0]  # what `rollout_cases.by_group` answers for a group that the filter drops
-
-
-def rollout(args: Any, plugins: Any, engine: Any = None, source: Any = None) -> RolloutOutput:
-    source = source or GlobalDataSource(args)
-    output = generate_rollout(args, 0, source, plugins=plugins, engine=engine or ScriptedEngine())
-    check_rollout(output.groups, need_reward=True)
-    assert len(output.groups) == args.rollout_batch_size
-    return output
 
 
 def prompts_of(output: RolloutOutput) -> list[int | None]:
@@ -147,9 +138,9 @@ def test_filters_may_answer_in_any_of_the_ways_that_are_in_use(arguments, plugin
 
 
 def test_verdicts_are_read_from_all_forms() -> None:
-    assert verdict(True) == (True, "filtered")
-    assert verdict((False, "why")) == (False, "why")
-    assert verdict(SimpleNamespace(keep=False, reason=None)) == (False, "filtered")
+    assert read_verdict(True) == (True, "filtered")
+    assert read_verdict((False, "why")) == (False, "why")
+    assert read_verdict(SimpleNamespace(keep=False, reason=None)) == (False, "filtered")
 
 
 def test_a_group_passes_when_its_rewards_differ_however_little_or_much() -> None:
@@ -177,5 +168,5 @@ def test_groups_stopped_without_partial_rollout_go_back_as_fresh_prompts(argumen
         assert "start_rollout_id" not in sample.metadata
     kept = sum(s.response_length for s in output.samples)
     assert output.metrics["aborted_tokens_discarded"] == engine.handed_out - kept > 0
-    later = generate_rollout(args, 1, source, plugins=plugins, engine=ScriptedEngine())
+    later = rollout(args, plugins, source=source, rollout_id=1)
     assert len({s.index for s in [*output.samples, *later.samples]}) == 12

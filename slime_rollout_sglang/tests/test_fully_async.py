@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from rollout_cases import END, ScriptedEngine, random_words
+from rollout_cases import END, ScriptedEngine, random_words, rollout
 
 from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, PluginError, SampleError
+from slime_core.rollout.components import choose_rollout_components
 from slime_core.rollout.in_flight import load_state
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.sample import RolloutOutput, Sample, check_rollout
-from slime_rollout_sglang import fully_async, rollout
+from slime_rollout_sglang.fully_async import generate_rollout
 
 
 def threads() -> list[str]:
@@ -39,6 +40,7 @@ class Run:
 
     def __init__(self, args: Any, plugins: Any, engine: Any = None, state: dict[str, Any] | None = None) -> None:
         self.args, self.plugins = args, plugins
+        self.components = choose_rollout_components(args, plugins)
         self.engine = engine or ScriptedEngine(version=0)
         self.source = GlobalDataSource(args)
         if state is not None:
@@ -60,8 +62,16 @@ class Run:
         return output
 
     def call(self, rollout_id: int, evaluation: bool = False) -> RolloutOutput:
-        extras = {"plugins": self.plugins, "engine": self.engine, "background": self.background}
-        return fully_async.generate_rollout(self.args, rollout_id, self.source, evaluation, **extras)
+        return generate_rollout(
+            self.args,
+            rollout_id,
+            self.source,
+            evaluation,
+            components=self.components,
+            plugins=self.plugins,
+            engine=self.engine,
+            background=self.background,
+        )
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint stores it."""
@@ -78,7 +88,8 @@ def start(arguments, plugins) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def make(rows: Any = 40, engine: Any = None, state: Any = None, **changes: Any) -> Run:
-        runs.append(Run(arguments(rows, **{"num_rollout": 6, **changes}), plugins, engine, state))
+        options = {"rollout_function_path": "fully_async", "num_rollout": 6, **changes}
+        runs.append(Run(arguments(rows, **options), plugins, engine, state))
         return runs[-1]
 
     yield make
@@ -117,13 +128,11 @@ def test_without_staleness_the_samples_are_those_of_the_synchronous_rollout(star
     rollout_cases.state.answers = {n: [1.0, 1.0] for n in (0, 4, 5, 9)}
     options = {"max_staleness": 0, "dynamic_sampling_filter_path": "check_reward_nonzero_std"}
     run = start(**options)
-    sync = start(**options, dynamic_sampling_order="prompt")
+    sync = start(**options, rollout_function_path="rl", dynamic_sampling_order="prompt")
     for rollout_id in range(4):
         output = run.rollout(rollout_id)
         sync.engine.update_weights(None, rollout_id)
-        expected = rollout.generate_rollout(
-            sync.args, rollout_id, sync.source, plugins=sync.plugins, engine=sync.engine
-        )
+        expected = rollout(sync.args, sync.plugins, sync.engine, sync.source, rollout_id)
         assert [[s.to_dict() for s in group] for group in output.groups] == [
             [s.to_dict() for s in group] for group in expected.groups
         ]
@@ -152,7 +161,7 @@ def test_groups_go_on_while_the_trainer_trains_and_a_slow_one_is_overtaken_until
     for rollout_id in range(2):
         assert run.rollout(rollout_id).metrics["in_flight/groups"] == 4
         work = run.background.work
-        until(lambda work=work: len(work._finished) == 3)  # all but the slow one, without being asked
+        until(lambda work=work: work.finished == 3)  # all but the slow one, without being asked
     begun = len(engine.requests)
     assert 0 not in run.prompts
     threading.Timer(0.3, engine.open.set).start()
@@ -167,8 +176,8 @@ def test_a_group_that_is_filtered_out_is_replaced_while_the_trainer_trains(start
     run = start(dynamic_sampling_filter_path="check_reward_nonzero_std")
     for rollout_id in range(3):
         run.rollout(rollout_id)
-        state = run.background.work
-        until(lambda state=state: len(state._finished) == 3)
+        work = run.background.work
+        until(lambda work=work: work.finished == 3)
     assert all(number % 2 for number in run.prompts)
     filtered = sum(m["dynamic_filter/drop_zero_std_1.0"] for m in run.metrics.values())
     assert filtered == sum(m["sampling/groups_filtered"] for m in run.metrics.values()) >= 8
@@ -278,10 +287,11 @@ def test_the_worker_ends_the_thread_and_what_it_waits_for(arguments, plugins) ->
     def endless(prompt: list[int], params: dict[str, Any]) -> list[int]:
         return [10] * 10**6 if prompt[2] % 2 else random_words(prompt, params)
 
-    args = arguments(num_rollout=4, rollout_max_response_len=10**6, max_staleness=3)
-    function = plugins.select("rollout", "fully_async_rollout.generate_rollout_fully_async")
+    function = "fully_async_rollout.generate_rollout_fully_async"
+    args = arguments(rollout_function_path=function, num_rollout=4, rollout_max_response_len=10**6, max_staleness=3)
     engine = ScriptedEngine(endless, version=0)
-    worker = RolloutWorker(args, plugins, function, function, GlobalDataSource(args), engine)
+    components = choose_rollout_components(args, plugins)
+    worker = RolloutWorker(args, plugins, components, GlobalDataSource(args), engine)
     try:
         result = worker.generate(0)
         assert len(result.data_state["in_flight"]) == 9
@@ -314,7 +324,9 @@ def test_rollouts_out_of_order_are_refused(start) -> None:
 def test_without_an_engine_the_message_says_what_to_add(start) -> None:
     run = start()
     with pytest.raises(ArgumentError, match=r"The rollout 'fully_async'.*--rollout-engine"):
-        fully_async.generate_rollout(run.args, 0, run.source, plugins=run.plugins, background=run.background)
+        generate_rollout(
+            run.args, 0, run.source, components=run.components, plugins=run.plugins, background=run.background
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
@@ -327,7 +339,7 @@ def test_a_resumed_run_goes_on_without_losing_or_repeating_a_prompt(start, parti
     for rollout_id in range(3):
         run.rollout(rollout_id)
         work = run.background.work
-        until(lambda work=work: len(work._finished) >= 4)
+        until(lambda work=work: work.finished >= 4)
     state, before = run.state(), list(run.prompts)
     assert len(state["in_flight"]) == 6
     finished = [s for group in state["in_flight"] for s in group if s["status"] != "pending"]
@@ -351,7 +363,7 @@ def test_tokens_that_would_be_too_old_after_a_resume_start_afresh(start) -> None
     run = start(**options)
     run.rollout(0)
     work = run.background.work
-    until(lambda: len(work._finished) >= 4)
+    until(lambda: work.finished >= 4)
     run.rollout(1)
     state = run.state()
     kept = [s for group in state["in_flight"] for s in group if s["response_length"]]

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from slime_core.cli.main import main
 from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
+from slime_core.rollout.components import choose_rollout_components
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample, check_rollout
 from slime_rollout_sglang.fully_async import generate_rollout
@@ -61,6 +62,7 @@ def test_weights_change_in_flight_and_every_token_is_what_its_version_gives(
                 parameter += 0.02 * version * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     args = arguments(
         ROWS,
+        rollout_function_path="fully_async",
         hf_checkpoint=str(tiny_model),
         custom_rm_path="rollout_cases.length_reward",
         rollout_max_context_len=320,
@@ -81,11 +83,11 @@ def test_weights_change_in_flight_and_every_token_is_what_its_version_gives(
 
     engine.generate = counting
     source, background, outputs = GlobalDataSource(args), Background(), []
+    extras: dict[str, Any] = {"components": choose_rollout_components(args, plugins), "plugins": plugins}
     try:
         for rollout_id, model in enumerate(models):
             engine.update_weights([(name, p.detach()) for name, p in model.named_parameters()], rollout_id)
-            extras = {"plugins": plugins, "engine": engine, "background": background}
-            outputs.append(generate_rollout(args, rollout_id, source, **extras))
+            outputs.append(generate_rollout(args, rollout_id, source, engine=engine, background=background, **extras))
     finally:
         background.close()
         engine.close()

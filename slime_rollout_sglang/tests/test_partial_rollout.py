@@ -9,20 +9,13 @@ import pytest
 import rollout_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_cases import END, ScriptedEngine
+from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
-from slime_core.sample import Group, RolloutOutput, Sample, Status, check_rollout
-from slime_rollout_sglang.partial import begun, fresh, mask_first, put_back
-from slime_rollout_sglang.rollout import generate_rollout
+from slime_core.sample import Group, RolloutOutput, Sample, Status
+from slime_rollout_sglang.partial import fresh, mask_first, put_back, resumable
 
 PARTIAL = {"partial_rollout": True, "over_sampling_batch_size": 8}
-
-
-def rollout(args: Any, plugins: Any, engine: Any, source: Any, rollout_id: int = 0) -> RolloutOutput:
-    output = generate_rollout(args, rollout_id, source, plugins=plugins, engine=engine)
-    check_rollout(output.groups, need_reward=True)
-    return output
 
 
 def slow_later(prompt: list[int], params: dict[str, Any]) -> list[int]:
@@ -126,7 +119,7 @@ def test_surplus_groups_that_were_finished_return_finished_and_are_used_without_
     rollout(args, plugins, ScriptedEngine(all_the_same), source)
     assert [s.status for group in source.buffer for s in group] == [Status.COMPLETED] * 6
     engine = ScriptedEngine(all_the_same)
-    args.over_sampling_batch_size = None
+    args = args.model_copy(update={"over_sampling_batch_size": None})
     second = rollout(args, plugins, engine, source, 1)
     assert engine.requests == []
     assert [group[0].group_index for group in second.groups] == [3, 4, 5]
@@ -238,7 +231,7 @@ def test_masking_keeps_what_was_masked_already() -> None:
 
 def test_a_sample_that_is_aborted_twice_remembers_its_first_rollout_and_both_continuations() -> None:
     sample = Sample(tokens=[1, 2, 3], response_length=2, status=Status.ABORTED, metadata={"source": "f:1"})
-    once = begun(sample, 4)
-    assert begun(once, 5).metadata == {"source": "f:1", "start_rollout_id": 4, "times_continued": 2}
-    assert fresh(begun(once, 5)).metadata == {"source": "f:1"}
+    once = resumable(sample, 4)
+    assert resumable(once, 5).metadata == {"source": "f:1", "start_rollout_id": 4, "times_continued": 2}
+    assert fresh(resumable(once, 5)).metadata == {"source": "f:1"}
     assert sample.metadata == {"source": "f:1"}

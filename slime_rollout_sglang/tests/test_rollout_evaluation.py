@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from rollout_cases import END, ScriptedEngine
+from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
-from slime_core.sample import RolloutOutput, Sample, check_rollout
+from slime_core.sample import RolloutOutput, Sample
 from slime_rollout_sglang.evaluation import pass_at, pass_at_k
-from slime_rollout_sglang.rollout import generate_rollout
 
 
 @pytest.fixture
@@ -40,10 +39,8 @@ def evaluate(arguments, plugins, eval_sets):
         )
         source = GlobalDataSource(args)
         before = source.state_dict()
-        output = generate_rollout(args, rollout_id, source, True, plugins=plugins, engine=engine)
+        output = rollout(args, plugins, engine, source, rollout_id, evaluation=True)
         assert source.state_dict() == before
-        assert output.groups == []
-        check_rollout([output.generations], need_reward=True)
         return output
 
     return run

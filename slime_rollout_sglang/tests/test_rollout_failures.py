@@ -10,20 +10,13 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from rollout_cases import ScriptedEngine
+from rollout_cases import ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.errors import PluginError, SampleError
-from slime_core.sample import RolloutOutput, Status, check_rollout
-from slime_rollout_sglang.rollout import generate_rollout, roll_out
-
-
-def rollout(args: Any, plugins: Any, engine: Any = None, source: Any = None) -> RolloutOutput:
-    source = source or GlobalDataSource(args)
-    output = generate_rollout(args, 0, source, plugins=plugins, engine=engine or ScriptedEngine())
-    check_rollout(output.groups, need_reward=True)
-    assert len(output.groups) == args.rollout_batch_size
-    return output
+from slime_core.rollout.components import choose_rollout_components
+from slime_core.sample import Status
+from slime_rollout_sglang.rollout import roll_out
 
 
 @pytest.mark.parametrize(
@@ -188,7 +181,7 @@ def test_an_abort_that_overtakes_its_request_is_sent_again(arguments, plugins, m
     def slow_later(prompt: list[int], params: dict[str, Any]) -> list[int]:
         return range(3 if prompt[-1] < 9 else 10**9)
 
-    monkeypatch.setattr(requests, "_ABORT_AGAIN_AFTER", 0.05)
+    monkeypatch.setattr(requests, "ABORT_AGAIN_AFTER", 0.05)
     args = arguments(over_sampling_batch_size=5, rollout_max_response_len=10**9)
     engine = Late(slow_later)
     assert [group[0].group_index for group in rollout(args, plugins, engine).groups] == [0, 1, 2]
@@ -232,11 +225,12 @@ def test_nothing_is_left_running_however_a_rollout_ends(arguments, plugins, endi
         rollout_cases.state.delays = {0: 60.0}
         rollout_cases.state.answers = {2: RuntimeError("no")}
     args = arguments(**options)
+    components = choose_rollout_components(args, plugins)
 
     async def run() -> tuple[bool, int]:
         raised = False
         try:
-            await roll_out(args, 0, GlobalDataSource(args), plugins, engine)
+            await roll_out(args, 0, GlobalDataSource(args), components, plugins, engine)
         except (ConnectionError, PluginError):
             raised = True
         return raised, len(asyncio.all_tasks()) - 1

@@ -5,17 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import rollout_cases
-from rollout_cases import ScriptedEngine
-
-from slime_core.data import GlobalDataSource
-from slime_core.sample import RolloutOutput, check_rollout
-from slime_rollout_sglang.rollout import generate_rollout
-
-
-def rollout(args: Any, plugins: Any, engine: Any = None) -> RolloutOutput:
-    output = generate_rollout(args, 0, GlobalDataSource(args), plugins=plugins, engine=engine or ScriptedEngine())
-    check_rollout(output.groups, need_reward=True)
-    return output
+from rollout_cases import ScriptedEngine, rollout
 
 
 def test_tokens_of_tools_are_in_the_sample_and_not_trained(arguments, plugins) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from rollout_cases import rollout
 from transformers import AutoModelForCausalLM
 
 from slime_core.data import GlobalDataSource
-from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
-from slime_rollout_sglang.rollout import generate_rollout
+from slime_core.plugins import Plugins
+from slime_core.sample import Sample, Status
 
 # Prompts of 40, 37, … tokens: with a limit for prompt and response together, the first ones are finished first.
 ROWS = [{"input": "the " * (40 - 3 * n)} for n in range(12)]
@@ -20,10 +21,11 @@ ROWS = [{"input": "the " * (40 - 3 * n)} for n in range(12)]
 
 @pytest.fixture
 def run(arguments, plugins, tiny_model: Path) -> Iterator[Callable[..., Any]]:
-    """`run(**changes)`: arguments, data source and an engine with the tiny model's own weights, closed at the end."""
+    """`run(**changes)`: what `rollout` takes: arguments, plugins, an engine with the tiny model's own weights, which is
+    closed at the end, and a data source."""
     engines: list[Any] = []
 
-    def make(**changes: Any) -> tuple[Any, GlobalDataSource, Any]:
+    def make(**changes: Any) -> tuple[Any, Plugins, Any, GlobalDataSource]:
         options = {
             "hf_checkpoint": str(tiny_model),
             "custom_rm_path": "rollout_cases.length_reward",
@@ -34,17 +36,11 @@ def run(arguments, plugins, tiny_model: Path) -> Iterator[Callable[..., Any]]:
         }
         args = arguments(ROWS, **options)
         engines.append(plugins.select("engine", "local")(args))
-        return args, GlobalDataSource(args), engines[-1]
+        return args, plugins, engines[-1], GlobalDataSource(args)
 
     yield make
     for engine in engines:
         engine.close()
-
-
-def rollout(args: Any, source: Any, engine: Any, plugins: Any, rollout_id: int = 0) -> RolloutOutput:
-    output = generate_rollout(args, rollout_id, source, plugins=plugins, engine=engine)
-    check_rollout(output.groups, need_reward=True)
-    return output
 
 
 @torch.no_grad()
@@ -54,8 +50,8 @@ def log_probs(model: Any, sample: Sample) -> torch.Tensor:
     return every[len(every) - sample.response_length :]
 
 
-def test_the_log_probs_are_the_models_own_and_two_runs_are_the_same(run, plugins, tiny_model) -> None:
-    outputs = [rollout(*run(), plugins) for _ in range(2)]
+def test_the_log_probs_are_the_models_own_and_two_runs_are_the_same(run, tiny_model) -> None:
+    outputs = [rollout(*run()) for _ in range(2)]
     first, second = ([s.to_dict() for s in output.samples] for output in outputs)
     for a, b in zip(first, second, strict=True):
         assert a.pop("rollout_log_probs") == pytest.approx(b.pop("rollout_log_probs"), abs=1e-5)
@@ -63,14 +59,12 @@ def test_the_log_probs_are_the_models_own_and_two_runs_are_the_same(run, plugins
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     for sample in outputs[0].samples:
         assert sample.rollout_log_probs == pytest.approx(log_probs(model, sample).tolist(), abs=1e-4)
-    other = rollout(*run(rollout_seed=1), plugins)
+    other = rollout(*run(rollout_seed=1))
     assert [s.tokens for s in other.samples] != [s.tokens for s in outputs[0].samples]
 
 
-def test_a_partial_rollout_goes_on_with_new_weights_and_keeps_what_the_old_ones_gave(
-    run, plugins, tiny_model: Path
-) -> None:
-    args, source, engine = run(partial_rollout=True, over_sampling_batch_size=8, rollout_batch_size=2)
+def test_a_partial_rollout_goes_on_with_new_weights_and_keeps_what_the_old_ones_gave(run, tiny_model: Path) -> None:
+    args, plugins, engine, source = run(partial_rollout=True, over_sampling_batch_size=8, rollout_batch_size=2)
     old_model = AutoModelForCausalLM.from_pretrained(tiny_model)
     new_model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
@@ -78,13 +72,13 @@ def test_a_partial_rollout_goes_on_with_new_weights_and_keeps_what_the_old_ones_
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
 
     engine.update_weights([(n, p.detach()) for n, p in old_model.named_parameters()], 1)
-    first = rollout(args, source, engine, plugins)
+    first = rollout(args, plugins, engine, source)
     waiting = {s.index: s for group in source.buffer for s in group}
     assert any(s.status is Status.ABORTED and s.response_length for s in waiting.values())
 
     engine.update_weights([(n, p.detach()) for n, p in new_model.named_parameters()], 2)
-    args.rollout_batch_size, args.over_sampling_batch_size = 6, None
-    second = rollout(args, source, engine, plugins, rollout_id=1)
+    args = args.model_copy(update={"rollout_batch_size": 6, "over_sampling_batch_size": None})
+    second = rollout(args, plugins, engine, source, rollout_id=1)
     assert {s.group_index for s in [*first.samples, *second.samples]} == set(range(8))
     assert second.metrics["sampling/samples_continued"] > 0
     for sample in second.samples:
@@ -98,8 +92,8 @@ def test_a_partial_rollout_goes_on_with_new_weights_and_keeps_what_the_old_ones_
 
 
 @pytest.mark.parametrize("partial", [True, False])
-def test_tokens_are_conserved_on_a_real_engine(run, plugins, partial) -> None:
-    args, source, engine = run(partial_rollout=partial, over_sampling_batch_size=7, rollout_batch_size=3)
+def test_tokens_are_conserved_on_a_real_engine(run, partial) -> None:
+    args, plugins, engine, source = run(partial_rollout=partial, over_sampling_batch_size=7, rollout_batch_size=3)
     handed_out = 0
     generate = engine.generate
 
@@ -112,7 +106,7 @@ def test_tokens_are_conserved_on_a_real_engine(run, plugins, partial) -> None:
     engine.generate = counting
     returned = discarded = 0.0
     for rollout_id in range(3):
-        output = rollout(args, source, engine, plugins, rollout_id)
+        output = rollout(args, plugins, engine, source, rollout_id)
         returned += sum(s.response_length for s in output.samples)
         discarded += output.metrics["discarded_tokens"]
     in_buffer = sum(s.response_length for group in source.buffer for s in group)
@@ -120,25 +114,24 @@ def test_tokens_are_conserved_on_a_real_engine(run, plugins, partial) -> None:
     assert (discarded == 0) == partial
 
 
-def test_in_the_order_of_prompts_a_filtered_rollout_is_the_same_every_time(run, plugins) -> None:
+def test_in_the_order_of_prompts_a_filtered_rollout_is_the_same_every_time(run) -> None:
     outcomes = []
     for _ in range(2):
-        args, source, engine = run(
+        args, plugins, engine, source = run(
             over_sampling_batch_size=6,
             custom_rm_path="rollout_cases.by_group",
             dynamic_sampling_filter_path="check_reward_nonzero_std",
             dynamic_sampling_order="prompt",
         )
-        output = rollout(args, source, engine, plugins)
+        output = rollout(args, plugins, engine, source)
         outcomes.append(([(s.index, s.tokens) for s in output.samples], source.state_dict()))
     assert outcomes[0] == outcomes[1]
 
 
-def test_greedy_evaluation_gives_the_models_likeliest_tokens(run, plugins, tiny_model, tmp_path: Path) -> None:
+def test_greedy_evaluation_gives_the_models_likeliest_tokens(run, tiny_model, tmp_path: Path) -> None:
     path = tmp_path / "heldout.jsonl"
     path.write_text('{"input": "the quick brown"}\n{"input": "one two"}\n')
-    args, source, engine = run(eval_prompt_data=[str(path)], eval_temperature=0.0, eval_max_response_len=6)
-    output = generate_rollout(args, 0, source, True, plugins=plugins, engine=engine)
+    output = rollout(*run(eval_prompt_data=[str(path)], eval_temperature=0.0, eval_max_response_len=6), evaluation=True)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     for sample in output.generations:
         prompt = torch.tensor([sample.tokens[: -sample.response_length]])

@@ -8,27 +8,21 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from rollout_cases import END, ScriptedEngine
+from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError, SampleError
-from slime_core.rollout.rewards import boxed_answer
-from slime_core.sample import RolloutOutput, Status, check_rollout
+from slime_core.rollout.boxed import last_box
+from slime_core.rollout.components import choose_rollout_components
+from slime_core.sample import Status
 from slime_core.testing import check_distribution
 from slime_rollout_sglang.rollout import generate_rollout
 
 
-def rollout(args: Any, plugins: Any, engine: Any = None, source: Any = None, rollout_id: int = 0) -> RolloutOutput:
-    source = source or GlobalDataSource(args)
-    output = generate_rollout(args, rollout_id, source, plugins=plugins, engine=engine or ScriptedEngine())
-    check_rollout(output.groups, need_reward=True)
-    return output
-
-
 def test_slimes_name_of_the_rollout_selects_this_one_and_is_the_default(arguments, plugins) -> None:
-    assert plugins.select("rollout", arguments().rollout_function_path).name == "sglang"
+    assert plugins.select("rollout", arguments().rollout_function_path).name == "rl"
 
 
 def test_every_sample_has_prompt_and_response_tokens_log_probs_versions_and_a_reward(arguments, plugins) -> None:
@@ -126,7 +120,7 @@ def test_data_in_which_every_prompt_is_over_long_is_an_error(arguments, plugins)
 
 def test_messages_that_the_template_refuses_follow_the_policy_for_malformed_rows(arguments, plugins) -> None:
     rows = [{"input": [{"role": "user", "content": ["not", "text"]}]}, *([CHAT] * 3)]
-    from slime_rollout_sglang.prompts import load_tokenizer
+    from slime_core.data.tokenizer import load_tokenizer
 
     args = arguments(rows, apply_chat_template=True)
     tokenizer = load_tokenizer(args.hf_checkpoint)
@@ -135,7 +129,7 @@ def test_messages_that_the_template_refuses_follow_the_policy_for_malformed_rows
     try:
         with pytest.raises(DataError, match=r"prompts.jsonl:1: the chat template cannot render .*no lists"):
             rollout(args, plugins)
-        args.malformed_row = "skip"
+        args = args.model_copy(update={"malformed_row": "skip"})
         assert rollout(args, plugins).metrics["skipped_malformed"] == 1
     finally:
         tokenizer.chat_template = template
@@ -143,8 +137,9 @@ def test_messages_that_the_template_refuses_follow_the_policy_for_malformed_rows
 
 def test_without_an_engine_the_error_says_how_to_get_one(arguments, plugins) -> None:
     args = arguments()
+    components = choose_rollout_components(args, plugins)
     with pytest.raises(ArgumentError, match="--rollout-engine local"):
-        generate_rollout(args, 0, GlobalDataSource(args), plugins=plugins)
+        generate_rollout(args, 0, GlobalDataSource(args), components=components, plugins=plugins)
 
 
 def test_over_sampling_less_than_a_batch_is_an_error(arguments, plugins) -> None:
@@ -214,9 +209,10 @@ def test_a_row_chooses_its_own_reward_and_boxed_scores_the_box_alone(arguments, 
 
 
 def test_the_last_box_is_found_with_the_braces_inside_it() -> None:
-    assert boxed_answer(r"\boxed{1} and \boxed{\frac{a}{b}}.") == r"\frac{a}{b}"
-    assert boxed_answer("no box") is None
-    assert boxed_answer(r"\boxed{1} then \boxed{cut of") is None
+    box = last_box(r"\boxed{1} and \boxed{\frac{a}{b}}.")
+    assert (box.start, box.content) == (14, r"\frac{a}{b}")
+    assert last_box("no box") is None
+    assert last_box(r"\boxed{1} then \boxed{cut of").content is None
 
 
 def test_sample_filter_and_all_samples_hooks_see_what_their_contracts_say(arguments, plugins) -> None:

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from rollout_cases import ScriptedEngine
+from rollout_cases import ScriptedEngine, rollout
 
-from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
-from slime_core.sample import RolloutOutput, check_rollout
-from slime_rollout_sglang.rollout import generate_rollout
-
-
-def rollout(args: Any, plugins: Any, engine: ScriptedEngine) -> RolloutOutput:
-    output = generate_rollout(args, 0, GlobalDataSource(args), plugins=plugins, engine=engine)
-    check_rollout(output.groups, need_reward=True)
-    return output
 
 
 def test_ids_are_generated_from_as_they_are_and_give_what_their_text_gives(arguments, plugins) -> None:

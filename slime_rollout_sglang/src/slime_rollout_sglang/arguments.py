@@ -1,13 +1,16 @@
-"""Options of the rollout `sglang`. Imports nothing heavy."""
+"""The options of the rollout functions `rl` and `fully_async`. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import field_validator
 
+from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
+
+TopK = TypeVar("TopK", int, int | None)
 
 
 class SamplingArguments(ArgumentGroup):
@@ -82,7 +85,8 @@ class SamplingArguments(ArgumentGroup):
 
     @field_validator("apply_chat_template_kwargs", mode="before")
     @classmethod
-    def _json_object(cls, value: Any) -> Any:
+    def _json_object(cls, value: object) -> object:
+        """Parse JSON text, which is what the command line gives."""
         try:
             return json.loads(value) if isinstance(value, str) else value
         except ValueError as error:
@@ -128,7 +132,11 @@ class EvalSamplingArguments(ArgumentGroup):
         return _not_zero(value)
 
 
-def _not_zero(value: Any) -> Any:
+class RlRunArguments(RunArguments, SamplingArguments, EvalSamplingArguments):
+    """The options of a run together with those of this package, for annotations."""
+
+
+def _not_zero(value: TopK) -> TopK:
     if value == 0:
         raise ValueError("expected -1 (all tokens) or a number of at least 1")
     return value

@@ -1,44 +1,51 @@
-"""Evaluation: every prompt of every set is answered and scored. Called by the rollout function."""
+"""Evaluation: every prompt of every evaluation set is answered and scored. Called by the rollout functions."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import logging
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from slime_core.arguments.groups.evaluation import eval_sets
-from slime_core.data import open_rows, sample_from_row
-from slime_core.errors import DataError
-from slime_core.plugins import Plugins
-from slime_core.rollout.components import RolloutComponents
+from slime_core.data import Columns, EvaluationSet, evaluation_sets
+from slime_core.errors import DataError, first_error_only
 from slime_core.rollout.rewards import Rewards
 from slime_core.sample import Group, RolloutOutput, Sample, reward_of
-from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only, generator_caller
+from slime_rollout_sglang.generators import generator_caller
+from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.metrics import response_metrics
 from slime_rollout_sglang.parameters import eval_parameters, prompt_limit
-from slime_rollout_sglang.prompts import Prompts
+from slime_rollout_sglang.prompts import PromptTokenizer
 from slime_rollout_sglang.requests import Requests
+
+if TYPE_CHECKING:
+    from slime_core.contracts.engine import InferenceEngine
+    from slime_core.plugins import Plugins
+    from slime_core.rollout.components import RolloutComponents
+    from slime_rollout_sglang.arguments import RlRunArguments
 
 logger = logging.getLogger(__name__)
 
 
 async def evaluate(
-    args: Any, rollout_id: int, components: RolloutComponents, plugins: Plugins, engine: Any
+    args: RlRunArguments, rollout_id: int, components: RolloutComponents, plugins: Plugins, engine: InferenceEngine
 ) -> RolloutOutput:
-    """`--n-samples-per-eval-prompt` answers to every prompt of `--eval-prompt-data`.
+    """Return `--n-samples-per-eval-prompt` answers to every prompt of `--eval-prompt-data`.
 
-    The seeds do not depend on the rollout, so two evaluations differ by the weights alone. An answer whose generator or
-    reward failed for good is left out and counted, and so is a prompt that is too long.
+    The seeds do not depend on the rollout, so two evaluations differ by the weights alone. An answer whose generate
+    function or reward failed for good is left out and counted, and so is a prompt that is too long.
 
     Returns:
-        No groups; all answers, `metadata["dataset"]` naming their set and `reward` being a number (with several, the one
-        of `--eval-reward-key`; all of them are then in `metadata["rewards"]`); and the metrics of `set_metrics` and
-        `pass_at`, per set.
+        No groups; all answers, with the name of their set in `metadata["dataset"]` and a number as `reward` (of a reward
+        that is a dict the one of `--eval-reward-key`, while `metadata["rewards"]` has all of them); and for each set the
+        metrics of `response_metrics` and `pass_at`.
+
+    Raises:
+        DataError: a row cannot be used and --malformed-row is "error", or no row of a set can be used.
     """
     key = args.reward_key if args.eval_reward_key is None else args.eval_reward_key
     requests = Requests(engine, f"eval-{rollout_id}")
@@ -47,47 +54,42 @@ async def evaluate(
     generations: list[Sample] = []
     numbers = itertools.count()
     metrics: dict[str, float] = {}
-    for name, spec in eval_sets(args):
-        prompts = Prompts(args, *prompt_limit(args, evaluation=True))
-        groups = _groups(args, name, spec, prompts, numbers)
+    for evaluation_set in evaluation_sets(args, _columns(args)):
+        name = evaluation_set.name
+        prompts = PromptTokenizer(args, *prompt_limit(args, evaluation=True))
+        groups = _groups(args, evaluation_set, prompts, numbers)
         runner = GroupRunner(
             args, requests, generator, rewards, eval_parameters(args), (args.rollout_seed, "eval", name)
         )
         answered = await _answer(runner, groups)
-        for group in answered:
-            for sample in group:
-                _number_only(sample, key)
-        done = [sample for group in answered for sample in group]
-        lost = sum(map(len, groups)) - len(done)
-        metrics |= {f"{name}/{kind}": float(count) for kind, count in prompts.counts.items()}
+        answers = [sample for group in answered for sample in group]
+        for sample in answers:
+            _choose_number(sample, key)
+        found = {kind: float(count) for kind, count in prompts.counts.items()}
+        lost = sum(map(len, groups)) - len(answers)
         if lost > 0:
-            metrics[f"{name}/answers_lost"] = float(lost)
-        if done:
-            metrics |= {f"{name}/{metric}": value for metric, value in set_metrics(done).items()}
+            found["answers_lost"] = float(lost)
+        if answers:
             complete = [group for group in answered if len(group) == args.n_samples_per_eval_prompt]
-            metrics |= {f"{name}/{metric}": value for metric, value in pass_at(complete).items()}
+            found |= {**response_metrics(answers), **pass_at(complete)}
         else:
             logger.warning("The evaluation set %s has no answer at all; the warnings above say why.", name)
-        generations += done
+        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        generations += answers
     if args.custom_generate_function_path:
         metrics |= generator.metrics()
     return RolloutOutput([], {**metrics, **rewards.metrics()}, generations)
 
 
-def set_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Of the answers to one set; the mean reward is the run's to report."""
-    return response_metrics(samples)
-
-
 def pass_at(groups: Sequence[Group]) -> dict[str, float]:
-    """ "pass@k" for k = 1, 2, 4, … up to the number of answers to a prompt; {} where a reward is neither 0 nor 1.
+    """Return "pass@k" for k = 1, 2, 4, … up to the number of answers to a prompt; {} where a reward is neither 0 nor 1.
 
-    The mean over the prompts of the unbiased estimator of Chen et al. (arXiv 2107.03374), `pass_at_k`.
+    It is the mean over the prompts of `pass_at_k`, the unbiased estimator of Chen et al. (arXiv 2107.03374).
 
     Args:
         groups: the answers to each prompt, equally many.
     """
-    rewards = [[float(sample.reward) for sample in group] for group in groups]  # type: ignore[arg-type]
+    rewards = [[reward_of(sample, None) for sample in group] for group in groups]
     if not rewards or not all(reward in (0.0, 1.0) for group in rewards for reward in group):
         return {}
     n = len(rewards[0])
@@ -98,63 +100,68 @@ def pass_at(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The probability that at least one of k answers, drawn from n without replacement, is one of the `correct` ones:
-    1 - C(n - correct, k) / C(n, k)."""
+    """Return the probability that at least one of k answers, drawn from n without replacement, is correct.
+
+    That is 1 - C(n - correct, k) / C(n, k), where `correct` of the n answers are.
+    """
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def _groups(args: Any, name: str, spec: str, prompts: Prompts, numbers: Iterator[int]) -> list[Group]:
-    """The samples to answer, of each prompt that can be used.
-
-    Raises:
-        DataError: a row cannot be used and --malformed-row is "error", or none of the set can.
-    """
-    columns = SimpleNamespace(
+def _columns(args: RlRunArguments) -> Columns:
+    """Return the columns of the evaluation sets: the options `--eval-*-key` or, where one is not given, those of training."""
+    return Columns(
         input_key=args.eval_input_key or args.input_key,
         label_key=args.eval_label_key or args.label_key,
         tool_key=args.eval_tool_key or args.tool_key,
         metadata_key=args.metadata_key,
     )
-    rows = open_rows([spec])
+
+
+def _groups(
+    args: RlRunArguments, evaluation_set: EvaluationSet, prompts: PromptTokenizer, numbers: Iterator[int]
+) -> list[Group]:
+    """Return the samples to answer, one group for each prompt that can be used.
+
+    Raises:
+        DataError: a row cannot be used and --malformed-row is "error", or no row of the set can be used.
+    """
     count = args.n_samples_per_eval_prompt
     groups: list[Group] = []
-    for number in range(len(rows)):
-        group: Group = []
-        try:
-            for _ in range(count):
-                sample = sample_from_row(columns, rows[number], rows.where(number))
-                sample.metadata["dataset"] = name
-                sample.index = next(numbers)
-                sample.group_index = sample.index // count
-                group.append(sample)
-        except DataError:
-            if args.malformed_row == "error":
-                raise
-            prompts.counts["skipped_malformed"] += 1
-            continue
-        if prompts.fill(group):
+    for row in evaluation_set.samples(prompts.counts):
+        group = [copy.deepcopy(row) for _ in range(count)]
+        for sample in group:
+            sample.index = next(numbers)
+            sample.group_index = sample.index // count
+        if prompts.tokenize(group):
             groups.append(group)
     if not groups:
         left_out = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in prompts.counts.items())
-        raise DataError(f"No prompt of the evaluation set {name} ({spec}) can be used: {left_out or 'it is empty'}.")
+        raise DataError(
+            f"No prompt of the evaluation set {evaluation_set.name} ({evaluation_set.spec}) can be used: "
+            f"{left_out or 'it is empty'}."
+        )
     return groups
 
 
 async def _answer(runner: GroupRunner, groups: Sequence[Group]) -> list[Group]:
-    """The answers that there are to each prompt. One that fails takes no other with it, unless the reward needs all."""
-    flights: list[list[Flight]] = []
+    """Return the answers that could be had to each prompt.
+
+    An answer that fails takes no other with it, unless the reward scores all answers to a prompt together.
+    """
+    prompts: list[list[GroupInProgress]] = []
     for group in groups:
         together = runner.scores_whole_groups(group[0])
-        flights.append([Flight(0, part) for part in ([group] if together else [[sample] for sample in group])])
+        prompts.append([GroupInProgress(0, part) for part in ([group] if together else [[s] for s in group])])
     with first_error_only():
         async with asyncio.TaskGroup() as tasks:
-            for parts in flights:
-                for flight in parts:
-                    tasks.create_task(runner.run(flight))
-    return [[s for flight in parts if not flight.lost for s in flight.samples] for parts in flights]
+            for parts in prompts:
+                for part in parts:
+                    tasks.create_task(runner.run(part))
+    return [[sample for part in parts if not part.lost for sample in part.samples] for parts in prompts]
 
 
-def _number_only(sample: Sample, key: str | None) -> None:
+def _choose_number(sample: Sample, key: str | None) -> None:
+    """Replace a reward that is a dict by the number under `key`, and keep the dict in the metadata."""
     if isinstance(sample.reward, dict):
         sample.metadata["rewards"] = dict(sample.reward)
     sample.reward = reward_of(sample, key)

@@ -1,28 +1,36 @@
-"""Dynamic sampling filters, and how their answers are read. Pure."""
+"""The dynamic sampling filter of this package, and how the answer of any such filter is read. Pure functions."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.sample import Sample, reward_of
 
+if TYPE_CHECKING:
+    from slime_core.arguments.groups.training import TrainArguments
 
-def check_reward_nonzero_std(args: Any, samples: list[Sample], **kwargs: Any) -> tuple[bool, str]:
-    """Keep groups whose rewards differ: where all are equal, a group-normalised advantage is 0 (DAPO, arXiv 2503.14476).
+
+def check_reward_nonzero_std(args: TrainArguments, samples: list[Sample], **kwargs: Any) -> tuple[bool, str]:
+    """Keep groups whose rewards differ. Where all are equal, a group-normalised advantage is 0 (DAPO, arXiv 2503.14476).
 
     Args:
-        args: reads `reward_key`.
+        args: `reward_key` says which number of a reward that is a dict is compared.
 
     Returns:
-        Whether they differ, and as a reason what all of them are, such as "zero_std_1.0".
+        Whether the rewards differ, and as the reason for dropping the group the reward that all samples have, such as
+        "zero_std_1.0".
     """
     rewards = [reward_of(sample, args.reward_key) for sample in samples]
     return len(set(rewards)) > 1, f"zero_std_{rewards[0]:.1f}"
 
 
-def verdict(answer: Any) -> tuple[bool, str]:
-    """(keep, reason) of what a dynamic filter answered: a truth value of any library, a pair of it and a reason, or an
-    object with `keep` and `reason`."""
+def read_verdict(answer: object) -> tuple[bool, str]:
+    """Return (whether the group is kept, the reason) from what a dynamic filter answered.
+
+    Args:
+        answer: a truth value of any library, a pair of such a value and a reason, or an object with the attributes `keep`
+            and, optionally, `reason`.
+    """
     keep, reason = answer if isinstance(answer, tuple) else (answer, None)
     if hasattr(keep, "keep"):
         keep, reason = keep.keep, getattr(keep, "reason", None)

@@ -1,24 +1,32 @@
-"""The generator of a single turn, the default of `--custom-generate-function-path`."""
+"""The default of `--custom-generate-function-path`: the generate function of a single turn."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.sample import Sample, Status
 
+if TYPE_CHECKING:
+    from slime_core.arguments.groups.model import ModelArguments
+    from slime_core.contracts.engine import Generates
+
 _STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
-async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
-    """One response of the engine or, where an aborted call has left some of it, the rest of it."""
+async def generate(args: ModelArguments, sample: Sample, sampling_params: dict[str, Any], engine: Generates) -> Sample:
+    """Return the sample with one response of the engine or, if an aborted call has begun the response, with the rest of it.
+
+    Tokens that are generated here are trained.
+    """
     generation = await engine.generate(sample.tokens, sampling_params)
     tokens = [*sample.tokens, *generation.tokens]
     length = sample.response_length + len(generation.tokens)
     response = generation.text
     if sample.response_length and generation.tokens:  # a character may begin in one part and end in the other
-        response = load_tokenizer(args.hf_checkpoint).decode(tokens[-length:], skip_special_tokens=True)
+        whole = load_tokenizer(args.hf_checkpoint).decode(tokens[-length:], skip_special_tokens=True)
+        response = cast("str", whole)
     return replace(
         sample,
         tokens=tokens,

@@ -1,10 +1,10 @@
-"""Numbers of a rollout: what was sampled, and what became of every token. Pure.
+"""The numbers of a rollout: what was sampled, and what became of every response token. Pure functions.
 
 Response tokens are conserved, which `token_counts` makes visible:
 
     generated + taken from the buffer + inserted = returned + put back + discarded
 
-where "inserted" are tokens that a generator of one's own adds (tool results), 0 for a single turn.
+where "inserted" are tokens that a generate function adds itself, such as the results of tools; 0 for a single turn.
 """
 
 from __future__ import annotations
@@ -12,36 +12,40 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from slime_core.sample import Group, Sample, Status, reward_of
 from slime_rollout_sglang.partial import FINISHED
 from slime_rollout_sglang.sampling import Sampled
 
+if TYPE_CHECKING:
+    from slime_core.arguments.groups.training import TrainArguments
+
 
 def rollout_metrics(
-    args: Any, sampled: Sampled, returned: Sequence[Group], trained_version: int | None
+    args: TrainArguments, sampled: Sampled, returned: Sequence[Group], trained_version: int | None
 ) -> dict[str, float]:
-    """The metrics of one rollout, names as `rollout/…` of the run.
+    """Return the metrics of one rollout; the run logs each as `rollout/NAME`.
 
     Args:
-        args: reads `reward_key`.
+        args: `reward_key` says which number of a reward that is a dict counts.
         sampled: how sampling ended.
-        returned: per group of `sampled.stopped`, what went back to the data source.
-        trained_version: of the weights that the rollout is trained with; None: it is not trained.
+        returned: for each group of `sampled.stopped`, what went back to the data source.
+        trained_version: the version of the weights that the rollout trains; None if it is not trained.
     """
-    groups = [flight.samples for flight in sampled.kept]
+    groups = [group.samples for group in sampled.kept]
+    samples = [sample for group in groups for sample in group]
     return {
-        **response_metrics([sample for group in groups for sample in group]),
+        **response_metrics(samples),
         **_reward_metrics(groups, args.reward_key),
         **_group_metrics(sampled),
-        **_staleness([sample for group in groups for sample in group], trained_version),
+        **_staleness(samples, trained_version),
         **token_counts(sampled, returned),
     }
 
 
 def response_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Lengths in tokens, and how many responses were cut off or empty."""
+    """Return the lengths of responses in tokens, and how many were cut off or empty."""
     lengths = [sample.response_length for sample in samples]
     found = {
         "response_len/mean": statistics.fmean(lengths),
@@ -54,30 +58,28 @@ def response_metrics(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float]:
-    """What became of response tokens; see the module.
+    """Return what became of response tokens, by the equation at the top of this module.
 
-    "aborted_tokens_discarded" are those of groups that were stopped and start afresh, "discarded_tokens" all that are
-    neither trained nor put back, those included.
+    "aborted_tokens_discarded" are the tokens of groups that were stopped and start afresh, "discarded_tokens" all tokens
+    that are neither returned nor put back, those included.
     """
     taken = generated = inserted = rejected = 0
-    for flight in sampled.flights:
-        before, held = _length(flight.group), _length(flight.samples)
+    for group in sampled.started:
+        before, held = _length(group.given), _length(group.samples)
         taken += before
-        generated += flight.generated
-        if flight.lost:
-            rejected += before + flight.generated
+        generated += group.generated_tokens
+        if group.lost:
+            rejected += before + group.generated_tokens
             continue
-        inserted += max(0, held - before - flight.generated)
-        rejected += max(0, before + flight.generated - held)  # generated in attempts that failed and were made again
-    rejected += sum(_length(flight.samples) for flight in sampled.rejected)
-    aborted = sum(
-        _length(flight.samples) - _length(group) for flight, group in zip(sampled.stopped, returned, strict=True)
-    )
+        inserted += max(0, held - before - group.generated_tokens)
+        rejected += max(0, before + group.generated_tokens - held)  # of attempts that failed and were made again
+    rejected += sum(_length(group.samples) for group in sampled.rejected)
+    aborted = sum(_length(group.samples) - _length(back) for group, back in zip(sampled.stopped, returned, strict=True))
     counts = {
         "generated_tokens": generated,
         "buffered_tokens_taken": taken,
         "inserted_tokens": inserted,
-        "returned_tokens": sum(_length(flight.samples) for flight in sampled.kept),
+        "returned_tokens": sum(_length(group.samples) for group in sampled.kept),
         "buffered_tokens_put_back": sum(map(_length, returned)),
         "aborted_tokens_discarded": aborted,
         "discarded_tokens": rejected + aborted,
@@ -86,6 +88,7 @@ def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float
 
 
 def _reward_metrics(groups: Sequence[Group], key: str | None) -> dict[str, float]:
+    """Return mean and spread of the rewards, and how many groups have equal ones."""
     rewards = [[reward_of(sample, key) for sample in group] for group in groups]
     every = [reward for group in rewards for reward in group]
     equal = Counter(f"{group[0]:.1f}" for group in rewards if len(set(group)) == 1)
@@ -98,11 +101,13 @@ def _reward_metrics(groups: Sequence[Group], key: str | None) -> dict[str, float
 
 
 def _group_metrics(sampled: Sampled) -> dict[str, float]:
-    taken = [sample for flight in sampled.flights for sample in flight.group]
-    lost = Counter(flight.lost for flight in sampled.lost)
+    """Return how many groups were started, filtered out, stopped and lost."""
+    started = sampled.started
+    taken = [sample for group in started for sample in group.given]
+    lost = Counter(group.lost for group in sampled.lost)
     return {
         "sampling/rounds": float(sampled.rounds),
-        "sampling/groups_started": float(len(sampled.flights)),
+        "sampling/groups_started": float(len(started)),
         "sampling/groups_filtered": float(sum(sampled.reasons.values())),
         "sampling/groups_stopped": float(len(sampled.stopped)),
         "sampling/groups_made_up": float(sampled.made_up),
@@ -114,7 +119,7 @@ def _group_metrics(sampled: Sampled) -> dict[str, float]:
 
 
 def _staleness(samples: Sequence[Sample], trained_version: int | None) -> dict[str, float]:
-    """By how many versions tokens are behind the weights that are trained, and the share of those that are."""
+    """Return by how many versions tokens are behind the weights that they train, and the share of those that are."""
     versions = [int(version) for sample in samples for version in sample.weight_versions]
     if trained_version is None or not versions:
         return {}
@@ -126,4 +131,5 @@ def _staleness(samples: Sequence[Sample], trained_version: int | None) -> dict[s
 
 
 def _length(group: Sequence[Sample]) -> int:
+    """Return the number of response tokens of a group."""
     return sum(sample.response_length for sample in group)

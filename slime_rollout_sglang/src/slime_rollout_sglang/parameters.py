@@ -1,32 +1,37 @@
-"""What the engine is told about sampling: parameters, limits and seeds of rollouts and evaluations. Pure."""
+"""The sampling parameters, length limits and seeds of rollouts and evaluations. Pure functions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.sample import Sample
 
+if TYPE_CHECKING:
+    from slime_rollout_sglang.arguments import RlRunArguments
+
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
-class Parameters:
-    """Sampling parameters of one rollout or evaluation.
+class SamplingParameters:
+    """How the responses of one rollout or evaluation are sampled.
 
     Attributes:
-        fixed: what is the same for all samples, for `InferenceEngine.generate`.
-        max_response_len: longest response in tokens.
-        max_context_len: longest prompt and response in tokens; None: any.
+        fixed: the `sampling_params` of `InferenceEngine.generate` that are the same for all samples.
+        max_response_len: the longest response in tokens.
+        max_context_len: the longest prompt and response together in tokens; None for no limit.
     """
 
     fixed: dict[str, Any]
     max_response_len: int
     max_context_len: int | None
 
-    def of(self, sample: Sample, seed: int) -> dict[str, Any]:
-        """The parameters with which a sample's response is generated, or goes on.
+    def for_sample(self, sample: Sample, seed: int) -> dict[str, Any]:
+        """Return the `sampling_params` with which the response of a sample is generated or continued.
 
-        `max_new_tokens` is what its limits leave, which may be 0 or less.
+        `max_new_tokens` among them is what the limits leave for this sample, which may be 0 or less.
         """
         room = self.max_response_len - sample.response_length
         if self.max_context_len is not None:
@@ -34,50 +39,52 @@ class Parameters:
         return {**self.fixed, "max_new_tokens": room, "seed": seed}
 
 
-def rollout_parameters(args: Any) -> Parameters:
-    """Those of `--rollout-*`."""
-    return Parameters(
+def rollout_parameters(args: RlRunArguments) -> SamplingParameters:
+    """Return the sampling parameters of rollouts, which the options `--rollout-*` set."""
+    return SamplingParameters(
         _fixed(args, args.rollout_temperature, args.rollout_top_p, args.rollout_top_k),
         args.rollout_max_response_len,
         args.rollout_max_context_len,
     )
 
 
-def eval_parameters(args: Any) -> Parameters:
-    """Those of `--eval-*`; what is not given is as in rollouts."""
+def eval_parameters(args: RlRunArguments) -> SamplingParameters:
+    """Return the sampling parameters of evaluations: the options `--eval-*` or, where one is not given, those of rollouts."""
     fixed = _fixed(
         args,
-        _either(args.eval_temperature, args.rollout_temperature),
-        _either(args.eval_top_p, args.rollout_top_p),
-        _either(args.eval_top_k, args.rollout_top_k),
+        _or_default(args.eval_temperature, args.rollout_temperature),
+        _or_default(args.eval_top_p, args.rollout_top_p),
+        _or_default(args.eval_top_k, args.rollout_top_k),
     )
     if args.eval_min_new_tokens:
         fixed["min_new_tokens"] = args.eval_min_new_tokens
-    return Parameters(
+    return SamplingParameters(
         fixed,
-        _either(args.eval_max_response_len, args.rollout_max_response_len),
-        _either(args.eval_max_context_len, args.rollout_max_context_len),
+        _or_default(args.eval_max_response_len, args.rollout_max_response_len),
+        _or_default(args.eval_max_context_len, args.rollout_max_context_len),
     )
 
 
-def prompt_limit(args: Any, evaluation: bool = False) -> tuple[int | None, str]:
-    """(longest prompt in tokens or None, the option that says so). A prompt must leave room for one token."""
-    found: list[tuple[int, str]] = []
-    for name, less in (("max_prompt_len", 0), ("max_context_len", 1)):
-        for prefix in ("eval_", "rollout_") if evaluation else ("rollout_",):
-            value = getattr(args, prefix + name)
-            if value is not None:
-                found.append((value - less, "--" + (prefix + name).replace("_", "-")))
-                break
-    return min(found, default=(None, ""))  # type: ignore[return-value]
+def prompt_limit(args: RlRunArguments, evaluation: bool = False) -> tuple[int | None, str]:
+    """Return (the longest prompt in tokens or None, the option that sets it). A prompt must leave room for one token."""
+    prompt: tuple[int | None, str] = (args.rollout_max_prompt_len, "--rollout-max-prompt-len")
+    context: tuple[int | None, str] = (args.rollout_max_context_len, "--rollout-max-context-len")
+    if evaluation and args.eval_max_prompt_len is not None:
+        prompt = (args.eval_max_prompt_len, "--eval-max-prompt-len")
+    if evaluation and args.eval_max_context_len is not None:
+        context = (args.eval_max_context_len, "--eval-max-context-len")
+    limits = [
+        (length - reserved, option) for (length, option), reserved in ((prompt, 0), (context, 1)) if length is not None
+    ]
+    return min(limits, default=(None, ""))
 
 
-def seed_of(*parts: Any) -> int:
-    """A seed for what `parts` name, in [0, 2^48): the same in every process and Python version."""
+def seed_of(*parts: object) -> int:
+    """Return a seed in [0, 2^48) for what `parts` name; it is the same in every process and Python version."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 
-def _fixed(args: Any, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
+def _fixed(args: RlRunArguments, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
     fixed: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     if args.rollout_stop:
         fixed["stop"] = list(args.rollout_stop)
@@ -86,5 +93,5 @@ def _fixed(args: Any, temperature: float, top_p: float, top_k: int) -> dict[str,
     return fixed
 
 
-def _either(value: Any, default: Any) -> Any:
+def _or_default(value: Value | None, default: Value) -> Value:
     return default if value is None else value

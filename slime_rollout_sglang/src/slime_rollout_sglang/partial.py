@@ -1,7 +1,8 @@
-"""What becomes of groups whose sampling was stopped: how they go back to the data source, and go on. Pure.
+"""What becomes of groups that were not finished when sampling stopped: how they go back to the data source, and how the
+next rollout finds them. Pure functions.
 
-A sample that has been continued carries `metadata["start_rollout_id"]`, the rollout in which its response was begun,
-and `metadata["times_continued"]`.
+The metadata of a sample that goes back with a response has `start_rollout_id`, the rollout in which the response was
+begun, and, if it is to be continued, `times_continued`, how often that has happened.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from dataclasses import replace
 from slime_core.sample import Group, Sample, Status
 
 FINISHED = (Status.COMPLETED, Status.TRUNCATED)
+"""The states of a sample whose response is not continued."""
 
 _START = "start_rollout_id"
 _CONTINUED = "times_continued"
 
 
 def times_continued(sample: Sample) -> int:
-    """In how many earlier rollouts some of the response was generated and the sample aborted."""
+    """Return in how many earlier rollouts a part of the response was generated before the sample was aborted."""
     return int(sample.metadata.get(_CONTINUED, 0))
 
 
 def fresh(sample: Sample) -> Sample:
-    """The prompt alone, as if nothing had been generated."""
+    """Return the prompt of the sample alone, as if nothing had been generated."""
     return Sample(
         group_index=sample.group_index,
         index=sample.index,
@@ -33,10 +35,13 @@ def fresh(sample: Sample) -> Sample:
     )
 
 
-def begun(sample: Sample, rollout_id: int) -> Sample:
-    """The sample as the next rollout shall find it: finished, or to be continued.
+def resumable(sample: Sample, rollout_id: int) -> Sample:
+    """Return the sample as the next rollout shall find it: finished, to be continued, or fresh if it has no response.
 
-    What an aborted sample has (tokens, log-probs, weight versions) stays. One without a response is fresh.
+    What an aborted sample has (tokens, log-probs, weight versions) stays.
+
+    Args:
+        rollout_id: the rollout that was stopped.
     """
     if sample.status not in FINISHED and not sample.response_length:
         return fresh(sample)
@@ -47,23 +52,24 @@ def begun(sample: Sample, rollout_id: int) -> Sample:
 
 
 def put_back(given: Group, results: list[list[Sample]], rollout_id: int, keep: bool, mask_earlier: bool) -> Group:
-    """A group whose sampling was stopped, as it goes back to the data source.
+    """Return a group whose sampling was stopped in the form in which it goes back to the data source.
 
     Args:
-        given: as it came from there.
-        results: what has become of each of its samples by now; [] stands for nothing.
+        given: the group as it came from the data source.
+        results: for each of its samples the samples that its generate function has returned; [] if it has not returned.
+        rollout_id: the rollout that was stopped.
         keep: whether what was generated is kept (`--partial-rollout`).
-        mask_earlier: whether the next rollout trains none of it. A group that is finished would then train nothing at
-            all, so it starts afresh.
+        mask_earlier: whether the next rollout trains none of what was generated. A group that is finished would then train
+            nothing at all, so it starts afresh.
     """
     is_finished = all(results) and all(s.status in FINISHED for made in results for s in made)
     if not keep or (mask_earlier and is_finished):
         return [fresh(sample) for sample in given]
     pairs = zip(given, results, strict=True)
-    return [begun(sample, rollout_id) for original, made in pairs for sample in made or [fresh(original)]]
+    return [resumable(sample, rollout_id) for original, made in pairs for sample in made or [fresh(original)]]
 
 
 def mask_first(sample: Sample, count: int) -> Sample:
-    """The sample with its first `count` response tokens not trained."""
+    """Return the sample with a loss mask that leaves its first `count` response tokens out of training."""
     mask = sample.loss_mask if sample.loss_mask is not None else [1] * sample.response_length
     return replace(sample, loss_mask=[0] * count + list(mask[count:]))

@@ -1,47 +1,51 @@
-"""From a prompt to the token ids that the model reads. Called by the rollout and by the evaluation."""
+"""From a prompt to the token ids that the model reads, for rollouts and evaluations."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from slime_core.contracts.data import DataSource
 from slime_core.data import is_tokenised, require_known, vocabulary_of
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Group, Sample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from slime_core.contracts.data import DataSource
+    from slime_rollout_sglang.arguments import RlRunArguments
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Prompts:
+class PromptTokenizer:
     """Gives groups their prompt tokens, and counts the prompts that cannot be used.
 
-    Text is tokenised as it is, without special tokens around it; messages are rendered with the chat template,
-    generation prompt included; token ids are used as they are, and the sample's prompt becomes the text that they stand
-    for.
+    Text is tokenised as it is, without special tokens around it. Messages are rendered with the chat template, generation
+    prompt included. Token ids are used as they are, and the text that they stand for becomes the sample's prompt.
 
     Attributes:
-        args: reads `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs` and `malformed_row`.
-        limit: longest prompt in tokens; None: any.
-        limit_option: what sets the limit, for messages.
-        counts: prompts left out: "skipped_over_long_prompt", "skipped_malformed".
+        args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs` and `malformed_row` are read.
+        limit: the longest prompt in tokens; None for no limit.
+        limit_option: the option that sets the limit, for messages.
+        counts: how many prompts were left out, as "skipped_over_long_prompt" and "skipped_malformed".
     """
 
-    args: Any
+    args: RlRunArguments
     limit: int | None
     limit_option: str
     counts: Counter[str] = field(default_factory=Counter)
 
-    def fill(self, group: Group) -> bool:
-        """Set `tokens` of the samples that have none yet. False: the prompt is left out, as the options say.
+    def tokenize(self, group: Group) -> bool:
+        """Set `tokens` of the samples that have none yet. False means that the options leave the prompt out.
 
         Raises:
-            ArgumentError: it has messages, and --apply-chat-template is not given.
-            DataError: it cannot be rendered, or has no tokens, and --malformed-row is "error".
+            ArgumentError: the prompt has messages, and --apply-chat-template is not given.
+            DataError: the prompt cannot be rendered or has no tokens, and --malformed-row is "error".
         """
         tokens: list[int] | None = None
         for sample in group:
@@ -57,26 +61,27 @@ class Prompts:
             if self.limit is not None and len(tokens) > self.limit:
                 return self._left_out(
                     "skipped_over_long_prompt",
-                    f"{where(sample)}: the prompt has {len(tokens)} tokens, more than the {self.limit} that "
+                    f"{_place(sample)}: the prompt has {len(tokens)} tokens, more than the {self.limit} that "
                     f"{self.limit_option} allows.",
                 )
             sample.tokens = list(tokens)
             if is_tokenised(sample.prompt):
-                sample.prompt = load_tokenizer(self.args.hf_checkpoint).decode(tokens)
+                sample.prompt = cast("str", self._tokenizer.decode(tokens))
                 sample.loss_mask = None  # of the row's tokens, while a sample's is of its response
         return True
 
     def take(self, data_source: DataSource, count: int) -> list[Group]:
-        """So many groups of a data source, each with its prompt tokens.
+        """Return the next `count` groups of a data source that can be used, each with its prompt tokens.
 
         Raises:
-            DataError: none of a whole epoch can be used; or as `fill`.
+            DataError: no prompt of a whole epoch can be used; or as `tokenize`.
+            ArgumentError: as `tokenize`.
         """
         groups: list[Group] = []
         skipped_in_a_row = 0
         while len(groups) < count:
             for group in data_source.get_samples(count - len(groups)):
-                if self.fill(group):
+                if self.tokenize(group):
                     groups.append(group)
                     skipped_in_a_row = 0
                     continue
@@ -89,6 +94,10 @@ class Prompts:
                     )
         return groups
 
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.args.hf_checkpoint)
+
     def _left_out(self, kind: str, why: str) -> bool:
         if not self.counts[kind]:
             logger.warning("%s It is left out. Further ones are counted in the metric %s.", why, kind)
@@ -96,44 +105,45 @@ class Prompts:
         return False
 
     def _tokens(self, sample: Sample) -> list[int]:
-        from jinja2 import TemplateError
-
-        tokenizer = load_tokenizer(self.args.hf_checkpoint)
-        text = sample.prompt
-        if is_tokenised(text):
-            return self._known(sample)
-        if not isinstance(text, str):
-            if not self.args.apply_chat_template:
-                raise ArgumentError(
-                    f"{where(sample)}: the prompt is a list of messages, which the model cannot read as it is. Give "
-                    "--apply-chat-template to render it, or name a column of text with --input-key."
-                )
-            try:
-                text = tokenizer.apply_chat_template(
-                    sample.prompt,
-                    tools=sample.metadata.get("tools"),
-                    add_generation_prompt=True,
-                    tokenize=False,
-                    **self.args.apply_chat_template_kwargs,
-                )
-            except (TemplateError, TypeError, ValueError, KeyError) as error:
-                raise DataError(
-                    f"{where(sample)}: the chat template cannot render the messages: {type(error).__name__}: {error}."
-                ) from error
-        tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if is_tokenised(sample.prompt):
+            return self._known_ids(sample)
+        text = sample.prompt if isinstance(sample.prompt, str) else self._rendered(sample)
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if not tokens:
-            raise DataError(f"{where(sample)}: the prompt has no tokens.")
+            raise DataError(f"{_place(sample)}: the prompt has no tokens.")
         return tokens
 
-    def _known(self, sample: Sample) -> list[int]:
-        ids: Any = sample.prompt
+    def _rendered(self, sample: Sample) -> str:
+        from jinja2 import TemplateError
+
+        if not self.args.apply_chat_template:
+            raise ArgumentError(
+                f"{_place(sample)}: the prompt is a list of messages, which the model cannot read as it is. Give "
+                "--apply-chat-template to render it, or name a column of text with --input-key."
+            )
         try:
-            require_known(ids, vocabulary_of(load_tokenizer(self.args.hf_checkpoint)))
+            text = self._tokenizer.apply_chat_template(
+                cast("list[dict[str, str]]", sample.prompt),
+                tools=sample.metadata.get("tools"),
+                add_generation_prompt=True,
+                tokenize=False,
+                **self.args.apply_chat_template_kwargs,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{_place(sample)}: the chat template cannot render the messages: {type(error).__name__}: {error}."
+            ) from error
+        return cast("str", text)
+
+    def _known_ids(self, sample: Sample) -> list[int]:
+        ids = cast("list[int]", sample.prompt)  # as a data source gives it
+        try:
+            require_known(ids, vocabulary_of(self._tokenizer))
         except DataError as error:
-            raise DataError(f"{where(sample)}: {error}.") from None
+            raise DataError(f"{_place(sample)}: {error}.") from None
         return ids
 
 
-def where(sample: Sample) -> str:
-    """How messages about a prompt begin: file and row, if they are known."""
+def _place(sample: Sample) -> str:
+    """Return how messages about a prompt begin: file and row if they are known, else the sample's name."""
     return str(sample.metadata.get("source") or sample.name)

@@ -1,7 +1,7 @@
-"""What one rollout asks of the engine: every request has a name, tokens are counted, and all of it can be stopped.
+"""The requests that rollouts make to the engine: every request has a name, tokens are counted, and all can be stopped.
 
-A generator is given a `Session` in place of the engine itself. When sampling stops, a generator that goes on to its next
-turn gets the answer "abort" at once, whatever it was doing when the engine was told.
+A generate function is given a `Session` in place of the engine itself. Once sampling is stopped, every further turn that
+it starts is answered at once with the finish reason "abort", without asking the engine.
 """
 
 from __future__ import annotations
@@ -9,27 +9,32 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack, nullcontext
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
-from slime_core.contracts.engine import Generation
+from slime_core.contracts.engine import Generation, Holds
 from slime_rollout_sglang.parameters import seed_of
 
-_ABORT_AGAIN_AFTER = 1.0  # seconds; an abort may overtake a request on its way to a remote engine
+if TYPE_CHECKING:
+    from slime_core.contracts.engine import InferenceEngine
+
+ABORT_AGAIN_AFTER = 1.0
+"""Seconds after which an abort is repeated: on its way to a remote engine, it may overtake the request that it ends."""
 
 
 class Requests:
-    """The requests of one rollout.
+    """The requests of one rollout or evaluation, or of all rollouts of `fully_async`.
 
     Args:
         engine: the run's inference engine.
-        name: begins the name of every request; no other rollout may use it.
+        name: the beginning of every request's name. No requests that run at the same time may share it.
 
     Attributes:
-        stopped: set when the rollout has what it needs.
+        running: the names of the requests that the engine has not answered yet.
+        stopped: set when nothing more shall be generated.
     """
 
-    def __init__(self, engine: Any, name: str) -> None:
+    def __init__(self, engine: InferenceEngine, name: str) -> None:
         self.engine = engine
         self.running: set[str] = set()
         self.stopped = asyncio.Event()
@@ -37,57 +42,61 @@ class Requests:
         self._numbers = itertools.count()
 
     def next_name(self) -> str:
-        """A name for the next request."""
+        """Return a name for the next request."""
         return f"{self._name}-{next(self._numbers)}"
 
-    async def stop(self, tasks: Collection[asyncio.Task[Any]]) -> None:
-        """End all requests, and wait for the tasks that wait for them."""
+    async def stop(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        """End all requests, and wait until the tasks that depend on them have ended."""
         self.stopped.set()
         pending = set(tasks)
         while pending:
             if self.running:
                 await self.engine.abort(sorted(self.running))
-            _, pending = await asyncio.wait(pending, timeout=_ABORT_AGAIN_AFTER)
+            _, pending = await asyncio.wait(pending, timeout=ABORT_AGAIN_AFTER)
 
 
-class Hold:
-    """Keeps the engine from generating while something is decided, if it is one that can wait (that has `hold`). Then
-    what is decided, and how far other responses have come by then, does not depend on the clock."""
+class EngineHold:
+    """Keeps an engine that has the ability `Holds` from generating while a decision is pending; other engines go on.
 
-    def __init__(self, engine: Any) -> None:
-        self._hold = getattr(engine, "hold", nullcontext)
+    With it, neither the decision nor how far other responses have come by then depends on the clock.
+    """
+
+    def __init__(self, engine: InferenceEngine) -> None:
+        self._engine = engine if isinstance(engine, Holds) else None
         self._held: ExitStack | None = None
 
     def set(self, on: bool) -> None:
-        """Hold the engine, or let it go on."""
-        if on and self._held is None:
+        """Hold the engine (True), or let it go on (False). Calls that change nothing are allowed."""
+        if on and self._held is None and self._engine is not None:
             self._held = ExitStack()
-            self._held.enter_context(self._hold())
+            self._held.enter_context(self._engine.hold())
         elif not on and self._held is not None:
             self._held.close()
             self._held = None
 
 
 class Session:
-    """The engine as the generator of one sample sees it.
+    """The engine as the generate function of one sample sees it (`slime_core.contracts.engine.Generates`).
 
     Attributes:
-        generated: tokens that the engine has generated for it.
-        failure: what the engine itself raised last.
+        generated: how many tokens the engine has generated for the sample.
+        failure: the last exception that the engine itself raised.
     """
 
     def __init__(self, requests: Requests) -> None:
         self.generated = 0
         self.failure: Exception | None = None
         self._requests = requests
-        self._mine: set[str] = set()
+        self._running: set[str] = set()
         self._calls = 0
 
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
     ) -> Generation:
-        """As `slime_core.contracts.engine.InferenceEngine.generate`. The second and later calls with one seed draw other random
-        numbers than the first."""
+        """Return one response, as `slime_core.contracts.engine.InferenceEngine.generate` does.
+
+        The second and every later call with the same seed draw other random numbers than the first.
+        """
         if self._requests.stopped.is_set():
             return Generation([], [], "abort")
         params = dict(sampling_params)
@@ -95,19 +104,19 @@ class Session:
             params["seed"] = seed_of(params["seed"], self._calls)
         self._calls += 1
         name = request_id or self._requests.next_name()
-        self._mine.add(name)
+        self._running.add(name)
         self._requests.running.add(name)
         try:
-            generation: Generation = await self._requests.engine.generate(input_ids, params, name)
+            generation = await self._requests.engine.generate(input_ids, params, name)
         except Exception as error:
             self.failure = error
             raise
         finally:
-            self._mine.discard(name)
+            self._running.discard(name)
             self._requests.running.discard(name)
         self.generated += len(generation.tokens)
         return generation
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
-        """End these requests, or all of this session's."""
-        await self._requests.engine.abort(sorted(self._mine) if request_ids is None else request_ids)
+        """End these requests or, for None, all requests of this session."""
+        await self._requests.engine.abort(sorted(self._running) if request_ids is None else request_ids)

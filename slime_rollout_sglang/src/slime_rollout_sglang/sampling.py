@@ -1,16 +1,16 @@
-"""Dynamic sampling: many groups at once, until enough of them have passed the filter.
+"""Dynamic sampling: many groups are completed at once, until enough of them have passed the filter.
 
 Prompts are taken `--over-sampling-batch-size` at a time, and again whenever the groups that may still pass are too few.
-Finished groups are judged one by one; the moment enough have passed, everything else is stopped.
+Finished groups are judged one by one. The moment enough have passed, everything else is stopped.
 
-With the order "finished", groups are judged as their last response is finished (however long their rewards take), those
-of one step of the engine as the engine reports them. Which groups are accepted then depends on how fast the engine
-serves each request. With the order "prompt" they are judged as they were started, and what is accepted depends on nothing
-but the prompts, the seeds and the weights. Without a filter and over-sampling every group is accepted, and the two are
-the same.
+With the order "finished", groups are judged as their last response is finished (however long their rewards take); groups
+that are finished in the same step of the engine, in the order in which it reports them. Which groups are accepted then
+depends on how fast the engine serves each request. With the order "prompt", groups are judged in the order in which they
+were started, and what is accepted depends on nothing but the prompts, the seeds and the weights. Without a filter and
+over-sampling every group is accepted, and the two orders are the same.
 
-An engine that can wait (`hold`, as the embedded one can) does so while a group is judged that may end the sampling. With
-it, both orders give the same groups, and the same half-generated ones, in every run.
+An engine that can wait (`slime_core.contracts.engine.Holds`) does so while a group is judged that may end the sampling.
+Then both orders accept the same groups, and leave the same half-generated ones, in every run.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ import logging
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from slime_core.errors import SampleError
+from slime_core.errors import SampleError, first_error_only
 from slime_core.plugins.calls import Caller, Dropped
 from slime_core.sample import reward_of
-from slime_rollout_sglang.filters import verdict
-from slime_rollout_sglang.groups import Flight, GroupRunner, first_error_only
-from slime_rollout_sglang.prompts import Prompts
-from slime_rollout_sglang.requests import Hold, Requests
+from slime_rollout_sglang.filters import read_verdict
+from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
+from slime_rollout_sglang.prompts import PromptTokenizer
+from slime_rollout_sglang.requests import EngineHold, Requests
+
+if TYPE_CHECKING:
+    from slime_core.contracts.data import DataSource
+    from slime_rollout_sglang.arguments import RlRunArguments
 
 logger = logging.getLogger(__name__)
 
@@ -39,61 +43,63 @@ class Sampled:
 
     Attributes:
         kept: `--rollout-batch-size` groups, in the order of their samples' index.
-        rejected: finished, and filtered out.
-        lost: a generator or reward failed for good.
-        stopped: not judged when there were enough; finished or not.
-        reasons: how many groups the filter rejected why, those included that were kept in the end for want of better.
-        rounds: how often prompts were taken.
-        made_up: groups among `kept` that the filter had rejected.
+        rejected: groups that were finished and filtered out.
+        lost: groups whose generate function or reward failed for good.
+        stopped: groups that were not judged by the time there were enough, finished or not.
+        reasons: how many groups the filter rejected for which reason; groups that were kept in the end for want of better
+            ones are included.
+        rounds: how many times prompts were taken.
+        made_up: how many of the kept groups the filter had rejected.
     """
 
-    kept: list[Flight] = field(default_factory=list)
-    rejected: list[Flight] = field(default_factory=list)
-    lost: list[Flight] = field(default_factory=list)
-    stopped: list[Flight] = field(default_factory=list)
+    kept: list[GroupInProgress] = field(default_factory=list)
+    rejected: list[GroupInProgress] = field(default_factory=list)
+    lost: list[GroupInProgress] = field(default_factory=list)
+    stopped: list[GroupInProgress] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     made_up: int = 0
 
     @property
-    def flights(self) -> list[Flight]:
+    def started(self) -> list[GroupInProgress]:
         """All groups, in the order in which they were started."""
-        return sorted([*self.kept, *self.rejected, *self.lost, *self.stopped], key=lambda flight: flight.number)
+        return sorted([*self.kept, *self.rejected, *self.lost, *self.stopped], key=lambda group: group.number)
 
 
 class DynamicSampling:
     """Samples the groups of one rollout.
 
     Args:
-        args: reads `rollout_batch_size`, `over_sampling_batch_size`, `max_dynamic_sampling_rounds`,
-            `dynamic_sampling_order` and `reward_key`.
+        prompts: gives groups their prompt tokens.
+        runner: completes groups.
+        requests: the requests to the engine, which end when there are enough groups.
         filter: the dynamic filter, if one is chosen.
     """
 
     def __init__(
         self,
-        args: Any,
-        data_source: Any,
-        prompts: Prompts,
+        args: RlRunArguments,
+        data_source: DataSource,
+        prompts: PromptTokenizer,
         runner: GroupRunner,
         requests: Requests,
         filter: Caller | None,
     ) -> None:
         self._args, self._data_source, self._prompts = args, data_source, prompts
         self._runner, self._requests, self._filter = runner, requests, filter
-        self._tasks: dict[Flight, asyncio.Task[None]] = {}  # of groups that are not judged yet
-        self._to_judge: asyncio.Queue[Flight] = asyncio.Queue()
+        self._tasks: dict[GroupInProgress, asyncio.Task[None]] = {}  # of groups that are not judged yet
+        self._generated: set[GroupInProgress] = set()  # those among them whose responses are all there
+        self._to_judge: asyncio.Queue[GroupInProgress] = asyncio.Queue()
         self._started = 0
         self._sampled = Sampled()
-        self._generated: set[Flight] = set()  # among them
-        self._hold = Hold(requests.engine)
+        self._hold = EngineHold(requests.engine)
 
     async def sample(self) -> Sampled:
-        """Start groups, judge them, stop.
+        """Complete and judge groups until there are enough, then stop the others.
 
         Raises:
             SampleError: so many groups were lost that the rollout cannot be filled.
-            Exception: whatever ends the run; nothing of the rollout is running any more.
+            Exception: whatever ends the run. Nothing of the rollout is running any more then.
         """
         with first_error_only():
             async with asyncio.TaskGroup() as tasks:
@@ -103,9 +109,9 @@ class DynamicSampling:
                 finally:
                     self._hold.set(False)
         sampled = self._sampled
-        for flight in self._tasks:
-            (sampled.lost if flight.lost else sampled.stopped).append(flight)
-        sampled.kept.sort(key=lambda flight: (flight.group[0].index or 0, flight.number))
+        for group in self._tasks:
+            (sampled.lost if group.lost else sampled.stopped).append(group)
+        sampled.kept.sort(key=lambda group: (group.given[0].index or 0, group.number))
         return sampled
 
     async def _sample_until_full(self, tasks: asyncio.TaskGroup) -> None:
@@ -117,35 +123,36 @@ class DynamicSampling:
             elif self._tasks:
                 await self._judge_next()
             else:
-                make_up(self._args, sampled)
+                fill_with_rejected(self._args, sampled)
 
     def _start_round(self, tasks: asyncio.TaskGroup) -> None:
         self._sampled.rounds += 1
         count = self._args.over_sampling_batch_size or self._args.rollout_batch_size
-        for group in self._prompts.take(self._data_source, count):
-            flight = Flight(self._started, group)
+        for given in self._prompts.take(self._data_source, count):
+            group = GroupInProgress(self._started, given)
             self._started += 1
-            self._tasks[flight] = tasks.create_task(self._fly(flight))
+            self._tasks[group] = tasks.create_task(self._complete(group))
             if self._args.dynamic_sampling_order == "prompt":
-                self._to_judge.put_nowait(flight)
+                self._to_judge.put_nowait(group)
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _complete(self, group: GroupInProgress) -> None:
+        """Complete one group, and queue it for judgement as soon as its responses are there, or as it is lost."""
         is_queued = self._args.dynamic_sampling_order == "prompt"
 
         def generated() -> None:
             nonlocal is_queued
             if not is_queued:
-                self._to_judge.put_nowait(flight)
+                self._to_judge.put_nowait(group)
             is_queued = True
-            self._generated.add(flight)
-            self._hold_or_go_on()
+            self._generated.add(group)
+            self._hold_while_deciding()
 
-        await self._runner.run(flight, generated)
-        if flight not in self._generated:
-            generated()  # also a group that was lost on the way
+        await self._runner.run(group, generated)
+        if group not in self._generated:
+            generated()  # the group was lost before it was generated
 
-    def _hold_or_go_on(self) -> None:
-        """The engine waits while a group is judged, or could be, where the verdict may stop it."""
+    def _hold_while_deciding(self) -> None:
+        """Hold the engine while a group is judged, or could be, whose acceptance may end the sampling."""
         over_sampled = (self._args.over_sampling_batch_size or 0) > self._args.rollout_batch_size
         if self._filter is None and not over_sampled:
             return
@@ -156,41 +163,38 @@ class DynamicSampling:
 
     async def _judge_next(self) -> None:
         sampled = self._sampled
-        self._hold_or_go_on()
-        flight = await self._to_judge.get()
-        await self._tasks[flight]
-        del self._tasks[flight]
-        self._generated.discard(flight)
-        if flight.lost:
-            sampled.lost.append(flight)
+        self._hold_while_deciding()
+        group = await self._to_judge.get()
+        await self._tasks[group]
+        del self._tasks[group]
+        self._generated.discard(group)
+        if group.lost:
+            sampled.lost.append(group)
             return
-        keep, reason = passes(self._args, self._filter, flight)
+        keep, reason = passes(self._args, self._filter, group)
         if keep:
-            sampled.kept.append(flight)
+            sampled.kept.append(group)
         else:
-            sampled.rejected.append(flight)
+            sampled.rejected.append(group)
             sampled.reasons[reason] += 1
 
 
-def passes(args: Any, filter: Caller | None, flight: Flight) -> tuple[bool, str]:
-    """(whether a finished group is trained, why not), as the dynamic filter says, if there is one."""
+def passes(args: RlRunArguments, filter: Caller | None, group: GroupInProgress) -> tuple[bool, str]:
+    """Return (whether a finished group is trained, the reason why not). Without a filter every group is."""
     if filter is None:
         return True, ""
-    answer = filter.call(args, flight.samples, item=f"prompt {flight.group[0].group_index}")
-    return (False, "filter_failed") if isinstance(answer, Dropped) else verdict(answer)
+    answer = filter.call(args, group.samples, item=f"prompt {group.given[0].group_index}")
+    return (False, "filter_failed") if isinstance(answer, Dropped) else read_verdict(answer)
 
 
-def make_up(args: Any, sampled: Sampled) -> None:
-    """Fill a rollout up with groups that the filter rejected: those whose rewards differ most, then the first.
-
-    Args:
-        args: reads `rollout_batch_size` and `reward_key`.
+def fill_with_rejected(args: RlRunArguments, sampled: Sampled) -> None:
+    """Fill a rollout up with groups that the filter rejected: those whose rewards differ most, then those started first.
 
     Raises:
-        SampleError: there are too few.
+        SampleError: there are too few of them.
     """
-    started, missing = len(sampled.flights), args.rollout_batch_size - len(sampled.kept)
-    best = sorted(sampled.rejected, key=lambda flight: (-_spread(flight, args.reward_key), flight.number))[:missing]
+    started, missing = len(sampled.started), args.rollout_batch_size - len(sampled.kept)
+    best = sorted(sampled.rejected, key=lambda group: (-_reward_spread(group, args.reward_key), group.number))[:missing]
     reasons = ", ".join(f"{count} {reason}" for reason, count in sampled.reasons.most_common()) or "none"
     tried = (
         f"{sampled.rounds} rounds of sampling (--max-dynamic-sampling-rounds), {started} prompts, gave "
@@ -204,12 +208,13 @@ def make_up(args: Any, sampled: Sampled) -> None:
         "sometimes, raise --n-samples-per-prompt or --over-sampling-batch-size, or loosen the filter.",
         *(tried, missing),
     )
-    for flight in best:
-        sampled.rejected.remove(flight)
+    for group in best:
+        sampled.rejected.remove(group)
     sampled.kept += best
     sampled.made_up = missing
 
 
-def _spread(flight: Flight, key: str | None) -> float:
-    rewards = [reward_of(sample, key) for sample in flight.samples]
+def _reward_spread(group: GroupInProgress, key: str | None) -> float:
+    """Return the standard deviation of a group's rewards."""
+    rewards = [reward_of(sample, key) for sample in group.samples]
     return statistics.pstdev(rewards) if len(rewards) > 1 else 0.0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from slime_core.contracts.engine import Generation
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, first_error_only
 from slime_core.runtime.handles import wait
 from slime_engine_sglang import placement
 from slime_engine_sglang.answers import (
@@ -40,7 +40,6 @@ from slime_engine_sglang.options import SERVER, words
 from slime_engine_sglang.router import Router
 from slime_engine_sglang.server import Server
 from slime_engine_sglang.weights import WeightSender
-from slime_rollout_sglang.groups import first_error_only
 
 if TYPE_CHECKING:
     from torch import Tensor
