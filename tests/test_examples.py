@@ -137,8 +137,8 @@ def test_the_pack_scores_answers_in_a_run_that_names_its_reward(site, recipe, tm
 def test_an_option_of_a_package_whose_component_is_not_chosen_is_reported(site, recipe, tmp_path):
     words = ["--loss-type", "sft_loss", "--focal-gamma", "3", "--arithmetic-solved-to", "0.5"]
     printed = slime("check", recipe, *words, site=site, cwd=tmp_path)
-    assert "--focal-gamma has no effect: it is read by loss:focal_loss, which this run does not use." in printed
-    assert "--arithmetic-solved-to has no effect: it is read by dynamic_filter:arithmetic_middling" in printed
+    assert "--focal-gamma has no effect: it is read by the loss 'focal_loss', which this run does not use." in printed
+    assert "--arithmetic-solved-to has no effect: it is read by the dynamic_filter 'arithmetic_middling'" in printed
 
 
 @pytest.mark.parametrize(

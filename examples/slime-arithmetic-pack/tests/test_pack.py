@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.readers import options_read
 from slime_core.errors import DataError
 from slime_core.plugins import Plugins
 from slime_core.sample import Sample, Status
@@ -70,9 +71,17 @@ def test_the_sample_filter_leaves_out_what_was_cut_off_and_nothing_else(plugins)
     assert (cut.remove_sample, whole.remove_sample) == (True, False)
 
 
-def test_every_option_of_the_pack_names_a_component_that_exists(plugins):
-    options = [o for o in Namespace(plugins).options.values() if o.distribution == "slime-arithmetic-pack"]
-    assert len(options) == 3
-    for option in options:
-        kind, _, name = option.read_by.partition(":")
-        assert plugins.find(kind, name) is not None
+def test_every_option_of_the_pack_is_read_by_one_of_its_components(plugins):
+    namespace = Namespace(plugins)
+    readers = {
+        name: component.name
+        for component in plugins.all_components()
+        if component.plugin.distribution == "slime-arithmetic-pack"
+        for name in options_read(component.reads_options, namespace.model)
+    }
+    own = [o.name for o in namespace.options.values() if o.distribution == "slime-arithmetic-pack"]
+    assert {name: readers.get(name) for name in own} == {
+        "arithmetic_format_credit": "arithmetic",
+        "arithmetic_solved_from": "arithmetic_middling",
+        "arithmetic_solved_to": "arithmetic_middling",
+    }

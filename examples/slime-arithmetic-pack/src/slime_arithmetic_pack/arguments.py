@@ -1,4 +1,5 @@
-"""The options of the pack. Each names its reader, so slime can tell when one has no effect in a run."""
+"""The options of the pack. In `plugin.py` each component names those that it reads in `reads_options`, one by one or as a
+whole group, so that slime can tell when an option has no effect in a run."""
 
 from __future__ import annotations
 

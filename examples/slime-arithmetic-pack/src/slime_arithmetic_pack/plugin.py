@@ -19,14 +19,22 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 
 @hookimpl
 def slime_rewards() -> dict[str, Lazy]:
-    return {"arithmetic": Lazy("slime_arithmetic_pack.reward:arithmetic", "the number in the line 'Answer: …'")}
+    return {
+        "arithmetic": Lazy(
+            "slime_arithmetic_pack.reward:arithmetic",
+            "the number in the line 'Answer: …'",
+            reads_options=("arithmetic_format_credit",),
+        )
+    }
 
 
 @hookimpl
 def slime_dynamic_filters() -> dict[str, Lazy]:
     return {
         "arithmetic_middling": Lazy(
-            "slime_arithmetic_pack.filters:middling", "keeps groups that are neither too easy nor too hard"
+            "slime_arithmetic_pack.filters:middling",
+            "keeps groups that are neither too easy nor too hard",
+            reads_options=("FilterArguments",),
         )
     }
 
@@ -35,6 +43,8 @@ def slime_dynamic_filters() -> dict[str, Lazy]:
 def slime_sample_filters() -> dict[str, Lazy]:
     return {
         "arithmetic_cut_off": Lazy(
-            "slime_arithmetic_pack.filters:leave_out_cut_off", "does not train responses that were cut off"
+            "slime_arithmetic_pack.filters:leave_out_cut_off",
+            "does not train responses that were cut off",
+            reads_options=(),
         )
     }

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any
 
+from slime_arithmetic_pack.arguments import RewardArguments
 from slime_core.errors import DataError
 from slime_core.sample import Sample
 
 SOLVED = 1.0
+"""The reward of the right number."""
 
 _ANSWER_LINE = re.compile(r"answer:\s*([-+]?\d+(?:[./]\d+)?)\.?", re.IGNORECASE)
 
 
-def arithmetic(args: Any, sample: Sample) -> float:
-    """1 when the response ends in a line `Answer: NUMBER` with the label's value, `args.arithmetic_format_credit` when
+def arithmetic(args: RewardArguments, sample: Sample) -> float:
+    """Return 1 when the response ends in a line `Answer: NUMBER` with the label's value, `args.arithmetic_format_credit` when
     the number is another one, 0 without such a line.
 
     Raises:
@@ -35,7 +36,7 @@ def arithmetic(args: Any, sample: Sample) -> float:
 
 
 def final_number(response: str) -> Fraction | None:
-    """The number in the last line, which must be `Answer: NUMBER` and nothing else; None if it is not."""
+    """Return the number in the last line, which must be `Answer: NUMBER` and nothing else; None if it is not."""
     lines = response.strip().splitlines()
     found = _ANSWER_LINE.fullmatch(lines[-1].strip()) if lines else None
     try:

@@ -1,4 +1,4 @@
-"""The option of the focal loss."""
+"""The option of the focal loss, which its line in `plugin.py` names in `reads_options`."""
 
 from __future__ import annotations
 

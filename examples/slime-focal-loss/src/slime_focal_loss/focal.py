@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from slime_core.contracts.loss import LossInputs, LossOutputs
+from slime_focal_loss.arguments import FocalArguments
 
 
-def focal_loss(args: Any, inputs: LossInputs) -> LossOutputs:
-    """The mean of -(1 - p)^γ log p over the trained tokens, γ being `--focal-gamma`.
+def focal_loss(args: FocalArguments, inputs: LossInputs) -> LossOutputs:
+    """Return the mean of -(1 - p)^γ log p over the trained tokens, γ being `--focal-gamma`.
 
     Gradients flow through the factor (1 - p)^γ as well. The metric "nll" is the mean of -log p.
     """

@@ -19,4 +19,10 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 
 @hookimpl
 def slime_losses() -> dict[str, Lazy]:
-    return {"focal_loss": Lazy("slime_focal_loss.focal:focal_loss", "NLL with well-predicted tokens turned down")}
+    return {
+        "focal_loss": Lazy(
+            "slime_focal_loss.focal:focal_loss",
+            "NLL with well-predicted tokens turned down",
+            reads_options=("focal_gamma",),
+        )
+    }
