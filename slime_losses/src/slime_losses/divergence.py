@@ -7,7 +7,7 @@ from torch import Tensor
 from slime_core.errors import ArgumentError
 
 LARGEST_EXPONENT = 20.0
-"""Of differences of log-probs, either way, before they become ratios."""
+"""The largest absolute difference of log-probs that becomes a ratio as it is; larger ones are limited to it."""
 
 
 def bounded_exp(exponent: Tensor) -> Tensor:
