@@ -1,78 +1,166 @@
-"""Every distribution builds, and a fresh environment with nothing but the wheels can list plugins and train."""
+"""Every distribution builds a wheel that is complete, licensed and typed, and the extras of slime-core lead to all of them."""
 
 from __future__ import annotations
 
+import ast
+import email
 import json
 import os
 import subprocess
 import sys
 import tomllib
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from slime_core import __version__
 
 ROOT = Path(__file__).parent.parent
-DISTRIBUTIONS = [
-    p.parent
-    for p in (ROOT / "pyproject.toml", *ROOT.glob("slime_*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml"))
+OWN = [
+    ROOT,
+    *(path.parent for path in sorted([*ROOT.glob("slime_*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")])),
 ]
+"""The folders of slime's own distributions."""
+FOLDERS = [*OWN, *(path.parent for path in sorted(ROOT.glob("examples/*/pyproject.toml")))]
 
 
-def run(*words: str | Path, **options) -> str:
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("fresh")
-    pip = ("-m", "pip", "--disable-pip-version-check", "-q", "-q")
-    run(sys.executable, *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder / "wheels", *DISTRIBUTIONS)
-    wheels = list((folder / "wheels").glob("*.whl"))
-    assert len(wheels) == len(DISTRIBUTIONS)
-    run(sys.executable, "-m", "venv", folder / "venv")
-    run(folder / "venv/bin/python", *pip, "install", "-c", ROOT / "constraints.txt", *wheels)
-    return folder / "venv" / "bin"
-
-
-@pytest.mark.timeout(600)
-def test_wheels_list_their_plugins_and_train_in_a_fresh_environment(environment, tiny_model, chat_rows, tmp_path):
-    rows = json.loads(run(environment / "slime", "plugins", "--json", cwd=tmp_path))
-    assert {row["distribution"] for row in rows} == {name(folder) for folder in DISTRIBUTIONS}
-    assert {row["status"] for row in rows} == {"loaded"}
-    assert all(str(environment.parent) in row["file"] for row in rows), "a plugin came from outside the environment"
-    flags = ["--hf-checkpoint", tiny_model, "--prompt-data", chat_rows, "--input-key", "messages"]
-    flags += ["--rollout-function-path", "sft", "--loss-type", "sft_loss", "--rollout-batch-size", "4"]
-    flags += ["--num-rollout", "2", "--run-dir", tmp_path / "run", "--save-hf", tmp_path / "model"]
-    run(
-        environment / "slime",
-        "train",
-        *flags,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "model" / "model.safetensors").exists()
-
-
-def test_no_distribution_imports_a_sibling():
-    packages = {name(folder).replace("-", "_"): folder for folder in DISTRIBUTIONS}
-    for package, folder in packages.items():
-        source = folder / "slime_core" if package == "slime_core" else folder / "src" / package
-        text = "\n".join(path.read_text() for path in source.rglob("*.py"))
-        siblings = set(packages) - {package, "slime_core"}
-        found = [s for s in siblings if f"import {s}" in text or f"from {s}" in text or f'"{s}.' in text]
-        assert not found, f"{package} reaches into {found}"
-
-
-def test_every_distribution_states_the_core_it_needs():
-    for folder in DISTRIBUTIONS:
-        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-        assert project["requires-python"] == ">=3.11"
-        if project["name"] != "slime-core":
-            assert "slime-core>=0.1" in project["dependencies"], project["name"]
+def project(folder: Path) -> dict[str, object]:
+    """The table `project` of a distribution."""
+    table: dict[str, object] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table
 
 
 def name(folder: Path) -> str:
-    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"]
+    return str(project(folder)["name"])
+
+
+def package(folder: Path) -> Path:
+    """The folder of the package that a distribution brings."""
+    own = name(folder).replace("-", "_")
+    return folder / own if folder == ROOT else folder / "src" / own
+
+
+def run(*words: str | Path, **options: object) -> str:
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return str(done.stdout)
+
+
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "-q")
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{distribution: its wheel} of all distributions."""
+    folder = tmp_path_factory.mktemp("wheels")
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, *FOLDERS)
+    found = {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
+    assert sorted(found) == sorted(name(folder) for folder in FOLDERS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def metadata(wheels: dict[str, Path]) -> dict[str, Message]:
+    """{distribution: the metadata in its wheel}."""
+    found = {}
+    for distribution, path in wheels.items():
+        with zipfile.ZipFile(path) as wheel:
+            (member,) = (m for m in wheel.namelist() if m.endswith(".dist-info/METADATA"))
+            found[distribution] = email.message_from_bytes(wheel.read(member))
+    return found
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_a_wheel_holds_the_whole_package_its_types_and_its_licence(wheels: dict[str, Path], folder: Path) -> None:
+    source = package(folder)
+    files = {path.relative_to(source.parent).as_posix() for path in source.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(wheels[name(folder)]) as wheel:
+        members = {member for member in wheel.namelist() if ".dist-info/" not in member}
+        assert members == {file for file in files if "__pycache__" not in file}
+        assert f"{source.name}/py.typed" in members
+        (licence,) = (member for member in wheel.namelist() if member.endswith(".dist-info/licenses/LICENSE"))
+        assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_the_metadata_of_a_wheel_is_complete(metadata: dict[str, Message], folder: Path) -> None:
+    found = metadata[name(folder)]
+    assert found["Version"] == version(folder)
+    assert found["License-Expression"] == "Apache-2.0"
+    assert found["Requires-Python"] == ">=3.11"
+    assert found["Summary"]
+    assert found["Description-Content-Type"] == "text/markdown"
+    classifiers = found.get_all("Classifier") or []
+    assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(classifiers)
+
+
+def version(folder: Path) -> str:
+    """What `__version__` is in a package, its only source."""
+    for node in ast.parse((package(folder) / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise AssertionError(f"{folder} has no __version__")
+
+
+def test_every_distribution_needs_a_core_of_this_minor_version() -> None:
+    major, minor = (int(part) for part in __version__.split(".")[:2])
+    expected = f"slime-core>={major}.{minor},<{major}.{minor + 1}"
+    for folder in FOLDERS:
+        if folder != ROOT:
+            assert expected in project(folder)["dependencies"], name(folder)  # type: ignore[operator]
+
+
+def test_the_extras_of_the_core_resolve_and_bring_every_distribution(metadata: dict[str, Message]) -> None:
+    def needed(distribution: str, extra: str) -> Iterator[Requirement]:
+        """What an extra of one of the distributions brings, directly or through further ones of them."""
+        assert extra in (metadata[distribution].get_all("Provides-Extra") or []), f"{distribution}[{extra}]"
+        for text in metadata[distribution].get_all("Requires-Dist") or []:
+            requirement = Requirement(text)
+            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+                yield requirement
+                for further in requirement.extras if requirement.name in metadata else ():
+                    yield from needed(requirement.name, further)
+
+    extras = metadata["slime-core"].get_all("Provides-Extra") or []
+    assert {"sft", "rl", "sglang", "trackers", "ray", "all"} <= set(extras)
+    brought = {extra: list(needed("slime-core", extra)) for extra in extras}
+    own = {name(folder) for folder in OWN}
+    for requirement in (r for listed in brought.values() for r in listed if r.name.startswith("slime-")):
+        assert requirement.name in own
+        assert requirement.specifier.contains(metadata[requirement.name]["Version"]), str(requirement)
+    assert {r.name for r in brought["all"]} >= (own - {"slime-core"}) | {
+        "ray",
+        "math-verify",
+        "reasoning-gym",
+        "tensorboard",
+        "wandb",
+    }
+    assert "sglang" not in {r.name for r in brought["all"]}
+    assert {r.name for r in brought["sglang"]} >= {"sglang", "sglang-router", "slime-engine-sglang", "slime-losses"}
+    assert {r.name for r in brought["sft"]} >= {"slime-rollout-sft", "slime-losses", "slime-torch"}
+
+
+def test_installed_wheels_list_their_plugins_and_show_their_version(wheels: dict[str, Path], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    run(*PIP, "install", "--no-deps", "--target", site, *(wheels[name(folder)] for folder in OWN))
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    slime = (sys.executable, "-P", "-m", "slime_core")
+    rows = json.loads(run(*slime, "plugins", "--json", cwd=tmp_path, env=environment))
+    assert {row["distribution"]: row["version"] for row in rows} == {name(folder): version(folder) for folder in OWN}
+    assert {row["status"] for row in rows} == {"loaded"}
+    assert all(row["file"].startswith(str(site)) for row in rows), "a plugin came from outside the folder"
+    assert run(*slime, "--version", cwd=tmp_path, env=environment).strip() == f"slime {__version__}"
+
+
+def test_the_scripts_install_all_distributions() -> None:
+    line = next(
+        line
+        for line in (ROOT / "scripts" / "environment.sh").read_text().splitlines()
+        if line.startswith("DISTRIBUTIONS=")
+    )
+    listed = {(ROOT / word).resolve() for word in line.partition("(")[2].rstrip(")").split()}
+    assert listed == {folder.resolve() for folder in OWN}
