@@ -4,7 +4,8 @@
     jsonl.py    JSON Lines and JSON arrays, read by byte offset
     arrow.py    Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
     rows.py     `open_rows`: all of these as one sequence of rows
-    samples.py  a row becomes a `Sample`; what a conversation must look like
+    conversation.py  what a conversation must look like, and its one form for loss masks
+    samples.py  a row becomes a `Sample`
     tokens.py   rows that are tokenised already
     epochs.py   one set of rows, epoch after epoch, shuffled
     streams.py  one set of rows that can only be read forward
@@ -16,10 +17,11 @@
 No file is ever held in memory whole. pyarrow is imported when the first Arrow or Parquet file is opened.
 """
 
+from slime_core.data.conversation import Conversation, chat_messages, read_conversation
 from slime_core.data.convert import convert_file
 from slime_core.data.evaluation import EvaluationSet, evaluation_sets
 from slime_core.data.rows import Rows, open_rows
-from slime_core.data.samples import Columns, chat_messages, sample_from_row
+from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.source import GlobalDataSource, StreamingDataSource, pop_first
 from slime_core.data.streams import UNKNOWN_LENGTH
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
@@ -27,6 +29,7 @@ from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
 __all__ = [
     "UNKNOWN_LENGTH",
     "Columns",
+    "Conversation",
     "EvaluationSet",
     "GlobalDataSource",
     "Rows",
@@ -37,6 +40,7 @@ __all__ = [
     "is_tokenised",
     "open_rows",
     "pop_first",
+    "read_conversation",
     "require_known",
     "sample_from_row",
     "vocabulary_of",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slime_core.data.arrow import JSON_COLUMNS
+from slime_core.data.conversation import chat_row
 from slime_core.data.jsonl import JsonFile
 from slime_core.data.rows import open_rows
-from slime_core.data.samples import chat_messages
 from slime_core.errors import DataError
 
 _BATCH = 4096  # rows
@@ -104,7 +104,7 @@ def _convert_one(convert: Callable[..., Any], row: dict[str, Any], source: str) 
         made = convert(row)
         if not isinstance(made, dict) or "messages" not in made:
             raise DataError("the converter returned no 'messages'")
-        made = {**made, "messages": chat_messages(made["messages"])}
+        made = {**made, "messages": chat_row(made["messages"], made.get("tools"))}
     except DataError as error:
         raise DataError(f"{source}: {str(error).rstrip('.')}.") from None
     except Exception as error:

@@ -1,7 +1,4 @@
-"""A row becomes a `Sample`, and what a conversation must look like. Pure functions.
-
-Called by the data source, by evaluation sets and, for what they write, by the converters.
-"""
+"""A row becomes a `Sample`. Pure functions, called by the data sources, by evaluation sets and by the mask preview."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.conversation import chat_messages, shown
 from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
 from slime_core.errors import DataError, did_you_mean
 from slime_core.sample import Sample
@@ -62,7 +60,7 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str) -> Sampl
         elif isinstance(prompt, list):
             prompt = chat_messages(prompt)
         elif not (isinstance(prompt, str) and prompt.strip()):
-            raise DataError(f"{columns.input_key!r} is {_shown(prompt)}, expected text or a list of messages")
+            raise DataError(f"{columns.input_key!r} is {shown(prompt)}, expected text or a list of messages")
         label = _value(row, columns.label_key, "--label-key") if columns.label_key else None
         metadata = _parsed(row, columns.metadata_key, dict) or {}
         tools = _parsed(row, columns.tool_key, list)
@@ -70,34 +68,6 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str) -> Sampl
         raise DataError(f"{source}: {error}.") from None
     metadata = {**metadata, "source": source, **({"tools": tools} if tools else {})}
     return Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata=metadata)
-
-
-def chat_messages(value: Any) -> list[dict[str, Any]]:
-    """Check a conversation and bring it into one form, so that it does not matter which file format it came from.
-
-    Every message is an object with a `role` and with `content`: text, a list of parts, or None beside `tool_calls`.
-    Further keys are kept, except those that are None.
-
-    Raises:
-        DataError: what is wrong with which message, counted from 1; without file and row.
-    """
-    if not isinstance(value, list) or not value:
-        raise DataError(f"the messages are {_shown(value)}, expected a list of at least one message")
-    return [_message(message, number) for number, message in enumerate(value, 1)]
-
-
-def _message(message: Any, number: int) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise DataError(f'message {number} is {_shown(message)}, expected an object {{"role": ..., "content": ...}}')
-    role, content = message.get("role"), message.get("content")
-    if not (isinstance(role, str) and role):
-        has = ", ".join(map(str, message)) or "nothing"
-        raise DataError(f"message {number} has the role {_shown(role)}, expected a text such as 'user'; it has {has}")
-    if content is None and not message.get("tool_calls"):
-        raise DataError(f"message {number} ({role}) has neither content nor tool_calls")
-    if not (content is None or isinstance(content, (str, list))):
-        raise DataError(f"message {number} ({role}) has the content {_shown(content)}, expected text")
-    return {"role": role, "content": content, **{k: v for k, v in message.items() if v is not None}}
 
 
 def _value(row: dict[str, Any], key: str, option: str) -> Any:
@@ -113,21 +83,14 @@ def _value(row: dict[str, Any], key: str, option: str) -> Any:
 def _parsed(row: dict[str, Any], key: str | None, kind: type) -> Any:
     """An optional list or object, which may also be given as JSON text."""
     value = row.get(key) if key else None
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{key!r} is text but not valid JSON ({error})") from None
     if value is not None and not isinstance(value, kind):
         expected = "a list of tools" if kind is list else "an object"
-        raise DataError(f"{key!r} is {_shown(value)}, expected {expected} or JSON text of one")
+        raise DataError(f"{key!r} is {shown(value)}, expected {expected} or JSON text of one")
     return value
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -22,6 +22,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error
     return tokenizer

@@ -190,21 +190,21 @@ def test_an_answer_before_any_question_is_found(family: Loader) -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], r"the messages are \[\]; expected a list of at least one message"),
-        ("Hi", "the messages are 'Hi'"),
-        ([QUESTION, "Hi"], "message 2 is 'Hi'; expected an object"),
-        ([{"content": "Hi"}], "message 1 has no role; its keys are: content"),
+        ([], r"the messages are \[\], expected a list of at least one message\.$"),
+        ("Hi", 'the messages are "Hi"'),
+        ([QUESTION, "Hi"], 'message 2 is "Hi", expected an object'),
+        ([{"content": "Hi"}], "message 1 has the role null, expected a text such as 'user'; it has content"),
         ([{"role": "human", "content": "Hi"}], "message 1 has the unknown role 'human'; known roles are: system, dev"),
         ([QUESTION], "no message is of the assistant, so nothing can be trained; the roles are: user"),
         ([QUESTION, {"role": "assistant"}], r"message 2 \(assistant\) has neither content nor tool_calls"),
-        ([QUESTION, {"role": "assistant", "content": 5}], "the content of message 2 is 5; expected text"),
-        ([QUESTION, {**ANSWER, "content": [{"type": "image"}]}], "message 2 has the part {'type': 'image'}"),
+        ([QUESTION, {"role": "assistant", "content": 5}], r"message 2 \(assistant\) has the content 5, expected text"),
+        ([QUESTION, {**ANSWER, "content": [{"type": "image"}]}], 'message 2 has the part {"type": "image"}'),
         ([QUESTION, {**ANSWER, "step_loss_mask": 2}], "message 2 has step_loss_mask 2; expected 0"),
         (
             [QUESTION, {**ANSWER, "tool_calls": [{"function": {}}]}],
             "message 2 has the tool call .*; expected an object",
         ),
-        ([QUESTION, {**ANSWER, "tool_calls": ["{"]}], "a tool call of message 2: '{' is no valid JSON"),
+        ([QUESTION, {**ANSWER, "tool_calls": ["{"]}], 'a tool call of message 2: "{" is no valid JSON'),
     ],
 )
 def test_a_malformed_conversation_is_an_error_that_names_the_message(

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from slime_core.data import read_conversation
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
-from slime_rollout_sft.masks.conversation import read_conversation
 
 
 def answer_first(

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from slime_core.contracts.data import MaskedTokens
+from slime_core.data.conversation import REASONING_KEYS, read_conversation
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.conversation import REASONING_KEYS, read_conversation
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
 from slime_rollout_sft.masks.template import Dropped, Template, render_whole
 from slime_rollout_sft.masks.tokens import encode, encoding_problem, straddles, tokens_between

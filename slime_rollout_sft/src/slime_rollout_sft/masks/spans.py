@@ -23,8 +23,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from slime_core.data.conversation import REASONING_KEYS, Message
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.conversation import REASONING_KEYS, Message, with_arguments
+from slime_rollout_sft.masks.messages import with_arguments
 from slime_rollout_sft.masks.template import Template
 
 _REPLACEMENT = "\ue000"  # private use: no text and no template contains it

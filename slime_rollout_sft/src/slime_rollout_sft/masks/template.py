@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from slime_core.data.conversation import Message
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.conversation import Message, texts, with_arguments
+from slime_rollout_sft.masks.messages import texts, with_arguments
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in the shared compiled template
@@ -88,7 +89,7 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Text of a message that is not in the rendering. `what` is as in `conversation.texts`."""
+    """Text of a message that is not in the rendering. `what` is as in `messages.texts`."""
 
     number: int
     role: str

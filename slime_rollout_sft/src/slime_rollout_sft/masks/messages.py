@@ -1,0 +1,36 @@
+"""What a message says, and messages with other words in it. Called where renderings are compared. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from slime_core.data.conversation import REASONING_KEYS, Message
+
+
+def texts(message: Message) -> Iterator[tuple[str, str]]:
+    """(what it is, text) of the texts that a rendering should show, stripped, without empty ones.
+
+    What it is: "content" or "reasoning". Tool calls are not texts.
+    """
+    content = message.get("content") or ""
+    reasoning = next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
+    if message["role"] == "assistant" and "</think>" in content:
+        thought, _, content = content.rpartition("</think>")
+        for part in re.split("</?think>", thought):
+            if part.strip():
+                yield "reasoning", part.strip()
+    if reasoning.strip():
+        yield "reasoning", reasoning.strip()
+    if content.strip():
+        yield "content", content.strip()
+
+
+def with_arguments(call: dict[str, Any], key: str, value: str) -> dict[str, Any]:
+    """A tool call with other arguments, an object or JSON text as before."""
+    arguments: Any = {key: value}
+    if isinstance(call["function"]["arguments"], str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
