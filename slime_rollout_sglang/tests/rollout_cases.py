@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +57,7 @@ class ScriptedEngine:
         self.most_running = max(self.most_running, len(self.running))
         try:
             while len(tokens) < min(limit, len(plan)) and request_id not in self._aborted:
-                await asyncio.sleep(0)
+                await self.step(request_id)
                 if request_id not in self._aborted:
                     tokens.append(plan[len(tokens)])
                     versions.append(self.version)
@@ -67,6 +68,10 @@ class ScriptedEngine:
         reason = "abort" if request_id in self._aborted and not is_whole else "stop" if is_whole else "length"
         text = " ".join(f"w{token}" for token in tokens if token != END)
         return Generation(tokens, [-0.5] * len(tokens), reason, versions, text)
+
+    async def step(self, request_id: str | None) -> None:
+        """Let others run before the next token of a request."""
+        await asyncio.sleep(0)
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
         self.aborts += 1
@@ -79,6 +84,30 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+
+class HoldingEngine(ScriptedEngine):
+    """One that can wait, and counts how often it did."""
+
+    def __init__(self, script: Script = random_words) -> None:
+        super().__init__(script)
+        self.holds = 0
+        self.is_held = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        self.holds, self.is_held = self.holds + 1, True
+        yield
+        self.is_held = False
+
+    async def step(self, request_id: str | None) -> None:
+        await super().step(request_id)
+        while self.is_held and request_id not in self._aborted:
+            await super().step(request_id)
+
+    def take_metrics(self) -> dict[str, float]:
+        holds, self.holds = self.holds, 0
+        return {"engine/holds": float(holds)}
 
 
 def rollout(

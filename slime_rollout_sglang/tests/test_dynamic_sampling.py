@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from rollout_cases import END, ScriptedEngine, rollout
+from rollout_cases import END, HoldingEngine, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.sample import RolloutOutput, Sample
@@ -125,6 +125,29 @@ def test_in_the_order_of_prompts_the_batch_does_not_depend_on_the_speed_of_the_e
         outcomes.append(([s.to_dict() for s in output.samples], source.state_dict()))
     assert all(outcome == outcomes[0] for outcome in outcomes)
     assert prompts_of(output) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("order", ["finished", "prompt"])
+def test_an_engine_that_can_wait_does_so_while_a_group_is_judged_that_may_be_the_last(
+    arguments, plugins, order
+) -> None:
+    rollout_cases.state.answers = {1: EQUAL}
+    outcomes = []
+    for seconds in (0.0, 0.05):
+        rollout_cases.state.delays = dict.fromkeys(range(12), seconds)
+        args = arguments(
+            over_sampling_batch_size=12, dynamic_sampling_order=order, partial_rollout=True, failure_policy=[], **FILTER
+        )
+        source, engine = GlobalDataSource(args), HoldingEngine(slower_prompts)
+        output = rollout(args, plugins, engine, source)
+        outcomes.append(([s.to_dict() for s in output.samples], source.state_dict()))
+        assert output.metrics["engine/holds"] > 0
+        assert not engine.is_held
+    assert outcomes[0] == outcomes[1]  # also how far the responses have come that are put back
+
+
+def test_an_engine_does_not_wait_where_no_verdict_can_stop_it(arguments, plugins) -> None:
+    assert rollout(arguments(), plugins, HoldingEngine()).metrics["engine/holds"] == 0
 
 
 @pytest.mark.parametrize("name", ["slime_style", "as_object"])

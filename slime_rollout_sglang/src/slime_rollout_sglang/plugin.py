@@ -1,4 +1,4 @@
-"""What this distribution gives to slime. Imports nothing heavy."""
+"""The hooks by which slime finds the options and components of this distribution. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GENERATES = (
     *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),
     "EvalSamplingArguments?eval_prompt_data",
 )
-"""Options that both rollout functions read."""
+"""The options that both rollout functions read."""
 
 
 @hookimpl
