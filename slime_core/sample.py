@@ -168,12 +168,12 @@ def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
     n, r = len(sample.tokens), sample.response_length
     if not 0 <= r <= n:
         return f"response_length is {r}, but there are {n} tokens; it must lie between 0 and the number of tokens."
-    if r == n and n > 0 and sample.trained_mask[0]:
-        return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
     for name in ("loss_mask", "rollout_log_probs", "weight_versions"):
         values = getattr(sample, name)
         if (values or (name == "loss_mask" and values is not None)) and len(values) != r:
             return f"{name} has {len(values)} entries, but response_length is {r}; they must be equal."
+    if r == n and n > 0 and sample.trained_mask[0]:
+        return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
     if sample.loss_mask is not None and set(sample.loss_mask) - {0, 1}:
         return f"loss_mask holds {sorted(set(sample.loss_mask) - {0, 1})[:5]}; only 0 and 1 are allowed."
     for log_prob in sample.rollout_log_probs or ():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import threading
 from pathlib import Path
 
+import cluster_hooks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,31 +44,21 @@ def test_a_run_resumed_from_a_checkpoint_of_the_background_ends_like_the_unbroke
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_it_counts_when_it_is_complete(flags, tmp_path, monkeypatch):
+    cluster_hooks.TRAINED.clear()
     write, seen = state._write, []
 
     def slow(path: Path, *rest) -> None:
         if "0000001" in str(path):
-            assert TRAINED.wait(60), "training waits for the checkpoint"
+            assert cluster_hooks.TRAINED.wait(60), "training waits for the checkpoint"
             seen.append(checkpoint.find_latest(tmp_path / "save"))
         write(path, *rest)
 
     monkeypatch.setattr(state, "_write", slow)
-    log = "test_cluster_saving.note_rollouts"
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    log = "cluster_hooks.note_rollouts"
     save = ("--save", str(tmp_path / "save"), "--save-interval", "2", "--custom-rollout-log-function-path", log)
     assert main(["train", *flags, *save, "--num-rollout", "4"]) == 0
     assert seen == [None]
     assert json.loads((tmp_path / "save" / "iter_0000001" / "state.json").read_text())["rollout_id"] == 1
-
-
-TRAINED = threading.Event()
-
-
-def note_rollouts(rollout_id, args, samples, rollout_extra_metrics, rollout_time) -> bool:
-    """Tells the test above that the third rollout has been trained."""
-    if rollout_id == 2:
-        TRAINED.set()
-    return False
 
 
 def test_a_disk_that_is_full_in_the_background_ends_the_run_and_keeps_the_earlier_checkpoint(

@@ -17,7 +17,7 @@ ASKED: list[list[str]] = []
 class Family(ArgumentGroup):
     """Has one option of its own"""
 
-    families = {"other_": "test_option_families:declare"}  # noqa: RUF012
+    families = {"other_": f"{__name__}:declare"}  # noqa: RUF012
 
     other_number: int = option(1, "An option of slime's.")
 

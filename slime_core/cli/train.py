@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.namespace import Namespace
@@ -27,27 +29,39 @@ def train_async(argv: list[str], plugins: Plugins) -> int:
 
 def check(argv: list[str], plugins: Plugins) -> int:
     """Print the resolved run and stop."""
-    print("\n\n".join(describe(plan) for plan in _plans(argv, plugins, "slime check")))
+    with _plans(argv, plugins, "slime check") as plans:
+        print("\n\n".join(describe(plan) for plan in plans))
     return 0
 
 
 def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    plans = _plans(argv, plugins, prog)
-    from slime_core.run.launch import launch
+    with _plans(argv, plugins, prog) as plans:
+        from slime_core.run.launch import launch
 
-    for plan in plans:
-        launch(plan, ahead)
+        for plan in plans:
+            launch(plan, ahead)
     return 0
 
 
-def _plans(argv: list[str], plugins: Plugins, prog: str) -> list[Plan]:
-    """One plan for each stage of the recipe, all made before the first one starts."""
+@contextmanager
+def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]:
+    """One plan for each stage of the recipe, all made before the first one starts. What they opened is closed at the end."""
+    with ExitStack() as stack:
+        plans = []
+        for plan in _made(argv, plugins, prog):
+            stack.callback(plan.close)
+            plans.append(plan)
+        yield plans
+
+
+def _made(argv: list[str], plugins: Plugins, prog: str) -> Iterator[Plan]:
     namespace = Namespace(plugins)
     recipe, flags = split_recipe(namespace, argv, prog, "Every option may also stand in the recipe, a YAML file.")
     try:
         stages = read_recipe(recipe) if recipe else [None]
-        return [make_plan(resolve(namespace, flags, stage), plugins) for stage in stages]
+        for stage in stages:
+            yield make_plan(resolve(namespace, flags, stage), plugins)
     except ArgumentError as error:  # the option may be one of a plugin that is not there
         for info in plugins.infos:
             if info.status == "broken":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -26,6 +27,12 @@ def resolve(target: str) -> Any:
         if not hasattr(loaded, attribute):
             raise PluginError(f"{module} has no {attribute!r}; check the name in {target!r}.") from None
         return getattr(loaded, attribute)
+
+
+def names_a_module(name: str) -> bool:
+    """Whether a name is an import path whose first package or module is there."""
+    first, *rest = name.replace(":", ".").split(".")
+    return bool(first and rest) and (first in sys.modules or importlib.util.find_spec(first) is not None)
 
 
 def looked_in(error: Exception) -> str:

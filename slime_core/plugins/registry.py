@@ -19,7 +19,7 @@ from slime_core.errors import PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.catalogue import where_to_get
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
-from slime_core.plugins.import_path import looked_in, resolve
+from slime_core.plugins.import_path import looked_in, names_a_module, resolve
 from slime_core.plugins.loading import Hooks, load, set_aside
 from slime_core.plugins.selection import Selected, Timings
 from slime_core.plugins.signatures import ability_problems, accepted_extras, near_misses, problems
@@ -146,7 +146,7 @@ class Plugins:
         """
         option = option or KINDS[kind].options[0]
         provided, prefix = self.find(kind, name), ""
-        if provided is None:
+        if provided is None and not names_a_module(name):
             prefix = next((prefix for prefix in KINDS[kind].prefixes if name.startswith(prefix)), "")
             name = name.removeprefix(prefix)
             provided = self.find(kind, name)

@@ -56,6 +56,7 @@ class RolloutWorker:
     Args:
         data_source: read by the rollout function.
         engine: handed to rollout functions that ask for it.
+        closes_data: the data source is closed with the worker, as nobody else has it.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class RolloutWorker:
         components: RolloutComponents,
         data_source: DataSource,
         engine: InferenceEngine | None,
+        closes_data: bool = True,
     ) -> None:
         self._args, self._plugins, self._data_source, self._engine = args, plugins, data_source, engine
+        self._closes_data = closes_data
         self._background = Background()
         extras = {"plugins": plugins, "components": components, "engine": engine, "background": self._background}
         self._rollout = components.rollout.bind(**extras)
@@ -127,9 +130,10 @@ class RolloutWorker:
             self._engine.onload()
 
     def close(self) -> None:
-        """End what rollout functions do in the background, and close engine and data source."""
+        """End what rollout functions do in the background, and close the engine and, if it is the worker's own, the data
+        source."""
         with ExitStack() as stack:  # each of these, also if the one before fails
-            if isinstance(self._data_source, Closes):
+            if self._closes_data and isinstance(self._data_source, Closes):
                 stack.callback(self._data_source.close)
             if self._engine is not None:
                 stack.callback(self._engine.close)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def launch(plan: Plan, ahead: bool) -> Path:
-    """Run a plan to its end and return the run directory.
+    """Run a plan to its end, close what it has opened and return the run directory.
 
     Args:
         ahead: `train-async`: make the next samples while training on the present ones.
@@ -103,6 +103,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
             else:
                 stack.callback(jsonl.close)
                 stack.callback(console.close)
+            stack.callback(plan.close)
             if workers is not None:
                 stack.callback(workers.close)
     return run_dir

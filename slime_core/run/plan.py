@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.readers import without_effect
 from slime_core.arguments.resolve import Resolved, with_data_length
-from slime_core.contracts.data import DataSource
+from slime_core.contracts.data import Closes, DataSource
 from slime_core.contracts.engine import Offloads
 from slime_core.contracts.train_backend import SavesInBackground
 from slime_core.data import UNKNOWN_LENGTH
@@ -32,6 +33,7 @@ class Plan:
         data_source: opened, at its beginning.
         notes: what a person should know: options without effect, prompts that are left over.
         layout: what the run asks of a Ray cluster; None if it is one process.
+        opened: what `close` gives back.
     """
 
     resolved: Resolved
@@ -40,6 +42,7 @@ class Plan:
     data_source: DataSource
     notes: list[str]
     layout: Layout | None
+    opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     @property
     def args(self) -> RunArguments:
@@ -54,6 +57,10 @@ class Plan:
             "plugins": self.plugins.fingerprint(),
         }
 
+    def close(self) -> None:
+        """Close the data source. May be called again."""
+        self.opened.close()
+
 
 def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     """Choose and check every component, open the data, derive the number of rollouts.
@@ -65,24 +72,29 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     policies(args.failure_policy)
     components = choose_components(args, resolved.namespace, plugins)
     layout, remarks = make_layout(args, components.rollouts.engine)
-    data_source = components.rollouts.open_data(args)
-    if args.num_rollout is None and len(data_source) == UNKNOWN_LENGTH:
-        raise ArgumentError(
-            f"--num-epoch needs data that can be counted, which the data source {args.data_source_path!r} does not do. Give "
-            "--num-rollout instead."
-        )
     if args.offload and args.colocate:
         _require_offload(components)
-    resolved = with_data_length(resolved, len(data_source))
-    selected = [component for _, component in components.roles()]
-    notes = [
-        *without_effect(resolved, selected, plugins),
-        *remarks,
-        *(remark for component in selected for remark in component.remarks),
-        *_idle_options(resolved, components, layout),
-        *_left_over(resolved, len(data_source)),
-    ]
-    return Plan(resolved, plugins, components, data_source, list(dict.fromkeys(notes)), layout)
+    with ExitStack() as opened:
+        data_source = components.rollouts.open_data(args)
+        if isinstance(data_source, Closes):
+            opened.callback(data_source.close)
+        if args.num_rollout is None and len(data_source) == UNKNOWN_LENGTH:
+            raise ArgumentError(
+                f"--num-epoch needs data that can be counted, which the data source {args.data_source_path!r} does not do. "
+                "Give --num-rollout instead."
+            )
+        resolved = with_data_length(resolved, len(data_source))
+        selected = [component for _, component in components.roles()]
+        notes = [
+            *without_effect(resolved, selected, plugins),
+            *remarks,
+            *(remark for component in selected for remark in component.remarks),
+            *_idle_options(resolved, components, layout),
+            *_left_over(resolved, len(data_source)),
+        ]
+        return Plan(
+            resolved, plugins, components, data_source, list(dict.fromkeys(notes)), layout, opened=opened.pop_all()
+        )
 
 
 def _require_offload(components: Components) -> None:

@@ -49,11 +49,11 @@ def make_rollout_worker(
         components, data_source: those of the plan; in a process of its own, the worker makes them itself.
     """
     chosen = components or with_engine(choose_rollout_components(args, plugins), args, plugins)
-    source = data_source or chosen.open_data(args)
+    source = chosen.open_data(args) if data_source is None else data_source
     if data_state is not None:
         load_state(source, data_state)
     engine = chosen.engine(args) if chosen.engine is not None else None
-    return RolloutWorker(args, plugins, chosen, source, engine)
+    return RolloutWorker(args, plugins, chosen, source, engine, closes_data=data_source is None)
 
 
 def make_train_worker(

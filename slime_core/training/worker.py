@@ -63,8 +63,8 @@ class TrainWorker:
         self._rank = int(os.environ.get("RANK", "0"))
         self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self._sender: WeightSender | None = None
+        self._models: list[TrainBackend] = []
         self._actor = self._new_model(args)
-        self._models = [self._actor]
 
     def setup(self) -> None:
         """Load the models."""
@@ -84,17 +84,18 @@ class TrainWorker:
             if self._reference is None:
                 self._reference = reference = self._new_model(args)
                 reference.setup(loss, self._total_steps, role="reference")
-                self._models.append(reference)
         if self._components.critic_loss is not None:
             own = {"ref_load": args.critic_load, "lr": args.critic_lr}
             self._critic = self._new_model(
                 args.model_copy(update={name: value for name, value in own.items() if value is not None})
             )
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
-            self._models.append(self._critic)
 
     def _new_model(self, args: RunArguments) -> TrainBackend:
-        return self._components.train_backend.bind(components=self._components)(args)
+        """Make a model that `close` closes, whether or not its setup succeeds."""
+        model = self._components.train_backend.bind(components=self._components)(args)
+        self._models.append(model)
+        return model
 
     def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
         """All optimizer steps of one rollout; the metrics are means over the steps, counts are sums."""
