@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def test_the_map_of_a_package_lists_its_modules_and_nothing_else(folder: Path) -
 def test_the_larger_packages_have_a_map() -> None:
     bare = [str(f.relative_to(ROOT)) for f in FOLDERS if not listed(f) and len(list(f.glob("*.py"))) > 6]
     assert bare == []
+
+
+def test_the_concepts_page_explains_every_folder_of_the_core() -> None:
+    core = ROOT / "slime_core"
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    section = page.partition("## The core's folders")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| `")]
+    explained = [name for row in rows for name in re.findall(r"`([\w./]+)`", row.split(" | ")[0])]
+    folders = {f"{path.parent.name}/" for path in core.glob("*/__init__.py")}
+    assert sorted(explained) == sorted(folders | {path.name for path in core.glob("[!_]*.py")})
+    floors = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [name.rstrip("/").removesuffix(".py") for name in explained] == re.findall(r"\w+", " ".join(floors))
 
 
 def module_file(name: str) -> Path | None:
@@ -76,7 +89,11 @@ def test_every_dotted_name_in_docstrings_comments_and_guides_exists() -> None:
     packages = "|".join(folder.name for folder in PACKAGES)
     name = re.compile(rf"(?<![\w./-])((?:{packages})(?:\.[A-Za-z_]\w*)+)(?![\w/])")
     files = [*(file for folder in PACKAGES for file in folder.rglob("*.py"))]
-    files += [file for pattern in ("*.md", "docs/*.md", "*/README.md", "*/*/README.md") for file in ROOT.glob(pattern)]
+    files += [
+        file
+        for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "*/README.md", "*/*/README.md")
+        for file in ROOT.glob(pattern)
+    ]
     missing = {
         f"{found} in {file.relative_to(ROOT)}"
         for file in files
