@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from slime_core.contracts.train_backend import prompt_tokens, shared_runs
 from slime_core.errors import ArgumentError
 from slime_core.sample import Sample
-from slime_core.training.batches import make_train_batch, pack_by_tokens, token_weights
+from slime_core.training.batches import make_train_batch, token_weights
+from slime_core.training.packing import pack_by_tokens
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 

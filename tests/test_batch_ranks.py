@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from slime_core.contracts.train_backend import TrainBatch, prompt_tokens, shared_runs
 from slime_core.sample import Sample
-from slime_core.training.batches import make_train_batch, pack_by_tokens
+from slime_core.training.batches import make_train_batch
+from slime_core.training.packing import pack_by_tokens
 
 shapes = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(0, 30), min_size=1, max_size=5)), min_size=1, max_size=8

@@ -1,5 +1,10 @@
-"""What train backends and engines share. Everything here may import torch.
+"""What train backends and engines share. Everything here may import torch, and nothing here knows a particular backend.
 
-packed_rows.py  samples of a micro-batch as one packed row
-offload.py      what lies on a device waits in host memory meanwhile
+packed_rows.py           the samples of a micro-batch as one packed row
+micro_batches.py         what a loss is given for a micro-batch, and how results of all micro-batches come together
+linear_cross_entropy.py  log-probs and entropies from hidden states, without the full logits
+not_finite.py            the errors for a loss or gradient that is NaN or Inf
+ranks.py                 the training ranks: how they meet, and their small exchanges
+random_states.py         the states of all random number generators
+offload.py               what lies on a device waits in host memory meanwhile
 """

@@ -1,10 +1,10 @@
-"""`Offloaded`: what tensors hold on a device is in host memory meanwhile. For train backends and engines that offer
-`offload` and `onload`; the core itself calls only those.
+"""`Offloaded`: the contents of tensors move from a device to host memory for a while, and back. For train backends and
+engines that offer `offload` and `onload`; the core itself calls only those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,18 +22,19 @@ class Offloaded:
         self._kept: list[tuple[UntypedStorage, UntypedStorage]] = []
 
     def leave(self, tensors: Iterable[Tensor], device: device) -> None:
-        """Take the contents of those that lie on a device of this kind off it."""
+        """Move the contents of the tensors that lie on a device of this kind to host memory."""
         import torch
 
+        new: Callable[[int], UntypedStorage] = torch.UntypedStorage
         for storage in (tensor.untyped_storage() for tensor in tensors):
             if storage.device.type == device.type and storage.nbytes():  # one that several tensors share is empty then
-                self._kept.append((storage, torch.UntypedStorage(storage.nbytes()).copy_(storage)))
+                self._kept.append((storage, new(storage.nbytes()).copy_(storage)))
                 storage.resize_(0)
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
     def come_back(self) -> None:
-        """The inverse of `leave`; does nothing if there is nothing to bring back."""
+        """Move everything back to where it was; does nothing if there is nothing to bring back."""
         for storage, copy in self._kept:
             storage.resize_(copy.nbytes())
             storage.copy_(copy)

@@ -1,4 +1,4 @@
-"""Samples of one micro-batch → one packed row, and the places in it that predict trained tokens.
+"""The samples of a micro-batch as one packed row, and the places in it that predict trained tokens.
 
 Pure functions; a train backend calls `pack_samples` once per micro-batch. A causal model's output at position i predicts
 token i + 1, and nothing after the last predicting position of a sample can reach the loss. So what is computed of a
@@ -26,7 +26,7 @@ from slime_core.sample import Sample
 
 @dataclass(frozen=True)
 class Branches:
-    """The inner order of a segment of L tokens that more than one response shares.
+    """The inner order of a segment of L tokens in which several responses share a prompt.
 
     Attributes:
         lengths: of the stem and of every branch, all positive, with sum L.
@@ -55,7 +55,11 @@ class Segments:
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> Segments:
-        """Args: shapes: per segment (length,) or the lengths of stem and branches."""
+        """Lay segments of these shapes end to end.
+
+        Args:
+            shapes: per segment (length,), or the lengths of its stem and its branches.
+        """
         lengths = tuple(sum(shape) for shape in shapes)
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         return cls(lengths, bounds, tuple(_branches(shape, device) if len(shape) > 1 else None for shape in shapes))
@@ -70,17 +74,17 @@ def _branches(shape: tuple[int, ...], device: torch.device | str) -> Branches:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One micro-batch, N tokens, of which T outputs are trained, in the order of its samples.
+    """One micro-batch of N tokens, with T outputs that predict trained tokens, in the order of its samples.
 
     Attributes:
         input_ids: (1, N) int64.
         position_ids: (1, N) int64, counted from 0 in every sample.
-        segments: see `Segments`.
+        segments: where the sequences lie in the row.
         predictors: (T,) int64 into the N positions: the outputs that predict trained tokens. With shared prompts one
             may occur several times.
         targets: (T,) int64, the trained tokens.
         sample_index: (T,) int64, the number of the sample inside the micro-batch.
-        columns: further (T,) values by name.
+        columns: further (T,) values of the trained tokens, by name.
     """
 
     input_ids: Tensor
@@ -93,7 +97,7 @@ class PackedRow:
 
 
 def trained_places(sample: Sample) -> list[int]:
-    """Which tokens of the response are trained, ascending."""
+    """The places of the trained tokens in the response, ascending."""
     return [j for j, flag in enumerate(sample.trained_mask) if flag]
 
 
@@ -106,7 +110,7 @@ def pack_samples(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PackedRow:
-    """Lay the samples end to end.
+    """Lay the samples end to end, and find the outputs that predict their trained tokens.
 
     Args:
         vocab_size: number of rows of the model's embedding.
@@ -123,7 +127,8 @@ def pack_samples(
     predictors: list[int] = []
     targets: list[int] = []
     sample_index: list[int] = []
-    chosen: dict[str, list[float]] = {name: [] for name in columns or {}}
+    given = columns or {}
+    chosen: dict[str, list[float]] = {name: [] for name in given}
     places = [trained_places(sample) for sample in samples]
     for run in _runs(samples, [n for n, trained in enumerate(places) if trained], share_prompts):
         prompt = prompt_tokens(samples[run[0]])
@@ -142,7 +147,7 @@ def pack_samples(
             targets += [response[j] for j in trained]
             sample_index += [number] * len(trained)
             for name, values in chosen.items():
-                values += [columns[name][number][j] for j in trained]  # type: ignore[index]
+                values += [given[name][number][j] for j in trained]
         shapes.append((first, *branches) if len(branches) > 1 else (first + sum(branches),))
 
     def integers(values: list[int]) -> Tensor:
@@ -159,15 +164,24 @@ def pack_samples(
     )
 
 
+def placeholder_row(vocab_size: int, device: torch.device | str = "cpu") -> PackedRow:
+    """A row of two tokens that belong to no sample.
+
+    Ranks that exchange something while they compute all have to compute something: one without a token to train computes
+    this row, and lets its result not count.
+    """
+    return pack_samples([Sample(tokens=[0, 0], response_length=1)], vocab_size=vocab_size, device=device)
+
+
 def check_samples(samples: Sequence[Sample], vocab_size: int) -> None:
-    """Raise the `SampleError` that `pack_samples` would raise."""
+    """Raise the `SampleError` that `pack_samples` would raise for these samples."""
     for sample in samples:
         if places := trained_places(sample):
             _check(sample, len(sample.tokens) - sample.response_length + places[0], vocab_size)
 
 
 def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> list[list[int]]:
-    """Which samples become one segment. Without a prompt there is nothing to share."""
+    """The numbers of the samples, cut into those that become one segment. Without a prompt there is nothing to share."""
     if not share_prompts:
         return [[number] for number in order]
     runs = shared_runs(samples, order)

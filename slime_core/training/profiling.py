@@ -99,6 +99,7 @@ class Profiler:
         if self._memory:
             import torch
 
-            torch.cuda.memory._dump_snapshot(str(self._folder / MEMORY_SNAPSHOT))
+            snapshot = str(self._folder / MEMORY_SNAPSHOT)
+            torch.cuda.memory._dump_snapshot(snapshot)  # type: ignore[no-untyped-call]  # torch does not annotate it
             torch.cuda.memory._record_memory_history(enabled=None)
         logger.info("the profile of rollouts %d to %d is in %s", self._wanted[0], self._wanted[-1], self._folder)

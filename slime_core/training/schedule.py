@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from slime_core.arguments.groups import OptimizerArguments
+from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.errors import ArgumentError
 
 

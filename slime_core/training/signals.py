@@ -53,8 +53,12 @@ def advantage_inputs(
 def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str, Column]:
     """The estimator's answer, checked when it returned (`slime_core.contracts.results`), as columns "advantages" and, where
     there are any, "returns"."""
+    import torch
+
     lengths = [sample.response_length for sample in samples]
     made = {"advantages": outputs.advantages, "returns": outputs.returns}
     return {
-        name: [row.tolist() for row in values.split(lengths)] for name, values in made.items() if values is not None
+        name: [row.tolist() for row in torch.split(values, lengths)]
+        for name, values in made.items()
+        if values is not None
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import SampleError
 from slime_core.sample import Sample
@@ -35,7 +36,7 @@ class Steps:
         Raises:
             SampleError: there are fewer samples than steps.
         """
-        steps = self.args.num_steps_per_rollout
+        steps = derived(self.args.num_steps_per_rollout)
         if count < steps:
             raise SampleError(
                 f"The rollout has {count} samples, too few for {steps} optimizer steps (--num-steps-per-rollout)."

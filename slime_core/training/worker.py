@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.contracts.engine import Offloads, WeightSender
 from slime_core.contracts.loss import may_skip_zero_advantage, what_reads
 from slime_core.contracts.train_backend import (
@@ -54,7 +55,7 @@ class TrainWorker:
         self, args: RunArguments, plugins: Plugins, components: TrainComponents, profiler: Profiler, total_rollouts: int
     ) -> None:
         self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
-        self._total_steps = total_rollouts * args.num_steps_per_rollout
+        self._total_steps = total_rollouts * derived(args.num_steps_per_rollout)
         self._reads = what_reads(components.loss, args) | what_reads(components.advantage, args)
         may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
         self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
@@ -260,7 +261,7 @@ class TrainWorker:
         self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]
     ) -> dict[str, float]:
         args = self._args
-        step = rollout_id * args.num_steps_per_rollout + number
+        step = rollout_id * derived(args.num_steps_per_rollout) + number
         self._plugins.notify("slime_before_train_step", args=args, rollout_id=rollout_id, step=step)
         metrics: dict[str, float] = {}
         if self._critic is not None:

@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from slime_core.arguments.groups import GROUPS
 from slime_core.sample import Sample
 from slime_losses.sft import sft_loss
 from slime_torch.arguments import TorchArguments
@@ -95,9 +96,13 @@ def make_model(architecture: str = "llama", dtype: torch.dtype = torch.float64, 
 
 
 def make_args(**changes: Any) -> SimpleNamespace:
-    """The backend's own options and those of the core that it reads. No clipping, so that gradients can be read."""
-    core = {"hf_checkpoint": "nowhere", "ref_load": None, "colocate": False, "offload": False}
-    return SimpleNamespace(**{**TorchArguments(clip_grad=0.0).model_dump(), **core, **changes})
+    """The options of the core and of this package at their defaults, but without clipping, so that gradients can be read."""
+    defaults = {
+        name: None if field.is_required() else field.get_default(call_default_factory=True)
+        for group in [*GROUPS, TorchArguments]
+        for name, field in group.model_fields.items()
+    }
+    return SimpleNamespace(**{**defaults, "clip_grad": 0.0, "hf_checkpoint": "nowhere", **changes})
 
 
 def make_samples(prompts_and_masks: list[tuple[int, list[int]]], seed: int = 0) -> list[Sample]:

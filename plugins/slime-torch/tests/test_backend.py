@@ -113,7 +113,7 @@ def test_nan_stops_the_step_names_the_samples_and_changes_nothing(tiny: SimpleNa
     backend.train_step(make_train_batch(samples, micro_batch_size=2))
     poison(model, 95)
     samples[3] = replace(samples[3], tokens=[95, *samples[3].tokens[1:]], metadata={"source": "rows.jsonl:17"})
-    before, state = weights_of(model), copy.deepcopy(backend._optimizer.state_dict())
+    before, state = weights_of(model), copy.deepcopy(backend.optimizer.state_dict())
     with pytest.raises(TrainingError, match=r"loss is NaN or Inf.*sample 2, sample 3 \(rows.jsonl:17\)\. The weights"):
         backend.train_step(make_train_batch(samples, micro_batch_size=2))
     after = weights_of(model)
@@ -121,9 +121,9 @@ def test_nan_stops_the_step_names_the_samples_and_changes_nothing(tiny: SimpleNa
     for key, values in state["state"].items():
         for name, value in values.items():
             assert torch.equal(
-                torch.as_tensor(value), torch.as_tensor(backend._optimizer.state_dict()["state"][key][name])
+                torch.as_tensor(value), torch.as_tensor(backend.optimizer.state_dict()["state"][key][name])
             )
-    assert backend._optimizer.state_dict()["param_groups"] == state["param_groups"]
+    assert backend.optimizer.state_dict()["param_groups"] == state["param_groups"]
 
 
 def test_a_nan_gradient_of_a_finite_loss_names_its_micro_batch(tiny: SimpleNamespace) -> None:

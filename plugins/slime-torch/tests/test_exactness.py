@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import slime_core.tensors.micro_batches as micro_batches_module
 import slime_core.training.batches as batch_module
-import slime_torch.backend as backend_module
+import slime_torch.predictor as predictor_module
 from slime_core.tensors.packed_rows import Segments
 from slime_core.training.batches import make_train_batch
 
@@ -113,25 +114,25 @@ def test_any_lengths_masks_and_cuts_equal_plain_transformers(
 
 
 def plant_attention_across_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backend_module.packed_hidden
+    right = predictor_module.packed_hidden
 
     def wrong(model: Any, input_ids: Any, position_ids: Any, segments: Segments) -> Any:
         return right(model, input_ids, position_ids, Segments.of([(input_ids.shape[1],)]))
 
-    monkeypatch.setattr(backend_module, "packed_hidden", wrong)
+    monkeypatch.setattr(predictor_module, "packed_hidden", wrong)
 
 
 def plant_positions_that_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backend_module.packed_hidden
+    right = predictor_module.packed_hidden
     monkeypatch.setattr(
-        backend_module,
+        predictor_module,
         "packed_hidden",
         lambda model, ids, positions, segments: right(model, ids, torch.arange(ids.shape[1])[None], segments),
     )
 
 
 def plant_off_by_one_at_the_first_response_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backend_module.pack_samples
+    right = micro_batches_module.pack_samples
 
     def wrong(samples: Any, **kwargs: Any) -> Any:
         row = right(samples, **kwargs)
@@ -139,7 +140,7 @@ def plant_off_by_one_at_the_first_response_token(monkeypatch: pytest.MonkeyPatch
         last = row.input_ids.shape[1] - 1
         return dataclasses.replace(row, predictors=(row.predictors + first.long()).clamp(max=last))
 
-    monkeypatch.setattr(backend_module, "pack_samples", wrong)
+    monkeypatch.setattr(micro_batches_module, "pack_samples", wrong)
 
 
 def plant_mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:

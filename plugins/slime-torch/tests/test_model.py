@@ -76,7 +76,7 @@ def test_a_checkpoint_with_missing_weights_is_refused(tiny: SimpleNamespace, tmp
 def test_a_checkpoint_without_tokenizer_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
     tiny.model("llama", dtype=torch.float32).save_pretrained(tmp_path)
     with pytest.raises(ArgumentError, match="holds no tokenizer"):
-        model_module.load_tokenizer(str(tmp_path))
+        TorchBackend(tiny.args(hf_checkpoint=str(tmp_path))).setup(sft_loss, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.errors import ArgumentError
 from slime_core.training.schedule import Schedule
-from slime_torch.arguments import TorchArguments
 from slime_torch.optimizer import build_optimizer
 
 
 def schedule(total: int = 20, **options: object) -> Schedule:
-    return Schedule.from_args(TorchArguments(lr=1.0, **options), total)  # type: ignore[arg-type]
+    return Schedule.from_args(OptimizerArguments(lr=1.0, **options), total)  # type: ignore[arg-type]
 
 
 def test_linear_decay_reaches_min_lr_at_the_last_step() -> None:
@@ -53,7 +53,7 @@ def test_lr_decay_iters_replaces_the_length_of_the_run() -> None:
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="Value error"):
-        TorchArguments(**options)
+        OptimizerArguments(**options)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:

@@ -116,7 +116,7 @@ def test_only_adapters_change_and_have_optimizer_state(tiny: SimpleNamespace, op
     assert base.keys() == before.keys()
     assert all(torch.equal(base[name], wanted) for name, wanted in before.items())
     names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)] for p in backend._optimizer.state} == {n for n in names.values() if is_adapter(n)}
+    assert {names[id(p)] for p in backend.optimizer.state} == {n for n in names.values() if is_adapter(n)}
 
 
 def test_a_new_adapter_changes_nothing(tiny: SimpleNamespace) -> None:

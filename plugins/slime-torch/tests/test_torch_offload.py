@@ -39,7 +39,7 @@ def squared_error(args: Any, inputs: LossInputs) -> LossOutputs:
 
 def memory(backend: TorchBackend) -> list[int]:
     """Bytes behind everything that a backend keeps between steps."""
-    state = backend._optimizer.state.values() if backend._optimizer else ()
+    state = backend.optimizer.state.values() if backend.optimizer else ()
     tensors = [*backend.model.parameters(), *backend.model.buffers(), *(t for values in state for t in values.values())]
     gradients = [p.grad for p in backend.model.parameters() if p.grad is not None]
     return [tensor.untyped_storage().nbytes() for tensor in (*tensors, *gradients)]
@@ -96,10 +96,10 @@ def test_what_is_in_host_memory_already_stays_there(tiny: SimpleNamespace, monke
     monkeypatch.setattr(offload_module, "HOST", META)
     backend = tiny.backend(tiny.model(), optimizer_cpu_offload=True)
     backend.train_step(mixed(tiny))
-    assert places(backend._optimizer) == {"meta"}
+    assert places(backend.optimizer) == {"meta"}
     backend.offload()
     assert {storage.device.type for storage, _ in backend._offloaded._kept} == {"cpu"}
-    state = [value for values in backend._optimizer.state.values() for value in values.values()]
+    state = [value for values in backend.optimizer.state.values() for value in values.values()]
     assert all(value.untyped_storage().nbytes() for value in state)
 
 
@@ -139,7 +139,7 @@ def test_the_state_is_in_host_memory_after_a_step(
 ) -> None:
     backend = tiny.backend(tiny.model(), optimizer=optimizer)
     backend.train_step(mixed(tiny))
-    found = backend._optimizer
+    found = backend.optimizer
     shapes = [[value.shape for value in values.values()] for values in found.state.values()]
     monkeypatch.setattr(offload_module, "HOST", META)
     with on_device(found):

@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import ClusterError, SlimeError
+from slime_core.tensors.ranks import Ranks
 from slime_core.testing import chat_tokenizer
 from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
 from slime_torch.gloo import AllGather, ReduceScatter
-from slime_torch.ranks import Ranks
 from slime_torch.sharding import local, whole
 
 STEPS = 2
@@ -150,7 +150,7 @@ def run(tiny: SimpleNamespace, name: str, ranks: int) -> dict[str, Any]:
 def memory(backend: TorchBackend) -> list[int]:
     """Bytes behind each tensor that this rank has a part of."""
     parameters = (local(parameter) for parameter in backend.model.parameters())
-    states = (local(value) for values in backend._optimizer.state.values() for value in values.values())
+    states = (local(value) for values in backend.optimizer.state.values() for value in values.values())
     return [tensor.untyped_storage().nbytes() for tensor in (*parameters, *states)]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import slime_torch.backend as backend_module
+import slime_torch.predictor as predictor_module
 from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.testing import chat_tokenizer
@@ -63,7 +63,7 @@ def test_a_reference_model_has_the_actors_log_probs_and_no_gradients_or_optimize
     assert reference.log_probs(batch) == before != actor.log_probs(batch)
     assert not any(p.requires_grad for p in reference.model.parameters())
     assert not reference.model.training
-    assert reference._optimizer is None
+    assert reference.optimizer is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gemma2", "gpt2"])
@@ -77,8 +77,8 @@ def test_a_critics_loss_and_gradients_equal_the_models_own_hidden_states_times_i
     with tiny.float64():
         critic = tiny.backend(model, squared_error, role="critic", lr=0.0)
         with torch.no_grad():
-            critic._value_head.weight.normal_()
-        vector = critic._value_head.weight.detach().clone().requires_grad_()
+            critic.model.value_head.weight.normal_()
+        vector = critic.model.value_head.weight.detach().clone().requires_grad_()
         total, expected = 0.0, []
         for sample, returns in zip(batch.samples, batch.columns["returns"], strict=True):
             hidden = plain.base_model(input_ids=torch.tensor([sample.tokens]), use_cache=False).last_hidden_state[0]
@@ -108,7 +108,7 @@ def test_a_new_critic_predicts_0_and_learns_without_taking_logits(
         lr=0.02,
         lr_decay_style="constant",
     )
-    monkeypatch.setattr(backend_module, "token_log_probs", None)
+    monkeypatch.setattr(predictor_module, "token_log_probs", None)
     batch = make_batch(tiny, micro_batch_size=5)
     assert {value for row in critic.values(batch) for value in row} == {0.0}
     losses = [critic.train_step(batch)["loss"] for _ in range(12)]

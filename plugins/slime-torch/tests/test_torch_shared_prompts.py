@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import slime_core.tensors.micro_batches as micro_batches_module
 import slime_torch.attention as attention_module
-import slime_torch.backend as backend_module
+import slime_torch.predictor as predictor_module
 from slime_core.errors import PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import Segments, pack_samples
@@ -168,23 +169,23 @@ def plant_branches_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plant_positions_that_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backend_module.packed_hidden
+    right = predictor_module.packed_hidden
 
     def wrong(model: Any, ids: Any, positions: Any, segments: Segments) -> Any:
         run_on = torch.cat([torch.arange(length) for length in segments.lengths])[None]
         return right(model, ids, run_on, segments)
 
-    monkeypatch.setattr(backend_module, "packed_hidden", wrong)
+    monkeypatch.setattr(predictor_module, "packed_hidden", wrong)
 
 
 def plant_first_tokens_predicted_from_the_branch_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = backend_module.pack_samples
+    right = micro_batches_module.pack_samples
 
     def wrong(samples: Any, **kwargs: Any) -> Any:
         row = right(samples, **kwargs)
         return dataclasses.replace(row, predictors=row.predictors.cummax(0).values)
 
-    monkeypatch.setattr(backend_module, "pack_samples", wrong)
+    monkeypatch.setattr(micro_batches_module, "pack_samples", wrong)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_step_in_which_all_samples_are_skipped_moves_weights_and_optimizer_as_
         assert all(metrics["grad_norm"] == metrics["loss"] == 0 for metrics in found)
         assert all(metrics.keys() == first.keys() for metrics in found)
         assert any(not torch.equal(before[name], value) for name, value in backend.weights())
-        runs.append((dict(backend.weights()), backend._optimizer.state_dict()["state"]))
+        runs.append((dict(backend.weights()), backend.optimizer.state_dict()["state"]))
     (plain, plain_state), (skipping, skipping_state) = runs
     assert all(torch.equal(plain[name], skipping[name]) for name in plain)
     for number, values in plain_state.items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -25,3 +26,7 @@ class TorchArguments(ArgumentGroup):
     target_modules: list[str] = option(
         ["all-linear"], "Linear layers with an adapter, such as q_proj; all-linear: every one in the model's blocks."
     )
+
+
+class TorchRunArguments(RunArguments, TorchArguments):
+    """The run's options with those of this package: a class for type checkers, of which nobody makes an instance."""

@@ -1,8 +1,9 @@
 """Attention over packed rows: every token sees the earlier tokens of its own sample and nothing else.
 
-Registered with transformers under `PACKED` and selected by `model.set_attn_implementation(PACKED)`. The backend passes
-`segments` (`packing.Segments`) to the model's forward, and transformers hands it on to `packed_attention`. No mask over
-the whole row is ever built. What a model asks of its attention is computed exactly or refused, never ignored.
+It is registered with transformers under the name `PACKED` and selected by `model.set_attn_implementation(PACKED)`. The
+backend passes `segments` (`slime_core.tensors.packed_rows.Segments`) to the model's forward, and transformers hands it on
+to `packed_attention`. No mask over the whole row is ever built. What a model asks of its attention is computed exactly or
+refused, never ignored.
 
 A row without shared prompts is one call of the variable-length kernel where it fits (half precision on CUDA). Everything
 else, shared prompts on CUDA included, is `scaled_dot_product_attention` segment by segment.
@@ -39,7 +40,7 @@ def packed_attention(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each segment.
+    """Compute causal attention inside each segment.
 
     Args:
         query: (1, heads, N, D).
@@ -61,7 +62,7 @@ def packed_attention(
     attend = partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap)
     pieces = []
     # split and cat are each other's backward: slicing would make one row-sized gradient per segment.
-    split = (t.split(segments.lengths, dim=2) for t in (query, key, value))
+    split = (torch.split(t, list(segments.lengths), dim=2) for t in (query, key, value))
     for q, k, v, branches in zip(*split, segments.branches, strict=True):
         if branches is None:
             out = attend(q, k, v, _window_mask(q, k, sliding_window))
@@ -73,7 +74,7 @@ def packed_attention(
 
 class _Attention(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of Q queries to K keys; `mask` (Q, K) is true where one is seen, None: causal, Q = K."""
+        """Attention of Q queries to K keys. `mask` is (Q, K), true where a query sees a key; None: causal, Q = K."""
 
 
 def _attend(
@@ -98,11 +99,11 @@ def _window_mask(q: Tensor, k: Tensor, window: int | None) -> Tensor | None:
 
 
 _CALL_COST = 4096
-"""What a further call costs, in scores computed for one head, measured on the CPU."""
+"""The cost of one more call, in scores that are computed for one head in the same time, measured on the CPU."""
 
 
 def _branched(attend: _Attention, q: Tensor, k: Tensor, v: Tensor, branches: Branches, window: int | None) -> Tensor:
-    """Attention of a stem, and of branches that see the stem and themselves: (1, heads, L, D).
+    """Attention of a stem, and of branches each of which sees the stem and itself: (1, heads, L, D).
 
     The branches are attended to in one call, most of whose scores may be masked, or each in a call of its own with a
     copy of the stem's keys: whichever is cheaper.
@@ -111,7 +112,7 @@ def _branched(attend: _Attention, q: Tensor, k: Tensor, v: Tensor, branches: Bra
     answers = sum(others)
     together = answers * (stem + answers) <= sum(n * (stem + n) + _CALL_COST for n in others)
     cut = [stem, answers] if together else [stem, *others]
-    (q_stem, *q_rest), (k_stem, *k_rest), (v_stem, *v_rest) = (t.split(cut, dim=2) for t in (q, k, v))
+    (q_stem, *q_rest), (k_stem, *k_rest), (v_stem, *v_rest) = (torch.split(t, cut, dim=2) for t in (q, k, v))
     outs = [attend(q_stem, k_stem, v_stem, _window_mask(q_stem, k_stem, window))]
     if together:
         outs.append(attend(q_rest[0], k, v, _branch_mask(branches, stem, window)))
@@ -166,12 +167,12 @@ def _has_varlen() -> bool:
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, window: int | None
 ) -> Tensor:
-    """All segments in one flash-attention call: (N, heads, D)."""
+    """Attention of all segments in one call of flash attention: (N, heads, D)."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(segments.lengths)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    return varlen_attn(
+    out = varlen_attn(
         q,
         k,
         v,
@@ -183,6 +184,8 @@ def _varlen(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    assert isinstance(out, Tensor)  # a pair only where more is asked for
+    return out
 
 
 def _refuse_what_is_unknown(

@@ -1,5 +1,4 @@
-"""Writes a Hugging Face checkpoint of a model that is trained: what transformers, SGLang and vLLM load. Called by the
-backend.
+"""Writes a Hugging Face checkpoint of a model in training, which transformers, SGLang and vLLM load. Called by the backend.
 
 The weights are as they are trained (float32). With LoRA: the merged model, and the adapter alone in the folder
 `adapter` in it. All ranks help to put tensors together, and the first one writes.
@@ -8,21 +7,26 @@ The weights are as they are trained (float32). With LoRA: the merged model, and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slime_core.tensors.ranks import Ranks
 from slime_torch import lora
-from slime_torch.ranks import Ranks
 from slime_torch.sharding import whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def export_hf(model: PreTrainedModel, tokenizer: Any, path: Path, ranks: Ranks, adapters: bool) -> None:
+
+def export_hf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path, ranks: Ranks, adapters: bool
+) -> None:
     """Write `model`, and `tokenizer` if there is one, into the folder `path`. All ranks must call this at the same time.
 
     Args:
-        adapters: the model has LoRA's.
+        adapters: whether the model has LoRA adapters.
     """
     first = ranks.rank == 0
     tensors = _whole_state(model, keep=first) if adapters or ranks.size > 1 else None
@@ -35,7 +39,11 @@ def export_hf(model: PreTrainedModel, tokenizer: Any, path: Path, ranks: Ranks, 
 
 
 def _whole_state(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
-    """Weights and stored buffers in host memory. All ranks help; who does not keep them gets none."""
+    """The weights and stored buffers, the weights in host memory. All ranks call this, and help to put them together.
+
+    Args:
+        keep: False: this rank gets no weights.
+    """
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found = {name: buffer for name, buffer in model.state_dict().items() if name not in every}
     for name, tensor in lora.merged_parameters(model, whole):

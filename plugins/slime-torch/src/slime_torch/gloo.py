@@ -1,6 +1,6 @@
-"""FSDP's two exchanges between CPUs, without what torch's gloo backend adds to them. Used by `sharding`.
+"""FSDP's two exchanges between CPUs, without the detours of torch's gloo backend. Used by `sharding`.
 
-There a reduce-scatter is an all-reduce of a copy, of which all but one part is thrown away, so twice as much travels as
+In gloo a reduce-scatter is an all-reduce of a copy, of which all but one part is thrown away, so twice as much travels as
 is needed; and what an all-gather receives is copied once more. Here every rank sends each other rank what that one needs,
 and adds up what it gets in the order of the ranks, so that the result is the same in every run.
 """
@@ -16,25 +16,26 @@ from torch import Tensor
 
 
 class _Exchange:
-    """Among the ranks of a group, each with as many numbers for every other one."""
+    """An exchange among the ranks of a group, in which each has as many numbers for every other one."""
 
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Where FSDP puts the tensors that it exchanges."""
-        return torch.empty(*size, dtype=dtype, device=device)
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Make a tensor for FSDP to exchange."""
+        return torch.empty(size, dtype=dtype, device=device)
 
     def swap(self, sent: Sequence[Tensor], received: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-        """Send `sent[r]` to each other rank r, and fill `received[r]` with what it sends here."""
+        """Send `sent[r]` to each other rank r, and fill `received[r]` with what that rank sends here."""
         works = []
         for rank in range(group.size()):
             if rank != group.rank():
                 works.append(dist.irecv(received[rank], group=group, group_src=rank))
                 works.append(dist.isend(sent[rank], group=group, group_dst=rank))
         for work in works:
-            work.wait()
+            if work is not None:  # which it is only for a rank outside of the group
+                work.wait()
 
 
 class AllGather(_Exchange):
-    """See `torch.distributed.fsdp.FSDPModule.set_custom_all_gather`."""
+    """What `torch.distributed.fsdp.FSDPModule.set_custom_all_gather` takes."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
@@ -44,7 +45,7 @@ class AllGather(_Exchange):
 
 
 class ReduceScatter(_Exchange):
-    """See `torch.distributed.fsdp.FSDPModule.set_custom_reduce_scatter`."""
+    """What `torch.distributed.fsdp.FSDPModule.set_custom_reduce_scatter` takes."""
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False

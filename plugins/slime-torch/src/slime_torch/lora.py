@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from slime_core.errors import ArgumentError
+from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import VALUE_HEAD
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ ALL_LINEAR = "all-linear"
 _NAME = "default"  # peft's name of an adapter that was given none
 
 
-def add_adapters(model: PreTrainedModel, args: Any) -> None:
-    """Give the linear layers of `model` that `--target-modules` names an adapter, and train nothing else of it but a
+def add_adapters(model: PreTrainedModel, args: TorchRunArguments) -> None:
+    """Give an adapter to the linear layers of `model` that `--target-modules` names, and freeze everything else but a
     critic's head.
 
     Raises:
@@ -41,7 +42,7 @@ def add_adapters(model: PreTrainedModel, args: Any) -> None:
     body = model.base_model
     config = LoraConfig(
         r=args.lora_rank,
-        lora_alpha=args.lora_alpha,
+        lora_alpha=args.lora_alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=args.lora_dropout,
         target_modules=_targets(body, args.target_modules),
         task_type="CAUSAL_LM",
@@ -56,12 +57,12 @@ def add_adapters(model: PreTrainedModel, args: Any) -> None:
 def merged_parameters(
     model: nn.Module, full: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> Iterator[tuple[str, Tensor]]:
-    """All parameters under the plain model's names, W + alpha / rank · B A for a layer with an adapter.
+    """Yield all parameters under the plain model's names, W + alpha / rank · B A for a layer with an adapter.
 
-    One such sum exists at a time, unless the caller keeps them. What is trained is not changed.
+    One such sum exists at a time, unless the caller keeps them. The parameters themselves are not changed.
 
     Args:
-        full: makes a whole, detached tensor of a parameter. Called on all of them in the same order on every rank.
+        full: makes a whole, detached tensor of a parameter. It is called on all of them, in the same order on every rank.
     """
     layers = {f"{name}.base_layer": layer for name, layer in _layers(model)}
     for name, parameter in model.named_parameters():
@@ -85,7 +86,7 @@ def save_adapter(
     """Write the adapter alone into the folder `path`, as `peft.PeftModel.from_pretrained(base, path)` reads it.
 
     Args:
-        full: as in `merged_parameters`.
+        full: makes a whole, detached tensor of a parameter, as in `merged_parameters`.
         write: False: only take part in putting the adapter together.
     """
     tensors = {
@@ -97,12 +98,13 @@ def save_adapter(
         return
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    model.base_model.peft_config[_NAME].save_pretrained(str(path))
+    body: Any = model.base_model  # peft keeps its configuration there
+    body.peft_config[_NAME].save_pretrained(str(path))
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """`model` computes what its base model does."""
+    """Let `model` compute what its base model does, inside of this context."""
     layers = [layer for _, layer in _layers(model)]
     # Not peft's enable_adapters: that also freezes the adapters, and FSDP remembers what was frozen when it first ran.
     for layer in layers:
@@ -115,19 +117,19 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 class BaseModel:
-    """A reference model that takes no memory: the actor's without its adapters."""
+    """A reference model that takes no memory: the actor's model without its adapters."""
 
     def __init__(self, actor: TorchBackend) -> None:
         self._actor = actor
 
     def log_probs(self, batch: TrainBatch) -> list[list[float]]:
-        """As `TrainBackend.log_probs`."""
+        """Log-probs of the response tokens under the weights before training, shaped like `TrainBackend.log_probs`."""
         with adapters_off(self._actor.model):
             return self._actor.log_probs(batch)
 
 
 def _targets(body: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """The last parts of the names of the layers that get an adapter."""
+    """The last parts of the names of the layers that get an adapter, sorted."""
     linear = {name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     targets = linear if ALL_LINEAR in wanted else set(wanted)
     if not targets or targets - linear:

@@ -1,9 +1,9 @@
 """Loads a causal language model and proves, before training, that the packed computation is the model's own.
 
-`load_model` and `load_tokenizer` read a Hugging Face folder. `prepare` switches a model to packed attention, finds its
-head, and compares log-probabilities of a packed row with what the untouched model gives for each sequence alone. A
-model with attention, positions, state or logits that this backend does not know therefore cannot train wrongly in
-silence: it is refused. `add_value_head` makes a critic of a language model.
+`load_model` reads a Hugging Face folder. `prepare` switches a model to packed attention, finds its head, and compares
+log-probabilities of a packed row with what the untouched model gives for each sequence alone. A model with attention,
+positions, state or logits that this backend does not know therefore cannot train wrongly in silence: it is refused.
+`add_value_head` makes a critic of a language model.
 """
 
 from __future__ import annotations
@@ -15,26 +15,33 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
+from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import Segments, pack_samples
 from slime_torch.attention import PACKED
-from slime_torch.linear_cross_entropy import Head, token_log_probs
 
 VALUE_HEAD = "value_head"
 
 
 def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint") -> PreTrainedModel:
-    """The causal language model in `folder`, its weights in float32.
+    """Load the causal language model in `folder`, its weights in float32.
+
+    Args:
+        option: that names the folder, for messages.
 
     Raises:
         ArgumentError: there is no such folder, it holds no causal language model, or weights are missing.
     """
-    _check_folder(folder, option)
+    check_checkpoint(folder, option)
+    model: PreTrainedModel
+    info: dict[str, Any]
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        # A pair, which the annotation of this function does not know.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = loaded
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArgumentError(
             f"{option} {folder} does not hold a causal language model that transformers can load: {error}"
@@ -45,25 +52,19 @@ def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint
             f"{option} {folder} lacks {len(wrong)} of the weights of {type(model).__name__}, or has them in "
             f"another shape: {', '.join(wrong[:5])}. Get a complete checkpoint; training would start from random weights."
         )
-    return model.to(device)
+    return model.to(device)  # type: ignore[no-any-return, arg-type]  # transformers hides its signature
 
 
 def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel:
-    """What `load_model` gives, its parameters on the meta device: for a rank that gets them from another one."""
-    _check_folder(folder, option)
+    """Make the model in `folder` with its parameters on the meta device, for a rank that gets them from another one."""
+    check_checkpoint(folder, option)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        config = AutoConfig.from_pretrained(folder)
+        of_config: Any = AutoModelForCausalLM.from_config  # transformers does not annotate it
+        model: PreTrainedModel = of_config(config, dtype=torch.float32)
     model.tie_weights()
-    return model.eval()
-
-
-def load_tokenizer(folder: str) -> Any:
-    """The tokenizer in `folder`; raises `ArgumentError` when there is none."""
-    _check_folder(folder)
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ArgumentError(f"--hf-checkpoint {folder} holds no tokenizer that loads: {error}") from error
+    model.train(False)
+    return model
 
 
 def prepare(model: PreTrainedModel) -> Head:
@@ -77,7 +78,7 @@ def prepare(model: PreTrainedModel) -> Head:
         model.set_attn_implementation(PACKED)
         return find_head(model)
     was_training = model.training
-    model.eval()
+    model.train(False)
     samples = _probe_samples(vocabulary_size(model))
     row = pack_samples(samples, vocab_size=vocabulary_size(model), share_prompts=True, device=model.device)
     with torch.no_grad():
@@ -104,23 +105,24 @@ def prepare(model: PreTrainedModel) -> Head:
 
 
 def packed_hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
-    """(N, H) last hidden states of a packed row of N tokens: what the head sees."""
+    """The (N, H) last hidden states of a packed row of N tokens, which the head sees."""
     output = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, segments=segments)
-    return output.last_hidden_state[0]
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """How many token ids the model can read."""
-    return len(model.get_input_embeddings().weight)
+    return len(_input_embedding(model))
 
 
 def add_value_head(model: PreTrainedModel, folder: str | None = None) -> nn.Linear:
     """Give `model` a head that turns a hidden state into one number, in place of logits: a linear layer without bias.
 
-    It is a part of the model, so it is trained, saved and exported with it. Its weight is that of the checkpoint in
-    `folder`, if that is one of a critic, else 0. An output embedding of its own will not be trained any more.
+    The head is a part of the model, so it is trained, saved and exported with it. Its weight is that of the checkpoint in
+    `folder`, if that is one of a critic, else 0. An output embedding that is not tied to the input's is frozen.
     """
-    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    embedding, output = _input_embedding(model), _output_embedding(model)
     head = nn.Linear(output.weight.shape[1], 1, bias=False, device=embedding.device, dtype=embedding.dtype)
     nn.init.zeros_(head.weight)
     for file in sorted(Path(folder).glob("*.safetensors")) if folder else ():
@@ -139,18 +141,30 @@ def find_head(model: PreTrainedModel) -> Head:
     Raises:
         PluginError: the output embedding is not a linear layer.
     """
-    linear, config = model.get_output_embeddings(), model.config
+    linear, config = _output_embedding(model), model.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _input_embedding(model: PreTrainedModel) -> Tensor:
+    """The (V, H) weight of the input embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _output_embedding(model: PreTrainedModel) -> nn.Linear:
+    linear: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers does not annotate it
     if not isinstance(linear, nn.Linear):
         raise PluginError(
             f"The torch backend cannot train {type(model).__name__}: its output embedding is {type(linear).__name__}, "
             "not a linear layer."
         )
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
+    return linear
 
 
 def _probe_samples(vocabulary: int) -> list[Sample]:
-    """A sequence alone and two that share a prompt; all their tokens are fixed and varied."""
+    """A sequence alone and two that share a prompt, with fixed, varied tokens."""
     ids = [n * 7919 % vocabulary for n in range(1, 24)]
     shared = ids[8:13]
     return [
@@ -161,12 +175,17 @@ def _probe_samples(vocabulary: int) -> list[Sample]:
 
 
 def _response_logits(model: PreTrainedModel, sample: Sample) -> Tensor:
-    """(R, V) logits from which the model itself predicts the response."""
-    logits = model(input_ids=torch.tensor([sample.tokens], device=model.device), use_cache=False).logits[0]
+    """The (R, V) logits from which the model itself predicts the R tokens of the response."""
+    logits: Tensor = model(input_ids=torch.tensor([sample.tokens], device=model.device), use_cache=False).logits[0]
     return logits[-sample.response_length - 1 : -1]
 
 
-def _check_folder(folder: str, option: str = "--hf-checkpoint") -> None:
+def check_checkpoint(folder: str, option: str = "--hf-checkpoint") -> None:
+    """Raise `ArgumentError` unless `folder` looks like a Hugging Face checkpoint.
+
+    Args:
+        option: that names the folder, for messages.
+    """
     if not (Path(folder) / "config.json").is_file():
         raise ArgumentError(
             f"{option} {folder} is not a Hugging Face checkpoint: there is no {Path(folder) / 'config.json'}. "

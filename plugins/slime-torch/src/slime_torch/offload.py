@@ -1,30 +1,30 @@
-"""What a backend holds on its GPU and does not need for a while is in host memory meanwhile. Called by the backend.
+"""What a backend keeps in host memory while its GPU is needed for something else. Called by the backend.
 
-`--offload`: all of it, while the engine generates on the same GPU; see `held`. `--optimizer-cpu-offload`: the
-optimizer's state, but for the moments in which a step is taken; see `on_device`. Adam's state is twice as large as the
-weights in float32. It then shares no moment with the activations of forward and backward pass, at the price of moving
-it there and back in every step.
+With `--offload` that is everything that it holds (`held`), while the engine generates on the same GPU. With
+`--optimizer-cpu-offload` it is the optimizer's state, but for the moments in which a step is taken (`on_device`). Adam's
+state is twice as large as the weights in float32. It is then never on the GPU together with the activations of forward
+and backward pass, at the price of moving it there and back in every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slime_core.arguments import RunArguments
 from slime_core.errors import ArgumentError
 from slime_torch.sharding import local
 
 HOST = torch.device("cpu")
 
 
-def check_device(device: torch.device, args: Any) -> None:
-    """Raise `ArgumentError` for these options where there is no memory but the host's."""
+def check_device(device: torch.device, args: RunArguments) -> None:
+    """Raise `ArgumentError` for `--offload` and `--optimizer-cpu-offload` where there is no memory but the host's."""
     given = {
-        "--offload": getattr(args, "offload", False) and args.colocate,
+        "--offload": args.offload and args.colocate,
         "--optimizer-cpu-offload": args.optimizer_cpu_offload,
     }
     for option, wanted in given.items():
@@ -36,7 +36,7 @@ def check_device(device: torch.device, args: Any) -> None:
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """This rank's parts of weights, buffers and the optimizer's state: what a backend needs in its next step."""
+    """This rank's parts of weights, buffers and the optimizer's state, all of which a backend needs in its next step."""
     states = optimizer.state.values() if optimizer is not None else ()
     state = [value for values in states for value in values.values() if isinstance(value, Tensor)]
     return [local(tensor) for tensor in (*model.parameters(), *model.buffers(), *state)]
@@ -44,7 +44,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tens
 
 @contextmanager
 def on_device(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """The state is where the parameters are, and in host memory afterwards."""
+    """Have the optimizer's state where its parameters are inside of this context, and in host memory afterwards."""
     move_state(optimizer, None)
     try:
         yield
@@ -53,10 +53,10 @@ def on_device(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def move_state(optimizer: torch.optim.Optimizer, device: torch.device | None) -> None:
-    """Move every tensor of the state, its values unchanged.
+    """Move every tensor of the optimizer's state, its values unchanged.
 
     Args:
-        device: None: that of the parameter which the tensor belongs to.
+        device: where to; None: to the device of the parameter that the tensor belongs to.
     """
     for parameter, values in optimizer.state.items():
         target = parameter.device if device is None else device

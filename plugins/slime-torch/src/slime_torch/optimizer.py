@@ -1,17 +1,21 @@
-"""Optimizer and learning-rate schedule, with Megatron's meaning of the options."""
+"""The optimizer with Megatron's meaning of the options, and the gradient that it is given. Called by the backend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from slime_core.arguments.groups.optimizer import OptimizerArguments
+from slime_core.tensors.ranks import Ranks
+from slime_torch.sharding import local
 
-def build_optimizer(args: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that `--optimizer` names. Parameters with one dimension (norms, biases) are not decayed."""
+
+def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimizer that `--optimizer` names. Parameters with one dimension (norms, biases) are not decayed."""
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
@@ -23,3 +27,33 @@ def build_optimizer(args: Any, parameters: Iterable[nn.Parameter]) -> torch.opti
         return torch.optim.SGD(groups, lr=args.lr, momentum=args.sgd_momentum, fused=not spread)
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=args.adam_eps, fused=True)
+
+
+def gradients_of(model: nn.Module) -> list[Tensor]:
+    """This rank's parts of the gradients of all trained parameters. A parameter that nothing reached gets the gradient 0."""
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(local(parameter.grad))
+    return gradients
+
+
+def gradient_norm(gradients: Sequence[Tensor], ranks: Ranks) -> float:
+    """The norm of the whole gradient, over all ranks, which call this at the same time.
+
+    Args:
+        gradients: this rank's parts.
+    """
+    norm: float = torch.nn.utils.get_total_norm(gradients).item()
+    if ranks.size == 1:
+        return norm
+    square = torch.tensor(norm * norm, dtype=torch.float64, device=ranks.device)
+    return math.sqrt(ranks.sum(square).item())
+
+
+def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
+    """Scale the gradient down to the norm `limit`, in place, if its norm is above that. A limit of 0 is none."""
+    if limit and norm > limit:
+        torch._foreach_mul_(gradients, limit / (norm + 1e-6))

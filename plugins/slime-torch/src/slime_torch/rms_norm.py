@@ -1,12 +1,13 @@
-"""RMS norms on the CPU in half the memory traffic. `speed_up_norms` is called once by the backend.
+"""RMS norms on the CPU with half the memory traffic. The backend calls `speed_up_norms` once.
 
-transformers writes a norm as half a dozen element-wise operations, each a pass over memory forward and several
-backward. `_RMSNorm` does the same arithmetic in fewer passes. A module's forward is exchanged only if its output on
-random input is reproduced; every other module stays as it is.
+transformers writes a norm as half a dozen element-wise operations, each of which passes over memory once forward and
+several times backward. `_RMSNorm` does the same arithmetic in fewer passes. A module's forward is exchanged only if its
+output on random input is reproduced; every other module stays as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -19,6 +20,7 @@ def speed_up_norms(model: nn.Module) -> int:
     """Exchange the forward of the RMS norms in `model` and return how many were exchanged."""
     generator = torch.Generator().manual_seed(0)
     found = 0
+    module: Any  # its weight, eps and forward are set and read as the norm's own class has them
     for module in model.modules():
         weight = getattr(module, "weight", None)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -38,11 +40,13 @@ def speed_up_norms(model: nn.Module) -> int:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x², last dimension) + eps) · weight (Zhang and Sennrich 2019, arXiv:1910.07467)."""
-    return _RMSNorm.apply(x, weight, eps)
+    """Compute x / sqrt(mean(x², last dimension) + eps) · weight (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return normed
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
+    original: Callable[[Tensor], Tensor]
     eps, offset, original = self.rms_norm_of
     if x.dtype != self.weight.dtype:
         return original(x)
@@ -55,7 +59,8 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        normed: Tensor = (x * inverse).mul_(weight)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:

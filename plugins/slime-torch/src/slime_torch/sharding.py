@@ -11,7 +11,7 @@ Gradients are summed over the ranks, not averaged: every rank's loss is its shar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,20 +21,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from slime_core.tensors.ranks import Ranks
 from slime_torch.gloo import AllGather, ReduceScatter
-from slime_torch.ranks import Ranks
 
 T = TypeVar("T")
 
 
 class Sharded(nn.Module):
-    """Spreads `model` over the ranks, in place, and runs computations with it.
+    """Spreads a model over the ranks, in place, and runs computations with it.
 
     The weights are those of rank 0; on the other ranks the model may lie on the meta device. Layers are moved to the
     rank's device, sent and cut one after the other, so no more than one of them is there whole at any time. What lies
     outside of the layers (embedding, last norm, head) is one further unit.
 
     Args:
+        model: is changed: its parameters become `DTensor`s.
         reshard: False: keep layers whole after a forward pass, until `backward` or `reshard_all`.
     """
 
@@ -43,23 +44,28 @@ class Sharded(nn.Module):
         self.model = model
         self._keeps_whole = not reshard
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-        kept = {} if reshard else {"reshard_after_forward": False}
         for unit in (*_layers(model), self):
             _send_from_rank_0(unit, ranks.device)
-            fully_shard(unit, mesh=mesh, **kept)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=None if reshard else False)
         for module in self.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 if ranks.device.type == "cpu" and hasattr(module, "set_custom_reduce_scatter"):
-                    module.set_custom_all_gather(AllGather())
-                    module.set_custom_reduce_scatter(ReduceScatter())
+                    # Their base classes are private to torch, and not in every version.
+                    module.set_custom_all_gather(AllGather())  # type: ignore[arg-type]  # has all that is asked for
+                    module.set_custom_reduce_scatter(ReduceScatter())  # type: ignore[arg-type]  # likewise
                 if hasattr(module, "set_reduce_scatter_unused_params"):  # not in every torch
                     module.set_reduce_scatter_unused_params(True)  # an expert may get tokens on one rank only
 
+    def run(self, compute: Callable[[], T]) -> T:
+        """Return `compute()`, which may read parameters outside of the layers: they are whole while it runs. All ranks
+        must call this at the same time, and take the gradient at the same time if one does."""
+        result: T = self(compute)  # as a call of the module, around which FSDP gathers and frees
+        return result
+
     def forward(self, compute: Callable[[], T]) -> T:
-        """`compute()`, which may read parameters outside of the layers: they are whole while it runs. All ranks must
-        call this at the same time, and take the gradient at the same time if one does."""
+        """Return `compute()`; called by `run` alone."""
         return compute()
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -70,30 +76,31 @@ class Sharded(nn.Module):
                 ranks only now, and then each rank keeps its parts alone.
         """
         if self._keeps_whole:
-            self.set_requires_gradient_sync(last)
-            self.set_reshard_after_backward(last)
-        loss.backward()
+            unit = cast(FSDPModule, self)  # what `fully_shard` has made of it
+            unit.set_requires_gradient_sync(last)
+            unit.set_reshard_after_backward(last)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def reshard_all(self) -> None:
-        """Keep this rank's parts alone. FSDP does not do so at the end of a forward pass that no backward pass follows."""
+        """Keep nothing but this rank's parts. FSDP does not do so after a forward pass that no backward pass follows."""
         for module in self.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be spread; shares its memory."""
+    """This rank's part of a tensor that may be spread, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be spread, detached. All ranks must call this at the same time."""
+    """The whole of a tensor that may be spread, detached. All ranks must call this at the same time."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The modules that transformers says must stay in one piece: the decoder layers."""
+    """The modules that transformers says must stay in one piece, which are the decoder layers."""
     kinds = set(model._no_split_modules or ())
     return (module for module in model.modules() if type(module).__name__ in kinds)
 
@@ -102,7 +109,8 @@ def _send_from_rank_0(unit: nn.Module, device: torch.device) -> None:
     """Put the parameters and buffers of `unit` that are not yet spread on `device`, with the values of rank 0."""
     sent: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, so that tied ones stay tied
     for module in unit.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for name, old in table.items():
                 if old is None or isinstance(old, DTensor):
                     continue

@@ -5,7 +5,7 @@ can read it. What is in it:
 
     model.NAME             trained parameters, and buffers; frozen ones are those of --hf-checkpoint
     optimizer.NAME.KEY     what the optimizer keeps for that parameter
-    rank_00000, …          of each rank: finished steps, random states
+    rank_00000, …          each rank's number of finished steps and random states
 
 The backend calls `collect` and `load`, and writes through a `Saver`.
 """
@@ -15,33 +15,34 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import random
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.random_states import random_states, set_random_states
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
 logger = logging.getLogger(__name__)
 
 
 def collect(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
-    """The state by its names on disk. The tensors are the live ones, which training goes on changing."""
+    """The state by its names on disk. The tensors are those of the model, which training goes on changing."""
     own = {"optimizer": type(optimizer).__name__, "step": step, "random": random_states()}
     return {**_model_tensors(model), **_optimizer_tensors(model, optimizer), _rank_name(_rank()): _packed(own)}
 
 
 class Saver:
-    """Writes the states of one backend, each either at once or on a thread while training goes on."""
+    """Writes the states of one model, each either at once or on a thread while training goes on."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save-state")
@@ -49,11 +50,11 @@ class Saver:
         self._group: dist.ProcessGroup | None = None
 
     def save(self, path: Path, state: dict[str, Tensor], background: bool) -> None:
-        """Write `state`, what `collect` returned, into the folder `path`. All ranks call it.
+        """Write `state`, which `collect` returned, into the folder `path`. All ranks call this. A state that is still being
+        written is waited for.
 
         Args:
-            background: return as soon as there is a copy in host memory; `saved` tells of the rest. It waits for a
-                state that is still being written.
+            background: return as soon as there is a copy in host memory; `saved` then tells whether it is on disk.
         """
         self.saved()
         if dist.is_initialized() and self._group is None:
@@ -67,8 +68,11 @@ class Saver:
     def saved(self, wait: bool = True) -> bool:
         """Whether the last state is on disk.
 
+        Args:
+            wait: return when it is.
+
         Raises:
-            OSError, RuntimeError: it could not be written; told once.
+            OSError, RuntimeError: it could not be written. This is raised once for each state.
         """
         if self._writing is not None and (wait or self._writing.done()):
             writing, self._writing = self._writing, None
@@ -77,10 +81,10 @@ class Saver:
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what was saved, on any number of ranks, and return the number of finished steps.
+    """Restore what was saved by any number of ranks, and return the number of finished steps.
 
-    The random states are this rank's own, or rank 0's if it was saved by another number of ranks. Rates, decays and the
-    like stay as the options of this run set them.
+    The random states are this rank's own, or rank 0's if it was saved by another number of ranks. Learning rates, weight
+    decay and the like stay as the options of this run set them.
 
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another model or optimizer.
@@ -114,28 +118,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
             "%s was saved by %d ranks; the random states of this rank go on from those of rank 0.", path, len(ranks)
         )
     set_random_states(own["random"])
-    return own["step"]
-
-
-def random_states() -> dict[str, Any]:
-    """The states of all random number generators of this process, as plain data and tensors."""
-    kind, keys, *rest = numpy.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype("int64")), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """The inverse of `random_states`."""
-    random.setstate(states["python"])
-    kind, keys, *rest = states["numpy"]
-    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    finished: int = own["step"]
+    return finished
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -156,7 +140,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _parameter_of(key: str) -> tuple[str, str]:
-    """ "optimizer.NAME.KEY" → NAME, KEY."""
+    """The parts NAME and KEY of "optimizer.NAME.KEY"."""
     name, _, what = key.removeprefix("optimizer.").rpartition(".")
     return name, what
 
@@ -170,7 +154,7 @@ def _rank_name(rank: int) -> str:
 
 
 def _packed(data: dict[str, Any]) -> Tensor:
-    """Plain data as bytes, so that torch.distributed.checkpoint need not unpickle any."""
+    """Plain data as a tensor of bytes, so that torch.distributed.checkpoint need not unpickle any."""
     stream = io.BytesIO()
     torch.save(data, stream)
     return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
@@ -178,28 +162,29 @@ def _packed(data: dict[str, Any]) -> Tensor:
 
 def _unpacked(path: Path, data: Tensor) -> dict[str, Any]:
     try:
-        return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
+        found: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise _unreadable(path, error) from error
+    return found
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In host memory."""
+    """A copy of all tensors in host memory."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def _write(path: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    writer = dcp.FileSystemWriter(path, sync_files=False)  # whoever makes the checkpoint flushes all its files
+    writer = FileSystemWriter(path, sync_files=False)  # whoever makes the checkpoint flushes all its files
     try:
-        dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
-    except CheckpointException as error:  # not an Exception; inside are the ranks' own
+        save_checkpoint(state, storage_writer=writer, process_group=group, no_dist=group is None)
+    except CheckpointException as error:  # not an Exception; it holds those of the ranks
         raise _first(error) from error
 
 
 def _read(path: Path, state: dict[str, Tensor]) -> None:
-    """Fill the tensors in `state`. Every rank reads for itself."""
+    """Fill the tensors in `state` from the checkpoint. Every rank reads for itself."""
     try:
-        dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        load_checkpoint(state, storage_reader=FileSystemReader(path), no_dist=True)
     except CheckpointException as error:
         raise _unreadable(path, _first(error)) from error
     except Exception as error:  # damaged bytes can fail in any way
@@ -207,14 +192,15 @@ def _read(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """Name → size and dtype of what the folder holds."""
+    """The size and dtype of everything that the folder holds, by name."""
     try:
-        return dict(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+        return dict(FileSystemReader(path).read_metadata().state_dict_metadata)
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
 def _first(error: CheckpointException) -> BaseException:
+    """The exception of the first rank that failed."""
     return next(iter(error.failures.values()))[0]
 
 

@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, and entropies, from hidden states, with one chunk of logits alive at a time.
 
-The backend calls `token_log_probs` on the trained positions of a micro-batch in place of the model's own head. The
+A train backend calls `token_log_probs` on the trained positions of a micro-batch in place of the model's own head. The
 full (T, V) logits never exist: the forward pass goes chunk by chunk, and the backward pass computes a chunk's logits
 again, except for the last chunk, which is kept. The gradient of any later function of the log-probabilities and
 entropies flows through, so every loss can use them.
@@ -13,6 +13,7 @@ With logits z = s · (h Wᵀ + b), soft-capped by c as c · tanh(z / c), then di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """The last step of a causal language model, hidden states → logits.
+    """The last step of a causal language model, from hidden states to logits.
 
     Attributes:
         weight: (V, H).
         bias: (V,) or None.
         scale: the logits are multiplied by this.
-        softcap: then bounded to ±softcap by tanh; None: not.
+        softcap: the scaled logits are bounded to ±softcap by tanh; None: they are not.
     """
 
     weight: Tensor
@@ -47,11 +48,11 @@ def token_log_probs(
     chunk_size: int = -1,
     product: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """log p(target) and, if wanted, the entropy of p for every row, p being the softmax of logits / temperature.
+    """The log-prob of every row's target and, if wanted, the entropy of the row's distribution p = softmax(logits / temperature).
 
     Args:
-        hidden: (T, H).
-        targets: (T,) int64.
+        hidden: (T, H) hidden states of the positions that predict the targets.
+        targets: (T,) int64 token ids.
         temperature: divides the logits that the head gives, after its soft cap.
         chunk_size: rows whose logits exist at one time; -1: all.
         product: dtype of the matrix products, that of `hidden` if None; the softmax is never taken in half precision.
@@ -66,11 +67,12 @@ def token_log_probs(
         hidden = hidden * scale
         bias = None if bias is None else bias * scale
     hidden = hidden.to(product or hidden.dtype)
-    return _TokenLogProbs.apply(hidden, head.weight, bias, targets, head.softcap, stretch, entropy, chunk_size)
+    apply: Callable[..., tuple[Tensor, Tensor | None]] = _TokenLogProbs.apply
+    return apply(hidden, head.weight, bias, targets, head.softcap, stretch, entropy, chunk_size)
 
 
 def _chunks(rows: int, chunk_size: int) -> list[slice]:
-    """Cut so that the last chunk, which is kept, is a full one."""
+    """Cut the rows into chunks. The last one, whose logits are kept for the backward pass, is a full one."""
     size = rows if chunk_size == -1 else min(chunk_size, rows)
     starts = [0, *range(rows % size or size, rows, size)]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows], strict=True)]
@@ -100,7 +102,7 @@ class _TokenLogProbs(torch.autograd.Function):
             total = powers.sum(1, keepdim=True)
             log_total = total.squeeze(1).log()
             torch.sub(chosen, log_total, out=log_probs[rows])
-            if entropies is not None:
+            if entropies is not None and means is not None:
                 torch.div(shifted.mul_(powers).sum(1), total.squeeze(1), out=means[rows])
                 torch.sub(log_total, means[rows], out=entropies[rows])
             del shifted
@@ -139,7 +141,8 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Of a chunk of C rows: z - max z (C, V), and the slope of z by what the soft cap is applied to (C, V)."""
+    """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the soft
+    cap is applied to, or None where there is no soft cap."""
     logits = torch.mm(hidden, weight.to(hidden.dtype).t()).to(weight.dtype)
     if bias is not None:
         logits += bias
@@ -169,8 +172,10 @@ def _gradient_by_logits_(
         means: (C, 1) Σ p (z - max z); read with `grad_entropy`.
     """
     if grad_entropy is None:
+        assert grad is not None  # there is no backward pass without either gradient
         powers.mul_(-grad / total)
     else:
+        assert means is not None  # entropies and their means come together
         # powers · (z - max z) without the logits; 0, not NaN, where a power has become 0. (xlogy takes thrice as long.)
         weighted = torch.log(powers).clamp_min_(-1e4).mul_(powers)
         factor = grad_entropy * means if grad is None else grad_entropy * means - grad
@@ -180,7 +185,7 @@ def _gradient_by_logits_(
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + left @ right, in place where there is a total, summed in `dtype`."""
+    """total + left @ right, added in `dtype`; in place, unless `total` is None and so 0."""
     if total is None:
         return torch.mm(left, right).to(dtype)
     return total.addmm_(left, right) if left.dtype == dtype else total.add_(torch.mm(left, right))

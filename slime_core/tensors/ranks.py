@@ -1,4 +1,5 @@
-"""The training ranks: who this process is among them, and the few exchanges that they need. Called by the backend.
+"""The training ranks: who this process is among them, how they meet, and the few small exchanges that every train backend
+needs.
 
 The ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which
 whoever starts them sets. A process without WORLD_SIZE is the only rank, and nothing here then does anything.
@@ -22,15 +23,19 @@ from slime_core.errors import ClusterError, SlimeError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the `size` ranks that train one model.
+    """This process among the `size` data-parallel ranks that train one model.
 
     Attributes:
-        device: where this rank computes.
+        rank: its number, from 0.
+        device: where it computes.
+        group: the ranks that exchange something here; None: all that there are. A backend that cuts the model itself
+            into parts makes a `Ranks` of its own, with the group of the ranks that hold the same part.
     """
 
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def join(cls, timeout_minutes: float) -> Ranks:
@@ -60,30 +65,39 @@ class Ranks:
             )
         return cls(rank, size, device)
 
-    @staticmethod
-    def leave() -> None:
-        """Give back what `join` started in this process, if it is still there."""
-        if dist.is_initialized():
+    def leave(self) -> None:
+        """Leave the process group, unless this is the only rank or has left already. No exchange is possible afterwards."""
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place. Adding zeros changes nothing, so tensors that are 0 where other ranks have
-        something are merged exactly."""
+        """Add up `values` over all ranks, in place, and return them. Adding zeros changes nothing, so tensors that are 0
+        where other ranks have something are merged exactly."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def interleave(self, rows: list[list[float]]) -> list[list[float]]:
-        """The rows of all ranks, which all have as many of one length: first the first ones, rank after rank."""
+        """The rows of all ranks: the first row of each, rank after rank, then the second ones, and so on.
+
+        Args:
+            rows: of this rank. Each rank has as many, all of one length.
+        """
         if self.size == 1:
             return rows
         table = torch.zeros(len(rows), self.size, len(rows[0]), dtype=torch.float64, device=self.device)
         table[:, self.rank] = torch.tensor(rows, dtype=torch.float64)
-        return self.sum(table).flatten(0, 1).tolist()
+        found: list[list[float]] = self.sum(table).flatten(0, 1).tolist()
+        return found
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails on one rank inside of this fails on all, so that none waits for one that is gone."""
+        """Make what fails on one rank inside of this context fail on all of them, so that none waits for one that is gone.
+
+        Raises:
+            SlimeError, RuntimeError: at the end of the context, on the ranks where nothing failed: what the first one that
+                failed had to say.
+        """
         if self.size == 1:
             yield
             return
@@ -94,7 +108,7 @@ class Ranks:
             error = caught
         kind = type(error) if isinstance(error, SlimeError) else RuntimeError
         found: list[tuple[type[Exception], str] | None] = [None] * self.size
-        dist.all_gather_object(found, None if error is None else (kind, str(error)))
+        dist.all_gather_object(found, None if error is None else (kind, str(error)), group=self.group)
         if error is not None:
             raise error
         for number, failure in enumerate(found):
@@ -108,10 +122,12 @@ def _start(rank: int, size: int, device: torch.device, timeout_minutes: float) -
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens where the machine's own name leads
     try:
         # A store that is given a socket listens on that address alone, not on all of the machine's.
-        own = {"master_listen_fd": _listen(host, port), "use_libuv": True} if rank == 0 else {}
+        listening = _listen(host, port) if rank == 0 else None
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.TCPStore(host, port, size, is_master=rank == 0, timeout=timeout, **own),
+            store=dist.TCPStore(  # type: ignore[attr-defined]  # torch documents it under this name
+                host, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=listening, use_libuv=True
+            ),
             timeout=timeout,
             rank=rank,
             world_size=size,
@@ -125,7 +141,7 @@ def _start(rank: int, size: int, device: torch.device, timeout_minutes: float) -
 
 
 def _listen(host: str, port: int) -> int:
-    """A socket's number, which is the store's from now on."""
+    """Listen on that address alone and return the number of the socket, which the caller owns."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     return socket.create_server((host, port), family=family).detach()
 

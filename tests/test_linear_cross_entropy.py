@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slime_torch.linear_cross_entropy import Head, token_log_probs
+from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 
 T, H, V = 11, 6, 17
 

@@ -1,0 +1,90 @@
+"""`Predictor`: what a model predicts at the trained tokens of a packed row. Made by the backend, which calls it for every
+micro-batch, in training and outside of it by the same operations.
+
+Ranks exchange weights and gradients in every forward and backward pass, so all of them go through as many: one without
+a token to train computes a placeholder instead, and its result does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slime_core.contracts.train_backend import TrainBatch
+from slime_core.tensors.linear_cross_entropy import token_log_probs
+from slime_core.tensors.micro_batches import pack_micro_batch
+from slime_core.tensors.packed_rows import PackedRow, placeholder_row
+from slime_torch.arguments import TorchRunArguments
+from slime_torch.model import find_head, packed_hidden, vocabulary_size
+from slime_torch.sharding import Sharded
+
+Predicted = tuple[Tensor, Tensor | None]
+"""(T,) log-probs of the trained tokens, or a critic's values at them, and (T,) entropies where they were wanted."""
+
+
+class Predictor:
+    """Computes log-probs and entropies with `model` or, with a value head, a critic's values.
+
+    Args:
+        sharded: the model spread over the ranks; None: it is whole in this process.
+        value_head: of a critic, in place of logits.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, args: TorchRunArguments, sharded: Sharded | None, value_head: nn.Linear | None
+    ) -> None:
+        self._model, self._args, self._sharded, self.value_head = model, args, sharded, value_head
+
+    def pack(self, batch: TrainBatch, micro_batch: Sequence[int]) -> PackedRow:
+        """The packed row of a micro-batch, on the model's device."""
+        return pack_micro_batch(
+            batch,
+            micro_batch,
+            vocab_size=vocabulary_size(self._model),
+            device=self._model.device,
+            dtype=find_head(self._model).weight.dtype,
+        )
+
+    def predict(self, row: PackedRow, temperature: float, entropy: bool = False) -> Predicted:
+        """Compute what the model predicts at the trained tokens of a row.
+
+        Args:
+            temperature: divides the logits.
+            entropy: whether entropies are wanted too; a critic has none.
+        """
+        if not len(row.targets):
+            if self._sharded is None:
+                nothing = torch.zeros(0, dtype=find_head(self._model).weight.dtype, device=self._model.device)
+                return nothing, nothing if entropy else None
+            placeholder = placeholder_row(vocabulary_size(self._model), self._model.device)
+            predicted, entropies = self.predict(placeholder, temperature, entropy)
+            return predicted[:0], None if entropies is None else entropies[:0]
+        compute = partial(self._compute, row, temperature, entropy)
+        predicted, entropies = compute() if self._sharded is None else self._sharded.run(compute)
+        return predicted if self.value_head is None else predicted.squeeze(1), entropies
+
+    def _compute(self, row: PackedRow, temperature: float, entropy: bool) -> Predicted:
+        """What `predict` returns, with a critic's values as (T, 1)."""
+        args = self._args
+        head = find_head(self._model)  # not kept: with several ranks its weight is whole only now
+        device, dtype = row.input_ids.device, head.weight.dtype
+        kept = self._sharded is None  # else autocast would hold on to the weights of all layers
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=kept):
+            hidden = packed_hidden(self._model, row.input_ids, row.position_ids, row.segments)
+        trained = hidden[row.predictors]
+        if self.value_head is not None:
+            values: Tensor = self.value_head(trained.to(dtype))
+            return values, None
+        return token_log_probs(
+            trained,
+            head,
+            row.targets,
+            temperature=temperature,
+            entropy=entropy,
+            chunk_size=args.log_probs_chunk_size,
+            product=torch.bfloat16 if args.bf16 else dtype,
+        )

@@ -1,0 +1,121 @@
+"""A micro-batch on its way through a train backend: its packed row, what its loss is given, and how the results of all
+micro-batches of a step come together. Called by train backends; between these functions lies only the model's own
+computation.
+
+    row = pack_micro_batch(batch, micro_batch, …)
+    predicted, entropy = …                                        # the backend's model
+    outputs = loss(args, loss_inputs(batch, micro_batch, row, predicted, entropy))
+    losses, metrics = gather_outputs([(outputs.loss, outputs.metrics), …], ranks)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from slime_core.contracts.loss import LossInputs, Reduce
+from slime_core.contracts.train_backend import TrainBatch
+from slime_core.tensors.packed_rows import PackedRow, pack_samples, trained_places
+from slime_core.tensors.ranks import Ranks
+
+
+def pack_micro_batch(
+    batch: TrainBatch,
+    micro_batch: Sequence[int],
+    *,
+    vocab_size: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PackedRow:
+    """Lay the samples of a micro-batch end to end, with the batch's columns at their trained tokens.
+
+    Args:
+        micro_batch: indices into `batch.samples`.
+        vocab_size, device, dtype: see `pack_samples`, whose errors this raises.
+    """
+    return pack_samples(
+        [batch.samples[i] for i in micro_batch],
+        vocab_size=vocab_size,
+        share_prompts=batch.share_prompts,
+        columns={name: [values[i] for i in micro_batch] for name, values in batch.columns.items()},
+        device=device,
+        dtype=dtype,
+    )
+
+
+def loss_inputs(
+    batch: TrainBatch,
+    micro_batch: Sequence[int],
+    row: PackedRow,
+    predicted: Tensor,
+    entropy: Tensor | None = None,
+    *,
+    critic: bool = False,
+) -> LossInputs:
+    """What the loss is given for one micro-batch.
+
+    Args:
+        row: the packed row of this micro-batch.
+        predicted: (T,) log-probs of the row's targets; a critic's values at them.
+        entropy: (T,) entropies of the distributions that predict the targets, where the loss reads them.
+        critic: `predicted` are values.
+    """
+
+    def reduce(per_sample: Sequence[float]) -> Reduce:
+        return Reduce(predicted.new_tensor([per_sample[i] for i in micro_batch])[row.sample_index])
+
+    return LossInputs(
+        log_probs=predicted,
+        loss_mask=torch.ones_like(predicted),
+        sample_index=row.sample_index,
+        reduce=reduce(batch.weights),
+        measured=reduce(batch.measured),
+        entropy=entropy,
+        values=predicted if critic else None,
+        **row.columns,
+    )
+
+
+def gather_outputs(
+    outputs: Sequence[tuple[Tensor, dict[str, Tensor]]], ranks: Ranks
+) -> tuple[list[float], dict[str, float]]:
+    """The losses of all micro-batches of all ranks, in the order of the batch, and the sums of the metrics.
+
+    The sums are taken in that order, so that the result is the same in every run and on every rank. All ranks call this
+    at the same time.
+
+    Args:
+        outputs: of this rank's micro-batches, at least one, loss and metrics; each rank has as many, with the same metrics.
+    """
+    names = list(outputs[0][1])
+    rows = [[loss.item(), *(metrics[name].item() for name in names)] for loss, metrics in outputs]
+    losses, *columns = zip(*ranks.interleave(rows), strict=True)
+    return list(losses), {name: sum(column) for name, column in zip(names, columns, strict=True)}
+
+
+def response_values(
+    batch: TrainBatch, computed: Iterable[tuple[Sequence[int], Tensor]], ranks: Ranks
+) -> list[list[float]]:
+    """Numbers of trained tokens, put back where they belong in the responses: what `TrainBackend.log_probs` returns.
+
+    All ranks call this at the same time, and each gets the numbers of all.
+
+    Args:
+        computed: this rank's micro-batches, and for each the (T,) numbers of its trained tokens, in the order of
+            `PackedRow.targets`.
+
+    Returns:
+        per sample of the batch `response_length` floats, 0.0 where nothing was computed.
+    """
+    found = [[0.0] * sample.response_length for sample in batch.samples]
+    for micro_batch, predicted in computed:
+        places = [(i, j) for i in micro_batch for j in trained_places(batch.samples[i])]
+        for (i, j), number in zip(places, predicted.tolist(), strict=True):
+            found[i][j] = number
+    if ranks.size == 1:
+        return found
+    flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=ranks.device)
+    numbers = iter(ranks.sum(flat).tolist())
+    return [[next(numbers) for _ in row] for row in found]

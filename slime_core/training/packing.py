@@ -1,0 +1,168 @@
+"""How the samples of a step are cut into micro-batches: packed, aligned to the ranks, and distributed over them. Called by
+`make_train_batch`. Pure functions.
+
+Without `--balance-data` (`micro_batches_in_order`):
+
+    distribute   each rank gets a stretch of the samples, in their order
+    pack         each rank's samples are packed into micro-batches
+    align        every rank gets as many micro-batches as the one that has most
+
+With it (`balanced_micro_batches`):
+
+    pack         how many micro-batches are needed at least
+    align        that number, raised to a multiple of the ranks
+    distribute   the samples go, the longest first, to the micro-batch that has fewest tokens
+
+Invariants of the result: every index of `order` appears exactly once; no sample is cut; a sample longer than the token
+budget stands alone; the order of the samples inside a micro-batch is ascending; the number of micro-batches is a multiple
+of that of the ranks, and only with several ranks may some be empty. Rank r of N computes every N-th one from the r-th on,
+so N neighbours are a *round* in which the ranks work at the same time and wait for each other.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from slime_core.contracts.train_backend import prompt_tokens, shared_runs
+from slime_core.sample import Sample
+
+MicroBatches = list[list[int]]
+"""Per micro-batch the indices of its samples."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What fits into a micro-batch.
+
+    Attributes:
+        samples: those of the step, which indices refer to.
+        micro_batch_size: so many samples; counts where `max_tokens` is None.
+        max_tokens: as many samples as have so many tokens together.
+        share_prompts: the prompt of neighbours with the same group and prompt counts once, and they are kept together.
+    """
+
+    samples: Sequence[Sample]
+    micro_batch_size: int
+    max_tokens: int | None
+    share_prompts: bool
+
+    def tokens(self, unit: Sequence[int]) -> int:
+        """The tokens that are computed for the samples of a unit; see `units`."""
+        samples = self.samples
+        if not self.share_prompts:
+            return sum(len(samples[i].tokens) for i in unit)
+        return len(prompt_tokens(samples[unit[0]])) + sum(samples[i].response_length for i in unit)
+
+
+def micro_batches_in_order(packing: Packing, order: Sequence[int], ranks: int) -> MicroBatches:
+    """Give every rank a stretch of `order`, of equal size where that is possible, and cut each into micro-batches."""
+    count = len(order)
+    stretches = (order[r * count // ranks : (r + 1) * count // ranks] for r in range(ranks))
+    return align([pack(packing, stretch) for stretch in stretches])
+
+
+def balanced_micro_batches(packing: Packing, order: Sequence[int], ranks: int) -> MicroBatches:
+    """Spread the samples over micro-batches so that those of a round have similar numbers of tokens."""
+    parts = units(packing, order, ranks)
+    loads = [packing.tokens(unit) for unit in parts]
+    sizes, room = loads, packing.max_tokens
+    if room is None:
+        sizes, room = [len(unit) for unit in parts], packing.micro_batch_size
+    bins = -(-len(pack_by_tokens(sizes, room)) // ranks) * ranks
+    while (distributed := distribute_by_tokens(loads, sizes, room, bins)) is None:
+        bins += ranks
+    distributed.sort(key=lambda numbers: -sum(loads[n] for n in numbers))
+    return _joined(distributed, parts)
+
+
+def pack(packing: Packing, order: Sequence[int]) -> MicroBatches:
+    """Cut `order` into the micro-batches of one rank, none of them empty: by the number of samples, or into few ones within
+    the token budget."""
+    if packing.max_tokens is None:
+        size = packing.micro_batch_size
+        return [list(order[i : i + size]) for i in range(0, len(order), size)]
+    parts = units(packing, order)
+    return _joined(pack_by_tokens([packing.tokens(unit) for unit in parts], packing.max_tokens), parts)
+
+
+def align(of_ranks: Sequence[MicroBatches]) -> MicroBatches:
+    """Put the micro-batches of all ranks into rounds: the first of each rank, then the second of each, and so on. A rank
+    with fewer than the others ends with empty ones."""
+    rounds = range(max(map(len, of_ranks)))
+    return [own[k] if k < len(own) else [] for k in rounds for own in of_ranks]
+
+
+def units(packing: Packing, order: Sequence[int], ranks: int = 1) -> MicroBatches:
+    """Cut `order` into what is packed whole: single samples, or runs with a common prompt. A run that exceeds a
+    micro-batch, or one rank's part of all tokens, is cut there."""
+    if not packing.share_prompts:
+        return [[i] for i in order]
+    runs = shared_runs(packing.samples, order)
+    part = -(-sum(map(packing.tokens, runs)) // ranks)
+    most_tokens = part if packing.max_tokens is None else min(part, packing.max_tokens)
+    most_samples = packing.micro_batch_size if packing.max_tokens is None else len(order)
+    found: MicroBatches = []
+    for run in runs:
+        unit: list[int] = []
+        for index in run:
+            if unit and (len(unit) == most_samples or packing.tokens([*unit, index]) > most_tokens):
+                found.append(unit)
+                unit = []
+            unit.append(index)
+        found.append(unit)
+    return found
+
+
+def _joined(bins: Iterable[Sequence[int]], parts: Sequence[Sequence[int]]) -> MicroBatches:
+    """The samples of the units in each bin, ascending."""
+    return [sorted(i for number in numbers for i in parts[number]) for numbers in bins]
+
+
+def pack_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Pack sequences into as few bins of at most `max_tokens` tokens as first-fit-decreasing finds.
+
+    A sequence longer than `max_tokens` gets a bin of its own. Deterministic: equal lengths keep their order. Bins are
+    ordered by their smallest index.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for b, free in enumerate(room):
+            if lengths[index] <= free:
+                bins[b].append(index)
+                room[b] -= lengths[index]
+                break
+        else:
+            bins.append([index])
+            room.append(max_tokens - lengths[index])
+    return sorted(sorted(b) for b in bins)
+
+
+def distribute_by_tokens(loads: Sequence[int], sizes: Sequence[int], room: int, bins: int) -> list[list[int]] | None:
+    """Distribute items over `bins` bins: the longest first, each to the bin with the least load that has room for it.
+
+    Args:
+        loads: tokens per item.
+        sizes: how much of its bin's room an item takes. One that is larger than `room` gets a bin of its own.
+        room: of each bin.
+
+    Returns:
+        item numbers per bin, or None where an item found no room. Where `sizes` are the loads, or the room never ran
+        out, the loads of two bins differ by at most the longest item (Graham 1969).
+    """
+    found: list[list[int]] = [[] for _ in range(bins)]
+    heap = [(0, number, 0) for number in range(bins)]  # (load, bin, room taken), the least load on top
+    for item in sorted(range(len(loads)), key=lambda i: (-loads[i], i)):
+        full: list[tuple[int, int, int]] = []
+        while heap and found[heap[0][1]] and heap[0][2] + sizes[item] > room:
+            full.append(heapq.heappop(heap))
+        if not heap:
+            return None
+        load, number, taken = heap[0]
+        found[number].append(item)
+        heapq.heapreplace(heap, (load + loads[item], number, taken + sizes[item]))
+        for entry in full:
+            heapq.heappush(heap, entry)
+    return found
