@@ -160,7 +160,7 @@ Run = Callable[[list[tuple[list[int], int]]], list[int]]
 def slime(work: Work) -> Run:
     from slime_engine_local.engine import LocalEngine
 
-    limits = {"local_max_running_requests": 64, "local_max_total_tokens": 65536}
+    limits = {"local_max_running_requests": 64, "local_max_total_tokens": 65536, "colocate": False, "offload": False}
     engine = LocalEngine(SimpleNamespace(hf_checkpoint=work.model, **limits))
 
     def run(requests: list[tuple[list[int], int]]) -> list[int]:

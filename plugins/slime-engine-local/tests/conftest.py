@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from local_engine_cases import SHAPE, weights_of
+from local_engine_cases import SHAPE, engine_args, weights_of
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from slime_engine_local.engine import LocalEngine
@@ -21,8 +20,7 @@ def start() -> Iterator[Callable[..., LocalEngine]]:
     engines: list[LocalEngine] = []
 
     def make(folder: Path, model: Any = None, max_running: int = 64, max_tokens: int = 65536) -> LocalEngine:
-        limits = {"local_max_running_requests": max_running, "local_max_total_tokens": max_tokens}
-        engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), **limits))
+        engine = LocalEngine(engine_args(folder, max_running, max_tokens))
         engines.append(engine)
         if model is not None:
             engine.update_weights(weights_of(model), version=1)

@@ -1,4 +1,4 @@
-"""The shape of the tiny models, asking an engine, and what plain transformers says about the same tokens."""
+"""Helpers of these tests: the shape of the tiny models, requests to an engine, and what plain transformers computes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,13 +27,19 @@ SHAPE = {
 }
 
 
+def engine_args(folder: Path, max_running: int = 64, max_tokens: int = 65536, **more: Any) -> Any:
+    """The options that an engine reads."""
+    limits = {"local_max_running_requests": max_running, "local_max_total_tokens": max_tokens}
+    return SimpleNamespace(**{"hf_checkpoint": str(folder), "colocate": False, "offload": False, **limits, **more})
+
+
 def weights_of(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """What a train backend hands over: live tensors, tied ones once."""
+    """The weights as a train backend hands them over: live tensors, tied ones once."""
     return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
 
 
 def ask(engine: LocalEngine, requests: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> list[Generation]:
-    """All requests at once."""
+    """Answers to requests that are made together."""
 
     async def together() -> list[Generation]:
         return await asyncio.gather(*(engine.generate(prompt, params) for prompt, params in requests))
@@ -43,7 +51,7 @@ def ask(engine: LocalEngine, requests: Sequence[tuple[Sequence[int], dict[str, A
 def reference_log_probs(
     model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0
 ) -> list[float]:
-    """Log-probs of `tokens` from one full forward pass of transformers."""
+    """The log-probs of `tokens`, from one full forward pass of transformers."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(logits / temperature, -1).gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
 
@@ -58,8 +66,17 @@ def reference_greedy(model: Any, prompt: Sequence[int], limit: int) -> list[int]
     return output[0, len(prompt) :].tolist()
 
 
+def endless_greedy(model: Any, prompt: list[int], limit: int) -> list[int]:
+    """The likeliest tokens by full forward passes of transformers; nothing but the limit ends them."""
+    tokens: list[int] = []
+    for _ in range(limit):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].argmax()))
+    return tokens
+
+
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for another thread to get so far."""
+    """Wait until another thread makes the condition true."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the test never got so far"
@@ -67,14 +84,14 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def all_there(engine: LocalEngine, requests: int) -> Callable[[], bool]:
-    """Whether so many requests have reached the engine."""
+    """A function that returns whether so many requests have reached the engine."""
     scheduler = engine._scheduler
     return lambda: len(scheduler._running) + len(scheduler._waiting) + len(scheduler._arrived) >= requests
 
 
 @contextmanager
 def held(engine: LocalEngine) -> Iterator[None]:
-    """Keep the engine's thread between two steps, so that what is asked meanwhile comes at once."""
+    """Block the engine's thread between two steps, so that it finds all at once what is asked meanwhile."""
     free = threading.Event()
     engine._scheduler.call(free.wait)
     try:
@@ -84,7 +101,7 @@ def held(engine: LocalEngine) -> Iterator[None]:
 
 
 def ask_at_once(engine: LocalEngine, requests: Sequence[tuple[Sequence[int], dict[str, Any]]]) -> list[Generation]:
-    """All requests, none of which begins before all have arrived."""
+    """Answers to requests none of which begins before all have arrived."""
 
     async def together() -> list[Generation]:
         with held(engine):
@@ -96,8 +113,16 @@ def ask_at_once(engine: LocalEngine, requests: Sequence[tuple[Sequence[int], dic
 
 
 class Passes:
-    """What goes through an engine's model from now on: `sizes`, requests and pieces of each forward pass; `tokens` of
-    each. `on_pass` is told the number of each, from 1, on the engine's thread."""
+    """Counts what goes through an engine's model from now on.
+
+    Args:
+        on_pass: is called before each forward pass with its number, from 1, on the engine's thread.
+
+    Attributes:
+        sizes: the number of requests and chunks in each forward pass.
+        tokens: the number of tokens in each.
+        stored: the number of tokens in the cache after each.
+    """
 
     def __init__(self, engine: LocalEngine, on_pass: Callable[[int], None] = lambda number: None) -> None:
         self.sizes: list[int] = []
@@ -108,8 +133,8 @@ class Passes:
         original = model.next_logits
 
         def counted(tokens: list[int], step: Any) -> torch.Tensor:
-            self.sizes.append(len(tokens) + len(step.pieces))
-            self.tokens.append(len(tokens) + sum(len(piece.tokens) for piece in step.pieces))
+            self.sizes.append(len(tokens) + len(step.chunks))
+            self.tokens.append(len(tokens) + sum(len(chunk.tokens) for chunk in step.chunks))
             on_pass(len(self.sizes))
             logits = original(tokens, step)
             self.stored.append(len(step.cache) + self.tokens[-1])

@@ -20,7 +20,7 @@ LONG = {"max_new_tokens": 60, "seed": 3, "ignore_eos": True}
 def aborted_at_pass(
     engine: LocalEngine, number: int, requests: dict[str, tuple[list[int], dict[str, Any]]], ids: list[str] | None
 ) -> dict[str, Generation]:
-    """Ask for all at once and abort `ids` while pass `number` is under way."""
+    """The answers to requests that are made together, of which `ids` are aborted during forward pass `number`."""
     scheduler = engine._scheduler
     reached: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Where responses end: stop strings, least lengths, end tokens."""
+"""What ends a response: stop strings, stop tokens, the checkpoint's end tokens; and its least length."""
 
 from __future__ import annotations
 

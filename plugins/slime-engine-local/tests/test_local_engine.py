@@ -1,4 +1,4 @@
-"""Requests join, end and leave as promised; weights are taken over whole; the thread ends."""
+"""Requests join, end and leave as they should; requests and models that cannot be served are refused; the thread ends."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from local_engine_cases import SHAPE, Passes, ask, reference_greedy, until, weights_of
+from local_engine_cases import SHAPE, Passes, ask, endless_greedy, engine_args, reference_greedy, until, weights_of
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from slime_core.errors import ArgumentError
@@ -164,96 +162,8 @@ def test_a_cancelled_request_leaves_and_the_others_go_on(llama: Any, start: Star
         return await staying
 
     staying = asyncio.run(scenario())
-    assert staying.tokens == _free_greedy(model, [8, 9], 120)
+    assert staying.tokens == endless_greedy(model, [8, 9], 120)
     assert sizes[19:] == [2] + [1] * (len(sizes) - 20)
-
-
-def test_weights_are_copied_and_versions_tell_which_made_a_token(llama: Any, start: Start) -> None:
-    folder, model = llama
-    engine = start(folder)
-    other = LlamaForCausalLM(model.config).double().eval()
-    other.load_state_dict(model.state_dict())
-    engine.update_weights(weights_of(other), version=7)
-    greedy = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(-1.5)
-    (old,) = ask(engine, [(PROMPT, greedy)])
-    assert old.tokens == _free_greedy(model, PROMPT, 8)
-    assert old.weight_versions == [7] * 8
-    engine.update_weights(weights_of(other), version=8)
-    (new,) = ask(engine, [(PROMPT, greedy)])
-    assert new.tokens == _free_greedy(other, PROMPT, 8) != old.tokens
-    assert new.weight_versions == [8] * 8
-
-
-def test_an_update_while_requests_run_is_taken_between_two_steps(llama: Any, start: Start) -> None:
-    engine = start(*llama)
-    running = threading.Event()
-
-    def hold(number: int) -> None:
-        if number == 10:
-            running.set()
-            until(lambda: bool(engine._scheduler._calls))
-
-    count_passes(engine, hold)
-
-    async def scenario() -> Any:
-        request = asyncio.create_task(engine.generate(PROMPT, ENDLESS))
-        await asyncio.to_thread(running.wait)
-        await asyncio.to_thread(engine.update_weights, weights_of(llama[1]), 2)
-        return await request
-
-    versions = asyncio.run(scenario()).weight_versions
-    assert versions == [1] * 10 + [2] * 110
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda w: w[:-1], "model.norm.weight is missing"),
-        (lambda w: [*w, ("model.surplus", w[0][1])], "model.surplus is unknown"),
-        (lambda w: [(w[0][0], w[0][1][:-1]), *w[1:]], "shape (299, 32), expected (300, 32)"),
-        (lambda w: w[3:], "3 such problems"),
-        (lambda w: [], "no weights"),
-    ],
-    ids=["missing", "unknown", "shape", "several", "none"],
-)
-def test_weights_that_do_not_fit_are_refused_and_change_nothing(
-    change: Any, message: str, llama: Any, start: Start
-) -> None:
-    folder, model = llama
-    engine = start(folder)
-    wrong = [(name, tensor + 1) for name, tensor in change(weights_of(model))]
-    with pytest.raises(EngineError) as refusal:
-        engine.update_weights(wrong, 1)
-    assert message in str(refusal.value)
-    with pytest.raises(EngineError, match="handed no weights"):
-        ask(engine, [(PROMPT, {"max_new_tokens": 4})])
-    engine.update_weights(weights_of(model), 2)
-    with pytest.raises(EngineError):
-        engine.update_weights(wrong, 3)
-    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
-    assert (answer.tokens, answer.weight_versions) == (_free_greedy(model, PROMPT, 4), [2] * 4)
-
-
-def test_tied_weights_may_come_under_either_name(llama: Any, start: Start) -> None:
-    folder, model = llama
-    engine = start(folder)
-    engine.update_weights([(n.replace("model.embed_tokens", "lm_head"), w) for n, w in weights_of(model)], 1)
-    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
-    assert answer.tokens == _free_greedy(model, PROMPT, 4)
-
-
-def test_weights_that_give_nan_are_an_error_and_good_ones_heal_it(llama: Any, start: Start) -> None:
-    folder, model = llama
-    engine = start(folder, model)
-    engine.update_weights([(name, tensor * float("nan")) for name, tensor in weights_of(model)], 2)
-    with pytest.raises(EngineError, match="version 2"):
-        ask(engine, [(PROMPT, {"max_new_tokens": 4})])
-    engine.update_weights(weights_of(model), 3)
-    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
-    assert answer.tokens == _free_greedy(model, PROMPT, 4)
 
 
 def test_a_failed_step_leaves_alone_what_was_asked_for_meanwhile(llama: Any, start: Start) -> None:
@@ -307,8 +217,7 @@ def test_closing_ends_the_thread_and_fails_what_runs(llama: Any, start: Start) -
 
 def test_an_engine_that_nobody_holds_ends_its_thread(llama: Any) -> None:
     folder, model = llama
-    limits = {"local_max_running_requests": 4, "local_max_total_tokens": 1000}
-    engine = LocalEngine(SimpleNamespace(hf_checkpoint=str(folder), **limits))
+    engine = LocalEngine(engine_args(folder))
     engine.update_weights(weights_of(model), 1)
     assert threads()
     del engine
@@ -321,12 +230,3 @@ def test_an_idle_engine_holds_no_keys_and_values(llama: Any, start: Start) -> No
     ask(engine, [(PROMPT, {"max_new_tokens": 4})] * 3)
     engine._scheduler.call(lambda: None).result()  # after the step that answered
     assert not engine._scheduler._cache._pools
-
-
-def _free_greedy(model: Any, prompt: list[int], limit: int) -> list[int]:
-    """Greedy decoding that nothing stops, by full forward passes."""
-    tokens: list[int] = []
-    for _ in range(limit):
-        with torch.no_grad():
-            tokens.append(int(model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].argmax()))
-    return tokens

@@ -1,4 +1,4 @@
-"""Tokens and log-probs are those of plain transformers, whoever shares the batch."""
+"""Tokens and log-probs are those of plain transformers, whatever else is in the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holding the engine: what is decided between two tokens does not depend on the clock."""
+"""While the engine is held it makes no token, so what is decided between two tokens does not depend on the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New weights while requests run: what each token was made by, and that nothing is lost or made twice."""
+"""New weights while requests run: each token carries the version that made it, and none is lost or made twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD_PASSES = 9
 
 @torch.no_grad()
 def log_probs_on_a_mixed_cache(old: Any, new: Any, tokens: Sequence[int]) -> list[float]:
-    """What transformers computes when another model goes on after so many passes, on the keys and values of the first."""
+    """The log-probs by transformers when another model goes on after so many passes, on the keys and values of the first."""
     cache = DynamicCache(config=old.config)
     known = [*PROMPT, *tokens[: OLD_PASSES - 1]]
     first = old(torch.tensor([known]), past_key_values=cache, use_cache=True).logits[0, len(PROMPT) - 1 :]

@@ -1,4 +1,4 @@
-"""Keys and values stay within their budget, and requests that had to wait get what they would have got."""
+"""Keys and values stay within their budget, and requests that had to wait get the responses that they would have got."""
 
 from __future__ import annotations
 

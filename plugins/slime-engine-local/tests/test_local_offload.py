@@ -1,16 +1,15 @@
-"""`--offload`: the engine gives back its memory, and goes on afterwards as if nothing had happened."""
+"""With `--offload` the engine gives back its memory, and goes on afterwards as if nothing had happened."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from local_engine_cases import Passes, all_there, ask, ask_at_once, until, weights_of
+from local_engine_cases import Passes, all_there, ask, ask_at_once, engine_args, until, weights_of
 
 from slime_core.contracts.engine import Generation
 from slime_core.errors import ArgumentError
@@ -22,7 +21,7 @@ LONG = ([5, 6, 7], {"max_new_tokens": 100, "seed": 1, "ignore_eos": True})
 
 
 def held_tensors(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    """Every tensor that an object of the engine leads to."""
+    """Every tensor that can be reached from an object of the engine."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -39,7 +38,8 @@ def held_tensors(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
 
 
 def memory(engine: LocalEngine) -> int:
-    """Bytes that the engine's thread and its model hold, but for scalars."""
+    """The bytes that the scheduler and its model hold, but for scalars."""
+    engine._scheduler.call(lambda: None).result()  # after the step that answered, which also frees keys and values
     found = held_tensors(engine._scheduler.__dict__, set())
     return sum(tensor.untyped_storage().nbytes() for tensor in found if tensor.ndim)
 
@@ -143,16 +143,9 @@ def test_an_engine_without_memory_is_closed_at_once(llama: Any, start: Start) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the complaint is that there is no GPU")
 def test_without_a_gpu_it_is_refused(tiny_model: Any) -> None:
-    args = SimpleNamespace(
-        hf_checkpoint=str(tiny_model),
-        local_max_running_requests=4,
-        local_max_total_tokens=100,
-        colocate=True,
-        offload=True,
-    )
     with pytest.raises(ArgumentError, match="--offload needs a GPU: the engine 'local' generates on the CPU"):
-        LocalEngine(args)
-    LocalEngine(SimpleNamespace(**{**vars(args), "colocate": False})).close()  # then it has no effect
+        LocalEngine(engine_args(tiny_model, colocate=True, offload=True))
+    LocalEngine(engine_args(tiny_model, offload=True)).close()  # without --colocate it has no effect
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="measures the memory of a GPU")

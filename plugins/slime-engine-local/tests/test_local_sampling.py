@@ -1,4 +1,4 @@
-"""Tokens are drawn from the distribution that was asked for, and nothing is asked for in vain."""
+"""Tokens are drawn from the distribution that was asked for, and parameters that cannot be used are errors."""
 
 from __future__ import annotations
 

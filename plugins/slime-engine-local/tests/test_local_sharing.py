@@ -1,4 +1,4 @@
-"""What requests have in common is computed once, and gives what each would get alone."""
+"""A prefix that requests have in common is computed once, and each gets what it would get alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from local_engine_cases import SHAPE, Passes, ask, ask_at_once, reference_log_pr
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from slime_core.contracts.engine import Generation
-from slime_engine_local.cache import Row
+from slime_engine_local.cache import Pool, Row
 from slime_engine_local.engine import LocalEngine
-from slime_engine_local.prefixes import Known, beginning, common
+from slime_engine_local.prefixes import StoredPrefix, common_length, plan_prefix
 
 Start = Callable[..., LocalEngine]
 PROMPT = [(11 * n) % 290 + 5 for n in range(30)]
@@ -63,7 +63,8 @@ def test_a_request_that_comes_later_computes_only_what_is_new(llama: Any, start:
         return await asyncio.gather(first, *(engine.generate(*case) for case in cases[1:]))
 
     answers = asyncio.run(scenario())
-    # One decoded; of the shared prompt, copied but for its last token, that one; the two that end there need no more.
+    # One token is decoded. The shared prompt is copied but for its last token, which is computed; the two requests that end
+    # there need no more, and the third one computes its three tokens.
     assert passes.tokens[:5] == [30, 1, 1, 1, 1 + 1 + 3]
     expect_equal(answers, alone)
 
@@ -119,7 +120,7 @@ def test_a_group_may_join_while_others_run_and_leave(llama: Any, start: Start) -
         assert answer.log_probs == pytest.approx(expected, rel=0, abs=1e-10)
     engine._scheduler.call(lambda: None).result()
     assert len(engine._scheduler._cache) == 0
-    assert engine._scheduler._known == []
+    assert engine._scheduler._stored == []
 
 
 def test_what_old_weights_made_is_not_shared_with_new_requests(llama: Any, start: Start) -> None:
@@ -153,17 +154,17 @@ def test_what_old_weights_made_is_not_shared_with_new_requests(llama: Any, start
 
 
 @given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
-def test_the_common_beginning_is_found(first: list[int], second: list[int]) -> None:
-    length = common(first, second)
+def test_the_common_prefix_is_found(first: list[int], second: list[int]) -> None:
+    length = common_length(first, second)
     assert first[:length] == second[:length]
     assert length == min(len(first), len(second)) or first[length] != second[length]
 
 
-def test_short_common_beginnings_are_left_alone() -> None:
-    row = Row(None, 0)
-    known = [Known(PROMPT[:10], row, shared=True, pending=False)]
-    assert beginning(PROMPT, known, [PROMPT[:12]]).length == 0
-    assert beginning(PROMPT, known, [PROMPT[:16]]).length == 16
+def test_short_common_prefixes_are_not_shared() -> None:
+    row = Row(Pool(64), 0)
+    stored = [StoredPrefix(PROMPT[:10], row, shared=True, pending=False)]
+    assert plan_prefix(PROMPT, stored, [PROMPT[:12]]).length == 0
+    assert plan_prefix(PROMPT, stored, [PROMPT[:16]]).length == 16
 
 
 def test_groups_of_the_real_model_equal_transformers_in_float32(assets: Callable[[str], Path], start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Where weights come from, and that the engine's are its own."""
+"""Where the engine's weights come from; that they are copies; and the faster forms of layers that they are kept in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from local_engine_cases import SHAPE, ask, ask_at_once, reference_log_probs, weights_of
+from local_engine_cases import SHAPE, ask, ask_at_once, engine_args, reference_log_probs, weights_of
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -42,7 +41,7 @@ GREEDY = {"max_new_tokens": 10, "temperature": 0, "ignore_eos": True}
 
 
 def from_threads(engine: LocalEngine, count: int) -> list[Generation]:
-    """Requests from threads with event loops of their own."""
+    """Answers to requests from several threads, each with an event loop of its own."""
     answers: list[Generation] = []
     threads = [
         threading.Thread(target=lambda seed=seed: answers.extend(ask(engine, [(PROMPT, {**GREEDY, "seed": seed})] * 3)))
@@ -131,14 +130,14 @@ def test_the_trainer_may_change_its_weights_while_the_engine_generates(tiny_mode
 
 
 SHAPES = {**SHAPE, "num_key_value_heads": 2, "eos_token_id": 2}
-JOINED = {
+FUSED = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SHAPES, tie_word_embeddings=True)),
     "llama, biases": (LlamaForCausalLM, LlamaConfig(**SHAPES, attention_bias=True, mlp_bias=True)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SHAPES)),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPES, head_dim=16)),
     "mistral": (MistralForCausalLM, MistralConfig(**SHAPES, sliding_window=12)),
 }
-AS_THEY_ARE = {
+NOT_FUSED = {
     "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)),
     "granite": (GraniteForCausalLM, GraniteConfig(**SHAPES, residual_multiplier=0.3, embedding_multiplier=2.0)),
     "smollm3": (SmolLM3ForCausalLM, SmolLM3Config(**SHAPES, no_rope_layers=[1, 0])),
@@ -146,11 +145,11 @@ AS_THEY_ARE = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", [*JOINED, *AS_THEY_ARE])
-def test_layers_are_joined_where_that_changes_nothing_and_take_new_weights(
+@pytest.mark.parametrize("name", [*FUSED, *NOT_FUSED])
+def test_layers_are_fused_where_that_changes_nothing_and_take_new_weights(
     name: str, dtype: torch.dtype, random_model: Any, start: Start
 ) -> None:
-    folder, model = random_model(*{**JOINED, **AS_THEY_ARE}[name])
+    folder, model = random_model(*{**FUSED, **NOT_FUSED}[name])
     model.to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -158,7 +157,7 @@ def test_layers_are_joined_where_that_changes_nothing_and_take_new_weights(
                 parameter.normal_(1.0, 0.2)
     engine = start(folder, model)
     own = engine._scheduler.model
-    assert (own._decoder is not None) == (name in JOINED)
+    assert (own._decoder is not None) == (name in FUSED)
     if dtype == torch.float32 and packing_works():
         assert not [m for m in own._module.modules() if type(m) is torch.nn.Linear and m.weight is not None]
     tolerance = 1e-10 if dtype == torch.float64 else 1e-3
@@ -191,5 +190,4 @@ def test_a_model_that_reads_the_weights_of_its_layers_is_left_as_it_is(
 
 def test_an_engine_is_made_without_reading_weights(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LanguageModel, "from_checkpoint", lambda checkpoint: pytest.fail("read"))
-    limits = {"local_max_running_requests": 4, "local_max_total_tokens": 1000}
-    LocalEngine(SimpleNamespace(hf_checkpoint=str(tiny_model), **limits)).close()
+    LocalEngine(engine_args(tiny_model)).close()

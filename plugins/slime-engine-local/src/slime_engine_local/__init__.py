@@ -1,3 +1,19 @@
-"""The embedded inference engine: continuous batching on any Hugging Face causal language model, in this process."""
+"""The embedded inference engine: continuous batching on any Hugging Face causal language model, in the training process.
+
+engine.py        `LocalEngine`, the engine that rollout functions call
+scheduler.py     the thread that decodes all running requests together
+request.py       one prompt and its response so far
+sampling.py      sampling parameters; choosing the next token
+prefixes.py      which requests begin with the same tokens, and what they can share
+cache.py         the keys and values of tokens
+forward_pass.py  what the attention layers must know about one forward pass
+attention.py     attention over one packed row of tokens, which keeps requests apart
+model.py         the engine's copy of the model
+decoder.py       a faster form of Llama-like decoders
+packed.py        linear layers whose weight is stored as the processor's matrix product reads it
+arguments.py     the options
+errors.py        `EngineError`
+plugin.py        what slime finds
+"""
 
 __version__ = "0.1.0"

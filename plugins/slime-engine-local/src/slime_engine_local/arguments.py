@@ -1,7 +1,8 @@
-"""Options of the embedded engine. Imports nothing heavy."""
+"""The options of the embedded engine. Imports nothing heavy."""
 
 from __future__ import annotations
 
+from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -18,3 +19,7 @@ class LocalEngineArguments(ArgumentGroup):
         ge=1,
         affects_result=False,
     )
+
+
+class LocalRunArguments(RunArguments, LocalEngineArguments):
+    """The options of a run together with those of this package, for annotations."""

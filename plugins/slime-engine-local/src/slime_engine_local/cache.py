@@ -1,8 +1,9 @@
-"""Where the keys and values of tokens lie. The scheduler decides what is stored; `slime_engine_local.attention` reads it.
+"""The key-value cache. The scheduler decides what is stored in it; `slime_engine_local.attention` reads and writes it.
 
-A row holds consecutive tokens. The tokens of a request are in one row of its own, and the beginning that it has in
-common with other requests may be in a row that all of them read. Rows of similar capacity (a power of two) lie together
-in a pool, one tensor for the keys of a layer and one for its values, so that one product serves all of them.
+The cache consists of rows. A row holds the keys and values of consecutive tokens. Every request has a row of its own for
+its tokens; the prefix that it has in common with other requests may be in a row that all of them read. Rows of similar
+capacity (a power of two) lie together in a pool, which has one tensor for the keys of a layer and one for its values, so
+that one matrix product serves all of them.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST = 64
-ROWS_AT_ONCE = 8
-"""A pool grows by so many rows more than it needs, so that requests that come one by one seldom make it move."""
+SMALLEST_CAPACITY = 64
+"""The capacity of the smallest rows, in tokens."""
+SPARE_ROWS = 8
+"""When the tensors of a pool must grow, they get room for so many rows more than needed. So requests that come one by one
+seldom cause them to be copied."""
 
 
 @dataclass(eq=False)
 class Row:
-    """Consecutive tokens.
+    """The place in the cache for the keys and values of consecutive tokens.
 
     Attributes:
-        index: which row of its pool this is; it changes when other rows leave.
-        length: tokens stored.
-        readers: requests whose beginning this is; 0 for a request's own row.
+        index: the number of the row in its pool; it changes when other rows are removed.
+        length: how many tokens are stored.
+        readers: how many requests read the row as their shared prefix; 0 for a request's own row.
     """
 
     pool: Pool
@@ -34,8 +37,8 @@ class Row:
 
 
 @dataclass(eq=False)
-class Chain:
-    """The tokens of one request: `shared` tokens at the beginning of the row `prefix`, then its own row."""
+class CachedSequence:
+    """Where the tokens of one request are stored: the first `shared` tokens of the row `prefix`, then its own row."""
 
     row: Row
     prefix: Row | None = None
@@ -43,14 +46,15 @@ class Chain:
 
     @property
     def length(self) -> int:
+        """How many tokens are stored."""
         return self.shared + self.row.length
 
 
 class Pool:
-    """Rows of one capacity. Layers appear when they are first asked for.
+    """Rows of one capacity. The tensors of a layer are made when the layer first asks for them.
 
-    Keys are stored transposed, [rows * heads, size, capacity], which is how the product with few queries is fastest;
-    values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: masked positions are multiplied
+    Keys are stored transposed, [rows * heads, size, capacity], which makes the product with a few queries fastest;
+    values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: a masked position is multiplied
     by a weight of 0, which must not meet a NaN.
     """
 
@@ -60,24 +64,25 @@ class Pool:
         self._layers: dict[int, tuple[int, Tensor, Tensor]] = {}
 
     def layer(self, index: int, heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, with room for all rows.
+        """Return the tensors with the keys and the values of a layer, with room for all rows.
 
         Args:
-            heads: of the keys.
-            key, value: [..., size]; tell the size, type and device of a new layer.
+            index: the number of the layer.
+            heads: the number of key heads.
+            key, value: [..., size], from which a new layer takes the head size, the dtype and the device.
         """
         if index not in self._layers:
             keys = key.new_zeros(0, key.shape[-1], self.capacity)
             self._layers[index] = heads, keys, value.new_zeros(0, self.capacity, value.shape[-1])
         _, keys, values = self._layers[index]
         if len(keys) < len(self.rows) * heads:
-            more = (len(self.rows) + ROWS_AT_ONCE) * heads - len(keys)
+            more = (len(self.rows) + SPARE_ROWS) * heads - len(keys)
             keys, values = (torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (keys, values))
             self._layers[index] = heads, keys, values
         return keys, values
 
     def copy_from(self, other: Pool, source: int, target: int, length: int) -> None:
-        """Copy the first tokens of row `source` of another pool (or of this) to row `target` of this."""
+        """Copy the first `length` tokens of row `source` of a pool, which may be this one, to row `target` of this one."""
         for index, (heads, keys, values) in list(other._layers.items()):
             own_keys, own_values = self.layer(index, heads, keys.mT, values)
             mine, theirs = (slice(row * heads, (row + 1) * heads) for row in (target, source))
@@ -86,24 +91,24 @@ class Pool:
 
 
 class KVCache:
-    """All rows. Counts tokens, not the room around them: the memory is at most about twice that of the tokens, and that
-    of a few rows."""
+    """All rows. Its length counts tokens, not the room around them: the memory is at most about twice that of the tokens,
+    and that of a few rows."""
 
     def __init__(self) -> None:
         self._pools: dict[tuple[bool, int], Pool] = {}
 
     def __len__(self) -> int:
-        """Tokens stored."""
+        """Return how many tokens are stored."""
         return sum(row.length for pool in self._pools.values() for row in pool.rows)
 
     def add(self, length: int, shared: bool = False) -> Row:
-        """A row with room for `length` tokens, none of them stored yet."""
+        """Add an empty row with room for `length` tokens."""
         pool = self._pool(length, shared)
         pool.rows.append(Row(pool, len(pool.rows)))
         return pool.rows[-1]
 
     def grow(self, row: Row, length: int) -> None:
-        """Let a request's own row have room for `length` tokens."""
+        """Make sure that a request's own row has room for `length` tokens."""
         if length <= row.pool.capacity:
             return
         old, index, new = row.pool, row.index, self._pool(length, shared=False)
@@ -113,19 +118,21 @@ class KVCache:
         self._close_gap(old, index)
 
     def remove(self, row: Row) -> None:
+        """Remove a row."""
         self._close_gap(row.pool, row.index)
 
     def copy(self, source: Row, target: Row, length: int) -> None:
-        """Begin an empty row with the first tokens of another."""
+        """Fill the empty row `target` with the first `length` tokens of `source`."""
         target.pool.copy_from(source.pool, source.index, target.index, length)
         target.length = length
 
     def _pool(self, length: int, shared: bool) -> Pool:
-        capacity = max(SMALLEST, 1 << (length - 1).bit_length())
+        """The pool for rows of this length; shared rows have pools of their own."""
+        capacity = max(SMALLEST_CAPACITY, 1 << (length - 1).bit_length())
         return self._pools.setdefault((shared, capacity), Pool(capacity))
 
     def _close_gap(self, pool: Pool, index: int) -> None:
-        """The last row of a pool takes the place of one that left; an empty pool gives its memory back."""
+        """Move the last row of a pool to the index of one that left. An empty pool gives its memory back."""
         last = pool.rows.pop()
         if index < len(pool.rows):
             pool.copy_from(pool, last.index, index, last.length)

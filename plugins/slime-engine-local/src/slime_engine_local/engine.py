@@ -1,4 +1,4 @@
-"""`LocalEngine`: the inference engine `--rollout-engine local`. Made by the run, called by rollout functions."""
+"""`LocalEngine`: the inference engine `--rollout-engine local`. The run makes it, and rollout functions call it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from slime_core.contracts.engine import Generation
+from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
 from slime_engine_local.errors import EngineError
 from slime_engine_local.model import LanguageModel
@@ -21,37 +22,43 @@ from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
 from slime_engine_local.scheduler import Scheduler
 
-TURNS = 16
-"""Iterations of the event loop in which those who wait for a response, or who are about to ask for one, come to do it."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from slime_core.contracts.engine import Holds, InferenceEngine, Offloads
+    from slime_engine_local.arguments import LocalRunArguments
+
+LOOP_ITERATIONS = 16
+"""For so many iterations of the event loop the engine waits for those who asked for a response, or are about to ask for one."""
 
 
-class _Token:
-    """Lives as long as the event loop keeps a callback that holds it."""
+class _CallbackReference:
+    """Lives as long as the event loop keeps a callback that refers to it."""
 
 
 class LocalEngine:
-    """Generates in this process, on a GPU if there is one, in the number format of the weights that it was handed.
+    """Generates in this process, on a GPU if there is one, in the dtype of the weights that it was handed.
 
-    Requests that are awaited together are decoded together, and a beginning that several have in common is computed and
+    Requests that are awaited together are decoded together, and a prefix that several have in common is computed and
     stored once. The response and log-probs of a request do not depend on which others run (but for the last bits of
     floating-point numbers).
 
     Args:
-        args: `hf_checkpoint` (configuration and tokenizer; its weights only if `generate` comes before
-            `update_weights`), `local_max_running_requests`, `local_max_total_tokens`.
+        args: the options of the run. Configuration and tokenizer are those of `--hf-checkpoint`; its weights are used only
+            if `generate` is called before `update_weights`.
 
     Raises:
-        ArgumentError: `--offload` without a GPU.
+        ArgumentError: `--offload` was given on a machine without a GPU.
     """
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: LocalRunArguments) -> None:
         check_device(args)
-        self._checkpoint: str = args.hf_checkpoint
-        self._max_tokens: int = args.local_max_total_tokens
+        self._checkpoint = args.hf_checkpoint
+        self._max_tokens = args.local_max_total_tokens
         config = AutoConfig.from_pretrained(self._checkpoint).get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
-        self._tokenizer = AutoTokenizer.from_pretrained(self._checkpoint)
+        self._tokenizer = load_tokenizer(self._checkpoint)
         self._end_tokens = _end_tokens(self._checkpoint, config, self._tokenizer)
         load = partial(LanguageModel.from_checkpoint, self._checkpoint)
         self._scheduler = Scheduler(args.local_max_running_requests, self._max_tokens, load)
@@ -86,20 +93,20 @@ class LocalEngine:
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
     ) -> Generation:
-        """One response to the prompt `input_ids`.
+        """Generate one response to the prompt `input_ids`.
 
         It ends with a stop token or the token that completes a stop string (which belong to it), after `max_new_tokens`
         or where the model's context ends ("length"), or when it is aborted. The log-probs are those of the whole
         vocabulary at the temperature (1 for greedy decoding): `top_p`, `top_k` and `min_new_tokens` restrict the choice
-        and do not renormalise, so a trainer computes the same numbers. Cancelling the call frees its place.
+        and do not renormalise, so a trainer computes the same numbers. Cancelling the call ends the request.
 
-        The random numbers depend on the seed and on the place in the sequence. So a response that was aborted, when asked
-        for again with its tokens after the prompt, goes on as if nothing had happened.
+        The random numbers depend on the seed and on the position in the sequence. So a response that was aborted, when
+        asked for again with its tokens after the prompt, goes on as if nothing had happened.
 
         Args:
             input_ids: token ids, at least one.
-            sampling_params: see `slime_engine_local.sampling.SamplingParams`; unknown ones are an error.
-            request_id: names the request for `abort`.
+            sampling_params: the fields of `slime_engine_local.sampling.SamplingParams`; unknown ones are an error.
+            request_id: the name by which `abort` finds the request.
 
         Raises:
             ArgumentError: the prompt or a sampling parameter cannot be used, or the request needs more than
@@ -115,27 +122,28 @@ class LocalEngine:
                 f"A prompt of {len(prompt)} tokens with a response of up to {limit} may need keys and values of {needed} "
                 f"tokens, but --local-max-total-tokens is {self._max_tokens}. Raise it, or lower max_new_tokens."
             )
-        request = Request(prompt, params, limit, self._tokenizer.decode, self._scheduler.hold, request_id)
+        request = Request(prompt, params, limit, partial(_decode, self._tokenizer), self._scheduler.hold, request_id)
         self._scheduler.hold(1)
-        self._let_go_soon()
+        self._end_hold_soon()
         self._scheduler.submit(request)
         try:
             reason = await asyncio.wrap_future(request.done)
         finally:
             if not request.done.cancel() and not request.done.cancelled() and request.done.exception() is None:
-                self._let_go_soon()
-        text = self._tokenizer.decode(request.tokens, skip_special_tokens=True)
+                self._end_hold_soon()
+        text = _decode(self._tokenizer, request.tokens, skip_special_tokens=True)
         return Generation(request.tokens, request.log_probs, reason, request.versions, text)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Inside, no token is generated. A rollout function that decides something when a response is finished holds the
-        engine meanwhile; then how far the other responses have come does not depend on how long that takes, and the run
-        can be repeated bit for bit.
+        """Return a context in which no token is generated.
+
+        A rollout function that decides something when a response is finished holds the engine meanwhile. Then how far the
+        other responses have come does not depend on how long that takes, and the run can be repeated bit for bit.
 
         The engine itself waits, when it is asked for a response and when it has finished one, until the event loop has
-        had its turn: requests that are made together are decoded together, and whoever waits for a response can call
-        `hold` before the next token.
+        run the callbacks that follow: requests that are made together are decoded together, and whoever waits for a
+        response can call `hold` before the next token.
         """
         self._scheduler.hold(1)
         try:
@@ -143,22 +151,11 @@ class LocalEngine:
         finally:
             self._scheduler.hold(-1)
 
-    def _let_go_soon(self) -> None:
-        """End a hold after the event loop has had its turn, or when it is closed."""
-        end = weakref.finalize(token := _Token(), self._scheduler.hold, -1)
-        loop = asyncio.get_running_loop()
-
-        def turn(left: int, kept: _Token) -> None:
-            if left:
-                loop.call_soon(turn, left - 1, kept)
-            else:
-                end()
-
-        turn(TURNS, token)
-
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
-        """End these requests (None: all), running or waiting, between two steps: their `generate` calls return what there
-        is. Unknown and finished ones are no error. Returns when it is done."""
+        """End these requests (None: all), running or waiting, between two steps. Returns when it is done.
+
+        Their `generate` calls return what there is. Unknown and finished requests are no error.
+        """
         names = None if request_ids is None else frozenset(request_ids)
         await asyncio.wrap_future(self._scheduler.call(partial(self._scheduler.abort, names)))
 
@@ -168,14 +165,28 @@ class LocalEngine:
         self._scheduler.call(self._scheduler.offload).result()
 
     def onload(self) -> None:
-        """The inverse of `offload`: the weights are as they were, bit for bit."""
+        """Take the GPU's memory again. The weights are as they were, bit for bit."""
         self._scheduler.call(self._scheduler.onload).result()
 
     def close(self) -> None:
         """End the engine's thread. Requests that are not finished fail."""
         self._finalizer()
 
+    def _end_hold_soon(self) -> None:
+        """End a hold after the next iterations of the event loop, or when the loop is closed."""
+        end = weakref.finalize(reference := _CallbackReference(), self._scheduler.hold, -1)
+        loop = asyncio.get_running_loop()
+
+        def iterate(left: int, kept: _CallbackReference) -> None:
+            if left:
+                loop.call_soon(iterate, left - 1, kept)
+            else:
+                end()
+
+        iterate(LOOP_ITERATIONS, reference)
+
     def _check_prompt(self, prompt: list[int]) -> None:
+        """Raise `ArgumentError` for a prompt that the model cannot read."""
         if not prompt:
             raise ArgumentError("The prompt has no tokens; the engine 'local' needs at least one.")
         if outside := [token for token in prompt if not 0 <= token < self._vocabulary]:
@@ -189,20 +200,32 @@ class LocalEngine:
             )
 
 
-def check_device(args: Any) -> None:
+def check_device(args: LocalRunArguments) -> None:
     """Raise `ArgumentError` for `--offload` where there is no memory but the host's."""
-    if getattr(args, "offload", False) and args.colocate and not torch.cuda.is_available():
+    if args.offload and args.colocate and not torch.cuda.is_available():
         raise ArgumentError(
             "--offload needs a GPU: the engine 'local' generates on the CPU here, so all that it holds is in host memory "
             "already. Leave the option out."
         )
 
 
-def _end_tokens(checkpoint: str, config: Any, tokenizer: Any) -> frozenset[int]:
-    """The checkpoint's end tokens: those of its generation settings (else of its configuration), and the tokenizer's."""
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """Return the text of one sequence of tokens."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
+
+
+def _end_tokens(checkpoint: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the checkpoint's end tokens: those of its generation settings (or else its configuration), and the
+    tokenizer's."""
     try:
         ends = GenerationConfig.from_pretrained(checkpoint).eos_token_id
     except OSError:  # the file is optional
         ends = config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+
+
+if TYPE_CHECKING:  # type checkers compare the class with the contract and the abilities that it has
+    _engine: type[InferenceEngine] = LocalEngine
+    _holds: type[Holds] = LocalEngine
+    _offloads: type[Offloads] = LocalEngine

@@ -1,4 +1,4 @@
-"""What goes wrong in the engine and is not about one option."""
+"""`EngineError`: what goes wrong in the engine and does not come from one option."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from slime_core.errors import SlimeError
 
 
 class EngineError(SlimeError):
-    """The model cannot be served, or its weights are missing or unusable, or the engine is used after it was closed."""
+    """The model cannot be served, its weights are missing or unusable, or the engine is used after it was closed."""

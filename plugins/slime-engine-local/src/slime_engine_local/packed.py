@@ -1,8 +1,8 @@
-"""Linear maps whose weight is stored in the form in which the processor's matrix product reads it.
+"""Linear layers whose weight is stored in the form in which the processor's matrix product reads it.
 
 A decoding step multiplies a few rows with every weight of the model. An ordinary product then spends most of its time on
-rearranging the weight; done once when weights arrive, that is worth a factor of two to three at 8 to 64 rows, and is not
-lost at thousands. Used by `slime_engine_local.model` for float32 on a CPU, where PyTorch was built with MKL.
+rearranging the weight. Rearranging it once, when weights arrive, makes the product two to three times as fast at 8 to 64
+rows, and no slower at thousands. `slime_engine_local.model` uses it for float32 on a CPU where PyTorch was built with MKL.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-ROWS = 64
-"""The packed form does not depend on it, but MKL wants to hear how many rows it will meet."""
+EXPECTED_ROWS = 64
+"""The number of rows that MKL is told to expect. The packed form does not depend on it."""
 
 
 class PackedLinear(nn.Module):
-    """Takes the place of an `nn.Linear`. Its weight can be written, and cannot be read.
+    """Takes the place of an `nn.Linear`. Its weight can be written, but not read.
 
     Args:
         weight: [out, in], float32, of which a packed copy is made.
-        bias: [out], held as it is.
+        bias: [out], which is used as it is.
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
@@ -32,18 +32,20 @@ class PackedLinear(nn.Module):
         self.copy_(weight)
 
     def copy_(self, weight: Tensor) -> None:
-        """Take over a new weight."""
-        self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach().contiguous(), ROWS)
+        """Replace the weight."""
+        self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach().contiguous(), EXPECTED_ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply [..., in] with the weight, and return [..., out]."""
         rows = x.numel() // x.shape[-1]
-        return torch.ops.mkl._mkl_linear(x, self._packed, self._shape, self.bias, rows)
+        product: Tensor = torch.ops.mkl._mkl_linear(x, self._packed, self._shape, self.bias, rows)
+        return product
 
 
 @cache
 def packing_works() -> bool:
-    """Whether packed products exist here and equal plain ones, for any number of rows."""
-    if not torch.backends.mkl.is_available():
+    """Return whether packed products exist here and equal plain ones, for any number of rows."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]  # torch does not annotate it
         return False
     random = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(70, 50, generator=random), torch.randn(200, 50, generator=random)
@@ -51,5 +53,9 @@ def packing_works() -> bool:
         packed = PackedLinear(weight, None)
         counts = (1, 2, 7, 16, 48, 65, 200)
         return all(torch.allclose(packed(rows[:n]), linear(rows[:n], weight), rtol=1e-4, atol=1e-4) for n in counts)
-    except (AttributeError, NotImplementedError, RuntimeError):  # the operators are PyTorch's own affair and may go
+    except (
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+    ):  # the operators are private to PyTorch and may disappear
         return False

@@ -1,4 +1,4 @@
-"""Which requests begin alike, and what is made of it. Pure functions over token ids; called by the scheduler."""
+"""Which prefix a request that joins can share with others. Pure functions over token ids, called by the scheduler."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from slime_engine_local.cache import Row
 
-WORTH_SHARING = 16
-"""Tokens. A shorter common beginning is computed by each request for itself."""
+MIN_SHARED_TOKENS = 16
+"""A common prefix of fewer tokens is computed by each request for itself."""
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """Tokens whose keys and values, made with the present weights, are the first of a row.
+class StoredPrefix:
+    """Tokens whose keys and values, computed with the present weights, are the first ones of a row of the cache.
 
     Attributes:
-        shared: the row is there to be read by several requests; else it is some request's own and can be copied from.
-        pending: the row is filled by the pass that is being prepared, so it can be read, in that pass, but not be copied.
+        shared: the row may be read by several requests; otherwise it belongs to one request, and can only be copied from.
+        pending: the row is filled by the forward pass that is being prepared. It can be read in that pass, but not copied.
     """
 
     tokens: Sequence[int]
@@ -26,8 +26,25 @@ class Known:
     pending: bool
 
 
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
+@dataclass(frozen=True)
+class PrefixPlan:
+    """How a request that joins gets the keys and values of its first tokens.
+
+    Attributes:
+        length: how many tokens it reads from a shared row; 0 for none.
+        row: the shared row; None if a new one is to be made for its first `length` tokens.
+        copy: the row whose first `copied` tokens are copied into the new row, if any.
+        copied: how many tokens are copied.
+    """
+
+    length: int = 0
+    row: Row | None = None
+    copy: Row | None = None
+    copied: int = 0
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
     low, high = 0, min(len(first), len(second))
     if first[:high] == second[:high]:
         return high
@@ -40,36 +57,20 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
     return low
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """How a request that joins begins.
+def plan_prefix(tokens: Sequence[int], stored: Iterable[StoredPrefix], others: Iterable[Sequence[int]]) -> PrefixPlan:
+    """Decide what a request that joins reads, copies or stores for others.
 
-    Attributes:
-        length: tokens that it reads from a shared row; 0 for none.
-        row: the shared row. None: a new one is to be made of its first `length` tokens.
-        copy, copied: a row whose first `copied` tokens a new one begins with.
-    """
-
-    length: int = 0
-    row: Row | None = None
-    copy: Row | None = None
-    copied: int = 0
-
-
-def beginning(tokens: Sequence[int], known: Iterable[Known], others: Iterable[Sequence[int]]) -> Beginning:
-    """Decide for one request.
+    At least one token of a request is computed beyond what it finds stored, because the logits of its last token choose
+    the next one. The exception is a new row of this very pass that holds all its tokens: the pass then has those logits.
 
     Args:
-        tokens: its prompt, and after it what it has generated already.
-        known: what is stored.
-        others: tokens of requests that wait with it.
-
-    At least one token of a request is computed after what it finds, since its logits choose the next one. The exception
-    is a new row, of this pass, that holds all its tokens: then the pass has those logits.
+        tokens: its prompt, followed by what it has generated already.
+        stored: what the cache holds.
+        others: the tokens of the requests that wait with it.
     """
     last = len(tokens) - 1
-    matches = [(common(tokens, entry.tokens), entry) for entry in known]
-    waiting = max((common(tokens, other) for other in others), default=0)
+    matches = [(common_length(tokens, entry.tokens), entry) for entry in stored]
+    waiting = max((common_length(tokens, other) for other in others), default=0)
     best, row = 0, None
     for length, entry in matches:
         usable = length if entry.pending and length == len(entry.tokens) else min(length, last)
@@ -77,12 +78,12 @@ def beginning(tokens: Sequence[int], known: Iterable[Known], others: Iterable[Se
             best, row = usable, entry.row
     private = max((min(length, last) for length, entry in matches if not entry.shared), default=0)
     new = max(waiting, private)
-    if max(best, new) < WORTH_SHARING:
-        return Beginning()
+    if max(best, new) < MIN_SHARED_TOKENS:
+        return PrefixPlan()
     if best >= min(new, last):
-        return Beginning(best, row)
+        return PrefixPlan(best, row)
     copied, copy = 0, None
     for length, entry in matches:
         if not entry.pending and min(length, new - 1) > copied:
             copied, copy = min(length, new - 1), entry.row
-    return Beginning(new, None, copy, copied)
+    return PrefixPlan(new, None, copy, copied)

@@ -1,4 +1,4 @@
-"""One prompt and the response so far. Made by `LocalEngine`, advanced by the scheduler."""
+"""`Request`: one prompt and the response so far. Made by `LocalEngine`, advanced by the scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hashlib import blake2b
 from itertools import count
 from typing import Literal
 
-from slime_engine_local.cache import Chain
+from slime_engine_local.cache import CachedSequence
 from slime_engine_local.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -23,14 +23,14 @@ class Request:
     """One prompt and the response so far.
 
     Attributes:
-        limit: tokens after which the response ends.
-        decode: token ids to text, special tokens included; looks for stop strings.
-        hold: see `Scheduler.hold`.
-        name: what `abort` calls it.
-        done: why the response ended, once it has. Cancelling it makes the request leave.
-        log_probs, versions: of each token; see `slime_core.contracts.engine.Generation`.
-        chain: where its keys and values are while it runs.
-        number: counts requests; the largest is the youngest.
+        limit: the number of tokens at which the response ends.
+        decode: turns token ids into text with special tokens included; used to find stop strings.
+        hold: `Scheduler.hold`.
+        name: the name by which `abort` finds the request.
+        done: resolves to the reason why the response ended. Cancelling it removes the request.
+        tokens, log_probs, versions: one entry per generated token, as in `slime_core.contracts.engine.Generation`.
+        sequence: where the keys and values are while the request runs; None while it waits.
+        number: counts requests; the youngest has the largest number.
     """
 
     prompt: list[int]
@@ -43,26 +43,34 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
-    chain: Chain | None = None
+    sequence: CachedSequence | None = None
     number: int = field(default_factory=_numbers.__next__)
 
     def __post_init__(self) -> None:
         seed = self.params.seed
         self._key = str(secrets.randbits(64) if seed is None else seed).encode()
 
+    @property
+    def cached(self) -> CachedSequence:
+        """Where the keys and values of a running request are."""
+        assert self.sequence is not None, "the request is not running"
+        return self.sequence
+
     def draw(self) -> float:
-        """The random number in [0, 1) of the next token. It depends on the seed and on the token's place in the sequence
-        alone, so a response that was interrupted goes on as it would have. 48 bits, so that its product with a sum of
-        probabilities stays below that sum."""
-        place = len(self.prompt) + len(self.tokens)
-        return int.from_bytes(blake2b(b"%b:%d" % (self._key, place), digest_size=6).digest()) / 2**48
+        """Return the random number in [0, 1) that chooses the next token.
+
+        It depends only on the seed and on the token's position in the sequence, so a response that was interrupted goes
+        on as it would have. It has 48 bits, so that its product with a sum of probabilities stays below that sum.
+        """
+        position = len(self.prompt) + len(self.tokens)
+        return int.from_bytes(blake2b(b"%b:%d" % (self._key, position), digest_size=6).digest()) / 2**48
 
     def banned(self) -> frozenset[int]:
-        """Tokens that the next one must not be."""
+        """Return the tokens that must not be chosen next: the stop tokens, until the response has its least length."""
         return self.params.stop_token_ids if len(self.tokens) < self.params.min_new_tokens else frozenset()
 
     def add(self, token: int, log_prob: float, version: int) -> None:
-        """The next token. Ends the request where it must end."""
+        """Append the next token, and finish the request if the token ends it."""
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         self.versions.append(version)
@@ -76,7 +84,7 @@ class Request:
     def _completes_stop_string(self) -> bool:
         if not self.params.stop:
             return False
-        # A token is at least one byte. Some more show how the first of them reads in its context.
+        # A token is at least one byte. A few more are decoded, since the text of the first ones depends on those before.
         longest = max(len(text.encode()) for text in self.params.stop)
         tail = self.decode(self.tokens[-longest - 4 :])
         return any(text in tail for text in self.params.stop)
@@ -84,7 +92,7 @@ class Request:
     # `done` may be cancelled at any moment by whoever waits for it.
 
     def finish(self, reason: FinishReason) -> None:
-        """End the response. `hold` is called with 1 before whoever waits for it can know; that one calls it with -1."""
+        """End the response. Holds the engine before the waiting caller can know of it; that caller ends the hold."""
         self.hold(1)
         try:
             self.done.set_result(reason)
@@ -92,5 +100,6 @@ class Request:
             self.hold(-1)
 
     def fail(self, error: Exception) -> None:
+        """End the request with an error."""
         with suppress(InvalidStateError):
             self.done.set_exception(error)

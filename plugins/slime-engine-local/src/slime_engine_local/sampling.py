@@ -1,9 +1,9 @@
-"""Sampling parameters, and choosing the next token of every running request. Pure functions; called by the scheduler."""
+"""Sampling parameters, and the choice of the next token of every running request. Pure functions, called by the scheduler."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,20 +13,21 @@ from torch import Tensor
 from slime_core.errors import ArgumentError
 
 SPAN = 256
-"""Tokens of the vocabulary whose probabilities are summed first, to find the one that is drawn in two short steps."""
+"""A token is drawn in two short steps: first one of the spans of so many tokens of the vocabulary, by the sums of their
+probabilities, then a token of that span."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one response is sampled; names and meaning are SGLang's.
+    """How one response is sampled. Names and meaning are those of SGLang.
 
     Attributes:
-        max_new_tokens: longest response, at least 1.
+        max_new_tokens: the longest response in tokens, at least 1.
         min_new_tokens: until the response has so many tokens, no stop token is chosen and no stop string ends it.
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: sample from the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
-        top_k: sample from that many likeliest tokens; -1 is all. With `top_p`, both limits hold.
-        seed: seeds this response's own random numbers. None: from the operating system.
+        top_k: sample from so many likeliest tokens; -1 means all. Together with `top_p`, both limits hold.
+        seed: the seed of this response's own random numbers; None: one from the operating system.
         stop_token_ids: tokens that end the response, the checkpoint's end tokens included unless `ignore_eos`.
         stop: strings; the response ends with the token that completes one.
         ignore_eos: the checkpoint's end tokens are tokens like any other.
@@ -44,11 +45,11 @@ class SamplingParams:
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], end_tokens: frozenset[int]) -> SamplingParams:
-        """Check what a rollout function passed.
+        """Check the parameters that a rollout function passed.
 
         Args:
-            given: the parameters by name. None stands for an optional parameter's default.
-            end_tokens: those of the checkpoint.
+            given: the parameters by name; None stands for the default of an optional parameter.
+            end_tokens: the checkpoint's end tokens.
 
         Raises:
             ArgumentError: a parameter is unknown, missing, of the wrong type or out of range.
@@ -88,7 +89,7 @@ def _is_collection(value: Any) -> bool:
 
 
 _OPTIONAL = {"seed", "stop_token_ids", "stop"}
-_RULES = {
+_RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "max_new_tokens": (lambda v: _is_int(v) and v >= 1, "a whole number of at least 1"),
     "min_new_tokens": (lambda v: _is_int(v) and v >= 0, "a whole number of at least 0"),
     "temperature": (lambda v: _is_number(v) and (v == 0 or v >= 1e-5), "0 (greedy) or a number of at least 1e-5"),
@@ -110,7 +111,7 @@ def choose_tokens(
     draws: Sequence[float],
     banned: Sequence[Collection[int]] | None = None,
 ) -> tuple[list[int], list[float]]:
-    """The next token of every request, with its log-probability.
+    """Choose the next token of every request, and return the tokens and their log-probabilities.
 
     The log-probability is that of the softmax of logits / temperature over the whole vocabulary (temperature 1 for
     greedy decoding). `top_p`, `top_k` and `banned` restrict which tokens can be chosen but do not renormalise it, so it
@@ -118,10 +119,10 @@ def choose_tokens(
 
     Args:
         logits: [B, V]; may be overwritten.
-        params: of each request.
-        draws: of each request, a number in [0, 1); greedy requests ignore theirs. A token is found by inverting the
-            cumulative distribution at its draw, so what a request gets depends on nothing but its logits and draw.
-        banned: of each request, tokens that must not be chosen.
+        params: the sampling parameters of each request.
+        draws: a random number in [0, 1) for each request; greedy requests ignore theirs. A token is found by inverting the
+            cumulative distribution at the draw, so it depends on nothing but the request's logits and draw.
+        banned: the tokens that must not be chosen, for each request.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
     temperatures = [p.temperature or 1.0 for p in params]
@@ -148,12 +149,17 @@ def choose_tokens(
 
 
 def _draw(probs: Tensor, draws: Tensor) -> Tensor:
-    """Inverts the cumulative distribution of each row of `probs` [B, V], which need not sum to 1: [B] tokens.
+    """Return a token for each row of `probs` [B, V], by inverting its cumulative distribution at the draw.
 
-    Two levels: spans of `SPAN` tokens by their sums, then tokens in the span that was hit.
+    Args:
+        probs: probabilities, which need not sum to 1.
+        draws: [B], random numbers in [0, 1).
+
+    Returns:
+        [B].
     """
     whole = probs.shape[1] // SPAN * SPAN
-    sums = probs[:, :whole].unflatten(1, (-1, SPAN)).sum(-1)
+    sums = probs[:, :whole].view(len(probs), whole // SPAN, SPAN).sum(-1)
     if whole < probs.shape[1]:
         sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], 1)
     span, rest = _invert(sums, draws)
@@ -164,7 +170,7 @@ def _draw(probs: Tensor, draws: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Which entry of each row of `weights` [B, n] a draw hits, and how far into that entry it is, in [0, 1)."""
+    """Return which entry of each row of `weights` [B, n] the draw hits, and how far into that entry it is, in [0, 1)."""
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     target = draws[:, None] * cumulative[:, -1:]
     hit = torch.searchsorted(cumulative, target, right=True)
@@ -176,7 +182,8 @@ def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tensor:
-    """The same for one row [V] and the likeliest tokens that `top_p` and `top_k` leave; the likeliest always stays."""
+    """Draw from the likeliest tokens that `top_p` and `top_k` leave of one row of probabilities [V]. The likeliest token
+    always stays."""
     total = probs.sum(dtype=torch.float64).item()
     # Tokens below total * (1 - top_p) / V weigh less than total * (1 - top_p) all together, so none of them is needed.
     least = total * (1 - top_p) / len(probs)

@@ -1,6 +1,6 @@
-"""Continuous batching: one thread that decodes all running requests together. Called by `LocalEngine`.
+"""`Scheduler`: continuous batching on one thread, which decodes all running requests together. `LocalEngine` calls it.
 
-Everything that touches the model happens on that thread, between or in its steps. A step gives every running request
+Everything that touches the model happens on that thread, between its steps or in them. A step gives every running request
 one token and lets waiting requests join with all their tokens; those that are finished, aborted or cancelled leave.
 """
 
@@ -14,32 +14,32 @@ import torch
 from torch import Tensor
 
 from slime_core.tensors.offload import Offloaded
-from slime_engine_local.attention import Pass, Piece
-from slime_engine_local.cache import Chain, KVCache, Row
+from slime_engine_local.cache import CachedSequence, KVCache, Row
 from slime_engine_local.errors import EngineError
+from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.model import LanguageModel
-from slime_engine_local.prefixes import Known, beginning
+from slime_engine_local.prefixes import StoredPrefix, plan_prefix
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import choose_tokens
 
 NEW_TOKENS_PER_STEP = 2048
-"""Requests join together up to so many tokens, which bounds memory and how long the others wait for their next one."""
+"""Requests join together up to so many tokens, which bounds memory and how long the others wait for their next token."""
 ROOM_TO_GO_ON = 32
-"""Tokens that every running request must have room for before another joins, so that it does not leave again at once."""
+"""Every running request must have room for so many tokens before another one joins, so that it is not preempted at once."""
 
 _Call = tuple[Callable[[], None], Future[None]]
 
 
 class Scheduler:
-    """Runs requests on a thread of its own, started when first needed.
+    """Runs requests on a thread of its own, which starts when it is first needed.
 
     Args:
-        max_running: requests decoded together.
-        max_tokens: tokens whose keys and values are kept.
-        load: makes the model when a request waits and there is none.
+        max_running: how many requests are decoded together at most.
+        max_tokens: how many tokens' keys and values are kept at most.
+        load: makes the model when a request waits and there is no model yet.
 
     Attributes:
-        model, version: what generates; changed by `use`.
+        model, version: the model that generates and the version of its weights; `use` changes them.
     """
 
     def __init__(self, max_running: int, max_tokens: int, load: Callable[[], LanguageModel]) -> None:
@@ -51,7 +51,7 @@ class Scheduler:
         self._arrived: list[Request] = []
         self._calls: list[_Call] = []
         self._cache = KVCache()
-        self._known: list[Known] = []
+        self._stored: list[StoredPrefix] = []
         self._holds = 0
         self._offloaded: Offloaded | None = None
         self._closed = False
@@ -59,14 +59,14 @@ class Scheduler:
         self._thread: threading.Thread | None = None
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn; `request.done` tells when it is finished."""
+        """Queue a request; `request.done` tells when it is finished."""
         with self._wake:
             self._start()
             self._arrived.append(request)
             self._wake.notify()
 
     def call(self, work: Callable[[], None]) -> Future[None]:
-        """Do `work` on the scheduler's thread between two steps."""
+        """Call `work` on the scheduler's thread between two steps."""
         done: Future[None] = Future()
         with self._wake:
             self._start()
@@ -75,37 +75,37 @@ class Scheduler:
         return done
 
     def use(self, model: LanguageModel, version: int) -> None:
-        """Generate with this model, whose weights have changed, from now on. In `call` only."""
+        """Generate with this model, whose weights have changed, from now on. Only to be called through `call`."""
         if self.model not in (None, model):  # what was stored for another model is of no use
-            self._send_back(list(self._running))
-        self.model, self.version, self._known = model, version, []
+            self._preempt(list(self._running))
+        self.model, self.version, self._stored = model, version, []
 
     def abort(self, names: Collection[str | None] | None) -> None:
-        """End requests by their names, or all. In `call` only."""
+        """End the requests with these names, or all if None. Only to be called through `call`."""
         for request in (*self._running, *self._waiting):
             if names is None or request.name in names:
                 request.finish("abort")
-        self._let_go()
+        self._remove_finished()
 
     def offload(self) -> None:
-        """Keep nothing on the device, and make no step, until `onload`. In `call` only."""
+        """Free the device's memory, and make no step, until `onload`. Only to be called through `call`."""
         if self._offloaded is not None:
             return
         self.hold(1)
-        self._send_back(list(self._running))  # which leaves no keys and values
+        self._preempt(list(self._running))  # which leaves no keys and values
         self._offloaded = Offloaded()
         if self.model is not None:
             self._offloaded.leave(self.model.tensors(), self.model.device)
 
     def onload(self) -> None:
-        """The inverse of `offload`. In `call` only."""
+        """Undo `offload`. Only to be called through `call`."""
         if self._offloaded is not None:
             self._offloaded.come_back()
             self._offloaded = None
             self.hold(-1)
 
     def hold(self, change: int) -> None:
-        """Add to the number of those who want no step to be made now. `call` works all the same."""
+        """Add to the number of callers who want no step to be made now. Functions given to `call` run all the same."""
         with self._wake:
             self._holds += change
             self._wake.notify()
@@ -127,12 +127,15 @@ class Scheduler:
 
     @torch.inference_mode()
     def _loop(self) -> None:
-        while self._turn():
+        while self._work():
             pass
         self._end()
 
-    def _turn(self) -> bool:
-        """What there is to do, then one step. False when the scheduler was closed. Keeps hold of nothing between turns."""
+    def _work(self) -> bool:
+        """Carry out the calls that came, then make one step. Return False when the scheduler was closed.
+
+        It is a function of its own so that its local variables keep nothing alive while the thread waits.
+        """
         calls = self._wait_for_work()
         if calls is None:
             return False
@@ -154,7 +157,7 @@ class Scheduler:
         return True
 
     def _wait_for_work(self) -> list[_Call] | None:
-        """Block until there is something to do, and take over what came. None when the scheduler was closed."""
+        """Block until there is something to do, and take over what came. Return None when the scheduler was closed."""
         with self._wake:
             self._wake.wait_for(self._has_work)
             if self._closed:
@@ -169,25 +172,26 @@ class Scheduler:
         return bool(self._closed or self._calls or (requests and not self._holds))
 
     def _step(self) -> None:
-        """One token for every request that runs, the joining ones included."""
-        self._let_go()
+        """Generate one token for every running request, those that join now included."""
+        self._remove_finished()
         self._make_room()
-        decoded = sorted(self._running, key=lambda request: _place(request.chain.row))
-        joining, pieces = self._joining()
+        decoded = sorted(self._running, key=lambda request: _position(request.cached.row))
+        joining, chunks = self._admit()
         if (not decoded and not joining) or self.model is None:
             return
-        step = Pass(self._cache, [request.chain for request in decoded], pieces, self.model.device)
+        step = ForwardPass(self._cache, [request.cached for request in decoded], chunks, self.model.device)
         logits = self.model.next_logits([request.tokens[-1] for request in decoded], step)
         for request in decoded:
-            request.chain.row.length += 1
-        for piece in pieces:
-            piece.chain.row.length += len(piece.tokens)
-        self._known = [Known(entry.tokens, entry.row, entry.shared, pending=False) for entry in self._known]
-        # A piece that several requests begin with may also be the end of what they have.
-        rows = [*range(len(decoded)), *(len(decoded) + piece for piece in joining.values())]
+            request.cached.row.length += 1
+        for chunk in chunks:
+            chunk.sequence.row.length += len(chunk.tokens)
+        self._stored = [StoredPrefix(entry.tokens, entry.row, entry.shared, pending=False) for entry in self._stored]
+        # The chunk of a prefix that several requests share may also be the last one of some of them.
+        rows = [*range(len(decoded)), *(len(decoded) + chunk for chunk in joining.values())]
         self._choose([*decoded, *joining], logits if len(rows) == len(logits) else logits[rows])
 
     def _choose(self, requests: list[Request], logits: Tensor) -> None:
+        """Choose the next token of each request from its row of the logits."""
         if not logits.amax(-1).isfinite().all():
             raise EngineError(f"The weights of version {self.version} give logits that are NaN or infinite.")
         params = [request.params for request in requests]
@@ -195,86 +199,87 @@ class Scheduler:
         tokens, log_probs = choose_tokens(logits, params, draws, [request.banned() for request in requests])
         for request, token, log_prob in zip(requests, tokens, log_probs, strict=True):
             request.add(token, log_prob, self.version)
-        self._let_go()
+        self._remove_finished()
 
     def _make_room(self) -> None:
-        """Let every running request have room for one more token; the youngest wait until there is."""
+        """Make room for one more token of every running request; the youngest are preempted until there is."""
         by_age = sorted(self._running, key=lambda request: request.number)
         while by_age and len(self._cache) + len(by_age) > self._max_tokens:
-            self._send_back([by_age.pop()])
+            self._preempt([by_age.pop()])
         for request in self._running:
-            self._cache.grow(request.chain.row, request.chain.row.length + 1)
+            self._cache.grow(request.cached.row, request.cached.row.length + 1)
 
-    def _joining(self) -> tuple[dict[Request, int], list[Piece]]:
-        """Requests that start or go on now, each with the piece whose end chooses its next token, and the pieces."""
+    def _admit(self) -> tuple[dict[Request, int], list[Chunk]]:
+        """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and the
+        chunks that must be computed."""
         joining: dict[Request, int] = {}
-        shared: list[Piece] = []
-        own: list[tuple[Request, Piece]] = []
-        ends: dict[Row, int] = {}
+        shared: list[Chunk] = []
+        own: list[tuple[Request, Chunk]] = []
+        ends: dict[Row | None, int] = {}
         stored, new = len(self._cache), 0
         while self._waiting and len(self._running) < self._max_running:
             request = self._waiting[0]
             tokens = [*request.prompt, *request.tokens]
             others = [[*r.prompt, *r.tokens] for r in self._waiting[1 : self._max_running]]
-            start = beginning(tokens, self._known, others)
-            needed = len(tokens) - (start.length if start.row else 0)
+            plan = plan_prefix(tokens, self._stored, others)
+            needed = len(tokens) - (plan.length if plan.row else 0)
             room = self._max_tokens - stored - ROOM_TO_GO_ON * len(self._running)
             if self._running and (needed > room or (new and new + needed > NEW_TOKENS_PER_STEP)):
                 break
             self._waiting.pop(0)
-            prefix = start.row
-            if start.length and prefix is None:
-                prefix = self._cache.add(start.length, shared=True)
-                if start.copy:
-                    self._cache.copy(start.copy, prefix, start.copied)
+            prefix = plan.row
+            if plan.length and prefix is None:
+                prefix = self._cache.add(plan.length, shared=True)
+                if plan.copy:
+                    self._cache.copy(plan.copy, prefix, plan.copied)
                 ends[prefix] = len(shared)
-                shared.append(Piece(Chain(prefix), tokens[start.copied : start.length]))
-                self._known.append(Known(tokens[: start.length], prefix, shared=True, pending=True))
+                shared.append(Chunk(CachedSequence(prefix), tokens[plan.copied : plan.length]))
+                self._stored.append(StoredPrefix(tokens[: plan.length], prefix, shared=True, pending=True))
             if prefix:
                 prefix.readers += 1
-            rest = tokens[start.length :]
-            request.chain = Chain(self._cache.add(len(rest) + 1), prefix, start.length)
+            rest = tokens[plan.length :]
+            request.sequence = CachedSequence(self._cache.add(len(rest) + 1), prefix, plan.length)
             if rest:
-                own.append((request, Piece(request.chain, rest)))
-                if not start.length:
-                    self._known.append(Known(tokens, request.chain.row, shared=False, pending=True))
+                own.append((request, Chunk(request.sequence, rest)))
+                if not plan.length:
+                    self._stored.append(StoredPrefix(tokens, request.sequence.row, shared=False, pending=True))
             else:
                 joining[request] = ends[prefix]
             self._running.append(request)
-            stored, new = stored + needed, new + needed - start.copied
+            stored, new = stored + needed, new + needed - plan.copied
         for number, (request, _) in enumerate(own, len(shared)):
             joining[request] = number
-        return joining, [*shared, *(piece for _, piece in own)]
+        return joining, [*shared, *(chunk for _, chunk in own)]
 
-    def _send_back(self, requests: Sequence[Request]) -> None:
-        """Let running requests wait again; what they have generated is computed anew when they go on."""
+    def _preempt(self, requests: Sequence[Request]) -> None:
+        """Let running requests wait again; the keys and values of their tokens are computed anew when they go on."""
         for request in requests:
             self._running.remove(request)
-            self._forget(request)
+            self._free(request)
         self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.number)
 
-    def _let_go(self) -> None:
+    def _remove_finished(self) -> None:
         """Remove requests that are finished or cancelled."""
         self._waiting = [request for request in self._waiting if not request.done.done()]
         for request in [request for request in self._running if request.done.done()]:
             self._running.remove(request)
-            self._forget(request)
+            self._free(request)
 
-    def _forget(self, request: Request) -> None:
-        """Free what is stored of a request."""
-        chain, request.chain = request.chain, None
-        gone = [chain.row]
-        if chain.prefix:
-            chain.prefix.readers -= 1
-            if not chain.prefix.readers:
-                gone.append(chain.prefix)
+    def _free(self, request: Request) -> None:
+        """Remove from the cache what is stored of a request, and its shared prefix if nobody else reads it."""
+        sequence, request.sequence = request.cached, None
+        gone = [sequence.row]
+        if sequence.prefix:
+            sequence.prefix.readers -= 1
+            if not sequence.prefix.readers:
+                gone.append(sequence.prefix)
         for row in gone:
             self._cache.remove(row)
-        self._known = [entry for entry in self._known if entry.row not in gone]
+        self._stored = [entry for entry in self._stored if entry.row not in gone]
 
     def _fail_running(self, error: Exception) -> None:
-        """End the requests of a step that failed; those that wait get their own chance."""
-        failed, self._running, self._cache, self._known = self._running, [], KVCache(), []
+        """End the requests of a step that failed; those that wait get a step of their own."""
+        failed, self._running, self._cache, self._stored = self._running, [], KVCache(), []
         for request in failed:
             request.fail(error)
 
@@ -288,7 +293,8 @@ class Scheduler:
             done.set_exception(error)
 
 
-def _place(row: Row) -> tuple[int, int]:
+def _position(row: Row) -> tuple[int, int]:
+    """The sort key that puts rows in the order of pools, and of rows in a pool."""
     return row.pool.capacity, row.index
 
 
