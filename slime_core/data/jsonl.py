@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import weakref
 from array import array
 from bisect import bisect_right
 from pathlib import Path
@@ -32,6 +33,7 @@ class JsonFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)  # rows are handed on and have no end of their own
         self._starts = array("Q")  # first byte of every row; then the first byte after the last row
         self._blank_lines = array("Q")  # for every blank line, the number of rows before it
         self._is_array = path.suffix.lower() == ".json" and self._first_byte() == b"["
