@@ -1,4 +1,4 @@
-"""Both trackers write real files with the real packages; what was logged is read back from them."""
+"""Both trackers write real files with the real packages, and the tests read back from them what was logged."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def wandb_args(**given: Any) -> WandbArguments:
 
 
 def read_records(file: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: 7 bytes of magic, then a LevelDB log of 32 KiB blocks."""
+    """The records of a .wandb file, which is 7 bytes of magic and a LevelDB log of 32 KiB blocks."""
     data, position, record = file.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while position + 7 <= len(data):
@@ -119,7 +119,7 @@ def read_records(file: Path) -> Iterator[bytes]:
 
 
 def read_wandb(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], list[Any]]:
-    """(rows, config, run records) of all offline runs under `folder`, oldest first."""
+    """The rows, the config and the run records of all offline runs under `folder`, the oldest first."""
     from wandb.proto import wandb_internal_pb2
 
     rows, config, runs = [], {}, []

@@ -1,3 +1,9 @@
-"""TensorBoard and Weights & Biases trackers for slime."""
+"""TensorBoard and Weights & Biases trackers for slime.
+
+tensorboard_tracker.py  `TensorboardTracker`
+wandb_tracker.py        `WandbTracker`
+arguments.py            the options
+plugin.py               what slime finds
+"""
 
 __version__ = "0.1.0"

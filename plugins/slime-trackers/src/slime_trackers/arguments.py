@@ -1,4 +1,4 @@
-"""The trackers' options, under slime's names."""
+"""The options of the trackers, under slime's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entry point: the trackers and their options. Imports neither tensorboard nor wandb."""
+"""What this distribution provides to slime. Imports neither tensorboard nor wandb."""
 
 from __future__ import annotations
 

@@ -1,28 +1,35 @@
-"""`TensorboardTracker`: metrics as TensorBoard event files. Needs the package tensorboard, not torch."""
+"""`TensorboardTracker`: writes metrics as TensorBoard event files. Needs the package tensorboard, but not torch."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from slime_core.errors import PluginError
 
+if TYPE_CHECKING:
+    from slime_core.arguments.groups.profiling import ProfilingArguments
+    from slime_core.contracts.tracker import Tracker
+
 
 class TensorboardTracker:
-    """Writes to `--tensorboard-dir`, by default `tensorboard` in the run directory.
+    """Writes event files to `--tensorboard-dir`, by default the folder `tensorboard` in the run directory.
 
     A resumed run writes to the same folder and first tells TensorBoard to forget the steps that it is going to repeat;
     a new run in an old folder makes it forget all of them.
 
     Args:
-        config: the resolved run; shown as text under "config". Its `resume_after` is the last rollout that a resumed
-            run has behind it, None in a new one.
+        config: the resolved run, shown as text under "config". Its `resume_after` is the last rollout that a resumed
+            run has behind it, or None in a new run.
+
+    Raises:
+        PluginError: the package tensorboard is not installed.
     """
 
-    def __init__(self, args: Any, run_dir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, args: ProfilingArguments, run_dir: Path, config: dict[str, Any]) -> None:
         try:
             from tensorboard.compat.proto import event_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -40,24 +47,29 @@ class TensorboardTracker:
         self._add(max(first_step, 0), summary=_text_summary("config", _as_markdown(config)))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        """Write metrics by their full names at a rollout id."""
         from tensorboard.compat.proto import summary_pb2
 
         values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(step, summary=summary_pb2.Summary(value=values))
 
     def close(self, error: BaseException | None) -> None:
+        """Write everything that was logged, and close the file."""
         self._writer.close()
 
     def _add(self, step: int, **content: Any) -> None:
+        """Write one event with this content."""
         self._writer.add_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 def _as_markdown(config: dict[str, Any]) -> str:
+    """Return the configuration as YAML in a Markdown code block."""
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def _text_summary(tag: str, text: str) -> Any:
+    """Return the TensorBoard summary that shows a Markdown text under `tag`."""
     from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
     from tensorboard.plugins.text import metadata
 
@@ -65,3 +77,7 @@ def _text_summary(tag: str, text: str) -> Any:
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode()], tensor_shape=shape)
     described = metadata.create_summary_metadata(display_name=tag, description="")
     return summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, metadata=described, tensor=tensor)])
+
+
+if TYPE_CHECKING:  # type checkers compare the class with the contract
+    _tracker: type[Tracker] = TensorboardTracker

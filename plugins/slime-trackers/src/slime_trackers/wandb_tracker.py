@@ -1,4 +1,4 @@
-"""`WandbTracker`: metrics to Weights & Biases, online or kept locally for a later `wandb sync`."""
+"""`WandbTracker`: logs metrics to Weights & Biases, online or into local files for a later `wandb sync`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,35 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import PluginError
 
+if TYPE_CHECKING:
+    from slime_core.contracts.tracker import Tracker
+    from slime_trackers.arguments import WandbArguments
+
 PROGRESS = "wandb_run.json"
+"""The file in the run directory with the W&B run's id and the last step that was logged."""
 
 
 class WandbTracker:
-    """One W&B run per slime run.
+    """Keeps one W&B run per slime run.
 
-    `wandb_run.json` in the run directory holds the W&B run id and the last step that was logged. A resumed run goes on
-    under the same id and leaves out what W&B has already: repeated steps would otherwise appear twice.
+    A resumed run goes on under the id of the W&B run that it had, and leaves out what W&B has already: repeated steps would
+    otherwise appear twice. `wandb_run.json` in the run directory holds the id and the last step that was logged.
 
     Charts have the rollout id on their x-axis (metric `rollout_id`); W&B's own step only counts rows.
 
     Args:
         config: the resolved run, stored as the W&B run's config. Its `resume_after` is the last rollout that a resumed
-            run has behind it, None in a new one.
+            run has behind it, or None in a new run.
+
+    Raises:
+        PluginError: the package wandb is not installed, or W&B does not start.
     """
 
-    def __init__(self, args: Any, run_dir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, args: WandbArguments, run_dir: Path, config: dict[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -45,7 +53,7 @@ class WandbTracker:
         self._known_last, self._known_names = self._last, frozenset(self._last_names)
         key = args.wandb_key.get_secret_value() if args.wandb_key else None
         # The console is not captured: wandb would replace the streams that the progress bar draws on.
-        own = {"base_url": args.wandb_host, "api_key": key, "console": "off"}
+        own: dict[str, Any] = {"base_url": args.wandb_host, "api_key": key, "console": "off"}
         settings = wandb.Settings(**{name: value for name, value in own.items() if value is not None})
         folder = Path(args.wandb_dir or run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +81,7 @@ class WandbTracker:
         self._remember()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics by their full names at a rollout id, unless W&B has them already."""
         if self._known_last is not None:
             if step < self._known_last:
                 return
@@ -86,12 +95,14 @@ class WandbTracker:
         self._remember()
 
     def close(self, error: BaseException | None) -> None:
+        """End the W&B run, as failed if there was an error."""
         import wandb
 
         self._run.finish(exit_code=0 if error is None else 1)
         wandb.teardown()  # finish() may return before wandb's service has written its file; this waits for it
 
     def _remember(self) -> None:
+        """Write the id and what was logged last into the run directory."""
         state = {"id": self._id, "last_step": self._last, "last_names": self._last_names}
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
@@ -100,7 +111,7 @@ class WandbTracker:
 
 @contextmanager
 def _hidden_from_command_line(secret: str | None) -> Iterator[None]:
-    """wandb stores the command line with the run, so the key must not be on it while wandb looks."""
+    """Replace a secret on the command line meanwhile: wandb stores the command line with the run."""
     given = sys.argv
     if secret:
         sys.argv = [word.replace(secret, "***") for word in given]
@@ -108,3 +119,7 @@ def _hidden_from_command_line(secret: str | None) -> Iterator[None]:
         yield
     finally:
         sys.argv = given
+
+
+if TYPE_CHECKING:  # type checkers compare the class with the contract
+    _tracker: type[Tracker] = WandbTracker
