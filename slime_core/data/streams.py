@@ -13,6 +13,7 @@ import io
 import logging
 import random
 import sys
+import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -175,6 +176,7 @@ class StreamReader:
         while True:
             if self._open is None:
                 self._open = _open_at(self._files[self._place.file], self._place.byte)
+                self._close_file = weakref.finalize(self, self._open.close)  # also when the reader is dropped
             place = self._place
             try:
                 line = self._open.readline()
@@ -214,7 +216,7 @@ class StreamReader:
 
     def _close(self) -> None:
         if self._open is not None:
-            self._open.close()
+            self._close_file()
         self._open = None
 
 
