@@ -18,7 +18,6 @@ from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 
 WATCHER = """
-from slime_core import hookimpl
 calls = []
 
 @hookimpl
@@ -131,15 +130,9 @@ async def forgetful(args, sample, sampling_params):
 
 
 @pytest.fixture
-def watcher(tmp_path, monkeypatch):
+def watcher(install_plugin):
     """The module of an installed plugin that implements every observer and writes down how it is called."""
-    site = tmp_path / "site"
-    (site / "watcher-1.0.dist-info").mkdir(parents=True)
-    (site / "watcher-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: watcher\nVersion: 1.0\n")
-    (site / "watcher-1.0.dist-info" / "entry_points.txt").write_text("[slime]\nwatcher = watcher\n")
-    (site / "watcher.py").write_text(WATCHER)
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.delitem(sys.modules, "watcher", raising=False)
+    install_plugin(WATCHER, "watcher")
     import watcher
 
     return watcher

@@ -1,0 +1,52 @@
+"""Fixtures shared by the tests of the core."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HEAD = """
+from slime_core import Lazy, hookimpl
+from slime_core.contracts.options import ArgumentGroup, option, reads_options
+"""
+
+
+@pytest.fixture
+def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`install_plugin(code, module="open_pack")` puts a distribution with one plugin on the path, as pip would leave it. What
+    plugins import most is imported in front of the code."""
+    site = tmp_path / "site"
+
+    def install(
+        code: str,
+        module: str = "open_pack",
+        distribution: str = "",
+        version: str = "1.0",
+        requires: str = "slime-core>=0.1",
+        entry: str = "",
+    ) -> None:
+        """Write the module, and metadata of the distribution (called like the module unless said) with the entry point."""
+        distribution = distribution or module
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{module}.py").write_text(HEAD + textwrap.dedent(code) + "\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nRequires-Dist: {requires}\n"
+        )
+        (info / "entry_points.txt").write_text(f"[slime]\n{module} = {entry or module}\n")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.syspath_prepend(site)
+
+    return install
+
+
+@pytest.fixture
+def sft(tiny_model: Path, chat_rows: Path, tmp_path: Path) -> list[str]:
+    """The options of a small run of supervised fine-tuning."""
+    flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"]
+    flags += ["--rollout-batch-size", "4", "--num-rollout", "1", "--run-dir", str(tmp_path / "run")]
+    return [*flags, "--rollout-function-path", "sft", "--loss-type", "sft_loss"]
