@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 
 import pytest
-from broken_components import BROKEN
+from broken_components import BROKEN, backend
 from good_components import component_of, good_loss, good_reward
 
 from slime_core import hookspecs
@@ -37,23 +37,39 @@ from slime_core.testing.checkpoint import chat_tokenizer
 def test_a_component_that_keeps_its_contract_passes_every_check(kind):
     found = inspect_component(kind, "good", component_of(kind), Plugins())
     assert [(f.check, f.why) for f in found if f.status != "ok" and f.check != "is documented"] == []
-    assert len(found) == 2 + len(CHECKS[kind])
+    assert len(found) == 3 + len(CHECKS[kind])
 
 
 @pytest.mark.parametrize(
-    ("kind", "component", "promise", "advice"), BROKEN, ids=[f"{b[0]}-{b[2]}-{i}" for i, b in enumerate(BROKEN)]
+    ("kind", "component", "promise", "advice", "options"),
+    [(*broken[:4], broken[4:]) for broken in BROKEN],
+    ids=[f"{b[0]}-{b[2]}-{i}" for i, b in enumerate(BROKEN)],
 )
-def test_a_broken_promise_is_caught_with_advice(kind, component, promise, advice):
+def test_a_broken_promise_is_caught_with_advice(kind, component, promise, advice, options):
     component = component() if kind == "train_backend" else component
     with pytest.raises(ContractError) as error:
-        check_component(kind, component)
+        check_component(kind, component, options=options)
     (line,) = [text for text in str(error.value).splitlines() if f"should keep this promise: {promise}" in text]
     assert re.search(advice, line), line
 
 
+def test_a_backend_that_stays_in_its_process_group_is_caught():
+    import torch.distributed as dist
+
+    def set_up(self, setup, *given):
+        setup(self, *given)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    try:
+        with pytest.raises(ContractError, match=r"in a torch.distributed process group; call destroy_process_group in"):
+            check_component("train_backend", backend("setup", set_up)())
+    finally:
+        dist.destroy_process_group()
+
+
 def test_every_check_has_a_component_that_fails_it():
     promises = {(kind, (check.__doc__ or "").split("\n")[0]) for kind in KINDS for check in CHECKS[kind]}
-    caught = {(k, p) for k, p in promises for kind, _, promise, _ in BROKEN if kind == k and p.startswith(promise)}
+    caught = {(k, p) for k, p in promises for kind, _, promise, *_ in BROKEN if kind == k and p.startswith(promise)}
     assert promises - caught == set()
 
 
@@ -127,7 +143,7 @@ def test_what_needs_an_option_is_skipped_until_it_is_given():
 def test_what_needs_a_missing_package_is_skipped_with_the_reason(monkeypatch):
     documented = lambda args, inputs: good_loss(args, inputs)  # noqa: E731
     documented.__doc__ = "Negative log-likelihood."
-    monkeypatch.setattr("slime_core.testing.subject.find_spec", lambda name: None)
+    monkeypatch.setattr("slime_core.testing.small_run.find_spec", lambda name: None)
     with pytest.raises(unittest.SkipTest, match="needs torch, which is not installed; pip install torch"):
         check_component("loss", documented)
 
@@ -144,7 +160,7 @@ def test_a_check_that_hangs_fails_and_those_after_it_are_left_out():
         found = inspect_component("reward", "hanging", hanging, Plugins(), time_limit=0.2)
     finally:
         released.set()
-    assert [(f.check, f.status, f.hangs) for f in found[2:]] == [
+    assert [(f.check, f.status, f.hangs) for f in found[3:]] == [
         ("returns one finite number, or a dict, for each sample", "failed", True)
     ]
     assert "it did not come to an end within 0.2 s. It is in " in found[-1].why
@@ -251,10 +267,10 @@ def test_the_command_prints_a_table_and_fails_when_something_fails(distribution,
     assert main(["plugins", "check", "sour"]) == 1
     lines = capsys.readouterr().out.splitlines()
     cells = [re.split(r"  +", line) for line in lines]
-    assert ["plugin sour", "imports nothing heavy", "failed"] in cells
-    assert ["reward sour", "imports and fits its contract", "ok"] in cells
-    assert any(line.startswith("    It returned 'no' (str); expected a number") for line in lines)
-    assert lines[-1] == "3 ok, 6 failed"
+    assert ["plugin sour", "failed", "imports nothing heavy"] in cells
+    assert ["reward sour", "ok", "imports and fits its contract"] in cells
+    assert any(line.strip().startswith("It returned 'no' (str); expected a number") for line in lines)
+    assert lines[-1] == "4 ok, 6 failed"
 
 
 def test_the_command_passes_what_slime_brings(capsys):
@@ -284,7 +300,8 @@ def test_pytest_checks_a_distribution_that_is_named_on_its_command_line(distribu
 def test_the_pytest_plugin_costs_other_projects_next_to_nothing():
     code = "import pytest, sys; before = set(sys.modules); import slime_core.cli.pytest_plugin; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) <= {"pluggy", "slime_core", "slime_core.lazy", "slime_core.cli.pytest_plugin"}
+    own = {"slime_core", "slime_core.lazy", "slime_core.cli", "slime_core.cli.pytest_plugin"}
+    assert set(done.stdout.split()) <= {"pluggy", *own}
 
 
 def test_the_tokenizer_of_the_kit_says_back_what_it_reads():

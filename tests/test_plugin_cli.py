@@ -89,7 +89,7 @@ def test_a_crash_of_a_plugin_is_told_apart_from_a_crash_of_slime_by_where_it_com
     assert "slime_core_extras.py" in done.stderr
     assert "slime_core/cli" not in done.stderr
     code = (
-        "import slime_core.cli.train as t; t.resolve = lambda *a: 1 / 0; from slime_core.cli import main; "
+        "import slime_core.cli.train as t; t.resolve = lambda *a: 1 / 0; from slime_core.cli.main import main; "
         "main(['check', '--seed', '3'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -133,9 +133,9 @@ def test_what_hangs_is_reported_by_the_check_and_hangs_neither_it_nor_what_comes
     assert done.returncode == 1
     lines = [line.split() for line in done.stdout.splitlines()]
     for part in ("waits", "spins"):
-        assert [line[-1] for line in lines if line[:2] == ["reward", part]] == ["ok", "ok", "failed"]
-    assert [line[-1] for line in lines if line[:2] == ["reward", "quick"]] == ["ok"] * 4
-    assert [line[-1] for line in lines if line[:2] == ["plugin", "hanging"]] == ["ok", "ok", "failed"]
+        assert [line[2] for line in lines if line[:2] == ["reward", part]] == ["ok", "ok", "ok", "failed"]
+    assert [line[2] for line in lines if line[:2] == ["reward", "quick"]] == ["ok"] * 5
+    assert [line[2] for line in lines if line[:2] == ["plugin", "hanging"]] == ["ok", "ok", "failed"]
     told = re.findall(rf"it did not come to an end within 1.5 s. It is in {site}/hanging.py, line (\d+)", done.stdout)
     module = (site / "hanging.py").read_text().splitlines()
     observer, waiting, spinning = (module[int(number) - 1].strip() for number in told)

@@ -6,5 +6,6 @@ train.py         `slime train`, `slime train-async`, `slime check`
 plugins.py       `slime plugins`
 new.py           `slime plugins new`
 check_plugin.py  `slime plugins check`
+tables.py        tables on the terminal
 pytest_plugin.py `pytest --slime-check`
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from packaging.utils import canonicalize_name
 
@@ -15,8 +16,10 @@ from slime_core.plugins import PluginInfo, Plugins
 
 def main(argv: list[str], plugins: Plugins) -> int:
     """List plugins, or with --components what they provide. `new` makes a package, `check` checks one."""
-    if argv and argv[0] in ("new", "check"):
-        return (new if argv[0] == "new" else check_plugin).main(argv[1:], plugins)
+    if argv and argv[0] == "new":
+        return new.main(argv[1:], plugins)
+    if argv and argv[0] == "check":
+        return check_plugin.main(argv[1:], plugins)
     parser = argparse.ArgumentParser(
         prog="slime plugins",
         description="List the installed plugins.",
@@ -25,32 +28,70 @@ def main(argv: list[str], plugins: Plugins) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--components", action="store_true", help="list the components of every kind instead")
-    parser.add_argument("--why", metavar="NAME", help="the whole story of one plugin, its traceback if it failed")
+    parser.add_argument(
+        "--why", metavar="NAME", help="tell all of one plugin: what it provides, its traceback if it failed"
+    )
     options = parser.parse_args(argv)
     if options.why:
         print(_story(plugins, options.why))
         return 0
-    rows: list[dict[str, object]]
-    if options.components:
-        rows = [
-            {
-                "kind": kind,
-                "name": p.name,
-                "plugin": p.plugin.label,
-                "summary": p.summary,
-                "option": KINDS[kind].options[0],
-            }
-            for kind in KINDS
-            for p in plugins.components(kind).values()
-        ]
+    rows = _components(plugins) if options.components else [_describe(info) for info in plugins.infos]
+    if options.json:
+        print(json.dumps(rows, indent=2))
     else:
-        rows = [_describe(info) for info in plugins.infos]
-    print(json.dumps(rows, indent=2) if options.json else _table(rows))
+        _show(rows)
     return 0
 
 
+def _describe(info: PluginInfo) -> dict[str, object]:
+    """Return the row of one plugin."""
+    return {
+        "plugin": info.name,
+        "distribution": info.distribution,
+        "version": info.version,
+        "status": info.status,
+        "hooks": [hook.removeprefix("slime_") for hook in info.hooks],
+        "file": info.file,
+        **({"reason": info.reason} if info.reason else {}),
+    }
+
+
+def _components(plugins: Plugins) -> list[dict[str, object]]:
+    """Return a row for every component that can be selected."""
+    return [
+        {
+            "kind": kind,
+            "name": component.name,
+            "plugin": component.plugin.label,
+            "summary": component.summary,
+            "option": KINDS[kind].options[0],
+        }
+        for kind in KINDS
+        for component in plugins.components(kind).values()
+    ]
+
+
+def _show(rows: list[dict[str, object]]) -> None:
+    """Print rows as a table. The reason for which a plugin is not loaded stands in the place of its hooks."""
+    from rich.text import Text
+
+    from slime_core.cli.tables import new_table, show
+
+    if not rows:
+        print("nothing is installed")
+        return
+    columns = [name for name in rows[0] if name not in ("file", "reason")]
+    table = new_table(*columns)
+    for row in rows:
+        cells = [", ".join(value) if isinstance(value := row[name], list) else str(value) for name in columns]
+        if "reason" in row:
+            cells[-1] = str(row["reason"])
+        table.add_row(*map(Text, cells))
+    show(table)
+
+
 def _story(plugins: Plugins, name: str) -> str:
-    """Everything that is known of one plugin."""
+    """Return everything that is known of one plugin, or of all plugins of one distribution."""
     wanted = canonicalize_name(name)
     found = [i for i in plugins.infos if wanted in (canonicalize_name(i.name), canonicalize_name(i.distribution))]
     if not found:
@@ -64,36 +105,26 @@ def _story(plugins: Plugins, name: str) -> str:
             f"  needs         slime-core {info.requires_core or 'any'}",
         ]
         lines += [f"  file          {info.file}"] if info.file else []
-        for kind in KINDS:
-            for component in plugins.components(kind).values():
-                if component.plugin is info:
-                    lines.append(f"  {kind:<13} {component.name}: {component.summary}")
+        for component in plugins.all_components():
+            if component.plugin is info:
+                lines.append(f"  {component.kind:<13} {component.name}: {component.summary}")
+                lines += [f"    {'reads':<11} {_in_words(read)}"] if (read := component.reads_options) else []
         lines += ["  observes      " + ", ".join(o)] if (o := [h for h in info.hooks if h in OBSERVERS]) else []
         lines += [info.traceback.rstrip()] if info.traceback else []
     return "\n".join(lines)
 
 
-def _describe(info: PluginInfo) -> dict[str, object]:
-    return {
-        "plugin": info.name,
-        "distribution": info.distribution,
-        "version": info.version,
-        "status": info.status,
-        "hooks": [hook.removeprefix("slime_") for hook in info.hooks],
-        "file": info.file,
-        **({"reason": info.reason} if info.reason else {}),
-    }
+def _in_words(declared: Sequence[str]) -> str:
+    """Return which options a component declares to read: "--a, --b if --c, all of MyArguments"."""
+    words = []
+    for entry in declared:
+        name, _, condition = entry.partition("?")
+        text = _flag(name) if name.islower() else f"all of {name}"
+        if condition:
+            text += f" {'unless' if condition.startswith('!') else 'if'} {_flag(condition.lstrip('!'))}"
+        words.append(text)
+    return ", ".join(words)
 
 
-def _table(rows: list[dict[str, object]]) -> str:
-    if not rows:
-        return "nothing is installed"
-    columns = [c for c in rows[0] if c != "file"]
-    text = [[", ".join(v) if isinstance(v := row[c], list) else str(v) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in text)) for i, c in enumerate(columns)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip()]
-    for row, line in zip(rows, text, strict=True):
-        lines.append("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
-        if "reason" in row:
-            lines.append(f"    {row['reason']}")
-    return "\n".join(lines)
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

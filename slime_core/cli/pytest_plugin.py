@@ -6,9 +6,12 @@ also why it lies outside `slime_core.testing`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from slime_core.testing import Part
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,15 +42,17 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 class ContractItem(pytest.Item):
     """All checks of one plugin or component."""
 
-    def __init__(self, *, part: Any, **others: Any) -> None:
+    def __init__(self, *, part: Part, **others: Any) -> None:
         super().__init__(**others)
         self._part = part
 
     def runtest(self) -> None:
-        from slime_core.testing import raise_for, table
+        from slime_core.cli.check_plugin import findings_table
+        from slime_core.cli.tables import as_text
+        from slime_core.testing import raise_for
 
         findings = self._part.inspect()
-        self.add_report_section("call", "checks", table(findings))
+        self.add_report_section("call", "checks", as_text(findings_table(findings)))
         raise_for(findings)
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from slime_core.arguments.command_line import split_recipe
+from slime_core.arguments.derived import derived
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import resolve
@@ -76,13 +77,13 @@ def describe(plan: Plan) -> str:
         role = "tracker" if component.kind == "tracker" else role
         lines.append(f"  {role:<14} {component.name}  ({component.origin})")
     args, provenance = plan.args, plan.resolved.provenance
-    per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
+    per_rollout, num_rollout = args.rollout_batch_size * args.n_samples_per_prompt, derived(args.num_rollout)
     length = len(plan.data_source)
     prompts = "a stream of" if length == UNKNOWN_LENGTH else length
     lines += [
         "run",
-        f"  {prompts} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
-        f"{args.num_rollout * args.num_steps_per_rollout} optimizer steps of {args.global_batch_size} samples",
+        f"  {prompts} prompts, {num_rollout} rollouts of {per_rollout} samples, "
+        f"{num_rollout * derived(args.num_steps_per_rollout)} optimizer steps of {args.global_batch_size} samples",
         "placement",
         *(f"  {line}" for line in (plan.layout.describe() if plan.layout else ["one process"])),
         "arguments",

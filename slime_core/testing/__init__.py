@@ -18,12 +18,14 @@ list of messages.
     findings.py          what a check found
     time_limit.py        gives up on what hangs
     plugin.py            the checks of a plugin itself
+    declarations.py      the checks of what a component says about itself
+    behaviour/           the checks of what components do, one file per group of kinds
+    small_run.py         the arguments that components are called with
+    subject.py           one component under test
     inputs.py            samples, groups, rows and loss inputs to try components on
     advantage_inputs.py  the signals of a small rollout, for advantage estimators
     checkpoint.py        a tokenizer and a model small enough to be made on the spot
     engine.py            an inference engine without a model
-    subject.py           one component under test
-    behaviour/           the checks, one file per group of kinds
 """
 
 from slime_core.testing.advantage_inputs import advantage_inputs
@@ -38,7 +40,6 @@ from slime_core.testing.kit import (
     inspect_component,
     parts_of,
     raise_for,
-    table,
 )
 from slime_core.testing.subject import ContractError
 from slime_core.testing.time_limit import TIME_LIMIT
@@ -60,6 +61,5 @@ __all__ = [
     "parts_of",
     "raise_for",
     "sample",
-    "table",
     "tiny_checkpoint",
 ]

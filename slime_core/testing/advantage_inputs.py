@@ -1,4 +1,4 @@
-"""`advantage_inputs`: a small rollout as advantage estimators are given it. Needs torch."""
+"""`advantage_inputs`: a small rollout as advantage estimators are given it. It needs torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def advantage_inputs(
     masked: Sequence[int] = (),
     rewards_are_final: bool = False,
 ) -> AdvantageInputs:
-    """The signals of a rollout, every optional one included. The same numbers in every call.
+    """Return the signals of a rollout, every optional one included, with the same numbers in every call.
 
     Args:
-        rewards: of the samples of each group.
-        lengths: how many response tokens each has, 0 included; by default between 1 and 6.
+        rewards: one for each sample of each group.
+        lengths: how many response tokens each sample has, which may be none; by default between 1 and 6.
         masked: numbers of samples, counted over the rollout, none of whose tokens is trained.
     """
     import torch

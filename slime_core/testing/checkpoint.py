@@ -1,11 +1,15 @@
-"""A byte-level tokenizer with a chat template, and a random model for it. Made on the spot; need transformers."""
+"""A byte-level tokenizer with a chat template, and a random model for it, made on the spot. They need transformers."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
 _TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
@@ -15,8 +19,8 @@ _TEMPLATE = (
 
 
 @lru_cache(maxsize=1)
-def chat_tokenizer() -> Any:
-    """A Hugging Face tokenizer: one token per byte, `<|im_start|>` and `<|im_end|>` around every message."""
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a Hugging Face tokenizer with one token per byte, and `<|im_start|>` and `<|im_end|>` around every message."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +29,7 @@ def chat_tokenizer() -> Any:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|pad|>"])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers says no types here
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False
     )
     tokenizer.chat_template = _TEMPLATE
@@ -33,8 +37,12 @@ def chat_tokenizer() -> Any:
 
 
 def tiny_checkpoint(folder: Path, weights: bool = True) -> Path:
-    """Write a Hugging Face checkpoint into `folder`: the tokenizer and, with `weights`, a random Llama of two small
-    layers (needs torch)."""
+    """Write a Hugging Face checkpoint into `folder`, and return the folder.
+
+    Args:
+        folder: exists.
+        weights: write a random Llama of two small layers too, which needs torch, and not the tokenizer alone.
+    """
     tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(folder)
     if weights:
@@ -60,8 +68,8 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def _random_weights(vocabulary: int) -> dict[str, Any]:
-    """The parameters of `_CONFIG` under their names, the same in every call."""
+def _random_weights(vocabulary: int) -> dict[str, Tensor]:
+    """Return the parameters of the model of `_CONFIG` by name, the same ones in every call."""
     import torch
 
     width, inner, keys = 32, 64, 16

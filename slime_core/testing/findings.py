@@ -1,14 +1,14 @@
-"""`Finding`: what a check found. Runs checks, so that nothing that other people's code does ends the kit."""
+"""`Finding`: what a check found. Checks are run here, so that nothing that other people's code does ends the kit."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from slime_core.errors import ArgumentError, SlimeError
-from slime_core.testing.subject import Check, NotChecked
+from slime_core.testing.small_run import NotChecked
 from slime_core.testing.time_limit import Hangs, in_time
 
 
@@ -19,9 +19,9 @@ class Finding:
     Attributes:
         part: what was checked, such as "reward my_reward".
         check: the promise.
-        status: "not checked" when a package is missing, or an option that it cannot do without.
-        why: what is wrong and what to do; what is missing.
-        hangs: it failed because it did not come to an end.
+        status: "not checked" when a package is missing, or an option that the component cannot do without.
+        why: what is wrong and what to do about it, or what is missing; empty where all is well.
+        hangs: the check failed because it did not come to an end.
     """
 
     part: str
@@ -31,15 +31,20 @@ class Finding:
     hangs: bool = False
 
 
-def promise_of(check: Check) -> str:
-    """The first line of its docstring."""
-    return (check.__doc__ or check.__name__).split("\n")[0]
+def verdict(part: str, promise: str, problem: str) -> Finding:
+    """Return the finding that a promise is kept or, if there is a problem, that it is not."""
+    return Finding(part, promise, "failed" if problem else "ok", problem)
 
 
 def run_all(
-    part: str, checks: Sequence[tuple[str, Callable[[], None]]], time_limit: float, hint: str = ""
+    part: str, checks: Iterable[tuple[str, Callable[[], None]]], time_limit: float, hint: str = ""
 ) -> list[Finding]:
-    """(promise, check) after (promise, check), until one hangs. `hint` follows what an exception says."""
+    """Run checks, given as (promise, check), one after the other until one hangs.
+
+    Args:
+        time_limit: seconds for each of them.
+        hint: follows what an exception says, in the finding.
+    """
     found: list[Finding] = []
     for promise, check in checks:
         if found and found[-1].hangs:

@@ -1,4 +1,4 @@
-"""Small realistic inputs for components: samples, groups, rows, and the tensors that a loss eats."""
+"""Small realistic inputs for components: samples, groups, rows, and the tensors that a loss is given."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TOOLS: list[Row] = [
 
 
 def sample(**changes: Any) -> Sample:
-    """A finished, scored sample: "What is 3 + 4?", answered rightly; `changes` are fields that shall differ."""
+    """Return a finished, scored sample: "What is 3 + 4?", answered rightly; `changes` are fields that shall differ."""
     fields: dict[str, Any] = {
         "group_index": 0,
         "index": 0,
@@ -73,7 +73,8 @@ def sample(**changes: Any) -> Sample:
 
 
 def group(rewards: Sequence[float] = (1.0, 0.0, 0.0, 0.0), group_index: int = 0) -> Group:
-    """The samples of one prompt, one for each reward: right, wrong, cut off, empty, and so on from the start."""
+    """Return the samples of one prompt, one for each reward: answered rightly, wrongly, cut off, not at all, and so on from
+    the start."""
     empty = {"tokens": [11, 12, 13, 14, 2], "response_length": 1, "loss_mask": [1], "weight_versions": [0]}
     answers: list[dict[str, Any]] = [
         {"response": "3 + 4 = 7"},
@@ -89,7 +90,7 @@ def group(rewards: Sequence[float] = (1.0, 0.0, 0.0, 0.0), group_index: int = 0)
 
 
 def groups(count: int) -> list[Group]:
-    """Groups of four samples: rewards that differ, all right, all wrong, and so on from the start."""
+    """Return groups of four samples, whose rewards differ, are all 1, are all 0, and so on from the start."""
     rewards = [(1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)]
     return [group(rewards[n % 3], n) for n in range(count)]
 
@@ -97,18 +98,19 @@ def groups(count: int) -> list[Group]:
 def loss_inputs(
     micro_batches: Sequence[Sequence[int]] = ((0, 1, 2, 3),), *, per_token: bool = False, padding: int = 2
 ) -> list[LossInputs]:
-    """One global batch of four samples with 3, 5, 1 and 4 trained tokens, cut into micro-batches. Needs torch.
+    """Return one global batch of four samples with 3, 5, 1 and 4 trained tokens, cut into micro-batches.
 
-    The numbers are the same in every call, so that the sums over different cuts can be compared. Everything is float64;
-    every optional tensor is there.
+    The numbers are the same in every call, so that the sums over different cuts can be compared. All floats are float64,
+    and every optional tensor is there. It needs torch.
 
     Args:
-        micro_batches: which samples each holds; an empty one holds no token.
-        per_token: weights of the per-token mean instead of the per-sample mean, see `slime_core.training.batches.token_weights`.
-        padding: how many tokens with mask 0 follow each sample's.
+        micro_batches: the numbers of the samples that each holds; an empty one holds no token.
+        per_token: weigh tokens for the mean over all tokens, and not for the mean over samples; see
+            `slime_core.training.batches.token_weights`.
+        padding: how many tokens with mask 0 follow the tokens of each sample.
 
     Returns:
-        one `LossInputs` per micro-batch, its `log_probs` a leaf that requires gradients.
+        one `LossInputs` for each micro-batch; its `log_probs` is a leaf that requires gradients.
     """
     import torch
 

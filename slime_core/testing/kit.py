@@ -1,8 +1,7 @@
-"""`check_component` and `check_distribution`, and the report behind `slime plugins check` and `pytest --slime-check`."""
+"""`check_component` and `check_distribution`, and the findings behind `slime plugins check` and `pytest --slime-check`."""
 
 from __future__ import annotations
 
-import inspect
 import sys
 import unittest
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,13 @@ from packaging.utils import canonicalize_name
 
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import PluginError, SlimeError, did_you_mean
-from slime_core.plugins import Plugins
+from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.registry import contract_problems
 from slime_core.testing.behaviour import CHECKS
-from slime_core.testing.findings import Finding, promise_of, run_all
+from slime_core.testing.declarations import declares_what_exists, documented, named_as_called, reads_what_it_declares
+from slime_core.testing.findings import Finding, run_all
 from slime_core.testing.plugin import inspect_plugin
-from slime_core.testing.subject import ContractError, Subject
+from slime_core.testing.subject import Check, ContractError, Subject, promise_of
 from slime_core.testing.time_limit import TIME_LIMIT, in_time
 
 
@@ -82,7 +82,7 @@ def check_distribution(name: str, *, options: Sequence[str] = (), time_limit: fl
 
 
 def parts_of(name: str, plugins: Plugins, options: Sequence[str] = (), time_limit: float = TIME_LIMIT) -> list[Part]:
-    """The plugins of an installed distribution and the components that they provide.
+    """Return the plugins of an installed distribution and the components that they provide, not inspected yet.
 
     Raises:
         PluginError: there is no such distribution, or it has no plugin.
@@ -108,12 +108,11 @@ def parts_of(name: str, plugins: Plugins, options: Sequence[str] = (), time_limi
 def _component_part(kind: str, name: str, plugins: Plugins, options: Sequence[str], time_limit: float) -> Part:
     def inspect_it() -> list[Finding]:
         try:
-            target = in_time(lambda: plugins.select(kind, name), time_limit).target
+            selected = in_time(lambda: plugins.select(kind, name), time_limit)
         except SlimeError as error:
             return [Finding(f"{kind} {name}", FITS, "failed", str(error))]
-        summary = plugins.components(kind)[name].summary
-        found = inspect_component(kind, name, target, plugins, (), options, time_limit)
-        if not summary:
+        found = _inspect(selected, plugins, (), options, time_limit)
+        if not plugins.components(kind)[name].summary:
             why = 'it has no line in the list of components; give its Lazy one: Lazy("…", summary="what it does")'
             found.insert(0, Finding(f"{kind} {name}", "has a summary", "failed", why))
         return found
@@ -133,41 +132,55 @@ def inspect_component(
     options: Sequence[str] = (),
     time_limit: float = TIME_LIMIT,
 ) -> list[Finding]:
-    """All checks of one component, in the order of `slime_core.testing.behaviour`."""
-    part, contract = f"{kind} {name}", f"slime_core.contracts.{KINDS[kind].contract.__name__}"
+    """Run all checks of a component that need not be installed, and return what they found; see `check_component`."""
     if problems := contract_problems(kind, component):
-        return [Finding(part, FITS, "failed", f"{'; '.join(problems)}. See {contract}.")]
-    found = [Finding(part, FITS, "ok"), _documented(part, component)]
+        why = f"{'; '.join(problems)}. See {KINDS[kind].contract_path}."
+        return [Finding(f"{kind} {name}", FITS, "failed", why)]
+    declared = getattr(component, "reads_options", None)
+    selected: Selected[Any] = Selected(
+        kind,
+        name,
+        component,
+        "the package under test",
+        "the kit",
+        reads_options=tuple(declared) if isinstance(declared, (list, tuple)) else None,
+    )
+    return _inspect(selected, plugins, examples, options, time_limit)
+
+
+def _inspect(
+    selected: Selected[Any], plugins: Plugins, examples: Sequence[Any], options: Sequence[str], time_limit: float
+) -> list[Finding]:
+    """Return the findings on a component whose signature fits: on what it says of itself, then on what it does."""
+    kind, component = selected.kind, selected.target
+    part = f"{kind} {selected.name}"
     known = getattr(sys.modules.get(getattr(component, "__module__", "")), "EXAMPLES", None)
-    own = examples or (known.get(name, ()) if isinstance(known, Mapping) else ())
-    subject = Subject(kind, name, component, plugins, own, options)
+    own = examples or (known.get(selected.name, ()) if isinstance(known, Mapping) else ())
+    subject: Subject[Any] = Subject(selected, plugins, own, options)
     try:
         if options:
-            subject.args  # noqa: B018 - a wrong option is the caller's mistake, not a finding
-        checks = [(promise_of(check), partial(check, subject)) for check in CHECKS[kind]]
-        return found + run_all(part, checks, time_limit, f" See {contract}.")
+            subject.resolved  # noqa: B018  # a wrong option is the caller's mistake, not a finding
+        found = [Finding(part, FITS, "ok"), documented(part, component), named_as_called(part, subject)]
+        checks = [(promise_of(check), partial(_run_check, check, subject)) for check in CHECKS.get(kind, ())]
+        run = run_all(part, checks, time_limit, f" See {KINDS[kind].contract_path}.")
+        if selected.reads_options is None:
+            return found + run
+        found.append(declares_what_exists(part, subject))
+        ran_through = any(finding.status == "ok" for finding in run) and not run[-1].hangs
+        return found + run + ([reads_what_it_declares(part, subject)] if ran_through else [])
     finally:
         subject.close()
 
 
-def _documented(part: str, component: Any) -> Finding:
-    own = (component.__doc__ if inspect.isclass(component) else inspect.getdoc(component)) or ""
-    why = "" if own.strip() else "it has no docstring; say in a sentence what it does and what it raises."
-    return Finding(part, "is documented", "failed" if why else "ok", why)
-
-
-def table(findings: Sequence[Finding]) -> str:
-    """The findings as text, reasons below their lines."""
-    widths = [max(len(text) for text in column) for column in zip(*((f.part, f.check) for f in findings), strict=True)]
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.part:<{widths[0]}}  {finding.check:<{widths[1]}}  {finding.status}")
-        lines += [f"    {line}" for line in finding.why.splitlines()]
-    return "\n".join(lines)
+def _run_check(check: Check, subject: Subject[Any]) -> None:
+    try:
+        check(subject)
+    finally:
+        subject.close_opened()
 
 
 def raise_for(findings: list[Finding]) -> None:
-    """Raise what `check_component` raises when not all is well."""
+    """Raise what `check_component` raises when not all is well; see there."""
     if failed := [finding for finding in findings if finding.status == "failed"]:
         raise ContractError("\n".join(f"The {f.part} should keep this promise: {f.check}. But {f.why}" for f in failed))
     if missing := sorted({finding.why for finding in findings if finding.status == "not checked"}):

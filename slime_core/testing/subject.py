@@ -1,104 +1,57 @@
-"""`Subject`: one component under test, and what the checks of `behaviour/` need to try it."""
+"""`Subject`: one component under test, in a small run."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from slime_core.errors import ArgumentError, SlimeError
 from slime_core.plugins import Plugins, Selected
-from slime_core.testing.inputs import CHAT_ROWS
+from slime_core.testing.small_run import SmallRun
+
+Result = TypeVar("Result")
 
 
 class ContractError(SlimeError):
     """A component does not keep its contract. The message says in what, and what to do."""
 
 
-class NotChecked(Exception):
-    """A check could not be made because a package that it needs is not installed."""
-
-
-class Subject:
-    """A component, the arguments it is given, and a folder of its own.
+class Subject(SmallRun, Generic[Result]):
+    """A component in a small run. A call of it gives a `Result`, after the wait if it is async.
 
     Args:
-        kind, name, target: the component, `target` being the object itself.
+        selected: the component, as a run selects it.
         plugins: what is installed.
         examples: inputs that it takes, if it cannot use the kit's own.
-        options: command-line words that change the run's arguments, such as `["--wandb-mode", "offline"]`.
+        options: command-line words that change the run's arguments.
+
+    Attributes:
+        kind, name, target: the component, `target` being the object itself.
+        helpers: further components that it is given, whose options are read from the same arguments.
     """
 
     def __init__(
-        self,
-        kind: str,
-        name: str,
-        target: Callable[..., Any],
-        plugins: Plugins,
-        examples: Sequence[Any] = (),
-        options: Sequence[str] = (),
+        self, selected: Selected[Any], plugins: Plugins, examples: Sequence[Any] = (), options: Sequence[str] = ()
     ) -> None:
-        self.kind, self.name, self.target, self.plugins = kind, name, target, plugins
-        self.examples, self.options = list(examples), list(options)
-        self._temporary = tempfile.TemporaryDirectory(prefix="slime-check-")
-        self.folder = Path(self._temporary.name)
+        super().__init__(plugins, options)
+        self.selected = selected
+        self.kind, self.name = selected.kind, selected.name
+        self.target: Any = selected.target
+        self.examples = list(examples)
+        self.helpers: list[Selected[Any]] = []
 
-    def close(self) -> None:
-        """Remove its folder."""
-        self._temporary.cleanup()
-
-    @cached_property
-    def args(self) -> Any:
-        """The frozen arguments of a small run: 2 prompts per rollout, 2 samples each, six rows of conversations."""
-        from slime_core.arguments.namespace import Namespace
-        from slime_core.arguments.resolve import resolve
-
-        data, checkpoint = self.folder / "rows.jsonl", self.folder / "checkpoint"
-        data.write_text("".join(json.dumps(row) + "\n" for row in CHAT_ROWS), encoding="utf-8")
-        checkpoint.mkdir(exist_ok=True)
-        words = ["--hf-checkpoint", checkpoint, "--run-dir", self.folder / "run", "--prompt-data", data]
-        words += ["--input-key", "messages", "--label-key", "label", "--num-rollout", "1", "--rollout-batch-size", "2"]
-        words += ["--n-samples-per-prompt", "2", "--eval-prompt-data", "heldout", data, "--eval-interval", "1"]
-        return resolve(Namespace(self.plugins), [*map(str, words), *self.options], env={}).args
-
-    def need_checkpoint(self, weights: bool) -> None:
-        """Fill the folder of `args.hf_checkpoint`, unless `options` chose another checkpoint.
-
-        Raises:
-            NotChecked: transformers is not installed, or with `weights` torch.
-        """
-        for package in ("transformers", "torch") if weights else ("transformers",):
-            self.need(package)
-        folder = Path(self.args.hf_checkpoint)
-        written = folder / ("model.safetensors" if weights else "tokenizer_config.json")
-        if folder == self.folder / "checkpoint" and not written.exists():
-            from slime_core.testing.checkpoint import tiny_checkpoint
-
-            tiny_checkpoint(folder, weights)
-
-    def need(self, package: str) -> None:
-        """Raise `NotChecked` unless `package` is installed."""
-        if find_spec(package) is None:
-            raise NotChecked(f"needs {package}, which is not installed; pip install {package}")
-
-    def call(self, *args: Any, extras: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        """Call the component as a run does, its result checked, coroutines awaited.
+    def call(self, *args: Any, extras: dict[str, Any] | None = None, **kwargs: Any) -> Result:
+        """Call the component as a run does: its result is checked, and awaited if it is a coroutine.
 
         Args:
             extras: parameters that it may ask for by naming them, such as `engine`.
         """
-        selected = Selected(self.kind, self.name, self.target, "the package under test", "the kit").bind(
-            **(extras or {})
-        )
-        result = selected(*args, **kwargs)
-        return wait_for(result) if inspect.isawaitable(result) else result
+        result = self.selected.bind(**(extras or {}))(*args, **kwargs)
+        made: Result = wait_for(result) if inspect.isawaitable(result) else result
+        return made
 
     def expect(self, kept: bool, problem: str) -> None:
         """Raise `ContractError` with `problem` unless `kept`."""
@@ -106,8 +59,8 @@ class Subject:
             raise ContractError(problem)
 
     @contextmanager
-    def unchanged(self, what: str, value: Callable[[], Any]) -> Iterator[None]:
-        """The block must leave `value()` as it is."""
+    def unchanged(self, what: str, value: Callable[[], object]) -> Iterator[None]:
+        """Raise `ContractError` if `value()` is another one after the block; `what` names it in the message."""
         before = value()
         yield
         self.expect(
@@ -116,7 +69,8 @@ class Subject:
 
     @contextmanager
     def lacking(self, unread: list[str]) -> Iterator[None]:
-        """The block gives it inputs in which `unread` are None, as it does not declare that it reads them."""
+        """Explain what the block raises where it gives the component inputs in which `unread` are None, as the component
+        does not declare that it reads them."""
         try:
             yield
         except (TypeError, AttributeError) as error:
@@ -129,8 +83,9 @@ class Subject:
 
     @contextmanager
     def takes(self, inputs: str) -> Iterator[None]:
-        """The block gives the component its examples or, as there are none, the kit's own `inputs`."""
-        self.args  # noqa: B018 - wrong arguments are no refusal
+        """Explain a refusal of what the block gives the component: its examples or, as there are none, the kit's own
+        `inputs`."""
+        self.resolved  # noqa: B018  # wrong arguments are no refusal
         try:
             yield
         except SlimeError as error:
@@ -146,14 +101,19 @@ class Subject:
             ) from error
 
 
-def wait_for(awaitable: Any) -> Any:
-    """The result of a coroutine, from plain code."""
+def wait_for(awaitable: Awaitable[Result]) -> Result:
+    """Return the result of a coroutine, from plain code."""
 
-    async def await_it() -> Any:
+    async def await_it() -> Result:
         return await awaitable
 
     return asyncio.run(await_it())
 
 
-Check = Callable[[Subject], None]
-"""Returns when the promise in the first line of its docstring is kept; raises otherwise."""
+Check = Callable[[Subject[Any]], None]
+"""Returns when the promise in the first line of its docstring is kept, and raises otherwise."""
+
+
+def promise_of(check: Check) -> str:
+    """Return the first line of its docstring."""
+    return (check.__doc__ or check.__name__).split("\n")[0]

@@ -25,13 +25,13 @@ class Hangs(ContractError):
 
 
 def in_time(work: Callable[[], T], seconds: float) -> T:
-    """What `work()` returns or raises.
+    """Call `work` and return what it returns, or raise what it raises.
 
-    It runs on a daemon thread: one that hangs cannot be stopped, but keeps neither the caller nor the end of the process
+    It runs on a daemon thread. One that hangs cannot be stopped, but keeps neither the caller nor the end of the process
     waiting.
 
     Raises:
-        Hangs: it has not ended after `seconds`; says where it is.
+        Hangs: it has not ended after `seconds`; the message says where it is.
     """
     future: Future[T] = Future()
 
@@ -56,7 +56,7 @@ def in_time(work: Callable[[], T], seconds: float) -> T:
 
 
 def _place(thread: threading.Thread) -> str:
-    """Where a thread is: the innermost line of its own code that is neither slime's nor Python's."""
+    """Return the innermost line that a thread is in, if possible of code that is neither slime's nor Python's."""
     frame = sys._current_frames().get(thread.ident or 0)
     stack = traceback.extract_stack(frame) if frame else []
     own = [f for f in stack if "/slime_core/" not in f.filename and f"{sys.base_prefix}/lib" not in f.filename]

@@ -41,4 +41,4 @@ CHECKS: dict[str, list[Check]] = {
     "train_backend": backends.TRAIN_BACKEND,
     "tracker": trackers.TRACKER,
 }
-"""By kind, in the order in which they run."""
+"""By kind, in the order in which they run. A kind that has none here is compared with its contract alone."""

@@ -1,8 +1,9 @@
-"""Advantage estimators. Needs torch."""
+"""Checks of advantage estimators. They need torch."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
@@ -17,13 +18,13 @@ OPTIONAL = {"log_probs": "old_log_probs", "ref_log_probs": "ref_log_probs", "val
 """Fields of the inputs and the names under which `slime_core.contracts.loss.reads` declares them."""
 
 
-def estimates_every_token(subject: Subject) -> None:
+def estimates_every_token(subject: Subject[AdvantageOutputs]) -> None:
     """returns one finite advantage for each response token, and as many returns if any"""
     for final in (False, True):
         _estimate(subject, _made(subject, rewards_are_final=final))
 
 
-def copes_with_little(subject: Subject) -> None:
+def copes_with_little(subject: Subject[AdvantageOutputs]) -> None:
     """copes with equal rewards, single samples, and samples without a trained token"""
     for given in (
         _made(subject, rewards=[[1.0, 1.0], [0.0, 0.0, 0.0]]),
@@ -34,7 +35,7 @@ def copes_with_little(subject: Subject) -> None:
         _estimate(subject, given)
 
 
-def does_not_depend_on_the_order(subject: Subject) -> None:
+def does_not_depend_on_the_order(subject: Subject[AdvantageOutputs]) -> None:
     """gives a sample the same advantages wherever its group stands in the rollout"""
     import torch
 
@@ -47,7 +48,7 @@ def does_not_depend_on_the_order(subject: Subject) -> None:
     )
 
 
-def leaves_inputs_alone(subject: Subject) -> None:
+def leaves_inputs_alone(subject: Subject[AdvantageOutputs]) -> None:
     """does not change its inputs"""
     import torch
 
@@ -60,21 +61,21 @@ def leaves_inputs_alone(subject: Subject) -> None:
         )
 
 
-def _made(subject: Subject, **how: Any) -> AdvantageInputs:
-    """Inputs with what the estimator declares that it reads, and nothing else."""
+def _made(subject: Subject[AdvantageOutputs], **how: Any) -> AdvantageInputs:
+    """Return inputs with what the estimator declares that it reads; the other optional fields are None."""
     subject.need("torch")
     declared = what_reads(subject.target, subject.args)
     unread = {field: None for field, name in OPTIONAL.items() if name not in declared}
     return dataclasses.replace(advantage_inputs(**how), **unread)  # type: ignore[arg-type]
 
 
-def _estimate(subject: Subject, inputs: AdvantageInputs) -> AdvantageOutputs:
+def _estimate(subject: Subject[AdvantageOutputs], inputs: AdvantageInputs) -> AdvantageOutputs:
     with subject.lacking([name for field, name in OPTIONAL.items() if getattr(inputs, field) is None]):
         return subject.call(subject.args, inputs)
 
 
 def _backwards(inputs: AdvantageInputs) -> AdvantageInputs:
-    """The rollout of `_made(subject)`, its groups in the opposite order."""
+    """Return the rollout `inputs`, as `_made(subject)` gives it, with its groups in the opposite order."""
     import torch
 
     turned = {
@@ -84,9 +85,9 @@ def _backwards(inputs: AdvantageInputs) -> AdvantageInputs:
     return dataclasses.replace(advantage_inputs(REWARDS[::-1], LENGTHS[::-1]), **turned)  # type: ignore[arg-type]
 
 
-def _by_group(values: Tensor, lengths: Any) -> list[Tensor]:
-    """Per-token values, cut where groups end."""
-    return list(values.split([sum(group) for group in lengths]))
+def _by_group(values: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return per-token values, cut where groups end; `lengths` are those of the samples of each group."""
+    return list(values.split([sum(group) for group in lengths]))  # type: ignore[no-untyped-call]  # torch says no type
 
 
 def _tensors(inputs: AdvantageInputs) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What comes after a rollout: looking at all of it, changing its rewards, logging it, making training data of it."""
+"""Checks of what comes after a rollout: looking at all of it, changing its rewards, logging it, making training data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slime_core.testing.subject import Check, Subject
 METRICS = {"tokens": 17.0, "perf/generate_time": 0.5}
 
 
-def leaves_trained_samples(subject: Subject) -> None:
+def leaves_trained_samples(subject: Subject[None]) -> None:
     """leaves the groups of the rollout as they are"""
     source, given = GlobalDataSource(subject.args), _groups(subject)
     with subject.unchanged("the groups", lambda: [[sample.to_dict() for sample in group] for group in given]):
@@ -22,7 +22,7 @@ def leaves_trained_samples(subject: Subject) -> None:
             subject.call(subject.args, given, source)
 
 
-def leaves_a_working_source(subject: Subject) -> None:
+def leaves_a_working_source(subject: Subject[None]) -> None:
     """leaves a data source that still hands out groups"""
     source = GlobalDataSource(subject.args)
     subject.call(subject.args, source.get_samples(2), source)
@@ -33,21 +33,21 @@ def leaves_a_working_source(subject: Subject) -> None:
     )
 
 
-def makes_rewards(subject: Subject) -> None:
+def makes_rewards(subject: Subject[tuple[list[float], list[float]]]) -> None:
     """returns raw rewards and rewards to train with, finite ones also for groups with equal rewards"""
     for samples in _rollouts(subject):
         with subject.takes("samples of groups of four, rewarded 1 and 0, also all of them alike"):
             subject.call(subject.args, samples)
 
 
-def leaves_samples_alone(subject: Subject) -> None:
+def leaves_samples_alone(subject: Subject[Any]) -> None:
     """does not change the samples"""
     for samples in _rollouts(subject):
         with subject.unchanged("a sample", partial(_plain, samples)):
             subject.call(subject.args, samples)
 
 
-def logs_rollouts(subject: Subject) -> None:
+def logs_rollouts(subject: Subject[bool | None]) -> None:
     """logs rollouts, one after the other, and says whether slime shall log too"""
     for rollout_id in range(2):
         for samples in _rollouts(subject):
@@ -55,33 +55,35 @@ def logs_rollouts(subject: Subject) -> None:
                 subject.call(rollout_id, subject.args, samples, dict(METRICS), 1.5)
 
 
-def leaves_rollouts_alone(subject: Subject) -> None:
+def leaves_rollouts_alone(subject: Subject[bool | None]) -> None:
     """does not change samples or metrics"""
     metrics = dict(METRICS)
     for samples in _rollouts(subject):
-        with subject.unchanged("samples or metrics", lambda given=samples: (_plain(given), dict(metrics))):  # type: ignore[misc]
+        with subject.unchanged("samples or metrics", partial(_plain_with, samples, metrics)):
             subject.call(0, subject.args, samples, metrics, 1.5)
 
 
-def logs_evaluations(subject: Subject) -> None:
+def logs_evaluations(subject: Subject[bool | None]) -> None:
     """logs evaluations, the one before the first rollout too, and says whether slime shall log too"""
     for rollout_id in (-1, 0):
         with subject.takes("an evaluation set of four samples"):
             subject.call(rollout_id, subject.args, _evaluation(subject), dict(METRICS))
 
 
-def leaves_evaluations_alone(subject: Subject) -> None:
+def leaves_evaluations_alone(subject: Subject[bool | None]) -> None:
     """does not change samples or metrics"""
     data, metrics = _evaluation(subject), dict(METRICS)
 
-    def plain() -> Any:
-        return {name: {**one, "samples": _plain(one["samples"])} for name, one in data.items()}, dict(metrics)
+    def plain() -> object:
+        return copy.deepcopy({name: {**one, "samples": _plain(one["samples"])} for name, one in data.items()}), {
+            **metrics
+        }
 
-    with subject.unchanged("samples or metrics", lambda: copy.deepcopy(plain())):
+    with subject.unchanged("samples or metrics", plain):
         subject.call(0, subject.args, data, metrics)
 
 
-def converts_samples(subject: Subject) -> None:
+def converts_samples(subject: Subject[dict[str, list[Any]]]) -> None:
     """makes training data with one entry for each sample, whose lengths agree"""
     for samples in _rollouts(subject):
         with subject.takes("samples of groups of four"):
@@ -95,17 +97,17 @@ def converts_samples(subject: Subject) -> None:
             check_rollout([[sample]], need_reward=True)
 
 
-def _groups(subject: Subject) -> list[Group]:
+def _groups(subject: Subject[Any]) -> list[Group]:
     return copy.deepcopy(subject.examples) or groups(3)
 
 
-def _rollouts(subject: Subject) -> list[list[Sample]]:
-    """The samples of a whole rollout, and of each group alone."""
+def _rollouts(subject: Subject[Any]) -> list[list[Sample]]:
+    """Return the samples of a whole rollout, and those of each of its groups alone."""
     given = _groups(subject)
     return [[sample for group in given for sample in group], *given]
 
 
-def _evaluation(subject: Subject) -> dict[str, dict[str, Any]]:
+def _evaluation(subject: Subject[Any]) -> dict[str, dict[str, Any]]:
     samples = _rollouts(subject)[1]
     truncated = [sample.status is Status.TRUNCATED for sample in samples]
     rewards = [sample.reward for sample in samples]
@@ -114,6 +116,10 @@ def _evaluation(subject: Subject) -> dict[str, dict[str, Any]]:
 
 def _plain(samples: list[Sample]) -> list[dict[str, Any]]:
     return [sample.to_dict() for sample in samples]
+
+
+def _plain_with(samples: list[Sample], metrics: dict[str, float]) -> object:
+    return _plain(samples), dict(metrics)
 
 
 ALL_SAMPLES_PROCESS: list[Check] = [leaves_trained_samples, leaves_a_working_source]

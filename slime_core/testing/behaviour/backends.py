@@ -1,18 +1,28 @@
-"""Train backends, tried on a tiny random model. Needs torch and transformers."""
+"""Checks of train backends, on a tiny random model. They need torch and transformers."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from slime_core.arguments.further import choose_further
+from slime_core.contracts.engine import Offloads
 from slime_core.contracts.loss import LossFunction, LossInputs, LossOutputs, reads
-from slime_core.contracts.train_backend import Role, TrainBatch
+from slime_core.contracts.train_backend import Role, SavesInBackground, TrainBackend, TrainBatch
+from slime_core.plugins import Selected
 from slime_core.sample import Sample
 from slime_core.testing.subject import Check, Subject
 from slime_core.training.batches import make_train_batch
+from slime_core.training.components import TrainComponents
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.arguments import RunArguments
 
 
-def trains(subject: Subject) -> None:
+def trains(subject: Subject[TrainBackend]) -> None:
     """lowers the loss in a few steps and reports loss, grad_norm and lr"""
     backend, batch = _ready(subject), _batch()
     before = backend.evaluate(batch)["loss"]
@@ -29,7 +39,7 @@ def trains(subject: Subject) -> None:
     )
 
 
-def evaluates_without_trace(subject: Subject) -> None:
+def evaluates_without_trace(subject: Subject[TrainBackend]) -> None:
     """evaluates without leaving a trace"""
     import torch
 
@@ -44,13 +54,15 @@ def evaluates_without_trace(subject: Subject) -> None:
     )
 
 
-def goes_on_from_its_state(subject: Subject) -> None:
+def goes_on_from_its_state(subject: Subject[TrainBackend]) -> None:
     """goes on from a saved state bit for bit"""
     folder = subject.folder / "state"
     folder.mkdir(exist_ok=True)
     backend, batch = _ready(subject), _batch()
     backend.train_step(batch)
     backend.save_state(folder)
+    if isinstance(backend, SavesInBackground):
+        backend.saved(wait=True)
     backend.train_step(batch)
     resumed = _ready(subject)
     resumed.load_state(folder)
@@ -62,7 +74,7 @@ def goes_on_from_its_state(subject: Subject) -> None:
     )
 
 
-def exports_what_it_trained(subject: Subject) -> None:
+def exports_what_it_trained(subject: Subject[TrainBackend]) -> None:
     """exports a Hugging Face checkpoint with the trained weights under their names"""
     from transformers import AutoModelForCausalLM
 
@@ -84,7 +96,7 @@ def exports_what_it_trained(subject: Subject) -> None:
     )
 
 
-def gives_the_log_probs_of_training(subject: Subject) -> None:
+def gives_the_log_probs_of_training(subject: Subject[TrainBackend]) -> None:
     """gives the log-probs of the training forward pass, and leaves no trace"""
     import torch
 
@@ -103,7 +115,7 @@ def gives_the_log_probs_of_training(subject: Subject) -> None:
     )
 
 
-def gives_losses_what_they_read(subject: Subject) -> None:
+def gives_losses_what_they_read(subject: Subject[TrainBackend]) -> None:
     """gives a loss the columns of the batch, both means and the entropy that it reads"""
     seen: list[LossInputs] = []
     loss = reads(lambda args: {"entropy"})(_keeping(seen))
@@ -134,7 +146,7 @@ def gives_losses_what_they_read(subject: Subject) -> None:
         )
 
 
-def shares_prompts(subject: Subject) -> None:
+def shares_prompts(subject: Subject[TrainBackend]) -> None:
     """gives the same loss where prompts are shared"""
     backend = _ready(subject)
     losses = [backend.evaluate(_batch(share_prompts=share))["loss"] for share in (False, True)]
@@ -144,7 +156,7 @@ def shares_prompts(subject: Subject) -> None:
     )
 
 
-def takes_a_step_without_samples(subject: Subject) -> None:
+def takes_a_step_without_samples(subject: Subject[TrainBackend]) -> None:
     """takes a step of gradient 0 when no sample needs computing"""
     backend = _ready(subject)
     metrics = backend.train_step(_batch(skipped=range(4)))
@@ -154,7 +166,7 @@ def takes_a_step_without_samples(subject: Subject) -> None:
     )
 
 
-def trains_a_critic(subject: Subject) -> None:
+def trains_a_critic(subject: Subject[TrainBackend]) -> None:
     """trains a critic that starts from 0"""
     backend = _ready(subject, _squared_error, "critic")
     samples = _batch().samples
@@ -169,7 +181,7 @@ def trains_a_critic(subject: Subject) -> None:
     )
 
 
-def keeps_a_reference(subject: Subject) -> None:
+def keeps_a_reference(subject: Subject[TrainBackend]) -> None:
     """keeps a reference model whose log-probs are the actor's at the start"""
     batch = _batch()
     found = _ready(subject, role="reference").log_probs(batch)
@@ -179,30 +191,87 @@ def keeps_a_reference(subject: Subject) -> None:
     )
 
 
-def _ready(subject: Subject, loss: LossFunction | None = None, role: Role = "actor") -> Any:
-    subject.need_checkpoint(weights=True)
-    backend = subject.call(subject.args)
+def takes_its_memory_again(subject: Subject[TrainBackend]) -> None:
+    """goes on after offload and onload bit for bit, if it can and --offload is given"""
+    if not (subject.resolved.args.offload and issubclass(subject.target, Offloads)):
+        return
+    backend, other, batch = _ready(subject), _ready(subject), _batch()
+    assert isinstance(backend, Offloads)
+    backend.train_step(batch)
+    backend.offload()
+    backend.onload()
+    backend.train_step(batch)
+    other.train_step(batch)
+    other.train_step(batch)
+    subject.expect(
+        _same(_weights(backend), _weights(other)),
+        "a step after offload and onload gives other weights than without them; keep weights, optimizer and random states.",
+    )
+
+
+def closes(subject: Subject[TrainBackend]) -> None:
+    """closes, also before it has loaded a model, and leaves no process group behind"""
+    import torch.distributed as dist
+
+    def in_group() -> bool:
+        return dist.is_available() and dist.is_initialized()
+
+    was_in_group = in_group()
+    for set_up in (False, True):
+        backend = _made(subject)
+        if set_up:
+            backend.setup(_negative_log_likelihood, 4)
+            backend.train_step(_batch())
+        backend.close()
+        subject.expect(
+            was_in_group or not in_group(),
+            "after close the process is still in a torch.distributed process group; call destroy_process_group in close().",
+        )
+
+
+def _ready(subject: Subject[TrainBackend], loss: LossFunction | None = None, role: Role = "actor") -> TrainBackend:
+    """Return a backend that has loaded the model. It is closed after the check."""
+    backend = subject.closing(_made(subject))
     backend.setup(loss or _negative_log_likelihood, 4, role)
     return backend
 
 
-def _negative_log_likelihood(args: Any, inputs: LossInputs) -> LossOutputs:
+def _made(subject: Subject[TrainBackend]) -> TrainBackend:
+    subject.need_checkpoint(weights=True)
+    return subject.call(subject.args, extras={"components": _components(subject)})
+
+
+def _components(subject: Subject[TrainBackend]) -> TrainComponents:
+    """Return the components of a run that has chosen the subject and no advantages.
+
+    Raises:
+        PluginError: an option names a component that is not installed.
+    """
+    further = choose_further(subject.resolved.args, subject.plugins, (subject.selected,))
+    subject.helpers = list(further.values())
+    loss: Selected[LossOutputs] = Selected("loss", "nll", _negative_log_likelihood, "the kit", "the kit")
+    return TrainComponents(subject.selected, loss, further=further)
+
+
+def _negative_log_likelihood(args: RunArguments, inputs: LossInputs) -> LossOutputs:
     return LossOutputs(inputs.reduce(-inputs.log_probs))
 
 
-def _squared_error(args: Any, inputs: LossInputs) -> LossOutputs:
+def _squared_error(args: RunArguments, inputs: LossInputs) -> LossOutputs:
     return LossOutputs(inputs.reduce((inputs.values - inputs.returns).square()))  # type: ignore[operator]
 
 
 def _keeping(seen: list[LossInputs]) -> LossFunction:
-    def loss(args: Any, inputs: LossInputs) -> LossOutputs:
+    """Return a loss that adds to `seen` what it is given."""
+
+    def loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
         seen.append(inputs)
         return _negative_log_likelihood(args, inputs)
 
     return loss
 
 
-def _expect_per_token(subject: Subject, name: str, batch: TrainBatch, found: list[list[float]]) -> None:
+def _expect_per_token(subject: Subject[TrainBackend], name: str, batch: TrainBatch, found: list[list[float]]) -> None:
     lengths = [sample.response_length for sample in batch.samples]
     subject.expect(
         [len(values) for values in found] == lengths,
@@ -218,8 +287,8 @@ def _expect_per_token(subject: Subject, name: str, batch: TrainBatch, found: lis
     subject.expect(not any(others), f"{name} gave {others} for tokens that are not trained or skipped; expected 0.0.")
 
 
-def _trained(batch: TrainBatch, column: Any) -> list[float]:
-    """The entries of trained tokens in the order in which losses get them."""
+def _trained(batch: TrainBatch, column: Sequence[Sequence[float]]) -> list[float]:
+    """Return the entries of trained tokens, in the order in which losses are given them."""
     return [
         value
         for micro_batch in batch.micro_batches
@@ -234,7 +303,7 @@ def _numbered(batch: TrainBatch) -> list[tuple[int, Sample]]:
 
 
 def _batch(**options: Any) -> TrainBatch:
-    """Two groups of two samples of different lengths, one with an untrained token, in two micro-batches."""
+    """Return two groups of two samples of different lengths, one with an untrained token, in two micro-batches."""
     samples = [
         Sample(
             group_index=i // 2,
@@ -248,15 +317,16 @@ def _batch(**options: Any) -> TrainBatch:
     return make_train_batch(samples, micro_batch_size=2, **options)
 
 
-def _weights(backend: Any) -> dict[str, Any]:
+def _weights(backend: TrainBackend) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in backend.weights()}
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(bool((one[name] == other[name]).all()) for name in one)
 
 
 TRAIN_BACKEND: list[Check] = [
+    closes,  # first, so that no process group is left from the other checks
     trains,
     evaluates_without_trace,
     goes_on_from_its_state,
@@ -267,4 +337,5 @@ TRAIN_BACKEND: list[Check] = [
     takes_a_step_without_samples,
     trains_a_critic,
     keeps_a_reference,
+    takes_its_memory_again,
 ]

@@ -1,4 +1,4 @@
-"""Subcommands."""
+"""Checks of subcommands of `slime`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import io
 from slime_core.testing.subject import Check, Subject
 
 
-def explains_itself(subject: Subject) -> None:
+def explains_itself(subject: Subject[int]) -> None:
     """explains itself with --help and ends with status 0"""
-    printed, status = io.StringIO(), None
+    printed = io.StringIO()
+    status: object = None
     with contextlib.redirect_stdout(printed):
         try:
             status = subject.call(["--help"], subject.plugins)

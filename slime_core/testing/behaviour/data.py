@@ -1,4 +1,4 @@
-"""Converters, data sources and how groups leave the buffer."""
+"""Checks of converters, of data sources, and of how groups leave the buffer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import copy
 import json
 from typing import Any
 
+from slime_core.contracts.data import Closes, CountsMalformedRows, DataSource, HasMetrics
+from slime_core.contracts.results import is_finite_number
 from slime_core.data import chat_messages, pop_first
 from slime_core.errors import DataError
 from slime_core.sample import Group, Sample
@@ -15,11 +17,13 @@ from slime_core.testing.subject import Check, ContractError, Subject
 # --------------------------------------------------------------------------------------------------------- converter
 
 
-def converts_rows(subject: Subject) -> None:
+def converts_rows(subject: Subject[Row]) -> None:
     """turns rows into chat rows"""
     for row in _convertible(subject):
         made = subject.call(copy.deepcopy(row))
-        subject.expect("messages" in made, f"it returned {made!r}, which has no 'messages'; see contracts.convert.")
+        subject.expect(
+            "messages" in made, f"it returned {made!r}, which has no 'messages'; see slime_core.contracts.data.convert."
+        )
         try:
             chat_messages(made["messages"])
             json.dumps(made)
@@ -30,7 +34,7 @@ def converts_rows(subject: Subject) -> None:
             ) from error
 
 
-def refuses_other_rows(subject: Subject) -> None:
+def refuses_other_rows(subject: Subject[Row]) -> None:
     """refuses a row that does not fit with a DataError"""
     for row in ({}, {"no_such_column": 1}):
         try:
@@ -47,7 +51,7 @@ def refuses_other_rows(subject: Subject) -> None:
         )
 
 
-def leaves_rows_alone(subject: Subject) -> None:
+def leaves_rows_alone(subject: Subject[Row]) -> None:
     """does not change the rows"""
     rows = copy.deepcopy(_convertible(subject))
     with subject.unchanged("a row", lambda: copy.deepcopy(rows)):
@@ -55,8 +59,8 @@ def leaves_rows_alone(subject: Subject) -> None:
             subject.call(row)
 
 
-def _convertible(subject: Subject) -> list[Row]:
-    """The rows to try: its examples, or those of the kit's that it takes."""
+def _convertible(subject: Subject[Row]) -> list[Row]:
+    """Return the rows to try: the examples, or those of the kit's own rows that the converter takes."""
     if subject.examples:
         return subject.examples
     rows = []
@@ -77,7 +81,7 @@ def _convertible(subject: Subject) -> list[Row]:
 # ------------------------------------------------------------------------------------------------------- data source
 
 
-def hands_out_groups(subject: Subject) -> None:
+def hands_out_groups(subject: Subject[DataSource]) -> None:
     """hands out numbered groups, over several epochs"""
     source, size = _source(subject), subject.args.n_samples_per_prompt
     subject.expect(len(source) > 0, f"its length is {len(source)}; expected the number of prompts in one epoch.")
@@ -100,7 +104,7 @@ def hands_out_groups(subject: Subject) -> None:
     )
 
 
-def gives_buffered_groups_first(subject: Subject) -> None:
+def gives_buffered_groups_first(subject: Subject[DataSource]) -> None:
     """gives groups that were put back before new ones"""
     source = _source(subject)
     back = _take(subject, source, 2)
@@ -112,7 +116,7 @@ def gives_buffered_groups_first(subject: Subject) -> None:
     )
 
 
-def goes_on_from_its_state(subject: Subject) -> None:
+def goes_on_from_its_state(subject: Subject[DataSource]) -> None:
     """goes on from its state as if never stopped, buffer included"""
     source = _source(subject)
     source.add_samples(_take(subject, source, 3)[:1])
@@ -134,7 +138,7 @@ def goes_on_from_its_state(subject: Subject) -> None:
     )
 
 
-def fingerprints_its_data(subject: Subject) -> None:
+def fingerprints_its_data(subject: Subject[DataSource]) -> None:
     """says what its data is, the same each time"""
     found = _source(subject).fingerprint()
     subject.expect(
@@ -144,11 +148,41 @@ def fingerprints_its_data(subject: Subject) -> None:
     subject.expect(_source(subject).fingerprint() == found, "fingerprint differs between two sources of the same data.")
 
 
-def _source(subject: Subject) -> Any:
+def reports_numbers(subject: Subject[DataSource]) -> None:
+    """reports metrics and counts of what it left out in finite numbers, if it does"""
+    source = _source(subject)
+    _take(subject, source, 2)
+    found: dict[str, object] = {}
+    if isinstance(source, HasMetrics):
+        found |= source.metrics()
+    if isinstance(source, CountsMalformedRows):
+        found |= source.counts
+    for name, value in found.items():
+        subject.expect(is_finite_number(value), f"its number {name!r} is {value!r}; expected a finite number.")
+
+
+def closes(subject: Subject[DataSource]) -> None:
+    """closes, after it handed out groups and before, if it holds something"""
+    for count in (0, 2):
+        source = _opened(subject)
+        if isinstance(source, Closes):
+            _take(subject, source, count) if count else []
+            source.close()
+
+
+def _source(subject: Subject[DataSource]) -> DataSource:
+    """Return a new data source, which is closed after the check."""
+    source = _opened(subject)
+    if isinstance(source, Closes):
+        subject.closing(source)
+    return source
+
+
+def _opened(subject: Subject[DataSource]) -> DataSource:
     return subject.call(subject.args, extras={"buffer_pop": pop_first})
 
 
-def _take(subject: Subject, source: Any, count: int) -> list[Group]:
+def _take(subject: Subject[DataSource], source: DataSource, count: int) -> list[Group]:
     taken = source.get_samples(count)
     subject.expect(
         isinstance(taken, list) and len(taken) == count,
@@ -164,7 +198,7 @@ def _plain(taken: list[Group]) -> list[list[dict[str, Any]]]:
 # -------------------------------------------------------------------------------------------------------- buffer pop
 
 
-def removes_what_it_returns(subject: Subject) -> None:
+def removes_what_it_returns(subject: Subject[list[Group]]) -> None:
     """removes from the buffer what it returns, and loses nothing"""
     for asked in (1, 3, 5, 8):
         for rollout_id in (None, 3):
@@ -179,7 +213,7 @@ def removes_what_it_returns(subject: Subject) -> None:
             )
 
 
-def takes_no_more_than_asked(subject: Subject) -> None:
+def takes_no_more_than_asked(subject: Subject[list[Group]]) -> None:
     """returns at most as many groups as asked, none from an empty buffer"""
     for size, asked in ((5, 1), (5, 3), (1, 4), (0, 2)):
         buffer = [group(group_index=n) for n in range(size)]
@@ -196,5 +230,7 @@ DATA_SOURCE: list[Check] = [
     gives_buffered_groups_first,
     goes_on_from_its_state,
     fingerprints_its_data,
+    reports_numbers,
+    closes,
 ]
 BUFFER_POP: list[Check] = [removes_what_it_returns, takes_no_more_than_asked]

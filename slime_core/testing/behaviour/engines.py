@@ -1,4 +1,4 @@
-"""Inference engines, tried on a tiny random model. Needs torch and transformers."""
+"""Checks of inference engines, on a tiny random model. They need torch and transformers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slime_core.contracts.engine import Generation
+from slime_core.contracts.engine import Generation, Holds, InferenceEngine, Offloads, TakesMetrics
+from slime_core.contracts.results import is_finite_number
 from slime_core.testing.checkpoint import chat_tokenizer
 from slime_core.testing.subject import Check, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0.0}
 RANDOM = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 7}
 LONG: dict[str, Any] = {"max_new_tokens": 300, "temperature": 1.0, "seed": 7, "ignore_eos": True}
 PATIENCE = 10.0
 """Seconds within which an aborted or closed engine comes to rest."""
+A_WHILE = 0.1
+"""Seconds in which an engine that is not held answers a short request."""
 
 
-def answers_consistently(subject: Subject) -> None:
+def answers_consistently(subject: Subject[InferenceEngine]) -> None:
     """answers with as many log-probs and weight versions as tokens, within the limit"""
     for params in (GREEDY, RANDOM):
         answer = _ask(subject, params)
@@ -41,7 +47,7 @@ def answers_consistently(subject: Subject) -> None:
         )
 
 
-def repeats_itself(subject: Subject) -> None:
+def repeats_itself(subject: Subject[InferenceEngine]) -> None:
     """gives the same answer again when greedy, and with the same seed"""
     for params in (GREEDY, RANDOM):
         first, second = _ask(subject, params), _ask(subject, params)
@@ -52,7 +58,7 @@ def repeats_itself(subject: Subject) -> None:
         )
 
 
-def stops_at_stop_tokens(subject: Subject) -> None:
+def stops_at_stop_tokens(subject: Subject[InferenceEngine]) -> None:
     """ends an answer with the first stop token, which it includes"""
     free = _ask(subject, GREEDY).tokens
     answer = _ask(subject, {**GREEDY, "stop_token_ids": [free[0]]})
@@ -63,7 +69,7 @@ def stops_at_stop_tokens(subject: Subject) -> None:
     )
 
 
-def answers_at_some_length(subject: Subject) -> None:
+def answers_at_some_length(subject: Subject[InferenceEngine]) -> None:
     """goes on past stop tokens until there are min_new_tokens"""
     free = _ask(subject, GREEDY).tokens
     answer = _ask(subject, {**GREEDY, "stop_token_ids": [free[0]], "min_new_tokens": 3})
@@ -73,7 +79,7 @@ def answers_at_some_length(subject: Subject) -> None:
     )
 
 
-def reports_new_weights(subject: Subject) -> None:
+def reports_new_weights(subject: Subject[InferenceEngine]) -> None:
     """says which weights it used, the newest that it was handed"""
     for version in (1, 2):
         versions = _ask(subject, GREEDY, version).weight_versions
@@ -83,7 +89,7 @@ def reports_new_weights(subject: Subject) -> None:
         )
 
 
-def begins_with_the_checkpoint(subject: Subject) -> None:
+def begins_with_the_checkpoint(subject: Subject[InferenceEngine]) -> None:
     """answers with the weights of the checkpoint, as version 0, before any were handed over"""
     before, after = _ask(subject, GREEDY, 0), _ask(subject, GREEDY, 1)
     subject.expect(
@@ -93,7 +99,7 @@ def begins_with_the_checkpoint(subject: Subject) -> None:
     )
 
 
-def stops_when_aborted(subject: Subject) -> None:
+def stops_when_aborted(subject: Subject[InferenceEngine]) -> None:
     """returns what there is with "abort" when it is aborted, by request or all, and goes on after that"""
     with _engine(subject) as engine:
         for ids in (["one"], None):
@@ -112,7 +118,7 @@ def stops_when_aborted(subject: Subject) -> None:
         )
 
 
-def closes(subject: Subject) -> None:
+def closes(subject: Subject[InferenceEngine]) -> None:
     """fails requests that are not finished when it is closed, and leaves no thread behind"""
     before = set(threading.enumerate())
     with _engine(subject) as engine:
@@ -127,8 +133,56 @@ def closes(subject: Subject) -> None:
     subject.expect(not left, f"after close its threads {left} go on; end them in close().")
 
 
-async def _aborted(engine: Any, ids: list[str] | None) -> tuple[Generation, Generation]:
-    """The answers of two requests, "one" and "other", after an abort of `ids`. A request that was answered at once is
+def takes_its_memory_again(subject: Subject[InferenceEngine]) -> None:
+    """answers after offload and onload as before, if it can and --offload is given"""
+    if not (subject.resolved.args.offload and issubclass(subject.target, Offloads)):
+        return
+    with _engine(subject) as engine:
+        assert isinstance(engine, Offloads)
+        engine.update_weights(iter(_weights(subject)), 1)
+        before = asyncio.run(engine.generate(_prompt(), dict(GREEDY)))
+        engine.offload()
+        engine.onload()
+        after = asyncio.run(engine.generate(_prompt(), dict(GREEDY)))
+        subject.expect(
+            (before.tokens, before.weight_versions) == (after.tokens, after.weight_versions),
+            f"before offload it answered {before.tokens}, weights {before.weight_versions}, and after onload {after.tokens}, "
+            f"weights {after.weight_versions}; everything must be as it was.",
+        )
+
+
+def waits(subject: Subject[InferenceEngine]) -> None:
+    """generates nothing while it is held, and goes on after that, if it can be held"""
+    with _engine(subject) as engine:
+        if isinstance(engine, Holds):
+            done, answer = asyncio.run(_held(engine))
+            subject.expect(not done, "a request was answered inside hold(); make no step until the block has ended.")
+            subject.expect(
+                len(answer.tokens) > 0, "a request that was made inside hold() has no token after the block."
+            )
+
+
+def counts_in_numbers(subject: Subject[InferenceEngine]) -> None:
+    """counts what it does in finite numbers, if it counts"""
+    with _engine(subject) as engine:
+        if isinstance(engine, TakesMetrics):
+            asyncio.run(engine.generate(_prompt(), dict(GREEDY)))
+            for name, value in engine.take_metrics().items():
+                subject.expect(is_finite_number(value), f"its metric {name!r} is {value!r}; expected a finite number.")
+
+
+async def _held(engine: InferenceEngine) -> tuple[bool, Generation]:
+    """Return whether a request was answered that was made while the engine was held, and the answer that it has at last."""
+    assert isinstance(engine, Holds)
+    with engine.hold():
+        task = asyncio.ensure_future(engine.generate(_prompt(), dict(GREEDY)))
+        await asyncio.sleep(A_WHILE)
+        done = task.done()
+    return done, await asyncio.wait_for(task, PATIENCE)
+
+
+async def _aborted(engine: InferenceEngine, ids: list[str] | None) -> tuple[Generation, Generation]:
+    """Return the answers of two requests, "one" and "other", after an abort of `ids`. A request that was answered at once is
     taken for aborted: there was nothing to abort."""
     await engine.abort(["unknown"])
     one = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG), request_id="one"))
@@ -143,8 +197,8 @@ async def _aborted(engine: Any, ids: list[str] | None) -> tuple[Generation, Gene
     return answers[one], answers[other]
 
 
-async def _closed(engine: Any) -> bool:
-    """Does a running request fail when the engine is closed? One that was answered at once counts as failed."""
+async def _closed(engine: InferenceEngine) -> bool:
+    """Return whether a running request fails when the engine is closed. One that was answered at once counts as failed."""
     task = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG)))
     await asyncio.sleep(0)
     if task.done():
@@ -154,11 +208,11 @@ async def _closed(engine: Any) -> bool:
     return bool(done) and (task.cancelled() or task.exception() is not None)
 
 
-def _ask(subject: Subject, params: dict[str, Any], version: int = 1) -> Generation:
-    """A new engine's answer with weights of `version`; with 0 no weights are handed over."""
+def _ask(subject: Subject[InferenceEngine], params: dict[str, Any], version: int = 1) -> Generation:
+    """Return a new engine's answer with weights of `version`; with 0 no weights are handed over."""
     with _engine(subject) as engine:
         for number in range(1, version + 1):
-            engine.update_weights(_weights(subject), number)
+            engine.update_weights(iter(_weights(subject)), number)
         answer = asyncio.run(engine.generate(_prompt(), dict(params)))
     subject.expect(
         isinstance(answer, Generation),
@@ -168,7 +222,7 @@ def _ask(subject: Subject, params: dict[str, Any], version: int = 1) -> Generati
 
 
 @contextmanager
-def _engine(subject: Subject) -> Iterator[Any]:
+def _engine(subject: Subject[InferenceEngine]) -> Iterator[InferenceEngine]:
     subject.need_checkpoint(weights=True)
     engine = subject.call(subject.args)
     try:
@@ -178,17 +232,18 @@ def _engine(subject: Subject) -> Iterator[Any]:
 
 
 def _prompt() -> list[int]:
-    return chat_tokenizer()("What is 3 + 4?")["input_ids"]
+    return list(chat_tokenizer()("What is 3 + 4?")["input_ids"])
 
 
-def _weights(subject: Subject) -> list[tuple[str, Any]]:
+def _weights(subject: Subject[InferenceEngine]) -> list[tuple[str, Tensor]]:
+    """Return the weights of the run's checkpoint."""
     from safetensors.torch import load_file
 
     files = sorted(Path(subject.args.hf_checkpoint).glob("*.safetensors"))
     return [pair for file in files for pair in load_file(file).items()]
 
 
-def _expect_consistent(subject: Subject, answer: Generation, limit: int) -> None:
+def _expect_consistent(subject: Subject[InferenceEngine], answer: Generation, limit: int) -> None:
     count = len(answer.tokens)
     subject.expect(
         count <= limit and len(answer.log_probs) == count and len(answer.weight_versions) == count,
@@ -205,5 +260,8 @@ ENGINE: list[Check] = [
     begins_with_the_checkpoint,
     reports_new_weights,
     stops_when_aborted,
+    takes_its_memory_again,
+    waits,
+    counts_in_numbers,
     closes,
 ]

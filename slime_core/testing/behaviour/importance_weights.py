@@ -1,4 +1,4 @@
-"""Corrections for the difference between engine and trainer. Needs torch."""
+"""Checks of corrections for the difference between engine and trainer. They need torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from slime_core.testing.subject import Check, Subject
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Weights = tuple[Tensor, dict[str, Tensor]]
 
-def weighs_every_token(subject: Subject) -> None:
+
+def weighs_every_token(subject: Subject[Weights]) -> None:
     """returns a finite weight of at least 0 for each token, and metrics that are detached scalars"""
     weights, metrics = _call(subject, _made(subject)[0])
     subject.expect(
@@ -29,7 +31,7 @@ def weighs_every_token(subject: Subject) -> None:
         )
 
 
-def corrects_nothing_without_a_difference(subject: Subject) -> None:
+def corrects_nothing_without_a_difference(subject: Subject[Weights]) -> None:
     """weighs every trained token with 1 where engine and trainer agree"""
     import torch
 
@@ -42,7 +44,7 @@ def corrects_nothing_without_a_difference(subject: Subject) -> None:
     )
 
 
-def does_not_depend_on_the_cut(subject: Subject) -> None:
+def does_not_depend_on_the_cut(subject: Subject[Weights]) -> None:
     """gives the same weights and metrics however the batch is cut into micro-batches"""
     import torch
 
@@ -56,7 +58,7 @@ def does_not_depend_on_the_cut(subject: Subject) -> None:
             )
 
 
-def leaves_inputs_alone(subject: Subject) -> None:
+def leaves_inputs_alone(subject: Subject[Weights]) -> None:
     """does not change its inputs"""
     import torch
 
@@ -69,17 +71,17 @@ def leaves_inputs_alone(subject: Subject) -> None:
         )
 
 
-def _made(subject: Subject, **how: Any) -> list[LossInputs]:
+def _made(subject: Subject[Weights], **how: Any) -> list[LossInputs]:
     subject.need("torch")
     return loss_inputs(**how)
 
 
-def _call(subject: Subject, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+def _call(subject: Subject[Weights], inputs: LossInputs) -> Weights:
     return subject.call(subject.args, inputs)
 
 
-def _over_cut(subject: Subject, cut: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Weights sample after sample, metrics summed over micro-batches."""
+def _over_cut(subject: Subject[Weights], cut: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return the weights, sample after sample, and the metrics, summed over micro-batches."""
     import torch
 
     weights: dict[int, Tensor] = {}

@@ -1,10 +1,9 @@
-"""Losses. Needs torch."""
+"""Checks of losses. They need torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.loss import READS, LossInputs, LossOutputs, may_skip_zero_advantage, what_reads
@@ -18,7 +17,7 @@ WHOLE = ((0, 1, 2, 3),)
 CUTS = (((0,), (1,), (2,), (3,)), ((0, 3), (1, 2)), ((0, 1, 2), (3,)))
 
 
-def returns_a_scalar(subject: Subject) -> None:
+def returns_a_scalar(subject: Subject[LossOutputs]) -> None:
     """returns a finite scalar, and metrics that are detached scalars"""
     outputs = _call(subject, _made(subject)[0])
     shape = tuple(outputs.loss.shape)
@@ -33,7 +32,7 @@ def returns_a_scalar(subject: Subject) -> None:
         )
 
 
-def passes_gradients(subject: Subject) -> None:
+def passes_gradients(subject: Subject[LossOutputs]) -> None:
     """passes finite gradients to the log-probs of trained tokens"""
     inputs = _made(subject)[0]
     gradient = _gradient(subject, inputs)
@@ -44,7 +43,7 @@ def passes_gradients(subject: Subject) -> None:
     )
 
 
-def ignores_masked_tokens(subject: Subject) -> None:
+def ignores_masked_tokens(subject: Subject[LossOutputs]) -> None:
     """gives masked tokens no gradient"""
     for per_token in (False, True):
         inputs = _made(subject, per_token=per_token)[0]
@@ -56,7 +55,7 @@ def ignores_masked_tokens(subject: Subject) -> None:
         )
 
 
-def does_not_depend_on_the_cut(subject: Subject) -> None:
+def does_not_depend_on_the_cut(subject: Subject[LossOutputs]) -> None:
     """sums to the same loss, metrics and gradients however the batch is cut into micro-batches"""
     import torch
 
@@ -72,7 +71,7 @@ def does_not_depend_on_the_cut(subject: Subject) -> None:
                 )
 
 
-def takes_an_empty_micro_batch(subject: Subject) -> None:
+def takes_an_empty_micro_batch(subject: Subject[LossOutputs]) -> None:
     """costs 0 for a micro-batch without trained tokens"""
     empty = _made(subject, micro_batches=((),))[0]
     outputs = _call(subject, empty)
@@ -84,7 +83,7 @@ def takes_an_empty_micro_batch(subject: Subject) -> None:
         )
 
 
-def leaves_inputs_alone(subject: Subject) -> None:
+def leaves_inputs_alone(subject: Subject[LossOutputs]) -> None:
     """does not change its inputs"""
     import torch
 
@@ -97,25 +96,25 @@ def leaves_inputs_alone(subject: Subject) -> None:
         )
 
 
-def takes_present_log_probs_for_old_ones(subject: Subject) -> None:
+def takes_present_log_probs_for_old_ones(subject: Subject[LossOutputs]) -> None:
     """takes log_probs for old_log_probs where those are None, as in the first step of a rollout"""
     import torch
 
     inputs = _made(subject)[0]
     first = dataclasses.replace(inputs, old_log_probs=None)
     same = dataclasses.replace(inputs, old_log_probs=inputs.log_probs.detach())
-    for what, of in (
-        ("loss", lambda given: _call(subject, given).loss.detach()),
-        ("gradient", partial(_gradient, subject)),
+    for what, found, expected in (
+        ("loss", _call(subject, first).loss.detach(), _call(subject, same).loss.detach()),
+        ("gradient", _gradient(subject, first), _gradient(subject, same)),
     ):
         subject.expect(
-            torch.allclose(of(first), of(same), rtol=1e-9, atol=1e-12),
+            torch.allclose(found, expected, rtol=1e-9, atol=1e-12),
             f"without old_log_probs its {what} is another one than with those that log_probs have; use "
             "inputs.log_probs.detach() where inputs.old_log_probs is None.",
         )
 
 
-def needs_what_it_says(subject: Subject) -> None:
+def needs_what_it_says(subject: Subject[LossOutputs]) -> None:
     """has no gradient at samples whose advantages are 0, if it says so"""
     inputs = _made(subject)[0]
     if not may_skip_zero_advantage(subject.target, subject.args) or inputs.advantages is None:
@@ -128,8 +127,8 @@ def needs_what_it_says(subject: Subject) -> None:
     )
 
 
-def _made(subject: Subject, **how: Any) -> list[LossInputs]:
-    """Inputs with what the loss declares that it reads, and nothing else."""
+def _made(subject: Subject[LossOutputs], **how: Any) -> list[LossInputs]:
+    """Return inputs with what the loss declares that it reads, and advantages; the other optional fields are None."""
     subject.need("torch")
     declared = what_reads(subject.target, subject.args)
     unread: dict[str, Any] = dict.fromkeys({*READS, "old_values"} - declared - {"advantages"})
@@ -139,12 +138,12 @@ def _made(subject: Subject, **how: Any) -> list[LossInputs]:
     return [dataclasses.replace(made, **unread) for made in loss_inputs(**how)]
 
 
-def _call(subject: Subject, inputs: LossInputs) -> LossOutputs:
+def _call(subject: Subject[LossOutputs], inputs: LossInputs) -> LossOutputs:
     with subject.lacking([name for name in READS if getattr(inputs, name) is None]):
         return subject.call(subject.args, inputs, extras={"importance_weight": None})
 
 
-def _gradient(subject: Subject, inputs: LossInputs) -> Tensor:
+def _gradient(subject: Subject[LossOutputs], inputs: LossInputs) -> Tensor:
     import torch
 
     loss = _call(subject, inputs).loss
@@ -155,8 +154,8 @@ def _gradient(subject: Subject, inputs: LossInputs) -> Tensor:
     return gradient
 
 
-def _summed(subject: Subject, cut: Sequence[Sequence[int]], per_token: bool) -> dict[str, Tensor]:
-    """Loss and metrics summed over micro-batches; the gradients, sample after sample."""
+def _summed(subject: Subject[LossOutputs], cut: Sequence[Sequence[int]], per_token: bool) -> dict[str, Tensor]:
+    """Return loss and metrics, summed over micro-batches, and as "gradient" those of the log-probs, sample after sample."""
     import torch
 
     totals: dict[str, Tensor] = {}
@@ -172,7 +171,7 @@ def _summed(subject: Subject, cut: Sequence[Sequence[int]], per_token: bool) -> 
 
 
 def tensors(inputs: LossInputs) -> dict[str, Tensor]:
-    """The tensors of the inputs by field."""
+    """Return the tensors of the inputs by the names of their fields."""
     fields = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
     fields |= {name: fields[name].weights for name in ("reduce", "measured")}
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,10 +1,9 @@
-"""Loss masks. Needs transformers, whose tokenizers they are given."""
+"""Checks of loss masks. They need transformers, whose tokenizers loss masks are given."""
 
 from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any
 
 from slime_core.contracts.data import MaskedTokens
 from slime_core.errors import DataError
@@ -13,7 +12,7 @@ from slime_core.testing.inputs import CONVERSATIONS, TOOLS, Row
 from slime_core.testing.subject import Check, ContractError, Subject
 
 
-def renders_the_whole_conversation(subject: Subject) -> None:
+def renders_the_whole_conversation(subject: Subject[MaskedTokens]) -> None:
     """returns the tokens of the whole chat-template rendering
 
     White space after the last turn may be left out: nothing is ever predicted from it.
@@ -21,7 +20,7 @@ def renders_the_whole_conversation(subject: Subject) -> None:
     for messages, tools in _conversations(subject):
         expected = _rendering(messages, tools)
         masked = _masked(subject, messages, tools)
-        decoded = chat_tokenizer().decode(masked.token_ids)
+        decoded = str(chat_tokenizer().decode(masked.token_ids))
         subject.expect(
             decoded.rstrip() == expected.rstrip() and masked.text in ("", decoded),
             f"its tokens say {decoded[:200]!r} and its text {masked.text[:200]!r}, but the chat template renders "
@@ -29,7 +28,7 @@ def renders_the_whole_conversation(subject: Subject) -> None:
         )
 
 
-def masks_every_token(subject: Subject) -> None:
+def masks_every_token(subject: Subject[MaskedTokens]) -> None:
     """gives every token a 0 or 1, and an offset if any"""
     for messages, tools in _conversations(subject):
         masked = _masked(subject, messages, tools)
@@ -47,7 +46,7 @@ def masks_every_token(subject: Subject) -> None:
         )
 
 
-def trains_an_answer(subject: Subject) -> None:
+def trains_an_answer(subject: Subject[MaskedTokens]) -> None:
     """trains something of a conversation that ends with an answer, but not all of it"""
     for messages, tools in _conversations(subject):
         mask = _masked(subject, messages, tools).loss_mask
@@ -58,14 +57,14 @@ def trains_an_answer(subject: Subject) -> None:
         )
 
 
-def leaves_conversations_alone(subject: Subject) -> None:
+def leaves_conversations_alone(subject: Subject[MaskedTokens]) -> None:
     """does not change messages or tools"""
     for messages, tools in _conversations(subject):
         with subject.unchanged("the messages or tools", partial(copy.deepcopy, (messages, tools))):
             _masked(subject, messages, tools)
 
 
-def refuses_what_it_cannot_mask(subject: Subject) -> None:
+def refuses_what_it_cannot_mask(subject: Subject[MaskedTokens]) -> None:
     """refuses a conversation that it cannot mask with a DataError"""
     subject.need("transformers")
     for messages in ([], [{"role": "user", "content": "What is 3 + 4?"}]):
@@ -80,21 +79,22 @@ def refuses_what_it_cannot_mask(subject: Subject) -> None:
             ) from error
 
 
-def _masked(subject: Subject, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
+def _masked(subject: Subject[MaskedTokens], messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
     with subject.takes(
         "conversations (user and assistant, once with a system message and two turns, with and without tools)"
     ):
         return subject.call(chat_tokenizer(), messages, tools)
 
 
-def _conversations(subject: Subject) -> list[tuple[list[Row], list[Row] | None]]:
+def _conversations(subject: Subject[MaskedTokens]) -> list[tuple[list[Row], list[Row] | None]]:
+    """Return the conversations to try, each without and with tools."""
     subject.need("transformers")
     conversations = copy.deepcopy(subject.examples) or copy.deepcopy(CONVERSATIONS)
     return [(messages, tools) for messages in conversations for tools in (None, copy.deepcopy(TOOLS))]
 
 
-def _rendering(messages: list[Row], tools: list[Row] | None) -> Any:
-    return chat_tokenizer().apply_chat_template(messages, tools=tools, tokenize=False)
+def _rendering(messages: list[Row], tools: list[Row] | None) -> str:
+    return str(chat_tokenizer().apply_chat_template(messages, tools=list(tools or ()) or None, tokenize=False))
 
 
 LOSS_MASK: list[Check] = [

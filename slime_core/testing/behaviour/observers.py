@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from slime_core.testing.inputs import groups
-from slime_core.testing.subject import Subject
+from slime_core.testing.small_run import SmallRun
 
 STEP = {"loss": 1.5, "grad_norm": 0.5, "lr": 1e-6, "num_tokens": 28, "num_trained_tokens": 12}
 
 
-def _checkpoint(subject: Subject) -> Any:
-    folder = subject.folder / "save" / "iter_0000001"
+def _checkpoint(run: SmallRun) -> Path:
+    folder = run.folder / "save" / "iter_0000001"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _run_dir(subject: Subject) -> Any:
-    folder = subject.folder / "run"
+def _run_dir(run: SmallRun) -> Path:
+    folder = run.folder / "run"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-TOLD: dict[str, Callable[[Subject], dict[str, Any]]] = {
-    "slime_run_started": lambda subject: {"run_dir": _run_dir(subject)},
-    "slime_rollout_finished": lambda subject: {"rollout_id": 0, "groups": groups(2), "metrics": {"tokens": 17.0}},
-    "slime_before_log_probs": lambda subject: {"rollout_id": 0},
-    "slime_before_train_step": lambda subject: {"rollout_id": 0, "step": 0},
-    "slime_train_step_finished": lambda subject: {"rollout_id": 0, "step": 0, "metrics": dict(STEP)},
-    "slime_weights_updated": lambda subject: {"version": 1, "seconds": 0.25},
-    "slime_eval_finished": lambda subject: {"rollout_id": 0, "metrics": {"eval/heldout/loss": 1.5}},
-    "slime_checkpoint_saved": lambda subject: {"rollout_id": 0, "path": _checkpoint(subject)},
-    "slime_run_finished": lambda subject: {"error": None},
+TOLD: dict[str, Callable[[SmallRun], dict[str, Any]]] = {
+    "slime_run_started": lambda run: {"run_dir": _run_dir(run)},
+    "slime_rollout_finished": lambda run: {"rollout_id": 0, "groups": groups(2), "metrics": {"tokens": 17.0}},
+    "slime_before_log_probs": lambda run: {"rollout_id": 0},
+    "slime_before_train_step": lambda run: {"rollout_id": 0, "step": 0},
+    "slime_train_step_finished": lambda run: {"rollout_id": 0, "step": 0, "metrics": dict(STEP)},
+    "slime_weights_updated": lambda run: {"version": 1, "seconds": 0.25},
+    "slime_eval_finished": lambda run: {"rollout_id": 0, "metrics": {"eval/heldout/loss": 1.5}},
+    "slime_checkpoint_saved": lambda run: {"rollout_id": 0, "path": _checkpoint(run)},
+    "slime_run_finished": lambda run: {"error": None},
 }
 """By hook, in the order in which a run calls them; `args` comes on top."""

@@ -1,4 +1,4 @@
-"""Rewards and the filters that look at them."""
+"""Checks of rewards, and of the filters that look at them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from slime_core.sample import Group, Sample
 from slime_core.testing.inputs import group, groups
 from slime_core.testing.subject import Check, Subject
 
+Reward = float | dict[str, Any] | list[float]
+Verdict = bool | tuple[bool, str]
 
-def scores_every_sample(subject: Subject) -> None:
+
+def scores_every_sample(subject: Subject[Reward]) -> None:
     """returns one finite number, or a dict, for each sample"""
     with subject.takes("samples (a sum, answered rightly, wrongly, cut off and not at all; the label is '7')"):
         _score(subject, _unscored(subject))
 
 
-def leaves_samples_alone(subject: Subject) -> None:
+def leaves_samples_alone(subject: Subject[Reward]) -> None:
     """does not change the samples"""
     samples = _unscored(subject)
     with subject.unchanged("a sample", partial(_plain, samples)):
         _score(subject, samples)
 
 
-def _score(subject: Subject, samples: list[Sample]) -> None:
-    """Call a reward of either contract."""
+def _score(subject: Subject[Reward], samples: list[Sample]) -> None:
+    """Call a reward, be it one for a sample or one for a group."""
     if "samples" in inspect.signature(subject.target).parameters:
         subject.call(subject.args, list(samples))
     else:
@@ -34,33 +37,34 @@ def _score(subject: Subject, samples: list[Sample]) -> None:
             subject.call(subject.args, sample)
 
 
-def _unscored(subject: Subject) -> list[Sample]:
+def _unscored(subject: Subject[Reward]) -> list[Sample]:
+    """Return the samples to try, without their rewards."""
     samples: list[Sample] = copy.deepcopy(subject.examples) or group()
     for sample in samples:
         sample.reward = None
     return samples
 
 
-def answers(subject: Subject) -> None:
+def answers(subject: Subject[Verdict]) -> None:
     """answers True or False, or a pair of that and a reason"""
     for samples in _groups(subject):
         with subject.takes("groups of four samples, rewarded differently, 1 and 0"):
             result = subject.call(subject.args, samples)
-        reason: Any = result[1] if isinstance(result, tuple) else getattr(result, "reason", None)
+        reason = result[1] if isinstance(result, tuple) else getattr(result, "reason", None)
         subject.expect(
             reason is None or isinstance(reason, str),
             f"its reason is {reason!r}; reasons are counted by name, so give a short text such as 'all_equal'.",
         )
 
 
-def leaves_group_alone(subject: Subject) -> None:
+def leaves_group_alone(subject: Subject[Verdict]) -> None:
     """does not change the group"""
     for samples in _groups(subject):
         with subject.unchanged("the group", partial(_plain, samples)):
             subject.call(subject.args, samples)
 
 
-def sets_remove_sample_only(subject: Subject) -> None:
+def sets_remove_sample_only(subject: Subject[None]) -> None:
     """returns nothing and sets nothing but `remove_sample`"""
     given = _groups(subject)
     with subject.unchanged("more than remove_sample", lambda: [[_without_flag(s) for s in g] for g in given]):
@@ -81,7 +85,7 @@ def _without_flag(sample: Sample) -> dict[str, Any]:
     return {**sample.to_dict(), "remove_sample": None}
 
 
-def _groups(subject: Subject) -> list[Group]:
+def _groups(subject: Subject[Any]) -> list[Group]:
     return copy.deepcopy(subject.examples) or groups(3)
 
 

@@ -1,4 +1,4 @@
-"""Rollout functions and generators. They find a tokenizer at `args.hf_checkpoint`, so these checks need transformers."""
+"""Checks of rollout functions and generators. These find a tokenizer at `args.hf_checkpoint`, so the checks need transformers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import copy
 import math
 from contextlib import closing
 
+from slime_core.arguments.further import choose_further
 from slime_core.contracts.data import DataSource
 from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
+from slime_core.plugins import Selected
+from slime_core.rollout.components import RolloutComponents
 from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 from slime_core.testing.checkpoint import chat_tokenizer
 from slime_core.testing.engine import EchoEngine
 from slime_core.testing.inputs import CHAT_ROWS
 from slime_core.testing.subject import Check, Subject
 
+Generated = Sample | list[Sample]
+
 SAMPLING = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 1}
 
 
-def fills_rollouts(subject: Subject) -> None:
+def fills_rollouts(subject: Subject[RolloutOutput]) -> None:
     """returns full rollouts of good samples, each with a number of its own"""
     args, source = subject.args, GlobalDataSource(subject.args)
     numbers: list[int | None] = []
@@ -43,7 +48,7 @@ def fills_rollouts(subject: Subject) -> None:
     )
 
 
-def reports_numbers(subject: Subject) -> None:
+def reports_numbers(subject: Subject[RolloutOutput]) -> None:
     """reports metrics that are finite numbers"""
     for name, value in _roll_out(subject, 0, GlobalDataSource(subject.args)).metrics.items():
         subject.expect(
@@ -52,7 +57,7 @@ def reports_numbers(subject: Subject) -> None:
         )
 
 
-def evaluates(subject: Subject) -> None:
+def evaluates(subject: Subject[RolloutOutput]) -> None:
     """returns named samples of every evaluation set, without touching the training data"""
     source = GlobalDataSource(subject.args)
     with subject.unchanged("the data source while evaluating", source.state_dict):
@@ -63,18 +68,41 @@ def evaluates(subject: Subject) -> None:
     subject.expect(
         names == {"heldout"},
         f"with evaluation=True its samples come from the sets {names}; expected {{'heldout'}}: read --eval-prompt-data "
-        '(slime_core.arguments.groups.evaluation.eval_sets) and name the set in metadata["dataset"].',
+        '(slime_core.data.evaluation_sets) and name the set in metadata["dataset"].',
     )
 
 
-def _roll_out(subject: Subject, rollout_id: int, source: DataSource, evaluation: bool = False) -> RolloutOutput:
+def _roll_out(
+    subject: Subject[RolloutOutput], rollout_id: int, source: DataSource, evaluation: bool = False
+) -> RolloutOutput:
     subject.need_checkpoint(weights=False)
-    with closing(Background()) as background:
-        extras = {"plugins": subject.plugins, "engine": EchoEngine(subject.args), "background": background}
+    engine = EchoEngine(subject.args)
+    with closing(engine), closing(Background()) as background:
+        extras = {"plugins": subject.plugins, "engine": engine, "background": background}
+        extras["components"] = _components(subject)
         return subject.call(subject.args, rollout_id, source, evaluation=evaluation, extras=extras)
 
 
-def completes_samples(subject: Subject) -> None:
+def _components(subject: Subject[RolloutOutput]) -> RolloutComponents:
+    """Return the components of a run that has chosen the subject, with the data source of the core and the kit's engine.
+
+    Raises:
+        PluginError: an option names a component that is not installed.
+    """
+    args, plugins = subject.resolved.args, subject.plugins
+    further = choose_further(args, plugins, (subject.selected,))
+    subject.helpers = list(further.values())
+    return RolloutComponents(
+        subject.selected,
+        subject.selected,
+        data_source=plugins.select("data_source", "global"),
+        buffer_pop=plugins.select("buffer_pop", "pop_first"),
+        further=further,
+        engine=Selected("engine", "echo", EchoEngine, "the kit", "the kit"),
+    )
+
+
+def completes_samples(subject: Subject[Generated]) -> None:
     """completes a sample: tokens, response, log-probs that agree, and a status"""
     for sample in _pending(subject):
         prompt = list(sample.tokens)
@@ -98,17 +126,19 @@ def completes_samples(subject: Subject) -> None:
             )
 
 
-def leaves_sampling_alone(subject: Subject) -> None:
+def leaves_sampling_alone(subject: Subject[Generated]) -> None:
     """does not change the sampling parameters"""
     params = dict(SAMPLING)
     with subject.unchanged("sampling_params, which all samples share", lambda: dict(params)):
         subject.call(subject.args, _pending(subject)[0], params, extras={"engine": EchoEngine(subject.args)})
 
 
-def _pending(subject: Subject) -> list[Sample]:
+def _pending(subject: Subject[Generated]) -> list[Sample]:
+    """Return the samples to try: prompts with their tokens, and no response."""
     subject.need_checkpoint(weights=False)
     if subject.examples:
-        return copy.deepcopy(subject.examples)
+        given: list[Sample] = copy.deepcopy(subject.examples)
+        return given
     made = []
     for index, row in enumerate(CHAT_ROWS[:2]):
         question = row["messages"][:1]

@@ -1,15 +1,14 @@
-"""Trackers."""
+"""Checks of trackers."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from slime_core.contracts.tracker import Tracker
 from slime_core.testing.subject import Check, Subject
 
 METRICS = {"train/loss": 1.5, "train/lr": 1e-6, "perf/rollout_time": 0.25}
 
 
-def logs_and_closes(subject: Subject) -> None:
+def logs_and_closes(subject: Subject[Tracker]) -> None:
     """takes metrics of evaluations and rollouts, and closes, with and without an error"""
     for error in (None, ValueError("the run failed")):
         tracker = _tracker(subject, f"run-{error is None}")
@@ -19,7 +18,7 @@ def logs_and_closes(subject: Subject) -> None:
         tracker.close(error)
 
 
-def flushes(subject: Subject) -> None:
+def flushes(subject: Subject[Tracker]) -> None:
     """has written what it writes to the run directory when `close` returns"""
     tracker = _tracker(subject, "flushed")
     for step in range(3):
@@ -32,7 +31,7 @@ def flushes(subject: Subject) -> None:
     )
 
 
-def goes_on_in_the_same_directory(subject: Subject) -> None:
+def goes_on_in_the_same_directory(subject: Subject[Tracker]) -> None:
     """goes on in the run directory of a run that is resumed"""
     for resume_after in (None, 0):
         tracker = _tracker(subject, "resumed", resume_after)
@@ -40,7 +39,7 @@ def goes_on_in_the_same_directory(subject: Subject) -> None:
         tracker.close(None)
 
 
-def leaves_metrics_alone(subject: Subject) -> None:
+def leaves_metrics_alone(subject: Subject[Tracker]) -> None:
     """does not change the metrics"""
     tracker, metrics = _tracker(subject, "alone"), dict(METRICS)
     with subject.unchanged("the metrics", lambda: dict(metrics)):
@@ -48,7 +47,8 @@ def leaves_metrics_alone(subject: Subject) -> None:
         tracker.close(None)
 
 
-def _tracker(subject: Subject, name: str, resume_after: int | None = None) -> Any:
+def _tracker(subject: Subject[Tracker], name: str, resume_after: int | None = None) -> Tracker:
+    """Return a new tracker of a run whose directory has this name."""
     run_dir = subject.folder / name
     run_dir.mkdir(exist_ok=True)
     config = {
