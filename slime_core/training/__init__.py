@@ -3,8 +3,9 @@
 components.py  the components that training calls, chosen from the arguments
 worker.py      log-probs, advantages and optimizer steps of a rollout
 steps.py       how samples are cut into optimizer steps
-batches.py     how the samples of a step become micro-batches: weights, packing, spreading over ranks
-signals.py     between samples and flat tensors
+batches.py     the batch of one step, and the weights of its tokens
+packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
+signals.py     between samples and the flat tensors of an advantage estimator
 schedule.py    the learning rate of every step
 profiling.py   traces of training
 """

@@ -1,16 +1,19 @@
 """`Profiler`: writes a trace of some rollouts of training, for TensorBoard, Perfetto or chrome://tracing.
 
 The training worker calls `step` before it trains on a rollout and `close` at the end of the run, both on its own
-thread. Without `--use-pytorch-profiler` both do nothing and torch is not imported.
+thread. Without `--use-pytorch-profiler` neither does anything, and torch is not imported.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from slime_core.arguments import RunArguments
+from slime_core.arguments.groups.profiling import ProfilingArguments
+
+if TYPE_CHECKING:
+    from torch.profiler import profile, record_function
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +24,15 @@ class Profiler:
     """Profiles the rollouts that the arguments name.
 
     Args:
-        args: the run's arguments, `ProfilingArguments` among them.
         run_dir: where the trace goes unless `--tensorboard-dir` says otherwise.
     """
 
-    def __init__(self, args: RunArguments, run_dir: Path) -> None:
+    def __init__(self, args: ProfilingArguments, run_dir: Path) -> None:
         self._wanted = range(args.profile_step_start, args.profile_step_end) if args.use_pytorch_profiler else range(0)
         self._folder = Path(args.tensorboard_dir or run_dir / "profile")
         self._memory = bool(self._wanted) and args.record_memory_history
-        self._trace: Any = None  # torch.profiler.profile while it runs
-        self._span: Any = None  # marks the present rollout in the trace
+        self._trace: profile | None = None  # while it runs
+        self._span: record_function | None = None  # marks the present rollout in the trace
         self._done = False
         if self._wanted:
             import torch
@@ -45,19 +47,19 @@ class Profiler:
                 self._memory = False
 
     def step(self, rollout_id: int) -> None:
-        """Training on rollout `rollout_id` begins; it ends with the next call."""
+        """Note that training on the rollout `rollout_id` begins, which ends with the next call."""
         self._end_span()
         if rollout_id in self._wanted:
             self._start()
             from torch.profiler import record_function
 
             self._span = record_function(f"rollout {rollout_id}")
-            self._span.__enter__()
+            self._span.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         else:
             self._stop()
 
     def close(self) -> None:
-        """The run is over: write what has been recorded."""
+        """Write what has been recorded; called when the run is over."""
         self._end_span()
         self._stop()
         if self._wanted and not self._done:

@@ -1,4 +1,5 @@
-"""`Schedule`: the learning rate of every optimizer step, as `--lr` and its like describe it. Shared by all train backends."""
+"""`Schedule`: the learning rate of every optimizer step, as `--lr` and the options beside it describe it. Shared by all
+train backends."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ class Schedule:
     """The learning rate of every optimizer step.
 
     Attributes:
-        warmup_steps: steps in which it rises linearly from 0.
-        decay_steps: steps, warm-up included, until it is `min_lr`.
-        style: "constant", "linear" or "cosine".
+        lr: the highest rate, reached after the warm-up.
+        min_lr: the rate at the end of the decay, and after it.
+        warmup_steps: steps in which the rate rises linearly from 0.
+        decay_steps: steps, warm-up included, until the rate is `min_lr`.
+        style: how it falls: "constant", "linear" or "cosine".
     """
 
     lr: float
@@ -27,7 +30,11 @@ class Schedule:
 
     @classmethod
     def from_args(cls, args: OptimizerArguments, total_steps: int) -> Schedule:
-        """Raises `ArgumentError` when the warm-up does not end before the decay does."""
+        """The schedule of a run with `total_steps` optimizer steps.
+
+        Raises:
+            ArgumentError: the warm-up does not end before the decay does.
+        """
         decay_steps = max(1, args.lr_decay_iters or total_steps)
         warmup_steps = args.lr_warmup_iters
         if args.lr_warmup_fraction is not None:
@@ -40,10 +47,8 @@ class Schedule:
         return cls(args.lr, args.min_lr, warmup_steps, decay_steps, args.lr_decay_style)
 
     def lr_at(self, step: int) -> float:
-        """The rate of the step that follows `step` finished ones, as Megatron's `OptimizerParamScheduler` has it.
-
-        So the first step of a run with a warm-up has rate 0.
-        """
+        """The rate of the step that follows `step` finished ones, as Megatron's `OptimizerParamScheduler` has it. The first
+        step of a run with a warm-up therefore has rate 0."""
         if self.warmup_steps and step <= self.warmup_steps:
             return self.lr * step / self.warmup_steps
         if self.style == "constant":

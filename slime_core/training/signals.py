@@ -1,4 +1,4 @@
-"""Between samples and flat tensors: what an advantage estimator is given, and what becomes of its answer. Called by
+"""Turns samples into the flat tensors that an advantage estimator is given, and its answer into columns. Called by
 `TrainWorker`. Pure; torch is imported when a function is called, in the training process."""
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Column = Sequence[Sequence[float]]
-"""Per sample, `response_length` floats."""
+"""Per sample a list of `response_length` floats."""
 
 
 def advantage_inputs(
     groups: Sequence[Group], rewards: Sequence[float], final: bool, columns: Mapping[str, Column]
 ) -> AdvantageInputs:
-    """The signals of a rollout.
+    """Make the inputs of an advantage estimator for a whole rollout.
 
     Args:
-        groups: all samples of it.
-        rewards: of each sample, group after group.
-        final: they are not to be normalised again.
-        columns: by name, those of "old_log_probs", "ref_log_probs" and "old_values" that there are.
+        groups: all groups of the rollout.
+        rewards: one for each sample, group after group.
+        final: whether the rewards are not to be normalised again.
+        columns: by name; "old_log_probs", "ref_log_probs" and "old_values" are handed over where they are there.
     """
     import torch
 
@@ -51,8 +51,8 @@ def advantage_inputs(
 
 
 def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str, Column]:
-    """The estimator's answer, checked when it returned (`slime_core.contracts.results`), as columns "advantages" and, where
-    there are any, "returns"."""
+    """The columns "advantages" and, where the estimator gave any, "returns". Its outputs have been checked already, when it
+    returned (`slime_core.contracts.advantage`)."""
     import torch
 
     lengths = [sample.response_length for sample in samples]

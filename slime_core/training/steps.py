@@ -1,4 +1,4 @@
-"""`Steps`: how the samples of a rollout are cut into optimizer steps, and what becomes the batch of each. Called by
+"""`Steps`: how the samples of a rollout are cut into optimizer steps, and how the batch of each is made. Called by
 `TrainWorker`. Pure."""
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from slime_core.training.signals import Column
 
 @dataclass(frozen=True)
 class Steps:
-    """What the arguments say about it.
+    """Cuts rollouts into optimizer steps, as the arguments say.
 
     Attributes:
         has_advantages: the run computes advantages (all but SFT), so its samples come from an engine.
-        may_skip: samples whose advantages are all 0 contribute no gradient, and need not be computed.
+        may_skip: whether samples whose advantages are all 0 contribute no gradient, so that they need not be computed.
         ranks: data-parallel ranks.
     """
 
@@ -31,7 +31,7 @@ class Steps:
     ranks: int = 1
 
     def parts(self, count: int) -> Iterator[slice]:
-        """`count` samples cut into the steps of a rollout, of equal size where that is possible.
+        """Cut `count` samples into the steps of a rollout, of equal size where that is possible.
 
         Raises:
             SampleError: there are fewer samples than steps.
@@ -44,8 +44,7 @@ class Steps:
         return (slice(k * count // steps, (k + 1) * count // steps) for k in range(steps))
 
     def without_gradient(self, samples: Sequence[Sample], columns: Mapping[str, Column]) -> set[int]:
-        """Samples that cannot contribute a gradient, as far as that is known: all advantages are 0 where they are
-        trained."""
+        """The indices of samples that are known to contribute no gradient: all their trained tokens have the advantage 0."""
         if not self.may_skip or "advantages" not in columns:
             return set()
         return {
@@ -57,11 +56,12 @@ class Steps:
     def batch(
         self, samples: Sequence[Sample], columns: dict[str, Column] | None = None, skipped: set[int] | None = None
     ) -> TrainBatch:
-        """The batch of one step.
+        """Make the batch of one step.
 
         Args:
-            columns: see `TrainBatch`.
-            skipped: samples that are not computed.
+            samples: those of this step.
+            columns: per-token values of these samples, as in `TrainBatch`.
+            skipped: indices of samples that are not computed.
         """
         args = self.args
         return make_train_batch(

@@ -1,4 +1,4 @@
-"""`TrainWorker`: what happens to a rollout in training. The loop drives it through a handle.
+"""`TrainWorker`: takes a rollout through training. The loop drives it through a handle.
 
 A rollout of RL passes through three stages: log-probs (and values) under the weights before training, advantages over
 the whole rollout, and then the optimizer steps. What neither the loss nor the estimator reads is not computed. SFT
@@ -48,6 +48,7 @@ class TrainWorker:
     """Drives the train backend: the actor and, where something reads them, a reference model and a critic.
 
     Args:
+        profiler: is told which rollout is trained on.
         total_rollouts: rollouts in the whole run, which sets the length of the learning-rate schedule.
     """
 
@@ -68,7 +69,11 @@ class TrainWorker:
         self._actor = self._new_model(args)
 
     def setup(self) -> None:
-        """Load the models."""
+        """Load the models.
+
+        Raises:
+            ArgumentError: there are several training ranks, and the backend trains in one process.
+        """
         args, loss = self._args, self._components.loss
         self._actor.setup(loss, self._total_steps)
         if isinstance(self._actor, DataParallel):
@@ -99,7 +104,7 @@ class TrainWorker:
         return model
 
     def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
-        """All optimizer steps of one rollout; the metrics are means over the steps, counts are sums."""
+        """Take all optimizer steps of one rollout, and return their metrics: means over the steps, and sums of counts."""
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
         parts = list(self._steps.parts(len(samples)))
@@ -120,7 +125,7 @@ class TrainWorker:
         }
 
     def evaluate(self, groups: list[Group]) -> dict[str, float]:
-        """Loss per evaluation set, as {"SET/loss": …}."""
+        """The loss and its metrics on every evaluation set, as {"SET/loss": …}."""
         by_set: dict[str, list[Sample]] = {}
         for group in groups:
             for sample in group:
@@ -132,29 +137,32 @@ class TrainWorker:
         }
 
     def weights(self) -> list[tuple[str, Tensor]] | None:
-        """All weights under their Hugging Face names: views, not copies, of one rank; of several on the CPU.
-
-        The first rank has them; the others take part in gathering them and return None.
-        """
+        """All weights under their Hugging Face names. A single rank returns views of what it trains; of several ranks the
+        first one returns copies on the CPU, and the others take part in gathering them and return None."""
         if self._rank > 0:
             self._gather()
             return None
         return [(name, tensor.cpu() if self._ranks > 1 else tensor) for name, tensor in self._actor.weights()]
 
     def set_weight_sender(self, sender: WeightSender) -> None:
-        """Take over what hands the weights to the engine from here; see `send_weights`."""
+        """Take over the engine's own sender, which `send_weights` calls."""
         self._sender = sender
 
     def send_weights(self, version: int) -> None:
-        """Let the engine's own sender hand it the weights. It runs in the first rank; the others take part in gathering."""
+        """Hand the weights to the engine by its own sender. That runs in the first rank; the others take part in gathering
+        them."""
         if self._rank > 0:
             self._gather()
         elif self._sender is not None:
             self._sender.send(self._actor.weights(), version)
 
     def save_state(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that can returns
-        as soon as it has a copy; see `saved`."""
+        """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that is able to
+        do so returns as soon as it has a copy, and `saved` tells of the rest.
+
+        Raises:
+            CheckpointError: this rank does not see the folder.
+        """
         if not folder.is_dir():
             raise CheckpointError(
                 f"Training rank {self._rank} does not see {folder}. --save must be on storage that all machines share."
@@ -165,7 +173,11 @@ class TrainWorker:
             self._critic.save_state(folder / "critic")
 
     def saved(self, wait: bool) -> bool:
-        """Is all that `save_state` was asked for on disk? With `wait`, return when it is. Raises what went wrong."""
+        """Whether everything that `save_state` began is on disk; raises what kept it from getting there.
+
+        Args:
+            wait: return when it is.
+        """
         answers = [model.saved(wait) for model in self._models if isinstance(model, SavesInBackground)]
         return all(answers)  # all are asked, in every rank
 
@@ -186,7 +198,7 @@ class TrainWorker:
                 model.offload()
 
     def onload(self) -> None:
-        """Take it again."""
+        """Let all models take the device's memory again."""
         for model in self._models:
             if isinstance(model, Offloads):
                 model.onload()
@@ -208,7 +220,13 @@ class TrainWorker:
     def _signals(
         self, rollout_id: int, groups: list[Group], samples: list[Sample], parts: list[slice]
     ) -> tuple[dict[str, Column], dict[str, float]]:
-        """The per-token columns of all samples of a rollout, and how long they took."""
+        """Compute the per-token columns of all samples of a rollout; returns them and the seconds that this took, as a
+        metric.
+
+        Args:
+            samples: those of all groups.
+            parts: the samples of every optimizer step.
+        """
         args, estimator = self._args, self._components.advantage
         if estimator is None:
             return {}, {}
@@ -228,8 +246,12 @@ class TrainWorker:
         return columns, {"perf/signals_time": time.perf_counter() - started}
 
     def _compute(self, name: str, columns: dict[str, Column], samples: list[Sample], parts: list[slice]) -> None:
-        """Add the column of log-probs or values called `name`. Its batches are those of the training steps, so that the
-        same weights give the same numbers, bit for bit."""
+        """Add the column of log-probs or values called `name`. The batches are those of the training steps, so that the
+        same weights give the same numbers, bit for bit.
+
+        Raises:
+            SampleError: `--use-rollout-logprobs`, but the samples have none.
+        """
         if name == "old_log_probs" and self._args.use_rollout_logprobs:
             if "rollout_log_probs" not in columns:
                 raise SampleError(
@@ -260,6 +282,11 @@ class TrainWorker:
     def _step(
         self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]
     ) -> dict[str, float]:
+        """Take one optimizer step of the critic and of the actor, where each of them is trained, and return the metrics.
+
+        Args:
+            number: of the step in its rollout.
+        """
         args = self._args
         step = rollout_id * derived(args.num_steps_per_rollout) + number
         self._plugins.notify("slime_before_train_step", args=args, rollout_id=rollout_id, step=step)
@@ -278,9 +305,11 @@ class TrainWorker:
         return metrics
 
     def _gather(self) -> None:
+        """Take part in gathering the weights that the first rank needs."""
         for _ in self._actor.weights():
             pass
 
 
 def _over_steps(name: str, values: list[float]) -> float:
+    """The sum of a count, the mean of any other metric."""
     return sum(values) / (1 if name.startswith("num_") else len(values))
