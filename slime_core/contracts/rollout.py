@@ -32,7 +32,7 @@ def generate_rollout(
         engine: the run's `InferenceEngine`, None without one. Who names it generates in every rollout, so the engine is
             given the newest weights before each call; see `uses_engine` for a function that does so in evaluations alone.
         background: a `Background`, to keep work in that goes on between the calls.
-        components: the run's further components (`slime_core.run.components.RolloutComponents`): its reward, its filters.
+        components: the run's further components (`slime_core.rollout.components.RolloutComponents`): its reward, its filters.
         plugins: the process's `Plugins`.
     """
     raise NotImplementedError

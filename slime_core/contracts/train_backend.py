@@ -88,7 +88,7 @@ class TrainBackend(Protocol):
     `batch.of_rank(r, N)`. Gradients and losses are summed over the ranks, and every rank returns the global result. The
     ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
-    One that names the parameter `components` of `__init__` is given the run's `slime_core.run.components.TrainComponents`.
+    One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `SavesInBackground`, `HasReference` and `slime_core.contracts.engine.Offloads`.
     """
 
