@@ -89,9 +89,17 @@ class AdvantageArguments(ArgumentGroup):
 class OffPolicyArguments(ArgumentGroup):
     """Difference between engine and trainer"""
 
-    tis_clip: float = option(2.0, "Largest weight that --use-tis gives to a token or sample.", gt=0, when="use_tis")
+    tis_clip: float = option(
+        2.0,
+        "Upper limit for ratios of the trainer's to the engine's probability, with --use-tis.",
+        gt=0,
+        when="use_tis",
+    )
     tis_clip_low: float = option(
-        0.0, "Smallest weight that --use-tis gives to a token or sample.", ge=0, when="use_tis"
+        0.0,
+        "Lower limit for ratios of the trainer's to the engine's probability, with --use-tis.",
+        ge=0,
+        when="use_tis",
     )
 
     @model_validator(mode="after")
