@@ -54,21 +54,18 @@ def main() -> None:
 def measure(options: argparse.Namespace, words: list[str]) -> dict[str, float]:
     """Train in this process, with the further options `words`."""
     import random
-    from types import SimpleNamespace
 
-    from slime_core.arguments.groups.optimizer import OptimizerArguments
+    from slime_core.arguments.namespace import Namespace
+    from slime_core.arguments.resolve import resolve
+    from slime_core.plugins import Plugins
     from slime_core.sample import Sample
     from slime_core.training.batches import make_train_batch
     from slime_losses.sft import sft_loss
-    from slime_torch.arguments import TorchArguments
     from slime_torch.backend import TorchBackend
 
-    own = argparse.ArgumentParser()
-    own.add_argument("--lora-rank", type=int, default=0)
-    own.add_argument("--gradient-checkpointing", action="store_true")
-    torch_options = TorchArguments(**vars(own.parse_args(words)))
-    chosen = OptimizerArguments(lr=1e-5).model_dump() | torch_options.model_dump()
-    backend = TorchBackend(SimpleNamespace(**chosen, hf_checkpoint=str(options.model), ref_load=None))
+    flags = ["--hf-checkpoint", str(options.model), "--prompt-data", "none", "--num-rollout", str(options.steps)]
+    flags += ["--rollout-batch-size", str(options.samples), "--lr", "1e-5", *words]
+    backend = TorchBackend(resolve(Namespace(Plugins()), flags).args)
     backend.setup(sft_loss, options.steps)
     loaded = peak_gib()
     generator = random.Random(0)

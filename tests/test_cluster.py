@@ -16,13 +16,6 @@ from slime_core.cli.main import main
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def hooks_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE))
-
 
 @pytest.fixture
 def sft(tiny_model, chat_rows) -> list[str]:

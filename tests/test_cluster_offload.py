@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
 
+import cluster_hooks
 import pytest
 
 from slime_core.cli.main import main
 
 
 @pytest.fixture
-def flags(tiny_model, chat_rows, tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def flags(tiny_model, chat_rows, tmp_path) -> list[str]:
     return [
         *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
         *(
@@ -48,8 +47,6 @@ def without_gpu(monkeypatch) -> None:
 
 
 def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags, without_gpu):
-    import cluster_hooks
-
     cluster_hooks.Memory.log.clear()
     own = ("--train-backend", "cluster_hooks.LeavingBackend", "--rollout-engine", "cluster_hooks.LeavingEngine")
     assert main(["train", *flags, *own]) == 0

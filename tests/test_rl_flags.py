@@ -68,10 +68,7 @@ def start(tiny_model, rows, tmp_path_factory) -> Callable[..., Outcome]:
         weights = load_file(folder / "hf" / "model.safetensors")
         return Outcome(read_metrics(folder / "metrics.jsonl"), lines, weights, answers)
 
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(Path(__file__).parent))
-    yield run
-    patch.undo()
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,6 @@ from slime_core.cli.main import main
 from slime_core.run.tracking import read_metrics
 
 ROLLOUTS = 3
-
-
-@pytest.fixture(autouse=True)
-def hooks_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 @pytest.fixture
@@ -127,7 +123,7 @@ def test_a_run_with_half_generated_groups_resumes_bit_for_bit(flags, tmp_path, c
     run(tmp_path / "part", flags, *more, *save, command=command)
     for newer in (tmp_path / "save").glob("iter_*"):
         if int(newer.name.removeprefix("iter_")) > 1:
-            __import__("shutil").rmtree(newer)
+            shutil.rmtree(newer)
     rest = run(tmp_path / "rest", flags, *more, "--load", str(tmp_path / "save"), command=command)
     assert_close(tmp_path / "rest", tmp_path / "whole", 0.0)
     tail = [{k: v for k, v in line.items() if "perf/" not in k and "time" not in k} for line in whole[2:]]
