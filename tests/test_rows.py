@@ -115,6 +115,8 @@ def test_lines_may_be_longer_than_the_pieces_that_are_read(tmp_path: Path, monke
     expected = [{"a": "好" * n, "l": [1, {"x": '",]}'}]} for n in (1, 50, 0, 200, 3)]
     for piece in (1, 7, 64):
         monkeypatch.setattr("slime_core.data.jsonl._PIECE", piece)
+        monkeypatch.setattr("slime_core.data.json_array._PIECE", piece)
+        monkeypatch.setenv("SLIME_CACHE", str(tmp_path / f"cache-{piece}"))
         for name in ("d.jsonl", "d.json"):
             assert list(open_rows([str(write(tmp_path / name, expected))])) == expected
 

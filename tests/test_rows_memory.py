@@ -31,7 +31,8 @@ print(peak_mb() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.arrow"])
-def test_reading_150_mb_of_rows_needs_under_50_mb(tmp_path: Path, name: str) -> None:
+def test_reading_150_mb_of_rows_needs_under_50_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SLIME_CACHE", str(tmp_path / "cache"))
     path = tmp_path / name
     if name == "d.arrow":
         batch = pa.RecordBatch.from_pylist([{"n": 0, "text": "x" * ROW_BYTES}])

@@ -1,18 +1,20 @@
 """Rows from files, and the data source that turns them into samples.
 
-    files.py    which files `path`, `folder/*.jsonl` and `path@[a:b]` name
-    jsonl.py    JSON Lines and JSON arrays, read by byte offset
-    arrow.py    Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
-    rows.py     `open_rows`: all of these as one sequence of rows
+    files.py         which files `path`, `folder/*.jsonl` and `path@[a:b]` name
+    cache.py         where files that cannot be read row by row are copied into a form that can
+    jsonl.py         JSON Lines, read by byte offset
+    json_array.py    JSON arrays
+    arrow.py         Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
+    rows.py          `open_rows`: all of these as one sequence of rows
     conversation.py  what a conversation must look like, and its one form for loss masks
-    samples.py  a row becomes a `Sample`
-    tokens.py   rows that are tokenised already
-    epochs.py   one set of rows, epoch after epoch, shuffled
-    streams.py  one set of rows that can only be read forward
-    mixture.py  which of several sets is next
-    source.py   `GlobalDataSource`, `StreamingDataSource`: groups of samples, and the buffer of unfinished ones
-    evaluation.py  the samples of the evaluation sets
-    convert.py  `convert_file`: rows of any format into a file of chat rows
+    samples.py       a row becomes a `Sample`
+    tokens.py        rows that are tokenised already
+    epochs.py        one set of rows, epoch after epoch, shuffled
+    streams.py       one set of rows that can only be read forward
+    mixture.py       which of several sets is next
+    source.py        `GlobalDataSource`, `StreamingDataSource`: groups of samples, and the buffer of unfinished ones
+    evaluation.py    the samples of the evaluation sets
+    convert.py       `convert_file`: rows of any format into a file of chat rows
 
 No file is ever held in memory whole. pyarrow is imported when the first Arrow or Parquet file is opened.
 """

@@ -1,22 +1,21 @@
 """Arrow and Parquet with random access, through a memory map. Used by `open_rows`.
 
-Parquet and compressed Arrow cannot be read row by row, so they are copied once, a batch at a time, into an
-uncompressed Arrow file in the cache folder (`$SLIME_CACHE`, by default `~/.cache/slime`). The copy is named after the
-content's digest: it can never be stale, and may be deleted at any time.
+Parquet and compressed Arrow cannot be read row by row, so they are copied once into an uncompressed Arrow file in the
+cache folder.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from slime_core.data.cache import cached_copy
 from slime_core.data.files import content_digest
 from slime_core.errors import DataError
 
@@ -40,7 +39,7 @@ class ArrowFile:
         try:
             batches = self._map_batches(path) if path.suffix.lower() != ".parquet" else None
             if batches is None:
-                batches = self._map_batches(self._cached_copy()) or []
+                batches = self._map_batches(self._copy()) or []
         except (pa.ArrowException, ValueError, EOFError) as error:
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Write the file again.") from None
         self._batches = batches
@@ -76,6 +75,9 @@ class ArrowFile:
             self._digest = content_digest(self.path)
         return self._digest
 
+    def _copy(self) -> Path:
+        return cached_copy(self.path, self.digest(), ".arrow", partial(_write_batches, self.path))
+
     def _map_batches(self, path: Path) -> list[Any] | None:
         """The record batches of `path`, their buffers pointing into the map; None when the file is compressed."""
         import pyarrow as pa
@@ -98,30 +100,15 @@ class ArrowFile:
         if self._reads % _READS_BETWEEN_DROPS == 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _cached_copy(self) -> Path:
-        import pyarrow as pa
 
-        folder = Path(os.environ.get("SLIME_CACHE", "~/.cache/slime")).expanduser() / "rows"
-        copy = folder / f"{self.digest()}.arrow"
-        if copy.is_file():
-            return copy
-        unfinished = folder / f"{self.digest()}.{os.getpid()}.tmp"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            schema, batches = _stream(self.path)
-            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            unfinished.replace(copy)
-        except OSError as error:
-            raise DataError(
-                f"{self.path} could not be copied into the cache folder {folder}: {error}. "
-                "Set SLIME_CACHE to a folder on a disk with enough room."
-            ) from None
-        finally:
-            with suppress(OSError):
-                unfinished.unlink()
-        return copy
+def _write_batches(original: Path, copy: Path) -> None:
+    """Copy a Parquet or compressed Arrow file into an Arrow file that can be mapped, a batch at a time."""
+    import pyarrow as pa
+
+    schema, batches = _stream(original)
+    with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def _stream(path: Path) -> tuple[Any, Iterable[Any]]:

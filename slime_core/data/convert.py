@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from slime_core.data.arrow import JSON_COLUMNS
 from slime_core.data.conversation import chat_row
-from slime_core.data.jsonl import JsonFile
+from slime_core.data.jsonl import JsonLinesFile
 from slime_core.data.rows import open_rows
 from slime_core.errors import DataError
 
@@ -181,7 +181,7 @@ def _write_parquet(lines: Path, output: Path, shape: _Shape) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows, schema = JsonFile(lines), shape.schema()
+    rows, schema = JsonLinesFile(lines), shape.schema()
     with pq.ParquetWriter(output, schema) as writer:
         for start in range(0, len(rows), _BATCH):
             batch = [shape.encode(rows.read(i)) for i in range(start, min(start + _BATCH, len(rows)))]

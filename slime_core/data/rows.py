@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from slime_core.data.arrow import ArrowFile
 from slime_core.data.files import find_files, parse_spec
-from slime_core.data.jsonl import JsonFile
+from slime_core.data.json_array import JsonArrayFile, is_array
+from slime_core.data.jsonl import JsonLinesFile
 from slime_core.errors import DataError
 
 
@@ -129,12 +130,19 @@ def _open_file(path: Path) -> RowFile:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty; expected at least one row.")
-        file: RowFile = (JsonFile if path.suffix.lower() in (".jsonl", ".json") else ArrowFile)(path)
+        file = _open_format(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     if len(file) == 0:
         raise DataError(f"{path} holds no row; expected at least one.")
     return file
+
+
+def _open_format(path: Path) -> RowFile:
+    extension = path.suffix.lower()
+    if extension == ".json" and is_array(path):
+        return JsonArrayFile(path)
+    return JsonLinesFile(path) if extension in (".json", ".jsonl") else ArrowFile(path)
 
 
 def _json_name(value: Any) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from slime_core.data.files import matching, parse_spec
-from slime_core.data.jsonl import parse_json
+from slime_core.data.jsonl import BOM, SPACE, parse_json
 from slime_core.data.rows import object_row
 from slime_core.errors import CheckpointError, DataError
 
@@ -31,7 +31,6 @@ UNKNOWN_LENGTH = sys.maxsize
 """What `len` is of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
 nothing greater."""
 
-_BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
 
 
@@ -191,7 +190,7 @@ class StreamReader:
                 self._place = Place(file=place.file + 1)
                 continue
             ended = line.endswith(b"\n")
-            text = (line.removeprefix(_BOM) if place.byte == 0 else line).strip(b" \t\r\n")
+            text = (line.removeprefix(BOM) if place.byte == 0 else line).strip(SPACE)
             if text and not ended and self._is_being_written(place, text):
                 self._open.seek(place.byte)
                 return None

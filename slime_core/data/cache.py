@@ -1,0 +1,45 @@
+"""The cache folder for files that cannot be read row by row, such as Parquet: each is copied once into a form that can.
+
+The folder is `$SLIME_CACHE/rows`, by default `~/.cache/slime/rows`. A copy is named after the digest of what it was made
+from: it can never be stale, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from slime_core.errors import DataError
+
+
+def cached_copy(original: Path, digest: str, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Return the copy of a file, and write it first if there is none yet. It appears whole or not at all.
+
+    Args:
+        digest: the digest of the original's content.
+        suffix: the extension of the copy.
+        write: writes the copy to the path that it is given.
+
+    Raises:
+        DataError: the folder cannot be written; or what `write` raises.
+    """
+    folder = Path(os.environ.get("SLIME_CACHE", "~/.cache/slime")).expanduser() / "rows"
+    copy = folder / f"{digest}{suffix}"
+    if copy.is_file():
+        return copy
+    unfinished = folder / f"{digest}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(unfinished)
+        unfinished.replace(copy)
+    except OSError as error:
+        raise DataError(
+            f"{original} could not be copied into the cache folder {folder}: {error}. "
+            "Set SLIME_CACHE to a folder on a disk with enough room."
+        ) from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+    return copy
