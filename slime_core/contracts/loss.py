@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.contracts.kind import Kind
 from slime_core.contracts.results import shape_of, shown
@@ -95,7 +95,10 @@ READS = ("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages", "r
 """What a loss or an advantage estimator may say that it reads."""
 
 
-def reads(names: Declaring) -> Callable[[Any], Any]:
+Component = TypeVar("Component")
+
+
+def reads(names: Declaring) -> Callable[[Component], Component]:
     """Decorator of losses and advantage estimators: which of `READS` they read under given arguments.
 
     What nothing reads is not computed: no reference model is loaded, no old log-probs are taken, no entropy is found.
@@ -105,19 +108,19 @@ def reads(names: Declaring) -> Callable[[Any], Any]:
         def my_loss(args, inputs): ...
     """
 
-    def mark(component: Any) -> Any:
-        component.slime_reads = names
+    def mark(component: Component) -> Component:
+        component.slime_reads = names  # type: ignore[attr-defined]
         return component
 
     return mark
 
 
-def needs_gradient_at_zero_advantage(when: Callable[[Any], bool]) -> Callable[[Any], Any]:
+def needs_gradient_at_zero_advantage(when: Callable[[Any], bool]) -> Callable[[Component], Component]:
     """Decorator of losses: under which arguments a sample whose advantages are all 0 still has a gradient (KL or
     entropy terms). Without this decorator a loss is taken to need every sample."""
 
-    def mark(component: Any) -> Any:
-        component.slime_needs_zero_advantage = when
+    def mark(component: Component) -> Component:
+        component.slime_needs_zero_advantage = when  # type: ignore[attr-defined]
         return component
 
     return mark
