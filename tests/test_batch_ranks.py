@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slime_core.contracts.train_backend import TrainBatch, prompt_tokens, shared_runs
 from slime_core.sample import Sample
 from slime_core.training.batches import make_train_batch
-from slime_core.training.packing import pack_by_tokens
+from slime_core.training.packing import Packing, align, distribute_by_tokens, pack, pack_by_tokens, units
 
 shapes = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(0, 30), min_size=1, max_size=5)), min_size=1, max_size=8
@@ -116,6 +116,21 @@ def test_without_balance_the_samples_go_to_the_ranks_in_their_order_as_many_to_e
     own = [sorted(i for m in batch.of_rank(rank, ranks) for i in m) for rank in range(ranks)]
     assert [i for indices in own for i in indices] == list(range(len(samples)))
     assert max(map(len, own)) - min(map(len, own)) <= 1
+
+
+def test_the_stages_of_packing_are_those_of_their_names() -> None:
+    samples = samples_of([(1, [2, 4]), (1, [1]), (1, [9])])  # 3, 5, 2 and 10 tokens
+    by_count, by_tokens = Packing(samples, 2, None, False), Packing(samples, 2, 8, False)
+    assert pack(by_count, [0, 2, 3]) == [[0, 2], [3]]
+    assert pack(by_tokens, range(4)) == [[0, 1], [2], [3]]
+    assert pack(by_tokens, []) == []
+    assert align([[[0], [1]], [[2]], []]) == [[0], [2], [], [1], [], []]
+    assert distribute_by_tokens([3, 5, 2, 10], [1] * 4, 2, 2) == [[3, 2], [1, 0]]
+    assert distribute_by_tokens([3, 5, 2, 10], [1] * 4, 1, 2) is None
+    assert units(by_tokens, range(4)) == [[0], [1], [2], [3]]
+    shared = Packing(samples, 2, 8, True)
+    assert units(shared, range(4)) == [[0, 1], [2], [3]]
+    assert units(shared, range(4), ranks=4) == [[0], [1], [2], [3]]  # a rank's part is 5 tokens
 
 
 def test_balance_is_by_tokens() -> None:

@@ -1,0 +1,80 @@
+"""The training ranks: what they say when they do not find each other, and how their exchanges go. That real ones compute what
+one process does is tested with the torch backend."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from slime_core.errors import ClusterError
+from slime_core.tensors.ranks import Ranks
+
+CPU = torch.device("cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "1"}, "Training rank 1 did not find the other ranks at 127.0.0.1:.* within 0.02 minutes"),
+        ({"RANK": "0"}, r"Training rank 0 did not find .* Check that 2 ranks were started \(WORLD_SIZE\)"),
+        ({"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2: the ranks are numbered from 0 to 1"),
+        ({"RANK": "one"}, "RANK is 'one'; it must be an integer"),
+        ({"RANK": "0", "MASTER_ADDR": ""}, "WORLD_SIZE is 2, but the environment variable MASTER_ADDR is not set"),
+    ],
+)
+def test_ranks_that_do_not_find_each_other_say_so_in_time(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in (
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | variables
+    ).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ClusterError, match=message):
+        Ranks.join(timeout_minutes=0.02)
+
+
+def test_a_process_alone_exchanges_nothing_and_leaves_the_process_group_of_others_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
+    alone = Ranks.join(timeout_minutes=0.02)
+    assert (alone.rank, alone.size) == (0, 1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        assert alone.interleave([[1.0], [2.0]]) == [[1.0], [2.0]]
+        assert alone.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+        with alone.together():
+            pass
+        alone.leave()
+        assert dist.is_initialized()
+        Ranks(0, 2, CPU).leave()
+        Ranks(0, 2, CPU).leave()
+        assert not dist.is_initialized()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_the_exchanges_are_those_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank of the group has the rows [10], [20]; whoever is not in the group must not count."""
+    group, others = object(), torch.tensor([[[0.0], [10.0]], [[0.0], [20.0]]], dtype=torch.float64)
+
+    def all_reduce(values: torch.Tensor, group: object) -> None:
+        assert group is own.group
+        values += others
+
+    own = Ranks(0, 2, CPU, group)  # type: ignore[arg-type]
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    assert own.interleave([[1.0], [2.0]]) == [[1.0], [10.0], [2.0], [20.0]]
