@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from dataclasses import replace
 
 from slime_core.contracts.advantage import AdvantageOutputs
@@ -106,6 +108,60 @@ def good_importance_weight(args, inputs):
     return weights, {"weight": inputs.measured(weights)}
 
 
+class AbleSource(GlobalDataSource):
+    """A data source that holds something."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.file = open(args.prompt_data[0])  # noqa: SIM115
+
+    def close(self):
+        self.file.close()
+
+
+class AbleEngine(EchoEngine):
+    """An echo with every ability that can be tried without a server."""
+
+    held = requests = 0
+
+    async def generate(self, input_ids, sampling_params, request_id=None):
+        while self.held:
+            await asyncio.sleep(0)
+        self.requests += 1
+        return await super().generate(input_ids, sampling_params, request_id)
+
+    @contextmanager
+    def hold(self):
+        self.held += 1
+        yield
+        self.held -= 1
+
+    def take_metrics(self):
+        return {"requests": float(self.requests)}
+
+    def offload(self):
+        pass
+
+    def onload(self):
+        pass
+
+
+def able_backend():
+    """Return slime's backend, which offloads on machines without a GPU too."""
+
+    class Backend(torch_backend()):
+        def __init__(self, args):
+            super().__init__(args.model_copy(update={"offload": False}))
+
+        def offload(self):
+            pass
+
+        def onload(self):
+            pass
+
+    return Backend
+
+
 class GoodTracker:
     def __init__(self, args, run_dir, config):
         self.file = (run_dir / "numbers").open("a")
@@ -151,6 +207,10 @@ GOOD = {
     "engine": EchoEngine,
     "train_backend": torch_backend,
 }
+
+
+ABLE = {"data_source": AbleSource, "engine": AbleEngine, "train_backend": able_backend}
+"""Components with further abilities."""
 
 
 def component_of(kind):

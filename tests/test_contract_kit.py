@@ -13,16 +13,20 @@ import unittest
 from pathlib import Path
 
 import pytest
-from broken_components import BROKEN, backend
-from good_components import component_of, good_loss, good_reward
+from broken_components import BROKEN
+from broken_training import backend
+from good_components import ABLE, component_of, good_loss, good_reward, good_rollout
 
 from slime_core import hookspecs
 from slime_core.cli.main import main
+from slime_core.contracts.kind import Kind
 from slime_core.contracts.kinds import KINDS, OBSERVERS
+from slime_core.contracts.options import reads_options
 from slime_core.errors import ArgumentError, DataError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.testing import (
     ContractError,
+    EchoEngine,
     check_component,
     check_distribution,
     inspect_component,
@@ -38,6 +42,13 @@ def test_a_component_that_keeps_its_contract_passes_every_check(kind):
     found = inspect_component(kind, "good", component_of(kind), Plugins())
     assert [(f.check, f.why) for f in found if f.status != "ok" and f.check != "is documented"] == []
     assert len(found) == 3 + len(CHECKS[kind])
+
+
+@pytest.mark.parametrize("kind", ABLE)
+def test_a_component_with_further_abilities_that_keep_their_contracts_passes_every_check(kind):
+    component = ABLE[kind]() if kind == "train_backend" else ABLE[kind]
+    found = inspect_component(kind, "able", component, Plugins(), options=["--offload"])
+    assert [(f.check, f.why) for f in found if f.status != "ok" and f.check != "is documented"] == []
 
 
 @pytest.mark.parametrize(
@@ -169,6 +180,109 @@ def test_a_check_that_hangs_fails_and_those_after_it_are_left_out():
     )
 
 
+# ------------------------------------------------------------------------- what components say about themselves
+
+
+def test_a_kind_without_checks_of_its_own_is_compared_with_its_contract_alone(monkeypatch):
+    def greet(args, name):
+        """Say hello."""
+
+    def shout(args, name, loudness):
+        """Say hello."""
+
+    monkeypatch.setitem(KINDS, "greeting", Kind("greeting", "slime_greetings", greet, ("--greeting",)))
+    check_component("greeting", greet)
+    with pytest.raises(ContractError, match="requires a parameter 'loudness' that nothing passes"):
+        check_component("greeting", shout)
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        (("tis_clipp",), r"'tis_clipp' is neither an option nor a group of options. Did you mean 'tis_clip'\?"),
+        (("MathArgument",), r"'MathArgument' is neither .* Did you mean 'MathArguments'\?"),
+        (("tis_clip?use_tiss",), r"'use_tiss' is neither .* Did you mean 'use_tis'\?"),
+    ],
+)
+def test_a_declaration_of_an_option_that_does_not_exist_fails_with_the_nearest_one(declared, problem):
+    @reads_options("lr", *declared)
+    def accepting(args, samples, **kwargs):
+        """Keep everything."""
+        return True
+
+    with pytest.raises(ContractError, match=f"keep this promise: declares options that exist. But {problem}") as error:
+        check_component("dynamic_filter", accepting)
+    assert "Repair it: in reads_options=(…) of its Lazy, or in @reads_options(…)" in str(error.value)
+
+
+def test_names_that_nearly_are_abilities_or_marks_are_found():
+    class Engine(EchoEngine):
+        """Counts."""
+
+        def take_metric(self):
+            return {}
+
+    def loss(args, inputs):
+        """Negative log-likelihood."""
+        return good_loss(args, inputs)
+
+    loss.slime_read = lambda args: {"entropy"}
+    for kind, component, problem in [
+        ("engine", Engine, "has 'take_metric', which nothing calls; did it mean 'take_metrics'"),
+        ("loss", loss, "has 'slime_read', which nothing calls; did it mean 'slime_reads'"),
+    ]:
+        with pytest.raises(ContractError, match=problem) as error:
+            check_component(kind, component)
+        assert "Rename it" in str(error.value)
+
+
+SWEET = """
+    def sweet(args, sample):
+        "As sweet as --sweetness says."
+        return float(args.sweetness)
+
+    @hookimpl
+    def slime_argument_groups():
+        from slime_core.contracts.options import ArgumentGroup, option
+
+        class SweetArguments(ArgumentGroup):
+            "Sweetness"
+            sweetness: int = option(3, "How sweet rewards are.")
+
+        return [SweetArguments]
+
+    @hookimpl
+    def slime_rewards():
+        return {"sweet": Lazy("sour:sweet", "likes all", reads_options=DECLARED)}
+"""
+
+
+def test_an_option_of_a_plugin_that_is_read_and_not_declared_is_found(distribution):
+    distribution(SWEET.replace("DECLARED", '("lr",)'))
+    with pytest.raises(ContractError, match="it reads --sweetness and does not declare to") as error:
+        check_distribution("sour")
+    assert "reads no option of a plugin that it does not declare" in str(error.value)
+
+
+@pytest.mark.parametrize("declared", ['("sweetness",)', '("SweetArguments?rm_type",)', "None"])
+def test_what_is_declared_may_be_read_and_one_that_declares_nothing_may_read_all(distribution, declared):
+    distribution(SWEET.replace("DECLARED", declared))
+    check_distribution("sour")
+
+
+def test_what_a_component_is_given_may_read_options_of_its_own(distribution):
+    @reads_options("rm_type")
+    def scoring_rollout(args, rollout_id, data_source, evaluation=False, *, components):
+        """Score every sample."""
+        output = good_rollout(args, rollout_id, data_source, evaluation)
+        for made in output.samples:
+            made.reward = components.further["reward"](args, made)
+        return output
+
+    distribution(SWEET.replace("DECLARED", '("sweetness",)'))
+    check_component("rollout", scoring_rollout, options=["--rm-type", "sweet"])
+
+
 # ------------------------------------------------------------------------------------------- whole distributions
 
 
@@ -254,6 +368,12 @@ def test_every_observer_is_called_once_as_a_small_run_would(distribution):
     for hook, told in zip(TOLD, seen, strict=True):
         assert told.keys() == inspect.signature(getattr(hookspecs, hook)).parameters.keys()
         assert told["args"].rollout_batch_size == 2
+
+
+def test_a_plugin_whose_options_cannot_be_used_fails_with_the_reason(distribution):
+    distribution(SWEET.replace("DECLARED", "None").replace("sweetness", "lr"))
+    with pytest.raises(ContractError, match=r"Two distributions define the option --lr: slime-core .* and sour"):
+        check_distribution("sour")
 
 
 def test_an_observer_that_raises_fails_with_what_it_raised(distribution):
