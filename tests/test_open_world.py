@@ -10,16 +10,21 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
 from slime_core.cli.main import main
 from slime_core.plugins import Plugins
-from slime_core.run.plan import make_plan
+from slime_core.run.plan import Plan, make_plan
 from slime_core.sample import Sample
 
 
-def notes(words: list[str]) -> list[str]:
-    """The notes of the plan that these words make."""
+def planned(words: list[str]) -> Plan:
+    """The plan that these words make."""
     plugins = Plugins()
     plan = make_plan(resolve(Namespace(plugins), words, env={}), plugins)
     plan.close()
-    return plan.notes
+    return plan
+
+
+def notes(words: list[str]) -> list[str]:
+    """The notes of that plan."""
+    return planned(words).notes
 
 
 def about(flag: str, words: list[str]) -> str:
@@ -113,6 +118,39 @@ def test_an_option_that_nobody_declares_is_never_reported(install_plugin, sft):
     install_plugin(OPTIONS)
     for loss in ("it", "sft_loss", "policy_loss"):
         assert about("--nobodys", [*sft, "--loss-type", loss, "--nobodys", "2"]) == ""
+
+
+SILENT = """
+from slime_core.data import GlobalDataSource
+
+class Source(GlobalDataSource): ...
+
+def loss(args, inputs): ...
+
+def rollout(args, rollout_id, data_source, evaluation=False, components=None): ...
+
+def reward(args, sample): ...
+
+@hookimpl
+def slime_losses(): return {}
+"""
+
+
+def test_what_declares_nothing_brings_the_further_components_that_its_kind_may_call(install_plugin, sft):
+    install_plugin(SILENT)
+    asked = [*sft, "--custom-rm-path", "open_pack.reward"]
+    own_rollout = planned([*asked, "--rollout-function-path", "open_pack.rollout"])
+    assert list(own_rollout.components.rollouts.further) == ["reward"]
+    for words in (["--loss-type", "open_pack.loss"], ["--data-source-path", "open_pack.Source"]):
+        plan = planned([*asked, *words])
+        assert "reward" not in {*plan.components.rollouts.further, *plan.components.training.further}
+
+
+def test_every_component_of_a_run_is_listed_once(install_plugin, sft, capsys):
+    install_plugin(SILENT)
+    words = ["--rollout-function-path", "open_pack.rollout", "--loss-type", "open_pack.loss"]
+    assert main(["check", *sft, *words, "--custom-rm-path", "open_pack.reward"]) == 0
+    assert capsys.readouterr().out.count("\n  reward ") == 1
 
 
 # -------------------------------------------------------------------------------------------------- pluggy's markers
