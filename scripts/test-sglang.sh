@@ -32,4 +32,4 @@ echo "==> preparing the tokenizers"
 python scripts/assets.py tokenizers >/dev/null
 
 echo "==> pytest"
-python -m pytest -q -s "$@" plugins/slime-engine-sglang/tests/test_sglang_{protocol,options,engine,runs,cluster}.py
+python -m pytest -q -s "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,commands,weights,processes,options,engine,updates,runs,cluster}.py

@@ -1,4 +1,5 @@
-"""Requests join, end and leave as they should; requests and models that cannot be served are refused; the thread ends."""
+"""Requests join, end and leave as they should; requests and models that cannot be served are refused; the thread
+ends."""
 
 from __future__ import annotations
 

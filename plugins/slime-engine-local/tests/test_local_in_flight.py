@@ -21,7 +21,8 @@ OLD_PASSES = 9
 
 @torch.no_grad()
 def log_probs_on_a_mixed_cache(old: Any, new: Any, tokens: Sequence[int]) -> list[float]:
-    """The log-probs by transformers when another model goes on after so many passes, on the keys and values of the first."""
+    """The log-probs by transformers when another model goes on after so many passes, on the keys and values of the
+    first."""
     cache = DynamicCache(config=old.config)
     known = [*PROMPT, *tokens[: OLD_PASSES - 1]]
     first = old(torch.tensor([known]), past_key_values=cache, use_cache=True).logits[0, len(PROMPT) - 1 :]

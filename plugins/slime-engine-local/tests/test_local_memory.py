@@ -1,4 +1,5 @@
-"""Keys and values stay within their budget, and requests that had to wait get the responses that they would have got."""
+"""Keys and values stay within their budget, and requests that had to wait get the responses that they would have
+got."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def test_a_request_that_comes_later_computes_only_what_is_new(llama: Any, start:
         return await asyncio.gather(first, *(engine.generate(*case) for case in cases[1:]))
 
     answers = asyncio.run(scenario())
-    # One token is decoded. The shared prompt is copied but for its last token, which is computed; the two requests that end
-    # there need no more, and the third one computes its three tokens.
+    # One token is decoded. The shared prompt is copied but for its last token, which is computed; the two requests that
+    # end there need no more, and the third one computes its three tokens.
     assert passes.tokens[:5] == [30, 1, 1, 1, 1 + 1 + 3]
     expect_equal(answers, alone)
 

@@ -1,9 +1,10 @@
-"""A program that answers like an SGLang server, or like the router, and computes nothing: giving back memory needs a GPU.
+"""A program that answers like an SGLang server, or like the router, but computes nothing: real servers give back memory
+only on a GPU.
 
-As SGLang does, the server dies of a request while parts of its memory are away, of giving back what it has not and of
-taking what it has. It appends what it is asked to a file.
+Like a real server, it dies of a request while parts of its memory are away, of giving back memory that it does not
+have, and of taking memory that it has. It appends what it is asked to a file.
 
-    python scripted_sglang.py server PORT FILE VERSION [OPTION …]       OPTION: of `server.MEMORY_OPTIONS`
+    python scripted_sglang.py server PORT FILE VERSION [OPTION …]       OPTION: one of `server.MEMORY_OPTIONS`
     python scripted_sglang.py router PORT
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Hands what it is asked to `answer(method, path, body)`, which returns (status, JSON data)."""
+    """Passes requests to `answer(method, path, body)`, which returns the status and the data of the response."""
 
     protocol_version = "HTTP/1.1"
     answer: Any
@@ -37,26 +38,33 @@ class Answering(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _handle
 
     def log_message(self, *args: Any) -> None:
-        """The file says it."""
+        """Print nothing: the file has the requests."""
 
 
 class Server:
-    """A server's state, which outlives no error. Files beside its own change it: `refuse` and `hang` are about giving back."""
+    """The state of a server.
+
+    The files `refuse` and `hang` beside its log make it refuse to give back memory, or wait with that until the file is
+    gone.
+    """
 
     def __init__(self, log: str, version: str, options: list[str]) -> None:
         self.log, self.version, self.options = Path(log), version, options
         self.away: set[str] = set()
         self.paused = False
+        self.weights: dict[str, Any] = {}
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """See `Answering`."""
+        """Return the status and the data of the response to a request."""
         if path != "/model_info":
             with self.log.open("a") as file:
                 file.write(json.dumps([path, body]) + "\n")
-        return getattr(self, path.strip("/"))(body)
+        work = getattr(self, path.strip("/"), None)
+        return work(body) if work is not None else (404, None)
 
-    def _require(self, true: bool) -> None:
-        if not true:
+    def _require(self, condition: bool) -> None:
+        """Die unless the condition is true."""
+        if not condition:
             os._exit(1)
 
     def health(self, body: Any) -> tuple[int, Any]:
@@ -86,11 +94,41 @@ class Server:
         return 200, {}
 
     def get_weights_by_name(self, body: Any) -> tuple[int, Any]:
-        return 400, {"message": "not this model's"}
+        if body["name"] not in self.weights:
+            return 400, {"message": "not this model's"}
+        return 200, self.weights[body["name"]][: body["truncate_size"]].tolist()
 
     def update_weights_from_disk(self, body: Any) -> tuple[int, Any]:
         self._require("weights" not in self.away)
         self.version = body["weight_version"]
+        return 200, {"success": True}
+
+    def init_weights_update_group(self, body: Any) -> tuple[int, Any]:
+        from datetime import timedelta
+
+        from torch.distributed import PrefixStore, TCPStore, distributed_c10d
+
+        place = body["master_address"], body["master_port"], body["world_size"]
+        store = PrefixStore(body["group_name"], TCPStore(*place, is_master=False))
+        backend = distributed_c10d.Backend(body["backend"])
+        self.group, _ = distributed_c10d._new_process_group_helper(
+            *(body["world_size"], body["rank_offset"], [], backend, store),
+            group_name=body["group_name"],
+            timeout=timedelta(minutes=1),
+        )
+        distributed_c10d._world.pg_group_ranks[self.group] = {rank: rank for rank in range(body["world_size"])}
+        return 200, {"success": True}
+
+    def update_weights_from_distributed(self, body: Any) -> tuple[int, Any]:
+        import torch
+
+        for name, dtype, shape in zip(body["names"], body["dtypes"], body["shapes"], strict=True):
+            self.weights[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            torch.distributed.broadcast(self.weights[name], src=0, group=self.group)
+        self.version = body["weight_version"]
+        return 200, {"success": True}
+
+    def destroy_weights_update_group(self, body: Any) -> tuple[int, Any]:
         return 200, {"success": True}
 
     def release_memory_occupation(self, body: Any) -> tuple[int, Any]:
@@ -109,13 +147,13 @@ class Server:
 
 
 class Router:
-    """Sends requests to its workers in turn."""
+    """The state of a router, which sends requests to its workers in turn."""
 
     def __init__(self) -> None:
         self.workers: list[str] = []
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """See `Answering`."""
+        """Return the status and the data of the response to a request."""
         if method == "DELETE":
             self.workers[int(path.rpartition("/")[2])] = ""
         elif path == "/workers" and method == "POST":

@@ -1,4 +1,5 @@
-"""A run's arguments and models for the tests against real SGLang servers, and what plain transformers says about them."""
+"""Helpers of these tests: the options of a run, requests to an engine, and what plain transformers computes; hook
+functions of runs; and processes that are started and killed."""
 
 from __future__ import annotations
 
@@ -10,27 +11,56 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from slime_core.arguments.groups import GROUPS
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
 from slime_core.contracts.engine import Generation
 from slime_core.plugins import Plugins
+from slime_engine_sglang.arguments import SGLangArguments
+
+if TYPE_CHECKING:
+    from slime_engine_sglang.engine import SGLangEngine
+    from slime_engine_sglang.fleet import Fleet
+    from slime_engine_sglang.requests import Requests
 
 LONG = {"max_new_tokens": 400, "temperature": 0.0, "ignore_eos": True}
-PATIENCE_S = 600.0  # of a test, on a machine that does other things as well
+PATIENCE_S = 600.0
+"""How many seconds a test waits, on a machine that does other things as well."""
 
 
 def arguments(model: Path, folder: Path, *more: str) -> Any:
-    """Those of a run with the engine `sglang`."""
+    """The resolved options of a run with the engine `sglang`."""
     rows = folder / "rows.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     rows.write_text(json.dumps({"input": "hello"}) + "\n")
     words = ["--hf-checkpoint", str(model), "--prompt-data", str(rows), "--rollout-engine", "sglang"]
     words += ["--rollout-batch-size", "1", "--num-rollout", "1", "--run-dir", str(folder), *more]
     return resolve(Namespace(Plugins()), words, env={}).args
+
+
+def options(**changes: Any) -> Any:
+    """The options of the core and of the engine at their defaults, but for those that are given here."""
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for group in (*GROUPS, SGLangArguments)
+        for name, field in group.model_fields.items()
+    }
+    return SimpleNamespace(**{**defaults, "hf_checkpoint": "model", **changes})
+
+
+def fleet_of(engine: SGLangEngine) -> Fleet:
+    """The servers of an engine that has started."""
+    return engine._started.result()[0]
+
+
+def requests_of(engine: SGLangEngine) -> Requests:
+    """The requests of an engine that has started."""
+    return engine._started.result()[1]
 
 
 def ask(engine: Any, *prompts: Sequence[int], name: str = "r", **params: Any) -> list[Generation]:
@@ -44,7 +74,7 @@ def ask(engine: Any, *prompts: Sequence[int], name: str = "r", **params: Any) ->
 
 
 class Reference:
-    """The model in plain transformers."""
+    """The model in plain transformers, to compare an engine with."""
 
     def __init__(self, model: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -52,11 +82,11 @@ class Reference:
         self.module = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
     def named(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All weights, as a trainer gives them: tied ones once."""
+        """All weights as a trainer hands them over: tied ones once."""
         yield from self.module.named_parameters()
 
     def change(self, seed: int) -> None:
-        """Other weights, of which no two layers are alike."""
+        """Change the weights, so that no two layers are alike."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for _, tensor in self.named():
@@ -64,14 +94,14 @@ class Reference:
 
     @torch.no_grad()
     def log_probs(self, prompt: Sequence[int], answer: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
-        """Of each token of the answer."""
+        """The log-prob of each token of the answer."""
         logits = self.module(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
         every = torch.log_softmax(logits / temperature, -1)
         return every.gather(1, torch.tensor(answer)[:, None])[:, 0]
 
     @torch.no_grad()
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        """The likeliest tokens."""
+        """The response of greedy decoding."""
         tokens = list(prompt)
         for _ in range(count):
             tokens.append(int(self.module(torch.tensor([tokens])).logits[0, -1].argmax()))
@@ -79,31 +109,32 @@ class Reference:
 
 
 def difference(reference: Reference, prompt: Sequence[int], answer: Generation, temperature: float = 1.0) -> float:
-    """How far the engine's log-probs are from transformers', at most."""
+    """The largest difference between the engine's log-probs and those of transformers."""
     theirs = reference.log_probs(prompt, answer.tokens, temperature)
     return (theirs - torch.tensor(answer.log_probs)).abs().max().item()
 
 
-def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """What `true` returns when it is."""
+def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
+    """What the condition returns when it is true."""
     deadline = time.monotonic() + seconds
-    while not (found := true()):
+    while not (found := condition()):
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.02)
     return found
 
 
 def starts(log: Path) -> list[str]:
-    """What a server's or the router's log says of each start: process and command."""
+    """The line about each start, with process and command, in the log of a server or the router."""
     return [line for line in log.read_text(errors="replace").splitlines() if line.startswith("slime: process ")]
 
 
 def running_pid(log: Path) -> int:
-    """The process of the newest start."""
+    """The process id of the newest start."""
     return int(starts(log)[-1].split()[2].rstrip(":"))
 
 
 def is_gone(pid: int) -> bool:
+    """Whether a process has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -112,19 +143,19 @@ def is_gone(pid: int) -> bool:
 
 
 async def even_tokens(args: Any, sample: Any) -> float:
-    """A reward that varies within a group: the share of even token ids."""
+    """A reward that varies within a group: the share of even token ids in the response."""
     response = sample.tokens[len(sample.tokens) - sample.response_length :]
     return sum(token % 2 == 0 for token in response) / max(1, len(response))
 
 
 def mostly_even(args: Any, samples: list[Any], **kwargs: Any) -> bool:
-    """A filter that rejects some groups."""
+    """A dynamic filter that rejects some groups."""
     return sum(sample.reward for sample in samples) / len(samples) > 0.45
 
 
 async def lose_both_servers(args: Any, sample: Any) -> float:
-    """That reward; in the second rollout, the first server is killed, and the Ray actor that the second one belongs to.
-    Both are awaited."""
+    """The same reward. In the second rollout it kills the first server, and the Ray actor that the second one belongs
+    to, and waits until both servers are back."""
     folder = Path(args.run_dir)
     logs = [folder / "sglang" / f"server-{number}.log" for number in (0, 1)]
     if sample.group_index >= args.rollout_batch_size and not (folder / "processes.json").exists():
@@ -141,7 +172,7 @@ async def lose_both_servers(args: Any, sample: Any) -> float:
 
 
 def _ancestors(pid: int) -> dict[str, Any]:
-    """A server's process, its guard's, and that of the Ray actor, which both belong to."""
+    """The process ids of a server, of its guard, and of the Ray actor that both belong to, and the actor's title."""
     guard = _parent(pid)
     actor = _parent(guard)
     title = Path(f"/proc/{actor}/cmdline").read_bytes().split(b"\0")[0].decode()

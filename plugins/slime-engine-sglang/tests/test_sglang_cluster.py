@@ -1,5 +1,5 @@
-"""A whole RL run on a Ray cluster of this machine's CPUs: two training ranks, and beside them two real SGLang servers in
-Ray actors. Both are lost on the way: the process of one, the actor of the other.
+"""A whole RL run on a Ray cluster of this machine's CPUs: two training ranks, and beside them two real SGLang servers
+in Ray actors. Both servers are lost on the way: one by the end of its process, the other by the end of its actor.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
-"""Servers and trainer take turns with the memory of GPUs (`--offload`): what servers are asked, and when. They are scripted:
-they compute nothing, and die of what real ones die of. What real ones answer on a CPU is in test_sglang_engine.py."""
+"""With `--offload`, servers and trainer take turns in having the memory of the GPUs: what servers are asked, and when.
+
+The servers here are scripted: they compute nothing, and die of what real ones die of. What real servers answer on a CPU
+is tested in test_sglang_updates.py.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,17 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sglang_cases as cases
 import torch
 
-from slime_core.arguments.groups import GROUPS
 from slime_core.errors import ArgumentError
-from slime_engine_sglang import fleet, member, router, server
-from slime_engine_sglang.arguments import SGLangArguments
+from slime_engine_sglang import launcher, member, router, server
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
-from slime_engine_sglang.process import Child, free_port
+from slime_engine_sglang.process import ChildProcess, free_port
 
 PROGRAM = str(Path(__file__).with_name("scripted_sglang.py"))
 LOOPBACK = "127.0.0.1"
@@ -38,14 +38,10 @@ RESUME_CACHE = ["/resume_memory_occupation", {"tags": ["kv_cache"]}]
 CONTINUE = ["/continue_generation", {}]
 
 
-def options(**changes: Any) -> SimpleNamespace:
-    defaults = {
-        name: field.get_default(call_default_factory=True)
-        for group in (*GROUPS, SGLangArguments)
-        for name, field in group.model_fields.items()
-    }
+def options(**changes: Any) -> Any:
+    """The options of a run with `--offload` and frequent health checks."""
     often = {"rollout_health_check_interval": 0.02, "update_weight_transport": "disk"}
-    return SimpleNamespace(**{**defaults, **often, "offload": True, "colocate": True, **changes})
+    return cases.options(**{**often, "offload": True, "colocate": True, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +51,7 @@ def _scripted(monkeypatch, tmp_path) -> None:
     ) -> list[str]:
         return [sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{number}"), str(version)]
 
-    monkeypatch.setattr(fleet, "POLL_S", 0.01)
+    monkeypatch.setattr(launcher, "POLL_S", 0.01)
     monkeypatch.setattr(server, "server_command", server_command)
     monkeypatch.setattr(
         router, "router_command", lambda args, host, port, _: [sys.executable, PROGRAM, "router", str(port)]
@@ -82,7 +78,7 @@ def start(tiny_model, tmp_path) -> Iterator[Callable[..., SGLangEngine]]:
 
 @pytest.fixture
 def asked(tmp_path) -> Callable[[int], list[Any]]:
-    """What a server was asked so far, but whether it is healthy."""
+    """`asked(number)`: what a server was asked so far; health checks are left out unless `health` is true."""
 
     def read(number: int = 0, health: bool = False) -> list[Any]:
         lines = [json.loads(line) for line in (tmp_path / f"asked-{number}").read_text().splitlines()]
@@ -92,7 +88,7 @@ def asked(tmp_path) -> Callable[[int], list[Any]]:
 
 
 def generate(engine: SGLangEngine) -> list[int]:
-    """Which version answers."""
+    """The versions of the weights that made the tokens of a response."""
     return asyncio.run(engine.generate([1, 2], {"max_new_tokens": 1})).weight_versions
 
 
@@ -100,7 +96,7 @@ until = partial(cases.until, seconds=60.0)
 
 
 def pids(tmp_path: Path, number: int = 0) -> list[int]:
-    """Of each start of a server."""
+    """The process id of each start of a server."""
     lines = (tmp_path / f"server-{number}.log").read_text().splitlines()
     return [int(line.split()[2].rstrip(":")) for line in lines if line.startswith("slime: process ")]
 
@@ -162,7 +158,7 @@ def test_a_server_that_dies_without_memory_is_started_when_there_is_some(start, 
     engine = start(2)
     engine.offload()
     os.kill(pids(tmp_path, 1)[0], signal.SIGKILL)
-    servers = engine._started.result()
+    servers = cases.fleet_of(engine)
     until(lambda: len(servers.answering) == 1)
     engine.offload()
     engine.onload()
@@ -181,7 +177,7 @@ def test_if_no_server_is_left_taking_memory_waits_for_one_with_the_newest_weight
     engine.update_weights([("some.weight", torch.ones(2))], 5)
     engine.offload()
     os.kill(pids(tmp_path)[0], signal.SIGKILL)
-    until(lambda: not engine._started.result().answering)
+    until(lambda: not cases.fleet_of(engine).answering)
     engine.onload()
     assert len(pids(tmp_path)) == 2
     assert generate(engine) == [5]
@@ -189,7 +185,7 @@ def test_if_no_server_is_left_taking_memory_waits_for_one_with_the_newest_weight
 
 def test_a_server_that_is_being_started_gives_back_its_memory_as_well(start, asked, tmp_path):
     engine = start(2)
-    servers = engine._started.result()
+    servers = cases.fleet_of(engine)
     os.kill(pids(tmp_path)[0], signal.SIGKILL)
     until(lambda: len(servers.answering) == 1)
     engine.offload()
@@ -211,7 +207,7 @@ def test_a_request_waits_until_there_is_memory(start):
 
 
 def test_a_server_that_does_not_answer_is_ended_so_its_memory_is_free(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(member, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(member, "CONTROL_TIMEOUT_S", 1.0)
     engine = start(1)
     (tmp_path / "hang").touch()
     engine.offload()
@@ -223,7 +219,7 @@ def test_a_server_that_does_not_answer_is_ended_so_its_memory_is_free(start, tmp
 
 
 def test_without_fault_tolerance_that_ends_the_run(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(member, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(member, "CONTROL_TIMEOUT_S", 1.0)
     engine = start(1, use_fault_tolerance=False)
     (tmp_path / "hang").touch()
     with pytest.raises(SGLangError, match=r"did not give back or take its memory .*--no-use-fault-tolerance"):
@@ -241,8 +237,8 @@ def test_servers_that_run_already_must_have_been_started_for_it(start, tmp_path)
     ports = [free_port(LOOPBACK) for _ in range(2)]
     commands = [[sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{port}"), "0"] for port in ports]
     children = [
-        Child([*commands[0], *server.MEMORY_OPTIONS], tmp_path / "log"),
-        Child([*commands[1], server.MEMORY_OPTIONS[0]], tmp_path / "log"),
+        ChildProcess([*commands[0], *server.MEMORY_OPTIONS], tmp_path / "log"),
+        ChildProcess([*commands[1], server.MEMORY_OPTIONS[0]], tmp_path / "log"),
     ]
     try:
         engine = start(0, rollout_external_engine_addrs=[f"{LOOPBACK}:{ports[0]}"])

@@ -1,4 +1,4 @@
-"""SGLang's and the router's own options, against the argument parsers of the installed versions."""
+"""The options of SGLang and of the router, checked by the argument parsers of the installed versions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def commands(tmp_path, *words: str) -> tuple[list[str], list[str]]:
+    """The command lines of a server and of the router in a run with these options."""
     args = cases.arguments(tmp_path / "model", tmp_path, *words)
     server = server_command(args, 0, "folder", 0, "127.0.0.1", 5000, on_gpu=False)
     return server, router_command(args, "127.0.0.1", 5001, 5002)

@@ -1,5 +1,6 @@
-"""A server in an actor of a real Ray cluster on this machine, where it fails to start for want of SGLang. What servers do
-in actors is in test_sglang_cluster.py."""
+"""A server in an actor of a real Ray cluster on this machine. It fails to start, since SGLang is not installed. What
+servers do in actors is tested in test_sglang_cluster.py.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +9,13 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sglang_cases as cases
 
-from slime_core.arguments.groups import GROUPS
 from slime_core.errors import ArgumentError
 from slime_core.runtime.slots import Slot, set_engine_slots
-from slime_engine_sglang.arguments import SGLangArguments
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.placement import servers_of_run
@@ -32,6 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def slot():
+    """A slot of a cluster with one CPU, which pretends to have two GPUs."""
     from slime_core.runtime.connect import prepare, start_local
 
     prepare("local")
@@ -46,19 +45,13 @@ def slot():
 
 @pytest.fixture
 def options(tiny_model, tmp_path) -> Callable[..., Any]:
-    def make(**changes: Any) -> SimpleNamespace:
-        groups = [*GROUPS, SGLangArguments]
-        defaults = {
-            name: field.get_default(call_default_factory=True) for g in groups for name, field in g.model_fields.items()
-        }
-        return SimpleNamespace(**{**defaults, "hf_checkpoint": str(tiny_model), "run_dir": str(tmp_path), **changes})
-
-    return make
+    """`options(**changes)`: the options of a run in a folder of its own."""
+    return partial(cases.options, hf_checkpoint=str(tiny_model), run_dir=str(tmp_path))
 
 
 @pytest.fixture
 def server(slot, options, tmp_path):
-    """As the engine makes it in its slot."""
+    """The server as the engine makes it in its slot."""
     set_engine_slots([slot])
     try:
         (server,) = servers_of_run(options(), tmp_path)

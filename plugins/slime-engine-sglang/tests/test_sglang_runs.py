@@ -1,4 +1,4 @@
-"""Whole RL runs through real SGLang servers, on a CPU: the recipes, with a tiny model."""
+"""Whole RL runs with real SGLang servers on a CPU: the recipes, with a tiny model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slime_engine_sglang.server import Server
 
 pytestmark = pytest.mark.timeout(900)
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 TOLERANCE = 1e-4
 
 
@@ -36,31 +36,16 @@ def _hooks_can_be_imported(monkeypatch):
 
 @pytest.fixture
 def small(tiny_model, chat_rows) -> list[str]:
-    """What makes a run of a recipe small."""
+    """The options that make a run of a recipe small."""
     return [
-        *(
-            "--hf-checkpoint",
-            str(tiny_model),
-            "--prompt-data",
-            str(chat_rows),
-            "--custom-rm-path",
-            "sglang_cases.even_tokens",
-        ),
-        *(
-            "--rollout-batch-size",
-            "4",
-            "--n-samples-per-prompt",
-            "4",
-            "--rollout-max-response-len",
-            "24",
-            "--lr",
-            "1e-3",
-        ),
+        *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows)),
+        *("--custom-rm-path", "sglang_cases.even_tokens", "--rollout-batch-size", "4", "--n-samples-per-prompt", "4"),
+        *("--rollout-max-response-len", "24", "--lr", "1e-3"),
     ]
 
 
 def recipe(name: str, tmp_path: Path) -> str:
-    """A recipe without what belongs to its own model and data."""
+    """The path of a recipe without the options that belong to its own model and data."""
     options = yaml.safe_load((RECIPES / name).read_text())
     for option in ("rm_type", "label_key", "eval_prompt_data", "eval_interval", "eval_temperature"):
         options.pop(option, None)
@@ -154,8 +139,9 @@ def test_fully_async_trains_within_the_bound_on_what_each_version_says_and_loses
 
 
 def _difference(models: list[cases.Reference], sample: dict[str, Any]) -> float:
-    """How far the log-probs of a sample are from what transformers says with the weights of each token's version. The first
-    two tokens after a change may have been under way already; the keys and values of all others were computed anew."""
+    """How far the log-probs of a sample are from what transformers says with the weights of each token's version. The
+    first two tokens after a change may have been under way already; the keys and values of all others were computed
+    anew."""
     start = len(sample["tokens"]) - sample["response_length"]
     prompt, answer, versions = sample["tokens"][:start], sample["tokens"][start:], sample["weight_versions"]
     worst = 0.0

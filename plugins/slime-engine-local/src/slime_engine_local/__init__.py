@@ -1,4 +1,5 @@
-"""The embedded inference engine: continuous batching on any Hugging Face causal language model, in the training process.
+"""The embedded inference engine: continuous batching on any Hugging Face causal language model, in the training
+process.
 
 engine.py        `LocalEngine`, the engine that rollout functions call
 scheduler.py     the thread that decodes all running requests together
@@ -15,5 +16,7 @@ arguments.py     the options
 errors.py        `EngineError`
 plugin.py        what slime finds
 """
+
+__version__ = "0.1.0"
 
 __version__ = "0.1.0"

@@ -14,8 +14,8 @@ class LocalEngineArguments(ArgumentGroup):
     )
     local_max_total_tokens: int = option(
         65536,
-        "Of how many tokens the keys and values are kept. When the running requests outgrow it, the youngest wait, and "
-        "their tokens are computed anew later; their responses do not change. Bounds prompt and response of one request.",
+        "Keep the keys and values of so many tokens. When the running requests need more, the youngest wait, and their "
+        "tokens are computed anew later; their responses do not change. Bounds prompt and response of one request.",
         ge=1,
         affects_result=False,
     )

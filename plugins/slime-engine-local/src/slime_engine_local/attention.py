@@ -1,8 +1,8 @@
 """Attention over one packed row of tokens, which keeps the requests in it apart.
 
 The model's attention layers hand their queries, keys and values to `attend` through transformers' `AttentionInterface`;
-everything else in a model works on each token alone. So requests never see each other, and the large matrix products are
-done once for all of them. How the tokens of the row belong to requests is in `slime_engine_local.forward_pass`.
+everything else in a model works on each token alone. So requests never see each other, and the large matrix products
+are done once for all of them. How the tokens of the row belong to requests is in `slime_engine_local.forward_pass`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def attend(
 
     Args:
         module: the attention layer, with its number in `layer_idx`.
-        query, key, value: [1, heads, T, head size] with positions already encoded; keys and values may have fewer heads.
+        query, key, value: [1, heads, T, head size] with positions already encoded; keys and values may have fewer
+            heads.
         slime_pass: how the T tokens belong to requests.
 
     Returns:
@@ -73,11 +74,11 @@ def _decode(
 ) -> Tensor:
     """Compute the attention of one token of each decoded request, and store its key and value.
 
-    The attention to a request's own row and that to its shared prefix are computed separately, the latter for all readers
-    of a row in one product. They are combined by their shares of the sum of exponentials.
+    The attention to a request's own row and that to its shared prefix are computed separately, the latter for all
+    readers of a row in one product. They are combined by their shares of the sum of exponentials.
 
-    An operation costs more than what it computes, so there are few of them: the rows of all tensors are requests times key
-    heads, and the query heads that share a key head are the queries of a row.
+    An operation costs more than what it computes, so there are few of them: the rows of all tensors are requests times
+    key heads, and the query heads that share a key head are the queries of a row.
 
     Args:
         query: [B, heads, size].

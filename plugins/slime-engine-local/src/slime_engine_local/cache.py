@@ -1,9 +1,9 @@
 """The key-value cache. The scheduler decides what is stored in it; `slime_engine_local.attention` reads and writes it.
 
-The cache consists of rows. A row holds the keys and values of consecutive tokens. Every request has a row of its own for
-its tokens; the prefix that it has in common with other requests may be in a row that all of them read. Rows of similar
-capacity (a power of two) lie together in a pool, which has one tensor for the keys of a layer and one for its values, so
-that one matrix product serves all of them.
+The cache consists of rows. A row holds the keys and values of consecutive tokens. Every request has a row of its own
+for its tokens; the prefix that it has in common with other requests may be in a row that all of them read. Rows of
+similar capacity (a power of two) lie together in a pool, which has one tensor for the keys of a layer and one for its
+values, so that one matrix product serves all of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 SMALLEST_CAPACITY = 64
 """The capacity of the smallest rows, in tokens."""
 SPARE_ROWS = 8
-"""When the tensors of a pool must grow, they get room for so many rows more than needed. So requests that come one by one
-seldom cause them to be copied."""
+"""When the tensors of a pool must grow, they get room for so many rows more than needed. So requests that come one by
+one seldom cause them to be copied."""
 
 
 @dataclass(eq=False)
@@ -54,8 +54,8 @@ class Pool:
     """Rows of one capacity. The tensors of a layer are made when the layer first asks for them.
 
     Keys are stored transposed, [rows * heads, size, capacity], which makes the product with a few queries fastest;
-    values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: a masked position is multiplied
-    by a weight of 0, which must not meet a NaN.
+    values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: a masked position is
+    multiplied by a weight of 0, which must not meet a NaN.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -82,7 +82,8 @@ class Pool:
         return keys, values
 
     def copy_from(self, other: Pool, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of row `source` of a pool, which may be this one, to row `target` of this one."""
+        """Copy the first `length` tokens of row `source` of a pool, which may be this one, to row `target` of this
+        one."""
         for index, (heads, keys, values) in list(other._layers.items()):
             own_keys, own_values = self.layer(index, heads, keys.mT, values)
             mine, theirs = (slice(row * heads, (row + 1) * heads) for row in (target, source))
@@ -91,8 +92,8 @@ class Pool:
 
 
 class KVCache:
-    """All rows. Its length counts tokens, not the room around them: the memory is at most about twice that of the tokens,
-    and that of a few rows."""
+    """All rows. Its length counts tokens, not the room around them: the memory is at most about twice that of the
+    tokens, and that of a few rows."""
 
     def __init__(self) -> None:
         self._pools: dict[tuple[bool, int], Pool] = {}

@@ -2,7 +2,8 @@
 
 At a few rows an operation costs more than what it computes. So queries, keys and values come from one product, gate and
 up projection from another, and positions are encoded in queries and keys together. `slime_engine_local.model` uses it
-where it fits the module's layers and then computes the module's logits; all other models run as transformers wrote them.
+where it fits the module's layers and then computes the module's logits; all other models run as transformers wrote
+them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class FusedLinear:
         return FusedPart(self, number, attribute)
 
     def replace(self, number: int, attribute: str, new: Tensor) -> None:
-        """Replace the weight or bias of one layer. A packed weight changes when the last of the layers has a new one."""
+        """Replace the weight or bias of one layer. A packed weight changes when the last of the layers has a new
+        one."""
         end = sum(self.sizes[: number + 1])
         rows = slice(end - self.sizes[number], end)
         if attribute == "bias":
@@ -125,7 +127,8 @@ class FusedLayer:
         """Compute the layer: [T, hidden] to the same shape.
 
         Args:
-            cosine, sine: [T, 1, head size], the encoding of the positions; the first half of `sine` has its sign changed.
+            cosine, sine: [T, 1, head size], the encoding of the positions; the first half of `sine` has its sign
+                changed.
         """
         rows, (queries, keys, values) = len(x), self.heads
         projected = self.inputs(_norm(self.norms[0], x)).view(rows, queries + keys + values, self.size)

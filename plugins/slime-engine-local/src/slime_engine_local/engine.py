@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from slime_engine_local.arguments import LocalRunArguments
 
 LOOP_ITERATIONS = 16
-"""For so many iterations of the event loop the engine waits for those who asked for a response, or are about to ask for one."""
+"""For so many iterations of the event loop the engine waits for those who asked for a response, or are about to ask for
+one."""
 
 
 class _CallbackReference:
@@ -44,8 +45,8 @@ class LocalEngine:
     floating-point numbers).
 
     Args:
-        args: the options of the run. Configuration and tokenizer are those of `--hf-checkpoint`; its weights are used only
-            if `generate` is called before `update_weights`.
+        args: the options of the run. Configuration and tokenizer are those of `--hf-checkpoint`; its weights are used
+            only if `generate` is called before `update_weights`.
 
     Raises:
         ArgumentError: `--offload` was given on a machine without a GPU.
@@ -66,11 +67,12 @@ class LocalEngine:
         self._finalizer = weakref.finalize(self, self._scheduler.close)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy all weights, given as (Hugging Face name, tensor) pairs, tied ones once. Returns when they are in use and
-        the tensors handed over may change.
+        """Copy all weights, given as (Hugging Face name, tensor) pairs, tied ones once. Returns when they are in use
+        and the tensors handed over may change.
 
         Requests that are running go on with the new weights, on the keys and values that the old ones made;
-        `Generation.weight_versions` tells which token came from which. Requests that join later share nothing with them.
+        `Generation.weight_versions` tells which token came from which. Requests that join later share nothing with
+        them.
 
         Raises:
             EngineError: the weights are not those of the model that the checkpoint's configuration describes, or the
@@ -119,8 +121,9 @@ class LocalEngine:
         limit = min(params.max_new_tokens, self._context - len(prompt)) if self._context else params.max_new_tokens
         if (needed := len(prompt) + limit - 1) > self._max_tokens:  # the last token is never read
             raise ArgumentError(
-                f"A prompt of {len(prompt)} tokens with a response of up to {limit} may need keys and values of {needed} "
-                f"tokens, but --local-max-total-tokens is {self._max_tokens}. Raise it, or lower max_new_tokens."
+                f"A prompt of {len(prompt)} tokens with a response of up to {limit} may need keys and values of "
+                f"{needed} tokens, but --local-max-total-tokens is {self._max_tokens}. Raise it, or lower "
+                "max_new_tokens."
             )
         request = Request(prompt, params, limit, partial(_decode, self._tokenizer), self._scheduler.hold, request_id)
         self._scheduler.hold(1)
@@ -138,8 +141,8 @@ class LocalEngine:
     def hold(self) -> Iterator[None]:
         """Return a context in which no token is generated.
 
-        A rollout function that decides something when a response is finished holds the engine meanwhile. Then how far the
-        other responses have come does not depend on how long that takes, and the run can be repeated bit for bit.
+        A rollout function that decides something when a response is finished holds the engine meanwhile. Then how far
+        the other responses have come does not depend on how long that takes, and the run can be repeated bit for bit.
 
         The engine itself waits, when it is asked for a response and when it has finished one, until the event loop has
         run the callbacks that follow: requests that are made together are decoded together, and whoever waits for a
@@ -195,8 +198,8 @@ class LocalEngine:
             )
         if self._context and len(prompt) >= self._context:
             raise ArgumentError(
-                f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves no "
-                "room for a response. Shorten the prompt or leave it out."
+                f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves "
+                "no room for a response. Shorten the prompt or leave it out."
             )
 
 
@@ -204,8 +207,8 @@ def check_device(args: LocalRunArguments) -> None:
     """Raise `ArgumentError` for `--offload` where there is no memory but the host's."""
     if args.offload and args.colocate and not torch.cuda.is_available():
         raise ArgumentError(
-            "--offload needs a GPU: the engine 'local' generates on the CPU here, so all that it holds is in host memory "
-            "already. Leave the option out."
+            "--offload needs a GPU: the engine 'local' generates on the CPU here, so all that it holds is in host "
+            "memory already. Leave the option out."
         )
 
 

@@ -1,8 +1,8 @@
 """`ForwardPass`: what the attention layers must know about one forward pass over one packed row of tokens.
 
 The row begins with one token of every request that is being decoded; then come chunks of several new tokens. For the
-decoded requests a plan is made once per kind of layer: which rows of the cache are read, by which queries, and with which
-masks. It is used by all layers of that kind.
+decoded requests a plan is made once per kind of layer: which rows of the cache are read, by which queries, and with
+which masks. It is used by all layers of that kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Nested = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequenc
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """New tokens that follow those of a sequence. They are stored in the sequence's own row, which has room for them."""
+    """New tokens that follow those of a sequence. They are stored in the sequence's own row, which has room for
+    them."""
 
     sequence: CachedSequence
     tokens: Sequence[int]
@@ -38,7 +39,8 @@ class OwnRows:
         columns: the number of tokens of the longest of them, the new one included.
         rows: [n * H], the rows of the pool's tensors.
         lengths: [n * H], the number of tokens that were stored in each before.
-        slots: [n * H], where the new token goes, as an index into the tensor of values with rows and capacity flattened.
+        slots: [n * H], where the new token goes, as an index into the tensor of values with rows and capacity
+            flattened.
         mask: see `ForwardPass.plan`.
     """
 
@@ -57,7 +59,8 @@ class SharedRows:
 
     Attributes:
         columns: the number of tokens of the longest prefix.
-        readers: [rows * H * G], which of the B * H rows of queries read; where a row has fewer than G readers, any of them.
+        readers: [rows * H * G], which of the B * H rows of queries read; where a row has fewer than G readers, any of
+            them.
         mask: see `ForwardPass.plan`.
     """
 
@@ -72,8 +75,10 @@ class DecodingPlan:
     """How a layer computes the attention of all decoded requests, B of them, with H key heads.
 
     Attributes:
-        outputs: [B * H], where the output for each row of queries is among the outputs of all `shared`, one after the other.
-        without_prefix: [B * H, 1, 1], 0, or a very low number for requests that have no shared prefix. None: all have one.
+        outputs: [B * H], where the output for each row of queries is among the outputs of all `shared`, one after the
+            other.
+        without_prefix: [B * H, 1, 1], 0, or a very low number for requests that have no shared prefix. None: all have
+            one.
     """
 
     own: list[OwnRows]
@@ -105,8 +110,9 @@ class ForwardPass:
     def plan(self, heads: int, queries: int, window: int | None, dtype: torch.dtype) -> DecodingPlan:
         """Return the plan for layers with this number of key heads, and of queries for each of them.
 
-        Masks are added to scores [rows * heads, G * queries, columns]. They are 0, or a very low number where a query must
-        not look; None when all look everywhere. The number is not -inf, from which a query that sees nothing would make NaN.
+        Masks are added to scores [rows * heads, G * queries, columns]. They are 0, or a very low number where a query
+        must not look; None when all look everywhere. The number is not -inf, from which a query that sees nothing would
+        make NaN.
 
         Args:
             window: the number of tokens that a query sees, itself included; None: all.

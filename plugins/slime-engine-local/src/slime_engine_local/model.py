@@ -1,5 +1,5 @@
-"""`LanguageModel`: the engine's own copy of the model. It is built empty from the configuration and filled with the trainer's
-tensors, or with those of the checkpoint. The scheduler calls it, on its thread only.
+"""`LanguageModel`: the engine's own copy of the model. It is built empty from the configuration and filled with the
+trainer's tensors, or with those of the checkpoint. The scheduler calls it, on its thread only.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class LanguageModel:
 
     Args:
         checkpoint: the Hugging Face folder, of which only the configuration is read.
-        weights: all weights by their Hugging Face names; they are copied. The model gets their dtype and, where there is no
-            GPU, their device. (Weights that come from other processes come in host memory.)
+        weights: all weights by their Hugging Face names; they are copied. The model gets their dtype and, where there
+            is no GPU, their device. (Weights that come from other processes come in host memory.)
 
     Raises:
         EngineError: the model has layers that the engine cannot serve, or the weights are those of another model.
@@ -67,7 +67,7 @@ class LanguageModel:
             raise self._refusal(f"it has layers of type {', '.join(other)}")
         self._layers: int = text.num_hidden_layers
         with init_empty_weights(include_buffers=False):
-            self._module: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # not annotated there
+            self._module: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # not annotated
                 config, dtype=self.dtype, attn_implementation=attention.NAME
             )
         self._module.eval()
@@ -207,7 +207,8 @@ class LanguageModel:
         self._decoder = None
 
     def _pack(self, expected: Tensor) -> None:
-        """Pack the linear layers if the model then still computes the logits `expected`: its code might read a weight."""
+        """Pack the linear layers if the model then still computes the logits `expected`: its code might read a
+        weight."""
         if self.dtype != torch.float32 or self.device.type != "cpu" or not packing_works():
             return
         plain = {

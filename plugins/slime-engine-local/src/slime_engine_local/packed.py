@@ -1,8 +1,9 @@
 """Linear layers whose weight is stored in the form in which the processor's matrix product reads it.
 
-A decoding step multiplies a few rows with every weight of the model. An ordinary product then spends most of its time on
-rearranging the weight. Rearranging it once, when weights arrive, makes the product two to three times as fast at 8 to 64
-rows, and no slower at thousands. `slime_engine_local.model` uses it for float32 on a CPU where PyTorch was built with MKL.
+A decoding step multiplies a few rows with every weight of the model. An ordinary product then spends most of its time
+on rearranging the weight. Rearranging it once, when weights arrive, makes the product two to three times as fast at 8
+to 64 rows, and no slower at thousands. `slime_engine_local.model` uses it for float32 on a CPU where PyTorch was built
+with MKL.
 """
 
 from __future__ import annotations

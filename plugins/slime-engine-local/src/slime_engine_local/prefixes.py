@@ -16,8 +16,10 @@ class StoredPrefix:
     """Tokens whose keys and values, computed with the present weights, are the first ones of a row of the cache.
 
     Attributes:
-        shared: the row may be read by several requests; otherwise it belongs to one request, and can only be copied from.
-        pending: the row is filled by the forward pass that is being prepared. It can be read in that pass, but not copied.
+        shared: the row may be read by several requests; otherwise it belongs to one request, and can only be copied
+            from.
+        pending: the row is filled by the forward pass that is being prepared. It can be read in that pass, but not
+            copied.
     """
 
     tokens: Sequence[int]
@@ -61,7 +63,8 @@ def plan_prefix(tokens: Sequence[int], stored: Iterable[StoredPrefix], others: I
     """Decide what a request that joins reads, copies or stores for others.
 
     At least one token of a request is computed beyond what it finds stored, because the logits of its last token choose
-    the next one. The exception is a new row of this very pass that holds all its tokens: the pass then has those logits.
+    the next one. The exception is a new row of this very pass that holds all its tokens: the pass then has those
+    logits.
 
     Args:
         tokens: its prompt, followed by what it has generated already.

@@ -84,7 +84,8 @@ class Request:
     def _completes_stop_string(self) -> bool:
         if not self.params.stop:
             return False
-        # A token is at least one byte. A few more are decoded, since the text of the first ones depends on those before.
+        # A token is at least one byte. A few more are decoded, since the text of the first ones depends on those before
+        # them.
         longest = max(len(text.encode()) for text in self.params.stop)
         tail = self.decode(self.tokens[-longest - 4 :])
         return any(text in tail for text in self.params.stop)

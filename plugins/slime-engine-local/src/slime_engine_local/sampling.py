@@ -1,4 +1,5 @@
-"""Sampling parameters, and the choice of the next token of every running request. Pure functions, called by the scheduler."""
+"""Sampling parameters, and the choice of the next token of every running request. Pure functions, called by the
+scheduler."""
 
 from __future__ import annotations
 
@@ -120,8 +121,8 @@ def choose_tokens(
     Args:
         logits: [B, V]; may be overwritten.
         params: the sampling parameters of each request.
-        draws: a random number in [0, 1) for each request; greedy requests ignore theirs. A token is found by inverting the
-            cumulative distribution at the draw, so it depends on nothing but the request's logits and draw.
+        draws: a random number in [0, 1) for each request; greedy requests ignore theirs. A token is found by inverting
+            the cumulative distribution at the draw, so it depends on nothing but the request's logits and draw.
         banned: the tokens that must not be chosen, for each request.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
@@ -170,7 +171,8 @@ def _draw(probs: Tensor, draws: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which entry of each row of `weights` [B, n] the draw hits, and how far into that entry it is, in [0, 1)."""
+    """Return which entry of each row of `weights` [B, n] the draw hits, and how far into that entry it is, in [0,
+    1)."""
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     target = draws[:, None] * cumulative[:, -1:]
     hit = torch.searchsorted(cumulative, target, right=True)
@@ -182,8 +184,8 @@ def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tensor:
-    """Draw from the likeliest tokens that `top_p` and `top_k` leave of one row of probabilities [V]. The likeliest token
-    always stays."""
+    """Draw from the likeliest tokens that `top_p` and `top_k` leave of one row of probabilities [V]. The likeliest
+    token always stays."""
     total = probs.sum(dtype=torch.float64).item()
     # Tokens below total * (1 - top_p) / V weigh less than total * (1 - top_p) all together, so none of them is needed.
     least = total * (1 - top_p) / len(probs)

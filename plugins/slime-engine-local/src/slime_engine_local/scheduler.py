@@ -1,7 +1,8 @@
 """`Scheduler`: continuous batching on one thread, which decodes all running requests together. `LocalEngine` calls it.
 
-Everything that touches the model happens on that thread, between its steps or in them. A step gives every running request
-one token and lets waiting requests join with all their tokens; those that are finished, aborted or cancelled leave.
+Everything that touches the model happens on that thread, between its steps or in them. A step gives every running
+request one token and lets waiting requests join with all their tokens; those that are finished, aborted or cancelled
+leave.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from slime_engine_local.request import Request
 from slime_engine_local.sampling import choose_tokens
 
 NEW_TOKENS_PER_STEP = 2048
-"""Requests join together up to so many tokens, which bounds memory and how long the others wait for their next token."""
+"""Requests join together up to so many tokens, which bounds memory and how long the others wait for their next
+token."""
 ROOM_TO_GO_ON = 32
-"""Every running request must have room for so many tokens before another one joins, so that it is not preempted at once."""
+"""Every running request must have room for so many tokens before another one joins, so that it is not preempted at
+once."""
 
 _Call = tuple[Callable[[], None], Future[None]]
 
@@ -210,8 +213,8 @@ class Scheduler:
             self._cache.grow(request.cached.row, request.cached.row.length + 1)
 
     def _admit(self) -> tuple[dict[Request, int], list[Chunk]]:
-        """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and the
-        chunks that must be computed."""
+        """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and
+        the chunks that must be computed."""
         joining: dict[Request, int] = {}
         shared: list[Chunk] = []
         own: list[tuple[Request, Chunk]] = []

@@ -1,4 +1,4 @@
-"""One response in the words of SGLang's `/generate`: what is sent, and what the answer means. Pure."""
+"""One request and its response in the format of SGLang's `/generate`. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any, Literal, cast
 from slime_core.errors import ArgumentError
 from slime_engine_sglang.errors import SGLangError
 
-_NAMES = {  # slime's sampling parameters → SGLang's
+FinishReason = Literal["stop", "length", "abort"]
+
+_SGLANG_NAMES = {  # slime's sampling parameters → SGLang's
     "max_new_tokens": "max_new_tokens",
     "min_new_tokens": "min_new_tokens",
     "temperature": "temperature",
@@ -22,35 +24,40 @@ _NAMES = {  # slime's sampling parameters → SGLang's
     "stop": "stop",
     "ignore_eos": "ignore_eos",
 }
-KEPT_FREE, UNUSABLE = 2, 6
-"""Tokens at the end of the model's context that SGLang leaves free, and those in which no prompt may end."""
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+KEPT_FREE = 2
+"""How many tokens at the end of the model's context SGLang leaves free."""
+UNUSABLE = 6
+"""No prompt may reach into so many tokens at the end of the model's context."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call of `/generate` gave.
+    """The response of one call of `/generate`, or of several that continue each other.
 
     Attributes:
-        tokens, log_probs, versions: R entries each.
+        tokens, log_probs, versions: R entries each, as in `slime_core.contracts.engine.Generation`.
         finish_reason: "abort" may also mean that the server ended the request for a reason of its own.
-        prompt_tokens, cached_tokens: of the prompt, and how many of those it had computed before.
+        prompt_tokens: how many tokens the prompt has.
+        cached_tokens: how many of them the server had computed before.
     """
 
     tokens: list[int]
     log_probs: list[float]
     versions: list[int]
-    finish_reason: Literal["stop", "length", "abort"]
+    finish_reason: FinishReason
     prompt_tokens: int = 0
     cached_tokens: int = 0
 
 
-def room_for(prompt: Sequence[int], context: int | None, vocabulary: int) -> int | None:
-    """How many tokens the model's context leaves for a response; None: any number. A response that was aborted just before
-    the end of the context cannot go on; it gets no further token, and ends with "length".
+def response_room(prompt: Sequence[int], context: int | None, vocabulary: int) -> int | None:
+    """Return how many tokens the model's context leaves for a response; None: any number.
+
+    A response that was aborted just before the end of the context cannot go on; it gets no further token, and ends with
+    "length".
 
     Args:
-        context: the model's, in tokens; None: nobody knows.
+        context: the model's context in tokens; None: not known.
         vocabulary: how many tokens the model knows.
 
     Raises:
@@ -64,30 +71,31 @@ def room_for(prompt: Sequence[int], context: int | None, vocabulary: int) -> int
         return None
     if len(prompt) >= context:
         raise ArgumentError(
-            f"The prompt has {len(prompt)} tokens, but the model's context ends at {context}, which leaves no room for a "
-            "response. Shorten the prompt or leave it out."
+            f"The prompt has {len(prompt)} tokens, but the model's context ends at {context}, which leaves no room for "
+            "a response. Shorten the prompt or leave it out."
         )
     return context - KEPT_FREE - len(prompt) if len(prompt) < context - UNUSABLE else 0
 
 
-def sampling_words(given: Mapping[str, Any], room: int | None) -> dict[str, Any]:
-    """Sampling parameters under SGLang's names.
+def sglang_sampling_params(given: Mapping[str, Any], room: int | None) -> dict[str, Any]:
+    """Return sampling parameters under SGLang's names.
 
     Args:
-        given: under slime's names; None stands for a default.
-        room: how many tokens the model's context leaves; None: any.
+        given: the parameters under slime's names; None stands for a default.
+        room: how many tokens the model's context leaves for the response; None: any number.
 
     Raises:
-        ArgumentError: one is unknown, or there is no bound.
+        ArgumentError: a parameter is unknown, or nothing bounds the response.
     """
-    if unknown := sorted(set(given) - set(_NAMES)):
+    if unknown := sorted(set(given) - set(_SGLANG_NAMES)):
         raise ArgumentError(
-            f"The engine 'sglang' does not know the sampling parameter {unknown[0]!r}. It knows {', '.join(_NAMES)}."
+            f"The engine 'sglang' does not know the sampling parameter {unknown[0]!r}. It knows "
+            f"{', '.join(_SGLANG_NAMES)}."
         )
     set_ones = {name: value for name, value in given.items() if value is not None}
     if "max_new_tokens" not in set_ones:
         raise ArgumentError("The sampling parameter max_new_tokens is missing; it bounds the response.")
-    found = {**_DEFAULTS, **{_NAMES[name]: value for name, value in set_ones.items()}}
+    found = {**_DEFAULTS, **{_SGLANG_NAMES[name]: value for name, value in set_ones.items()}}
     if room is not None:
         found["max_new_tokens"] = min(found["max_new_tokens"], room)
         if "min_new_tokens" in found:
@@ -99,7 +107,12 @@ def sampling_words(given: Mapping[str, Any], room: int | None) -> dict[str, Any]
 
 
 def request_body(input_ids: Sequence[int], sampling: dict[str, Any], rid: str) -> dict[str, Any]:
-    """What is sent to `/generate`."""
+    """Return the body of a request to `/generate`.
+
+    Args:
+        sampling: the sampling parameters under SGLang's names.
+        rid: the name by which the server can abort the request.
+    """
     return {
         "rid": rid,
         "input_ids": list(input_ids),
@@ -109,50 +122,51 @@ def request_body(input_ids: Sequence[int], sampling: dict[str, Any], rid: str) -
     }
 
 
-def read_answer(said: Any) -> Answer:
-    """What `/generate` answered.
+def read_answer(body: Any) -> Answer:
+    """Read the body of a response from `/generate`.
 
     The tokens are those that come with a log-prob. A request that was aborted before it ran has none.
 
     Raises:
-        SGLangError: the answer lacks what a trainer needs.
+        SGLangError: the response lacks what a trainer needs.
     """
     try:
-        meta = said["meta_info"]
+        meta = body["meta_info"]
         reason = meta["finish_reason"]["type"]
         pairs = meta.get("output_token_logprobs") or []
         tokens = [int(entry[1]) for entry in pairs]
         log_probs = [float(entry[0]) for entry in pairs]
-        count = len(said.get("output_ids") or [])
+        count = len(body.get("output_ids") or [])
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise SGLangError(f"SGLang answered /generate with {str(said)[:300]}, which lacks {error}.") from error
+        raise SGLangError(f"SGLang answered /generate with {str(body)[:300]}, which lacks {error}.") from error
     if reason not in ("stop", "length", "abort"):
         raise SGLangError(f"SGLang ended a response for the reason {reason!r}; expected stop, length or abort.")
-    if reason != "abort" and tokens != list(said["output_ids"]):
+    if reason != "abort" and tokens != list(body["output_ids"]):
         raise SGLangError(
-            f"SGLang answered with {count} tokens and the log-probs of {len(tokens)} others; they must be the same tokens."
+            f"SGLang answered with {count} tokens and the log-probs of {len(tokens)} others; they must be the same "
+            "tokens."
         )
     return Answer(
         tokens=tokens,
         log_probs=log_probs,
         versions=token_versions(meta, len(tokens)),
-        finish_reason=cast('Literal["stop", "length", "abort"]', reason),
+        finish_reason=cast(FinishReason, reason),
         prompt_tokens=int(meta.get("prompt_tokens") or 0),
         cached_tokens=int(meta.get("cached_tokens") or 0),
     )
 
 
-def refusal(text: str) -> str:
-    """What went wrong, of the text that a server answered instead."""
+def error_text(body: str) -> str:
+    """Return what went wrong, according to the body of an error response."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        said = json.loads(text)
+        said = json.loads(body)
         error = said.get("error", said)
         return str(error.get("message", error) if isinstance(error, dict) else error)
-    return text[:300]
+    return body[:300]
 
 
-def remaining(sampling: dict[str, Any], done: int) -> dict[str, Any]:
-    """The parameters with which a response goes on that has so many tokens already."""
+def remaining_sampling(sampling: dict[str, Any], done: int) -> dict[str, Any]:
+    """Return the sampling parameters with which a response goes on that has `done` tokens already."""
     less: dict[str, Any] = {
         name: max(0, sampling[name] - done)
         for name in ("max_new_tokens", "min_new_tokens")
@@ -161,18 +175,20 @@ def remaining(sampling: dict[str, Any], done: int) -> dict[str, Any]:
     return {**sampling, **less}
 
 
-def joined(one: Answer, other: Answer) -> Answer:
-    """A response and what it went on with."""
+def concatenated(first: Answer, second: Answer) -> Answer:
+    """Return the response that consists of an aborted one and its continuation."""
     return Answer(
-        one.tokens + other.tokens,
-        one.log_probs + other.log_probs,
-        one.versions + other.versions,
-        other.finish_reason,
+        first.tokens + second.tokens,
+        first.log_probs + second.log_probs,
+        first.versions + second.versions,
+        second.finish_reason,
     )
 
 
 def token_versions(meta: Mapping[str, Any], count: int) -> list[int]:
-    """Which version of the weights made each of `count` tokens: from spans where SGLang gives them, else one for all.
+    """Return which version of the weights made each of `count` tokens.
+
+    SGLang tells it in spans of tokens, or, in older versions, as one version for all of them.
 
     Raises:
         SGLangError: the spans leave tokens out, or a version is not one of slime's.
@@ -180,15 +196,15 @@ def token_versions(meta: Mapping[str, Any], count: int) -> list[int]:
     spans = meta.get("weight_versions") or [{"version": meta.get("weight_version"), "start": 0, "end": count}]
     found: list[int | None] = []
     for span in spans:
-        found += [as_version(span["version"])] * (min(int(span["end"]), count) - len(found))
+        found += [parse_version(span["version"])] * (min(int(span["end"]), count) - len(found))
     if count and (len(found) != count or None in found):
         raise SGLangError(
-            f"SGLang names the versions {spans} for {count} tokens; expected a number for each. A server must be started "
-            "with --weight-version 0, or be given weights by slime."
+            f"SGLang names the versions {spans} for {count} tokens; expected a number for each. A server must be "
+            "started with --weight-version 0, or be given weights by slime."
         )
     return [version for version in found if version is not None]
 
 
-def as_version(value: Any) -> int | None:
-    """slime's version of weights from SGLang's text; None when it is not a number, as in a server's own default."""
+def parse_version(value: Any) -> int | None:
+    """Return slime's version number from SGLang's text; None if it is not a number, as in a server's own default."""
     return int(value) if isinstance(value, (int, str)) and str(value).lstrip("-").isdigit() else None

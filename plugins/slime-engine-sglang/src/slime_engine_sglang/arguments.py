@@ -1,14 +1,15 @@
-"""slime's options of the engine `sglang`. Imports nothing heavy."""
+"""slime's own options of the engine `sglang`. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
 class SGLangArguments(ArgumentGroup):
-    """SGLang servers (--rollout-engine sglang); each of SGLang's own options is --sglang-… here, the router's --router-…"""
+    """SGLang servers (--rollout-engine sglang); --sglang-… are SGLang's own options, --router-… those of its router"""
 
     families: ClassVar[dict[str, str]] = {
         "sglang_": "slime_engine_sglang.options:server_options",
@@ -40,8 +41,8 @@ class SGLangArguments(ArgumentGroup):
     )
     use_fault_tolerance: bool = option(
         True,
-        "Start servers and the router again when they have died, and repeat their requests. Keeps the newest weights in "
-        "--update-weight-disk-dir for that. Without it, the death of a server ends the run.",
+        "Start servers and the router again when they have died, and repeat their requests. Keeps the newest weights "
+        "in --update-weight-disk-dir for that. Without it, the death of a server ends the run.",
         affects_result=False,
     )
     rollout_health_check_interval: float = option(
@@ -56,15 +57,16 @@ class SGLangArguments(ArgumentGroup):
     )
     rollout_health_check_failures: int = option(
         3,
-        "Health checks in a row that a server must fail to be taken for dead. One whose process has ended is dead at once.",
+        "Health checks in a row that a server must fail to be taken for dead. One whose process has ended is dead at "
+        "once.",
         ge=1,
         when="use_fault_tolerance",
         affects_result=False,
     )
     update_weight_transport: Literal["nccl", "tensor", "disk"] = option(
         "nccl",
-        "How new weights reach the servers: broadcast in a process group of trainer and servers (gloo where there is no "
-        "GPU, and with --colocate, since NCCL does not share GPUs), in the body of HTTP requests, or "
+        "How new weights reach the servers: broadcast in a process group of trainer and servers (gloo where there is "
+        "no GPU, and with --colocate, since NCCL does not share GPUs), in the body of HTTP requests, or "
         "through --update-weight-disk-dir.",
         affects_result=False,
     )
@@ -73,15 +75,20 @@ class SGLangArguments(ArgumentGroup):
     )
     update_weight_disk_dir: str | None = option(
         None,
-        "Folder for the newest weights, which trainer and servers must share. A folder in memory, such as one in /dev/shm, "
-        "is fine. Default: weights, in the run directory.",
+        "Folder for the newest weights, which trainer and servers must share. A folder in memory, such as one in "
+        "/dev/shm, is fine. Default: weights, in the run directory.",
         affects_result=False,
     )
     pause_generation_mode: Literal["in_place", "retract"] = option(
         "in_place",
-        "What becomes of requests that run while weights are replaced: they go on with the keys and values that the old "
-        "weights made, or all of those are computed anew.",
+        "What becomes of requests that run while weights are replaced: they go on with the keys and values that the "
+        "old weights made, or all of those are computed anew.",
     )
     check_weight_update_equal: bool = option(
         False, "After every update, compare the checksums of all weights between the servers.", affects_result=False
     )
+
+
+class SGLangRunArguments(RunArguments, SGLangArguments):
+    """The options of a run together with those of this package, for annotations. At run time there are also those of
+    SGLang and of the router that somebody set; see `slime_engine_sglang.options`."""

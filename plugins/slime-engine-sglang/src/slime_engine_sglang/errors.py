@@ -1,4 +1,4 @@
-"""What goes wrong between slime and its SGLang servers and is not about one option."""
+"""`SGLangError`: what goes wrong between slime and its SGLang servers and does not come from one option."""
 
 from __future__ import annotations
 
@@ -7,3 +7,11 @@ from slime_core.errors import SlimeError
 
 class SGLangError(SlimeError):
     """A server or the router does not start, does not answer, or answers something else than expected."""
+
+
+class Unreachable(SGLangError):
+    """A server does not answer."""
+
+
+class UnsupportedCall(SGLangError):
+    """A server does not know a call, because its version of SGLang is too old or too new."""

@@ -1,5 +1,5 @@
-"""`Fleet`: all servers and the router of a run: started, watched, and started again when they have died. Runs in the
-engine's event loop; what starts and ends processes there runs on other threads.
+"""`Fleet`: all servers and the router of a run. They are started, watched, and started again when they have died. It
+runs in the engine's event loop; what starts and ends processes runs on other threads.
 """
 
 from __future__ import annotations
@@ -9,70 +9,74 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from slime_core.runtime.handles import Notices
-from slime_engine_sglang import snapshot
+from slime_engine_sglang import launcher, snapshot
 from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.launcher import Launcher
 from slime_engine_sglang.member import Member
-from slime_engine_sglang.memory import Memory
+from slime_engine_sglang.memory import FleetMemory
 from slime_engine_sglang.router import Router
-from slime_engine_sglang.server import Server, gives_back_memory
+from slime_engine_sglang.server import Server
 
 if TYPE_CHECKING:
+    from slime_engine_sglang.arguments import SGLangRunArguments
     from slime_engine_sglang.remote import RemoteServer
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.5
 STARTS_IN_A_ROW = 3
-"""A server that could not be started so often is given up."""
+"""A server that could not be started so often in a row is given up."""
 
 
 class Fleet:
-    """The servers of a run.
+    """The servers of a run, and the router in front of them.
 
     Args:
-        args: all options of the run.
-        servers: those to start; none with `--rollout-external-engine-addrs`.
-        router: in front of them.
-        weights: folder of the newest weights.
-        http: of the engine's event loop.
+        args: the options of the run.
+        servers: the servers to start; none with `--rollout-external-engine-addrs`.
+        router: the router.
+        weights: the folder of the newest weights.
+        http: the connections of the engine's event loop.
 
     Attributes:
-        counts: "restarts" and "router_restarts".
+        members: all servers.
+        counts: how often servers ("restarts") and the router ("router_restarts") were started again.
     """
 
     def __init__(
         self,
-        args: Any,
+        args: SGLangRunArguments,
         servers: Sequence[Server | RemoteServer],
         router: Router,
         weights: Path,
         http: httpx.AsyncClient,
     ) -> None:
-        self._args, self._router, self._weights, self._http = args, router, weights, http
+        self._args, self._router, self._weights = args, router, weights
         external = [_external_url(address) for address in args.rollout_external_engine_addrs or ()]
         self.members = [Member(server.url, server, http) for server in servers]
         self.members += [Member(url, None, http) for url in external]
         self.counts: Counter[str] = Counter()
+        self._launcher = Launcher(args, router, weights, http)
         self._failure: SGLangError | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._router_is_up = False
-        self._memory = Memory(self.members, self._when, self._lose)
+        self._memory = FleetMemory(self.members, self._wait_until, self._lose)
 
     @property
     def urls(self) -> list[str]:
+        """The addresses of all servers."""
         return [member.url for member in self.members]
 
     @property
     def answering(self) -> list[str]:
-        """The servers that may have requests."""
+        """The addresses of the servers that may have requests."""
         return [member.url for member in self.members if member.state == "up"]
 
     @property
@@ -82,59 +86,62 @@ class Fleet:
 
     @property
     def generate_url(self) -> str:
+        """The address to which requests are sent."""
         return f"{self._router.url}/generate"
 
     async def start(self) -> None:
         """Start everything, and return when all of it answers.
 
         Raises:
-            SGLangError: something does not start; with the end of its log.
+            SGLangError: something does not start; the message has the end of its log.
         """
         snapshot.clear(self._weights)
-        await asyncio.to_thread(self._router.start)
+        await self._launcher.start_router()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._bring_router_up())
+            tasks.create_task(self._wait_for_router())
             for member in self.members:
-                tasks.create_task(self._launch(member))
+                tasks.create_task(self._launcher.start_server(member))
         for member in self.members:
             await self._register(member)
         self._begin(self._watch())
 
-    async def usable(self) -> None:
-        """Return when a server can be asked. Servers that have the memory of their weights alone take the rest.
+    async def wait_until_usable(self) -> None:
+        """Return when a server can be sent requests. Servers that have only the memory of their weights take the rest.
 
         Raises:
-            SGLangError: none ever will.
+            SGLangError: no server will ever be there.
         """
-        await self._when(lambda: self._memory.has != "none", "the SGLang servers to be given memory")
+        await self._wait_until(lambda: self._memory.has != "none", "the SGLang servers to be given memory")
         if self._memory.has == "weights":
             await asyncio.shield(self._memory.take_rest())  # whoever waits for it may stop waiting
-        await self._when(lambda: self._router_is_up and bool(self.answering), "a server to be started again")
+        await self._wait_until(lambda: self._router_is_up and bool(self.answering), "a server to be started again")
 
     async def give_back_memory(self, end_requests: Callable[[], Awaitable[None]]) -> None:
-        """Let all servers give back their memory; further requests wait until they have it again.
+        """Let all servers give back their memory. Further requests wait until they have it again.
 
         Args:
-            end_requests: ends those that are running.
+            end_requests: ends the requests that are running.
 
         Raises:
-            SGLangError: one does not.
+            SGLangError: a server does not give back its memory.
         """
         await self._memory.give_back(end_requests)
         self._raise_failure()
 
     async def take_memory(self) -> None:
-        """The inverse. At first servers take what their weights need, and the rest when something is generated: so not while
-        new weights come from a trainer that has its memory as well.
+        """Let all servers take their memory again.
+
+        At first they take what their weights need. They take the rest when something is generated, and so not while new
+        weights come from a trainer that has its memory as well.
 
         Raises:
-            SGLangError: one does not.
+            SGLangError: a server does not take its memory.
         """
         await self._memory.take_weights()
         self._changed.set()
         self._raise_failure()
         if not self.answering:
-            await self.usable()
+            await self.wait_until_usable()
 
     async def close(self) -> None:
         """End everything that was started here."""
@@ -148,86 +155,40 @@ class Fleet:
         if self._router.is_external:
             for member in self.members:
                 with contextlib.suppress(SGLangError, httpx.HTTPError):
-                    await self._router.remove(self._http, member.url)
+                    await self._launcher.unregister(member)
         await asyncio.gather(*(asyncio.to_thread(part.close) for part in [*own, self._router]))
 
-    # ----------------------------------------------------------------------------------------------------- starting
-
-    async def _launch(self, member: Member) -> None:
-        """Start a server with the newest weights there are, and return when it has them."""
-        path, version = snapshot.newest(self._weights) or (Path(self._args.hf_checkpoint), 0)
-        if member.server is not None:
-            await asyncio.to_thread(member.server.start, str(path), version)
-            member.away = frozenset()
-            await asyncio.to_thread(snapshot.note_start, self._weights, member.url)
-        await self._until(member.is_healthy, member.name, member.status, member.log_tail)
-        if member.server is None and gives_back_memory(self._args):
-            await member.require_memory_saver()
-        await member.give_newest_weights(self._weights)
-
-    async def _bring_router_up(self) -> None:
-        await self._until(
-            lambda: self._router.answers(self._http),
-            f"the router {self._router.url}",
-            self._router.status,
-            self._router.log_tail,
-        )
+    async def _wait_for_router(self) -> None:
+        await self._launcher.wait_for_router()
         self._router_is_up = True
 
     async def _register(self, member: Member) -> None:
-        """Let the router send it requests, and return when it does."""
-        await self._router.add(self._http, member.url)
-        await self._until(
-            lambda: self._router.knows(self._http, member.url),
-            f"the router to take up {member.url}",
-            None,
-            self._router.log_tail,
-        )
-        member.state, member.failed_checks, member.starts = "up", 0, 0
+        """Let the router send a server requests."""
+        await self._launcher.register(member)
+        member.state, member.failed_checks, member.failed_starts = "up", 0, 0
         self._changed.set()
 
-    async def _when(self, true: Callable[[], bool], what: str) -> None:
-        """Wait for something to change here, and say so.
+    async def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition of the fleet is true, and log what is waited for.
 
         Raises:
             SGLangError: nothing can be generated any more.
         """
         notices = Notices(what)
-        while self._failure is None and not true():
+        while self._failure is None and not condition():
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), max(0.1, notices.left))
             notices.say_if_due()
         self._raise_failure()
 
-    async def _until(
-        self,
-        is_there: Callable[[], Any],
-        what: str,
-        status: Callable[[], int | None] | None,
-        log_tail: Callable[[], str],
-    ) -> None:
-        """Wait for something to answer, and say so."""
-        notices = Notices(what)
-        while not await is_there():
-            ended = await asyncio.to_thread(status) if status is not None else None
-            if ended is not None:
-                raise SGLangError(f"{what} ended with status {ended} before it answered. {await _said(log_tail)}")
-            if notices.waited > self._args.sglang_server_start_timeout:
-                raise SGLangError(
-                    f"{what} does not answer after {notices.waited:.0f} s (--sglang-server-start-timeout). "
-                    f"{await _said(log_tail)}"
-                )
-            notices.say_if_due()
-            await asyncio.sleep(POLL_S)
-
     # ----------------------------------------------------------------------------------------------------- watching
 
     async def _watch(self) -> None:
-        """Notice what has died."""
+        """Notice for ever what has died, and start it again."""
         last_check = time.monotonic()
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(launcher.POLL_S)
             if self._router_is_up and await asyncio.to_thread(self._router.status) is not None:
                 self._router_is_up = False
                 self._begin(self._revive_router())
@@ -243,6 +204,7 @@ class Fleet:
                         await asyncio.gather(*(self._check(member) for member in self.members if member.state == "up"))
 
     async def _check(self, member: Member) -> None:
+        """Make one health check of a server."""
         timeout = self._args.rollout_health_check_timeout
         if await member.is_healthy(timeout) or snapshot.is_being_updated(self._weights):
             member.failed_checks = 0
@@ -252,46 +214,48 @@ class Fleet:
             await self._lose(member, f"failed {member.failed_checks} health checks in a row")
 
     async def _lose(self, member: Member, why: str) -> None:
-        """A server is dead."""
-        if member.state != "up":  # and somebody else has noticed
+        """Start a server again that has died; without fault tolerance, fail."""
+        if member.state != "up":  # somebody else has noticed already
             return
         member.state = "starting"
-        said = await _said(member.log_tail)
+        log_tail = await asyncio.to_thread(member.log_tail)
         if not self._args.use_fault_tolerance:
-            self._fail(SGLangError(f"{member.name} {why}, and --no-use-fault-tolerance was given. {said}"))
+            self._fail(SGLangError(f"{member.name} {why}, and --no-use-fault-tolerance was given. {log_tail}"))
             return
-        logger.warning("%s %s; it is started again. %s", member.name, why, said)
+        logger.warning("%s %s; it is started again. %s", member.name, why, log_tail)
         self.counts["restarts"] += 1
         self._begin(self._revive(member))
 
     async def _revive(self, member: Member) -> None:
+        """Try to start a server again until it is there or given up."""
         with contextlib.suppress(SGLangError, httpx.HTTPError):
-            await self._router.remove(self._http, member.url)
+            await self._launcher.unregister(member)
         while member.state == "starting":
             while self._memory.has != "all":
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(launcher.POLL_S)
             try:
-                await self._launch(member)
+                await self._launcher.start_server(member)
                 await self._register(member)
                 logger.warning("%s is back", member.name)
             except (SGLangError, httpx.HTTPError, OSError) as error:
-                member.starts += 1
+                member.failed_starts += 1
                 logger.warning("%s could not be started: %s", member.name, error)
-                if member.starts >= STARTS_IN_A_ROW:
+                if member.failed_starts >= STARTS_IN_A_ROW:
                     member.state = "given up"
                     self._changed.set()
                     if all(other.state == "given up" for other in self.members):
                         self._fail(SGLangError(f"No SGLang server could be started again. The last one: {error}"))
 
     async def _revive_router(self) -> None:
+        """Start the router again and register the servers; without fault tolerance, fail."""
         if not self._args.use_fault_tolerance:
             self._fail(SGLangError(f"The router died. {self._router.log_tail()}"))
             return
         logger.warning("the router died; it is started again. %s", self._router.log_tail())
         self.counts["router_restarts"] += 1
         try:
-            await asyncio.to_thread(self._router.start)
-            await self._bring_router_up()
+            await self._launcher.start_router()
+            await self._wait_for_router()
             for member in self.members:
                 if member.state == "up":
                     await self._register(member)
@@ -300,7 +264,7 @@ class Fleet:
             self._fail(SGLangError(f"The router could not be started again: {error}"))
 
     def _fail(self, failure: SGLangError) -> None:
-        """Nothing can be generated any more."""
+        """Note that nothing can be generated any more; whoever waits for a server gets the error."""
         self._failure = self._failure or failure
         self._changed.set()
 
@@ -308,12 +272,13 @@ class Fleet:
         if self._failure is not None:
             raise self._failure
 
-    def _begin(self, work: Any) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task, which ends with the fleet."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._end_task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("watching the SGLang servers failed", exc_info=error)
@@ -322,7 +287,3 @@ class Fleet:
 
 def _external_url(address: str) -> str:
     return (address if "://" in address else f"http://{address}").rstrip("/")
-
-
-async def _said(log_tail: Callable[[], str]) -> str:
-    return await asyncio.to_thread(log_tail)

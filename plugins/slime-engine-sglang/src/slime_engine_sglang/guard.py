@@ -1,7 +1,7 @@
-"""Runs one command and ends it, with all processes that it started, when whoever started the guard is gone.
+"""Runs one command and ends it, with all processes that it started, when the process that started the guard has ended.
 
-Run as a program by `process.Child`: `python guard.py COMMAND…`. Its standard input is a pipe from the parent, which
-the operating system closes when the parent ends, in whatever way. Imports the standard library alone.
+`process.ChildProcess` runs it as a program: `python guard.py COMMAND…`. Its standard input is a pipe from the parent,
+which the operating system closes when the parent ends, in whatever way. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import time
 
 GRACE_S = 3.0
+"""How many seconds the command has to end by itself."""
 _PR_SET_PDEATHSIG = 1
 
 

@@ -1,4 +1,4 @@
-"""`Member`: one server of a `Fleet`, and what it is asked in the engine's event loop."""
+"""`Member`: one server of a `Fleet`, and the calls that the engine's event loop makes to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 
 from slime_core.errors import ArgumentError
 from slime_engine_sglang import snapshot
-from slime_engine_sglang.answers import as_version
-from slime_engine_sglang.control import PATIENCE_S
+from slime_engine_sglang.answers import parse_version
+from slime_engine_sglang.control import CONTROL_TIMEOUT_S
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.server import MEMORY_OPTIONS
 
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
     from slime_engine_sglang.server import Server
 
 WEIGHTS = frozenset({"weights", "cuda_graph"})
-MEMORY = WEIGHTS | {"kv_cache"}
-"""What SGLang calls the parts of its memory: those that new weights need, and all."""
+"""The parts of a server's memory that new weights need, by SGLang's names."""
+ALL_PARTS = WEIGHTS | {"kv_cache"}
+"""All parts of a server's memory, by SGLang's names."""
 
 
 @dataclass(eq=False)
 class Member:
-    """One server.
+    """One server of a fleet.
 
     Attributes:
-        url: where it answers.
-        server: what starts and ends it; None if it is external.
-        http: of the engine's event loop.
+        url: the server's address.
+        server: the object that starts and ends it; None if it is external.
+        http: the connections of the engine's event loop.
         state: "up" when it has the newest weights and the router sends it requests.
-        failed_checks: health checks in a row.
-        starts: failed ones in a row.
+        failed_checks: how many health checks in a row it failed.
+        failed_starts: how many attempts in a row to start it again failed.
         away: the parts of its memory that it gave back.
     """
 
@@ -44,48 +45,50 @@ class Member:
     http: httpx.AsyncClient
     state: Literal["starting", "up", "given up"] = "starting"
     failed_checks: int = 0
-    starts: int = 0
+    failed_starts: int = 0
     away: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def name(self) -> str:
+        """What messages call it."""
         return f"the SGLang server {self.url}"
 
     def status(self) -> int | None:
-        """See `Server.status`; one that is external never ends."""
+        """Return the exit status of a server that has ended; None while it runs or if it is external."""
         return None if self.server is None else self.server.status()
 
     def log_tail(self) -> str:
-        """See `Server.log_tail`."""
+        """Say where the log is, and how it ends."""
         return "It is external." if self.server is None else self.server.log_tail()
 
     async def is_healthy(self, timeout: float = 30.0) -> bool:
-        """Whether it generates a token, or is busy doing so."""
+        """Return whether it generates a token, or is busy generating."""
         try:
             return (await self.http.get(f"{self.url}/health", timeout=timeout)).status_code == 200
         except httpx.HTTPError:
             return False
 
-    async def give_newest_weights(self, folder: Path) -> None:
-        """Weights that were sent while the server was starting did not reach it.
+    async def load_newest_weights(self, folder: Path) -> None:
+        """Load the newest weights, unless it has them: those that were sent while it was starting did not reach it.
 
         Args:
-            folder: of the newest weights; see `snapshot`.
+            folder: the folder of `snapshot` with the newest weights.
         """
         while True:
-            has = as_version((await self._ask("GET", "/model_info")).get("weight_version"))
+            has = parse_version((await self._call("GET", "/model_info")).get("weight_version"))
             path, version = snapshot.newest(folder) or (None, 0)
             if has == version or (path is None and has is not None):
                 return
             if path is None:  # an external server that nobody has given a version
-                await self._ask("POST", "/update_weight_version", {"new_version": "0", "abort_all_requests": False})
+                await self._call("POST", "/update_weight_version", {"new_version": "0", "abort_all_requests": False})
             else:
                 body = {"model_path": str(path.resolve()), "weight_version": str(version)}
-                await self._ask("POST", "/update_weights_from_disk", body)
+                await self._call("POST", "/update_weights_from_disk", body)
 
     async def require_memory_saver(self) -> None:
-        """Raise `ArgumentError` if it was not started with what `give_back_memory` needs. SGLang would not say so then."""
-        started_with = await self._ask("GET", "/server_info")
+        """Raise `ArgumentError` if it was started without what `give_back_memory` needs. SGLang would not say so
+        later."""
+        started_with = await self._call("GET", "/server_info")
         missing = [o for o in MEMORY_OPTIONS if not started_with.get(o.removeprefix("--").replace("-", "_"))]
         if missing:
             raise ArgumentError(
@@ -94,26 +97,32 @@ class Member:
             )
 
     async def give_back_memory(self) -> None:
-        """Give back what it still has.
+        """Give back the parts of its memory that it still has.
 
-        SGLang dies if a request runs then, or begins before all of its memory is back, a health check included; so it is
-        paused, whoever else may ask it.
+        SGLang dies if a request runs then, or begins before all of its memory is back, a health check included. So it
+        is paused, whoever else may send it requests.
         """
-        if self.away != MEMORY:
-            await self._ask("POST", "/pause_generation", {"mode": "retract"})
-            await self._ask("POST", "/release_memory_occupation", {"tags": sorted(MEMORY - self.away)})
-            self.away = MEMORY
+        if self.away != ALL_PARTS:
+            await self._call("POST", "/pause_generation", {"mode": "retract"})
+            await self._call("POST", "/release_memory_occupation", {"tags": sorted(ALL_PARTS - self.away)})
+            self.away = ALL_PARTS
 
-    async def take_memory(self, parts: Iterable[str] = MEMORY) -> None:
+    async def take_memory(self, parts: Iterable[str] = ALL_PARTS) -> None:
         """Take these parts again, if they are away. The weights are what they were, and the cache is empty."""
         if wanted := self.away & set(parts):
-            await self._ask("POST", "/resume_memory_occupation", {"tags": sorted(wanted)})
+            await self._call("POST", "/resume_memory_occupation", {"tags": sorted(wanted)})
             self.away -= wanted
             if not self.away:
-                await self._ask("POST", "/continue_generation", {})
+                await self._call("POST", "/continue_generation", {})
 
-    async def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = await self.http.request(method, self.url + path, json=body, timeout=PATIENCE_S)
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        """Send a request and return the JSON of the response.
+
+        Raises:
+            SGLangError: the server refuses.
+            httpx.HTTPError: it does not answer.
+        """
+        answer = await self.http.request(method, self.url + path, json=body, timeout=CONTROL_TIMEOUT_S)
         if answer.status_code != 200:
             raise SGLangError(f"{self.name} answered {path} with {answer.status_code}: {answer.text[:300]}")
         return answer.json()

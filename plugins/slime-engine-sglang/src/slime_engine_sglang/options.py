@@ -1,8 +1,8 @@
 """The options of the installed SGLang and its router, as options of slime: `--sglang-NAME VALUE` is a server's
 `--NAME VALUE`, `--router-NAME VALUE` the router's.
 
-Their own argument parsers say which there are and check the values. They are imported when somebody sets such an
-option, and by whoever starts a server with one; see `ArgumentGroup.families`.
+Which options there are, and which values they take, is decided by the programs' own argument parsers. These are
+imported when somebody sets such an option (see `ArgumentGroup.families`), and where a server is started with one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ INSTALL = "pip install 'sglang==0.5.23' 'sglang-router==0.3.2'"
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
-    """Options of another program.
+class OptionFamily:
+    """The options of another program.
 
     Attributes:
-        prefix: of their names here.
-        program: what people call it.
-        parser: "module:class" whose static method `add_cli_args(parser)` declares them.
-        required: words without which the program accepts no command line.
+        prefix: how their names begin in slime.
+        program: the name of the program in messages.
+        parser: "module:class" of the class whose static method `add_cli_args(parser)` declares them.
+        required: the part of the command line without which the program's parser accepts none.
         own: flags that slime sets itself → what it sets them to.
     """
 
@@ -43,7 +43,7 @@ class Family:
     own: Mapping[str, str]
 
 
-SERVER = Family(
+SERVER = OptionFamily(
     "sglang_",
     "SGLang",
     "sglang.srt.server_args:ServerArgs",
@@ -63,7 +63,7 @@ SERVER = Family(
         "--skip-tokenizer-init": "false: servers look for stop strings",
     },
 )
-ROUTER = Family(
+ROUTER = OptionFamily(
     "router_",
     "sglang-router",
     "sglang_router.router_args:RouterArgs",
@@ -82,7 +82,7 @@ ROUTER = Family(
 
 
 def server_options(names: Sequence[str]) -> type[ArgumentGroup]:
-    """The `--sglang-…` options with these names.
+    """Return the group of the `--sglang-…` options with these names.
 
     Raises:
         ArgumentError: the installed SGLang has no such option, or none is installed.
@@ -91,15 +91,19 @@ def server_options(names: Sequence[str]) -> type[ArgumentGroup]:
 
 
 def router_options(names: Sequence[str]) -> type[ArgumentGroup]:
-    """The `--router-…` options with these names; see `server_options`."""
+    """Return the group of the `--router-…` options with these names.
+
+    Raises:
+        ArgumentError: the installed router has no such option, or none is installed.
+    """
     return _group(ROUTER, names)
 
 
-def words(family: Family, values: Mapping[str, Any]) -> list[str]:
-    """The part of a command line that says what somebody set.
+def command_line(family: OptionFamily, values: Mapping[str, Any]) -> list[str]:
+    """Return the part of a program's command line with the options that somebody set.
 
     Args:
-        values: all arguments of a run by name; those of other families and those that are None are left out.
+        values: all options of a run by name; those of other families and those that are None are left out.
 
     Raises:
         ArgumentError: an option is one that slime sets itself, or the program does not accept its value.
@@ -117,9 +121,10 @@ def words(family: Family, values: Mapping[str, Any]) -> list[str]:
         flag, action = flags[name]
         if flag in family.own:
             raise ArgumentError(
-                f"{_shown(family, flag)} cannot be set: slime itself sets {family.program}'s {flag}, to {family.own[flag]}."
+                f"{_shown(family, flag)} cannot be set: slime itself sets {family.program}'s {flag}, to "
+                f"{family.own[flag]}."
             )
-        found += _as_words(flag, action, value)
+        found += _flag_and_values(flag, action, value)
     try:
         _parser(family).parse_args([*family.required, *found])
     except argparse.ArgumentError as error:
@@ -129,14 +134,19 @@ def words(family: Family, values: Mapping[str, Any]) -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of ending the program."""
+    """A parser that raises an exception where argparse would end the program."""
 
     def error(self, message: str) -> NoReturn:
         raise argparse.ArgumentError(None, message)
 
 
 @functools.cache
-def _parser(family: Family) -> argparse.ArgumentParser:
+def _parser(family: OptionFamily) -> argparse.ArgumentParser:
+    """Return a parser with the program's options.
+
+    Raises:
+        ArgumentError: the program cannot be imported.
+    """
     module, _, name = family.parser.partition(":")
     try:
         options = getattr(importlib.import_module(module), name)
@@ -150,8 +160,12 @@ def _parser(family: Family) -> argparse.ArgumentParser:
     return parser
 
 
-def _group(family: Family, names: Sequence[str]) -> type[ArgumentGroup]:
-    """One option for each name, None where nobody sets it: the program has its own defaults."""
+def _group(family: OptionFamily, names: Sequence[str]) -> type[ArgumentGroup]:
+    """Return a group with an option for each name. Its default is None: the program has its own defaults.
+
+    Raises:
+        ArgumentError: the program has no such option, or is not installed.
+    """
     flags = _flags(family)
     for name in names:
         if name not in flags:
@@ -162,13 +176,14 @@ def _group(family: Family, names: Sequence[str]) -> type[ArgumentGroup]:
                 f"There is no option {flag}, as the installed {family.program} has no {own}.{did_you_mean(flag, known)}"
             )
 
-    def accepted(self: Any) -> Any:
+    def accepted(self: ArgumentGroup) -> ArgumentGroup:
         try:
-            words(family, {name: getattr(self, name) for name in names})
+            command_line(family, {name: getattr(self, name) for name in names})
         except ArgumentError as error:
             raise ValueError(str(error)) from None
         return self
 
+    check = model_validator(mode="after")(accepted)
     fields: dict[str, Any] = {}
     for name in names:
         help_text = " ".join((flags[name][1].help or "").split())
@@ -178,13 +193,13 @@ def _group(family: Family, names: Sequence[str]) -> type[ArgumentGroup]:
         __base__=ArgumentGroup,
         __module__=__name__,
         __doc__=f"{family.program}'s own options",
-        __validators__={"accepted_" + "_".join(names): model_validator(mode="after")(accepted)},  # type: ignore[dict-item]
+        __validators__={"accepted_" + "_".join(names): check},  # type: ignore[dict-item]  # of any signature
         **fields,
     )
 
 
-def _flags(family: Family) -> dict[str, tuple[str, argparse.Action]]:
-    """Names of options here → the program's flag and what it does."""
+def _flags(family: OptionFamily) -> dict[str, tuple[str, argparse.Action]]:
+    """Return the program's flags, and what the parser does with them, by the names of the options in slime."""
     return {
         name: (flag, action)
         for flag, action in _parser(family)._option_string_actions.items()  # argparse has no public list of its flags
@@ -195,6 +210,7 @@ def _flags(family: Family) -> dict[str, tuple[str, argparse.Action]]:
 
 
 def _type(action: argparse.Action) -> Any:
+    """Return the type of an option in slime."""
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         return bool | None
     if action.nargs is None or action.nargs == "?":
@@ -202,7 +218,8 @@ def _type(action: argparse.Action) -> Any:
     return list[str | int | float] | None
 
 
-def _as_words(flag: str, action: argparse.Action, value: Any) -> Iterable[str]:
+def _flag_and_values(flag: str, action: argparse.Action, value: Any) -> Iterable[str]:
+    """Return the part of the command line that sets one option."""
     if isinstance(action, argparse.BooleanOptionalAction):
         return [flag if value else flag.replace("--", "--no-", 1)]
     if isinstance(value, bool):
@@ -211,5 +228,6 @@ def _as_words(flag: str, action: argparse.Action, value: Any) -> Iterable[str]:
     return [flag, *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
 
 
-def _shown(family: Family, flag: str) -> str:
+def _shown(family: OptionFamily, flag: str) -> str:
+    """Return the flag of the option in slime."""
     return f"--{family.prefix.rstrip('_')}-{flag.lstrip('-')}"

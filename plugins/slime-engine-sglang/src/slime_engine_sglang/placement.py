@@ -1,5 +1,5 @@
 """Where the servers of a run are: on GPUs of this machine, in the slots of a cluster, or elsewhere already; and what
-follows from that: what must be installed, whether memory can be given back. `engine` asks it.
+follows from that: what must be installed, and whether memory can be given back. `engine` asks for it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
 from slime_core.runtime.slots import engine_slots
@@ -16,10 +16,12 @@ from slime_engine_sglang.options import INSTALL
 from slime_engine_sglang.server import Server, gives_back_memory
 
 if TYPE_CHECKING:
+    from slime_core.arguments.groups.cluster import ClusterArguments
+    from slime_engine_sglang.arguments import SGLangArguments, SGLangRunArguments
     from slime_engine_sglang.remote import RemoteServer
 
 
-def require_installed(args: Any) -> None:
+def require_installed(args: SGLangArguments) -> None:
     """Raise `ArgumentError` if a program that the run starts is not installed here."""
     for package, is_external in (
         ("sglang", args.rollout_external_engine_addrs),
@@ -31,8 +33,12 @@ def require_installed(args: Any) -> None:
             )
 
 
-def servers_of_run(args: Any, logs: Path) -> Sequence[Server | RemoteServer]:
-    """The servers that a run starts: in the engine's slots, or else on this machine."""
+def servers_of_run(args: SGLangRunArguments, logs: Path) -> Sequence[Server | RemoteServer]:
+    """Return the servers that a run starts: in the engine's slots on a cluster, or else on this machine.
+
+    Args:
+        logs: the folder for the servers' logs.
+    """
     if args.rollout_external_engine_addrs:
         return []
     if slots := engine_slots():
@@ -42,11 +48,12 @@ def servers_of_run(args: Any, logs: Path) -> Sequence[Server | RemoteServer]:
     return servers_here(args, logs, gpus_here())
 
 
-def servers_here(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
-    """Servers on this machine. They get the last of its GPUs, so that training has the first.
+def servers_here(args: SGLangRunArguments, logs: Path, gpus: Sequence[str]) -> list[Server]:
+    """Return servers on this machine. They get the last of its GPUs, so that training has the first ones.
 
     Args:
-        gpus: of this machine; none: they compute on its CPU.
+        logs: the folder for the servers' logs.
+        gpus: the GPUs of this machine; without any the servers compute on its CPU.
 
     Raises:
         ArgumentError: the numbers of GPUs do not fit.
@@ -67,7 +74,7 @@ def servers_here(args: Any, logs: Path, gpus: Sequence[str]) -> list[Server]:
 
 
 def gpus_here() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     count = torch.cuda.device_count()
@@ -75,10 +82,10 @@ def gpus_here() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def require_gpus(args: Any, servers: Sequence[Server | RemoteServer]) -> None:
-    """Raise `ArgumentError` if memory shall be given back that is not a GPU's."""
+def require_gpus(args: ClusterArguments, servers: Sequence[Server | RemoteServer]) -> None:
+    """Raise `ArgumentError` if servers must give back memory but compute on a CPU."""
     if gives_back_memory(args) and not all(server.on_gpu for server in servers):
         raise ArgumentError(
-            "--offload: SGLang servers give back the memory of GPUs alone (through torch_memory_saver, which needs CUDA), "
-            "and here they compute on a CPU. Leave --offload out, or run on a machine with GPUs."
+            "--offload: SGLang servers give back the memory of GPUs alone (through torch_memory_saver, which needs "
+            "CUDA), and here they compute on a CPU. Leave --offload out, or run on a machine with GPUs."
         )

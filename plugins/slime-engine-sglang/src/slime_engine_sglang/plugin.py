@@ -1,4 +1,4 @@
-"""What this distribution gives to slime. Imports nothing heavy."""
+"""What this distribution provides to slime. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`Child`: a program that a run starts, with a log of its own. It ends when it is closed and when the run ends in any way."""
+"""`ChildProcess`: a program that a run starts, with a log of its own. It ends when it is closed, and when the run ends,
+in whatever way.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,16 @@ from pathlib import Path
 from slime_engine_sglang import guard
 
 TAIL_LINES = 25
+"""How many lines of a log error messages show."""
 
 
-class Child:
+class ChildProcess:
     """A running program.
 
     Args:
-        command: what to run.
-        log: what it prints is appended to this file.
-        env: environment variables that differ from this process's own.
+        command: the command line.
+        log: the file that gets what the program prints.
+        env: environment variables in which it differs from this process.
     """
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
@@ -39,11 +42,11 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """The exit status of a program that has ended."""
+        """The exit status of a program that has ended; None while it runs."""
         return self._guard.poll()
 
     def close(self) -> None:
-        """End the program and all that it started."""
+        """End the program and all processes that it started."""
         assert self._guard.stdin is not None
         with contextlib.suppress(OSError):
             self._guard.stdin.close()
@@ -55,7 +58,7 @@ class Child:
 
 
 def tail(log: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 200 * lines))
@@ -65,7 +68,7 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 
 
 def free_port(host: str) -> int:
-    """A port of this machine that nothing listens on."""
+    """Return a port of this machine that nothing listens on."""
     with socket.socket() as sock:
         sock.bind((host, 0))
         return int(sock.getsockname()[1])

@@ -1,32 +1,35 @@
-"""`Router`: sglang-router in front of the servers, started here or running already; and its list of workers."""
+"""`Router`: sglang-router in front of the servers, started here or running already, and its list of workers."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from slime_core.errors import ArgumentError
 from slime_engine_sglang.errors import SGLangError
-from slime_engine_sglang.options import ROUTER, words
-from slime_engine_sglang.process import Child, free_port, tail
+from slime_engine_sglang.options import ROUTER, command_line
+from slime_engine_sglang.process import ChildProcess, free_port, tail
 from slime_engine_sglang.server import LOOPBACK
 
-OK = (200, 201, 202, 204)
+if TYPE_CHECKING:
+    from slime_engine_sglang.arguments import SGLangArguments
+
+SUCCESS = (200, 201, 202, 204)
 
 
 class Router:
     """The router of a run.
 
     Args:
-        args: all options of the run.
-        log: file for what it prints.
-        host: address that it listens on.
+        args: the options of the run.
+        log: the file that gets what the router prints.
+        host: the address that it listens on.
     """
 
-    def __init__(self, args: Any, log: Path, host: str = LOOPBACK) -> None:
+    def __init__(self, args: SGLangArguments, log: Path, host: str = LOOPBACK) -> None:
         if args.sglang_router_ip and not args.sglang_router_port:
             raise ArgumentError("--sglang-router-ip needs --sglang-router-port.")
         self._args, self._log = args, log
@@ -34,42 +37,43 @@ class Router:
         self._host = args.sglang_router_ip or host
         self._port = args.sglang_router_port or free_port(host)
         self._metrics_port = free_port(host)
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
 
     @property
     def url(self) -> str:
+        """The router's address."""
         return f"http://{self._host}:{self._port}"
 
     def start(self) -> None:
-        """Start it, unless it is external; it is not ready yet and knows no worker."""
+        """Start the router, unless it is external. It is not ready yet and knows no worker."""
         if not self.is_external:
             self.close()
             command = router_command(self._args, self._host, self._port, self._metrics_port)
-            self._child = Child(command, self._log)
+            self._child = ChildProcess(command, self._log)
 
     def status(self) -> int | None:
-        """The exit status of a router that has ended; None while it runs or if it is external."""
+        """Return the exit status of a router that has ended; None while it runs or if it is external."""
         return None if self.is_external or self._child is None else self._child.status
 
     def log_tail(self) -> str:
-        """Where its log is, and how it ends."""
+        """Say where the log is, and how it ends."""
         return "It is external." if self.is_external else f"{self._log} ends with:\n{tail(self._log)}"
 
     def close(self) -> None:
-        """End it."""
+        """End the router."""
         if self._child is not None:
             self._child.close()
             self._child = None
 
     async def answers(self, http: httpx.AsyncClient) -> bool:
-        """Whether it can be asked."""
+        """Return whether the router answers."""
         try:
             return (await http.get(f"{self.url}/liveness", timeout=5)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def workers(self, http: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
-        """What it knows about its workers, by their URL.
+        """Return what the router knows about its workers, by their URL.
 
         Raises:
             SGLangError: it answers with an error.
@@ -81,7 +85,7 @@ class Router:
         return {worker["url"].rstrip("/"): worker for worker in answer.json()["workers"]}
 
     async def knows(self, http: httpx.AsyncClient, url: str) -> bool:
-        """Whether it sends requests to this server."""
+        """Return whether the router sends requests to this server."""
         try:
             worker = (await self.workers(http)).get(url)
         except httpx.HTTPError:
@@ -89,31 +93,31 @@ class Router:
         return worker is not None and worker.get("is_healthy", True)
 
     async def add(self, http: httpx.AsyncClient, url: str) -> None:
-        """Let it send requests to this server, which answers already. It takes a moment; see `workers`."""
-        await self._ask(http, "POST", "/workers", {"url": url})
+        """Make this server, which answers already, a worker. It takes a moment until `knows` is true."""
+        await self._call(http, "POST", "/workers", {"url": url})
 
     async def remove(self, http: httpx.AsyncClient, url: str) -> None:
-        """Let it send no more requests to this server."""
+        """Remove this server from the workers, so that it gets no more requests."""
         worker = (await self.workers(http)).get(url)
         if worker is not None:
-            await self._ask(http, "DELETE", f"/workers/{worker['id']}")
+            await self._call(http, "DELETE", f"/workers/{worker['id']}")
 
-    async def _ask(self, http: httpx.AsyncClient, method: str, path: str, body: Any = None) -> None:
+    async def _call(self, http: httpx.AsyncClient, method: str, path: str, body: Any = None) -> None:
         answer = await http.request(method, self.url + path, json=body, timeout=30)
-        if answer.status_code not in OK and answer.status_code != 404:
+        if answer.status_code not in SUCCESS and answer.status_code != 404:
             raise SGLangError(
                 f"The router at {self.url} answered {method} {path} with {answer.status_code}: {answer.text[:300]}"
             )
 
 
-def router_command(args: Any, host: str, port: int, metrics_port: int) -> list[str]:
-    """The command line of the router: slime's own part, then what somebody set.
+def router_command(args: SGLangArguments, host: str, port: int, metrics_port: int) -> list[str]:
+    """Return the command line of the router: slime's own options, then those that the user set.
 
-    Repeating requests is the engine's business, which knows whether they were aborted meanwhile. A server that dies must
-    not bar the way to the one that is started in its place, so there is no circuit breaker either. Its own health check asks
-    for what a server answers even while it is paused for new weights.
+    The engine repeats requests itself, since it knows whether they were aborted meanwhile. A server that dies must not
+    bar the way to the one that is started in its place, so there is no circuit breaker either. The router's own health
+    check asks for something that a server answers even while it is paused for new weights.
     """
-    passed = words(ROUTER, vars(args))
+    passed = command_line(ROUTER, vars(args))
     own = {
         "--host": host,
         "--port": str(port),

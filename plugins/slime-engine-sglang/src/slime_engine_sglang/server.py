@@ -1,5 +1,7 @@
-"""`Server`: starts one SGLang server on the machine that it is made on. `Fleet` drives it, directly or through a Ray
-actor on another machine (`remote`); so it is a plain object whose methods take and return plain data.
+"""`Server`: starts and ends one SGLang server on the machine that the object is made on.
+
+`Fleet` drives it, directly or through a Ray actor on another machine (`remote`); so it is a plain object whose methods
+take and return plain data.
 """
 
 from __future__ import annotations
@@ -8,40 +10,44 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
-from slime_engine_sglang.options import SERVER, words
-from slime_engine_sglang.process import Child, free_port, tail
+from slime_engine_sglang.options import SERVER, command_line
+from slime_engine_sglang.process import ChildProcess, free_port, tail
+
+if TYPE_CHECKING:
+    from slime_core.arguments.groups.cluster import ClusterArguments
+    from slime_engine_sglang.arguments import SGLangRunArguments
 
 LOOPBACK = "127.0.0.1"
 CPU_OPTIONS = {
     "--device": "cpu",
     "--attention-backend": "torch_native",
     "--dtype": "float32",
-    "--max-total-tokens": "65536",  # else it takes most of the machine's memory
+    "--max-total-tokens": "65536",  # by default it takes most of the machine's memory
     "--max-running-requests": "64",
 }
-"""What a server on a CPU is told, unless somebody set it otherwise."""
+"""The options of a server on a CPU, unless the user set them otherwise."""
 MEMORY_OPTIONS = ("--enable-memory-saver", "--enable-weights-cpu-backup")
-"""What a server is told that shall give back its memory, and have its weights again afterwards."""
+"""The options of a server that can give back its memory, and has its weights again afterwards."""
 
 
 class Server:
     """One SGLang server.
 
     Args:
-        args: all options of the run.
-        number: of this server, from 0.
-        log: file for what it prints.
-        host: address that it listens on, which the router and the trainer must reach.
-        gpus: the devices that it may use, as in CUDA_VISIBLE_DEVICES; none: a CPU.
-        port: that it listens on; by default a free one.
+        args: the options of the run.
+        number: the number of the server, from 0.
+        log: the file that gets what the server prints.
+        host: the address that it listens on, which the router and the trainer must reach.
+        gpus: the devices that it may use, as in CUDA_VISIBLE_DEVICES; none: it computes on the CPU.
+        port: the port that it listens on; by default one that is free.
     """
 
     def __init__(
         self,
-        args: Any,
+        args: SGLangRunArguments,
         number: int,
         log: Path,
         host: str = LOOPBACK,
@@ -50,43 +56,46 @@ class Server:
     ) -> None:
         self._args, self._number, self._log, self._gpus = args, number, log, [str(gpu) for gpu in gpus]
         self.host, self.port = host, port or free_port(host)  # kept when it is started again
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
 
     @property
     def url(self) -> str:
+        """The server's address."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def on_gpu(self) -> bool:
+        """Whether it computes on GPUs."""
         return bool(self._gpus)
 
     def start(self, model: str, version: int) -> str:
-        """Start it, and return its address; it is not ready yet.
+        """Start the server and return its address. It is not ready yet.
 
         Args:
-            model: folder of a Hugging Face checkpoint.
-            version: of the weights in there.
+            model: the folder of a Hugging Face checkpoint.
+            version: the version of the weights in that folder.
         """
         self.close()
         command = server_command(self._args, self._number, model, version, self.host, self.port, self.on_gpu)
-        self._child = Child(command, self._log, self._environment())
+        self._child = ChildProcess(command, self._log, self._environment())
         return self.url
 
     def status(self) -> int | None:
-        """The exit status of a server that has ended; None while it runs."""
+        """Return the exit status of a server that has ended; None while it runs."""
         return self._child.status if self._child else -1
 
     def log_tail(self) -> str:
-        """Where its log is, and how it ends."""
+        """Say where the log is, and how it ends."""
         return f"{self._log} ends with:\n{tail(self._log)}"
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         if self._child is not None:
             self._child.close()
             self._child = None
 
     def _environment(self) -> dict[str, str]:
+        """The environment variables of the server that differ from those of this process."""
         own = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus)}
         own["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "false"  # log-probs are those at the temperature of the request
         defaults = {"TOKENIZERS_PARALLELISM": "false"}
@@ -97,18 +106,20 @@ class Server:
         return {**{name: value for name, value in defaults.items() if name not in os.environ}, **own}
 
 
-def server_command(args: Any, number: int, model: str, version: int, host: str, port: int, on_gpu: bool) -> list[str]:
-    """The command line of a server: slime's own part, then what somebody set.
+def server_command(
+    args: SGLangRunArguments, number: int, model: str, version: int, host: str, port: int, on_gpu: bool
+) -> list[str]:
+    """Return the command line of a server: slime's own options, then those that the user set.
 
-    SGLang ignores the seeds of requests unless it is told to be deterministic, so servers get different seeds of their
-    own, which follow from --rollout-seed.
+    SGLang ignores the seeds of requests unless it is told to be deterministic, so every server gets a seed of its own,
+    which follows from --rollout-seed.
     """
-    passed = words(SERVER, vars(args))
+    passed = command_line(SERVER, vars(args))
     stages = _number(passed, "--pp-size", "--pipeline-parallel-size", "--pp")
     if args.rollout_num_gpus_per_engine % stages:
         raise ArgumentError(
-            f"--rollout-num-gpus-per-engine {args.rollout_num_gpus_per_engine} cannot be divided by the {stages} pipeline "
-            "stages of --sglang-pp-size."
+            f"--rollout-num-gpus-per-engine {args.rollout_num_gpus_per_engine} cannot be divided by the {stages} "
+            "pipeline stages of --sglang-pp-size."
         )
     own = {
         "--model-path": model,
@@ -128,11 +139,11 @@ def server_command(args: Any, number: int, model: str, version: int, host: str, 
     return [sys.executable, "-m", "sglang.launch_server", *kept, *switches, *passed]
 
 
-def gives_back_memory(args: Any) -> bool:
-    """Whether servers take turns with the trainer in having the memory of the GPUs."""
+def gives_back_memory(args: ClusterArguments) -> bool:
+    """Return whether servers take turns with the trainer in having the memory of the GPUs."""
     return args.offload and args.colocate
 
 
 def _number(passed: Sequence[str], *flags: str) -> int:
-    """The value of the first of these flags that is there, else 1."""
+    """Return the value of the first of these flags that was passed, or 1."""
     return next((int(passed[passed.index(flag) + 1]) for flag in flags if flag in passed), 1)

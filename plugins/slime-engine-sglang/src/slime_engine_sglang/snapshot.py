@@ -1,5 +1,5 @@
 """The newest weights on disk, as Hugging Face checkpoints: what a server that is started again loads, and the transport
-"disk". Written by the weight sender, read by the fleet and by servers; all of them share the folder.
+"disk". The weight sender writes them, the fleet and the servers read them; all of them share the folder.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 _PREFIX = "version_"
-_STARTS = "server_starts.json"
+_START_COUNTS = "server_starts.json"
 _UPDATING = ".updating"
 KEPT = 2
-"""A server may still be loading the one before the newest."""
+"""How many versions are kept: a server may still be loading the one before the newest."""
 
 
 class Snapshot:
-    """One version, being written. It can be seen only when it is whole.
+    """One version of the weights that is being written. Nobody sees it before it is complete.
 
     Args:
-        folder: of all versions.
-        checkpoint: the run's Hugging Face checkpoint, whose configuration and tokenizer it gets.
+        folder: the folder of all versions.
+        checkpoint: the run's Hugging Face checkpoint, whose configuration and tokenizer are copied.
+        version: the number of the version.
     """
 
     def __init__(self, folder: Path, checkpoint: str, version: int) -> None:
@@ -37,13 +38,13 @@ class Snapshot:
         shutil.rmtree(self._hidden, ignore_errors=True)
         self._hidden.mkdir(parents=True)
         for file in Path(checkpoint).iterdir():
-            if file.is_file() and not file.name.endswith(_WEIGHTS):
+            if file.is_file() and not file.name.endswith(_WEIGHT_SUFFIXES):
                 shutil.copyfile(file, self._hidden / file.name)
         self._files: dict[str, str] = {}
         self._bytes = 0
 
     def add(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Write some of the weights, under their Hugging Face names."""
+        """Write some of the weights, given under their Hugging Face names."""
         from safetensors.torch import save_file
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
@@ -53,7 +54,7 @@ class Snapshot:
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 
     def publish(self) -> Path:
-        """Make it the newest version, and drop those that nobody needs."""
+        """Make it the newest version, remove versions that nobody needs, and return its folder."""
         index = {"metadata": {"total_size": self._bytes}, "weight_map": self._files}
         (self._hidden / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
         path = self._folder / f"{_PREFIX}{self._version:07d}"
@@ -64,12 +65,12 @@ class Snapshot:
         return path
 
     def discard(self) -> None:
-        """Leave nothing behind of what was not published."""
+        """Remove what was written but not published."""
         shutil.rmtree(self._hidden, ignore_errors=True)
 
 
 def newest(folder: Path) -> tuple[Path, int] | None:
-    """The newest version, and its number."""
+    """Return the folder and the number of the newest version, if there is one."""
     found = _versions(folder)
     return (found[-1], int(found[-1].name.removeprefix(_PREFIX))) if found else None
 
@@ -78,13 +79,13 @@ def clear(folder: Path) -> None:
     """Remove the versions that an earlier run left."""
     for path in [*_versions(folder), *folder.glob(f".{_PREFIX}*")]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in (_STARTS, _UPDATING):
+    for name in (_START_COUNTS, _UPDATING):
         (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def being_updated(folder: Path) -> Iterator[None]:
-    """Inside, servers are paused and answer no health check."""
+def mark_updating(folder: Path) -> Iterator[None]:
+    """Return a context in which `is_being_updated` is true: servers are paused and answer no health check."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _UPDATING).touch()
     try:
@@ -94,28 +95,29 @@ def being_updated(folder: Path) -> Iterator[None]:
 
 
 def is_being_updated(folder: Path) -> bool:
-    """Whether servers are given weights just now."""
+    """Return whether servers are given new weights at this moment."""
     return (folder / _UPDATING).exists()
 
 
-def note_start(folder: Path, url: str) -> None:
-    """Remember that a server was started, and so has forgotten what groups it was in."""
+def count_start(folder: Path, url: str) -> None:
+    """Note that a server was started, and so is in none of the process groups that it was in before."""
     folder.mkdir(parents=True, exist_ok=True)
-    counts = starts(folder)
+    counts = start_counts(folder)
     counts[url] = counts.get(url, 0) + 1
-    hidden = folder / f".{_STARTS}"
+    hidden = folder / f".{_START_COUNTS}"
     hidden.write_text(json.dumps(counts), encoding="utf-8")
-    os.replace(hidden, folder / _STARTS)
+    os.replace(hidden, folder / _START_COUNTS)
 
 
-def starts(folder: Path) -> dict[str, int]:
-    """How often each server was started, by its URL."""
+def start_counts(folder: Path) -> dict[str, int]:
+    """Return how often each server was started, by its URL."""
     try:
-        found: dict[str, int] = json.loads((folder / _STARTS).read_text(encoding="utf-8"))
+        found: dict[str, int] = json.loads((folder / _START_COUNTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return found
 
 
 def _versions(folder: Path) -> list[Path]:
+    """The folders of all versions, the newest last."""
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())

@@ -24,8 +24,8 @@ PROGRESS = "wandb_run.json"
 class WandbTracker:
     """Keeps one W&B run per slime run.
 
-    A resumed run goes on under the id of the W&B run that it had, and leaves out what W&B has already: repeated steps would
-    otherwise appear twice. `wandb_run.json` in the run directory holds the id and the last step that was logged.
+    A resumed run goes on under the id of the W&B run that it had, and leaves out what W&B has already: repeated steps
+    would otherwise appear twice. `wandb_run.json` in the run directory holds the id and the last step that was logged.
 
     Charts have the rollout id on their x-axis (metric `rollout_id`); W&B's own step only counts rows.
 
@@ -73,8 +73,8 @@ class WandbTracker:
                 )
         except wandb.errors.Error as error:
             raise PluginError(
-                f"Weights & Biases could not start: {error}. Check --wandb-key, --wandb-host and the network, or keep the "
-                "metrics locally with --wandb-mode offline."
+                f"Weights & Biases could not start: {error}. Check --wandb-key, --wandb-host and the network, or keep "
+                "the metrics locally with --wandb-mode offline."
             ) from error
         self._run.define_metric("rollout_id")
         self._run.define_metric("*", step_metric="rollout_id")

@@ -1,0 +1,171 @@
+"""`Requests`: sends the requests of an engine to its servers, repeats those that get no answer, and aborts them. It
+runs in the engine's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+from collections import Counter
+from collections.abc import Collection, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from slime_core.errors import ArgumentError
+from slime_engine_sglang.answers import (
+    Answer,
+    concatenated,
+    error_text,
+    read_answer,
+    remaining_sampling,
+    request_body,
+)
+from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.fleet import Fleet
+
+if TYPE_CHECKING:
+    from slime_engine_sglang.arguments import SGLangRunArguments
+
+ATTEMPTS = 8
+"""How often a request is sent before it fails."""
+_ABORT_INTERVAL_S = 0.25  # an abort is repeated, since it may overtake its request on the way through the router
+_NO_ANSWER = Answer([], [], [], "abort")
+
+
+@dataclass(eq=False)
+class _Request:
+    """A request that is running.
+
+    Attributes:
+        name: the name by which the caller aborts it.
+        rid: the name by which the server aborts it; every attempt has another one.
+        aborted: set when the caller has aborted it.
+        done: set when it has ended.
+    """
+
+    name: str | None
+    rid: str | None = None
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Requests:
+    """The requests of an engine.
+
+    Args:
+        args: the options of the run.
+        fleet: the servers.
+        http: the connections of the engine's event loop.
+
+    Attributes:
+        running: the requests that are running.
+        counts: "retries" of requests, "prompt_tokens", and how many of these servers had computed before
+            ("cached_tokens").
+    """
+
+    def __init__(self, args: SGLangRunArguments, fleet: Fleet, http: httpx.AsyncClient) -> None:
+        self._fleet, self._http = fleet, http
+        self._servers_are_shared = bool(args.rollout_external_engine_addrs)
+        self._slots = asyncio.Semaphore(args.sglang_server_concurrency * len(fleet.members))
+        self.running: dict[int, _Request] = {}
+        self.counts: Counter[str] = Counter()
+        self._numbers = itertools.count()
+
+    async def generate(self, prompt: list[int], sampling: dict[str, Any], name: str | None) -> Answer:
+        """Return the response to a prompt.
+
+        If a server ends the request and the caller has not aborted it, it goes on from there.
+
+        Args:
+            sampling: the sampling parameters under SGLang's names.
+            name: the name by which the caller aborts the request.
+
+        Raises:
+            ArgumentError: SGLang does not accept the request.
+            SGLangError: no server answers.
+        """
+        request = _Request(name)
+        number = next(self._numbers)
+        self.running[number] = request
+        whole = _NO_ANSWER
+        try:
+            for _ in range(ATTEMPTS):
+                rest = remaining_sampling(sampling, len(whole.tokens))
+                part = await self._send(request, prompt + whole.tokens, rest)
+                whole = concatenated(whole, part)
+                if part.finish_reason != "abort" or request.aborted.is_set():
+                    return whole
+                self.counts["retries"] += 1
+                await asyncio.sleep(_ABORT_INTERVAL_S)
+            raise SGLangError(f"The servers ended a request {ATTEMPTS} times that nobody had aborted.")
+        finally:
+            del self.running[number]
+            request.done.set()
+
+    async def abort(self, names: Collection[str | None] | None) -> None:
+        """End the requests with these names, or all if None, and return when they have ended."""
+        targets = [r for r in self.running.values() if names is None or r.name in names]
+        for request in targets:
+            request.aborted.set()
+        while left := [request for request in targets if not request.done.is_set()]:
+            everything = not self._servers_are_shared and len(left) == len(self.running)
+            bodies = [{"abort_all": True}] if everything else [{"rid": r.rid} for r in left if r.rid]
+            await asyncio.gather(*(self._abort_at(url, body) for url in self._fleet.answering for body in bodies))
+            await asyncio.wait([asyncio.ensure_future(r.done.wait()) for r in left], timeout=_ABORT_INTERVAL_S)
+
+    async def _send(self, request: _Request, prompt: list[int], sampling: dict[str, Any]) -> Answer:
+        """Return the response to a request, in as many attempts as it takes; an empty one if it is aborted before."""
+        if sampling["max_new_tokens"] < 1:
+            return replace(_NO_ANSWER, finish_reason="length")
+        if not await _unless(request.aborted, self._slots.acquire()):
+            return _NO_ANSWER
+        try:
+            reason = ""
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    self.counts["retries"] += 1
+                    await _unless(request.aborted, asyncio.sleep(min(5.0, 0.25 * 2**attempt)))
+                if not await _unless(request.aborted, self._fleet.wait_until_usable()):
+                    return _NO_ANSWER
+                # SGLang aborts all requests whose names begin with the given one, so no name may begin with another.
+                request.rid = uuid.uuid4().hex
+                body = request_body(prompt, sampling, request.rid)
+                try:
+                    answer = await self._http.post(self._fleet.generate_url, json=body)
+                except httpx.HTTPError as error:
+                    reason = repr(error)
+                    continue
+                if answer.status_code == 200:
+                    found = read_answer(answer.json())
+                    self.counts["prompt_tokens"] += found.prompt_tokens
+                    self.counts["cached_tokens"] += found.cached_tokens
+                    return found
+                reason = f"{answer.status_code}: {error_text(answer.text)}"
+                if answer.status_code in (400, 422):
+                    raise ArgumentError(f"SGLang refuses a request ({reason}).")
+            raise SGLangError(f"A request got no answer in {ATTEMPTS} attempts. The last one: {reason}")
+        finally:
+            self._slots.release()
+
+    async def _abort_at(self, url: str, body: dict[str, Any]) -> None:
+        """Send one abort to a server."""
+        with contextlib.suppress(httpx.HTTPError):  # a server that is gone has ended its requests
+            await self._http.post(f"{url}/abort_request", json=body, timeout=10)
+
+
+async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do the work, or leave it when the request is aborted before. Return whether the work was done."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(aborted.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, waiting):
+            task.cancel()

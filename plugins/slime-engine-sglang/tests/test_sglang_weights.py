@@ -1,0 +1,211 @@
+"""Pieces and copies of weights, and what is sent of them to servers. Needs no SGLang."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sglang_cases import until
+
+from slime_engine_sglang import snapshot
+from slime_engine_sglang.control import control_clients
+from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.process import ChildProcess, free_port
+from slime_engine_sglang.samples import WeightSamples
+from slime_engine_sglang.transports import TensorTransport, address_for, serialized
+from slime_engine_sglang.weights import SGLangWeightSender, in_pieces
+
+SCRIPTED = str(Path(__file__).with_name("scripted_sglang.py"))
+
+
+def test_weights_are_cut_into_pieces_of_the_given_size_in_order():
+    weights = [(f"w{n}", torch.zeros(size)) for n, size in enumerate([2, 2, 9, 1, 1])]
+    pieces = [[name for name, _ in piece] for piece in in_pieces(weights, 16)]
+    assert pieces == [["w0", "w1"], ["w2"], ["w3", "w4"]]
+
+
+def test_a_piece_is_pickled_whole_even_if_it_is_a_view():
+    matrix = torch.arange(12.0).reshape(3, 4)
+    piece = serialized([("row", matrix[1]), ("turned", matrix.T)])
+    assert len(piece) < 4000
+    tensors = dict(pickle.loads(base64.b64decode(piece)))
+    assert torch.equal(tensors["row"], matrix[1])
+    assert torch.equal(tensors["turned"], matrix.T)
+
+
+def test_a_snapshot_is_a_checkpoint_that_is_seen_only_when_it_is_whole(tmp_path):
+    checkpoint = tmp_path / "model"
+    checkpoint.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"):
+        (checkpoint / name).write_text(name)
+    folder = tmp_path / "weights"
+    for version in (3, 4, 5):
+        writing = snapshot.Snapshot(folder, str(checkpoint), version)
+        writing.add([("a", torch.full((2,), float(version)))])
+        writing.add([("b", torch.ones(1))])
+        before = snapshot.newest(folder)
+        assert before is None or before[1] == version - 1
+        path = writing.publish()
+        assert snapshot.newest(folder) == (path, version)
+    assert sorted(p.name for p in folder.iterdir()) == ["version_0000004", "version_0000005"]
+    assert sorted(p.name for p in path.iterdir()) == [
+        "config.json",
+        "model-00001.safetensors",
+        "model-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    assert torch.equal(load_file(path / "model-00001.safetensors")["a"], torch.full((2,), 5.0))
+    snapshot.Snapshot(folder, str(checkpoint), 6).discard()
+    assert snapshot.newest(folder) == (path, 5)
+    snapshot.clear(folder)
+    assert snapshot.newest(folder) is None
+
+
+def test_restarts_of_servers_are_counted(tmp_path):
+    for url in ("http://a", "http://b", "http://a"):
+        snapshot.count_start(tmp_path / "new", url)
+    assert snapshot.start_counts(tmp_path / "new") == {"http://a": 2, "http://b": 1}
+    assert snapshot.start_counts(tmp_path) == {}
+
+
+def test_a_sender_reads_all_weights_even_if_no_server_answers(tmp_path):
+    """The other training ranks would wait for ever in the collective that gathers the next tensor."""
+    read = []
+    weights = ((name, read.append(name) or torch.zeros(1)) for name in ("a", "b", "c"))
+    sender = SGLangWeightSender([f"http://127.0.0.1:{free_port('127.0.0.1')}"], "model", tmp_path, "tensor")
+    with pytest.raises(SGLangError, match="do not answer"):
+        sender.send(weights, 1)
+    assert read == ["a", "b", "c"]
+
+
+def test_the_trainers_address_is_one_that_every_server_can_reach():
+    here, elsewhere = "http://127.0.0.1:1", "http://203.0.113.1:1"  # the second is nobody's; nothing is sent
+    assert address_for([here, here]) == "127.0.0.1"
+    try:
+        address = address_for([elsewhere])
+    except OSError:
+        pytest.skip("this machine has no network")
+    assert address_for([here, elsewhere]) == address != "127.0.0.1"
+
+
+def test_the_group_is_nccls_between_gpus_that_trainer_and_servers_do_not_share(tmp_path):
+    sender = SGLangWeightSender(urls=[], checkpoint="", folder=tmp_path, transport="nccl")
+    cases = [(on_gpu, shared) for on_gpu in (False, True) for shared in (False, True)]
+    found = [replace(sender, on_gpu=on_gpu, shares_gpus=shared).group_backend() for on_gpu, shared in cases]
+    assert found == ["gloo", "gloo", "nccl", "gloo"]
+
+
+def test_the_tensor_transport_sends_pieces_of_a_limited_size_as_the_json_that_sglang_reads():
+    received = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    large = torch.arange(3 * 2**20, dtype=torch.float32)  # in several parts of a body
+    try:
+        with control_clients([f"http://127.0.0.1:{server.server_port}"]) as servers:
+            TensorTransport(ranks=2).send(servers, [("large", large), ("small", torch.ones(2))], 7)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    (body,) = received
+    first, second = body.pop("serialized_named_tensors")
+    assert body == {"weight_version": "7", "flush_cache": False}
+    assert first == second
+    tensors = dict(pickle.loads(base64.b64decode(first)))
+    assert torch.equal(tensors["large"], large)
+    assert torch.equal(tensors["small"], torch.ones(2))
+
+
+def test_a_server_is_not_asked_to_show_tensors_that_it_would_make_huge_lists_of():
+    asked = []
+
+    class Shows:
+        url = "a server"
+
+        def call(self, path, body):
+            asked.append(body["name"])
+            return [[1.0] * 4]
+
+    samples = WeightSamples()
+    samples.take([("embedding", torch.ones(2**21, 4)), ("norm", torch.ones(1, 4)), ("weight", torch.ones(3, 4))])
+    samples.compare(Shows())
+    assert asked == ["norm", "weight"]
+
+
+def test_a_sender_can_be_pickled(tmp_path):
+    sender = SGLangWeightSender(["http://a"], "model", tmp_path, "nccl")
+    assert pickle.loads(pickle.dumps(sender)) == sender
+
+
+@pytest.fixture
+def scripted(tmp_path):
+    """The addresses of two scripted servers, which append what they are asked to the files asked-0 and asked-1."""
+    ports = [free_port("127.0.0.1") for _ in range(2)]
+    words = [
+        [sys.executable, SCRIPTED, "server", str(port), str(tmp_path / f"asked-{n}")] for n, port in enumerate(ports)
+    ]
+    children = [ChildProcess([*command, "0"], tmp_path / "log") for command in words]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    with control_clients(urls) as servers:
+        until(lambda: all(server.answers() for server in servers), 60)
+    yield urls
+    for child in children:
+        child.close()
+
+
+def test_the_group_transport_broadcasts_every_version_to_all_servers_in_one_group(scripted, tmp_path):
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "nccl", piece_bytes=64, tolerant=False)
+    weights = {"norm": torch.rand(4), "head": torch.rand(8, 4), "half": torch.rand(3).bfloat16()}
+    try:
+        for version in (1, 2):
+            weights = {name: tensor + version for name, tensor in weights.items()}
+            sender.send(iter(weights.items()), version)
+            with control_clients(scripted) as servers:
+                assert [server.version() for server in servers] == [version] * 2
+                for name, tensor in weights.items():
+                    for server in servers:
+                        shown = server.call("/get_weights_by_name", {"name": name, "truncate_size": 100})
+                        assert torch.equal(torch.tensor(shown, dtype=tensor.dtype), tensor)
+    finally:
+        sender.close()
+    paths = [json.loads(line)[0] for line in (tmp_path / "asked-0").read_text().splitlines()]
+    assert paths.count("/init_weights_update_group") == 1
+    assert paths.count("/update_weights_from_distributed") == 2 * 3
+    assert [path for path in paths if "generation" in path] == ["/pause_generation", "/continue_generation"] * 2
+
+
+def test_a_server_that_has_other_weights_than_it_was_sent_ends_the_update(scripted, tmp_path):
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "nccl", tolerant=False)
+    sender.send(iter([("norm", torch.ones(4))]), 1)
+    samples = WeightSamples()
+    samples.take([("norm", torch.full((4,), 1.5))])
+    try:
+        with (
+            control_clients(scripted) as servers,
+            pytest.raises(SGLangError, match="has another norm than it was sent"),
+        ):
+            samples.compare(servers[1])
+    finally:
+        sender.close()
