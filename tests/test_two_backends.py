@@ -19,7 +19,7 @@ SHARED = ["--lr", "0.05", "--lr-decay-style", "constant", "--weight-decay", "0",
 
 @pytest.fixture(autouse=True)
 def stub_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The distribution stub-pack, whose module lies beside this one."""
+    """Install the distribution stub-pack, whose module lies beside this one."""
     info = tmp_path / "site" / "stub_pack-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(
@@ -27,7 +27,6 @@ def stub_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (info / "entry_points.txt").write_text("[slime]\nstub = stub_backend\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.delitem(sys.modules, "stub_backend", raising=False)
 
 

@@ -16,6 +16,7 @@ import io
 import logging
 import pickle
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
@@ -191,10 +193,11 @@ def _read(path: Path, state: dict[str, Tensor]) -> None:
         raise _unreadable(path, error) from error
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """The size and dtype of everything that the folder holds, by name."""
+def _stored(path: Path) -> dict[str, TensorStorageMetadata]:
+    """The size and dtype of all tensors that the folder holds, by name."""
     try:
-        return dict(FileSystemReader(path).read_metadata().state_dict_metadata)
+        found = FileSystemReader(path).read_metadata().state_dict_metadata
+        return {name: meta for name, meta in found.items() if isinstance(meta, TensorStorageMetadata)}
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -209,7 +212,12 @@ def _unreadable(path: Path, error: BaseException) -> CheckpointError:
 
 
 def _check_fits(
-    path: Path, model: dict[str, Tensor], stored: dict[str, Any], kept: dict[str, Any], saved: str, optimizer: str
+    path: Path,
+    model: dict[str, Tensor],
+    stored: dict[str, TensorStorageMetadata],
+    kept: Iterable[str],
+    saved: str,
+    optimizer: str,
 ) -> None:
     """Raise `CheckpointError` unless names and shapes agree and the optimizer is of the same kind."""
     found = {name: tuple(meta.size) for name, meta in stored.items() if name.startswith("model.")}
