@@ -13,11 +13,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.data.cache import cached_copy
 from slime_core.data.files import content_digest
 from slime_core.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 JSON_COLUMNS = b"slime_json_columns"
 """Key of the schema metadata that lists, as JSON, the columns whose strings hold JSON: `["tools"]`, and
@@ -51,7 +54,7 @@ class ArrowFile:
         return self._ends[-1] if self._ends else 0
 
     def read(self, index: int) -> dict[str, Any]:
-        """Row `index` as plain Python data.
+        """Return row `index` as plain Python data.
 
         Keys that are null inside a struct are left out: Arrow gives all structs of a column the same keys and pads
         with nulls. Top-level columns are kept.
@@ -66,11 +69,11 @@ class ArrowFile:
         return row
 
     def row_number(self, index: int) -> int:
-        """1-based position in the file."""
+        """Return the position in the file, counted from 1."""
         return index + 1
 
     def digest(self) -> str:
-        """Digest of the whole content."""
+        """Return the digest of the whole content."""
         if self._digest is None:
             self._digest = content_digest(self.path)
         return self._digest
@@ -78,8 +81,8 @@ class ArrowFile:
     def _copy(self) -> Path:
         return cached_copy(self.path, self.digest(), ".arrow", partial(_write_batches, self.path))
 
-    def _map_batches(self, path: Path) -> list[Any] | None:
-        """The record batches of `path`, their buffers pointing into the map; None when the file is compressed."""
+    def _map_batches(self, path: Path) -> list[pa.RecordBatch] | None:
+        """Return the record batches of `path`, their buffers pointing into the map; None when the file is compressed."""
         import pyarrow as pa
 
         with path.open("rb") as file:
@@ -94,7 +97,7 @@ class ArrowFile:
         return batches
 
     def _count_read(self) -> None:
-        """Every so often, give the pages that were read back to the system: it keeps them cached, but they no longer
+        """Give the pages that were read back to the system every so often: it keeps them cached, but they no longer
         count as this process's memory, which would otherwise grow to the size of the file."""
         self._reads += 1
         if self._reads % _READS_BETWEEN_DROPS == 0 and hasattr(mmap, "MADV_DONTNEED"):
@@ -111,8 +114,8 @@ def _write_batches(original: Path, copy: Path) -> None:
             writer.write_batch(batch)
 
 
-def _stream(path: Path) -> tuple[Any, Iterable[Any]]:
-    """Schema and record batches of a Parquet or compressed Arrow file, holding a piece of it at a time."""
+def _stream(path: Path) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
+    """Return schema and record batches of a Parquet or compressed Arrow file, holding a piece of it at a time."""
     import pyarrow as pa
 
     if path.suffix.lower() == ".parquet":
@@ -126,20 +129,24 @@ def _stream(path: Path) -> tuple[Any, Iterable[Any]]:
     return reader.schema, _batches(reader)
 
 
-def _ipc_reader(source: Any, start: bytes) -> Any:
-    """Arrow comes as a file with an index, or as a stream, which is what Hugging Face `datasets` writes."""
+def _ipc_reader(source: pa.Buffer | pa.NativeFile, start: bytes) -> pa.RecordBatchFileReader | pa.RecordBatchReader:
+    """Open Arrow data, which is a file with an index, or a stream, as Hugging Face `datasets` writes it.
+
+    Args:
+        start: the first six bytes.
+    """
     import pyarrow as pa
 
     return pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
 
 
-def _batches(reader: Any) -> Iterator[Any]:
+def _batches(reader: pa.RecordBatchFileReader | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
     if hasattr(reader, "get_batch"):
         return (reader.get_batch(i) for i in range(reader.num_record_batches))
     return iter(reader)
 
 
-def _buffers(batch: Any) -> list[Any]:
+def _buffers(batch: pa.RecordBatch) -> list[pa.Buffer]:
     return [part for column in batch.columns for part in column.buffers() if part is not None and part.size]
 
 

@@ -95,7 +95,7 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: JSON, cut off where it is long."""
+    """Return a value as messages show it: JSON, cut off where it is long."""
     if value is None:
         return "null"
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -156,7 +156,7 @@ def _text(content: str | list[Any], number: int) -> str:
 
 
 def _tool_calls(value: Any, number: int) -> list[dict[str, Any]] | None:
-    """The tool calls of a message in one form; None if it has none."""
+    """Return the tool calls of a message in one form; None if it has none."""
     calls = _from_json(value, f"tool_calls of message {number}") if value else None
     if calls is None:
         return None
@@ -187,7 +187,7 @@ def _tool_call(value: Any, number: int) -> dict[str, Any]:
 
 
 def _tools(value: Any) -> list[dict[str, Any]] | None:
-    """The tool definitions of a row in one form; None if there are none."""
+    """Return the tool definitions of a row in one form; None if there are none."""
     tools = _from_json(_without_none(value), "the tools")
     if tools is None:
         return None
@@ -203,7 +203,7 @@ def _tools(value: Any) -> list[dict[str, Any]] | None:
 
 
 def _from_json(value: Any, what: str) -> Any:
-    """A value that may also be given as JSON text; None for blank text."""
+    """Return a value that may also be given as JSON text; None for blank text."""
     if not isinstance(value, str):
         return value
     try:
@@ -213,7 +213,7 @@ def _from_json(value: Any, what: str) -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """A copy without None values in objects: Arrow files give every object all keys that any row has."""
+    """Return a copy without None values in objects: Arrow files give every object all keys that any row has."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

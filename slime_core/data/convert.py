@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from slime_core.data.arrow import JSON_COLUMNS
 from slime_core.data.conversation import chat_row
@@ -20,16 +20,22 @@ from slime_core.data.jsonl import JsonLinesFile
 from slime_core.data.rows import open_rows
 from slime_core.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _BATCH = 4096  # rows
 _KEPT_REASONS = 10
+
+Converter = Callable[[dict[str, Any]], dict[str, Any]]
+"""A converter, called as `slime_core.contracts.data.convert`."""
 
 
 @dataclass
 class Converted:
-    """What `convert_file` did.
+    """The report of `convert_file`.
 
     Attributes:
-        written, skipped: numbers of rows.
+        written, skipped: how many rows were written and left out.
         reasons: why rows were skipped, with file and row; the first ten.
     """
 
@@ -41,7 +47,7 @@ class Converted:
 def convert_file(
     inputs: Sequence[str],
     output: Path,
-    convert: Callable[[dict[str, Any]], dict[str, Any]],
+    convert: Converter,
     on_error: Literal["error", "skip"] = "error",
 ) -> Converted:
     """Convert all rows of `inputs`.
@@ -49,7 +55,7 @@ def convert_file(
     Args:
         inputs: what `open_rows` takes.
         output: ends in `.jsonl` or `.parquet`; replaced if it exists.
-        convert: see `slime_core.contracts.data.convert`.
+        convert: the converter, a `slime_core.contracts.data.convert`.
         on_error: what to do with a row that cannot be converted: stop, or leave it out and count it.
 
     Raises:
@@ -83,7 +89,7 @@ def convert_file(
 
 
 def _converted_rows(
-    inputs: Sequence[str], convert: Callable[..., Any], on_error: str, report: Converted
+    inputs: Sequence[str], convert: Converter, on_error: str, report: Converted
 ) -> Iterator[dict[str, Any]]:
     rows = open_rows(inputs)
     for index in range(len(rows)):
@@ -98,8 +104,8 @@ def _converted_rows(
                 report.reasons.append(str(error))
 
 
-def _convert_one(convert: Callable[..., Any], row: dict[str, Any], source: str) -> dict[str, Any]:
-    """The converted row in the one form that reads back the same from both output formats."""
+def _convert_one(convert: Converter, row: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the converted row in the one form that reads back the same from both output formats."""
     try:
         made = convert(row)
         if not isinstance(made, dict) or "messages" not in made:
@@ -118,7 +124,7 @@ def _convert_one(convert: Callable[..., Any], row: dict[str, Any], source: str) 
 
 
 class _Shape:
-    """The kinds of values seen per column and per key of the messages, from which the Parquet schema follows.
+    """Collects the kinds of values per column and per key of the messages, from which the Parquet schema follows.
 
     A column whose values are all text, all booleans or all numbers keeps that type. Anything else (tools, tool calls
     with their arguments, metadata, mixed types) is stored as JSON text and listed in the schema's metadata, from
@@ -131,6 +137,7 @@ class _Shape:
         self.message_keys: dict[str, set[str]] = {"role": set(), "content": set()}
 
     def add(self, row: dict[str, Any]) -> None:
+        """Take the kinds of values of a row into account."""
         for key, value in row.items():
             if key != "messages":
                 self.columns.setdefault(key, set()).add(_kind(value))
@@ -139,7 +146,8 @@ class _Shape:
                 if value is not None:
                     self.message_keys.setdefault(key, set()).add(_kind(value))
 
-    def schema(self) -> Any:
+    def schema(self) -> pa.Schema:
+        """Return the schema of the Parquet file."""
         import pyarrow as pa
 
         types = {"string": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
@@ -151,7 +159,7 @@ class _Shape:
         return pa.schema(columns, metadata={JSON_COLUMNS: json.dumps(as_json).encode()})
 
     def encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with its JSON columns as text."""
+        """Return the row with its JSON columns as text."""
         messages = [_encoded(message, self.message_keys) for message in row["messages"]]
         return {"messages": messages, **_encoded({k: v for k, v in row.items() if k != "messages"}, self.columns)}
 

@@ -32,7 +32,7 @@ class EpochReader:
         return len(self._rows)
 
     def take(self) -> tuple[dict[str, Any], str]:
-        """The next row, and its "file:row".
+        """Return the next row, and its "file:row".
 
         Raises:
             DataError: it is no row; the next call goes on behind it.
@@ -46,15 +46,15 @@ class EpochReader:
         return self._rows[index], self._rows.where(index)
 
     def fingerprint(self) -> dict[str, str]:
-        """{file: digest of its content}."""
+        """Return {file: digest of its content}."""
         return self._rows.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position as plain data."""
+        """Return the position as plain data."""
         return {"num_rows": len(self._rows), "epoch": self.epoch, "offset": self._offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. Raises `CheckpointError` if it was taken over another number of rows."""
+        """Go on from where `state_dict` was taken. Raises `CheckpointError` if it was taken over another number of rows."""
         if state["num_rows"] != len(self._rows):
             raise CheckpointError(
                 f"The checkpoint's data had {state['num_rows']} rows, {self.name} has {len(self._rows)}. "

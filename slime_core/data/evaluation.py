@@ -37,7 +37,7 @@ class EvaluationSet:
     malformed_row: Literal["error", "skip"]
 
     def samples(self, counts: Counter[str]) -> Iterator[Sample]:
-        """The samples of the rows in their order, without numbers; `metadata["dataset"]` is the set's name.
+        """Yield the samples of the rows in their order, without numbers; `metadata["dataset"]` is the set's name.
 
         Rows are read as they are asked for, and stay on disk until then.
 
@@ -61,10 +61,10 @@ class EvaluationSet:
 
 
 def evaluation_sets(args: RunArguments, columns: Columns | None = None) -> tuple[EvaluationSet, ...]:
-    """The sets that `--eval-prompt-data` names; none is opened yet.
+    """Return the sets that `--eval-prompt-data` names; none is opened yet.
 
     Args:
-        columns: of the evaluation sets, where these differ from those of the training data.
+        columns: the columns of the evaluation sets, where they differ from those of the training data.
 
     Raises:
         ArgumentError: `--eval-prompt-data` is not made of pairs of name and path, or a name occurs twice.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from slime_core.errors import DataError, did_you_mean
 
@@ -18,7 +19,7 @@ _BOUNDS = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*")
 
 
 def parse_spec(spec: str) -> tuple[str, slice]:
-    """ "path@[a:b]" → path and slice, with Python's meaning of a slice; without one, all rows.
+    """Split "path@[a:b]" into path and slice, which means what it means in Python; without one, all rows.
 
     Raises:
         DataError: the part in brackets is not a slice.
@@ -35,7 +36,7 @@ def parse_spec(spec: str) -> tuple[str, slice]:
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files that `pattern` names, in the order in which their rows count; those of a glob sorted by name.
+    """Return the files that `pattern` names, in the order in which their rows count; those of a glob sorted by name.
 
     Raises:
         DataError: nothing is there, a folder is no saved dataset, or a file's extension is unknown.
@@ -46,7 +47,7 @@ def find_files(pattern: str) -> list[Path]:
 
 
 def matching(pattern: str) -> list[Path]:
-    """What is there under a path or glob, sorted by name; at least one.
+    """Return what is there under a path or glob, sorted by name; at least one.
 
     Raises:
         DataError: nothing is there.
@@ -63,7 +64,7 @@ def matching(pattern: str) -> list[Path]:
 
 
 def content_digest(path: Path) -> str:
-    """BLAKE2b digest (hex) of a file's content, read in pieces."""
+    """Return the BLAKE2b digest (hex) of a file's content, which is read in pieces."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -102,7 +103,7 @@ def _known(path: Path) -> Path:
 
 
 def _dataset_files(folder: Path) -> list[Path]:
-    """The Arrow files of a folder that Hugging Face `Dataset.save_to_disk` wrote, in order."""
+    """Return the Arrow files of a folder that Hugging Face `Dataset.save_to_disk` wrote, in order."""
     if (splits := folder / "dataset_dict.json").is_file():
         names = _read_json(splits).get("splits", [])
         raise DataError(f"{folder} holds the splits {', '.join(names)}; name one of them, such as {folder}/{names[0]}.")
@@ -120,8 +121,9 @@ def _dataset_files(folder: Path) -> list[Path]:
     return [folder / entry["filename"] for entry in state["_data_files"]]
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); save the dataset again.") from None
+    return content

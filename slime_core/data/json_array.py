@@ -105,7 +105,7 @@ def array_elements(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    """The content in pieces that end with `}`, where an object may end; the last one is what follows."""
+    """Yield the content in pieces that end with `}`, where an object may end; the last one is what follows."""
     rest = file.read(len(BOM)).removeprefix(BOM)
     while piece := file.read(max(_PIECE, len(rest))):  # doubles while there is no } in it
         *whole, rest = (rest + piece).split(b"}")

@@ -31,7 +31,7 @@ class Mixture:
         self._weights = [int(weight * unit) for weight in exact]
 
     def next(self) -> int:
-        """The number of the set that is next."""
+        """Choose the set that is next, and return its number."""
         k, total, turn = len(self.chosen), sum(self._weights), sum(self.chosen) + 1
         if k == 1:
             best = 0
@@ -44,9 +44,9 @@ class Mixture:
         return best
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and choices as plain data."""
+        """Return weights and choices as plain data."""
         return {"weights": self._given, "chosen": list(self.chosen)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. With other weights than there, shares are counted from here."""
+        """Go on from where `state_dict` was taken. With other weights than there, shares are counted from here."""
         self.chosen = list(state["chosen"]) if state["weights"] == self._given else [0] * len(self.chosen)

@@ -23,13 +23,21 @@ class RowFile(Protocol):
 
     path: Path
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many rows it has."""
+        ...
 
-    def read(self, index: int) -> Any: ...
+    def read(self, index: int) -> Any:
+        """Return row `index`, parsed. Raises `DataError` without file and row."""
+        ...
 
-    def row_number(self, index: int) -> int: ...
+    def row_number(self, index: int) -> int:
+        """Return what messages call row `index`, counted from 1."""
+        ...
 
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Return the digest of the whole content."""
+        ...
 
 
 class Rows:
@@ -46,7 +54,7 @@ class Rows:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Row `index` as a dict.
+        """Return row `index` as a dict.
 
         Raises:
             DataError: the row cannot be parsed or is not an object; names file, row and column.
@@ -58,12 +66,12 @@ class Rows:
         return (self[index] for index in range(len(self)))
 
     def where(self, index: int) -> str:
-        """ "file:row" of row `index`, the row counted from 1: what messages call it."""
+        """Return what messages call row `index`: "file:row", the row counted from 1."""
         file, position = self._locate(index)
         return f"{file.path}:{file.row_number(position)}"
 
     def fingerprint(self) -> dict[str, str]:
-        """{file: digest of its whole content}."""
+        """Return {file: digest of its whole content}."""
         return {str(file.path): file.digest() for file, _ in self._parts}
 
     def _locate(self, index: int) -> tuple[RowFile, int]:
@@ -75,7 +83,11 @@ class Rows:
 
 
 def object_row(read: Callable[[], Any], where: Callable[[], str]) -> dict[str, Any]:
-    """What `read` gives, if it is an object; messages begin with `where`.
+    """Return what `read` gives, if it is an object.
+
+    Args:
+        read: gives the parsed row.
+        where: gives its "file:row", for messages.
 
     Raises:
         DataError: it cannot be parsed or is no object; names file, row and column.

@@ -33,12 +33,12 @@ class Columns:
 
     @classmethod
     def of(cls, args: DataArguments) -> Columns:
-        """The columns of the training data, `--input-key` and so on."""
+        """Return the columns of the training data, `--input-key` and so on."""
         return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key)
 
 
 def sample_from_row(columns: Columns, row: dict[str, Any], source: str) -> Sample:
-    """The sample of one row, without its numbers.
+    """Return the sample of one row, without its numbers.
 
     Args:
         columns: which columns to read. A row must have those of prompt and label.
@@ -81,7 +81,7 @@ def _value(row: dict[str, Any], key: str, option: str) -> Any:
 
 
 def _parsed(row: dict[str, Any], key: str | None, kind: type) -> Any:
-    """An optional list or object, which may also be given as JSON text."""
+    """Return an optional list or object, which may also be given as JSON text."""
     value = row.get(key) if key else None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None

@@ -8,9 +8,9 @@ a checkpoint gets the groups that the unbroken run would have got.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from slime_core.data.epochs import EpochReader
 from slime_core.data.mixture import Mixture
@@ -20,26 +20,45 @@ from slime_core.data.streams import UNKNOWN_LENGTH, StreamError, StreamReader
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
 from slime_core.sample import Group, Sample
 
+if TYPE_CHECKING:
+    from slime_core.arguments import RunArguments
+    from slime_core.contracts.data import BufferPop
+
 
 class RowReader(Protocol):
-    """The rows of one data set, one after another, without end. `take` moves on even if it raises."""
+    """Reads the rows of one data set, one after another, without end.
+
+    Attributes:
+        name: what messages call the set.
+        epoch: how many epochs are over.
+    """
 
     name: str
     epoch: int
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The rows of one epoch."""
+        ...
 
-    def take(self) -> tuple[dict[str, Any], str]: ...
+    def take(self) -> tuple[dict[str, Any], str]:
+        """Return the next row, and its "file:row". Moves on even if it raises."""
+        ...
 
-    def fingerprint(self) -> dict[str, str]: ...
+    def fingerprint(self) -> dict[str, str]:
+        """Return {file: digest of its content}."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position as plain data."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        ...
 
 
-def pop_first(args: Any, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
-    """The default of `--buffer-filter-path`: the groups that have waited longest."""
+def pop_first(args: RunArguments, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
+    """Remove the groups that have waited longest from the buffer and return them; the default of `--buffer-filter-path`."""
     groups = buffer[:num_samples]
     del buffer[:num_samples]
     return groups
@@ -65,7 +84,7 @@ class GlobalDataSource:
         buffer: groups that were given back unfinished.
     """
 
-    def __init__(self, args: Any, buffer_pop: Callable[..., list[Group]] = pop_first) -> None:
+    def __init__(self, args: RunArguments, buffer_pop: BufferPop = pop_first) -> None:
         if not args.prompt_data:
             raise ArgumentError("There is no data to train on; name a file with --prompt-data.")
         self.args = args
@@ -86,7 +105,7 @@ class GlobalDataSource:
         self._mixture = Mixture(weights or [1])
 
     def _reader(self, number: int, specs: Sequence[str], name: str) -> RowReader:
-        """Opens set `number`."""
+        """Open set `number`, whose files are `specs`; messages call it `name`."""
         seed = self.args.rollout_seed + (number << 64) if self.args.rollout_shuffle else None
         return EpochReader(open_rows(specs), name, seed)
 
@@ -95,11 +114,12 @@ class GlobalDataSource:
         return sum(map(len, self._readers))
 
     def fingerprint(self) -> dict[str, str]:
-        """{file: digest of its content}, of all sets."""
+        """Return {file: digest of its content}, over the files of all sets."""
         return {file: digest for reader in self._readers for file, digest in reader.fingerprint().items()}
 
     def metrics(self) -> dict[str, float]:
-        """Of a mixture, per set: "NAME/prompts", taken from it so far, and "NAME/epoch", its epochs that are over."""
+        """Return two numbers for each set of a mixture: "NAME/prompts", how many prompts were taken from it so far, and
+        "NAME/epoch", how many of its epochs are over. {} without a mixture."""
         return {
             f"{name}/{metric}": float(value)
             for name, reader, taken in zip(self._names, self._readers, self._mixture.chosen, strict=False)
@@ -107,7 +127,7 @@ class GlobalDataSource:
         }
 
     def get_samples(self, num_samples: int) -> list[Group]:
-        """The next `num_samples` groups: from the buffer first, then from the files.
+        """Return the next `num_samples` groups: from the buffer first, then from the files.
 
         Raises:
             DataError: a row is malformed and `--malformed-row` is "error", or every row of an epoch is.
@@ -128,7 +148,7 @@ class GlobalDataSource:
         self.buffer.extend(groups)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, numbering, counts and buffer as plain JSON data."""
+        """Return position, numbering, counts and buffer as plain JSON data."""
         return {
             "sets": [reader.state_dict() for reader in self._readers],
             "mixture": self._mixture.state_dict(),
@@ -172,7 +192,8 @@ class GlobalDataSource:
         return group
 
     def _next_good_sample(self) -> Sample:
-        """A malformed row is replaced by the next one of its set, so that the shares stay."""
+        """Return the sample of the next row. A malformed row is replaced by the next one of its set, so that the shares
+        stay."""
         number = self._mixture.next()
         reader, problem, tried = self._readers[number], "", 0
         while tried < len(reader):
@@ -194,7 +215,7 @@ class GlobalDataSource:
 
 
 class StreamingDataSource(GlobalDataSource):
-    """The same over what can only be read forward: `.jsonl`, `.jsonl.gz`, `.jsonl.zst` and pipes. See `StreamReader`.
+    """Groups of samples from what can only be read forward: `.jsonl`, `.jsonl.gz`, `.jsonl.zst` and pipes.
 
     Every set begins again behind its last file. Its length is not known before that, so a run needs `--num-rollout`.
 
@@ -222,6 +243,6 @@ def _check_weights(weights: Sequence[float], specs: Sequence[str]) -> None:
 
 
 def _names(specs: Sequence[str]) -> list[str]:
-    """A short name for each: the file's without extensions if no other set has it, else the whole spec."""
+    """Return a short name for each set: the file's without extensions if no other set has it, else the whole spec."""
     short = [Path(spec.split("@[")[0]).name.partition(".")[0] for spec in specs]
     return [name if name and short.count(name) == 1 else spec for name, spec in zip(short, specs, strict=True)]

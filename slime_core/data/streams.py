@@ -1,8 +1,8 @@
 """`StreamReader`: rows that can only be read forward: compressed files, pipes, files that still grow.
 
 Called by `StreamingDataSource`. Shuffling works in blocks: so many rows are read, shuffled and handed out, then the next
-ones are read. A checkpoint therefore needs no row, only the place where the block begins; going on from it, those rows
-are read again and compared with a digest.
+ones are read. A checkpoint therefore needs no row, only the position where the block begins; going on from it, those
+rows are read again and compared with a digest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from slime_core.data.files import matching, parse_spec
 from slime_core.data.jsonl import BOM, SPACE, parse_json
@@ -39,8 +39,14 @@ class StreamError(DataError):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a line begins: number of the file, byte in it (uncompressed), lines before it."""
+class LinePosition:
+    """Where a line begins.
+
+    Attributes:
+        file: the number of the file.
+        byte: the byte in the file, uncompressed.
+        line: how many lines of the file come before.
+    """
 
     file: int = 0
     byte: int = 0
@@ -57,7 +63,7 @@ class StreamReader:
         specs: paths and globs.
         name: what messages call the stream.
         block: how many rows are shuffled together.
-        seed: of the shuffling; None: rows come in the order of the files.
+        seed: the seed of the shuffling; None: rows come in the order of the files.
 
     Attributes:
         epoch: how many passes are over.
@@ -69,19 +75,20 @@ class StreamReader:
         self._files = _find(specs)
         self._length: int | None = None  # rows of the last whole pass
         self._read = 0  # rows of this pass that were read
-        self._open: BinaryIO | None = None  # the file of `_place`
-        self._place = self._begin = Place()  # behind the block, and where it begins
-        self._number = 0  # of the block, counted over all passes
-        self._lines: list[tuple[Place, bytes]] = []
+        self._open: io.BufferedIOBase | None = None  # the file of `_position`
+        self._begin = LinePosition()  # where the block begins
+        self._position = LinePosition()  # where the next line begins, behind the block
+        self._number = 0  # the number of the block, counted over all passes
+        self._lines: list[tuple[LinePosition, bytes]] = []
         self._digest = ""
         self._order: list[int] = []
-        self._taken = 0  # rows of the block
+        self._taken = 0  # rows of the block that were handed out
 
     def __len__(self) -> int:
         return UNKNOWN_LENGTH if self._length is None else self._length
 
     def take(self) -> tuple[dict[str, Any], str]:
-        """The next row, and its "file:line".
+        """Return the next row, and its "file:line".
 
         Raises:
             DataError: it is no row; the next call goes on behind it.
@@ -89,16 +96,16 @@ class StreamReader:
         """
         if self._taken == len(self._lines):
             self._next_block()
-        place, line = self._lines[self._order[self._taken]]
+        position, line = self._lines[self._order[self._taken]]
         self._taken += 1
-        return object_row(lambda: parse_json(line), lambda: self._where(place)), self._where(place)
+        return object_row(lambda: parse_json(line), lambda: self._where(position)), self._where(position)
 
     def fingerprint(self) -> dict[str, str]:
-        """Nothing: reading all of it may take for ever. `load_state_dict` compares rows instead."""
+        """Return {}, as reading all of a stream may take for ever; `load_state_dict` compares rows instead."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The place as plain data."""
+        """Return the position as plain data."""
         return {
             "files": [str(path) for path in self._files],
             "begin": asdict(self._begin),
@@ -112,14 +119,16 @@ class StreamReader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. What cannot be skipped, because it is compressed or a pipe, is read again up to there.
+        """Go on from where `state_dict` was taken.
+
+        What cannot be skipped, because it is compressed or a pipe, is read again up to there.
 
         Raises:
-            CheckpointError: the rows at that place are others, or gone.
+            CheckpointError: the rows at that position are others, or gone.
         """
         self._close()
         self._files = [Path(file) for file in state["files"]]
-        self._place = self._begin = Place(**state["begin"])
+        self._position = self._begin = LinePosition(**state["begin"])
         self._lines, self._digest = [], ""
         if state["rows"]:
             self._read_block(state["rows"])
@@ -160,58 +169,58 @@ class StreamReader:
         self._close()
         self._length, self._read, self.epoch = self._read, 0, self.epoch + 1
         self._files = _find(self._specs)
-        self._place = Place()
+        self._position = LinePosition()
 
     def _read_block(self, rows: int) -> None:
-        self._begin, self._lines = self._place, []
+        self._begin, self._lines = self._position, []
         digest = hashlib.blake2b(digest_size=16)
         while len(self._lines) < rows and (line := self._next_line()):
             self._lines.append(line)
             digest.update(line[1] + b"\n")
         self._digest = digest.hexdigest()
 
-    def _next_line(self) -> tuple[Place, bytes] | None:
-        """The next line that is not blank; None at the end of the last file, which is tried again the next time."""
+    def _next_line(self) -> tuple[LinePosition, bytes] | None:
+        """Return the next line that is not blank; None at the end of the last file, which is tried again the next time."""
         while True:
             if self._open is None:
-                self._open = _open_at(self._files[self._place.file], self._place.byte)
+                self._open = _open_at(self._files[self._position.file], self._position.byte)
                 self._close_file = weakref.finalize(self, self._open.close)  # also when the reader is dropped
-            place = self._place
+            position = self._position
             try:
                 line = self._open.readline()
             except (OSError, EOFError, zlib.error) as error:
                 raise StreamError(
-                    f"{self._where(place)}: the file cannot be read on: {error}. Write the file again."
+                    f"{self._where(position)}: the file cannot be read on: {error}. Write the file again."
                 ) from None
             if not line:
-                if place.file + 1 == len(self._files):
+                if position.file + 1 == len(self._files):
                     return None
                 self._close()
-                self._place = Place(file=place.file + 1)
+                self._position = LinePosition(file=position.file + 1)
                 continue
             ended = line.endswith(b"\n")
-            text = (line.removeprefix(BOM) if place.byte == 0 else line).strip(SPACE)
-            if text and not ended and self._is_being_written(place, text):
-                self._open.seek(place.byte)
+            text = (line.removeprefix(BOM) if position.byte == 0 else line).strip(SPACE)
+            if text and not ended and self._is_being_written(position, text):
+                self._open.seek(position.byte)
                 return None
-            self._place = replace(place, byte=place.byte + len(line), line=place.line + ended)
+            self._position = replace(position, byte=position.byte + len(line), line=position.line + ended)
             if text:
-                return place, text
+                return position, text
 
-    def _is_being_written(self, place: Place, text: bytes) -> bool:
+    def _is_being_written(self, position: LinePosition, text: bytes) -> bool:
         """Whether the last line of the last file, which may still grow, is only the beginning of a row."""
-        path = self._files[place.file]
-        if place.file + 1 < len(self._files) or path.suffix.lower() != ".jsonl" or path.is_fifo():
+        path = self._files[position.file]
+        if position.file + 1 < len(self._files) or path.suffix.lower() != ".jsonl" or path.is_fifo():
             return False
         try:
             parse_json(text)
         except DataError:
-            logger.warning("%s: the last line is not finished; it is left for later.", self._where(place))
+            logger.warning("%s: the last line is not finished; it is left for later.", self._where(position))
             return True
         return False
 
-    def _where(self, place: Place) -> str:
-        return f"{self._files[place.file]}:{place.line + 1}"
+    def _where(self, position: LinePosition) -> str:
+        return f"{self._files[position.file]}:{position.line + 1}"
 
     def _close(self) -> None:
         if self._open is not None:
@@ -235,11 +244,11 @@ def _find(specs: Sequence[str]) -> list[Path]:
     return found
 
 
-def _open_at(path: Path, byte: int) -> BinaryIO:
+def _open_at(path: Path, byte: int) -> io.BufferedIOBase:
     try:
         if path.is_fifo():
             logger.info("Waiting until somebody writes into the pipe %s.", path)
-        file: Any
+        file: io.BufferedIOBase
         if path.suffix.lower() == ".zst":
             import pyarrow as pa
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=4)
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face checkpoint, loaded once per path in a process. Needs transformers.
+    """Return the tokenizer of a Hugging Face checkpoint, loaded once per path in a process. Needs transformers.
 
     Raises:
         ArgumentError: the folder holds none that can be loaded.

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """What `labels` holds, as in transformers and torch, where a token is not trained."""
@@ -19,7 +22,7 @@ def is_tokenised(value: Any) -> bool:
 
 
 def token_ids(values: list[Any]) -> list[int]:
-    """Check that all are whole numbers from 0 on; the vocabulary is checked by `require_known`.
+    """Return the token ids of a column: whole numbers from 0 on. `require_known` compares them with a vocabulary.
 
     Raises:
         DataError: what is wrong with which token, counted from 1; without file and row.
@@ -31,7 +34,7 @@ def token_ids(values: list[Any]) -> list[int]:
 
 
 def trained_tokens(row: dict[str, Any], ids: Sequence[int], label_key: str | None = None) -> list[int] | None:
-    """1 for every token that the row's `loss_mask` or `labels` trains, 0 for the others; None if it has neither.
+    """Return 1 for every token that the row's `loss_mask` or `labels` trains, 0 for the others; None if it has neither.
 
     Args:
         label_key: the column that rewards compare with; under the name of "labels" it is no mask.
@@ -73,9 +76,10 @@ def require_known(ids: Sequence[int], vocabulary: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def vocabulary_of(tokenizer: Any) -> int:
-    """1 + the highest id that a Hugging Face tokenizer knows; its length counts no gaps. Found once per tokenizer."""
-    return 1 + max(tokenizer.get_vocab().values())
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return 1 + the highest id that a tokenizer knows; its length counts no gaps. Found once per tokenizer."""
+    highest: int = max(tokenizer.get_vocab().values())
+    return 1 + highest
 
 
 def _require_length(name: str, values: Any, ids: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from slime_core.contracts.data import MaskedTokens
 from slime_rollout_sft.masks.generators import auto
-from slime_rollout_sft.preview import html, pieces, terminal
+from slime_rollout_sft.preview import html, page_tokens, terminal
 
 Loader = Callable[[str], Any]
 MESSAGES = [
@@ -86,14 +87,15 @@ def test_the_page_tells_counts_and_warnings_first(family: Loader, masked: Masked
     tokens = len(masked.token_ids) + len(clean.token_ids)
     trained = sum(masked.loss_mask) + sum(clean.loss_mask)
     assert page.index("<dd>2</dd>") < page.index(f"<dd>{tokens}</dd>") < page.index(f"<dd>{trained} (")
-    assert "drops the reasoning of message 2 (assistant): &#x27;Why?&#x27;" in page
+    assert "drops the reasoning of message 2 (assistant): 'Why?'" in unescape(page)
+    assert "'Why?'" not in page
     assert '<div class="bad"><dt>with warnings</dt><dd>1</dd></div>' in page
     assert page.index("drops the reasoning") < page.index('<div class="tokens">')
     assert f"{len(clean.token_ids)} tokens, {sum(clean.loss_mask)} trained" in page
 
 
 def test_a_character_of_several_tokens_is_shown_once(family: Loader, masked: MaskedTokens) -> None:
-    texts = [piece.text for piece in pieces(masked, family("llama-3"))]
+    texts = [token.text for token in page_tokens(masked, family("llama-3"))]
     assert "⋯" in texts
     assert "".join(texts).count("🦥") == 2
 
@@ -113,6 +115,6 @@ def test_the_terminal_shows_counts_warnings_and_colours(family: Loader, masked: 
 def test_masks_without_positions_are_shown_too(family: Loader) -> None:
     tokenizer = family("smollm2")
     ids = tokenizer("Hello there!")["input_ids"]
-    shown = list(pieces(MaskedTokens(ids, [0] * (len(ids) - 1) + [1]), tokenizer))
-    assert "".join(piece.text for piece in shown) == "Hello there!"
-    assert [piece.trained for piece in shown] == [False] * (len(ids) - 1) + [True]
+    shown = list(page_tokens(MaskedTokens(ids, [0] * (len(ids) - 1) + [1]), tokenizer))
+    assert "".join(token.text for token in shown) == "Hello there!"
+    assert [token.trained for token in shown] == [False] * (len(ids) - 1) + [True]

@@ -1,0 +1,29 @@
+"""The tokens of a token strip. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_VISIBLE = str.maketrans({"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u00a0": "⍽", "\u200b": "[ZWSP]", "\ufeff": "[BOM]"})
+
+
+@dataclass(frozen=True)
+class PageToken:
+    """One token of a token strip.
+
+    Attributes:
+        text: what the token stands for, made visible.
+        token_id: its id in the vocabulary.
+        trained: whether it is trained.
+        special: whether it is one of the tokenizer's special tokens.
+    """
+
+    text: str
+    token_id: int
+    trained: bool
+    special: bool
+
+
+def visible(text: str) -> str:
+    """Return text with line ends, tabs and spaces of no width made visible."""
+    return text.translate(_VISIBLE)
