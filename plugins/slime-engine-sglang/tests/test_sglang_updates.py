@@ -101,7 +101,8 @@ def test_a_response_that_runs_while_weights_change_carries_both_versions(engine,
         theirs = before(prompt, answer.tokens)[:count]
         for name, tensor in reference.named():
             tensor.copy_(kept[name])
-    # A step that was under way when the servers were paused counts for the new version, so no token before `count` is new.
+    # A step that was under way when the servers were paused counts for the new version, so no token before `count` is
+    # new.
     assert (theirs - torch.tensor(answer.log_probs[:count])).abs().max() < TOLERANCE
     if mode == "retract" and count < 390:  # all keys and values were computed anew
         late = slice(count + 2, None)

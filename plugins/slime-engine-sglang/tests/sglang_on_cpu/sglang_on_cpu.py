@@ -1,5 +1,5 @@
-"""Lets SGLang be imported on a machine without a GPU, where two packages that it imports have no build: `sgl_kernel` and
-`torchvision`. Nothing of theirs is used there: SGLang takes its plain torch code, and models of text see no images.
+"""Lets SGLang be imported on a machine without a GPU, where two packages that it imports have no build: `sgl_kernel`
+and `torchvision`. Nothing of theirs is used there: SGLang takes its plain torch code, and models of text see no images.
 
 `scripts/test-sglang.sh` puts this file into the environment, with a .pth file that imports it.
 """
