@@ -1,7 +1,8 @@
 """What happens to the samples of a rollout in training.
 
 components.py  the components that training calls, chosen from the arguments
-worker.py      log-probs, advantages and optimizer steps of a rollout
+worker.py      drives the models of a training process through a rollout
+columns.py     log-probs, values and advantages of the samples of a rollout
 steps.py       how samples are cut into optimizer steps
 batches.py     the batch of one step, and the weights of its tokens
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them

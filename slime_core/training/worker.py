@@ -29,19 +29,17 @@ from slime_core.contracts.train_backend import (
     SavesInBackground,
     TrainBackend,
 )
-from slime_core.errors import ArgumentError, CheckpointError, SampleError
+from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
-from slime_core.sample import Group, Sample, reward_of
+from slime_core.sample import Group, Sample
+from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
 from slime_core.training.profiling import Profiler
-from slime_core.training.signals import Column, advantage_inputs, columns_of
+from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-_COMPUTED = ("old_log_probs", "ref_log_probs", "values")
 
 
 class TrainWorker:
@@ -57,7 +55,6 @@ class TrainWorker:
     ) -> None:
         self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
         self._total_steps = total_rollouts * derived(args.num_steps_per_rollout)
-        self._reads = what_reads(components.loss, args) | what_reads(components.advantage, args)
         may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
         self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
         self._reference: GivesLogProbs | None = None
@@ -84,7 +81,7 @@ class TrainWorker:
                 f"has {self._ranks} training ranks. Choose another --train-backend, or leave out --actor-num-nodes and "
                 "--actor-num-gpus-per-node."
             )
-        if "ref_log_probs" in self._reads:
+        if "ref_log_probs" in what_reads(loss, args) | what_reads(self._components.advantage, args):
             if isinstance(self._actor, HasReference):
                 self._reference = self._actor.reference()
             if self._reference is None:
@@ -96,6 +93,7 @@ class TrainWorker:
                 args.model_copy(update={name: value for name, value in own.items() if value is not None})
             )
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
+        self._columns = ColumnMaker(args, self._components, self._steps, self._actor, self._reference, self._critic)
 
     def _new_model(self, args: RunArguments) -> TrainBackend:
         """Make a model that `close` closes, whether or not its setup succeeds."""
@@ -111,7 +109,10 @@ class TrainWorker:
         columns: dict[str, Column] = {}
         timings: dict[str, float] = {}
         if self._components.advantage is not None:
-            columns, timings = self._signals(rollout_id, groups, samples, parts)
+            self._plugins.notify("slime_before_log_probs", args=self._args, rollout_id=rollout_id)
+            started = time.perf_counter()
+            columns = self._columns.make(self._components.advantage, groups, parts)
+            timings["perf/signals_time"] = time.perf_counter() - started
         collected: list[dict[str, float]] = []
         for number, part in enumerate(parts):
             own = {name: values[part] for name, values in columns.items()}
@@ -214,70 +215,6 @@ class TrainWorker:
                 stack.callback(model.close)
             if self._sender is not None:
                 stack.callback(self._sender.close)
-
-    # --------------------------------------------------------------------------------------------------- the stages
-
-    def _signals(
-        self, rollout_id: int, groups: list[Group], samples: list[Sample], parts: list[slice]
-    ) -> tuple[dict[str, Column], dict[str, float]]:
-        """Compute the per-token columns of all samples of a rollout; returns them and the seconds that this took, as a
-        metric.
-
-        Args:
-            samples: those of all groups.
-            parts: the samples of every optimizer step.
-        """
-        args, estimator = self._args, self._components.advantage
-        if estimator is None:
-            return {}, {}
-        self._plugins.notify("slime_before_log_probs", args=args, rollout_id=rollout_id)
-        first = what_reads(estimator, args)
-        columns: dict[str, Column] = {}
-        if all(sample.rollout_log_probs for sample in samples if sample.response_length):
-            columns["rollout_log_probs"] = [sample.rollout_log_probs or [] for sample in samples]
-        started = time.perf_counter()
-        for name in sorted(first & set(_COMPUTED)):
-            self._compute(name, columns, samples, parts)
-        rewards, final = self._rewards(samples)
-        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns)), samples)
-        # What the estimator did not need can leave out the samples that have no gradient.
-        for name in sorted((self._reads & set(_COMPUTED)) - first):
-            self._compute(name, columns, samples, parts)
-        return columns, {"perf/signals_time": time.perf_counter() - started}
-
-    def _compute(self, name: str, columns: dict[str, Column], samples: list[Sample], parts: list[slice]) -> None:
-        """Add the column of log-probs or values called `name`. The batches are those of the training steps, so that the
-        same weights give the same numbers, bit for bit.
-
-        Raises:
-            SampleError: `--use-rollout-logprobs`, but the samples have none.
-        """
-        if name == "old_log_probs" and self._args.use_rollout_logprobs:
-            if "rollout_log_probs" not in columns:
-                raise SampleError(
-                    "--use-rollout-logprobs needs rollout_log_probs in every sample; the rollout set none."
-                )
-            columns[name] = columns["rollout_log_probs"]
-            return
-        if name == "old_log_probs" and len(parts) == 1 and "advantages" in columns:
-            return  # the only step finds them itself
-        found: list[Sequence[float]] = []
-        for part in parts:
-            own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
-            batch = self._steps.batch(samples[part], skipped=self._steps.without_gradient(samples[part], own))
-            if name == "values" and self._critic is not None:
-                found += self._critic.values(batch)
-            elif name == "ref_log_probs" and self._reference is not None:
-                found += self._reference.log_probs(batch)
-            elif name == "old_log_probs":
-                found += self._actor.log_probs(batch)
-        columns["old_values" if name == "values" else name] = found
-
-    def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
-        """The rewards to train with, and whether they are not to be normalised again."""
-        if self._components.reward_post_process is None:
-            return [reward_of(sample, self._args.reward_key) for sample in samples], False
-        return list(self._components.reward_post_process(self._args, samples)[1]), True
 
     def _step(
         self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]

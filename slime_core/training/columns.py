@@ -1,0 +1,100 @@
+"""`ColumnMaker`: the per-token numbers that the samples of a rollout are trained with: log-probs under the weights before
+training, a critic's values, and advantages. Made and called by `TrainWorker`.
+
+What neither the loss nor the advantage estimator reads is not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.advantage import AdvantageOutputs
+from slime_core.contracts.loss import what_reads
+from slime_core.contracts.train_backend import GivesLogProbs, TrainBackend
+from slime_core.errors import SampleError
+from slime_core.plugins import Selected
+from slime_core.sample import Group, Sample, reward_of
+from slime_core.training.components import TrainComponents
+from slime_core.training.signals import Column, advantage_inputs, columns_of
+from slime_core.training.steps import Steps
+
+COMPUTED = frozenset({"old_log_probs", "ref_log_probs", "values"})
+"""What models compute, by the names under which losses and estimators read it."""
+
+
+class ColumnMaker:
+    """Computes the columns of whole rollouts.
+
+    Args:
+        steps: makes the batches, which are those of the training steps.
+        actor, reference, critic: the models; the latter two are None where nothing reads what they compute.
+    """
+
+    def __init__(
+        self,
+        args: RunArguments,
+        components: TrainComponents,
+        steps: Steps,
+        actor: TrainBackend,
+        reference: GivesLogProbs | None,
+        critic: TrainBackend | None,
+    ) -> None:
+        self._args, self._components, self._steps = args, components, steps
+        self._actor, self._reference, self._critic = actor, reference, critic
+
+    def make(
+        self, estimator: Selected[AdvantageOutputs], groups: Sequence[Group], parts: Sequence[slice]
+    ) -> dict[str, Column]:
+        """Compute the columns of all samples of a rollout, by name.
+
+        Args:
+            groups: all groups of the rollout.
+            parts: the samples of every optimizer step.
+
+        Raises:
+            SampleError: `--use-rollout-logprobs`, but the samples have none.
+        """
+        args, samples = self._args, [sample for group in groups for sample in group]
+        first = what_reads(estimator, args) & COMPUTED
+        columns: dict[str, Column] = {}
+        if all(sample.rollout_log_probs for sample in samples if sample.response_length):
+            columns["rollout_log_probs"] = [sample.rollout_log_probs or [] for sample in samples]
+        for name in sorted(first):
+            self._add(name, columns, samples, parts)
+        rewards, final = self._rewards(samples)
+        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns)), samples)
+        # What the estimator did not need can leave out the samples that have no gradient.
+        for name in sorted((what_reads(self._components.loss, args) & COMPUTED) - first):
+            self._add(name, columns, samples, parts)
+        return columns
+
+    def _add(self, name: str, columns: dict[str, Column], samples: Sequence[Sample], parts: Sequence[slice]) -> None:
+        """Add the column of log-probs or values called `name`. The batches are those of the training steps, so that the
+        same weights give the same numbers, bit for bit."""
+        if name == "old_log_probs" and self._args.use_rollout_logprobs:
+            if "rollout_log_probs" not in columns:
+                raise SampleError(
+                    "--use-rollout-logprobs needs rollout_log_probs in every sample; the rollout set none."
+                )
+            columns[name] = columns["rollout_log_probs"]
+            return
+        if name == "old_log_probs" and len(parts) == 1 and "advantages" in columns:
+            return  # the only step finds them itself
+        found: list[Sequence[float]] = []
+        for part in parts:
+            own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
+            batch = self._steps.batch(samples[part], skipped=self._steps.without_gradient(samples[part], own))
+            if name == "values" and self._critic is not None:
+                found += self._critic.values(batch)
+            elif name == "ref_log_probs" and self._reference is not None:
+                found += self._reference.log_probs(batch)
+            elif name == "old_log_probs":
+                found += self._actor.log_probs(batch)
+        columns["old_values" if name == "values" else name] = found
+
+    def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
+        """The rewards to train with, and whether they are not to be normalised again."""
+        if self._components.reward_post_process is None:
+            return [reward_of(sample, self._args.reward_key) for sample in samples], False
+        return list(self._components.reward_post_process(self._args, samples)[1]), True
