@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from slime_core.data import GlobalDataSource
 from slime_core.runtime.slots import engine_slots
 from slime_core.sample import Sample
 from slime_engine_local.engine import LocalEngine
@@ -77,6 +78,14 @@ class FileSender:
 
     def close(self) -> None:
         (self.folder / f"closed-{os.environ.get('RANK')}").touch()
+
+
+class ClosingSource(GlobalDataSource):
+    """Notes in the run directory which process closes it."""
+
+    def close(self) -> None:
+        with (Path(self.args.run_dir) / "sources").open("a") as file:
+            file.write(f"{os.getpid()}\n")
 
 
 class Server:

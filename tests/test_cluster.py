@@ -167,11 +167,13 @@ def test_two_ranks_train_to_the_weights_of_one_and_resume_in_one_process(cluster
 def test_two_ranks_hand_weights_to_servers_in_the_engines_own_way(cluster, grpo, tmp_path):
     here = run("train", tmp_path / "here", grpo, *SGD)
     served = ("--rollout-engine", "cluster_hooks.ServedEngine", "--colocate", "--actor-num-gpus-per-node", "2")
-    served += ("--balance-data",)
+    served += ("--balance-data", "--data-source-path", "cluster_hooks.ClosingSource")
     there = run("train", tmp_path / "there", grpo, *SGD, *served)
     assert_close(here, there)
     assert len(set((tmp_path / "there" / "servers").read_text().split())) == 2
     assert sorted(path.name for path in (tmp_path / "there").glob("closed-*")) == ["closed-0", "closed-1"]
+    closing = (tmp_path / "there" / "sources").read_text().split()
+    assert len(closing) == len(set(closing)) == 2, "the driver's and the rollout worker's, each once"
 
 
 def assert_close(one: tuple[list[dict], dict], other: tuple[list[dict], dict]) -> None:
