@@ -205,6 +205,6 @@ def token_versions(meta: Mapping[str, Any], count: int) -> list[int]:
     return [version for version in found if version is not None]
 
 
-def parse_version(value: Any) -> int | None:
+def parse_version(value: object) -> int | None:
     """Return slime's version number from SGLang's text; None if it is not a number, as in a server's own default."""
     return int(value) if isinstance(value, (int, str)) and str(value).lstrip("-").isdigit() else None
