@@ -227,7 +227,8 @@ MALFORMED = [
     (
         {**chat(1), "tools": "[{"},
         {},
-        "'tools' is text but not valid JSON (Expecting property name enclosed in double quotes: line 1 column 3 (char 2)).",
+        "'tools' is text but not valid JSON "
+        "(Expecting property name enclosed in double quotes: line 1 column 3 (char 2)).",
     ),
     ({**chat(1), "metadata": [1]}, {}, "'metadata' is [1], expected an object or JSON text of one."),
 ]

@@ -71,7 +71,8 @@ def test_a_column_of_labels_that_rewards_compare_with_is_no_mask(columns: Any) -
         ({"labels": "x"}, "'labels' is 'x', expected a list of 3, one per token."),
         (
             {"labels": [6, 7, -100]},
-            "label 1 is 6, expected the token itself, 5, or -100: labels stand in the places of their tokens, not shifted.",
+            "label 1 is 6, expected the token itself, 5, or -100: labels stand in the places of their tokens, "
+            "not shifted.",
         ),
         (
             {"labels": [5, 6, 7], "loss_mask": [1, 1, 1]},

@@ -8,6 +8,7 @@
     rows.py          `open_rows`: all of these as one sequence of rows
     conversation.py  what a conversation must look like, and its one form for loss masks
     samples.py       a row becomes a `Sample`
+    tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded
     tokens.py        rows that are tokenised already
     epochs.py        one set of rows, epoch after epoch, shuffled
     streams.py       one set of rows that can only be read forward

@@ -82,7 +82,7 @@ class ArrowFile:
         return cached_copy(self.path, self.digest(), ".arrow", partial(_write_batches, self.path))
 
     def _map_batches(self, path: Path) -> list[pa.RecordBatch] | None:
-        """Return the record batches of `path`, their buffers pointing into the map; None when the file is compressed."""
+        """Return the record batches of `path`, their buffers pointing into the map; None if the file is compressed."""
         import pyarrow as pa
 
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """The cache folder for files that cannot be read row by row, such as Parquet: each is copied once into a form that can.
 
-The folder is `$SLIME_CACHE/rows`, by default `~/.cache/slime/rows`. A copy is named after the digest of what it was made
-from: it can never be stale, and may be deleted at any time.
+The folder is `$SLIME_CACHE/rows`, by default `~/.cache/slime/rows`. A copy is named after the digest of what it was
+made from: it can never be stale, and may be deleted at any time.
 """
 
 from __future__ import annotations

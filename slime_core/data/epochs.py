@@ -54,7 +54,11 @@ class EpochReader:
         return {"num_rows": len(self._rows), "epoch": self.epoch, "offset": self._offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken. Raises `CheckpointError` if it was taken over another number of rows."""
+        """Go on from where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: it was taken over another number of rows.
+        """
         if state["num_rows"] != len(self._rows):
             raise CheckpointError(
                 f"The checkpoint's data had {state['num_rows']} rows, {self.name} has {len(self._rows)}. "

@@ -59,7 +59,8 @@ class JsonArrayFile:
                     written += 1
             except DataError as error:
                 raise DataError(
-                    f"{self.path}:{written + 1}: {error}. Expected one array of objects, [{{…}}, {{…}}]; repair the file."
+                    f"{self.path}:{written + 1}: {error}. "
+                    "Expected one array of objects, [{…}, {…}]; repair the file."
                 ) from None
 
 
@@ -71,12 +72,12 @@ def is_array(path: Path) -> bool:
 
 
 def array_elements(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the objects of a JSON array as they stand in the file; the memory holds one of them and a piece of the file.
+    """Yield the objects of a JSON array as they stand in the file. Memory holds one of them and a piece of the file.
 
     ijson is told the structure and finds where an object ends; the values are left to Python's own `json`, which reads
-    the objects later. For ijson's parsers do not read all that `json` does: numbers of thousands of digits crash the one
-    in C, which also makes a question mark of half a surrogate pair; the one in Python takes +1 for a number; none knows
-    NaN. So numbers that are hard to read, and whatever is not ASCII, are replaced in what ijson is given.
+    the objects later. For ijson's parsers do not read all that `json` does: numbers of thousands of digits crash the
+    one in C, which also makes a question mark of half a surrogate pair; the one in Python takes +1 for a number; none
+    knows NaN. So numbers that are hard to read, and whatever is not ASCII, are replaced in what ijson is given.
 
     Raises:
         DataError: the file is no array of objects; without file and row.

@@ -1,4 +1,7 @@
-"""`Mixture`: which data set the next prompt comes from, so that the shares are the weights. Called by the data source."""
+"""`Mixture`: which data set the next prompt comes from, so that the shares are the weights.
+
+Called by the data source.
+"""
 
 from __future__ import annotations
 

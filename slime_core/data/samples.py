@@ -74,8 +74,8 @@ def _value(row: dict[str, Any], key: str, option: str) -> Any:
     if key not in row:
         keys = [str(known) for known in row]
         raise DataError(
-            f"the row has no key {key!r}; it has {', '.join(map(repr, keys)) or 'no key at all'}.{did_you_mean(key, keys)} "
-            f"Choose one with {option}"
+            f"the row has no key {key!r}; it has {', '.join(map(repr, keys)) or 'no key at all'}."
+            f"{did_you_mean(key, keys)} Choose one with {option}"
         )
     return row[key]
 

@@ -58,7 +58,7 @@ class RowReader(Protocol):
 
 
 def pop_first(args: RunArguments, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
-    """Remove the groups that have waited longest from the buffer and return them; the default of `--buffer-filter-path`."""
+    """Remove from the buffer the groups that have waited longest, and return them."""
     groups = buffer[:num_samples]
     del buffer[:num_samples]
     return groups
@@ -166,8 +166,8 @@ class GlobalDataSource:
         """
         if len(state["sets"]) != len(self._readers):
             raise CheckpointError(
-                f"The checkpoint's run had {len(state['sets'])} data sets, this one has {len(self._readers)}. Continue with "
-                "the same --prompt-data and --prompt-data-weights, or start a new run from the exported weights."
+                f"The checkpoint's run had {len(state['sets'])} data sets, this one has {len(self._readers)}. Continue "
+                "with the same --prompt-data and --prompt-data-weights, or start a new run from the exported weights."
             )
         for reader, position in zip(self._readers, state["sets"], strict=True):
             reader.load_state_dict(position)
@@ -235,8 +235,8 @@ class StreamingDataSource(GlobalDataSource):
 def _check_weights(weights: Sequence[float], specs: Sequence[str]) -> None:
     if len(weights) != len(specs):
         raise ArgumentError(
-            f"--prompt-data-weights has {len(weights)} numbers for {len(specs)} data sets ({', '.join(specs)}); give one for "
-            "each path or glob of --prompt-data."
+            f"--prompt-data-weights has {len(weights)} numbers for {len(specs)} data sets ({', '.join(specs)}); give "
+            "one for each path or glob of --prompt-data."
         )
     if wrong := [weight for weight in weights if weight <= 0]:
         raise ArgumentError(f"--prompt-data-weights holds {wrong[0]:g}; weights are above 0. Leave such a set out.")

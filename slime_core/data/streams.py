@@ -1,8 +1,8 @@
 """`StreamReader`: rows that can only be read forward: compressed files, pipes, files that still grow.
 
-Called by `StreamingDataSource`. Shuffling works in blocks: so many rows are read, shuffled and handed out, then the next
-ones are read. A checkpoint therefore needs no row, only the position where the block begins; going on from it, those
-rows are read again and compared with a digest.
+Called by `StreamingDataSource`. Shuffling works in blocks: so many rows are read, shuffled and handed out, then the
+next ones are read. A checkpoint therefore needs no row, only the position where the block begins; going on from it,
+those rows are read again and compared with a digest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from slime_core.errors import CheckpointError, DataError
 logger = logging.getLogger(__name__)
 
 UNKNOWN_LENGTH = sys.maxsize
-"""What `len` is of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
+"""The `len` of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
 nothing greater."""
 
 _PIECE = 1 << 20
@@ -134,9 +134,9 @@ class StreamReader:
             self._read_block(state["rows"])
         if self._digest != state["digest"]:
             raise CheckpointError(
-                f"The rows from {self._where(self._begin)} on are not those that the checkpoint's run was reading. Give "
-                f"{self.name} the same files, or for a pipe the same rows from their beginning; or start a new run from "
-                "the exported weights."
+                f"The rows from {self._where(self._begin)} on are not those that the checkpoint's run was reading. "
+                f"Give {self.name} the same files, or for a pipe the same rows from their beginning; or start a new "
+                "run from the exported weights."
             )
         self._taken, self._number, self._read = state["taken"], state["number"], state["read"]
         self._length, self.epoch = state["length"], state["epoch"]
@@ -163,8 +163,8 @@ class StreamReader:
             return
         if pipes := [str(path) for path in self._files if path.is_fifo()]:
             raise StreamError(
-                f"The pipe {', '.join(pipes)} ended, and {self.name} gave {self._read} rows, which is less than the run needs. "
-                "Write more rows into it, or lower --num-rollout."
+                f"The pipe {', '.join(pipes)} ended, and {self.name} gave {self._read} rows, which is less than the "
+                "run needs. Write more rows into it, or lower --num-rollout."
             )
         self._close()
         self._length, self._read, self.epoch = self._read, 0, self.epoch + 1
@@ -180,7 +180,10 @@ class StreamReader:
         self._digest = digest.hexdigest()
 
     def _next_line(self) -> tuple[LinePosition, bytes] | None:
-        """Return the next line that is not blank; None at the end of the last file, which is tried again the next time."""
+        """Return the next line that is not blank; None at the end of the last file.
+
+        The end is tried again the next time, since the file may grow.
+        """
         while True:
             if self._open is None:
                 self._open = _open_at(self._files[self._position.file], self._position.byte)
@@ -237,8 +240,8 @@ def _find(specs: Sequence[str]) -> list[Path]:
         for path in matching(pattern):
             if not (path.is_fifo() or path.name.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))):
                 raise DataError(
-                    f"{path} cannot be streamed; expected .jsonl, .jsonl.gz, .jsonl.zst or a pipe. Other files are read "
-                    "with --data-source-path global."
+                    f"{path} cannot be streamed; expected .jsonl, .jsonl.gz, .jsonl.zst or a pipe. Other files are "
+                    "read with --data-source-path global."
                 )
             found.append(path)
     return found

@@ -53,8 +53,8 @@ def trained_tokens(row: dict[str, Any], ids: Sequence[int], label_key: str | Non
         for number, (label, token) in enumerate(zip(labels, ids, strict=True), 1):
             if label not in (token, IGNORED):
                 raise DataError(
-                    f"label {number} is {label!r}, expected the token itself, {token}, or {IGNORED}: labels stand in the "
-                    "places of their tokens, not shifted"
+                    f"label {number} is {label!r}, expected the token itself, {token}, or {IGNORED}: labels stand in "
+                    "the places of their tokens, not shifted"
                 )
         return [int(label != IGNORED) for label in labels]
     if mask is not None:

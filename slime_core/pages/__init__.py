@@ -2,10 +2,9 @@
 
     environment.py  `page_environment`: the jinja2 environment in which a package's templates extend the shared ones
     tokens.py       `PageToken`: one token of a token strip, with what is invisible made visible
-    templates/      the shared templates: `page.html.jinja` (the frame), `page.css` (its stylesheet),
-                    `tokens.html.jinja` (the macro `token_strip`)
 
-Everything that is put into a template is escaped.
+The shared templates are in the folder `templates`: `page.html.jinja` is the frame with the stylesheet `page.css`, and
+`tokens.html.jinja` has the macro `token_strip`. Everything that is put into a template is escaped.
 """
 
 from slime_core.pages.environment import page_environment

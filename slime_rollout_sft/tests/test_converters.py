@@ -145,7 +145,8 @@ BAD = [
     (
         "openhermes",
         {"conversations": [], "tools": "{"},
-        "'tools' is text but not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        "'tools' is text but not valid JSON: Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)",
     ),
     ("alpaca", {"instruction": "x"}, "the row has no 'output', expected a text; its keys are 'instruction'"),
     (

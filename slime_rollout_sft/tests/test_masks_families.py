@@ -258,7 +258,8 @@ def test_thoughts_between_tool_calls_of_one_question_are_trained_as_rendered(fam
         assistant("Sun.", reasoning_content="Good."),
     ]
     expected = [
-        '<think>\nLook it up.\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>',
+        '<think>\nLook it up.\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n'
+        "</tool_call><|im_end|>",
         "<think>\nGood.\n</think>\n\nSun.<|im_end|>",
     ]
     masked = auto(family("qwen3"), messages, TOOLS)

@@ -157,7 +157,8 @@ def test_arguments_that_a_template_would_show_as_python_become_json(family: Load
     tokenizer = copy.deepcopy(family("smollm2"))
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-        "{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments }}{% endfor %}<|im_end|>\n"
+        "{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}

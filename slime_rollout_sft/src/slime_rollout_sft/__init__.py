@@ -1,3 +1,12 @@
-"""Supervised fine-tuning for slime: the SFT rollout, loss masks, data converters and the mask preview."""
+"""Supervised fine-tuning for slime: the SFT rollout, loss masks, data converters and the mask preview.
 
-__version__ = "0.1.0"
+plugin.py         what this distribution gives to slime
+arguments.py      the options
+rollout.py        the rollout function `sft`, for training and evaluation
+conversations.py  a conversation becomes a sample that can be trained, or is left out as the options say
+answers.py        lets the model answer questions of the evaluation sets
+masks/            loss masks: which tokens of a conversation are trained
+converters.py     rows of other formats become chat rows
+preview.py        shows masked conversations token by token
+cli.py            `slime data convert` and `slime data preview`
+"""

@@ -7,20 +7,29 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from slime_core.contracts.engine import Generates
 from slime_core.data import read_conversation
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
+from slime_rollout_sft.arguments import SftRunArguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def answer_first(
-    args: Any, reward: Selected[Any] | None, engine: Any, tokenizer: Any, samples: Sequence[Sample]
+    args: SftRunArguments,
+    reward: Selected[Any] | None,
+    engine: Generates | None,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
 ) -> tuple[list[Sample], dict[str, float]]:
-    """The first `--eval-generate` conversations of each set with their last answer generated anew.
+    """Return the first `--eval-generate` conversations of each set with their last answer generated anew.
 
     The prompt is the conversation up to its last assistant message, rendered with the generation prompt. The reward,
     if one is chosen, compares the answer with the row's label or, without one, with the answer in the data; a sample
@@ -49,7 +58,11 @@ def answer_first(
 
 
 async def _answer_all(
-    args: Any, reward: Selected[Any] | None, engine: Any, tokenizer: Any, questions: list[Sample]
+    args: SftRunArguments,
+    reward: Selected[Any] | None,
+    engine: Generates,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[Sample],
 ) -> tuple[list[Sample], dict[str, float]]:
     answered = await asyncio.gather(*(_answer(args, engine, tokenizer, question) for question in questions))
     if reward is None:
@@ -62,14 +75,18 @@ async def _answer_all(
     return answered, caller.metrics()
 
 
-async def _answer(args: Any, engine: Any, tokenizer: Any, question: Sample) -> Sample:
-    prompt = tokenizer.apply_chat_template(
-        question.prompt,
+async def _answer(
+    args: SftRunArguments, engine: Generates, tokenizer: PreTrainedTokenizerBase, question: Sample
+) -> Sample:
+    messages: Any = question.prompt
+    rendered = tokenizer.apply_chat_template(
+        messages,
         tools=question.metadata.get("tools"),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=False,
     )
+    prompt = cast(list[int], rendered)
     temperature = args.eval_temperature or 0.0
     params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len or 256, "temperature": temperature}
     if temperature > 0:
@@ -81,17 +98,17 @@ async def _answer(args: Any, engine: Any, tokenizer: Any, question: Sample) -> S
         response=generation.text,
         response_length=len(generation.tokens),
         rollout_log_probs=generation.log_probs,
-        weight_versions=generation.weight_versions,
+        weight_versions=[*generation.weight_versions],
         status=Status.TRUNCATED if generation.finish_reason == "length" else Status.COMPLETED,
     )
 
 
 def _question(sample: Sample) -> Sample:
-    """The conversation without its last answer, which becomes the label where the row has none."""
+    """Return the conversation without its last answer, which becomes the label where the row has none."""
     if isinstance(sample.prompt, str):
         raise ArgumentError(
-            f"{sample.metadata.get('source', sample.name)}: --eval-generate needs messages, to know the question; a row of "
-            "token ids says nothing of it. Leave --eval-generate out, or evaluate on messages."
+            f"{sample.metadata.get('source', sample.name)}: --eval-generate needs messages, to know the question; a "
+            "row of token ids says nothing of it. Leave --eval-generate out, or evaluate on messages."
         )
     conversation = read_conversation(sample.prompt, sample.metadata.get("tools"))
     messages = conversation.messages

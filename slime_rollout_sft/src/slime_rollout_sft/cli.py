@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def main(argv: list[str], plugins: Plugins) -> int:
@@ -21,7 +24,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
     return (_convert if options.command == "convert" else _preview)(options, plugins)
 
 
-def _add_convert(commands: Any, plugins: Plugins) -> None:
+def _add_convert(commands: Commands, plugins: Plugins) -> None:
     formats = "\n".join(f"  {c.name:<16} {c.summary}" for c in plugins.components("converter").values())
     convert = commands.add_parser(
         "convert",
@@ -38,7 +41,7 @@ def _add_convert(commands: Any, plugins: Plugins) -> None:
     convert.add_argument("--on-error", choices=("error", "skip"), default="error", help="a row that does not fit")
 
 
-def _add_preview(commands: Any) -> None:
+def _add_preview(commands: Commands) -> None:
     preview = commands.add_parser(
         "preview",
         help="show which tokens of conversations are trained",
@@ -66,7 +69,7 @@ def _convert(options: argparse.Namespace, plugins: Plugins) -> int:
 
 
 def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
-    from slime_core.data import is_tokenised, open_rows, sample_from_row
+    from slime_core.data import Columns, is_tokenised, open_rows, sample_from_row
     from slime_core.data.tokenizer import load_tokenizer
     from slime_core.errors import DataError
     from slime_rollout_sft.conversations import tokenised
@@ -74,13 +77,13 @@ def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
 
     if options.rows < 1:
         raise ArgumentError(f"--rows is {options.rows}; expected at least 1.")
-    keys = argparse.Namespace(**vars(options), label_key=None, metadata_key=None)
+    columns = Columns(options.input_key, tool_key=options.tool_key)
     tokenizer = load_tokenizer(options.hf_checkpoint)
     generator = plugins.select("loss_mask", options.loss_mask_type)
     rows = open_rows(options.input)
     shown = []
     for index in range(min(options.rows, len(rows))):
-        sample = sample_from_row(keys, rows[index], rows.where(index))
+        sample = sample_from_row(columns, rows[index], rows.where(index))
         if isinstance(sample.prompt, str):
             raise DataError(f"{rows.where(index)}: {options.input_key!r} is text; name the messages with --input-key.")
         try:

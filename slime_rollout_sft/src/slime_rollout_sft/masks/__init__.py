@@ -1,6 +1,11 @@
-"""Loss masks: which tokens of a conversation are trained. Chosen by `--loss-mask-type`; see `generators`.
+"""Loss masks: which tokens of a conversation are trained. `--loss-mask-type` chooses one of the generators.
 
-A conversation is read (`slime_core.data.read_conversation`), rendered once, whole, with the tokenizer's chat template (`template`), the
-assistant's turns are found in that text (`spans`), and the text is tokenised once (`tokens`). Nothing is ever
-tokenised message by message: that gives other tokens than the model meets later.
+    generators.py  the loss-mask generators
+    template.py    renders conversations with the tokenizer's chat template
+    spans.py       finds the assistant's turns in a rendering
+    messages.py    what a message says, and tool calls with other arguments
+    tokens.py      tokenises a rendering and finds the tokens of its turns
+
+A conversation is read by `slime_core.data.read_conversation`, rendered once and whole, and the rendering is tokenised
+once. Nothing is ever tokenised message by message: that gives other tokens than the model meets later.
 """

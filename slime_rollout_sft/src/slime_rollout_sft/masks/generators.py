@@ -11,7 +11,7 @@ Warnings are about what a person should look at before training; none of them st
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data.conversation import REASONING_KEYS, read_conversation
@@ -20,8 +20,13 @@ from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
 from slime_rollout_sft.masks.template import Dropped, Template, render_whole
 from slime_rollout_sft.masks.tokens import encode, encoding_problem, straddles, tokens_between
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def auto(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:
+Row = dict[str, Any]
+
+
+def auto(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
     """Train every assistant turn of the whole rendering, except those with `step_loss_mask` 0.
 
     Raises:
@@ -30,12 +35,16 @@ def auto(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, A
     return _from_rendering(tokenizer, messages, tools, last_only=False)
 
 
-def last_turn(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:
-    """As `auto`, but train only the assistant's last message. Raises what `auto` raises."""
+def last_turn(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
+    """Train only the assistant's last message of the whole rendering, unless its `step_loss_mask` is 0.
+
+    Raises:
+        DataError: what `auto` raises.
+    """
     return _from_rendering(tokenizer, messages, tools, last_only=True)
 
 
-def distill_qwen(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:
+def distill_qwen(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
     """Train the last message as the data has it: the rendering of everything before it with the generation prompt,
     then its reasoning and content verbatim, then the template's end of turn; tokenised as one text.
 
@@ -62,7 +71,9 @@ def distill_qwen(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dic
     return _masked(template, text, [turn] if conversation.trained[-1] else [], dropped)
 
 
-def _from_rendering(tokenizer: Any, messages: Any, tools: Any, last_only: bool) -> MaskedTokens:
+def _from_rendering(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None, last_only: bool
+) -> MaskedTokens:
     conversation = read_conversation(messages, tools)
     template = Template(tokenizer, conversation.tools)
     rendered, text, dropped = render_whole(template, conversation.messages)

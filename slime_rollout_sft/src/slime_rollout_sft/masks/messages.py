@@ -1,4 +1,4 @@
-"""What a message says, and messages with other words in it. Called where renderings are compared. Pure."""
+"""What a message says, and tool calls with other arguments. Called where renderings are compared. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from slime_core.data.conversation import REASONING_KEYS, Message
 
 
 def texts(message: Message) -> Iterator[tuple[str, str]]:
-    """(what it is, text) of the texts that a rendering should show, stripped, without empty ones.
+    """Yield (kind, text) of the texts that a rendering should show, stripped, without empty ones.
 
-    What it is: "content" or "reasoning". Tool calls are not texts.
+    The kind is "content" or "reasoning". Tool calls are not texts.
     """
     content = message.get("content") or ""
     reasoning = next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
@@ -29,7 +29,7 @@ def texts(message: Message) -> Iterator[tuple[str, str]]:
 
 
 def with_arguments(call: dict[str, Any], key: str, value: str) -> dict[str, Any]:
-    """A tool call with other arguments, an object or JSON text as before."""
+    """Return a tool call with the arguments {key: value}, as an object or JSON text like those before."""
     arguments: Any = {key: value}
     if isinstance(call["function"]["arguments"], str):
         arguments = json.dumps(arguments, ensure_ascii=False)

@@ -34,8 +34,13 @@ _ANCHOR = 24  # characters of the previous message's end that make a place unmis
 
 @dataclass(frozen=True)
 class Turn:
-    """Characters `start` to `end` of the rendering, generated as message `index`. `closed`: it ends with a token that
-    tells the model to stop."""
+    """What the model generates as one message.
+
+    Attributes:
+        index: the message, counted from 0.
+        start, end: the characters of the rendering.
+        closed: whether it ends with a token that tells the model to stop.
+    """
 
     index: int
     start: int
@@ -44,7 +49,7 @@ class Turn:
 
 
 def assistant_turns(template: Template, messages: list[Message], text: str) -> list[Turn]:
-    """The turns of the assistant in `text`, the rendering of `messages`, in order.
+    """Return the turns of the assistant in `text`, the rendering of `messages`, in order.
 
     A message that leaves no trace in the rendering has no turn.
 
@@ -105,20 +110,20 @@ def _find(template: Template, messages: list[Message], text: str, i: int, floor:
 
 
 def closing_text(template: Template, messages: list[Message], text: str) -> str:
-    """What the template writes to end the turn of the last message, whose rendering is `text`."""
+    """Return what the template writes to end the turn of the last message, whose rendering is `text`."""
     end = _without_end_of_conversation(template, messages, text, len(text.rstrip()))
     replaced = template.render([*messages[:-1], _replaced(messages[-1])])
     return text[_difference(text, replaced)[1] : end]
 
 
 def _difference(text: str, other: str) -> tuple[int, int]:
-    """The part of `text` that is not in `other`, which has something else in one place."""
+    """Return (start, end) of the part of `text` that is not in `other`, which has something else in one place."""
     start = _shared_start(text, other)
     return start, len(text) - _shared_start(text[start:][::-1], other[start:][::-1])
 
 
 def _shared_start(a: str, b: str) -> int:
-    """How many characters `a` and `b` begin with in common."""
+    """Return how many characters `a` and `b` begin with in common."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -127,7 +132,10 @@ def _shared_start(a: str, b: str) -> int:
 
 
 def _replaced(message: Message) -> Message:
-    """`message` with other text, but with all that templates are known to branch on: think tags, parts, tool names."""
+    """Return `message` with other text, but with all that templates are known to branch on.
+
+    That is: think tags, parts, tool names.
+    """
     replaced: dict[str, Any] = dict(message)
     for key in REASONING_KEYS:
         if isinstance(message.get(key), str) and message[key].strip():
@@ -152,7 +160,7 @@ def _replaced_text(text: str) -> str:
 
 
 def _after_header(template: Template, before: list[Message], head: str, prompt: str | None, floor: int) -> int:
-    """Where the generation prompt ends in `head`, the rendering up to a message's own text.
+    """Return where the generation prompt ends in `head`, the rendering up to a message's own text.
 
     Searched for: the end of the previous message and the longest part of the generation prompt, in whole tokens, that
     the rendering has. (A template may prompt with `<think>` and leave it out in what it renders.)
@@ -175,7 +183,7 @@ def _after_header(template: Template, before: list[Message], head: str, prompt: 
 
 
 def _closing(template: Template, through: list[Message], rendered: str | None, tail: str) -> int:
-    """How many characters of `tail`, the rendering after a message's own text, end its turn.
+    """Return how many characters of `tail`, the rendering after a message's own text, end its turn.
 
     They are what follows the same text in `rendered`, the conversation up to there, as far as the two agree.
     """
@@ -190,7 +198,7 @@ def _closing(template: Template, through: list[Message], rendered: str | None, t
 
 
 def _without_end_of_conversation(template: Template, messages: list[Message], text: str, end: int) -> int:
-    """`end`, or where the turn ends if a token for the end of the whole conversation follows (Phi-3).
+    """Return `end`, or where the turn ends if a token for the end of the whole conversation follows (Phi-3).
 
     Such a token is one that the template does not write when a user's message follows.
     """
@@ -206,7 +214,7 @@ def _without_end_of_conversation(template: Template, messages: list[Message], te
 
 
 def _closed(template: Template, turn: Turn, text: str) -> Turn:
-    """`turn`, with the next special token if it does not end with one."""
+    """Return `turn`, with the next special token if it does not end with one."""
     tokens = list(template.special.finditer(text, turn.start, turn.end))
     if tokens and tokens[-1].end() == turn.end:
         return turn

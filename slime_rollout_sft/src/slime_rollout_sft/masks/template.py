@@ -11,39 +11,48 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.conversation import Message
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.messages import texts, with_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in the shared compiled template
 
 
 class Template:
-    """A tokenizer's chat template with the tools of one conversation."""
+    """Renders conversations that have the same tools with a tokenizer's chat template.
 
-    def __init__(self, tokenizer: Any, tools: list[dict[str, Any]] | None) -> None:
-        self.tokenizer, self.tools = tokenizer, tools
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> None:
+        self.tokenizer = tokenizer
+        self.tools: list[Any] | None = tools
         if not getattr(tokenizer, "chat_template", None):
             raise DataError("the tokenizer has no chat template; use one that has, or set tokenizer.chat_template.")
 
     def render(self, messages: list[Message], prompt: bool = False) -> str:
-        """The text of `messages`; with `prompt` also the header that asks the model for the next turn.
+        """Return the text of `messages`; with `prompt` also the header that asks the model for the next turn.
 
         Raises:
             DataError: the template refuses, with its own message.
         """
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt
             )
         except Exception as error:  # templates are programs: they fail in every way that Python can
             raise DataError(f"the chat template refuses the conversation: {error}") from error
+        return cast(str, text)
 
     def try_render(self, messages: list[Message], prompt: bool = False) -> str | None:
-        """As `render`, but None where the template refuses."""
+        """Return what `render` returns, but None where the template refuses."""
         try:
             return self.render(messages, prompt)
         except DataError:
@@ -51,7 +60,7 @@ class Template:
 
     @cached_property
     def source(self) -> str:
-        """The template's text."""
+        """The text of the template."""
         return self.tokenizer.get_chat_template(None, self.tools)
 
     @property
@@ -60,7 +69,7 @@ class Template:
         return _GENERATION_MARK.search(self.source) is not None
 
     def marked_spans(self, messages: list[Message]) -> list[tuple[int, int]]:
-        """Character positions in the rendering of `messages` that the template marks as generated."""
+        """Return the characters (start, end) in the rendering of `messages` that the template marks as generated."""
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template
@@ -76,12 +85,12 @@ class Template:
 
     @property
     def special(self) -> re.Pattern[str]:
-        """Matches the text of any special token."""
+        """The pattern that matches the text of any special token."""
         return _special_tokens(self.tokenizer)
 
 
 @lru_cache(maxsize=4)
-def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     found = sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, found)) or r"(?!)")
@@ -89,7 +98,14 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Text of a message that is not in the rendering. `what` is as in `messages.texts`."""
+    """Text of a message that is not in the rendering.
+
+    Attributes:
+        number: the message, counted from 1.
+        role: its role.
+        what: the kind of text: "content", "reasoning" or "tool call".
+        text: the text, or the name of the tool.
+    """
 
     number: int
     role: str
@@ -98,7 +114,7 @@ class Dropped:
 
 
 def render_whole(template: Template, messages: list[Message]) -> tuple[list[Message], str, list[Dropped]]:
-    """Render, and where the template refuses or drops text, try the other forms that templates expect.
+    """Render a whole conversation; where the template refuses or drops text, try the other forms that templates expect.
 
     Returns:
         The messages in the form that lost least, their rendering, and what is not in it. Dropped reasoning starts no
@@ -126,7 +142,7 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
 
 
 def _dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
-    """What messages say that `text` does not show. JSON-escaped text counts as shown."""
+    """Return what messages say that `text` does not show. JSON-escaped text counts as shown."""
     dropped = []
     for number, message in enumerate(messages, 1):
         for what, piece in texts({**message, "content": _plain(message.get("content"))}):
@@ -136,7 +152,7 @@ def _dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
 
 
 def _dropped_calls(template: Template, messages: list[Message]) -> list[Dropped]:
-    """Tool calls that leave no trace in the rendering, or are shown as Python writes objects instead of JSON.
+    """Return the tool calls that leave no trace in the rendering, or are shown as Python writes objects, not as JSON.
 
     A function's name is no trace, since it may be shown with the tools; so their arguments are replaced by others.
     """
@@ -161,7 +177,7 @@ def _plain(content: Any) -> str:
 
 
 def _forms(messages: list[Message]) -> Iterator[list[Message]]:
-    """The same messages in the forms that templates differ in, the most common one first."""
+    """Yield the same messages in the forms that templates differ in, the most common one first."""
     yield messages
     if any("tool_calls" in message for message in messages):
         texted = [_with_json_arguments(message) for message in messages]

@@ -7,15 +7,18 @@ model cannot be asked to generate a token whose beginning it has been given. One
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+from typing import TYPE_CHECKING
 
 from slime_core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Offsets = list[tuple[int, int]]
 
 
-def encode(tokenizer: Any, text: str) -> tuple[list[int], Offsets]:
-    """N token ids of `text`, and the characters (start, end) that each stands for.
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], Offsets]:
+    """Return the N token ids of `text`, and the characters (start, end) that each stands for.
 
     The offsets leave no gap, also where the tokenizer itself counts leading spaces out of a token. The tokens of one
     character that takes several (an emoji) all have that character's position.
@@ -38,7 +41,7 @@ def encode(tokenizer: Any, text: str) -> tuple[list[int], Offsets]:
 
 
 def tokens_between(offsets: Offsets, start: int, end: int) -> range:
-    """The tokens that begin at characters `start` to `end - 1`."""
+    """Return the tokens that begin at characters `start` to `end - 1`."""
     first = bisect_left(offsets, start, key=lambda offset: offset[0])
     return range(first, bisect_left(offsets, end, lo=first, key=lambda offset: offset[0]))
 
@@ -49,8 +52,8 @@ def straddles(offsets: Offsets, position: int) -> bool:
     return before >= 0 and offsets[before][1] > position
 
 
-def encoding_problem(tokenizer: Any, text: str, ids: list[int]) -> str | None:
-    """What is lost on the way from text to tokens and back, as a sentence."""
+def encoding_problem(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> str | None:
+    """Say what is lost on the way from text to tokens and back; None if nothing is."""
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         return (
             f"{ids.count(tokenizer.unk_token_id)} tokens are {tokenizer.unk_token}: their text is not in the vocabulary"
