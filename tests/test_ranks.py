@@ -1,5 +1,5 @@
-"""The training ranks: what they say when they do not find each other, and how their exchanges go. That real ones compute what
-one process does is tested with the torch backend."""
+"""The training ranks: what they say when they do not find each other, and how their exchanges go. That real ones
+compute what one process does is tested with the torch backend."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Two train backends are installed side by side: they share the options of optimizer and schedule, each has its own, and a
-run chooses one of them by name. The second one is `stub_backend`."""
+"""Two train backends are installed side by side: they share the options of optimizer and schedule, each has its own,
+and a run chooses one of them by name. The second one is `stub_backend`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def token_log_probs(
     chunk_size: int = -1,
     product: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The log-prob of every row's target and, if wanted, the entropy of the row's distribution p = softmax(logits / temperature).
+    """The log-prob of every row's target and, if wanted, the entropy of its distribution softmax(logits / temperature).
 
     Args:
         hidden: (T, H) hidden states of the positions that predict the targets.
@@ -141,8 +141,8 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the soft
-    cap is applied to, or None where there is no soft cap."""
+    """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the
+    soft cap is applied to, or None where there is no soft cap."""
     logits = torch.mm(hidden, weight.to(hidden.dtype).t()).to(weight.dtype)
     if bias is not None:
         logits += bias

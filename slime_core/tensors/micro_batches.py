@@ -87,7 +87,7 @@ def gather_outputs(
     at the same time.
 
     Args:
-        outputs: of this rank's micro-batches, at least one, loss and metrics; each rank has as many, with the same metrics.
+        outputs: loss and metrics of each of this rank's micro-batches, at least one. Every rank has as many.
     """
     names = list(outputs[0][1])
     rows = [[loss.item(), *(metrics[name].item() for name in names)] for loss, metrics in outputs]

@@ -1,5 +1,5 @@
-"""A loss or gradient that is NaN or Inf ends the run, with the samples named, before the optimizer has touched a weight.
-Called by train backends in every optimizer step. Pure.
+"""A loss or gradient that is NaN or Inf ends the run, with the samples named, before the optimizer has touched a
+weight. Called by train backends in every optimizer step. Pure.
 
 All ranks pass the same numbers, those of the global batch, so the error is raised on all of them or on none.
 """
@@ -40,7 +40,7 @@ def require_finite_gradient(batch: TrainBatch, norm: float, step: int, norm_alon
             for each of them once the gradient is known to be bad, and is what finds the samples that did it.
 
     Raises:
-        TrainingError: names the samples of the micro-batches whose gradient is not finite, or all where none is so alone.
+        TrainingError: names the samples of the micro-batches whose own gradient is not finite, or else all.
     """
     if math.isfinite(norm):
         return
@@ -53,6 +53,7 @@ def _error(what: str, batch: TrainBatch, micro_batches: Sequence[Sequence[int]],
     names = [batch.samples[i].name for micro_batch in micro_batches for i in micro_batch]
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return TrainingError(
-        f"{what} in optimizer step {step}, in the micro-batch of {shown}. The weights and the optimizer were left as they "
-        "were before the step. Look at these samples; lower --lr or set --clip-grad if training had become unstable."
+        f"{what} in optimizer step {step}, in the micro-batch of {shown}. The weights and the optimizer were left as "
+        "they were before the step. Look at these samples; lower --lr or set --clip-grad if training had become "
+        "unstable."
     )

@@ -1,8 +1,8 @@
 """The samples of a micro-batch as one packed row, and the places in it that predict trained tokens.
 
-Pure functions; a train backend calls `pack_samples` once per micro-batch. A causal model's output at position i predicts
-token i + 1, and nothing after the last predicting position of a sample can reach the loss. So what is computed of a
-sample ends with the token before its last trained one, and a sample without trained tokens takes no place at all.
+Pure functions; a train backend calls `pack_samples` once per micro-batch. A causal model's output at position i
+predicts token i + 1, and nothing after the last predicting position of a sample can reach the loss. So what is computed
+of a sample ends with the token before its last trained one, and a sample without trained tokens takes no place at all.
 
 With shared prompts, samples of one group become one segment: their prompt, the *stem*, once, and after it the
 *branches*, which are the responses. A branch's tokens see the stem and their own branch, and its positions go on from
@@ -167,8 +167,8 @@ def pack_samples(
 def placeholder_row(vocab_size: int, device: torch.device | str = "cpu") -> PackedRow:
     """A row of two tokens that belong to no sample.
 
-    Ranks that exchange something while they compute all have to compute something: one without a token to train computes
-    this row, and lets its result not count.
+    Ranks that exchange something while they compute all have to compute something: one without a token to train
+    computes this row, and lets its result not count.
     """
     return pack_samples([Sample(tokens=[0, 0], response_length=1)], vocab_size=vocab_size, device=device)
 
@@ -181,7 +181,7 @@ def check_samples(samples: Sequence[Sample], vocab_size: int) -> None:
 
 
 def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> list[list[int]]:
-    """The numbers of the samples, cut into those that become one segment. Without a prompt there is nothing to share."""
+    """Cut the numbers of the samples into those that become one segment. Without a prompt nothing can be shared."""
     if not share_prompts:
         return [[number] for number in order]
     runs = shared_runs(samples, order)

@@ -1,5 +1,5 @@
-"""The training ranks: who this process is among them, how they meet, and the few small exchanges that every train backend
-needs.
+"""The training ranks: who this process is among them, how they meet, and the few small exchanges that every train
+backend needs.
 
 The ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which
 whoever starts them sets. A process without WORLD_SIZE is the only rank, and nothing here then does anything.
@@ -61,18 +61,19 @@ class Ranks:
         elif (dist.get_rank(), dist.get_world_size()) != (rank, size):
             raise ClusterError(
                 f"RANK and WORLD_SIZE are {rank} and {size}, but torch.distributed has been started as rank "
-                f"{dist.get_rank()} of {dist.get_world_size()} in this process. Start it once, with these variables set."
+                f"{dist.get_rank()} of {dist.get_world_size()} in this process. Start it once, with these variables "
+                "set."
             )
         return cls(rank, size, device)
 
     def leave(self) -> None:
-        """Leave the process group, unless this is the only rank or has left already. No exchange is possible afterwards."""
+        """Leave the process group, unless this is the only rank or has left already."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up `values` over all ranks, in place, and return them. Adding zeros changes nothing, so tensors that are 0
-        where other ranks have something are merged exactly."""
+        """Add up `values` over all ranks, in place, and return them. Adding zeros changes nothing, so tensors that are
+        0 where other ranks have something are merged exactly."""
         if self.size > 1:
             dist.all_reduce(values, group=self.group)
         return values
@@ -92,11 +93,11 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make what fails on one rank inside of this context fail on all of them, so that none waits for one that is gone.
+        """Let what fails on one rank in this context fail on all of them, so that none waits for one that is gone.
 
         Raises:
-            SlimeError, RuntimeError: at the end of the context, on the ranks where nothing failed: what the first one that
-                failed had to say.
+            SlimeError, RuntimeError: at the end of the context, on the ranks where nothing failed: what the first one
+                that failed had to say.
         """
         if self.size == 1:
             yield
@@ -172,6 +173,6 @@ def _text(name: str) -> str:
     if text := os.environ.get(name):
         return text
     raise ClusterError(
-        f"WORLD_SIZE is {os.environ.get('WORLD_SIZE')}, but the environment variable {name} is not set. A training rank "
-        "needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."
+        f"WORLD_SIZE is {os.environ.get('WORLD_SIZE')}, but the environment variable {name} is not set. A training "
+        "rank needs RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT."
     )

@@ -1,5 +1,5 @@
-"""`ColumnMaker`: the per-token numbers that the samples of a rollout are trained with: log-probs under the weights before
-training, a critic's values, and advantages. Made and called by `TrainWorker`.
+"""`ColumnMaker`: the per-token numbers that the samples of a rollout are trained with: log-probs under the weights
+before training, a critic's values, and advantages. Made and called by `TrainWorker`.
 
 What neither the loss nor the advantage estimator reads is not computed.
 """

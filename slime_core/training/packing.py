@@ -1,5 +1,5 @@
-"""How the samples of a step are cut into micro-batches: packed, aligned to the ranks, and distributed over them. Called by
-`make_train_batch`. Pure functions.
+"""How the samples of a step are cut into micro-batches: packed, aligned to the ranks, and distributed over them. Called
+by `make_train_batch`. Pure functions.
 
 Without `--balance-data` (`micro_batches_in_order`):
 
@@ -14,9 +14,9 @@ With it (`balanced_micro_batches`):
     distribute   the samples go, the longest first, to the micro-batch that has fewest tokens
 
 Invariants of the result: every index of `order` appears exactly once; no sample is cut; a sample longer than the token
-budget stands alone; the order of the samples inside a micro-batch is ascending; the number of micro-batches is a multiple
-of that of the ranks, and only with several ranks may some be empty. Rank r of N computes every N-th one from the r-th on,
-so N neighbours are a *round* in which the ranks work at the same time and wait for each other.
+budget stands alone; the order of the samples inside a micro-batch is ascending; the number of micro-batches is a
+multiple of that of the ranks, and only with several ranks may some be empty. Rank r of N computes every N-th one from
+the r-th on, so N neighbours are a *round* in which the ranks work at the same time and wait for each other.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def balanced_micro_batches(packing: Packing, order: Sequence[int], ranks: int) -
 
 
 def pack(packing: Packing, order: Sequence[int]) -> MicroBatches:
-    """Cut `order` into the micro-batches of one rank, none of them empty: by the number of samples, or into few ones within
-    the token budget."""
+    """Cut `order` into the micro-batches of one rank, none of them empty: by the number of samples, or into few ones
+    within the token budget."""
     if packing.max_tokens is None:
         size = packing.micro_batch_size
         return [list(order[i : i + size]) for i in range(0, len(order), size)]
@@ -88,8 +88,8 @@ def pack(packing: Packing, order: Sequence[int]) -> MicroBatches:
 
 
 def align(of_ranks: Sequence[MicroBatches]) -> MicroBatches:
-    """Put the micro-batches of all ranks into rounds: the first of each rank, then the second of each, and so on. A rank
-    with fewer than the others ends with empty ones."""
+    """Put the micro-batches of all ranks into rounds: the first of each rank, then the second of each, and so on. A
+    rank with fewer than the others ends with empty ones."""
     rounds = range(max(map(len, of_ranks)))
     return [own[k] if k < len(own) else [] for k in rounds for own in of_ranks]
 

@@ -37,7 +37,8 @@ class Profiler:
         if self._wanted:
             import torch
 
-            # The first profile of a process belongs on the thread that imported torch; elsewhere Kineto reports an error.
+            # The first profile of a process belongs on the thread that imported torch; elsewhere Kineto reports an
+            # error.
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
                 pass
             if self._memory and not torch.cuda.is_available():

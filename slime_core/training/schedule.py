@@ -47,8 +47,8 @@ class Schedule:
         return cls(args.lr, args.min_lr, warmup_steps, decay_steps, args.lr_decay_style)
 
     def lr_at(self, step: int) -> float:
-        """The rate of the step that follows `step` finished ones, as Megatron's `OptimizerParamScheduler` has it. The first
-        step of a run with a warm-up therefore has rate 0."""
+        """The rate of the step that follows `step` finished ones, as Megatron's `OptimizerParamScheduler` has it. The
+        first step of a run with a warm-up therefore has rate 0."""
         if self.warmup_steps and step <= self.warmup_steps:
             return self.lr * step / self.warmup_steps
         if self.style == "constant":

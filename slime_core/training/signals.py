@@ -51,8 +51,8 @@ def advantage_inputs(
 
 
 def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str, Column]:
-    """The columns "advantages" and, where the estimator gave any, "returns". Its outputs have been checked already, when it
-    returned (`slime_core.contracts.advantage`)."""
+    """The columns "advantages" and, where the estimator gave any, "returns". Its outputs have been checked already,
+    when it returned (`slime_core.contracts.advantage`)."""
     import torch
 
     lengths = [sample.response_length for sample in samples]

@@ -44,7 +44,7 @@ class Steps:
         return (slice(k * count // steps, (k + 1) * count // steps) for k in range(steps))
 
     def without_gradient(self, samples: Sequence[Sample], columns: Mapping[str, Column]) -> set[int]:
-        """The indices of samples that are known to contribute no gradient: all their trained tokens have the advantage 0."""
+        """The indices of samples that contribute no gradient, since all their trained tokens have the advantage 0."""
         if not self.may_skip or "advantages" not in columns:
             return set()
         return {

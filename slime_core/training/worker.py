@@ -77,9 +77,9 @@ class TrainWorker:
             self._steps = replace(self._steps, ranks=self._actor.data_parallel_size)
         elif self._ranks > 1:
             raise ArgumentError(
-                f"The {self._components.train_backend.label} trains in one process (it has no data_parallel_size), but the run "
-                f"has {self._ranks} training ranks. Choose another --train-backend, or leave out --actor-num-nodes and "
-                "--actor-num-gpus-per-node."
+                f"The {self._components.train_backend.label} trains in one process (it has no data_parallel_size), but "
+                f"the run has {self._ranks} training ranks. Choose another --train-backend, or leave out "
+                "--actor-num-nodes and --actor-num-gpus-per-node."
             )
         if "ref_log_probs" in what_reads(loss, args) | what_reads(self._components.advantage, args):
             if isinstance(self._actor, HasReference):
@@ -102,7 +102,7 @@ class TrainWorker:
         return model
 
     def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
-        """Take all optimizer steps of one rollout, and return their metrics: means over the steps, and sums of counts."""
+        """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts."""
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
         parts = list(self._steps.parts(len(samples)))
@@ -138,8 +138,8 @@ class TrainWorker:
         }
 
     def weights(self) -> list[tuple[str, Tensor]] | None:
-        """All weights under their Hugging Face names. A single rank returns views of what it trains; of several ranks the
-        first one returns copies on the CPU, and the others take part in gathering them and return None."""
+        """All weights under their Hugging Face names. A single rank returns views of what it trains; of several ranks
+        the first one returns copies on the CPU, and the others take part in gathering them and return None."""
         if self._rank > 0:
             self._gather()
             return None
@@ -150,16 +150,16 @@ class TrainWorker:
         self._sender = sender
 
     def send_weights(self, version: int) -> None:
-        """Hand the weights to the engine by its own sender. That runs in the first rank; the others take part in gathering
-        them."""
+        """Hand the weights to the engine by its own sender. That runs in the first rank; the others take part in
+        gathering them."""
         if self._rank > 0:
             self._gather()
         elif self._sender is not None:
             self._sender.send(self._actor.weights(), version)
 
     def save_state(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that is able to
-        do so returns as soon as it has a copy, and `saved` tells of the rest.
+        """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that is able
+        to do so returns as soon as it has a copy, and `saved` tells of the rest.
 
         Raises:
             CheckpointError: this rank does not see the folder.
@@ -219,7 +219,7 @@ class TrainWorker:
     def _step(
         self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]
     ) -> dict[str, float]:
-        """Take one optimizer step of the critic and of the actor, where each of them is trained, and return the metrics.
+        """Take one optimizer step of the critic, where there is one, and of the actor, and return the metrics.
 
         Args:
             number: of the step in its rollout.

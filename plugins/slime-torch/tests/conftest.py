@@ -96,7 +96,8 @@ def make_model(architecture: str = "llama", dtype: torch.dtype = torch.float64, 
 
 
 def make_args(**changes: Any) -> SimpleNamespace:
-    """The options of the core and of this package at their defaults, but without clipping, so that gradients can be read."""
+    """The options of the core and of this package at their defaults, but without clipping, so that gradients can be
+    read."""
     defaults = {
         name: None if field.is_required() else field.get_default(call_default_factory=True)
         for group in [*GROUPS, TorchArguments]

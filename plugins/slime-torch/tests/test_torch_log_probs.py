@@ -1,4 +1,4 @@
-"""`log_probs` gives the numbers of the training forward pass, bit for bit, and leaves no trace. Temperature, entropy."""
+"""`log_probs` gives the numbers of the training forward pass bit for bit, and leaves no trace. Temperature, entropy."""
 
 from __future__ import annotations
 

@@ -248,7 +248,8 @@ def from_disk(tiny: SimpleNamespace, rank: int, folder: Path) -> dict[str, Any]:
 
 
 def closing(tiny: SimpleNamespace, folder: Path) -> dict[str, Any]:
-    """A training worker in each rank, as a run makes it, and whether there is a process group before and after its end."""
+    """A training worker in each rank, as a run makes it, and whether there is a process group before and after its
+    end."""
     plugins = Plugins([])
     components = TrainComponents(
         train_backend=plugins.select("train_backend", "slime_torch.backend.TorchBackend"),

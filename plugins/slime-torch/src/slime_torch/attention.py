@@ -1,12 +1,12 @@
 """Attention over packed rows: every token sees the earlier tokens of its own sample and nothing else.
 
 It is registered with transformers under the name `PACKED` and selected by `model.set_attn_implementation(PACKED)`. The
-backend passes `segments` (`slime_core.tensors.packed_rows.Segments`) to the model's forward, and transformers hands it on
-to `packed_attention`. No mask over the whole row is ever built. What a model asks of its attention is computed exactly or
-refused, never ignored.
+backend passes `segments` (`slime_core.tensors.packed_rows.Segments`) to the model's forward, and transformers hands it
+on to `packed_attention`. No mask over the whole row is ever built. What a model asks of its attention is computed
+exactly or refused, never ignored.
 
-A row without shared prompts is one call of the variable-length kernel where it fits (half precision on CUDA). Everything
-else, shared prompts on CUDA included, is `scaled_dot_product_attention` segment by segment.
+A row without shared prompts is one call of the variable-length kernel where it fits (half precision on CUDA).
+Everything else, shared prompts on CUDA included, is `scaled_dot_product_attention` segment by segment.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def _refuse_what_is_unknown(
         problem = f"uses {', '.join(extra)}"
     if problem:
         raise PluginError(
-            f"The torch backend cannot train this model: its attention ({name}) {problem}. It supports causal attention, "
-            "full or with a sliding window, with grouped key heads and soft-capped scores."
+            f"The torch backend cannot train this model: its attention ({name}) {problem}. It supports causal "
+            "attention, full or with a sliding window, with grouped key heads and soft-capped scores."
         )
 
 

@@ -2,8 +2,8 @@
 
 The loop of slime_core drives it through the methods of `slime_core.contracts.train_backend.TrainBackend`. It runs on a
 CUDA device if there is one, else on the CPU; in one process, or as one of several data-parallel ranks, over which the
-model is then spread (`sharding`). Weights, gradients and optimizer state are float32; with --bf16 the matrix products are
-bfloat16 (autocast).
+model is then spread (`sharding`). Weights, gradients and optimizer state are float32; with --bf16 the matrix products
+are bfloat16 (autocast).
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class TorchBackend:
         return {"loss": sum(losses), **metrics}
 
     def reference(self) -> lora.BaseModel | None:
-        """With LoRA, the reference model of a KL term, in the memory of this one. None: it takes a backend of its own."""
+        """With LoRA, the reference model of a KL term, in the memory of this one. None: it takes a backend of its
+        own."""
         return lora.BaseModel(self) if self.args.lora_rank else None
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -207,7 +208,7 @@ class TorchBackend:
             move_state(optimizer, HOST)
 
     def export_hf(self, path: Path) -> None:
-        """Write a Hugging Face checkpoint; with LoRA the merged model, and the adapter alone in the folder `adapter`."""
+        """Write a Hugging Face checkpoint. With LoRA: the merged model, and in the folder `adapter` the adapter."""
         export.export_hf(self.model, self.tokenizer, path, self._joined(), adapters=bool(self.args.lora_rank))
 
     def offload(self) -> None:

@@ -1,4 +1,4 @@
-"""Writes a Hugging Face checkpoint of a model in training, which transformers, SGLang and vLLM load. Called by the backend.
+"""Writes Hugging Face checkpoints, which transformers, SGLang and vLLM load. Called by the backend.
 
 The weights are as they are trained (float32). With LoRA: the merged model, and the adapter alone in the folder
 `adapter` in it. All ranks help to put tensors together, and the first one writes.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def export_hf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path, ranks: Ranks, adapters: bool
 ) -> None:
-    """Write `model`, and `tokenizer` if there is one, into the folder `path`. All ranks must call this at the same time.
+    """Write `model`, and `tokenizer` if there is one, into the folder `path`. All ranks call this at the same time.
 
     Args:
         adapters: whether the model has LoRA adapters.

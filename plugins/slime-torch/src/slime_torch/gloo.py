@@ -1,8 +1,8 @@
 """FSDP's two exchanges between CPUs, without the detours of torch's gloo backend. Used by `sharding`.
 
-In gloo a reduce-scatter is an all-reduce of a copy, of which all but one part is thrown away, so twice as much travels as
-is needed; and what an all-gather receives is copied once more. Here every rank sends each other rank what that one needs,
-and adds up what it gets in the order of the ranks, so that the result is the same in every run.
+In gloo a reduce-scatter is an all-reduce of a copy, of which all but one part is thrown away, so twice as much travels
+as is needed; and what an all-gather receives is copied once more. Here every rank sends each other rank what that one
+needs, and adds up what it gets in the order of the ranks, so that the result is the same in every run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) through peft: `--lora-rank`. The backend calls it when a model is loaded.
 
-A linear layer W becomes W + alpha / rank · B A, of which only A (rank, in) and B (out, rank) are trained; B starts as 0.
-The layers are peft's; this file chooses them, gives the weights back under the names of the plain model, and writes the
-adapter where peft finds it. `BaseModel` is the model with its adapters off: what a KL term refers to.
+A linear layer W becomes W + alpha / rank · B A, of which only A (rank, in) and B (out, rank) are trained; B starts as
+0. The layers are peft's; this file chooses them, gives the weights back under the names of the plain model, and writes
+the adapter where peft finds it. `BaseModel` is the model with its adapters off: what a KL term refers to.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def merged_parameters(
     One such sum exists at a time, unless the caller keeps them. The parameters themselves are not changed.
 
     Args:
-        full: makes a whole, detached tensor of a parameter. It is called on all of them, in the same order on every rank.
+        full: makes a whole, detached tensor of a parameter. It is called on all of them, in the same order on every
+            rank.
     """
     layers = {f"{name}.base_layer": layer for name, layer in _layers(model)}
     for name, parameter in model.named_parameters():
@@ -134,8 +135,8 @@ def _targets(body: nn.Module, wanted: Sequence[str]) -> list[str]:
     targets = linear if ALL_LINEAR in wanted else set(wanted)
     if not targets or targets - linear:
         raise ArgumentError(
-            f"--target-modules {' '.join(sorted(targets - linear)) or ALL_LINEAR} names no linear layer in the blocks of "
-            f"{type(body).__name__}. It has: {', '.join(sorted(linear)) or 'none'}; {ALL_LINEAR} means all of them."
+            f"--target-modules {' '.join(sorted(targets - linear)) or ALL_LINEAR} names no linear layer in the blocks "
+            f"of {type(body).__name__}. It has: {', '.join(sorted(linear)) or 'none'}; {ALL_LINEAR} means all of them."
         )
     return sorted(targets)
 

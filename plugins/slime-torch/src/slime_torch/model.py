@@ -50,7 +50,8 @@ def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint
     if wrong:
         raise ArgumentError(
             f"{option} {folder} lacks {len(wrong)} of the weights of {type(model).__name__}, or has them in "
-            f"another shape: {', '.join(wrong[:5])}. Get a complete checkpoint; training would start from random weights."
+            f"another shape: {', '.join(wrong[:5])}. Get a complete checkpoint; training would start from random "
+            "weights."
         )
     return model.to(device)  # type: ignore[no-any-return, arg-type]  # transformers hides its signature
 
@@ -98,8 +99,8 @@ def prepare(model: PreTrainedModel) -> Head:
     if not error <= 1e-3 * spread:
         raise PluginError(
             f"The torch backend cannot train {type(model).__name__}: on packed rows its log-probabilities differ by "
-            f"{error:.2e} from those of single sequences (its logits spread by {spread:.2e}). It mixes tokens other than "
-            "by attention, ignores position_ids, or changes its logits in a way that is not supported."
+            f"{error:.2e} from those of single sequences (its logits spread by {spread:.2e}). It mixes tokens other "
+            "than by attention, ignores position_ids, or changes its logits in a way that is not supported."
         )
     return head
 
@@ -119,8 +120,8 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 def add_value_head(model: PreTrainedModel, folder: str | None = None) -> nn.Linear:
     """Give `model` a head that turns a hidden state into one number, in place of logits: a linear layer without bias.
 
-    The head is a part of the model, so it is trained, saved and exported with it. Its weight is that of the checkpoint in
-    `folder`, if that is one of a critic, else 0. An output embedding that is not tied to the input's is frozen.
+    The head is a part of the model, so it is trained, saved and exported with it. Its weight is that of the checkpoint
+    in `folder`, if that is one of a critic, else 0. An output embedding that is not tied to the input's is frozen.
     """
     embedding, output = _input_embedding(model), _output_embedding(model)
     head = nn.Linear(output.weight.shape[1], 1, bias=False, device=embedding.device, dtype=embedding.dtype)

@@ -1,9 +1,9 @@
 """What a backend keeps in host memory while its GPU is needed for something else. Called by the backend.
 
 With `--offload` that is everything that it holds (`held`), while the engine generates on the same GPU. With
-`--optimizer-cpu-offload` it is the optimizer's state, but for the moments in which a step is taken (`on_device`). Adam's
-state is twice as large as the weights in float32. It is then never on the GPU together with the activations of forward
-and backward pass, at the price of moving it there and back in every step.
+`--optimizer-cpu-offload` it is the optimizer's state, but for the moments in which a step is taken (`on_device`).
+Adam's state is twice as large as the weights in float32. It is then never on the GPU together with the activations of
+forward and backward pass, at the price of moving it there and back in every step.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def check_device(device: torch.device, args: RunArguments) -> None:
     for option, wanted in given.items():
         if wanted and device.type == "cpu":
             raise ArgumentError(
-                f"{option} needs a GPU: this process trains on the CPU, so all that it holds is in host memory already. "
-                "Leave the option out."
+                f"{option} needs a GPU: this process trains on the CPU, so all that it holds is in host memory "
+                "already. Leave the option out."
             )
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """This rank's parts of weights, buffers and the optimizer's state, all of which a backend needs in its next step."""
+    """This rank's parts of weights, buffers and the optimizer's state, all of which the next step needs."""
     states = optimizer.state.values() if optimizer is not None else ()
     state = [value for values in states for value in values.values() if isinstance(value, Tensor)]
     return [local(tensor) for tensor in (*model.parameters(), *model.buffers(), *state)]

@@ -30,7 +30,7 @@ def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]
 
 
 def gradients_of(model: nn.Module) -> list[Tensor]:
-    """This rank's parts of the gradients of all trained parameters. A parameter that nothing reached gets the gradient 0."""
+    """This rank's parts of the gradients of all trained parameters; 0 for a parameter that nothing reached."""
     gradients = []
     for parameter in model.parameters():
         if parameter.requires_grad:

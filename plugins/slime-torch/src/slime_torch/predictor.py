@@ -1,5 +1,5 @@
-"""`Predictor`: what a model predicts at the trained tokens of a packed row. Made by the backend, which calls it for every
-micro-batch, in training and outside of it by the same operations.
+"""`Predictor`: what a model predicts at the trained tokens of a packed row. Made by the backend, which calls it for
+every micro-batch, in training and outside of it by the same operations.
 
 Ranks exchange weights and gradients in every forward and backward pass, so all of them go through as many: one without
 a token to train computes a placeholder instead, and its result does not count.

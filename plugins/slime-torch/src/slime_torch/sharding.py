@@ -1,9 +1,9 @@
-"""A model spread over the training ranks with FSDP2: every rank keeps its part of each parameter, of its gradient and of
-the optimizer's state, and has a layer whole only while it computes that layer. Called by the backend.
+"""A model spread over the training ranks with FSDP2: every rank keeps its part of each parameter, of its gradient and
+of the optimizer's state, and has a layer whole only while it computes that layer. Called by the backend.
 
 With `--no-fsdp-reshard-after-forward` a rank has all layers whole from the first forward pass of an optimizer step to
-its last backward pass, and whole gradients, to which every micro-batch adds. Weights and gradients then travel once in a
-step, and not twice and once with every micro-batch.
+its last backward pass, and whole gradients, to which every micro-batch adds. Weights and gradients then travel once in
+a step, and not twice and once with every micro-batch.
 
 Gradients are summed over the ranks, not averaged: every rank's loss is its share of the loss of the global batch.
 """
@@ -82,7 +82,7 @@ class Sharded(nn.Module):
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def reshard_all(self) -> None:
-        """Keep nothing but this rank's parts. FSDP does not do so after a forward pass that no backward pass follows."""
+        """Keep this rank's parts alone, which FSDP does not do after a forward pass without a backward pass."""
         for module in self.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

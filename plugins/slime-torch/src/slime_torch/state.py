@@ -52,8 +52,8 @@ class Saver:
         self._group: dist.ProcessGroup | None = None
 
     def save(self, path: Path, state: dict[str, Tensor], background: bool) -> None:
-        """Write `state`, which `collect` returned, into the folder `path`. All ranks call this. A state that is still being
-        written is waited for.
+        """Write `state`, which `collect` returned, into the folder `path`. All ranks call this. A state that is still
+        being written is waited for.
 
         Args:
             background: return as soon as there is a copy in host memory; `saved` then tells whether it is on disk.
@@ -85,8 +85,8 @@ class Saver:
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Restore what was saved by any number of ranks, and return the number of finished steps.
 
-    The random states are this rank's own, or rank 0's if it was saved by another number of ranks. Learning rates, weight
-    decay and the like stay as the options of this run set them.
+    The random states are this rank's own, or rank 0's if it was saved by another number of ranks. Learning rates,
+    weight decay and the like stay as the options of this run set them.
 
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another model or optimizer.
@@ -233,6 +233,6 @@ def _check_fits(
     if wrong:
         raise CheckpointError(
             f"The training state {path} belongs to another model or optimizer: {'; '.join(wrong[:5])}"
-            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. Resume with the --hf-checkpoint, --optimizer and "
-            "--lora-rank that the run was started with."
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. Resume with the --hf-checkpoint, --optimizer "
+            "and --lora-rank that the run was started with."
         )
