@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from slime_core.cli.main import main
+from slime_core.contracts.kind import Kind
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
-from slime_core.scaffold import EXAMPLES, LONGEST_NAME, NOT_SMALL, new_package
+from slime_core.scaffold import EXAMPLES, new_package
+from slime_core.scaffold.names import LONGEST_NAME
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,9 +48,13 @@ def site(sources, tmp_path_factory) -> Path:
     return folder
 
 
+def folder_of(sources: Path, kind: str) -> Path:
+    return sources / f"my-{kind.replace('_', '-')}"
+
+
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_a_new_package_passes_its_own_tests_and_the_check_once_it_is_installed(kind, sources, site):
-    folder = sources / f"my-{kind.replace('_', '-')}"
+    folder = folder_of(sources, kind)
     done = run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder, site=site)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
@@ -81,22 +87,53 @@ def test_new_code_is_formatted_and_linted_as_this_project_however_long_its_name(
     assert {**own, "src": None} == {**ours, "src": None}
 
 
-def test_new_code_is_fully_typed(sources):
-    packages = sources.glob("*/src/*")
+def check_types(*paths: Path) -> None:
     # Without site-packages mypy does not spend a minute on torch; slime_core is found at the root.
     words = ("--strict", "--ignore-missing-imports", "--no-site-packages", "--disable-error-code=untyped-decorator")
     quiet = ("--config-file=", "--follow-imports=silent", "--cache-dir", os.devnull)
-    done = run("mypy", *words, *quiet, *packages, cwd=ROOT)
+    done = run("mypy", *words, *quiet, *paths, cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
-def test_every_kind_can_be_made_or_says_what_to_read():
-    assert set(EXAMPLES) | set(NOT_SMALL) == set(KINDS)
-    assert set(EXAMPLES) & set(NOT_SMALL) == set()
-    for kind, advice in NOT_SMALL.items():
-        with pytest.raises(ArgumentError) as error:
-            new_package("mine", kind, Path("nowhere"), Plugins([]))
-        assert str(error.value) == advice
+def test_new_code_is_fully_typed(sources):
+    check_types(*sources.glob("*/src/*"))
+
+
+def test_new_tests_are_fully_typed(sources, monkeypatch):
+    monkeypatch.setenv("MYPYPATH", os.pathsep.join(map(str, sources.glob("*/src"))))
+    check_types(*(folder_of(sources, kind) / "tests" / f"test_{kind}.py" for kind in EXAMPLES))
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_new_components_say_what_the_arguments_are_that_they_are_given(kind, sources):
+    (file,) = folder_of(sources, kind).glob(f"src/*/{kind}.py")
+    assert "args: Any" not in file.read_text()
+    assert ("args: RunArguments" in file.read_text()) is (kind not in ("converter", "loss_mask"))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - EXAMPLES.keys()))
+def test_a_kind_without_a_template_says_where_its_contract_and_an_example_are(kind, tmp_path):
+    with pytest.raises(ArgumentError) as error:
+        new_package("mine", kind, tmp_path, Plugins())
+    row, message = KINDS[kind], str(error.value)
+    for said in (f"contract is {row.contract_path};", f"by the hook {row.hook}, and {row.options[0]} chooses it."):
+        assert said in message
+    installed = Plugins().components(kind)
+    assert ("No component of it is installed." in message) is not bool(installed)
+    assert not installed or f"An installed example is {next(iter(installed))!r}, slime_" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kind_that_is_new_needs_no_line_in_the_scaffold(tmp_path, monkeypatch, capsys):
+    def greet(args, name):
+        """Say hello."""
+
+    monkeypatch.setitem(KINDS, "greeting", Kind("greeting", "slime_greetings", greet, ("--greeting",)))
+    assert main(["plugins", "new", "mine", "--kind", "greeting", "--dir", str(tmp_path)]) == 2
+    assert (
+        f"There is no template for the kind 'greeting'. Its contract is {greet.__module__}.greet; a plugin provides such a component "
+        "by the hook slime_greetings, and --greeting chooses it. No component of it is installed."
+    ) in capsys.readouterr().err
 
 
 def test_new_prints_the_commands_that_come_next(tmp_path, monkeypatch, capsys):
@@ -114,21 +151,39 @@ def test_new_prints_the_commands_that_come_next(tmp_path, monkeypatch, capsys):
         assert said in readme
 
 
-def test_the_option_that_the_readme_shows_becomes_a_flag(tmp_path):
+def test_the_option_that_the_readme_shows_becomes_a_flag_that_is_declared_and_typed(tmp_path):
     folder = new_package("my-reward", "reward", tmp_path, Plugins([])).folder
-    arguments, hook = re.findall(
-        r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
+    readme = (folder / "README.md").read_text()
+    arguments, hook = re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    (declaration,) = re.findall(r"`(reads_options=.*?)`", readme)
     package = folder / "src" / "my_reward"
     (package / "arguments.py").write_text(arguments)
-    (package / "plugin.py").write_text(f"{(package / 'plugin.py').read_text()}\n\n{hook}")
+    plugin = (package / "plugin.py").read_text()
+    assert "reads_options=()," in plugin
+    (package / "plugin.py").write_text(f"{plugin.replace('reads_options=()', declaration)}\n\n{hook}")
+    reward = (package / "reward.py").read_text().replace("in words)", "in words) * args.my_option")
+    reward = reward.replace("args: RunArguments", "args: MyRunArguments")
+    reward = reward.replace(
+        "from slime_core.arguments import RunArguments", "from my_reward.arguments import MyRunArguments"
+    )
+    (package / "reward.py").write_text(reward)
     code = (
         "from slime_core.arguments.namespace import Namespace; from slime_core.plugins import PluginInfo, Plugins;"
+        "from slime_core.testing import inspect_component;"
         "plugins = Plugins([PluginInfo('my-reward', 'my-reward', '0', 'my_reward.plugin')]);"
-        "print(Namespace(plugins).options['my_option'].flag)"
+        "print(Namespace(plugins).options['my_option'].flag);"
+        "reward = plugins.select('reward', 'my_reward');"
+        "print(reward.reads_options, reward.target.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=folder / "src", capture_output=True, text=True, check=False)
-    assert done.stdout == "--my-option\n", done.stderr
+    assert done.stdout == "--my-option\n('my_option',) my_reward\n", done.stderr
+    check_types(package)
+
+
+@pytest.mark.parametrize(("kind", "given"), [("loss", True), ("converter", False)])
+def test_the_readme_speaks_of_options_where_components_are_given_them(kind, given, tmp_path):
+    folder = new_package("mine", kind, tmp_path, Plugins([])).folder
+    assert ("my_option" in (folder / "README.md").read_text()) is given
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from slime_core.contracts.kinds import KINDS
 from slime_core.plugins import Plugins
 
 
@@ -13,11 +14,13 @@ def main(argv: list[str], plugins: Plugins) -> int:
     """Write the package and print what to do next."""
     from slime_core.scaffold import EXAMPLES, new_package
 
-    kinds = "\n".join(f"  {kind:<15} {example.summary}" for kind, example in sorted(EXAMPLES.items()))
+    templates = "\n".join(f"  {kind:<20} {example.summary}" for kind, example in sorted(EXAMPLES.items()))
+    others = ", ".join(sorted(KINDS.keys() - EXAMPLES.keys()))
     parser = argparse.ArgumentParser(
         prog="slime plugins new",
         description="Make a package with one component that works: code, tests, README.",
-        epilog=f"kinds, and what the new component does until you change it:\n{kinds}",
+        epilog=f"kinds, and what the new component does until you change it:\n{templates}\n\n"
+        f"of the others it says where their contracts and examples are:\n  {others}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", help="what pip shall know it as, such as my-reward")
