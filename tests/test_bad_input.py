@@ -123,7 +123,7 @@ def test_an_option_without_effect_is_reported(capsys, tiny_model, tmp_path):
     assert main(["check", *words]) == 0
     out = capsys.readouterr().out
     assert "--max-tokens-per-gpu has no effect without --use-dynamic-batch-size." in out
-    assert "--wandb-project has no effect: it is read by tracker:wandb" in out
+    assert "--wandb-project has no effect: it is read by the tracker 'wandb'" in out
 
 
 def test_a_nan_stops_the_run_names_the_samples_and_writes_no_checkpoint(capsys, tiny_model, tmp_path):
@@ -152,7 +152,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(tiny_model
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
-        "from slime_core.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from slime_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     limited = [sys.executable, "-c", code, "train", *words, "--on-resume-change", "warn"]
     done = subprocess.run(limited, env=env, capture_output=True, text=True)

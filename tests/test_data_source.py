@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_core.contracts.data import CountsMalformedRows, HasMetrics, malformed_rows
 from slime_core.data import GlobalDataSource, pop_first
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
 from slime_core.sample import Sample, Status
@@ -48,6 +49,13 @@ def test_a_batch_goes_on_into_the_next_epoch(arguments: Any, numbered: Path) -> 
     assert texts(source.get_samples(5)) == list("01234")
     assert texts(source.get_samples(5)) == list("56012")
     assert texts(source.get_samples(20)) == list("34560123456012345601")
+
+
+def test_it_has_the_further_abilities_that_runs_ask_for(arguments: Any, numbered: Path) -> None:
+    source = GlobalDataSource(arguments(numbered))
+    assert isinstance(source, HasMetrics)
+    assert isinstance(source, CountsMalformedRows)
+    assert malformed_rows(source) == 0
 
 
 def test_groups_and_samples_are_numbered_over_the_whole_run(arguments: Any, numbered: Path) -> None:

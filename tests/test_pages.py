@@ -1,0 +1,55 @@
+"""The templates of a package extend the shared ones, and nothing that is put into them is read as markup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+
+from slime_core.pages import PageToken, page_environment, visible
+
+TEMPLATE = """{% extends "page.html.jinja" %}
+{% from "tokens.html.jinja" import token_strip %}
+{% block title %}{{ title }}{% endblock %}
+{% block body %}
+{{ token_strip(tokens) }}
+{% endblock %}
+"""
+
+
+@pytest.fixture
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`report(**values)`: a page of a package of somebody's own."""
+    (tmp_path / "own_report" / "templates").mkdir(parents=True)
+    (tmp_path / "own_report" / "__init__.py").touch()
+    (tmp_path / "own_report" / "templates" / "report.html.jinja").write_text(TEMPLATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return page_environment("own_report").get_template("report.html.jinja").render
+
+
+def test_a_page_has_the_shared_style_and_token_strip(report) -> None:
+    page = report(title="Mine", tokens=[PageToken("a", 7, True, True), PageToken("b", 8, False, False)])
+    assert page.startswith("<!doctype html>")
+    assert "<title>Mine</title>" in page
+    assert ".tokens {" in page
+    strip = page.partition('<div class="tokens">')[2].partition("</div>")[0]
+    assert strip == (
+        '<i class="t s" title="id 7, position 0, trained">a</i><i title="id 8, position 1, not trained">b</i>'
+    )
+
+
+def test_what_is_put_in_is_escaped(report) -> None:
+    page = report(title="</title><script>", tokens=[PageToken("<b>'\"&", 7, True, False)])
+    assert "<title>&lt;/title&gt;&lt;script&gt;</title>" in page
+    assert "&lt;b&gt;&#39;&#34;&amp;</i>" in page
+    assert "<script" not in page
+
+
+def test_a_value_that_is_missing_is_an_error(report) -> None:
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        report(tokens=[])
+
+
+def test_what_is_invisible_is_shown() -> None:
+    assert visible("a\tb\r\n\u00a0\u200b\ufeff") == "a⇥\tb␍↵\n⍽[ZWSP][BOM]"
