@@ -1,12 +1,16 @@
 """Supervised fine-tuning for slime: the SFT rollout, loss masks, data converters and the mask preview.
 
-plugin.py         what this distribution gives to slime
-arguments.py      the options
-rollout.py        the rollout function `sft`, for training and evaluation
-conversations.py  a conversation becomes a sample that can be trained, or is left out as the options say
-answers.py        lets the model answer questions of the evaluation sets
-masks/            loss masks: which tokens of a conversation are trained
-converters.py     rows of other formats become chat rows
-preview.py        shows masked conversations token by token
-cli.py            `slime data convert` and `slime data preview`
+    plugin.py         what this distribution gives to slime
+    arguments.py      the options
+    rollout.py        the rollout function `sft`, for training and evaluation
+    conversations.py  a conversation becomes a sample that can be trained, or is left out as the options say
+    answers.py        lets the model answer questions of the evaluation sets
+    masks/            loss masks: which tokens of a conversation are trained
+    converters.py     rows of other formats become chat rows
+    preview.py        shows masked conversations token by token
+    cli.py            `slime data convert` and `slime data preview`
+
+A conversation is rendered and tokenised once, as a whole. Nothing here loads a model.
 """
+
+__version__ = "0.1.0"
