@@ -26,6 +26,8 @@ def test_a_good_sample_passes():
         ({"response_length": -1}, "must lie between 0"),
         ({"response_length": 4, "loss_mask": [1, 1, 1, 1]}, "nothing precedes it"),
         ({"loss_mask": [1]}, "loss_mask has 1 entries, but response_length is 2"),
+        ({"loss_mask": []}, "loss_mask has 0 entries, but response_length is 2"),
+        ({"loss_mask": [], "response_length": 4}, "loss_mask has 0 entries, but response_length is 4"),
         ({"loss_mask": [1, 2]}, "only 0 and 1"),
         ({"rollout_log_probs": [-1.0]}, "rollout_log_probs has 1 entries"),
         ({"rollout_log_probs": [-1.0, math.nan]}, "finite"),

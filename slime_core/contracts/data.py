@@ -87,7 +87,7 @@ class Closes(Protocol):
     """A data source that holds something to give back."""
 
     def close(self) -> None:
-        """The run is over: give back files, threads and connections. Called once, however the run ends."""
+        """The run is over, or was only checked: give back files, threads and connections. Called once, however it ends."""
 
 
 def malformed_rows(source: DataSource) -> int:
