@@ -124,8 +124,10 @@ class GradingPool:
             self._processes.add(process)
         try:
             _read(process, f"cannot start: its imports took too long ({self.target})")
-        except Ungradable as error:
+        except (Ungradable, PluginError) as error:
             self._forget(process)
+            if isinstance(error, PluginError):
+                raise
             raise PluginError(f"A grading process of {self.target} cannot start: {error}") from None
         return process
 
@@ -134,7 +136,7 @@ class GradingPool:
         if process is None:
             return
         process.kill()
-        with process, suppress(BrokenPipeError):  # closes the pipes and waits
+        with suppress(BrokenPipeError), process:  # closes the pipes and waits; what it was not sent cannot be sent any more
             pass
         with self._lock:
             self._processes.discard(process)
