@@ -1,4 +1,4 @@
-"""The contract kit on whole distributions: plugins, options, observers, `slime plugins check` and `pytest --slime-check`."""
+"""The contract kit on whole distributions: plugins, options, observers, and the commands that it is behind."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def test_pytest_checks_a_distribution_that_is_named_on_its_command_line(distribu
 
 
 def test_the_pytest_plugin_costs_other_projects_next_to_nothing():
-    code = "import pytest, sys; before = set(sys.modules); import slime_core.cli.pytest_plugin; print(*set(sys.modules) - before)"
+    code = "import pytest, sys; before = set(sys.modules); import slime_core.cli.pytest_plugin; "
+    code += "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     own = {"slime_core", "slime_core.lazy", "slime_core.cli", "slime_core.cli.pytest_plugin"}
     assert set(done.stdout.split()) <= {"pluggy", *own}

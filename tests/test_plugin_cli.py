@@ -142,3 +142,37 @@ def test_what_hangs_is_reported_by_the_check_and_hangs_neither_it_nor_what_comes
     assert "def slime_run_started" in observer
     assert waiting == "return pool.submit(time.sleep, 3600).result()"
     assert spinning in ("while True:", "pass")
+
+
+WORDY = """
+def long(args, sample):
+    return 0.0
+
+@hookimpl
+def slime_rewards():
+    read = ("my_option", "MyArguments?rm_type", "seed?!bf16")
+    return {"long": Lazy("wordy:long", "[a summary] of :many: " + 40 * "words " + "end", reads_options=read)}
+"""
+
+
+def test_tables_are_whole_in_a_pipe_whatever_their_width_and_folded_on_a_terminal(tmp_path):
+    site = install(tmp_path / "site", "wordy", WORDY)
+    environment = {"FORCE_COLOR": "1", "COLUMNS": "80"}
+    done = slime("plugins", "--components", cwd=tmp_path, site=site, **environment)
+    (line,) = [line for line in done.stdout.splitlines() if "wordy" in line]
+    assert f"  [a summary] of :many: {40 * 'words '}end  --rm-type" in line
+    ours, theirs = os.openpty()
+    command = [str(SLIME), "plugins", "--only-plugin", "wordy", "--components"]
+    kept = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "80", "TERM": "dumb"}
+    subprocess.run(command, stdout=theirs, env=kept, check=True, timeout=120)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode().splitlines()
+    os.close(ours)
+    assert max(map(len, shown)) <= 80
+    assert "".join(shown).count("words") == 40
+
+
+def test_a_plugin_that_is_asked_for_tells_which_options_its_components_read(tmp_path):
+    site = install(tmp_path / "site", "wordy", WORDY)
+    done = slime("plugins", "--why", "wordy", cwd=tmp_path, site=site)
+    assert "reads       --my-option, all of MyArguments if --rm-type, --seed unless --bf16" in done.stdout

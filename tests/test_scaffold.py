@@ -131,8 +131,8 @@ def test_a_kind_that_is_new_needs_no_line_in_the_scaffold(tmp_path, monkeypatch,
     monkeypatch.setitem(KINDS, "greeting", Kind("greeting", "slime_greetings", greet, ("--greeting",)))
     assert main(["plugins", "new", "mine", "--kind", "greeting", "--dir", str(tmp_path)]) == 2
     assert (
-        f"There is no template for the kind 'greeting'. Its contract is {greet.__module__}.greet; a plugin provides such a component "
-        "by the hook slime_greetings, and --greeting chooses it. No component of it is installed."
+        f"There is no template for the kind 'greeting'. Its contract is {greet.__module__}.greet; a plugin provides "
+        "such a component by the hook slime_greetings, and --greeting chooses it. No component of it is installed."
     ) in capsys.readouterr().err
 
 

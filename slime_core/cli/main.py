@@ -17,7 +17,11 @@ CORE = "slime-core"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0, 1 after an error in the run, 2 after a mistake on the command line."""
+    """Run `slime` and return its exit status: 0, 1 after an error in the run, 2 after a mistake on the command line.
+
+    Args:
+        argv: the words after `slime`; by default those of this process.
+    """
     name = "--help"
     if argv is None:
         _import_from_here()
@@ -85,7 +89,7 @@ def _usage(plugins: Plugins) -> str:
 
 
 def _with_notes(error: BaseException) -> str:
-    """The message, and below it what it came through, this command left out."""
+    """Return the message of an error, and below it the notes on what it came through but this command."""
     message = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
     commands = {c.note for c in raised_in(error) if c.kind == "command" and c.distribution == CORE}
     notes = [note for note in getattr(error, "__notes__", []) if note not in commands]
@@ -93,7 +97,7 @@ def _with_notes(error: BaseException) -> str:
 
 
 def _traceback_outside_core(error: BaseException) -> str:
-    """The frames of other people's code: what its author needs, without how slime got there."""
+    """Return the part of the traceback that is in other people's code, which is what its author needs."""
     core = str(Path(__file__).parent.parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(core)]
     return "".join(traceback.format_list(frames)).rstrip()

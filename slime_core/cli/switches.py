@@ -1,4 +1,4 @@
-"""The options that every command understands: which plugins may be loaded. Read before any plugin is imported."""
+"""The options that every command understands, read before any plugin is imported: which plugins may be loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ HELP = """plugin options, before or after the command:
 
 
 def read_switches(argv: list[str], env: Mapping[str, str]) -> tuple[Switches, list[str]]:
-    """(the switches, the command line without them)."""
+    """Return the switches that a command line and the environment hold, and the command line without them.
+
+    Raises:
+        ArgumentError: a switch lacks the name of a plugin.
+    """
     listed = [name.strip() for name in env.get("SLIME_PLUGINS", "").split(",") if name.strip()]
     only = [name for name in listed if not name.startswith("-")]
     disabled = [name.removeprefix("-") for name in listed if name.startswith("-")]

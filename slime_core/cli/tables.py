@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +22,8 @@ def new_table(*headings: str) -> Table:
 
 def show(table: Table) -> None:
     """Print a table, as wide as the terminal at most. Into a file or pipe, every row is one line of plain text."""
-    console = Console()
-    if console.is_terminal:
-        console.print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
     else:
         print(as_text(table))
 

@@ -19,17 +19,17 @@ from slime_core.run.plan import Plan, make_plan
 
 
 def train(argv: list[str], plugins: Plugins) -> int:
-    """Run a recipe."""
+    """Run a recipe: one run after the other if it has several stages."""
     return _start(argv, plugins, "slime train", ahead=False)
 
 
 def train_async(argv: list[str], plugins: Plugins) -> int:
-    """Run a recipe, one rollout ahead."""
+    """Run a recipe as `train` does, but make the samples of the next rollout while this one is trained."""
     return _start(argv, plugins, "slime train-async", ahead=True)
 
 
 def check(argv: list[str], plugins: Plugins) -> int:
-    """Print the resolved run and stop."""
+    """Print the run that a recipe describes, and start nothing."""
     with _plans(argv, plugins, "slime check") as plans:
         print("\n\n".join(describe(plan) for plan in plans))
     return 0
@@ -47,7 +47,13 @@ def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
 
 @contextmanager
 def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]:
-    """One plan for each stage of the recipe, all made before the first one starts. What they opened is closed at the end."""
+    """Give one plan for each stage of the recipe, and close at the end what the plans have opened.
+
+    All of them are made before the first one starts, so that a mistake in any stage is found at once.
+
+    Raises:
+        ArgumentError: an option cannot be used; notes name plugins that failed to load, whose option it may be.
+    """
     with ExitStack() as stack:
         plans = []
         for plan in _made(argv, plugins, prog):
@@ -71,7 +77,7 @@ def _made(argv: list[str], plugins: Plugins, prog: str) -> Iterator[Plan]:
 
 
 def describe(plan: Plan) -> str:
-    """The whole run as text: components, every argument that is not a default, notes."""
+    """Return a planned run as text: components, placement, every argument that is not a default, notes."""
     lines = ["components"]
     for role, component in plan.components.roles():
         role = "tracker" if component.kind == "tracker" else role

@@ -1,4 +1,4 @@
-"""Where to begin with a component of a kind that has no template: its contract, its hook, and components that are installed."""
+"""Where to begin with a component of a kind that has no template: its contract, its hook, and an installed example."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def where_to_begin(kind: str, plugins: Plugins) -> str:
     installed = list(plugins.components(kind).values())
     example = f"An installed example is {_shown(installed[0])}. " if installed else "No component of it is installed. "
     return (
-        f"There is no template for the kind {kind!r}. Its contract is {row.contract_path}; a plugin provides such a component by "
-        f"the hook {row.hook}, and {row.options[0]} chooses it. {example}Begin with a package of another kind and put your "
-        "component in the place of that one; `slime plugins check` compares it with its contract."
+        f"There is no template for the kind {kind!r}. Its contract is {row.contract_path}; a plugin provides such a "
+        f"component by the hook {row.hook}, and {row.options[0]} chooses it. {example}Begin with a package of another "
+        "kind and put your component in the place of that one; `slime plugins check` compares it with its contract."
     )
 
 

@@ -9,7 +9,7 @@ import sys
 from packaging.utils import canonicalize_name
 
 from slime_core.errors import ArgumentError
-from slime_core.plugins.discovery import FIRST_PARTY
+from slime_core.plugins.catalogue import FIRST_PARTY
 
 LONGEST_NAME = 40
 """Characters; the lines of the templates leave room for so many."""

@@ -1,4 +1,4 @@
-"""Writes a new package with one component in it that works.
+"""New packages with one component in them that works.
 
 The templates are `string.Template` texts. The names in them are the keys of `_fields`.
 """

@@ -20,7 +20,7 @@ _TEMPLATE = (
 
 @lru_cache(maxsize=1)
 def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a Hugging Face tokenizer with one token per byte, and `<|im_start|>` and `<|im_end|>` around every message."""
+    """Return a Hugging Face tokenizer with one token per byte; `<|im_start|>` and `<|im_end|>` enclose messages."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

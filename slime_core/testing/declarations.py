@@ -1,4 +1,4 @@
-"""What a component says about itself: its documentation, the options that it reads, the names of its further members."""
+"""The checks of what a component says about itself: documentation, options that it reads, names of its members."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from slime_core.testing.findings import Finding, verdict
 from slime_core.testing.subject import Subject
 
 REPAIR = (
-    'in reads_options=(…) of its Lazy, or in @reads_options(…), name options as in code ("my_option") and groups by the name '
-    "of their class."
+    'in reads_options=(…) of its Lazy, or in @reads_options(…), name options as in code ("my_option") and groups by '
+    "the name of their class."
 )
 
 
@@ -28,7 +28,7 @@ def documented(part: str, component: Any) -> Finding:
 
 
 def named_as_called(part: str, subject: Subject[Any]) -> Finding:
-    """Return whether no member of a component is named nearly like one that slime would call, which it does not call."""
+    """Return whether a component has no member that nearly has the name of one that slime would call."""
     misses = near_misses(KINDS[subject.kind], subject.target)
     problem = f"{'; '.join(misses)} Rename it: to that, or to a name that cannot be taken for it." if misses else ""
     return verdict(part, "has no member whose name is nearly one that slime knows", problem)
@@ -62,7 +62,7 @@ def reads_what_it_declares(part: str, subject: Subject[Any]) -> Finding:
 
 
 def _declared(components: Iterable[Selected[Any]], subject: Subject[Any]) -> set[str]:
-    """Return the options that any of these components declares; all that there are if one declares nothing."""
+    """Return the options that these components declare together, or all that there are if one declares nothing."""
     found: set[str] = set()
     for component in components:
         if component.reads_options is None:

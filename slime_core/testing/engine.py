@@ -39,8 +39,8 @@ class EchoEngine:
     async def generate(
         self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
     ) -> Generation:
-        """Return the last `max_new_tokens` (16 if not given) tokens of the prompt, up to the first of `stop_token_ids` that
-        comes after `min_new_tokens`."""
+        """Return the last `max_new_tokens` (16 if not given) tokens of the prompt, up to the first of `stop_token_ids`
+        that comes after `min_new_tokens`."""
         number = self._count = self._count + 1
         self._running[number] = request_id
         try:

@@ -73,8 +73,8 @@ def sample(**changes: Any) -> Sample:
 
 
 def group(rewards: Sequence[float] = (1.0, 0.0, 0.0, 0.0), group_index: int = 0) -> Group:
-    """Return the samples of one prompt, one for each reward: answered rightly, wrongly, cut off, not at all, and so on from
-    the start."""
+    """Return the samples of one prompt, one for each reward: answered rightly, wrongly, cut off, not at all, and so on
+    from the start."""
     empty = {"tokens": [11, 12, 13, 14, 2], "response_length": 1, "loss_mask": [1], "weight_versions": [0]}
     answers: list[dict[str, Any]] = [
         {"response": "3 + 4 = 7"},
@@ -100,7 +100,7 @@ def loss_inputs(
 ) -> list[LossInputs]:
     """Return one global batch of four samples with 3, 5, 1 and 4 trained tokens, cut into micro-batches.
 
-    The numbers are the same in every call, so that the sums over different cuts can be compared. All floats are float64,
+    The numbers are the same in every call, so that the sums over different cuts can be compared. Floats are float64,
     and every optional tensor is there. It needs torch.
 
     Args:

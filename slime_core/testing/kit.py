@@ -1,4 +1,4 @@
-"""`check_component` and `check_distribution`, and the findings behind `slime plugins check` and `pytest --slime-check`."""
+"""`check_component`, `check_distribution`, and the findings behind `slime plugins check` and `pytest --slime-check`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_component(
     options: Sequence[str] = (),
     time_limit: float = TIME_LIMIT,
 ) -> None:
-    """Check one component, without a package around it. For tests.
+    """Check one component, without a package around it, in a test.
 
     Args:
         kind: one of `slime_core.contracts.kinds.KINDS`.
@@ -56,7 +56,7 @@ def check_component(
         time_limit: seconds for each check; one that takes longer fails, and those after it are left out.
 
     Raises:
-        ContractError: it does not keep its contract; says in what, and what to do.
+        ContractError: it does not keep its contract; the message says in what, and what to do.
         unittest.SkipTest: nothing is wrong, but something could not be checked because a package is missing.
     """
     if kind not in KINDS:
@@ -66,7 +66,7 @@ def check_component(
 
 
 def check_distribution(name: str, *, options: Sequence[str] = (), time_limit: float = TIME_LIMIT) -> None:
-    """Check everything that an installed distribution provides. For tests.
+    """Check everything that an installed distribution provides, in a test.
 
     Args:
         name: what `pip` knows it as.
@@ -180,7 +180,7 @@ def _run_check(check: Check, subject: Subject[Any]) -> None:
 
 
 def raise_for(findings: list[Finding]) -> None:
-    """Raise what `check_component` raises when not all is well; see there."""
+    """Raise `ContractError` if a check failed, and `unittest.SkipTest` if none did but one could not be made."""
     if failed := [finding for finding in findings if finding.status == "failed"]:
         raise ContractError("\n".join(f"The {f.part} should keep this promise: {f.check}. But {f.why}" for f in failed))
     if missing := sorted({finding.why for finding in findings if finding.status == "not checked"}):

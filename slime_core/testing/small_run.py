@@ -108,8 +108,10 @@ class SmallRun:
             raise NotChecked(f"needs {package}, which is not installed; pip install {package}")
 
     def closing(self, opened: Opened) -> Opened:
-        """Return `opened`, which is closed after the check. What its `close` raises then counts for nothing: a check of its
-        own tells how a component closes."""
+        """Return `opened`, which is closed after the check.
+
+        What its `close` raises then counts for nothing: a check of its own tells how a component closes.
+        """
 
         def close() -> None:
             with suppress(Exception):

@@ -69,8 +69,8 @@ class Subject(SmallRun, Generic[Result]):
 
     @contextmanager
     def lacking(self, unread: list[str]) -> Iterator[None]:
-        """Explain what the block raises where it gives the component inputs in which `unread` are None, as the component
-        does not declare that it reads them."""
+        """Explain what the block raises where it gives the component inputs in which `unread` are None, as the
+        component does not declare that it reads them."""
         try:
             yield
         except (TypeError, AttributeError) as error:
@@ -115,5 +115,5 @@ Check = Callable[[Subject[Any]], None]
 
 
 def promise_of(check: Check) -> str:
-    """Return the first line of its docstring."""
+    """Return the promise that a check is about: the first line of its docstring."""
     return (check.__doc__ or check.__name__).split("\n")[0]

@@ -27,8 +27,8 @@ class Hangs(ContractError):
 def in_time(work: Callable[[], T], seconds: float) -> T:
     """Call `work` and return what it returns, or raise what it raises.
 
-    It runs on a daemon thread. One that hangs cannot be stopped, but keeps neither the caller nor the end of the process
-    waiting.
+    It runs on a daemon thread. One that hangs cannot be stopped, but neither the caller nor the end of the process
+    waits for it.
 
     Raises:
         Hangs: it has not ended after `seconds`; the message says where it is.
@@ -49,8 +49,8 @@ def in_time(work: Callable[[], T], seconds: float) -> T:
     if not future.done():
         GIVEN_UP.append(thread)
         raise Hangs(
-            f"it did not come to an end within {seconds:g} s. It is in {_place(thread)}. If it only needs longer, allow "
-            "it more: slime plugins check --time-limit SECONDS, or time_limit=… in check_component."
+            f"it did not come to an end within {seconds:g} s. It is in {_place(thread)}. If it only needs longer, "
+            "allow it more: slime plugins check --time-limit SECONDS, or time_limit=… in check_component."
         )
     return future.result()
 

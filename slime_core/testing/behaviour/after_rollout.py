@@ -1,4 +1,4 @@
-"""Checks of what comes after a rollout: looking at all of it, changing its rewards, logging it, making training data."""
+"""Checks of what comes after a rollout: what looks at it, changes its rewards, logs it, makes training data of it."""
 
 from __future__ import annotations
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from slime_core.arguments.further import choose_further
 from slime_core.contracts.engine import Offloads
-from slime_core.contracts.loss import LossFunction, LossInputs, LossOutputs, reads
-from slime_core.contracts.train_backend import Role, SavesInBackground, TrainBackend, TrainBatch
-from slime_core.plugins import Selected
-from slime_core.sample import Sample
+from slime_core.contracts.loss import LossInputs, reads
+from slime_core.contracts.train_backend import SavesInBackground, TrainBackend
+from slime_core.testing.behaviour.backend_runs import (
+    equal,
+    expect_per_token,
+    loss_that_keeps,
+    negative_log_likelihood,
+    new_backend,
+    numbered,
+    of_trained_tokens,
+    ready_backend,
+    squared_error,
+    two_groups,
+    weights_of,
+)
 from slime_core.testing.subject import Check, Subject
-from slime_core.training.batches import make_train_batch
-from slime_core.training.components import TrainComponents
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from slime_core.arguments import RunArguments
 
 
 def trains(subject: Subject[TrainBackend]) -> None:
     """lowers the loss in a few steps and reports loss, grad_norm and lr"""
-    backend, batch = _ready(subject), _batch()
+    backend, batch = ready_backend(subject), two_groups()
     before = backend.evaluate(batch)["loss"]
     for _ in range(3):
         metrics = backend.train_step(batch)
@@ -43,13 +44,13 @@ def evaluates_without_trace(subject: Subject[TrainBackend]) -> None:
     """evaluates without leaving a trace"""
     import torch
 
-    backend, batch = _ready(subject), _batch()
-    before = _weights(backend)
+    backend, batch = ready_backend(subject), two_groups()
+    before = weights_of(backend)
     random_state = torch.get_rng_state()
     first, second = backend.evaluate(batch)["loss"], backend.evaluate(batch)["loss"]
     subject.expect(first == second, f"evaluating twice gave {first} and {second}; dropout must be off.")
     subject.expect(
-        _same(_weights(backend), before) and torch.equal(torch.get_rng_state(), random_state),
+        equal(weights_of(backend), before) and torch.equal(torch.get_rng_state(), random_state),
         "evaluate changed the weights or torch's random state; restore what it uses.",
     )
 
@@ -58,17 +59,17 @@ def goes_on_from_its_state(subject: Subject[TrainBackend]) -> None:
     """goes on from a saved state bit for bit"""
     folder = subject.folder / "state"
     folder.mkdir(exist_ok=True)
-    backend, batch = _ready(subject), _batch()
+    backend, batch = ready_backend(subject), two_groups()
     backend.train_step(batch)
     backend.save_state(folder)
     if isinstance(backend, SavesInBackground):
         backend.saved(wait=True)
     backend.train_step(batch)
-    resumed = _ready(subject)
+    resumed = ready_backend(subject)
     resumed.load_state(folder)
     resumed.train_step(batch)
     subject.expect(
-        _same(_weights(backend), _weights(resumed)),
+        equal(weights_of(backend), weights_of(resumed)),
         "one more step after load_state gives other weights than without stopping; save the optimizer, the schedule's "
         "position and random states too.",
     )
@@ -80,15 +81,15 @@ def exports_what_it_trained(subject: Subject[TrainBackend]) -> None:
 
     folder = subject.folder / "exported"
     folder.mkdir(exist_ok=True)
-    backend = _ready(subject)
-    backend.train_step(_batch())
+    backend = ready_backend(subject)
+    backend.train_step(two_groups())
     backend.export_hf(folder)
     loaded = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
-    weights = _weights(backend)
+    weights = weights_of(backend)
     subject.expect(
         set(weights) == set(loaded),
-        f"weights() names {sorted(set(weights) ^ set(loaded))[:4]} differently than the exported model; use Hugging Face "
-        "names, tied ones once.",
+        f"weights() names {sorted(set(weights) ^ set(loaded))[:4]} differently than the exported model; use Hugging "
+        "Face names, tied ones once.",
     )
     subject.expect(
         all(value.allclose(loaded[name].to(value.dtype), atol=1e-2) for name, value in weights.items()),
@@ -101,15 +102,15 @@ def gives_the_log_probs_of_training(subject: Subject[TrainBackend]) -> None:
     import torch
 
     seen: list[LossInputs] = []
-    backend, batch = _ready(subject, _keeping(seen)), _batch(temperature=0.7, skipped={1})
+    backend, batch = ready_backend(subject, loss_that_keeps(seen)), two_groups(temperature=0.7, skipped={1})
     random_state = torch.get_rng_state()
     found = backend.log_probs(batch)
     subject.expect(torch.equal(torch.get_rng_state(), random_state), "log_probs changed torch's random state.")
-    _expect_per_token(subject, "log_probs", batch, found)
+    expect_per_token(subject, "log_probs", batch, found)
     backend.train_step(batch)
     trained = torch.cat([inputs.log_probs.detach()[inputs.loss_mask > 0] for inputs in seen])
     subject.expect(
-        torch.equal(torch.tensor(_trained(batch, found), dtype=trained.dtype), trained.cpu()),
+        torch.equal(torch.tensor(of_trained_tokens(batch, found), dtype=trained.dtype), trained.cpu()),
         "log_probs differ from inputs.log_probs of a train_step on the same batch; the first step on a rollout would "
         "not have ratio 1. Take them from the same micro-batches by the same operations, at batch.temperature.",
     )
@@ -118,11 +119,11 @@ def gives_the_log_probs_of_training(subject: Subject[TrainBackend]) -> None:
 def gives_losses_what_they_read(subject: Subject[TrainBackend]) -> None:
     """gives a loss the columns of the batch, both means and the entropy that it reads"""
     seen: list[LossInputs] = []
-    loss = reads(lambda args: {"entropy"})(_keeping(seen))
-    batch = _batch(skipped={1, 2})
-    columns = {"advantages": [[float(10 * i + j) for j in range(s.response_length)] for i, s in _numbered(batch)]}
-    backend = _ready(subject, loss)
-    backend.evaluate(_batch(skipped={1, 2}, columns=columns))
+    loss = reads(lambda args: {"entropy"})(loss_that_keeps(seen))
+    batch = two_groups(skipped={1, 2})
+    columns = {"advantages": [[float(10 * i + j) for j in range(s.response_length)] for i, s in numbered(batch)]}
+    backend = ready_backend(subject, loss)
+    backend.evaluate(two_groups(skipped={1, 2}, columns=columns))
     for name in ("entropy", "advantages"):
         subject.expect(
             all(getattr(inputs, name) is not None for inputs in seen),
@@ -130,10 +131,8 @@ def gives_losses_what_they_read(subject: Subject[TrainBackend]) -> None:
             + ("the loss reads it." if name == "entropy" else "batch.columns has it."),
         )
     given = [value for i in seen for value in i.advantages[i.loss_mask > 0].tolist()]  # type: ignore[index]
-    subject.expect(
-        given == _trained(batch, columns["advantages"]),
-        f"inputs.advantages of the trained tokens are {given}; expected {_trained(batch, columns['advantages'])}.",
-    )
+    wished = of_trained_tokens(batch, columns["advantages"])
+    subject.expect(given == wished, f"inputs.advantages of the trained tokens are {given}; expected {wished}.")
     entropies = [value for i in seen for value in i.entropy[i.loss_mask > 0].tolist()]  # type: ignore[index]
     subject.expect(all(value >= 0 for value in entropies), f"inputs.entropy holds {entropies}; it is at least 0.")
     for name, expected in (("reduce", batch.weights), ("measured", batch.measured)):
@@ -148,8 +147,8 @@ def gives_losses_what_they_read(subject: Subject[TrainBackend]) -> None:
 
 def shares_prompts(subject: Subject[TrainBackend]) -> None:
     """gives the same loss where prompts are shared"""
-    backend = _ready(subject)
-    losses = [backend.evaluate(_batch(share_prompts=share))["loss"] for share in (False, True)]
+    backend = ready_backend(subject)
+    losses = [backend.evaluate(two_groups(share_prompts=share))["loss"] for share in (False, True)]
     subject.expect(
         math.isclose(*losses, rel_tol=1e-5),
         f"with shared prompts the loss is {losses[1]}, without {losses[0]}; responses must not see each other.",
@@ -158,8 +157,8 @@ def shares_prompts(subject: Subject[TrainBackend]) -> None:
 
 def takes_a_step_without_samples(subject: Subject[TrainBackend]) -> None:
     """takes a step of gradient 0 when no sample needs computing"""
-    backend = _ready(subject)
-    metrics = backend.train_step(_batch(skipped=range(4)))
+    backend = ready_backend(subject)
+    metrics = backend.train_step(two_groups(skipped=range(4)))
     subject.expect(
         metrics.get("loss") == 0 and metrics.get("grad_norm") == 0,
         f"a batch without micro-batches gave {metrics}; expected loss 0 and grad_norm 0.",
@@ -168,11 +167,11 @@ def takes_a_step_without_samples(subject: Subject[TrainBackend]) -> None:
 
 def trains_a_critic(subject: Subject[TrainBackend]) -> None:
     """trains a critic that starts from 0"""
-    backend = _ready(subject, _squared_error, "critic")
-    samples = _batch().samples
-    batch = _batch(columns={"returns": [[1.0] * sample.response_length for sample in samples]})
+    backend = ready_backend(subject, squared_error, "critic")
+    samples = two_groups().samples
+    batch = two_groups(columns={"returns": [[1.0] * sample.response_length for sample in samples]})
     found = backend.values(batch)
-    _expect_per_token(subject, "values", batch, found)
+    expect_per_token(subject, "values", batch, found)
     subject.expect(not any(map(any, found)), f"a new critic predicts {found}; its head must start as 0.")
     losses = [backend.train_step(batch)["loss"] for _ in range(3)]
     rate = backend.train_step(batch)["lr"]
@@ -183,10 +182,10 @@ def trains_a_critic(subject: Subject[TrainBackend]) -> None:
 
 def keeps_a_reference(subject: Subject[TrainBackend]) -> None:
     """keeps a reference model whose log-probs are the actor's at the start"""
-    batch = _batch()
-    found = _ready(subject, role="reference").log_probs(batch)
+    batch = two_groups()
+    found = ready_backend(subject, role="reference").log_probs(batch)
     subject.expect(
-        found == _ready(subject).log_probs(batch),
+        found == ready_backend(subject).log_probs(batch),
         "a reference model and an actor of one checkpoint give different log-probs.",
     )
 
@@ -195,7 +194,7 @@ def takes_its_memory_again(subject: Subject[TrainBackend]) -> None:
     """goes on after offload and onload bit for bit, if it can and --offload is given"""
     if not (subject.resolved.args.offload and issubclass(subject.target, Offloads)):
         return
-    backend, other, batch = _ready(subject), _ready(subject), _batch()
+    backend, other, batch = ready_backend(subject), ready_backend(subject), two_groups()
     assert isinstance(backend, Offloads)
     backend.train_step(batch)
     backend.offload()
@@ -204,8 +203,9 @@ def takes_its_memory_again(subject: Subject[TrainBackend]) -> None:
     other.train_step(batch)
     other.train_step(batch)
     subject.expect(
-        _same(_weights(backend), _weights(other)),
-        "a step after offload and onload gives other weights than without them; keep weights, optimizer and random states.",
+        equal(weights_of(backend), weights_of(other)),
+        "a step after offload and onload gives other weights than without them; keep weights, optimizer and random "
+        "states.",
     )
 
 
@@ -218,111 +218,16 @@ def closes(subject: Subject[TrainBackend]) -> None:
 
     was_in_group = in_group()
     for set_up in (False, True):
-        backend = _made(subject)
+        backend = new_backend(subject)
         if set_up:
-            backend.setup(_negative_log_likelihood, 4)
-            backend.train_step(_batch())
+            backend.setup(negative_log_likelihood, 4)
+            backend.train_step(two_groups())
         backend.close()
         subject.expect(
             was_in_group or not in_group(),
-            "after close the process is still in a torch.distributed process group; call destroy_process_group in close().",
+            "after close the process is still in a torch.distributed process group; call destroy_process_group in "
+            "close().",
         )
-
-
-def _ready(subject: Subject[TrainBackend], loss: LossFunction | None = None, role: Role = "actor") -> TrainBackend:
-    """Return a backend that has loaded the model. It is closed after the check."""
-    backend = subject.closing(_made(subject))
-    backend.setup(loss or _negative_log_likelihood, 4, role)
-    return backend
-
-
-def _made(subject: Subject[TrainBackend]) -> TrainBackend:
-    subject.need_checkpoint(weights=True)
-    return subject.call(subject.args, extras={"components": _components(subject)})
-
-
-def _components(subject: Subject[TrainBackend]) -> TrainComponents:
-    """Return the components of a run that has chosen the subject and no advantages.
-
-    Raises:
-        PluginError: an option names a component that is not installed.
-    """
-    further = choose_further(subject.resolved.args, subject.plugins, (subject.selected,))
-    subject.helpers = list(further.values())
-    loss: Selected[LossOutputs] = Selected("loss", "nll", _negative_log_likelihood, "the kit", "the kit")
-    return TrainComponents(subject.selected, loss, further=further)
-
-
-def _negative_log_likelihood(args: RunArguments, inputs: LossInputs) -> LossOutputs:
-    return LossOutputs(inputs.reduce(-inputs.log_probs))
-
-
-def _squared_error(args: RunArguments, inputs: LossInputs) -> LossOutputs:
-    return LossOutputs(inputs.reduce((inputs.values - inputs.returns).square()))  # type: ignore[operator]
-
-
-def _keeping(seen: list[LossInputs]) -> LossFunction:
-    """Return a loss that adds to `seen` what it is given."""
-
-    def loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
-        seen.append(inputs)
-        return _negative_log_likelihood(args, inputs)
-
-    return loss
-
-
-def _expect_per_token(subject: Subject[TrainBackend], name: str, batch: TrainBatch, found: list[list[float]]) -> None:
-    lengths = [sample.response_length for sample in batch.samples]
-    subject.expect(
-        [len(values) for values in found] == lengths,
-        f"{name} gave {[len(values) for values in found]} numbers per sample; expected response_length, {lengths}.",
-    )
-    computed = {i for micro_batch in batch.micro_batches for i in micro_batch}
-    others = [
-        value
-        for i, sample in _numbered(batch)
-        for value, trained in zip(found[i], sample.trained_mask, strict=True)
-        if i not in computed or not trained
-    ]
-    subject.expect(not any(others), f"{name} gave {others} for tokens that are not trained or skipped; expected 0.0.")
-
-
-def _trained(batch: TrainBatch, column: Sequence[Sequence[float]]) -> list[float]:
-    """Return the entries of trained tokens, in the order in which losses are given them."""
-    return [
-        value
-        for micro_batch in batch.micro_batches
-        for i in micro_batch
-        for value, trained in zip(column[i], batch.samples[i].trained_mask, strict=True)
-        if trained
-    ]
-
-
-def _numbered(batch: TrainBatch) -> list[tuple[int, Sample]]:
-    return list(enumerate(batch.samples))
-
-
-def _batch(**options: Any) -> TrainBatch:
-    """Return two groups of two samples of different lengths, one with an untrained token, in two micro-batches."""
-    samples = [
-        Sample(
-            group_index=i // 2,
-            index=i,
-            tokens=[*range(10 + i // 2, 16), *range(20 + i, 24 + 2 * i)],
-            response_length=4 + i,
-            loss_mask=[1, int(i != 2)] + [1] * (2 + i),
-        )
-        for i in range(4)
-    ]
-    return make_train_batch(samples, micro_batch_size=2, **options)
-
-
-def _weights(backend: TrainBackend) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in backend.weights()}
-
-
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(bool((one[name] == other[name]).all()) for name in one)
 
 
 TRAIN_BACKEND: list[Check] = [

@@ -186,7 +186,8 @@ def _take(subject: Subject[DataSource], source: DataSource, count: int) -> list[
     taken = source.get_samples(count)
     subject.expect(
         isinstance(taken, list) and len(taken) == count,
-        f"get_samples({count}) returned {taken!r:.80}; expected a list of {count} groups, into the next epoch if need be.",
+        f"get_samples({count}) returned {taken!r:.80}; expected a list of {count} groups, into the next epoch if need "
+        "be.",
     )
     return taken
 
@@ -208,8 +209,8 @@ def removes_what_it_returns(subject: Subject[list[Group]]) -> None:
             found = sorted([id(g) for g in taken] + [id(g) for g in buffer])
             subject.expect(
                 found == sorted(before),
-                f"asked for {asked} of 5 groups it returned {len(taken)} and left {len(buffer)}; every group must be in "
-                "exactly one of the two: remove from `buffer`, in place, what you return, and nothing else.",
+                f"asked for {asked} of 5 groups it returned {len(taken)} and left {len(buffer)}; every group must be "
+                "in exactly one of the two: remove from `buffer`, in place, what you return, and nothing else.",
             )
 
 

@@ -75,7 +75,8 @@ def answers_at_some_length(subject: Subject[InferenceEngine]) -> None:
     answer = _ask(subject, {**GREEDY, "stop_token_ids": [free[0]], "min_new_tokens": 3})
     subject.expect(
         len(answer.tokens) >= 3,
-        f"with min_new_tokens 3 and a likely stop token it ended after {len(answer.tokens)} tokens; expected at least 3.",
+        f"with min_new_tokens 3 and a likely stop token it ended after {len(answer.tokens)} tokens; expected at least "
+        "3.",
     )
 
 
@@ -85,7 +86,8 @@ def reports_new_weights(subject: Subject[InferenceEngine]) -> None:
         versions = _ask(subject, GREEDY, version).weight_versions
         subject.expect(
             set(versions) == {version},
-            f"after update_weights(…, {version}) its weight_versions are {versions}; expected {version} for every token.",
+            f"after update_weights(…, {version}) its weight_versions are {versions}; expected {version} for every "
+            "token.",
         )
 
 
@@ -94,8 +96,8 @@ def begins_with_the_checkpoint(subject: Subject[InferenceEngine]) -> None:
     before, after = _ask(subject, GREEDY, 0), _ask(subject, GREEDY, 1)
     subject.expect(
         set(before.weight_versions) == {0} and before.tokens == after.tokens,
-        f"without update_weights it answered {before.tokens} with weight_versions {before.weight_versions}, and with the "
-        f"checkpoint's weights handed over {after.tokens}; expected the same tokens, of version 0.",
+        f"without update_weights it answered {before.tokens} with weight_versions {before.weight_versions}, and with "
+        f"the checkpoint's weights handed over {after.tokens}; expected the same tokens, of version 0.",
     )
 
 
@@ -107,10 +109,11 @@ def stops_when_aborted(subject: Subject[InferenceEngine]) -> None:
             for name, answer in (("one", aborted), ("other", other)):
                 _expect_consistent(subject, answer, LONG["max_new_tokens"])
                 meant = ids is None or name in ids
+                expected = "what there is so far, with abort" if meant else "the whole answer"
                 subject.expect(
                     (answer.finish_reason == "abort") == meant,
-                    f"abort({ids}) let the request {name!r} end with {answer.finish_reason!r} after {len(answer.tokens)} "
-                    f"tokens; expected {'what there is so far, with abort' if meant else 'the whole answer'}.",
+                    f"abort({ids}) let the request {name!r} end with {answer.finish_reason!r} after "
+                    f"{len(answer.tokens)} tokens; expected {expected}.",
                 )
         subject.expect(
             len(asyncio.run(engine.generate(_prompt(), dict(GREEDY))).tokens) > 0,
@@ -146,8 +149,8 @@ def takes_its_memory_again(subject: Subject[InferenceEngine]) -> None:
         after = asyncio.run(engine.generate(_prompt(), dict(GREEDY)))
         subject.expect(
             (before.tokens, before.weight_versions) == (after.tokens, after.weight_versions),
-            f"before offload it answered {before.tokens}, weights {before.weight_versions}, and after onload {after.tokens}, "
-            f"weights {after.weight_versions}; everything must be as it was.",
+            f"before offload it answered {before.tokens}, weights {before.weight_versions}, and after onload "
+            f"{after.tokens}, weights {after.weight_versions}; everything must be as it was.",
         )
 
 
@@ -172,7 +175,7 @@ def counts_in_numbers(subject: Subject[InferenceEngine]) -> None:
 
 
 async def _held(engine: InferenceEngine) -> tuple[bool, Generation]:
-    """Return whether a request was answered that was made while the engine was held, and the answer that it has at last."""
+    """Make a request while the engine is held; return whether it was answered meanwhile, and the answer."""
     assert isinstance(engine, Holds)
     with engine.hold():
         task = asyncio.ensure_future(engine.generate(_prompt(), dict(GREEDY)))
@@ -182,8 +185,10 @@ async def _held(engine: InferenceEngine) -> tuple[bool, Generation]:
 
 
 async def _aborted(engine: InferenceEngine, ids: list[str] | None) -> tuple[Generation, Generation]:
-    """Return the answers of two requests, "one" and "other", after an abort of `ids`. A request that was answered at once is
-    taken for aborted: there was nothing to abort."""
+    """Return the answers of two requests, "one" and "other", after an abort of `ids`.
+
+    A request that was answered at once is taken for aborted: there was nothing to abort.
+    """
     await engine.abort(["unknown"])
     one = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG), request_id="one"))
     other = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG), request_id="other"))
@@ -198,7 +203,7 @@ async def _aborted(engine: InferenceEngine, ids: list[str] | None) -> tuple[Gene
 
 
 async def _closed(engine: InferenceEngine) -> bool:
-    """Return whether a running request fails when the engine is closed. One that was answered at once counts as failed."""
+    """Return whether a running request fails when the engine is closed; one answered at once counts as such."""
     task = asyncio.ensure_future(engine.generate(_prompt(), dict(LONG)))
     await asyncio.sleep(0)
     if task.done():

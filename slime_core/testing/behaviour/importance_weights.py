@@ -22,7 +22,8 @@ def weighs_every_token(subject: Subject[Weights]) -> None:
     weights, metrics = _call(subject, _made(subject)[0])
     subject.expect(
         bool(weights.isfinite().all()) and bool((weights >= 0).all()),
-        f"its weights lie between {weights.min().item()} and {weights.max().item()}; expected finite ones, not below 0.",
+        f"its weights lie between {weights.min().item()} and {weights.max().item()}; expected finite ones, not below "
+        "0.",
     )
     for name, value in metrics.items():
         subject.expect(

@@ -66,8 +66,8 @@ def does_not_depend_on_the_cut(subject: Subject[LossOutputs]) -> None:
                 subject.expect(
                     torch.allclose(value, expected[name], rtol=1e-9, atol=1e-12),
                     f"its {name} differs between one micro-batch and {len(cut)} of them; average over tokens with "
-                    "inputs.reduce(values) alone, which knows the whole batch, and use nothing else that depends on which "
-                    "samples come together.",
+                    "inputs.reduce(values) alone, which knows the whole batch, and use nothing else that depends on "
+                    "which samples come together.",
                 )
 
 
@@ -122,8 +122,8 @@ def needs_what_it_says(subject: Subject[LossOutputs]) -> None:
     gradient = _gradient(subject, dataclasses.replace(inputs, advantages=inputs.advantages * (inputs.sample_index % 2)))
     subject.expect(
         not gradient[inputs.sample_index % 2 == 0].any(),
-        "samples whose advantages are 0 have a gradient, but @needs_gradient_at_zero_advantage says that they have none "
-        "under these arguments, so they would be skipped; let it return True.",
+        "samples whose advantages are 0 have a gradient, but @needs_gradient_at_zero_advantage says that they have "
+        "none under these arguments, so they would be skipped; let it return True.",
     )
 
 
@@ -155,7 +155,7 @@ def _gradient(subject: Subject[LossOutputs], inputs: LossInputs) -> Tensor:
 
 
 def _summed(subject: Subject[LossOutputs], cut: Sequence[Sequence[int]], per_token: bool) -> dict[str, Tensor]:
-    """Return loss and metrics, summed over micro-batches, and as "gradient" those of the log-probs, sample after sample."""
+    """Return loss and metrics, summed over micro-batches, and the "gradient" of the log-probs, sample after sample."""
     import torch
 
     totals: dict[str, Tensor] = {}

@@ -42,7 +42,8 @@ def masks_every_token(subject: Subject[MaskedTokens]) -> None:
         )
         subject.expect(
             len(masked.offsets) in (0, count),
-            f"it returned {count} tokens and {len(masked.offsets)} offsets; expected one for each token, or none at all.",
+            f"it returned {count} tokens and {len(masked.offsets)} offsets; expected one for each token, or none at "
+            "all.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks of rollout functions and generators. These find a tokenizer at `args.hf_checkpoint`, so the checks need transformers."""
+"""Checks of rollout functions and generators. They need transformers, as these load the run's tokenizer."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _roll_out(
 
 
 def _components(subject: Subject[RolloutOutput]) -> RolloutComponents:
-    """Return the components of a run that has chosen the subject, with the data source of the core and the kit's engine.
+    """Return the components of a run that has chosen the subject, the core's data source and the kit's engine.
 
     Raises:
         PluginError: an option names a component that is not installed.
@@ -121,8 +121,8 @@ def completes_samples(subject: Subject[Generated]) -> None:
             )
             subject.expect(
                 made.tokens[: len(prompt)] == prompt or made.response_length == len(made.tokens) - len(prompt),
-                f"its tokens begin with {made.tokens[:5]}, the prompt with {prompt[:5]}; `tokens` holds the prompt's and "
-                "then the response's.",
+                f"its tokens begin with {made.tokens[:5]}, the prompt with {prompt[:5]}; `tokens` holds the prompt's "
+                "and then the response's.",
             )
 
 
