@@ -89,7 +89,7 @@ class TrainBackend(Protocol):
     ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
-    Its further abilities are `DataParallel`, `SavesInBackground`, `HasReference` and `slime_core.contracts.engine.Offloads`.
+    Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -166,6 +166,29 @@ class DataParallel(Protocol):
 
 
 @runtime_checkable
+class SharesPrompts(Protocol):
+    """A backend that computes the prompt of neighbouring samples once, where a batch says so.
+
+    Attributes:
+        shares_prompts: whether it does. The batches of a backend that does not have `TrainBatch.share_prompts` False.
+    """
+
+    shares_prompts: bool
+
+
+@runtime_checkable
+class ContextParallel(Protocol):
+    """A backend that cuts every sequence over several ranks.
+
+    Attributes:
+        context_parallel_size: how many. A micro-batch then has so many times `--max-tokens-per-gpu` tokens. Known after
+            `setup`.
+    """
+
+    context_parallel_size: int
+
+
+@runtime_checkable
 class SavesInBackground(Protocol):
     """A backend whose `save_state` may return before everything is written (`--async-save`)."""
 
@@ -202,6 +225,6 @@ KINDS = (
         TrainBackend,
         ("--train-backend",),
         extras=("components",),
-        abilities=(DataParallel, SavesInBackground, HasReference, Offloads),
+        abilities=(DataParallel, ContextParallel, SharesPrompts, SavesInBackground, HasReference, Offloads),
     ),
 )

@@ -9,6 +9,10 @@ With logits z = s · (h Wᵀ + b), soft-capped by c as c · tanh(z / c), then di
 
     log p(y) = z_y - log Σ exp z              ∂ log p(y) / ∂z_j = [j = y] - p_j
     H = -Σ p log p = log Σ exp z - Σ p z      ∂H / ∂z_j = -p_j (log p_j + H) = -p_j (z_j - Σ p z)
+
+Where the ranks of a tensor-parallel group have some rows of W each (`Shard`), the sums run over all of them: two small
+exchanges for each chunk in the forward pass, one where the backward pass computes its logits again. The gradient by the
+hidden states is then this rank's part of a sum.
 """
 
 from __future__ import annotations
@@ -18,7 +22,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of a head's weight a rank has.
+
+    Attributes:
+        first: the token of its first row.
+        rows: how many of its rows are tokens; those behind them only fill up.
+        group: the ranks that have all rows together.
+    """
+
+    first: int
+    rows: int
+    group: dist.ProcessGroup
+
+    def largest_(self, values: Tensor) -> Tensor:
+        """The largest values over all ranks, in place."""
+        dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
+        return values
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """The sums over all ranks, in place."""
+        dist.all_reduce(values, group=self.group)
+        return values
+
+    def places(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the targets' columns are among this rank's, and which of them it has; some place for the others."""
+        places = targets - self.first
+        own = (places >= 0) & (places < self.rows)
+        return places.clamp(0, max(0, self.rows - 1)), own
 
 
 @dataclass(frozen=True)
@@ -26,16 +62,18 @@ class Head:
     """The last step of a causal language model, from hidden states to logits.
 
     Attributes:
-        weight: (V, H).
+        weight: (V, H), or this rank's rows of it.
         bias: (V,) or None.
         scale: the logits are multiplied by this.
         softcap: the scaled logits are bounded to ±softcap by tanh; None: they are not.
+        shard: which rows the weight has, where other ranks have the others; None: all of them.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    shard: Shard | None = None
 
 
 def token_log_probs(
@@ -68,7 +106,7 @@ def token_log_probs(
         bias = None if bias is None else bias * scale
     hidden = hidden.to(product or hidden.dtype)
     apply: Callable[..., tuple[Tensor, Tensor | None]] = _TokenLogProbs.apply
-    return apply(hidden, head.weight, bias, targets, head.softcap, stretch, entropy, chunk_size)
+    return apply(hidden, head.weight, bias, targets, (head.softcap, stretch, head.shard), entropy, chunk_size)
 
 
 def _chunks(rows: int, chunk_size: int) -> list[slice]:
@@ -86,24 +124,29 @@ class _TokenLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        softcap: float | None,
-        stretch: float,
+        shape: tuple[float | None, float, Shard | None],
         entropy: bool,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
-        ctx.softcap, ctx.stretch, ctx.chunks = softcap, stretch, _chunks(len(hidden), chunk_size)
+        ctx.softcap, ctx.stretch, ctx.shard = shape
+        ctx.chunks = _chunks(len(hidden), chunk_size)
         log_probs = torch.empty(len(hidden), dtype=weight.dtype, device=weight.device)
         entropies, means = (torch.empty_like(log_probs) for _ in range(2)) if entropy else (None, None)
         for rows in ctx.chunks:
             shifted, slope = _shifted_logits(ctx, hidden[rows], weight, bias)
-            chosen = shifted.gather(1, targets[rows, None]).squeeze(1)
+            chosen = _chosen(shifted, targets[rows], ctx.shard)
             powers = torch.exp(shifted) if entropy else shifted.exp_()
             total = powers.sum(1, keepdim=True)
+            weighted = shifted.mul_(powers).sum(1) if entropy else None
+            if ctx.shard is not None:
+                parts = [part for part in (chosen, total.squeeze(1), weighted) if part is not None]
+                chosen, summed, *more = ctx.shard.sum_(torch.stack(parts))
+                total, weighted = summed[:, None], more[0] if more else None
             log_total = total.squeeze(1).log()
             torch.sub(chosen, log_total, out=log_probs[rows])
-            if entropies is not None and means is not None:
-                torch.div(shifted.mul_(powers).sum(1), total.squeeze(1), out=means[rows])
+            if entropies is not None and means is not None and weighted is not None:
+                torch.div(weighted, total.squeeze(1), out=means[rows])
                 torch.sub(log_total, means[rows], out=entropies[rows])
             del shifted
         ctx.save_for_backward(hidden, weight, bias, targets, means)
@@ -123,27 +166,31 @@ class _TokenLogProbs(torch.autograd.Function):
             if kept is None:
                 shifted, slope = _shifted_logits(ctx, hidden[rows], weight, bias)
                 powers = shifted.exp_()
-                kept = powers, powers.sum(1, keepdim=True), slope
+                total = powers.sum(1, keepdim=True)
+                kept = powers, total if ctx.shard is None else ctx.shard.sum_(total), slope
             grad_logits, total, slope = kept
             per_row = (None if t is None else t[rows, None] for t in (grad, grad_entropy, means))
-            _gradient_by_logits_(grad_logits, total, targets[rows, None], *per_row)
+            _gradient_by_logits_(grad_logits, total, targets[rows, None], ctx.shard, *per_row)
             if slope is not None:
                 grad_logits.mul_(slope)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight.to(hidden.dtype), out=grad_hidden[rows])
+                torch.mm(grad_logits, _rows(weight, ctx.shard).to(hidden.dtype), out=grad_hidden[rows])
             if need_weight:
                 grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], weight.dtype)
             del kept, slope, grad_logits
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        if grad_weight is not None and len(grad_weight) < len(weight):
+            filling = grad_weight.new_zeros(len(weight) - len(grad_weight), grad_weight.shape[1])
+            grad_weight = torch.cat([grad_weight, filling])
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the
     soft cap is applied to, or None where there is no soft cap."""
-    logits = torch.mm(hidden, weight.to(hidden.dtype).t()).to(weight.dtype)
+    logits = torch.mm(hidden, _rows(weight, ctx.shard).to(hidden.dtype).t()).to(weight.dtype)
     if bias is not None:
         logits += bias
     slope = None
@@ -153,14 +200,34 @@ def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | Non
         logits *= ctx.softcap * ctx.stretch
         if ctx.stretch != 1.0:
             slope *= ctx.stretch
-    logits -= logits.amax(1, keepdim=True)
+    if ctx.shard is None:
+        logits -= logits.amax(1, keepdim=True)
+    else:
+        none = logits.new_full((len(logits), 1), -torch.inf)
+        logits -= ctx.shard.largest_(logits.amax(1, keepdim=True) if logits.shape[1] else none)
     return logits, slope
+
+
+def _rows(weight: Tensor, shard: Shard | None) -> Tensor:
+    """The rows of the weight that are tokens."""
+    return weight if shard is None else weight[: shard.rows]
+
+
+def _chosen(shifted: Tensor, targets: Tensor, shard: Shard | None) -> Tensor:
+    """(C,) shifted logits of the targets; 0 where another rank has the target's column."""
+    if shard is None:
+        return shifted.gather(1, targets[:, None]).squeeze(1)
+    if not shard.rows:
+        return shifted.new_zeros(len(targets))
+    places, own = shard.places(targets)
+    return shifted.gather(1, places[:, None]).squeeze(1) * own
 
 
 def _gradient_by_logits_(
     powers: Tensor,
     total: Tensor,
     targets: Tensor,
+    shard: Shard | None,
     grad: Tensor | None,
     grad_entropy: Tensor | None,
     means: Tensor | None,
@@ -180,8 +247,11 @@ def _gradient_by_logits_(
         weighted = torch.log(powers).clamp_min_(-1e4).mul_(powers)
         factor = grad_entropy * means if grad is None else grad_entropy * means - grad
         powers.mul_(factor / total).addcmul_(weighted, grad_entropy / total, value=-1)
-    if grad is not None:
+    if grad is not None and shard is None:
         powers.scatter_add_(1, targets, grad)
+    elif grad is not None and shard is not None and shard.rows:
+        places, own = shard.places(targets)
+        powers.scatter_add_(1, places, grad * own)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

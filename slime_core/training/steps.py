@@ -23,12 +23,16 @@ class Steps:
         has_advantages: the run computes advantages (all but SFT), so its samples come from an engine.
         may_skip: whether samples whose advantages are all 0 contribute no gradient, so that they need not be computed.
         ranks: data-parallel ranks.
+        context_ranks: ranks that share every sequence, and so a micro-batch.
+        shares_prompts: the backend computes the prompt of neighbouring samples once.
     """
 
     args: RunArguments
     has_advantages: bool
     may_skip: bool
     ranks: int = 1
+    context_ranks: int = 1
+    shares_prompts: bool = False
 
     def parts(self, count: int) -> Iterator[slice]:
         """Cut `count` samples into the steps of a rollout, of equal size where that is possible.
@@ -63,14 +67,16 @@ class Steps:
             columns: per-token values of these samples, as in `TrainBatch`.
             skipped: indices of samples that are not computed.
         """
-        args = self.args
+        args, budget = self.args, None
+        if self.args.use_dynamic_batch_size:
+            budget = derived(self.args.max_tokens_per_gpu) * self.context_ranks
         return make_train_batch(
             samples,
             mean="token" if args.calculate_per_token_loss else "constant" if args.constant_length_loss else "sample",
             constant=args.rollout_max_response_len,
             micro_batch_size=args.micro_batch_size,
-            max_tokens=args.max_tokens_per_gpu if args.use_dynamic_batch_size else None,
-            share_prompts=args.share_prompts and self.has_advantages,
+            max_tokens=budget,
+            share_prompts=args.share_prompts and self.has_advantages and self.shares_prompts,
             temperature=args.rollout_temperature if self.has_advantages else 1.0,
             columns=columns,
             skipped=skipped or set(),

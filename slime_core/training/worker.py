@@ -23,10 +23,12 @@ from slime_core.arguments.derived import derived
 from slime_core.contracts.engine import Offloads, WeightSender
 from slime_core.contracts.loss import may_skip_zero_advantage, what_reads
 from slime_core.contracts.train_backend import (
+    ContextParallel,
     DataParallel,
     GivesLogProbs,
     HasReference,
     SavesInBackground,
+    SharesPrompts,
     TrainBackend,
 )
 from slime_core.errors import ArgumentError, CheckpointError
@@ -81,6 +83,10 @@ class TrainWorker:
                 f"the run has {self._ranks} training ranks. Choose another --train-backend, or leave out "
                 "--actor-num-nodes and --actor-num-gpus-per-node."
             )
+        if isinstance(self._actor, ContextParallel):
+            self._steps = replace(self._steps, context_ranks=self._actor.context_parallel_size)
+        if isinstance(self._actor, SharesPrompts):
+            self._steps = replace(self._steps, shares_prompts=self._actor.shares_prompts)
         if "ref_log_probs" in what_reads(loss, args) | what_reads(self._components.advantage, args):
             if isinstance(self._actor, HasReference):
                 self._reference = self._actor.reference()

@@ -47,6 +47,7 @@ class TorchBackend:
 
     Attributes:
         data_parallel_size: the number of training ranks, known after `setup`.
+        shares_prompts: the prompt of neighbouring samples is computed once.
         model: the model itself, after `setup` or `attach`.
         optimizer: its optimizer; None for a reference model.
     """
@@ -54,6 +55,7 @@ class TorchBackend:
     def __init__(self, args: TorchRunArguments) -> None:
         self.args = args
         self.data_parallel_size = 1
+        self.shares_prompts = True
         self.optimizer: torch.optim.Optimizer | None = None
         self._ranks: Ranks | None = None
         self._saver = state.Saver()
