@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from html import unescape
@@ -101,7 +102,7 @@ def test_a_character_of_several_tokens_is_shown_once(family: Loader, masked: Mas
 
 
 def test_the_terminal_shows_counts_warnings_and_colours(family: Loader, masked: MaskedTokens) -> None:
-    console = Console(width=10_000, record=True, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=10_000, record=True, force_terminal=True, file=io.StringIO())
     console.print(terminal(masked, family("llama-3")))
     text = console.export_text(clear=False)
     assert text.splitlines()[0].startswith(f"{len(masked.token_ids)} tokens, {sum(masked.loss_mask)} trained")
