@@ -64,7 +64,7 @@ def near_misses(kind: Kind, component: Any) -> list[str]:
         taken = known | set(_members(kind.contract))
     else:
         known = {*kind.marks, "reads_options"}
-        names, taken = [name for name in vars(component) if not name.startswith("__")], known
+        names, taken = [name for name in getattr(component, "__dict__", {}) if not name.startswith("__")], known
     return [
         f"the {kind.name} {getattr(component, '__name__', '?')} has {name!r}, which nothing calls; did it mean {near[0]!r}?"
         for name in names
