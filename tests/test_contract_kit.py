@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import unittest
+from collections.abc import Iterator
 
 import pytest
 from broken_components import BROKEN
@@ -26,6 +28,14 @@ from slime_core.testing import (
 )
 from slime_core.testing.behaviour import CHECKS
 from slime_core.testing.checkpoint import chat_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # broken components leave files open
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_open_files_are_closed_here() -> Iterator[None]:
+    yield
+    gc.collect()  # so that no test of another module is told of them
 
 
 @pytest.mark.parametrize("kind", KINDS)
