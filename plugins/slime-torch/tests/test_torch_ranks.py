@@ -6,7 +6,6 @@ scenarios in this process and compare.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch_cases import toolbox
 
 from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.contracts.train_backend import TrainBatch
@@ -272,10 +272,7 @@ def child(rank: int, port: int, folder: Path) -> None:
     os.environ.update({name: str(value) for name, value in variables.items()})
     found: dict[str, Any] = {}
     try:
-        spec = importlib.util.spec_from_file_location("torch_ranks_kit", Path(__file__).with_name("conftest.py"))
-        kit: Any = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(kit)  # type: ignore[union-attr]
-        tiny = kit.toolbox()
+        tiny = toolbox()
         for name in SCENARIOS:
             found[name] = run(tiny, name, 2)
         found["listens"] = listening()

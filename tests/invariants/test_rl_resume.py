@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import rl_hooks
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from slime_core.run.tracking import read_metrics
 
-HERE = Path(__file__).parent
+HOOKS = Path(rl_hooks.__file__).parent
 
 
 def command(mode: str, model: Path, data: Path, folder: Path) -> list[str]:
@@ -31,7 +32,7 @@ def command(mode: str, model: Path, data: Path, folder: Path) -> list[str]:
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(HOOKS), os.environ.get("PYTHONPATH"))))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
