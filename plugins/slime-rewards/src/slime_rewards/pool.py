@@ -136,7 +136,8 @@ class GradingPool:
         if process is None:
             return
         process.kill()
-        with suppress(BrokenPipeError), process:  # closes the pipes and waits; what it was not sent cannot be sent any more
+        # Leaving the block closes the pipes and waits; what the process was not sent cannot be sent any more.
+        with suppress(BrokenPipeError), process:
             pass
         with self._lock:
             self._processes.discard(process)
