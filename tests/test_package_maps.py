@@ -121,3 +121,17 @@ def test_helper_modules_beside_the_tests_have_names_of_their_own() -> None:
         spec = importlib.util.find_spec(file.stem)
         assert spec is not None
         assert spec.origin == str(file), f"{file} hides behind {spec.origin}"
+
+
+def test_the_page_of_invariants_names_tests_that_exist() -> None:
+    folder = ROOT / "tests" / "invariants"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(test_\w+\.py)`", page, re.MULTILINE)) == sorted(
+        f.name for f in folder.glob("test_*.py")
+    )
+    elsewhere = re.findall(r"`(\S+\.py)::(test_\w+)`", page)
+    assert len(elsewhere) > 20
+    missing = [
+        f"{file}::{name}" for file, name in elsewhere if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []
