@@ -32,4 +32,5 @@ echo "==> preparing the tokenizers"
 python scripts/assets.py tokenizers >/dev/null
 
 echo "==> pytest"
-python -m pytest -q -s "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,commands,weights,processes,options,engine,updates,runs,cluster}.py
+# Warnings of SGLang's many dependencies are none of ours.
+python -m pytest -q -s -W default "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,commands,weights,processes,options,engine,updates,runs,cluster}.py
