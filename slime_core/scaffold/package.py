@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from slime_core import __version__
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError, did_you_mean
 from slime_core.plugins import Plugins
@@ -150,11 +151,17 @@ def _fields(name: str, kind: str) -> dict[str, str]:
         "contract": row.contract_path,
         "command": command,
         "summary": example.summary,
-        "dependencies": _toml_list(("slime-core>=0.1", *example.needs)),
+        "dependencies": _toml_list((_core_requirement(), *example.needs)),
         "test_dependencies": _toml_list(("pytest>=8", *example.tests_need)),
     }
     is_given_options = "args" in inspect.signature(row.contract).parameters
     return {**fields, "options": _render("README_options.md", fields) if is_given_options else ""}
+
+
+def _core_requirement() -> str:
+    """Return what a package made with this slime-core needs of it: "slime-core>=0.1,<0.2" for version 0.1.3."""
+    major, minor = __version__.split(".")[:2]
+    return f"slime-core>={major}.{minor},<{major}.{int(minor) + 1}"
 
 
 def _toml_list(items: tuple[str, ...]) -> str:
