@@ -18,6 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from slime_core import __version__
+from slime_core.plugins import Plugins
+from slime_core.scaffold import new_package
 
 ROOT = Path(__file__).parent.parent
 OWN = [
@@ -106,10 +108,11 @@ def version(folder: Path) -> str:
     raise AssertionError(f"{folder} has no __version__")
 
 
-def test_every_distribution_needs_a_core_of_this_minor_version() -> None:
+def test_every_distribution_and_every_new_package_needs_a_core_of_this_minor_version(tmp_path: Path) -> None:
     major, minor = (int(part) for part in __version__.split(".")[:2])
     expected = f"slime-core>={major}.{minor},<{major}.{minor + 1}"
-    for folder in FOLDERS:
+    new = new_package("my-converter", "converter", tmp_path, Plugins()).folder
+    for folder in [*FOLDERS, new]:
         if folder != ROOT:
             assert expected in project(folder)["dependencies"], name(folder)  # type: ignore[operator]
 
