@@ -1,7 +1,7 @@
 # Sourced by the other scripts: makes the virtual environment .venv with slime in it, once, and again when a
 # requirement changed. Set PYTHON to choose the interpreter, SLIME_VENV to put the environment elsewhere.
 
-DISTRIBUTIONS=(. slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-rewards plugins/slime-trackers)
+DISTRIBUTIONS=(. slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-megatron plugins/slime-rewards plugins/slime-trackers)
 
 # dependency_group NAME: the requirements of a dependency group of the root pyproject.toml.
 dependency_group() {

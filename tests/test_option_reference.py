@@ -26,7 +26,7 @@ def test_every_option_has_one_row_with_its_help_text_its_default_and_its_readers
     assert sorted(row[0] for row in rows) == sorted(f"`{option.flag}`" for option in OPTIONS)
     by_flag = {row[0]: row for row in rows}
     assert by_flag["`--lr`"][1:3] == ["number ≥ 0", "`1e-06`"]
-    assert by_flag["`--lr`"][4:] == ["train backend `torch`", "yes"]
+    assert by_flag["`--lr`"][4:] == ["train backend `megatron`, `torch`", "yes"]
     assert by_flag["`--kl-loss-coef`"][3].endswith("Has an effect only with `--use-kl-loss`.")
     assert by_flag["`--save`"][4:] == ["core", "no"]
 

@@ -129,7 +129,7 @@ def test_the_extras_of_the_core_resolve_and_bring_every_distribution(metadata: d
                     yield from needed(requirement.name, further)
 
     extras = metadata["slime-core"].get_all("Provides-Extra") or []
-    assert {"sft", "rl", "sglang", "trackers", "ray", "all"} <= set(extras)
+    assert {"sft", "rl", "sglang", "trackers", "ray", "megatron", "all"} <= set(extras)
     brought = {extra: list(needed("slime-core", extra)) for extra in extras}
     own = {name(folder) for folder in OWN}
     for requirement in (r for listed in brought.values() for r in listed if r.name.startswith("slime-")):

@@ -1,0 +1,289 @@
+"""`--train-backend megatron`: trains with megatron-core, cut over ranks by tensor, sequence, pipeline, context, expert and
+data parallelism.
+
+The loop of slime_core drives it through the methods of `slime_core.contracts.train_backend.TrainBackend`. It runs on CUDA
+devices, or without any on CPUs over gloo, with the same code. Weights are float32, or bfloat16 with float32 copies under
+--bf16; gradients are added up in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from slime_core.contracts.loss import LossFunction, what_reads
+from slime_core.contracts.train_backend import Role, TrainBatch
+from slime_core.data.tokenizer import load_tokenizer
+from slime_core.errors import TrainingError
+from slime_core.sample import Sample
+from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, pack_micro_batch, response_values
+from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
+from slime_core.tensors.packed_rows import check_samples, pack_samples
+from slime_core.tensors.random_states import random_states, seed_all, set_random_states
+from slime_core.tensors.ranks import Ranks
+from slime_core.training.schedule import Schedule
+from slime_megatron import device as devices
+from slime_megatron.arguments import MegatronRunArguments
+
+if TYPE_CHECKING:
+    from slime_megatron.pipeline import MicroBatch, Pipeline
+    from slime_megatron.predictor import Predicted
+
+logger = logging.getLogger(__name__)
+
+
+class MegatronBackend:
+    """One model in training, as `slime_core.contracts.train_backend.TrainBackend` describes it.
+
+    Attributes:
+        data_parallel_size: ranks that compute different samples, known after `setup`.
+        context_parallel_size: ranks that share each sequence, known after `setup`.
+    """
+
+    def __init__(self, args: MegatronRunArguments) -> None:
+        self.args = args
+        self.data_parallel_size = self.context_parallel_size = 1
+        self._optimizer: Any = None
+
+    def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
+        """Read the configuration, build this rank's part of the model, fill it from the checkpoint, make the optimizer."""
+        args = self.args
+        device = devices.prepare()  # before megatron-core is imported
+        from megatron.core import parallel_state
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        from slime_megatron import checkpoint_files, model, optimizer, weights
+        from slime_megatron.layout import ParallelLayout, start_alone
+        from slime_megatron.pipeline import Pipeline
+        from slime_megatron.predictor import Predictor
+
+        self._world = world = Ranks.join(args.distributed_timeout_minutes)
+        if world.size == 1:
+            start_alone()
+        folder = args.ref_load or args.hf_checkpoint
+        with world.together():
+            self._tokenizer = load_tokenizer(args.hf_checkpoint)
+            config = checkpoint_files.read_config(args.hf_checkpoint)
+            layout = ParallelLayout.of(args, world.size, _experts_of(config))
+            spec = model.read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, layout.tensor)
+            layout.start()
+        for remark in spec.remarks if role == "actor" and world.rank == 0 else ():
+            logger.warning(remark)
+        seed_all(args.seed)
+        model_parallel_cuda_manual_seed(args.seed)
+        group = parallel_state.get_data_parallel_group()
+        self._ranks = Ranks(group.rank(), group.size(), device, group if world.size > 1 else None)
+        self.data_parallel_size, self.context_parallel_size = group.size(), layout.context
+        dtype = torch.bfloat16 if args.bf16 else torch.float32
+        self._dtype = torch.float32
+        with world.together():
+            self._model = built = model.build(spec, config.vocab_size, layout, args, dtype)
+            weights.mark_split_weights(built)
+            head = model.add_value_head(built) if role == "critic" else None
+            with checkpoint_files.Reader(Path(folder)) as reader:
+                weights.load(built, reader.read)
+            built.module.to(device)
+        self.loss = loss
+        self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, args)
+        self._predictor = Predictor(built, layout, args.log_probs_chunk_size, head)
+        if role == "reference":
+            built.module.requires_grad_(False)
+            built.module.train(False)
+            self._wrapped: nn.Module = built.module
+        else:
+            self._wrapped = optimizer.wrap(built.module, args)
+            self._optimizer = optimizer.build(self._wrapped, args, dtype)
+            self._schedule = Schedule.from_args(args, total_steps)
+        self._pipeline: Pipeline = Pipeline(built, self._wrapped, layout, self._predictor)
+        self._step = 0
+
+    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+        """Log-probs of the response tokens, 0.0 where none is trained or computed."""
+        return self._per_token(batch)
+
+    def values(self, batch: TrainBatch) -> list[list[float]]:
+        """A critic's predictions, shaped like `log_probs`."""
+        return self._per_token(batch)
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """Take one optimizer step on the global batch."""
+        from slime_megatron.optimizer import on_device
+
+        optimizer = self._trained()
+        self._wrapped.train()
+        self._zero_grad()
+        losses, metrics = self._forward_backward(batch, self._own(batch))
+        try:
+            require_finite_losses(batch, losses, self._step)
+            norm = self._norm()
+            require_finite_gradient(batch, norm, self._step, lambda number: self._norm_alone(batch, number))
+        except TrainingError:
+            self._zero_grad()
+            raise
+        lr = self._schedule.lr_at(self._step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self.args.weight_decay * group["wd_mult"]
+        with on_device(optimizer, self.args.optimizer_cpu_offload):
+            optimizer.step()
+        self._step += 1
+        return {
+            "loss": sum(losses),
+            **metrics,
+            "grad_norm": norm,
+            "lr": lr,
+            "num_trained_tokens": batch.num_trained_tokens,
+            "num_tokens": batch.num_tokens,
+        }
+
+    def evaluate(self, batch: TrainBatch) -> dict[str, float]:
+        """The loss on `batch` and its metrics, without training. Leaves no trace."""
+        self._predictor.wants_entropy = self._wants_entropy
+        with self._without_trace():
+            found = self._pipeline.forward(self._own(batch), self._loss_of(batch))
+        losses, metrics = gather_outputs([(loss, own) for loss, own in found], self._ranks)
+        return {"loss": sum(losses), **metrics}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters under their Hugging Face names, whole, detached, tied ones once. All ranks iterate together."""
+        from slime_megatron import weights
+
+        return weights.gather(self._model)
+
+    def save_state(self, path: Path) -> None:
+        """Write this rank's part of model, optimizer and random states; see `slime_megatron.state`."""
+        from slime_megatron import state
+        from slime_megatron.optimizer import on_device
+
+        with on_device(self._trained(), self.args.optimizer_cpu_offload):
+            state.save(path, self._wrapped, self._trained(), self._step)
+
+    def load_state(self, path: Path) -> None:
+        """Restore what `save_state` wrote, also under another layout."""
+        from slime_megatron import state
+        from slime_megatron.optimizer import on_device
+
+        with on_device(self._trained(), self.args.optimizer_cpu_offload):
+            self._step = state.load(path, self._wrapped, self._trained())
+
+    def export_hf(self, path: Path) -> None:
+        """Write a Hugging Face checkpoint, weight by weight. Of several ranks the first writes."""
+        from slime_megatron import checkpoint_files
+
+        source = Path(self.args.hf_checkpoint)
+        first = self._world.rank == 0
+        checkpoint_files.write(path, self.weights(), source, self._model.spec.extra_file_prefixes, write=first)
+        if first:
+            self._tokenizer.save_pretrained(path)
+
+    def close(self) -> None:
+        """Leave the process groups; the models of a process share them."""
+        if not dist.is_initialized():
+            return
+        from megatron.core import parallel_state
+
+        if parallel_state.is_initialized():
+            parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+    # ---------------------------------------------------------------------------------------------------- computation
+
+    def _trained(self) -> Any:
+        if self._optimizer is None:
+            raise RuntimeError("This model has no optimizer: it is a reference model, or has not been set up.")
+        return self._optimizer
+
+    def _own(self, batch: TrainBatch) -> list[MicroBatch]:
+        """What this rank computes: at least one micro-batch, and one of nobody in place of each that is empty."""
+        computed = [batch.samples[i] for micro_batch in batch.micro_batches for i in micro_batch]
+        check_samples(computed, self._model.vocab_size)
+        own = batch.of_rank(self._ranks.rank, self._ranks.size) or [[]]
+        return [self._micro_batch(batch, samples) for samples in own]
+
+    def _micro_batch(self, batch: TrainBatch, samples: Sequence[int]) -> MicroBatch:
+        device, size = self._ranks.device, self._model.vocab_size
+        # Attention and positions of megatron-core know sequences, not responses that share a prompt.
+        apart = replace(batch, share_prompts=False)
+        row = pack_micro_batch(apart, samples, vocab_size=size, device=device, dtype=self._dtype)
+        if len(row.targets):
+            return self._pipeline.micro_batch(samples, row)
+        nobody = pack_samples([Sample(tokens=[0, 0], response_length=1)], vocab_size=size, device=device)
+        return self._pipeline.micro_batch([], nobody)
+
+    def _loss_of(self, batch: TrainBatch) -> Any:
+        def loss(micro_batch: MicroBatch, predicted: Predicted) -> tuple[Tensor, dict[str, Tensor]]:
+            """The share of the loss and of the metrics of one micro-batch."""
+            values, entropy, row = predicted.values, predicted.entropy, micro_batch.row
+            if not micro_batch.samples:  # of nobody: the loss of no token, which keeps the graph
+                empty = pack_micro_batch(
+                    batch, [], vocab_size=self._model.vocab_size, device=values.device, dtype=self._dtype
+                )
+                values, entropy = values[:0], None if entropy is None else entropy[:0]
+                row = empty
+            critic = self._predictor.value_head is not None
+            outputs = self.loss(self.args, loss_inputs(batch, micro_batch.samples, row, values, entropy, critic=critic))
+            return outputs.loss + predicted.values.sum() * 0.0, outputs.metrics
+
+        return loss
+
+    def _forward_backward(
+        self, batch: TrainBatch, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[list[float], dict[str, float]]:
+        self._predictor.temperature, self._predictor.wants_entropy = batch.temperature, self._wants_entropy
+        loss = self._loss_of(batch)
+
+        def share(micro_batch: MicroBatch, predicted: Predicted) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+            value, metrics = loss(micro_batch, predicted)
+            return value, (value.detach().clone(), metrics)  # the schedule changes what it was given in place
+
+        return gather_outputs(self._pipeline.train(micro_batches, share), self._ranks)
+
+    def _zero_grad(self) -> None:
+        zero: Any = self._wrapped
+        zero.zero_grad_buffer()
+        self._trained().zero_grad()
+
+    def _norm(self) -> float:
+        """The norm of the gradient over all ranks."""
+        optimizer = self._trained()
+        optimizer.prepare_grads()
+        return float(optimizer.get_grad_norm())
+
+    def _norm_alone(self, batch: TrainBatch, number: int) -> float:
+        """The norm of the gradient of one micro-batch of the global batch alone."""
+        self._zero_grad()
+        own = number % self._ranks.size == self._ranks.rank
+        self._forward_backward(batch, [self._micro_batch(batch, batch.micro_batches[number] if own else [])])
+        return self._norm()
+
+    def _per_token(self, batch: TrainBatch) -> list[list[float]]:
+        self._predictor.temperature, self._predictor.wants_entropy = batch.temperature, False
+        micro_batches = self._own(batch)
+        with self._without_trace():
+            found = self._pipeline.forward(micro_batches, lambda micro_batch, predicted: predicted.values)
+        pairs = zip(micro_batches, found, strict=True)
+        return response_values(batch, [(m.samples, v if m.samples else v[:0]) for m, v in pairs], self._ranks)
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        was_training, before = self._wrapped.training, random_states()
+        self._wrapped.train(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            set_random_states(before)
+            self._wrapped.train(was_training)
+
+
+def _experts_of(config: Any) -> int:
+    names = ("num_experts", "n_routed_experts", "num_local_experts")
+    return next((int(n) for name in names if (n := getattr(config, name, None))), 0)

@@ -1,0 +1,138 @@
+"""Hugging Face checkpoints on disk, one weight at a time: reading configuration and weights, and writing them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slime_core.errors import ArgumentError
+
+_INDEX = "model.safetensors.index.json"
+_SHARD_BYTES = 4 * 2**30
+
+
+def read_config(folder: str) -> Any:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ArgumentError: there is none that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{folder} holds no model configuration that can be loaded: {error}") from error
+
+
+class Reader:
+    """The weights of a checkpoint by name, read when they are asked for. Holds one at a time.
+
+    Raises:
+        ArgumentError: the folder has no safetensors files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ArgumentError(f"{folder} holds no *.safetensors files, from which weights are read.")
+        self._open = [safe_open(file, "pt") for file in files]
+        self._of = {name: file for file in self._open for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118 - it is no mapping
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open, self._of = [], {}
+
+    def read(self, name: str) -> Tensor:
+        """A weight. Raises `KeyError` if there is none of this name."""
+        tensor: Tensor = self._of[name].get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._of)
+
+
+def write(
+    folder: Path,
+    weights: Iterator[tuple[str, Tensor]],
+    source: Path,
+    copied_prefixes: Sequence[str] = (),
+    write: bool = True,
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Write weights and configuration as a Hugging Face checkpoint, in files of limited size.
+
+    Args:
+        weights: read to the end, also where nothing is written: the other ranks take part in gathering them.
+        source: the checkpoint that the configuration, and weights that training does not know, are copied from.
+        copied_prefixes: what the names of the latter begin with.
+        write: this rank writes.
+        shard_bytes: largest size of a file, unless one weight alone is larger.
+    """
+    if not write:
+        for _ in weights:
+            pass
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    files = _Files(folder, shard_bytes)
+    for name, tensor in weights:
+        files.add(name, tensor)
+    if copied_prefixes:
+        with Reader(source) as reader:
+            for name in reader.names():
+                if name.startswith(tuple(copied_prefixes)):
+                    files.add(name, reader.read(name))
+    files.finish()
+
+
+class _Files:
+    """Collects weights and writes a file whenever enough have come together."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder, limit
+        self._held: dict[str, Tensor] = {}
+        self._bytes = self._total = 0
+        self._written: list[tuple[Path, list[str]]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self._held and self._bytes + size > self._limit:
+            self._flush()
+        self._held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        self._bytes += size
+        self._total += size
+
+    def finish(self) -> None:
+        self._flush()
+        count = len(self._written)
+        index: dict[str, str] = {}
+        for number, (path, names) in enumerate(self._written, 1):
+            final = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            path.rename(self._folder / final)
+            index |= dict.fromkeys(names, final)
+        if count > 1:
+            text = json.dumps({"metadata": {"total_size": self._total}, "weight_map": index}, indent=1)
+            (self._folder / _INDEX).write_text(text, encoding="utf-8")
+
+    def _flush(self) -> None:
+        if self._held:
+            path = self._folder / f".part-{len(self._written)}.safetensors"
+            save_file(self._held, path, metadata={"format": "pt"})
+            self._written.append((path, list(self._held)))
+            self._held, self._bytes = {}, 0

@@ -1,0 +1,242 @@
+"""Builds megatron-core's model of a Hugging Face checkpoint: this rank's part of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from torch import Tensor, nn
+
+from slime_core.errors import ArgumentError, did_you_mean
+from slime_megatron.arguments import MegatronArguments
+from slime_megatron.families import FAMILIES
+from slime_megatron.layout import ParallelLayout
+from slime_megatron.model_flags import compare
+from slime_megatron.modules import (
+    LatentRMSNorm,
+    PackedCoreAttention,
+    PostNormAdd,
+    RMSNorm,
+    ZeroCentredRMSNorm,
+    sum_rotary_key_gradients,
+)
+from slime_megatron.names import Names, Rule
+from slime_megatron.spec import ConfigReader, Family, ModelSpec
+
+VALUE_HEAD = "value_head"
+"""What a critic's head is called, in the model and in files."""
+
+_NORMS = {"rms": RMSNorm, "zero_centred_rms": ZeroCentredRMSNorm}
+
+
+class HiddenStates(GPTModel):  # type: ignore[misc]  # megatron-core has no types
+    """megatron-core's model without its last step: the last pipeline stage gives the final hidden states, not logits."""
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+@dataclass
+class BuiltModel:
+    """This rank's part of a model.
+
+    Attributes:
+        module: megatron-core's model.
+        spec: what the family made of the configuration.
+        names: how its weights are called in files.
+        layer_offset: layers of the stages before this one.
+        vocab_size: tokens that the checkpoint knows, without the padding.
+    """
+
+    module: HiddenStates
+    spec: ModelSpec
+    names: Names
+    layer_offset: int
+    vocab_size: int
+
+    def forward(self, row_ids: Tensor, bounds: Tensor, longest: int, model: nn.Module | None = None) -> Tensor:
+        """The hidden states of a packed row, or on other stages than the last what the next one wants.
+
+        Args:
+            row_ids: (1, N) token ids of this context-parallel rank.
+            bounds: (S + 1,) int32, where the sequences begin in the whole row.
+            longest: the length of the longest sequence.
+            model: the wrapped module, where there is one.
+        """
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        hidden: Tensor = (model or self.module)(row_ids, None, None, packed_seq_params=packed)
+        return hidden
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V / tensor ranks, H): the output layer's, or the embedding's where they are tied. On the last stage."""
+        tied = self.module.share_embeddings_and_output_weights
+        weight: Tensor = self.module.shared_embedding_or_output_weight() if tied else self.module.output_layer.weight
+        return weight
+
+
+def read_spec(config: Any, where: str, args: MegatronArguments, tensor: int) -> ModelSpec:
+    """What the family of a configuration makes of it; every key of it is looked at.
+
+    Args:
+        config: of transformers.
+        where: the checkpoint, for messages.
+        tensor: tensor-parallel ranks.
+
+    Raises:
+        ArgumentError: there is no such family, it refuses the configuration, or an option contradicts that.
+    """
+    reader = ConfigReader(config.to_dict(), where)
+    multiple = math.lcm(args.make_vocab_size_divisible_by * tensor)
+    spec = _family(reader, args)(reader, lambda size: -(-size // multiple) * multiple)
+    reader.require_all_read()
+    compare(args, spec, where, reader.model_type)
+    return spec
+
+
+def _family(reader: ConfigReader, args: MegatronArguments) -> Family:
+    if args.custom_model_provider_path:
+        from slime_core.plugins.import_path import resolve
+
+        own: Family = resolve(args.custom_model_provider_path)
+        return own
+    if reader.model_type not in FAMILIES:
+        reader.refuse(
+            f"models of the type {reader.model_type!r} are not mapped to megatron-core; mapped are {', '.join(FAMILIES)}."
+            f"{did_you_mean(reader.model_type, FAMILIES)} --custom-model-provider-path names a family of your own"
+        )
+    return FAMILIES[reader.model_type]
+
+
+def build(
+    spec: ModelSpec, vocab_size: int, layout: ParallelLayout, args: MegatronArguments, dtype: torch.dtype
+) -> BuiltModel:
+    """This rank's part of the model, with random weights."""
+    config = _config(spec, layout, args, dtype)
+    block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    norm: Any = _NORMS[spec.norm]
+    block.layer_norm = norm
+    for layer in block.layer_specs:
+        parts: Any = layer.submodules
+        attention = parts.self_attention.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = norm
+        attention.core_attention = PackedCoreAttention
+        if spec.latent:
+            attention.q_layernorm = attention.kv_layernorm = LatentRMSNorm
+        elif config.qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = norm
+        if spec.post_norms:
+            add = ModuleSpec(module=PostNormAdd, params={"config": config, "norm": norm})
+            parts.self_attn_bda = parts.mlp_bda = add
+    module = HiddenStates(
+        config=config,
+        transformer_layer_spec=block,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        fp16_lm_cross_entropy=False,
+        parallel_output=True,
+        **spec.model,
+    )
+    offset = get_transformer_layer_offset(config)
+    if spec.latent:
+        sum_rotary_key_gradients(module)
+    if spec.embedding_scale and module.pre_process:
+        scale = spec.embedding_scale
+        module.embedding.word_embeddings.register_forward_hook(lambda layer, given, out: out * out.new_tensor(scale))
+    for number, layer in enumerate(module.decoder.layers):
+        core: Any = layer.self_attention.core_attention
+        core.soft_cap = spec.attention_soft_cap
+        core.window = spec.windows[number + offset] if spec.windows else None
+    return BuiltModel(module, spec, Names(spec.rules), offset, vocab_size)
+
+
+def add_value_head(model: BuiltModel) -> nn.Linear | None:
+    """Give the last stage a critic's head: a linear layer without bias that turns a hidden state into one number, in place of
+    logits; 0 where the checkpoint has none. An output layer that is not tied to the embedding is frozen."""
+    if not model.module.post_process:
+        return None
+    config = model.module.config
+    head = nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
+    nn.init.zeros_(head.weight)
+    model.module.add_module(VALUE_HEAD, head)
+    model.names.add(Rule(f"{VALUE_HEAD}.weight", (f"{VALUE_HEAD}.weight",), optional=True))
+    if not model.module.share_embeddings_and_output_weights:
+        model.module.output_layer.requires_grad_(False)
+    return head
+
+
+def _check_stages(layers: int, stages: int, given: tuple[int | None, int | None]) -> None:
+    """Refuse layers that do not go into the stages evenly, but for a first and a last one of given size.
+
+    Raises:
+        ArgumentError: they do not.
+    """
+    if stages == 1:
+        return
+    sizes = [size for size in given if size is not None]
+    left, others = layers - sum(sizes), stages - len(sizes)
+    if left < others or (left % others if others else left):
+        said = f", of which the first and last stage are to have {' and '.join(map(str, sizes))}" if sizes else ""
+        raise ArgumentError(
+            f"The model has {layers} layers{said}, which --pipeline-model-parallel-size {stages} does not divide. Say how "
+            "many the first or last stage has: --decoder-first-pipeline-num-layers, --decoder-last-pipeline-num-layers."
+        )
+
+
+def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dtype: torch.dtype) -> TransformerConfig:
+    stages = (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers)
+    _check_stages(spec.config["num_layers"], layout.pipeline, stages)
+    groups = spec.config.get("num_query_groups")
+    if groups is not None and groups % layout.tensor:
+        raise ArgumentError(
+            f"The model has {groups} key and value heads, which --tensor-model-parallel-size {layout.tensor} does not divide."
+        )
+    kind = MLATransformerConfig if spec.latent else TransformerConfig
+    config = kind(
+        **spec.config,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        sequence_parallel=layout.sequence,
+        num_layers_in_first_pipeline_stage=stages[0],
+        num_layers_in_last_pipeline_stage=stages[1],
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        variable_seq_lengths=True,  # packed rows of a pipeline differ in length
+        moe_token_dispatcher_type="alltoall",  # the only one that works with them, for dense models too
+        calculate_per_token_loss=True,  # gradients are sums: the loss is normalised by whoever computes it
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        deallocate_pipeline_outputs=False,  # with it gradients are not deterministic on a CPU
+        recompute_granularity=args.recompute_granularity,
+        recompute_method=args.recompute_method,
+        recompute_num_layers=args.recompute_num_layers,
+        recompute_modules=list(args.recompute_modules) if args.recompute_modules else None,
+    )
+    for name, value in spec.attributes.items():
+        setattr(config, name, value)
+    return config

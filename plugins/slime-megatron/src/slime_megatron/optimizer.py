@@ -1,0 +1,105 @@
+"""What reduces gradients over ranks, and the optimizer: megatron-core's, from the options that all backends share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from torch import Tensor, nn
+
+from slime_core.errors import ArgumentError
+from slime_megatron.arguments import MegatronRunArguments
+from slime_megatron.model import HiddenStates
+
+HOST = torch.device("cpu")
+
+
+def wrap(module: HiddenStates, args: MegatronRunArguments, bucket_size: int | None = None) -> nn.Module:
+    """The module in what adds up its gradients, in float32, over data- and context-parallel ranks.
+
+    Args:
+        bucket_size: parameters whose gradients travel together under `--overlap-grad-reduce`. Default: megatron-core's.
+    """
+    config: Any = module.config
+    config.finalize_model_grads_func = finalize_model_grads
+    reducing = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=args.overlap_grad_reduce,
+        bucket_size=bucket_size,
+        use_distributed_optimizer=args.use_distributed_optimizer,
+    )
+    wrapped: nn.Module = DistributedDataParallel(config, reducing, module)
+    if args.overlap_grad_reduce:
+        config.no_sync_func = wrapped.no_sync  # gradients travel in the backward pass of the last micro-batch alone
+    return wrapped
+
+
+def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) -> Any:
+    """The optimizer of `--optimizer`. Biases and weights with one dimension are never decayed.
+
+    Raises:
+        ArgumentError: `--optimizer-cpu-offload` is given where there is no memory but the host's, or `--optimizer sgd` with a
+            state that is cut over ranks.
+    """
+    if args.optimizer == "sgd" and args.use_distributed_optimizer:
+        raise ArgumentError(
+            "--optimizer sgd needs --no-use-distributed-optimizer: megatron-core cuts the state of Adam alone over ranks."
+        )
+    if args.optimizer_cpu_offload and not torch.cuda.is_available():
+        raise ArgumentError(
+            "--optimizer-cpu-offload needs a GPU: this process trains on the CPU, so all that it holds is in host memory "
+            "already. Leave the option out."
+        )
+    config = OptimizerConfig(
+        optimizer="sgd" if args.optimizer == "sgd" else "adam",
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        adam_beta1=args.adam_beta1,
+        adam_beta2=args.adam_beta2,
+        adam_eps=args.adam_eps,
+        sgd_momentum=args.sgd_momentum,
+        clip_grad=args.clip_grad,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        use_distributed_optimizer=args.use_distributed_optimizer,
+    )
+    optimizer = get_megatron_optimizer(config, [wrapped])
+    wrapped_config: Any = wrapped.config
+    wrapped_config.grad_scale_func = optimizer.scale_loss
+    return optimizer
+
+
+@contextmanager
+def on_device(optimizer: Any, offloaded: bool) -> Iterator[None]:
+    """Have the optimizer's state where its parameters are inside of this context, and in host memory afterwards; nothing
+    happens unless it is offloaded.
+
+    megatron-core's own way to offload computes on the CPU, but a state that it wrote cannot be read again without Transformer
+    Engine.
+    """
+    if not offloaded:
+        yield
+        return
+    move_state(optimizer, None)
+    try:
+        yield
+    finally:
+        move_state(optimizer, HOST)
+
+
+def move_state(optimizer: Any, device: torch.device | None) -> None:
+    """Move every tensor of the optimizer's state, its values unchanged.
+
+    Args:
+        device: where to; None: to the device of the parameter that the tensor belongs to.
+    """
+    inner = (part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer]))
+    for parameter, values in ((p, v) for own in inner if own is not None for p, v in own.state.items()):
+        target = parameter.device if device is None else device
+        for key, value in values.items():
+            if isinstance(value, Tensor) and key != "step":  # a number that torch wants on the CPU
+                values[key] = value.to(target)

@@ -1,0 +1,34 @@
+"""What this distribution gives to slime. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slime_core import Lazy, hookimpl
+
+if TYPE_CHECKING:
+    from slime_core.contracts.options import ArgumentGroup
+
+
+@hookimpl
+def slime_argument_groups() -> list[type[ArgumentGroup]]:
+    from slime_megatron.arguments import MegatronComputeArguments, MegatronLayoutArguments
+    from slime_megatron.model_flags import MegatronModelArguments
+
+    return [MegatronLayoutArguments, MegatronComputeArguments, MegatronModelArguments]
+
+
+@hookimpl
+def slime_train_backends() -> dict[str, Lazy]:
+    return {
+        "megatron": Lazy(
+            "slime_megatron.backend:MegatronBackend",
+            "megatron-core: a model cut over ranks by tensor, pipeline, context, expert and data parallelism",
+            reads_options=(
+                "OptimizerArguments",
+                "MegatronLayoutArguments",
+                "MegatronComputeArguments",
+                "MegatronModelArguments",
+            ),
+        )
+    }

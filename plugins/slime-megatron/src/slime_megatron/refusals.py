@@ -1,0 +1,158 @@
+"""What this backend cannot do, found in the options alone: refused in words, or told to have no effect. Pure; imports nothing
+heavy, so that `slime check` can say it.
+
+What depends on the device is refused where the optimizer is built, what depends on the model in `slime_megatron.model_flags`,
+and what depends on the number of ranks in `slime_megatron.layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slime_megatron.arguments import MegatronArguments
+
+_TRANSFORMER_ENGINE = (
+    "needs Transformer Engine, with which this backend has never been run; its own modules compute the same numbers. Leave the "
+    "option out"
+)
+
+
+def refused(args: MegatronArguments) -> list[str]:
+    """One sentence for every option that asks for something this backend does not do."""
+    return [*_computation(args), *_optimizer(args), *_experts(args), *_recomputation(args)]
+
+
+def _computation(args: MegatronArguments) -> Iterator[str]:
+    if args.num_layers_per_virtual_pipeline_stage is not None:
+        yield (
+            "--num-layers-per-virtual-pipeline-stage: stages that are interleaved (virtual pipeline) need micro-batches of one "
+            "length, and packed rows differ in length. Leave it out; --decoder-first-pipeline-num-layers and "
+            "--decoder-last-pipeline-num-layers balance the stages."
+        )
+    if args.transformer_impl == "transformer_engine":
+        yield f"--transformer-impl transformer_engine {_TRANSFORMER_ENGINE}, or give --transformer-impl local."
+    if args.rope_fusion:
+        yield f"--rope-fusion {_TRANSFORMER_ENGINE}, or give --no-rope-fusion."
+    if args.masked_softmax_fusion:
+        yield (
+            "--masked-softmax-fusion: attention is torch's scaled_dot_product_attention, which is fused itself. Leave the "
+            "option out, or give --no-masked-softmax-fusion."
+        )
+    if args.gradient_accumulation_fusion:
+        yield (
+            "--gradient-accumulation-fusion needs APEX's CUDA extension, with which this backend has never been run. Leave the "
+            "option out, or give --no-gradient-accumulation-fusion."
+        )
+    if not args.attention_softmax_in_fp32:
+        yield "--no-attention-softmax-in-fp32: the softmax of attention is always computed in float32. Leave the option out."
+    for name, dropout in (("attention", args.attention_dropout), ("hidden", args.hidden_dropout)):
+        if dropout:
+            yield f"--{name}-dropout is {dropout}: this backend trains without dropout. Give 0, or leave the option out."
+
+
+def _optimizer(args: MegatronArguments) -> Iterator[str]:
+    if args.overlap_param_gather:
+        yield (
+            "--overlap-param-gather: the new weights would arrive in the next forward pass, but checkpoints, exports and the "
+            "inference engine read them right after a step. Leave the option out."
+        )
+    if not args.accumulate_allreduce_grads_in_fp32:
+        yield "--no-accumulate-allreduce-grads-in-fp32: gradients are always added up in float32. Leave the option out."
+    if args.use_precision_aware_optimizer:
+        yield (
+            "--use-precision-aware-optimizer needs the Adam of Transformer Engine (FusedAdam), with which this backend has "
+            "never been run. Leave the option out: moments and master weights are float32, as they are with the option unless "
+            "other types are asked for; --optimizer-cpu-offload keeps the moments in host memory without it."
+        )
+
+
+def _experts(args: MegatronArguments) -> Iterator[str]:
+    if args.moe_token_dispatcher_type == "allgather":
+        yield (
+            "--moe-token-dispatcher-type allgather cannot take packed rows of different lengths. Give alltoall, or leave the "
+            "option out."
+        )
+    if args.moe_router_load_balancing_type == "sinkhorn":
+        yield (
+            "--moe-router-load-balancing-type sinkhorn chooses other experts than the checkpoint was made with. Give none."
+        )
+    if args.moe_aux_loss_coeff:
+        yield (
+            f"--moe-aux-loss-coeff is {args.moe_aux_loss_coeff:g}: the auxiliary loss that balances experts is not trained "
+            "here. Give 0, or leave the option out."
+        )
+    if args.moe_router_bias_update_rate:
+        yield (
+            f"--moe-router-bias-update-rate is {args.moe_router_bias_update_rate:g}: the bias that chooses experts would move "
+            "in every step, and with it the log-probs of tokens that the engine sampled. Give 0, or leave the option out."
+        )
+    if args.moe_expert_capacity_factor is not None:
+        yield "--moe-expert-capacity-factor: no token is dropped here, as none is in the engine. Leave the option out."
+    if args.enable_mtp_training:
+        yield (
+            "--enable-mtp-training: layers for multi-token prediction are not trained here; an export copies them unchanged. "
+            "Leave the option out."
+        )
+
+
+def _recomputation(args: MegatronArguments) -> Iterator[str]:
+    if args.recompute_granularity == "full":
+        if args.recompute_method is None or args.recompute_num_layers is None:
+            yield (
+                "--recompute-granularity full needs --recompute-method and --recompute-num-layers, for example uniform and 1: "
+                "every layer is computed again."
+            )
+        if args.recompute_modules:
+            yield "--recompute-modules goes with --recompute-granularity selective, and full computes whole layers again."
+    if args.recompute_granularity == "selective":
+        if args.recompute_method or args.recompute_num_layers:
+            yield (
+                "--recompute-method and --recompute-num-layers go with --recompute-granularity full; selective computes "
+                "--recompute-modules of all layers again."
+            )
+        if "layernorm" in (args.recompute_modules or ()):
+            yield f"--recompute-modules layernorm {_TRANSFORMER_ENGINE}."
+        if "moe_act" in (args.recompute_modules or ()):
+            yield "--recompute-modules moe_act needs experts in one kernel (--moe-grouped-gemm), which are not used here."
+
+
+def remarks(args: MegatronArguments) -> list[str]:
+    """One sentence for every option that has no effect, or another one than its name promises, in this backend. Those whose
+    effect depends on another option alone say so by their declaration, and `slime check` reports them itself."""
+    found = []
+    if args.sequence_parallel and args.tensor_model_parallel_size == 1:
+        found.append("--sequence-parallel has no effect with --tensor-model-parallel-size 1.")
+    if args.pipeline_model_parallel_size == 1:
+        for flag, value in (
+            ("--decoder-first-pipeline-num-layers", args.decoder_first_pipeline_num_layers),
+            ("--decoder-last-pipeline-num-layers", args.decoder_last_pipeline_num_layers),
+        ):
+            if value is not None:
+                found.append(f"{flag} has no effect with --pipeline-model-parallel-size 1.")
+    if args.overlap_cpu_optimizer_d2h_h2d:
+        found.append(
+            "--overlap-cpu-optimizer-d2h-h2d has no effect: the optimizer's state goes to the GPU in one piece for each step, "
+            "and back."
+        )
+    if not args.check_for_nan_in_loss_and_grad:
+        found.append("--no-check-for-nan-in-loss-and-grad has no effect: NaN and Inf always stop a run.")
+    if args.moe_token_dispatcher_type == "flex":
+        deepep = " and --moe-enable-deepep have" if args.moe_enable_deepep else " has"
+        found.append(
+            f"--moe-token-dispatcher-type flex{deepep} no effect: tokens get to their experts by all-to-all. No number changes."
+        )
+    elif args.moe_token_dispatcher_type and args.moe_enable_deepep:
+        found.append("--moe-enable-deepep has no effect: tokens get to their experts by all-to-all. No number changes.")
+    if args.transformer_impl is not None:
+        if args.attention_backend != "auto":
+            found.append(
+                f"--attention-backend {args.attention_backend} has no effect: torch's scaled_dot_product_attention chooses "
+                "its kernel itself."
+            )
+        if args.moe_grouped_gemm:
+            found.append("--moe-grouped-gemm has no effect: experts are computed one after the other.")
+        if args.moe_permute_fusion:
+            found.append("--moe-permute-fusion has no effect: tokens are sorted by expert without a fused kernel.")
+    return found

@@ -1,0 +1,380 @@
+"""Cases of training with megatron-core, each compared with what transformers computes.
+
+One launch of ranks runs many cases, since starting it takes longer than most of them. Each rank compares its own part and
+writes down how far it is off; the tests read that.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron_models import make_arguments, make_batch, make_model, save
+from megatron_ranks import launch, resolve
+from megatron_truth import LOSSES, LR, STEPS, Loss, Truth, compute_truth
+from torch import Tensor
+
+from slime_core.contracts.loss import LossInputs, LossOutputs
+from slime_core.contracts.train_backend import TrainBatch
+from slime_core.tensors.packed_rows import trained_places
+from slime_core.training.batches import Mean
+
+LAUNCHES = 3
+"""How often the ranks are started again for the cases that are left after one that ended them."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model in one layout, trained for a few steps.
+
+    Attributes:
+        model: one of `megatron_models.MODELS`.
+        tensor, pipeline, context, data: numbers of ranks, whose product is that of all.
+        expert: ranks of a pipeline stage that share the experts.
+        sequence, distributed: sequence parallelism, and the distributed optimizer.
+        loss, mean: what is minimised, and how it is averaged.
+        options: further options of the backend.
+        rows: the micro-batches, where they are not to be cut by their tokens.
+        reference: a reference model is set up too.
+        fault: import path of a context manager under which it runs, "module:name".
+    """
+
+    model: str
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    data: int = 1
+    expert: int = 1
+    sequence: bool = False
+    distributed: bool = True
+    loss: Loss = "policy"
+    mean: Mean = "sample"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[tuple[int, ...], ...] = ()
+    reference: bool = False
+    fault: str = ""
+
+    def __str__(self) -> str:
+        sizes = {
+            "TP": self.tensor,
+            "PP": self.pipeline,
+            "CP": self.context,
+            "EP": self.expert,
+            "DP": self.data,
+        }
+        parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+        parts += ["SP"] if self.sequence else []
+        parts += [] if self.distributed else ["whole optimizer"]
+        parts += [f"{self.loss} per {self.mean}"] if (self.loss, self.mean) != ("policy", "sample") else []
+        parts += [f"{name} {value}" for name, value in self.options.items()]
+        parts += [f"{len(self.rows)} uneven micro-batches"] if self.rows else []
+        parts += ["reference"] if self.reference else []
+        parts += [self.fault.partition(":")[2]] if self.fault else []
+        return ", ".join([self.model, *parts])
+
+    @property
+    def ranks(self) -> int:
+        """Training ranks in all."""
+        return self.tensor * self.pipeline * self.context * self.data
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What the ranks' groups depend on."""
+        experts = "moe" in self.model or "deepseek" in self.model
+        return self.tensor, self.pipeline, self.context, self.expert, experts
+
+    @property
+    def truth(self) -> str:
+        """The name of the file with what transformers computes."""
+        return f"{self.model}, {self.loss}, {self.mean}.pt"
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Write the checkpoint of a case and what transformers computes with it, unless they are there."""
+    if (folder / case.truth).is_file():
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = make_model(case.model)
+    if not (folder / case.model).is_dir():
+        save(model, folder / case.model)
+    compute_truth(model, case.loss, case.mean).write(folder / case.truth)
+    torch.set_num_threads(threads)
+
+
+def run_cases(cases: Sequence[Case], folder: Path, timeout_s: float) -> dict[str, list[dict[str, Any]]]:
+    """Run cases with equally many ranks, one after the other.
+
+    Args:
+        folder: has the checkpoints by their models' names, and the files of `Case.truth`.
+
+    Returns:
+        per case what `compare` found on each rank; {"error": …} where a rank failed or did not come that far.
+    """
+    (ranks,) = {case.ranks for case in cases}
+    assert len({str(case) for case in cases}) == len(cases), "two cases have one name"
+    found: dict[str, list[dict[str, Any]]] = {}
+    end = time.monotonic() + timeout_s
+    for _ in range(LAUNCHES):
+        left = sorted((case for case in cases if str(case) not in found), key=lambda case: case.layout)
+        if not left:
+            break
+        results = launch("megatron_cases:work", (left, folder), ranks, folder, end - time.monotonic())
+        finished = {str(case) for case in left if all("error" not in r.get(str(case), {"error": 0}) for r in results)}
+        found |= {name: [rank[name] for rank in results] for name in finished}
+        if broken := next((case for case in left if str(case) not in finished), None):
+            found[str(broken)] = [
+                rank.get(str(broken), {"error": rank.get("error", "did not come that far")}) for rank in results
+            ]
+    return {str(case): found.get(str(case), [{"error": "the ranks ended before it"}]) for case in cases}
+
+
+def work(cases: Sequence[Case], folder: Path, found: dict[str, Any], note: Any) -> None:
+    """Compare one case after the other. Cases of one layout follow each other."""
+    before = None
+    for case in cases:
+        start = time.perf_counter()
+        if before not in (None, case.layout):
+            leave()
+        before = case.layout
+        try:
+            found[str(case)] = compare(case, folder)
+        except BaseException:
+            found[str(case)] = {"error": traceback.format_exc()}
+            raise
+        finally:
+            note()
+        found[str(case)]["seconds"] = time.perf_counter() - start
+
+
+def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor") -> Any:
+    """The backend of a case, set up. The one before must have been left."""
+    from slime_megatron.backend import MegatronBackend
+
+    options = {
+        "hf_checkpoint": str(folder / case.model),
+        "tensor_model_parallel_size": case.tensor,
+        "pipeline_model_parallel_size": case.pipeline,
+        "context_parallel_size": case.context,
+        "expert_model_parallel_size": case.expert,
+        "sequence_parallel": case.sequence,
+        "use_distributed_optimizer": case.distributed,
+        **case.options,
+    }
+    backend = MegatronBackend(make_arguments(**options))
+    backend.setup(loss or LOSSES[case.loss], 10, role)
+    return backend
+
+
+def forget(backend: Any) -> None:
+    """Let a backend be freed when nothing else holds it. Model and optimizer hold each other through graphs of gradients,
+    which Python's garbage collector does not see."""
+    backend._wrapped.config.grad_scale_func = None
+    getattr(backend._wrapped, "grad_accs", []).clear()
+
+
+def leave() -> None:
+    """Let the next case cut the ranks into groups of its own. The ranks stay together.
+
+    megatron-core forgets its groups without ending them, and each has threads of its own, which end when the last model that
+    knows the group is gone.
+    """
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    world = torch.distributed.group.WORLD
+    for group in list(torch.distributed.distributed_c10d._world.pg_map):
+        if group is not world:
+            torch.distributed.destroy_process_group(group)
+    gc.collect()
+
+
+def planted(case: Case) -> AbstractContextManager[Any]:
+    """The case's fault, if it has one."""
+    context: AbstractContextManager[Any] = resolve(case.fault)() if case.fault else nullcontext()
+    return context
+
+
+class Recording:
+    """A loss that keeps what it was given.
+
+    Attributes:
+        inputs: of each call with any trained token.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self._loss = loss
+        self.slime_reads = getattr(loss, "slime_reads", lambda args: ())
+        self.inputs: list[LossInputs] = []
+
+    def __call__(self, args: Any, inputs: LossInputs) -> LossOutputs:
+        if len(inputs.log_probs):
+            self.inputs.append(inputs)
+        outputs: LossOutputs = self._loss(args, inputs)
+        return outputs
+
+
+def compare(case: Case, folder: Path) -> dict[str, Any]:
+    """Train as the case says, and tell how far this rank's part is from what transformers computes.
+
+    Returns:
+        log_probs, entropies: largest difference, relative to the largest value; None where this rank has none.
+        again: the loss was given the very log-probs that `log_probs` returns, and a reference model gives them too.
+        loss, metrics: as computed, of the first step.
+        gradients: by the rank's names, the largest difference relative to the largest value.
+        losses, norms: of the steps.
+        weights: by names of the checkpoint, the largest difference after the steps, relative to the learning rate.
+        loaded: names whose weights were not bit for bit those of the checkpoint before the steps, or not there.
+    """
+    truth = Truth.read(folder / case.truth)
+    with planted(case):
+        loss = Recording(LOSSES[case.loss])
+        backend = make_backend(case, folder, loss)
+        batch = make_batch(truth.columns, case.mean, backend.data_parallel_size, case.rows)
+        found: dict[str, Any] = {"loaded": _differing(backend, folder / case.model)}
+        log_probs = backend.log_probs(batch)
+        found["log_probs"] = largest(_trained(batch, log_probs), truth.log_probs)
+        found |= _recorded(backend, batch, loss, log_probs, truth)
+        if case.reference:
+            found["again"] &= make_backend(case, folder, role="reference").log_probs(batch) == log_probs
+        first, found["gradients"] = _first_step(backend, batch, truth.gradients)
+        steps = [first, *(backend.train_step(batch) for _ in range(STEPS - 1))]
+        found["losses"] = [step["loss"] for step in steps]
+        found["norms"] = [step["grad_norm"] for step in steps]
+        found["weights"] = {
+            name: (weight - truth.weights[name]).abs().max().item() / LR for name, weight in backend.weights()
+        }
+        forget(backend)
+    return found
+
+
+def differences(truth: Truth, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `compare` found on a rank that is not as transformers computes it; nothing, where training is right.
+
+    Log-probs and gradients are equal to 1e-6 and 5e-6 of the largest value of a tensor, weights after the steps to 2e-4 of a
+    learning rate, where Adam's epsilon keeps it from making much of small gradients' last digits.
+    """
+    wanted = {
+        "loss": pytest.approx(truth.loss, abs=1e-6),
+        "metrics": pytest.approx(truth.metrics, abs=2e-6),
+        "losses": pytest.approx(truth.losses, abs=2e-6),
+        "norms": pytest.approx(truth.norms, rel=5e-6),
+    }
+    off = {name: f"{found[name]} in place of {value}" for name, value in wanted.items() if found[name] != value}
+    limits = {"log_probs": 1e-6, "entropies": 2e-6}
+    off |= {name: found[name] for name, limit in limits.items() if not (found[name] or 0.0) <= limit}
+    for name, limit in {"gradients": 5e-6, "weights": 2e-4}.items():
+        if large := {own: by for own, by in found[name].items() if not by <= limit}:
+            off[name] = large
+    off |= {name: found[name] for name, right in {"loaded": [], "again": True}.items() if found[name] != right}
+    return off
+
+
+def largest(found: Any, expected: Any) -> float:
+    """The largest difference of nested lists of numbers, relative to the largest one expected."""
+    a, b = (torch.tensor(list(_flat(values)), dtype=torch.float64) for values in (found, expected))
+    assert a.shape == b.shape, f"{tuple(a.shape)} numbers in place of {tuple(b.shape)}"
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def _flat(values: Any) -> Iterator[float]:
+    if isinstance(values, list):
+        for value in values:
+            yield from _flat(value)
+    else:
+        yield values
+
+
+def _trained(batch: TrainBatch, rows: list[list[float]]) -> list[list[float]]:
+    return [[row[j] for j in trained_places(sample)] for sample, row in zip(batch.samples, rows, strict=True)]
+
+
+def _differing(backend: Any, folder: Path) -> list[str]:
+    """Names whose weights are not those of the checkpoint, or that only one of the two knows."""
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / "model.safetensors")
+    given = {name: weight.clone() for name, weight in backend.weights()}
+    missing = stored.keys() ^ given.keys()
+    return sorted(missing | {n for n in stored.keys() & given.keys() if not torch.equal(stored[n], given[n])})
+
+
+def _recorded(backend: Any, batch: TrainBatch, loss: Recording, log_probs: Any, truth: Truth) -> dict[str, Any]:
+    """What the loss was given on this rank, and what became of it on all."""
+    from megatron.core import parallel_state
+
+    metrics = backend.evaluate(batch)
+    found = {"loss": metrics.pop("loss"), "metrics": metrics, "entropies": None, "again": True}
+    if not loss.inputs:  # not on the last stage
+        return found
+    own = batch.of_rank(parallel_state.get_data_parallel_rank(), backend.data_parallel_size)
+    indices = [i for micro_batch in own for i in micro_batch if sum(batch.samples[i].trained_mask)]
+    wanted = _trained(batch, log_probs)
+    given = [inputs.log_probs.tolist() for inputs in loss.inputs]
+    found["again"] = list(_flat(given)) == list(_flat([wanted[i] for i in indices]))
+    if loss.inputs[0].entropy is not None:
+        entropies = [inputs.entropy.tolist() for inputs in loss.inputs if inputs.entropy is not None]
+        found["entropies"] = largest(entropies, [truth.entropies[i] for i in indices])
+    return found
+
+
+def _first_step(
+    backend: Any, batch: TrainBatch, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Take an optimizer step; its metrics, and what `_gradients` finds in it before the gradient is clipped."""
+    gradients: dict[str, float] = {}
+    norm = backend._norm
+
+    def look_and_measure() -> float:
+        gradients.update(_gradients(backend, expected))
+        measured: float = norm()
+        return measured
+
+    backend._norm = look_and_measure
+    metrics: dict[str, float] = backend.train_step(batch)
+    backend._norm = norm
+    return metrics, gradients
+
+
+def _gradients(backend: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """Every parameter of this rank, and how far its gradient, complete over all ranks, is off, relative to its largest value."""
+    from slime_megatron import weights
+
+    _complete(backend._wrapped)
+    for name, parameter in weights.own_tensors(backend._model):
+        if isinstance(parameter, torch.nn.Parameter):
+            whole = _expected(backend, name, expected)
+            scale = whole.abs().max().item()
+            found: Tensor = parameter.main_grad  # type: ignore[attr-defined]  # megatron-core's
+            difference = (found - whole).abs().max().item()
+            yield name, difference / scale if scale else difference * 1e6  # where nothing is expected, nothing may be
+
+
+def _expected(backend: Any, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """This rank's part of the tensor of a parameter."""
+    from slime_megatron import weights
+
+    rule, names = backend._model.names.of(weights._file_side(backend._model, name))
+    whole = rule.layout.join([tensors[own] for own in names])
+    shard: Tensor = rule.layout.shard(whole, *weights._cut(name))
+    return shard
+
+
+def _complete(wrapped: Any) -> None:
+    """Bring together what the distributed optimizer leaves in pieces: each rank has only its own piece of a sum."""
+    if not wrapped.ddp_config.use_distributed_optimizer:
+        return
+    for buffer in (*wrapped.buffers, *wrapped.expert_parallel_buffers):
+        group = buffer.data_parallel_group
+        for bucket in buffer.buckets:
+            pieces = list(bucket.grad_data.chunk(group.size()))
+            own = pieces[group.rank()].clone()
+            torch.distributed.all_gather(pieces, own, group=group)

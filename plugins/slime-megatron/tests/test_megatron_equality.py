@@ -1,0 +1,145 @@
+"""megatron-core trains every family in every layout as transformers and torch's AdamW do: the same log-probs, entropies, loss
+and metrics, every gradient, and the same weights after optimizer steps.
+
+All cases with equally many ranks run in one launch; a test looks at what became of one of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from megatron_cases import Case, differences, prepare, run_cases
+from megatron_models import FAMILIES, MODELS, PARITY, make_config
+from megatron_truth import Truth
+
+from slime_megatron.families import FAMILIES as KNOWN
+from slime_megatron.names import Names
+from slime_megatron.spec import ConfigReader
+
+pytest.importorskip("megatron.core")
+
+TIMEOUT_S = 400
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
+
+EXPERTS = ("qwen3_moe", "glm4_moe", "glm4_moe_lite", "deepseek_v3")
+DENSE = tuple(name for name in FAMILIES if name not in EXPERTS)
+MEANS = ("sample", "token", "constant")
+LOSSES = [{"loss": loss, "mean": mean} for loss in ("policy", "sft") for mean in MEANS]
+UNEVEN = ((0, 1), (2,), (3, 5, 4), (), (6, 7), ())
+"""Six micro-batches of two ranks, of which the second has one that is not empty."""
+RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def stages(name: str) -> dict[str, Any]:
+    """Options with which two stages have the layers of a model: three are cut unevenly."""
+    layers = MODELS[name].get("num_hidden_layers", 3)
+    return {"decoder_first_pipeline_num_layers": 2} if layers == 3 else {}
+
+
+ONE = [Case(name) for name in (*FAMILIES, *PARITY)] + [Case("qwen3", **loss) for loss in LOSSES[1:]]
+TWO = [
+    *(Case(name, tensor=2) for name in DENSE),
+    *(Case(name, tensor=2, sequence=True) for name in FAMILIES),
+    *(Case(name, pipeline=2, options=stages(name)) for name in FAMILIES),
+    *(Case(name, context=2) for name in FAMILIES),
+    *(Case(name, data=2, expert=2) for name in EXPERTS),
+    *(Case(name, tensor=2, expert=2, sequence=True) for name in EXPERTS),
+    *(Case(name, data=2, distributed=whole) for name in FAMILIES for whole in (True, False)),
+    *(Case("qwen3", tensor=2, **loss) for loss in LOSSES[1:]),
+    *(
+        Case(name, tensor=2, expert=ranks, sequence=True, options=RECOMPUTED)
+        for name, ranks in [("qwen3", 1), (EXPERTS[2], 2)]
+    ),
+    Case("gemma2", tensor=2, reference=True),
+    Case("qwen2", pipeline=2, reference=True),
+    Case("glm4_moe_lite", data=2, expert=2, reference=True),
+    Case("qwen3", tensor=2, options={"recompute_granularity": "selective"}),
+    Case(
+        "glm4_moe_lite", data=2, expert=2, options={"recompute_granularity": "selective", "recompute_modules": ["moe"]}
+    ),
+    Case("qwen3", data=2, options={"overlap_grad_reduce": True}),
+    Case("qwen3_moe", data=2, expert=2, options={"overlap_grad_reduce": True}),
+    Case("qwen3", data=2, rows=UNEVEN),
+    Case("qwen3_moe", data=2, expert=2, rows=UNEVEN),
+    Case("glm4_moe_lite", data=2, expert=2, rows=(tuple(range(8)), ())),
+    Case("qwen3, tied, 4 layers", pipeline=2),
+    Case("qwen3, tied, 4 layers", pipeline=2, options={"decoder_last_pipeline_num_layers": 1}),
+    *(Case(name, context=2) for name in ("qwen2, untied, YaRN", "deepseek_v3, YaRN")),
+    Case("glm4_moe_lite, whole queries", tensor=2, expert=2, sequence=True),
+    Case("deepseek_v3, YaRN", tensor=2, sequence=True),
+]
+FOUR = [
+    Case("qwen3, tied, 4 layers", tensor=2, pipeline=2),
+    Case("gemma2", tensor=2, pipeline=2, sequence=True, options=stages("gemma2")),
+    Case("llama", tensor=2, context=2),
+    Case("glm4", tensor=2, context=2, sequence=True),
+    Case("qwen2", pipeline=2, data=2),
+    Case("qwen3", tensor=2, data=2, sequence=True, distributed=False),
+    *(Case("qwen3", pipeline=2, data=2, options=stages("qwen3"), **loss) for loss in LOSSES),
+    Case("qwen3, tied, 4 layers", pipeline=4),
+    Case("qwen3_moe", pipeline=2, data=2, expert=2, options=stages("qwen3_moe"), rows=UNEVEN),
+    *(Case(name, tensor=2, pipeline=2, expert=2, sequence=True, options=stages(name)) for name in EXPERTS),
+    Case("glm4_moe_lite", tensor=2, context=2, expert=2, sequence=True),
+    Case("deepseek_v3", tensor=2, data=2, expert=4, sequence=True),
+    *(
+        Case(name, tensor=2, data=2, expert=2, sequence=True, options={"expert_tensor_parallel_size": 2})
+        for name in ("qwen3_moe", "glm4_moe")
+    ),
+]
+CASES = [*ONE, *TWO, *FOUR]
+
+Results = Callable[[Case], tuple[Truth, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    """Gives for a case what transformers computes, and what every rank found."""
+    folder = tmp_path_factory.mktemp("equality")
+    launches: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for case in CASES:
+        prepare(case, folder)
+
+    def of(case: Case) -> tuple[Truth, list[dict[str, Any]]]:
+        if case.ranks not in launches:
+            launches[case.ranks] = run_cases([c for c in CASES if c.ranks == case.ranks], folder, TIMEOUT_S)
+        return Truth.read(folder / case.truth), launches[case.ranks][str(case)]
+
+    yield of
+    if path := os.environ.get("SLIME_MEGATRON_RESULTS"):
+        import json
+
+        Path(path).write_text(json.dumps(launches))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_training_is_what_transformers_and_adamw_do(results: Results, case: Case) -> None:
+    truth, found = results(case)
+    assert len(found) == case.ranks, found[0].get("error")
+    for number, rank in enumerate(found):
+        assert "error" not in rank, f"rank {number}: {rank['error']}"
+        assert differences(truth, rank) == {}, f"rank {number}"
+        assert rank["weights"].keys() == truth.weights.keys() - tied(case)
+        assert (rank["losses"], rank["norms"]) == (found[0]["losses"], found[0]["norms"]), "the very same numbers"
+    assert any(rank["entropies"] is not None for rank in found) == (case.loss == "policy")
+    assert any(norm > 1 for norm in truth.norms), "a gradient was clipped"
+
+
+def tied(case: Case) -> set[str]:
+    """The name, in a checkpoint, of an output layer that is the embedding."""
+    return {"lm_head.weight"} if MODELS[case.model].get("tie_word_embeddings") else set()
+
+
+def test_no_parameter_is_left_out_of_the_comparison(results: Results) -> None:
+    """The ranks together compare the gradients of all parameters that transformers' model has."""
+    for case in CASES:
+        truth, found = results(case)
+        reader = ConfigReader(make_config(case.model).to_dict(), "tiny")
+        names = Names(KNOWN[reader.model_type](reader, lambda size: size).rules)
+        own = {name for rank in found for name in rank["gradients"]}
+        own -= {"output_layer.weight"} if tied(case) else set()
+        assert {file for name in own for file in names.of(name)[1]} == truth.gradients.keys(), str(case)
