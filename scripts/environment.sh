@@ -3,6 +3,11 @@
 
 DISTRIBUTIONS=(. slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-megatron plugins/slime-rewards plugins/slime-trackers)
 
+"${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "slime needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version). Set PYTHON=/path/to/python3.11." >&2
+  exit 1
+}
+
 # dependency_group NAME: the requirements of a dependency group of the root pyproject.toml.
 dependency_group() {
   "${PYTHON:-python3}" -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]])' "$1"
@@ -15,8 +20,6 @@ prepare_environment() {
     projects+=("$folder/pyproject.toml")
     editable+=(-e "$folder")
   done
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    { echo "slime needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON=/path/to/python3.11." >&2; exit 1; }
   stamp="$(cat constraints.txt "${projects[@]}" <(echo "$@") | sha256sum | cut -d' ' -f1)"
   if [ "$(cat "$venv/.slime-$#" 2>/dev/null)" != "$stamp" ]; then
     echo "==> installing slime and what it needs into $venv (once; a few minutes)"
