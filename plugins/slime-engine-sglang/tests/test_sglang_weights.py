@@ -7,6 +7,7 @@ import json
 import pickle
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -31,6 +32,13 @@ def test_weights_are_cut_into_pieces_of_the_given_size_in_order():
     weights = [(f"w{n}", torch.zeros(size)) for n, size in enumerate([2, 2, 9, 1, 1])]
     pieces = [[name for name, _ in piece] for piece in in_pieces(weights, 16)]
     assert pieces == [["w0", "w1"], ["w2"], ["w3", "w4"]]
+
+
+def test_servers_that_start_at_the_same_time_are_all_counted(tmp_path):
+    urls = [f"http://127.0.0.1:{n}" for n in range(8)]
+    with ThreadPoolExecutor(len(urls)) as threads:
+        list(threads.map(lambda url: [snapshot.count_start(tmp_path, url) for _ in range(25)], urls))
+    assert snapshot.start_counts(tmp_path) == dict.fromkeys(urls, 25)
 
 
 def test_a_piece_is_pickled_whole_even_if_it_is_a_view():

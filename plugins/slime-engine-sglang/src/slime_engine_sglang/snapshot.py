@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json
 _PREFIX = "version_"
 _START_COUNTS = "server_starts.json"
 _UPDATING = ".updating"
+_counting = threading.Lock()
 KEPT = 2
 """How many versions are kept: a server may still be loading the one before the newest."""
 
@@ -102,11 +104,12 @@ def is_being_updated(folder: Path) -> bool:
 def count_start(folder: Path, url: str) -> None:
     """Note that a server was started, and so is in none of the process groups that it was in before."""
     folder.mkdir(parents=True, exist_ok=True)
-    counts = start_counts(folder)
-    counts[url] = counts.get(url, 0) + 1
-    hidden = folder / f".{_START_COUNTS}"
-    hidden.write_text(json.dumps(counts), encoding="utf-8")
-    os.replace(hidden, folder / _START_COUNTS)
+    with _counting:  # servers start at the same time, in threads of one process
+        counts = start_counts(folder)
+        counts[url] = counts.get(url, 0) + 1
+        hidden = folder / f".{_START_COUNTS}"
+        hidden.write_text(json.dumps(counts), encoding="utf-8")
+        os.replace(hidden, folder / _START_COUNTS)
 
 
 def start_counts(folder: Path) -> dict[str, int]:
