@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from megatron_cases import Case, differences, prepare
-from megatron_models import FAMILIES, make_arguments, make_batch, make_config
+from megatron_models import FAMILIES, LR, make_arguments, make_batch, make_config
 from megatron_ranks import launch
 from megatron_truth import Truth
 
@@ -79,13 +79,14 @@ TRAPS = [
     Trap(planted("parameters_alone", LATENT, data=2, expert=2), {"loaded", *FORWARD, *BACKWARD}),
     Trap(planted("rope_type_not_given", LATENT, data=2, expert=2), {*FORWARD, *BACKWARD}, {"loaded"}),
     Trap(planted("experts_not_scaled", LATENT, data=2, expert=2), {*FORWARD, *BACKWARD}, {"loaded"}),
-    Trap(planted("router_bias_moves", LATENT, data=2, expert=2), {"losses", "weights"}, {"gradients", *FORWARD}),
+    Trap(planted("router_bias_moves", LATENT, data=2, expert=2), {"weights"}, {"gradients", *FORWARD}),
     Trap(planted("mean_over_micro_batches", "qwen3", data=2), BACKWARD, FORWARD),
     Trap(
         planted("split_weights_not_marked", "qwen3", tensor=2), {"norms", "losses", "weights"}, {"gradients", *FORWARD}
     ),
 ]
 CONTROLS = [
+    Case(LATENT, data=2, expert=2),
     planted("no_experts_in_the_layout", f"{LATENT}, dense", tensor=2),
     planted("outputs_freed", "qwen2", pipeline=2),  # wrong with virtual stages alone, which are not offered
     Case(f"{LATENT}, eps 1e-3 in all norms", data=2, expert=2),
@@ -146,6 +147,17 @@ def test_the_norms_of_latents_get_a_doubled_gradient_and_no_other_parameter_does
         assert rank["gradients"] == pytest.approx(
             {f"decoder.layers.{n}.self_attention.q_layernorm.weight": 1.0 for n in range(3)}, rel=1e-4
         )
+
+
+def test_the_bias_that_chooses_experts_moves_in_every_step_unless_it_is_held(results: Results) -> None:
+    (trap,) = (trap for trap in TRAPS if str(trap) == "router_bias_moves")
+    for rank in wrong(results, trap.case):
+        moved = [by for name, by in rank["weights"].items() if name.endswith("e_score_correction_bias")]
+        assert moved == pytest.approx([3 * 1e-3 / LR] * 2, rel=1e-3)
+    (held,) = (case for case in CONTROLS if case.model == LATENT)
+    for rank in results[1]:
+        weights = rank[str(held)]["weights"]
+        assert {by for name, by in weights.items() if name.endswith("e_score_correction_bias")} == {0.0}
 
 
 def test_latent_norms_have_the_epsilon_of_the_configuration_as_engines_do_and_transformers_does_not(
