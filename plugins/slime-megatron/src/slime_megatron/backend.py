@@ -95,7 +95,8 @@ class MegatronBackend:
         self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, args)
         self._predictor = Predictor(built, layout, args.log_probs_chunk_size, head)
         if role == "reference":
-            built.module.requires_grad_(False)
+            # Its weights go on asking for gradients, though none are ever taken: torch multiplies by others in another way,
+            # more slowly, and the reference's log-probs would differ from the actor's in their last digits.
             built.module.train(False)
             self._wrapped: nn.Module = built.module
         else:

@@ -231,7 +231,7 @@ def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dt
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        deallocate_pipeline_outputs=False,  # with it gradients are not deterministic on a CPU
+        deallocate_pipeline_outputs=False,  # saves one hidden state per micro-batch; compared in one schedule only
         recompute_granularity=args.recompute_granularity,
         recompute_method=args.recompute_method,
         recompute_num_layers=args.recompute_num_layers,
