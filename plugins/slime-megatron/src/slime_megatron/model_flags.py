@@ -28,13 +28,13 @@ class MegatronModelArguments(ArgumentGroup):
     """Megatron backend: the model, compared with the checkpoint"""
 
     spec: list[str] | None = _same("Module and function of slime's layers for a family; the family must be the same.")
-    num_layers: int | None = _same("Layers.")
+    num_layers: int | None = _same("Number of layers of the model.")
     hidden_size: int | None = _same("Size of hidden states.")
     ffn_hidden_size: int | None = _same("Inner size of a dense MLP.")
-    num_attention_heads: int | None = _same("Heads of queries.")
+    num_attention_heads: int | None = _same("Number of heads of queries.")
     group_query_attention: bool | None = _same("Several heads of queries share keys and values.")
-    num_query_groups: int | None = _same("Heads of keys and values.")
-    kv_channels: int | None = _same("Size of a head.")
+    num_query_groups: int | None = _same("Number of heads of keys and values.")
+    kv_channels: int | None = _same("Size of a head of attention.")
     vocab_size: int | None = _same("Rows of the embedding in the checkpoint.")
     max_position_embeddings: int | None = _same("Longest sequence. Has no effect: rotary embeddings have no end.")
     seq_length: int | None = _same("Length of sequences. Has no effect: packed rows are as long as their samples.")
@@ -65,14 +65,14 @@ class MegatronModelArguments(ArgumentGroup):
     qk_head_dim: int | None = _same("Size of the part of a head that is not rotated.")
     qk_pos_emb_head_dim: int | None = _same("Size of the part of a head that is rotated.")
     v_head_dim: int | None = _same("Size of a head of values.")
-    num_experts: int | None = _same("Experts of a layer.")
+    num_experts: int | None = _same("Number of experts of a layer.")
     moe_layer_freq: str | int | list[int] | None = _same(
         "Which layers have experts: every so many, or a list in Python's notation with 1 for each that has, such as "
         "[0]*1+[1]*46."
     )
     moe_ffn_hidden_size: int | None = _same("Inner size of an expert.")
     moe_shared_expert_intermediate_size: int | None = _same("Inner size of all shared experts together.")
-    moe_router_topk: int | None = _same("Experts that a token goes to.")
+    moe_router_topk: int | None = _same("Number of experts that a token goes to.")
     moe_router_score_function: str | None = _same("How experts are scored: softmax or sigmoid.")
     moe_router_pre_softmax: bool | None = _same("The softmax is taken before experts are chosen.")
     moe_router_num_groups: int | None = _same("Groups that experts are chosen in.")
