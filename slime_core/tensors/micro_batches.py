@@ -119,3 +119,23 @@ def response_values(
     flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=ranks.device)
     numbers = iter(ranks.sum(flat).tolist())
     return [[next(numbers) for _ in row] for row in found]
+
+
+def step_metrics(
+    batch: TrainBatch, losses: Sequence[float], metrics: dict[str, float], grad_norm: float, lr: float
+) -> dict[str, float]:
+    """Return what a backend's `train_step` returns.
+
+    Args:
+        losses, metrics: what `gather_outputs` returned.
+        grad_norm: the norm of the whole gradient, before it was clipped.
+        lr: the learning rate of the step.
+    """
+    return {
+        "loss": sum(losses),
+        **metrics,
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "num_trained_tokens": batch.num_trained_tokens,
+        "num_tokens": batch.num_tokens,
+    }

@@ -24,7 +24,13 @@ from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
 from slime_core.sample import Sample
-from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, pack_micro_batch, response_values
+from slime_core.tensors.micro_batches import (
+    gather_outputs,
+    loss_inputs,
+    pack_micro_batch,
+    response_values,
+    step_metrics,
+)
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.packed_rows import check_samples, pack_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
@@ -136,14 +142,7 @@ class MegatronBackend:
         with on_device(optimizer, self.args.optimizer_cpu_offload):
             optimizer.step()
         self._step += 1
-        return {
-            "loss": sum(losses),
-            **metrics,
-            "grad_norm": norm,
-            "lr": lr,
-            "num_trained_tokens": batch.num_trained_tokens,
-            "num_tokens": batch.num_tokens,
-        }
+        return step_metrics(batch, losses, metrics, norm, lr)
 
     def evaluate(self, batch: TrainBatch) -> dict[str, float]:
         """The loss on `batch` and its metrics, without training. Leaves no trace."""

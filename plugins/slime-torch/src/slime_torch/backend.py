@@ -21,7 +21,7 @@ from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
-from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values
+from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import Offloaded
 from slime_core.tensors.packed_rows import check_samples
@@ -164,14 +164,7 @@ class TorchBackend:
         with on_device(optimizer) if self.args.optimizer_cpu_offload else nullcontext():
             optimizer.step()
         self._step += 1
-        return {
-            "loss": sum(losses),
-            **metrics,
-            "grad_norm": norm,
-            "lr": lr,
-            "num_trained_tokens": batch.num_trained_tokens,
-            "num_tokens": batch.num_tokens,
-        }
+        return step_metrics(batch, losses, metrics, norm, lr)
 
     def evaluate(self, batch: TrainBatch) -> dict[str, float]:
         """The loss on `batch` and its metrics, without training. Leaves no trace."""
