@@ -89,7 +89,8 @@ class TrainBackend(Protocol):
     ranks find each other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
-    Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference` and `slime_core.contracts.engine.Offloads`.
+    Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
+    `ReplaysRouting` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -201,6 +202,27 @@ class SavesInBackground(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class ReplaysRouting(Protocol):
+    """A backend that can let all optimizer steps of a rollout use the experts that the model chose before the first.
+
+    Attributes:
+        replays_routing: whether it does. If so, and a rollout has several steps, `remember_routing` is called on the batch of
+            each of them before the first.
+    """
+
+    replays_routing: bool
+
+    def remember_routing(self, batch: TrainBatch) -> list[list[float]]:
+        """As `TrainBackend.log_probs`, and every later `train_step` on these micro-batches repeats the experts that are chosen
+        here, for each token."""
+        raise NotImplementedError
+
+    def forget_routing(self) -> None:
+        """The rollout is over: experts are chosen again."""
+        raise NotImplementedError
+
+
 class GivesLogProbs(Protocol):
     """What a reference model must be able to do."""
 
@@ -225,6 +247,14 @@ KINDS = (
         TrainBackend,
         ("--train-backend",),
         extras=("components",),
-        abilities=(DataParallel, ContextParallel, SharesPrompts, SavesInBackground, HasReference, Offloads),
+        abilities=(
+            DataParallel,
+            ContextParallel,
+            SharesPrompts,
+            SavesInBackground,
+            HasReference,
+            ReplaysRouting,
+            Offloads,
+        ),
     ),
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from slime_core.arguments import RunArguments
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.loss import what_reads
-from slime_core.contracts.train_backend import GivesLogProbs, TrainBackend
+from slime_core.contracts.train_backend import GivesLogProbs, ReplaysRouting, TrainBackend, TrainBatch
 from slime_core.errors import SampleError
 from slime_core.plugins import Selected
 from slime_core.sample import Group, Sample, reward_of
@@ -42,6 +42,8 @@ class ColumnMaker:
     ) -> None:
         self._args, self._components, self._steps = args, components, steps
         self._actor, self._reference, self._critic = actor, reference, critic
+        self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
+        self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
     def make(
         self, estimator: Selected[AdvantageOutputs], groups: Sequence[Group], parts: Sequence[slice]
@@ -67,7 +69,26 @@ class ColumnMaker:
         # What the estimator did not need can leave out the samples that have no gradient.
         for name in sorted((what_reads(self._components.loss, args) & COMPUTED) - first):
             self._add(name, columns, samples, parts)
+        if len(parts) > 1:
+            self._remember_routing(columns, samples, parts)
         return columns
+
+    def _remember_routing(self, columns: dict[str, Column], samples: Sequence[Sample], parts: Sequence[slice]) -> None:
+        """Have the actor remember the experts of all tokens, where it repeats them, unless it has done so for the batches that
+        are trained on."""
+        if self._replays is None:
+            return
+        batches = [self._batch(samples, part, columns) for part in parts]
+        if [batch.micro_batches for batch in batches] != self._remembered:
+            self._replays.forget_routing()
+            for batch in batches:
+                self._replays.remember_routing(batch)
+        self._remembered = []
+
+    def _batch(self, samples: Sequence[Sample], part: slice, columns: dict[str, Column]) -> TrainBatch:
+        """The batch of an optimizer step, as far as is known what it leaves out."""
+        own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
+        return self._steps.batch(samples[part], skipped=self._steps.without_gradient(samples[part], own))
 
     def _add(self, name: str, columns: dict[str, Column], samples: Sequence[Sample], parts: Sequence[slice]) -> None:
         """Add the column of log-probs or values called `name`. The batches are those of the training steps, so that the
@@ -83,12 +104,14 @@ class ColumnMaker:
             return  # the only step finds them itself
         found: list[Sequence[float]] = []
         for part in parts:
-            own = {"advantages": columns["advantages"][part]} if "advantages" in columns else {}
-            batch = self._steps.batch(samples[part], skipped=self._steps.without_gradient(samples[part], own))
+            batch = self._batch(samples, part, columns)
             if name == "values" and self._critic is not None:
                 found += self._critic.values(batch)
             elif name == "ref_log_probs" and self._reference is not None:
                 found += self._reference.log_probs(batch)
+            elif name == "old_log_probs" and len(parts) > 1 and self._replays:
+                found += self._replays.remember_routing(batch)
+                self._remembered.append(batch.micro_batches)
             elif name == "old_log_probs":
                 found += self._actor.log_probs(batch)
         columns["old_values" if name == "values" else name] = found

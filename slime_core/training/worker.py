@@ -27,6 +27,7 @@ from slime_core.contracts.train_backend import (
     DataParallel,
     GivesLogProbs,
     HasReference,
+    ReplaysRouting,
     SavesInBackground,
     SharesPrompts,
     TrainBackend,
@@ -125,6 +126,8 @@ class TrainWorker:
             if number == 0 and not self._args.use_rollout_logprobs:
                 own.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
             collected.append(self._step(rollout_id, number, samples[part], own))
+        if isinstance(self._actor, ReplaysRouting):
+            self._actor.forget_routing()
         names = dict.fromkeys(name for metrics in collected for name in metrics)
         return {
             **timings,

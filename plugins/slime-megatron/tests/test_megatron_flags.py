@@ -354,6 +354,20 @@ def test_options_without_effect_in_this_backend_or_this_model_are_told(namespace
         compared("Qwen3-4B", "--recompute-granularity selective --recompute-modules mla_up_proj")
 
 
+def test_experts_are_repeated_where_there_are_experts_and_several_steps_on_what_was_sampled(
+    namespace: Namespace, plugins: Plugins, compared: Any
+) -> None:
+    flag = "--use-routing-replay"
+    with pytest.raises(ArgumentError, match="the model of --hf-checkpoint Qwen3-4B has none"):
+        compared("Qwen3-4B", flag)
+    assert not any(flag in remark for remark in compared("GLM-4.7-Flash", f"{flag} --num-steps-per-rollout 2").remarks)
+    assert f"{flag} has no effect with one optimizer step" in " ".join(remarks(resolved(namespace, flag).args))
+    with pytest.raises(ArgumentError, match="nothing was sampled"):
+        resolved(namespace, f"{flag} --disable-compute-advantages-and-returns")
+    told = notes(plugins, resolved(namespace, flag, "--train-backend", "torch"))
+    assert told == [f"{flag} has no effect: it is read by the train_backend 'megatron', which this run does not use."]
+
+
 MODEL_FLAGS = {"--" + name.replace("_", "-"): field for name, field in MegatronModelArguments.model_fields.items()}
 
 

@@ -15,6 +15,7 @@ modules.py           norms and attention in place of megatron-core's own
 rows.py              packed rows as one rank computes them
 pipeline.py          runs micro-batches through the stages of a model
 predictor.py         log-probs, entropies and values, on the last stage
+routing_replay.py    the experts of a token, the same in all steps of a rollout
 optimizer.py         the reduction of gradients, and the optimizer
 weights.py           weights between files and this rank's parts
 checkpoint_files.py  Hugging Face checkpoints on disk

@@ -166,6 +166,10 @@ class MegatronComputeArguments(ArgumentGroup):
         when="transformer_impl",
         affects_result=False,
     )
+    use_routing_replay: bool = option(
+        False,
+        "In all optimizer steps of a rollout, tokens go to the experts that the model chose for them before the first.",
+    )
     custom_model_provider_path: str | None = option(
         None,
         "Import path of a family of your own; see slime_megatron.spec.Family. Default: by the checkpoint's model_type.",

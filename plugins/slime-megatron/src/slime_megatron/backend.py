@@ -9,8 +9,8 @@ devices, or without any on CPUs over gloo, with the same code. Weights are float
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from slime_megatron.arguments import MegatronRunArguments
 if TYPE_CHECKING:
     from slime_megatron.pipeline import MicroBatch, Pipeline
     from slime_megatron.predictor import Predicted
+    from slime_megatron.routing_replay import RoutingReplay
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +53,13 @@ class MegatronBackend:
     Attributes:
         data_parallel_size: ranks that compute different samples, known after `setup`.
         context_parallel_size: ranks that share each sequence, known after `setup`.
+        replays_routing: all steps of a rollout use the experts that were chosen before the first.
     """
 
     def __init__(self, args: MegatronRunArguments) -> None:
         self.args = args
         self.data_parallel_size = self.context_parallel_size = 1
+        self.replays_routing = args.use_routing_replay
         self._optimizer: Any = None
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
@@ -66,7 +69,7 @@ class MegatronBackend:
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-        from slime_megatron import checkpoint_files, model, optimizer, weights
+        from slime_megatron import checkpoint_files, model, optimizer, routing_replay, weights
         from slime_megatron.layout import ParallelLayout, start_alone
         from slime_megatron.pipeline import Pipeline
         from slime_megatron.predictor import Predictor
@@ -100,6 +103,9 @@ class MegatronBackend:
         self.loss = loss
         self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, args)
         self._predictor = Predictor(built, layout, args.log_probs_chunk_size, head)
+        self._routing: RoutingReplay | None = None
+        if self.replays_routing and role == "actor":
+            self._routing = routing_replay.RoutingReplay(built.module)
         if role == "reference":
             # Its weights go on asking for gradients, though none are ever taken: torch multiplies by others in another way,
             # more slowly, and the reference's log-probs would differ from the actor's in their last digits.
@@ -115,6 +121,20 @@ class MegatronBackend:
     def log_probs(self, batch: TrainBatch) -> list[list[float]]:
         """Log-probs of the response tokens, 0.0 where none is trained or computed."""
         return self._per_token(batch)
+
+    def remember_routing(self, batch: TrainBatch) -> list[list[float]]:
+        """As `log_probs`; every `train_step` on these micro-batches repeats the experts chosen here."""
+        if self._routing is None:
+            raise RuntimeError(
+                "This model does not repeat experts: --use-routing-replay is not given, or it is no actor."
+            )
+        with self._routing.remembering(batch) as before:
+            return self._per_token(batch, before)
+
+    def forget_routing(self) -> None:
+        """Let the router choose again."""
+        if self._routing is not None:
+            self._routing.forget()
 
     def values(self, batch: TrainBatch) -> list[list[float]]:
         """A critic's predictions, shaped like `log_probs`."""
@@ -244,7 +264,9 @@ class MegatronBackend:
             value, metrics = loss(micro_batch, predicted)
             return value, (value.detach().clone(), metrics)  # the schedule changes what it was given in place
 
-        return gather_outputs(self._pipeline.train(micro_batches, share), self._ranks)
+        with self._routing.repeating(batch) if self._routing else nullcontext() as before:
+            found = self._pipeline.train(micro_batches, share, before)
+        return gather_outputs(found, self._ranks)
 
     def _zero_grad(self) -> None:
         zero: Any = self._wrapped
@@ -264,11 +286,11 @@ class MegatronBackend:
         self._forward_backward(batch, [self._micro_batch(batch, batch.micro_batches[number] if own else [])])
         return self._norm()
 
-    def _per_token(self, batch: TrainBatch) -> list[list[float]]:
+    def _per_token(self, batch: TrainBatch, before: Callable[[Sequence[int]], None] | None = None) -> list[list[float]]:
         self._predictor.temperature, self._predictor.wants_entropy = batch.temperature, False
         micro_batches = self._own(batch)
         with self._without_trace():
-            found = self._pipeline.forward(micro_batches, lambda micro_batch, predicted: predicted.values)
+            found = self._pipeline.forward(micro_batches, lambda micro_batch, predicted: predicted.values, before)
         pairs = zip(micro_batches, found, strict=True)
         return response_values(batch, [(m.samples, v if m.samples else v[:0]) for m, v in pairs], self._ranks)
 

@@ -108,6 +108,10 @@ def compare(args: MegatronArguments, spec: ModelSpec, where: str = "the checkpoi
     idle = _without_effect(args, spec)
     spec.remarks += [*remarks(args), *(f"{_flag(name)} has no effect: {why}." for name, why in idle.items())]
     found = [*refused(args), *_foreign_layers(args.spec, where, model_type), *_recomputed(args, spec)]
+    if args.use_routing_replay and not spec.config.get("num_moe_experts"):
+        found.append(
+            f"--use-routing-replay repeats the choice of experts, and the model of {where} has none. Leave the option out."
+        )
     for name in MegatronModelArguments.model_fields:
         given = getattr(args, name)
         if given is None or name in idle or name in _NOT_COMPARED:

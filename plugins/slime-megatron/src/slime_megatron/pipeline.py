@@ -54,13 +54,17 @@ class Pipeline:
         return MicroBatch(samples, row, rank_row(row, self._layout, parallel_state.get_context_parallel_rank()))
 
     def train(
-        self, micro_batches: Sequence[MicroBatch], loss: Callable[[MicroBatch, Predicted], tuple[Tensor, Found]]
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss: Callable[[MicroBatch, Predicted], tuple[Tensor, Found]],
+        before: Callable[[Sequence[int]], None] | None = None,
     ) -> list[Found]:
         """Forward and backward of all of them. Gradients are complete on all ranks afterwards: sums over all micro-batches of
         all ranks.
 
         Args:
             loss: called on the last stage; a share of the global loss, and what else it found.
+            before: called with the samples of each micro-batch right before it goes forward, on every stage.
 
         Returns:
             What `loss` found for each, on all stages.
@@ -73,22 +77,33 @@ class Pipeline:
             count = torch.tensor(int(first and number == 0), dtype=torch.int, device=share.device)
             return share, count, found
 
-        return self._run(micro_batches, of, forward_only=False)
+        return self._run(micro_batches, of, before, forward_only=False)
 
     def forward(
-        self, micro_batches: Sequence[MicroBatch], what: Callable[[MicroBatch, Predicted], Found]
+        self,
+        micro_batches: Sequence[MicroBatch],
+        what: Callable[[MicroBatch, Predicted], Found],
+        before: Callable[[Sequence[int]], None] | None = None,
     ) -> list[Found]:
-        """What `what` makes of the predictions for each, on all stages."""
+        """What `what` makes of the predictions for each, on all stages. `before` is as for `train`."""
 
         def of(number: int, micro_batch: MicroBatch, predicted: Predicted) -> Found:
             return what(micro_batch, predicted)
 
-        return self._run(micro_batches, of, forward_only=True)
+        return self._run(micro_batches, of, before, forward_only=True)
 
-    def _run(self, micro_batches: Sequence[MicroBatch], of: Callable[..., Any], forward_only: bool) -> list[Any]:
+    def _run(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        of: Callable[..., Any],
+        before: Callable[[Sequence[int]], None] | None,
+        forward_only: bool,
+    ) -> list[Any]:
         def step(numbered: Iterator[tuple[int, MicroBatch]], model: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             number, micro_batch = next(numbered)
             own = micro_batch.own
+            if before is not None:
+                before(micro_batch.samples)
             hidden = self._model.forward(own.ids, own.bounds, own.longest, model)
 
             def finish(output: Tensor, non_loss_data: bool = False) -> Any:

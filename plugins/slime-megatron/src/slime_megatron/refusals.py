@@ -95,6 +95,11 @@ def _experts(args: MegatronArguments) -> Iterator[str]:
             "--enable-mtp-training: layers for multi-token prediction are not trained here; an export copies them unchanged. "
             "Leave the option out."
         )
+    if args.use_routing_replay and getattr(args, "disable_compute_advantages_and_returns", False):
+        yield (
+            "--use-routing-replay repeats the experts of the policy that sampled a rollout, and with "
+            "--disable-compute-advantages-and-returns nothing was sampled. Leave it out."
+        )
 
 
 def _recomputation(args: MegatronArguments) -> Iterator[str]:
@@ -138,6 +143,11 @@ def remarks(args: MegatronArguments) -> list[str]:
         )
     if not args.check_for_nan_in_loss_and_grad:
         found.append("--no-check-for-nan-in-loss-and-grad has no effect: NaN and Inf always stop a run.")
+    if args.use_routing_replay and getattr(args, "num_steps_per_rollout", None) == 1:
+        found.append(
+            "--use-routing-replay has no effect with one optimizer step per rollout: the weights that choose experts are still "
+            "those of the policy that sampled."
+        )
     if args.moe_token_dispatcher_type == "flex":
         deepep = " and --moe-enable-deepep have" if args.moe_enable_deepep else " has"
         found.append(
