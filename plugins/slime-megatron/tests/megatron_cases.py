@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,6 +232,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         gradients: by the rank's names, the largest difference relative to the largest value.
         losses, norms: of the steps.
         weights: by names of the checkpoint, the largest difference after the steps, relative to the learning rate.
+        filling: the largest number, after the steps or in a gradient of the first, where a layout fills up a weight with zeros.
         loaded: names whose weights were not bit for bit those of the checkpoint before the steps, or not there.
     """
     truth = Truth.read(folder / case.truth)
@@ -246,7 +247,9 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         if case.reference:
             found["again"] &= make_backend(case, folder, role="reference").log_probs(batch) == log_probs
         first, found["gradients"] = _first_step(backend, batch, truth.gradients)
+        found["filling"] = filling(backend, truth.gradients, lambda parameter: parameter.main_grad)
         steps = [first, *(backend.train_step(batch) for _ in range(STEPS - 1))]
+        found["filling"] = max(found["filling"], filling(backend, truth.weights, lambda parameter: parameter.detach()))
         found["losses"] = [step["loss"] for step in steps]
         found["norms"] = [step["grad_norm"] for step in steps]
         found["weights"] = {
@@ -274,7 +277,8 @@ def differences(truth: Truth, found: Mapping[str, Any]) -> dict[str, Any]:
     for name, limit in {"gradients": 5e-6, "weights": 2e-4}.items():
         if large := {own: by for own, by in found[name].items() if not by <= limit}:
             off[name] = large
-    off |= {name: found[name] for name, right in {"loaded": [], "again": True}.items() if found[name] != right}
+    exact = {"loaded": [], "again": True, "filling": 0.0}
+    off |= {name: found[name] for name, right in exact.items() if found[name] != right}
     return off
 
 
@@ -366,6 +370,24 @@ def _expected(backend: Any, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     whole = rule.layout.join([tensors[own] for own in names])
     shard: Tensor = rule.layout.shard(whole, *weights._cut(name))
     return shard
+
+
+def filling(backend: Any, files: Mapping[str, Tensor], of: Callable[[Any], Tensor]) -> float:
+    """The largest number in those places of this rank's parameters that are no part of the checkpoint's weights.
+
+    Args:
+        files: tensors with the shapes of the checkpoint's.
+        of: gives the tensor of a parameter that is looked at.
+    """
+    from slime_megatron import weights
+
+    real = {name: torch.ones_like(tensor) for name, tensor in files.items()}
+    largest_found = 0.0
+    for name, parameter in weights.own_tensors(backend._model):
+        if isinstance(parameter, torch.nn.Parameter):
+            added = of(parameter)[_expected(backend, name, real) == 0]
+            largest_found = max(largest_found, added.abs().max().item() if added.numel() else 0.0)
+    return largest_found
 
 
 def _complete(wrapped: Any) -> None:

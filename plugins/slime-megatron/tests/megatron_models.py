@@ -65,6 +65,8 @@ LATENT = {
     "rms_norm_eps": 1e-6,  # the only one that transformers gives the norms of the latents
 }
 GROUPED = {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "first_k_dense_replace": 1}
+THREE_GROUPS = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8}
+"""Heads that two ranks do not divide."""
 QWEN3_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -117,6 +119,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **MODELS["deepseek_v3"],
         "rope_parameters": {**YARN, "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
+    "qwen3, 3 groups": {"model_type": "qwen3", "num_hidden_layers": 2, **THREE_GROUPS},
+    "qwen2, 3 groups": {
+        "model_type": "qwen2",
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": True,
+        **THREE_GROUPS,
+    },
+    "gemma2, 3 heads": {**MODELS["gemma2"], "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 3},
+    "glm4_moe_lite, 5 heads": {**MODELS["glm4_moe_lite"], "num_attention_heads": 5, "num_key_value_heads": 5},
     "glm4_moe_lite, dense": {**MODELS["glm4_moe_lite"], "mlp_layer_types": ["dense"] * 3},
 }
 """Further configurations that a family expresses in another way."""

@@ -304,18 +304,6 @@ def test_layers_go_into_pipeline_stages_evenly_or_as_options_say(
         model._config(spec, layout, args, torch.float32)
 
 
-def test_key_and_value_heads_are_not_copied_to_tensor_parallel_ranks() -> None:
-    from slime_megatron import model
-    from slime_megatron.layout import ParallelLayout
-
-    args = make_arguments(tensor_model_parallel_size=4)
-    layout = ParallelLayout.of(args, 4, experts=0)
-    with pytest.raises(
-        ArgumentError, match="2 key and value heads, which --tensor-model-parallel-size 4 does not divide"
-    ):
-        model._config(spec_of("qwen3"), layout, args, torch.float32)
-
-
 @pytest.mark.parametrize("name", [*FAMILIES, *PARITY])
 def test_remarks_say_that_experts_are_not_balanced(name: str) -> None:
     remarks = " ".join(spec_of(name).remarks)

@@ -71,6 +71,9 @@ TWO = [
     *(Case(name, context=2) for name in ("qwen2, untied, YaRN", "deepseek_v3, YaRN")),
     Case("glm4_moe_lite, whole queries", tensor=2, expert=2, sequence=True),
     Case("deepseek_v3, YaRN", tensor=2, sequence=True),
+    *(Case(name, tensor=2) for name in ("qwen3, 3 groups", "qwen2, 3 groups", "gemma2, 3 heads")),
+    Case("qwen3, 3 groups", tensor=2, sequence=True),
+    Case("glm4_moe_lite, 5 heads", tensor=2, expert=2, sequence=True),
 ]
 FOUR = [
     Case("qwen3, tied, 4 layers", tensor=2, pipeline=2),
@@ -85,6 +88,9 @@ FOUR = [
     *(Case(name, tensor=2, pipeline=2, expert=2, sequence=True, options=stages(name)) for name in EXPERTS),
     Case("glm4_moe_lite", tensor=2, context=2, expert=2, sequence=True),
     Case("deepseek_v3", tensor=2, data=2, expert=4, sequence=True),
+    Case("qwen3, 3 groups", tensor=4),
+    Case("qwen2, 3 groups", tensor=4, sequence=True),
+    *(Case("qwen2, 3 groups", tensor=2, data=2, distributed=whole) for whole in (True, False)),
     *(
         Case(name, tensor=2, data=2, expert=2, sequence=True, options={"expert_tensor_parallel_size": 2})
         for name in ("qwen3_moe", "glm4_moe")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slime_core.errors import CheckpointError
 from slime_megatron.families import FAMILIES as KNOWN
-from slime_megatron.names import Attention, GateUp, Layout, Names, Replicated, Rule, Split, Vocabulary
+from slime_megatron.names import Attention, GateUp, Heads, Layout, Names, Replicated, Rule, Split, Vocabulary
 from slime_megatron.spec import ConfigReader, ModelSpec
 
 unhurried = settings(deadline=None)  # a busy machine takes its time
@@ -30,9 +30,18 @@ def layouts(draw: st.DrawFn) -> tuple[Layout, list[Tensor], int]:
     """A layout, tensors of a file for it, and a number of ranks that it can be cut for."""
     ranks, size = draw(RANKS), st.integers(1, 4)
     columns = draw(st.sampled_from([(), (draw(size),), (draw(size), draw(size))]))
-    kind = draw(st.sampled_from(["replicated", "rows", "columns", "vocabulary", "gate_up", "fused", "attention"]))
+    kind = draw(
+        st.sampled_from(["replicated", "rows", "columns", "vocabulary", "gate_up", "fused", "heads", "attention"])
+    )
+    filled_up = draw(st.booleans())
     if kind == "replicated":
         return Replicated(), [numbered(draw(size), *columns)], ranks
+    if kind == "heads":
+        known, filling, each = draw(size), draw(st.integers(0, 3)), draw(size)
+        filled = -(-(known + filling) // ranks) * ranks
+        dim = draw(st.sampled_from([0, 1]))
+        shape = (known * each, draw(size)) if dim == 0 else (draw(size), known * each)
+        return Heads(dim, known, filled), [numbered(*shape)], ranks
     if kind == "columns":
         return Split(1), [numbered(draw(size), ranks * draw(size), *columns)], ranks
     if kind == "rows":
@@ -47,9 +56,10 @@ def layouts(draw: st.DrawFn) -> tuple[Layout, list[Tensor], int]:
             return GateUp(0, fused=True), [numbered(2 * half, *columns)], ranks
         return GateUp(), [numbered(half, *columns), numbered(half, *columns, start=1000)], ranks
     groups, shared, head = ranks * draw(size), draw(size), draw(size)
-    sizes = [groups * shared * head, groups * head, groups * head]
+    known = draw(st.integers(1, groups)) if filled_up else groups
+    sizes = [known * shared * head, known * head, known * head]
     tensors = [numbered(n, *columns, start=1000 * i) for i, n in enumerate(sizes)]
-    return Attention(0, groups * shared, groups, head), tensors, ranks
+    return Attention(0, known * shared, known, head, groups if filled_up else 0), tensors, ranks
 
 
 def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
@@ -95,7 +105,10 @@ def test_nothing_is_changed_in_place(made: tuple[Layout, list[Tensor], int]) -> 
 def test_a_rank_has_whole_heads_and_its_part_of_gate_and_up(made: tuple[Layout, list[Tensor], int]) -> None:
     """What a rank has is what its own part of the file's tensors would make."""
     layout, tensors, ranks = made
-    if not isinstance(layout, (Attention, GateUp)):
+    if not isinstance(layout, Attention | GateUp) or getattr(layout, "filled", 0) not in (
+        0,
+        getattr(layout, "groups", 0),
+    ):
         return
     if isinstance(layout, GateUp):
         halves = tensors[0].chunk(2) if layout.fused else tensors
@@ -115,6 +128,21 @@ def test_a_vocabulary_is_filled_up_with_zeros_that_are_never_exported() -> None:
     assert whole.shape == (8, 2)
     assert not whole[5:].any()
     assert equal(layout.part(whole + 1), [rows + 1])
+
+
+def test_heads_are_filled_up_with_zeros_that_are_never_exported() -> None:
+    columns = Heads(1, groups=3, filled=4)
+    given = numbered(2, 6, start=1)
+    whole = columns.join([given])
+    assert whole.shape == (2, 8)
+    assert not whole[:, 6:].any()
+    assert equal(columns.part(whole + 1), [given + 1])
+    together = Attention(0, heads=6, groups=3, head_dim=1, filled=4)
+    parts = [numbered(6, start=1), numbered(3, start=10), numbered(3, start=20)]
+    whole = together.join(parts)
+    assert whole.shape == (16,)
+    assert not whole[12:].any()
+    assert equal(together.part(whole + 1), [part + 1 for part in parts])
 
 
 def test_queries_keys_and_values_of_a_group_lie_together() -> None:

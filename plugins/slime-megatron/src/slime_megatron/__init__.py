@@ -10,6 +10,7 @@ layout.py            how a model is cut over ranks, and which cuts are refused
 families/            families of models, one file each
 spec.py              what a family makes of a configuration
 names.py             what weights are called in files and in megatron-core, and how they are cut
+heads.py             fills up heads that tensor-parallel ranks do not divide
 model.py             builds this rank's part of a model
 modules.py           norms and attention in place of megatron-core's own
 rows.py              packed rows as one rank computes them

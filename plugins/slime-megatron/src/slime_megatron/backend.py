@@ -184,7 +184,7 @@ class MegatronBackend:
         from slime_megatron.optimizer import on_device
 
         with on_device(self._trained(), self.args.optimizer_cpu_offload):
-            state.save(path, self._wrapped, self._trained(), self._step)
+            state.save(path, self._model, self._wrapped, self._trained(), self._step)
 
     def load_state(self, path: Path) -> None:
         """Restore what `save_state` wrote, also under another layout."""
@@ -192,7 +192,7 @@ class MegatronBackend:
         from slime_megatron.optimizer import on_device
 
         with on_device(self._trained(), self.args.optimizer_cpu_offload):
-            self._step = state.load(path, self._wrapped, self._trained())
+            self._step = state.load(path, self._model, self._wrapped, self._trained())
 
     def export_hf(self, path: Path) -> None:
         """Write a Hugging Face checkpoint, weight by weight. Of several ranks the first writes."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from slime_core.errors import ArgumentError, did_you_mean
 from slime_megatron.arguments import MegatronArguments
 from slime_megatron.families import FAMILIES
+from slime_megatron.heads import fill_up_heads
 from slime_megatron.layout import ParallelLayout
 from slime_megatron.model_flags import compare
 from slime_megatron.modules import (
@@ -83,6 +84,14 @@ class BuiltModel:
         return hidden
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """How many of what is filled up with zeros are real, by their names in plain words."""
+        config = self.module.config
+        heads = config.num_attention_heads - self.spec.zero_heads
+        groups = heads * config.num_query_groups // config.num_attention_heads
+        return {"tokens": self.vocab_size, "heads": heads, "heads of keys and values": groups}
+
+    @property
     def head_weight(self) -> Tensor:
         """(V / tensor ranks, H): the output layer's, or the embedding's where they are tied. On the last stage."""
         tied = self.module.share_embeddings_and_output_weights
@@ -99,13 +108,15 @@ def read_spec(config: Any, where: str, args: MegatronArguments, tensor: int) -> 
         tensor: tensor-parallel ranks.
 
     Raises:
-        ArgumentError: there is no such family, it refuses the configuration, or an option contradicts that.
+        ArgumentError: there is no such family, it refuses the configuration, an option contradicts that, or the ranks do not
+            divide its heads.
     """
     reader = ConfigReader(config.to_dict(), where)
     multiple = math.lcm(args.make_vocab_size_divisible_by * tensor)
     spec = _family(reader, args)(reader, lambda size: -(-size // multiple) * multiple)
     reader.require_all_read()
     compare(args, spec, where, reader.model_type)
+    fill_up_heads(spec, tensor)
     return spec
 
 
@@ -201,11 +212,6 @@ def _check_stages(layers: int, stages: int, given: tuple[int | None, int | None]
 def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dtype: torch.dtype) -> TransformerConfig:
     stages = (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers)
     _check_stages(spec.config["num_layers"], layout.pipeline, stages)
-    groups = spec.config.get("num_query_groups")
-    if groups is not None and groups % layout.tensor:
-        raise ArgumentError(
-            f"The model has {groups} key and value heads, which --tensor-model-parallel-size {layout.tensor} does not divide."
-        )
     kind = MLATransformerConfig if spec.latent else TransformerConfig
     config = kind(
         **spec.config,

@@ -69,11 +69,30 @@ class Vocabulary(Split):
             raise CheckpointError(
                 f"The checkpoint has {len(rows)} rows for tokens, but its configuration says vocab_size {self.size}."
             )
-        missing = self.padded - self.size
-        return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+        return _fill_up(rows, 0, self.size, self.padded)
 
     def part(self, whole: Tensor) -> list[Tensor]:
         return [whole[: self.size]]
+
+
+@dataclass(frozen=True)
+class Heads(Split):
+    """Rows or columns of attention's heads, those of a group one behind the other, filled up with groups of zeros if the ranks
+    could not have equally many; those are never exported. See `slime_megatron.heads`.
+
+    Attributes:
+        groups: in the file.
+        filled: groups in megatron-core; 0: as many.
+    """
+
+    groups: int = 1
+    filled: int = 0
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return _fill_up(tensors[0], self.dim, self.groups, self.filled)
+
+    def part(self, whole: Tensor) -> list[Tensor]:
+        return [_known(whole, self.dim, self.groups, self.filled)]
 
 
 @dataclass(frozen=True)
@@ -105,26 +124,43 @@ class Attention(Split):
     """Queries, keys and values as one weight or bias: for each group of heads its queries, its key, its value.
 
     Attributes:
-        heads, groups: of queries, and of keys and values.
+        heads, groups: of queries, and of keys and values, in the file.
         head_dim: of each of them.
+        filled: groups in megatron-core, as in `Heads`; 0: as many.
     """
 
     heads: int = 1
     groups: int = 1
     head_dim: int = 1
+    filled: int = 0
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         tail = tensors[0].shape[1:]
-        return torch.cat([t.reshape(self.groups, -1, *tail) for t in tensors], 1).reshape(-1, *tail)
+        together = torch.cat([t.reshape(self.groups, -1, *tail) for t in tensors], 1).reshape(-1, *tail)
+        return _fill_up(together, 0, self.groups, self.filled)
 
     def part(self, whole: Tensor) -> list[Tensor]:
         tail = whole.shape[1:]
-        grouped = whole.view(self.groups, -1, *tail)
+        grouped = _known(whole, 0, self.groups, self.filled).view(self.groups, -1, *tail)
         queries = self.heads // self.groups * self.head_dim
         return [t.reshape(-1, *tail) for t in torch.split(grouped, [queries, self.head_dim, self.head_dim], 1)]
 
 
 Layout = Replicated
+
+
+def _fill_up(known: Tensor, dim: int, count: int, filled: int) -> Tensor:
+    """`count` equal parts of a dimension with as many zeros behind them as make `filled` of them."""
+    if filled in (0, count):
+        return known
+    shape = list(known.shape)
+    shape[dim] = shape[dim] // count * (filled - count)
+    return torch.cat([known, known.new_zeros(shape)], dim)
+
+
+def _known(whole: Tensor, dim: int, count: int, filled: int) -> Tensor:
+    """What `_fill_up` was given."""
+    return whole if filled in (0, count) else whole.narrow(dim, 0, whole.shape[dim] // filled * count)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class ModelSpec:
         windows: per layer, how far it looks back; None: all layers look at everything.
         extra_file_prefixes: weights of the file that training does not use and an export copies from the source.
         remarks: what a person should know about this model here.
+        zero_heads: how many heads of zeros fill up each layer's for the tensor-parallel ranks.
     """
 
     config: dict[str, Any]
@@ -45,6 +46,7 @@ class ModelSpec:
     windows: Sequence[int | None] | None = None
     extra_file_prefixes: tuple[str, ...] = ()
     remarks: list[str] = field(default_factory=list)
+    zero_heads: int = 0
 
 
 class Family(Protocol):

@@ -3,6 +3,9 @@
     FOLDER/metadata.json, common.pt, *.distcp   weights, optimizer state and the number of finished steps
     FOLDER/random_00000.pt, …                   each rank's random states, for a resume on as many ranks
 
+Rows of the vocabulary and heads that fill up a layout are stored with the others, and another layout may have more or fewer of
+them: what a state has too many of is not read, and what it lacks is 0. How many are real is stored too, and compared.
+
 Expert parallelism can be changed while both layouts cut experts over ranks; a checkpoint with experts cut over ranks does not
 load where they are not, and the other way round: megatron-core numbers the parts of the optimizer differently then.
 """
@@ -10,28 +13,32 @@ load where they are not, and the other way round: megatron-core numbers the part
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.random_states import random_states, set_random_states
+from slime_megatron import weights
+from slime_megatron.model import BuiltModel
 
 
-def save(folder: Path, wrapped: nn.Module, optimizer: Any, step: int) -> None:
+def save(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any, step: int) -> None:
     """Write this rank's part into the existing folder. All ranks call this together."""
-    found = _describe(wrapped, optimizer, loading=False)
-    found["step"] = step
+    found = _describe(model, wrapped, optimizer, loading=False)
+    found |= {"step": step, "sizes": model.sizes}
     dist_checkpointing.save(found, str(folder), validate_access_integrity=False)
     torch.save(random_states(), folder / f"random_{dist.get_rank():05d}.pt")
 
 
-def load(folder: Path, wrapped: nn.Module, optimizer: Any) -> int:
+def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) -> int:
     """Restore what `save` wrote, and return the number of finished steps.
 
     Raises:
@@ -39,10 +46,16 @@ def load(folder: Path, wrapped: nn.Module, optimizer: Any) -> int:
             another model.
     """
     _prime(optimizer)
-    wanted = _describe(wrapped, optimizer, loading=True)
-    wanted["step"] = 0
+    wanted = _describe(model, wrapped, optimizer, loading=True)
     try:
+        stored = dist_checkpointing.load_common_state_dict(str(folder)).get("sizes", {})
+        if stored != model.sizes:
+            raise CheckpointError(
+                f"{folder} holds the state of a model with {_words(stored)}, and this one has {_words(model.sizes)}."
+            )
         found = dist_checkpointing.load(wanted, str(folder), strict="raise_all")
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{folder} does not hold the state of this model in this layout: {str(error).splitlines()[0][:400]} A state with "
@@ -62,14 +75,42 @@ def _inner(wrapped: nn.Module) -> Any:
     return wrapped.module
 
 
-def _describe(wrapped: nn.Module, optimizer: Any, loading: bool) -> dict[str, Any]:
+def _words(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{size} {name}" for name, size in sizes.items()) or "sizes that it does not tell"
+
+
+def _describe(built: BuiltModel, wrapped: nn.Module, optimizer: Any, loading: bool) -> dict[str, Any]:
     """The sharded state dict of model and optimizer."""
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     model = _inner(wrapped).sharded_state_dict(metadata=metadata)
-    return {"model": model, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+    filled_up = {id(tensor) for tensor in weights.tensors_of_heads(built)}
+    for part in nested_values(model):
+        if id(getattr(part, "data", None)) in filled_up:  # megatron-core itself does so for the vocabulary
+            part.allow_shape_mismatch = True
+    with _whole_buckets(optimizer):
+        return {"model": model, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+
+
+@contextmanager
+def _whole_buckets(optimizer: Any) -> Iterator[None]:
+    """Let what fills up the end of a bucket of parameters count as a part of it.
+
+    megatron-core puts a rank's state together without it, and then looks for each parameter where it lies with it. Where there
+    are several buckets, as under pipeline parallelism with a tied embedding, it would write the numbers of other parameters.
+    """
+    buffers = [buffer for part in _parts(optimizer) for buffer in getattr(part, "buffers", ())]
+    parts = [*buffers, *(bucket for buffer in buffers for bucket in buffer.buckets)]
+    before = [part.numel_unpadded for part in parts]
+    for part in parts:
+        part.numel_unpadded = part.grad_data.numel()
+    try:
+        yield
+    finally:
+        for part, size in zip(parts, before, strict=True):
+            part.numel_unpadded = size
 
 
 def _parts(optimizer: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slime_core.errors import CheckpointError
 from slime_megatron.model import BuiltModel
-from slime_megatron.names import Split
+from slime_megatron.names import Attention, Heads, Split
 
 _LAYER = re.compile(r"(?<=decoder\.layers\.)\d+")
 _EXPERT = re.compile(r"(?<=local_experts\.)\d+")
@@ -42,6 +42,13 @@ def mark_split_weights(model: BuiltModel) -> None:
         rule, _ = model.names.of(_file_side(model, name))
         if isinstance(rule.layout, Split) and not hasattr(tensor, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(tensor, True, rule.layout.dim, 1)
+
+
+def tensors_of_heads(model: BuiltModel) -> Iterator[Tensor]:
+    """This rank's weights and biases that attention's heads have parts of."""
+    for name, tensor in own_tensors(model):
+        if isinstance(model.names.of(_file_side(model, name))[0].layout, Attention | Heads):
+            yield tensor
 
 
 def _file_side(model: BuiltModel, name: str) -> str:

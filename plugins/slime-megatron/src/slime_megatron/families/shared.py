@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from slime_megatron.names import Attention, GateUp, Replicated, Rule, Split, Vocabulary
+from slime_megatron.names import Attention, GateUp, Heads, Replicated, Rule, Split, Vocabulary
 from slime_megatron.spec import ConfigReader, ModelSpec
 
 LAYER, FILE = "decoder.layers.{layer}.", "model.layers.{layer}."
@@ -76,7 +76,8 @@ def attention(c: ConfigReader, spec: ModelSpec, bias: bool = False, qk_norm: boo
     for kind in ("weight", *(["bias"] if bias else [])):
         names = tuple(f"{FILE}self_attn.{x}_proj.{kind}" for x in "qkv")
         spec.rules.append(Rule(f"{LAYER}self_attention.linear_qkv.{kind}", names, together))
-    spec.rules.append(Rule(LAYER + "self_attention.linear_proj.weight", (FILE + "self_attn.o_proj.weight",), Split(1)))
+    output = Heads(1, groups)
+    spec.rules.append(Rule(LAYER + "self_attention.linear_proj.weight", (FILE + "self_attn.o_proj.weight",), output))
     if qk_norm:
         for x in "qk":
             spec.rules.append(
@@ -269,18 +270,19 @@ def latent_attention(c: ConfigReader, spec: ModelSpec) -> None:
     if left := sorted(key for key, value in given.items() if value is not None):
         c.refuse(f"its rope_parameters have {', '.join(left)}, which are not mapped for latent attention")
     own, theirs = LAYER + "self_attention.", FILE + "self_attn."
+    rows, columns = Heads(0, c["num_attention_heads"]), Heads(1, c["num_attention_heads"])
     pairs = [
         ("linear_kv_down_proj.weight", "kv_a_proj_with_mqa.weight", Split(0)),
-        ("linear_kv_up_proj.weight", "kv_b_proj.weight", Split(0)),
+        ("linear_kv_up_proj.weight", "kv_b_proj.weight", rows),
         ("kv_layernorm.weight", "kv_a_layernorm.weight", Replicated()),
-        ("linear_proj.weight", "o_proj.weight", Split(1)),
+        ("linear_proj.weight", "o_proj.weight", columns),
     ]
     if c.get("q_lora_rank"):
         pairs += [
             ("linear_q_down_proj.weight", "q_a_proj.weight", Split(0)),
-            ("linear_q_up_proj.weight", "q_b_proj.weight", Split(0)),
+            ("linear_q_up_proj.weight", "q_b_proj.weight", rows),
             ("q_layernorm.weight", "q_a_layernorm.weight", Replicated()),
         ]
     else:
-        pairs.append(("linear_q_proj.weight", "q_proj.weight", Split(0)))
+        pairs.append(("linear_q_proj.weight", "q_proj.weight", rows))
     spec.rules += [Rule(own + mine, (theirs + file,), layout) for mine, file, layout in pairs]
