@@ -47,7 +47,11 @@ def test_both_are_loaded_and_no_option_is_defined_twice() -> None:
     assert status["slime-torch"] == status["stub-pack"] == ("loaded", "")
     assert set(plugins.components("train_backend")) >= {"torch", "stub"}
     of = {name: option.distribution for name, option in namespace.options.items()}
-    assert (of["lr"], of["lora_rank"], of["stub_hidden_size"]) == ("slime-core", "slime-torch", "stub-pack")
+    assert (of["lr"], of["gradient_checkpointing"], of["stub_hidden_size"]) == (
+        "slime-core",
+        "slime-torch",
+        "stub-pack",
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,5 +6,6 @@ linear_cross_entropy.py  log-probs and entropies from hidden states, without the
 not_finite.py            the errors for a loss or gradient that is NaN or Inf
 ranks.py                 the training ranks: how they meet, and their small exchanges
 random_states.py         the states of all random number generators
+adapter_files.py         LoRA adapters on disk
 offload.py               what lies on a device waits in host memory meanwhile
 """

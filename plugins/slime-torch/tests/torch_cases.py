@@ -59,6 +59,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24,
         "experts_implementation": "eager",
     },
+    "glm4_moe": {  # a dense layer, shared experts and experts that are no layers
+        "model_type": "glm4_moe",
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "experts_implementation": "eager",
+    },
     "gpt2": {"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from slime_core.arguments.groups.cluster import ClusterArguments
 from slime_core.arguments.groups.data import DataArguments
 from slime_core.arguments.groups.evaluation import EvalArguments
+from slime_core.arguments.groups.lora import LoraArguments
 from slime_core.arguments.groups.model import ModelArguments
 from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.arguments.groups.output import OutputArguments
@@ -19,6 +20,7 @@ GROUPS: tuple[type[ArgumentGroup], ...] = (
     RolloutArguments,
     TrainArguments,
     OptimizerArguments,
+    LoraArguments,
     EvalArguments,
     OutputArguments,
     ClusterArguments,
@@ -32,6 +34,7 @@ class RunArguments(
     RolloutArguments,
     TrainArguments,
     OptimizerArguments,
+    LoraArguments,
     EvalArguments,
     OutputArguments,
     ClusterArguments,

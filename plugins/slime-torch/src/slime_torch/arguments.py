@@ -1,5 +1,5 @@
-"""The options of the torch backend alone; the optimizer's and the schedule's are shared by all backends
-(`slime_core.arguments.groups.optimizer`)."""
+"""The options of the torch backend alone; the optimizer's, the schedule's and LoRA's are shared by all backends
+(`slime_core.arguments.groups.optimizer`, `slime_core.arguments.groups.lora`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,6 @@ class TorchArguments(ArgumentGroup):
         "--no-fsdp-reshard-after-forward each rank holds all weights and gradients during an optimizer step, and they "
         "travel once in the step and not with every micro-batch: faster, for more memory.",
         affects_result=False,
-    )
-    lora_rank: int = option(0, "Rank of LoRA adapters, which are then all that is trained. 0: train all weights.", ge=0)
-    lora_alpha: float = option(16.0, "An adapter's output is scaled by --lora-alpha / --lora-rank.", gt=0)
-    lora_dropout: float = option(0.0, "Share of an adapter's inputs that is dropped in training.", ge=0, lt=1)
-    target_modules: list[str] = option(
-        ["all-linear"], "Linear layers with an adapter, such as q_proj; all-linear: every one in the model's blocks."
     )
 
 

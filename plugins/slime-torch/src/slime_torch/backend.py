@@ -204,7 +204,7 @@ class TorchBackend:
 
     def export_hf(self, path: Path) -> None:
         """Write a Hugging Face checkpoint. With LoRA: the merged model, and in the folder `adapter` the adapter."""
-        export.export_hf(self.model, self.tokenizer, path, self._joined(), adapters=bool(self.args.lora_rank))
+        export.export_hf(self.model, self.tokenizer, path, self._joined(), self.args)
 
     def offload(self) -> None:
         """Give back the GPU's memory until `onload`. What lay there waits in host memory, but for the gradients."""

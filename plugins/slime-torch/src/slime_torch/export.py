@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from slime_core.tensors.ranks import Ranks
 from slime_torch import lora
+from slime_torch.arguments import TorchRunArguments
 from slime_torch.sharding import whole
 
 if TYPE_CHECKING:
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def export_hf(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path, ranks: Ranks, adapters: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    path: Path,
+    ranks: Ranks,
+    args: TorchRunArguments,
 ) -> None:
-    """Write `model`, and `tokenizer` if there is one, into the folder `path`. All ranks call this at the same time.
-
-    Args:
-        adapters: whether the model has LoRA adapters.
-    """
-    first = ranks.rank == 0
+    """Write `model`, and `tokenizer` if there is one, into the folder `path`. All ranks call this at the same time."""
+    first, adapters = ranks.rank == 0, bool(args.lora_rank)
     tensors = _whole_state(model, keep=first) if adapters or ranks.size > 1 else None
     if first:
         model.save_pretrained(path, state_dict=tensors)
     if adapters:
-        lora.save_adapter(model, path / "adapter", whole, write=first)
+        lora.save_adapter(model, args, path / "adapter", whole, write=first)
     if first and tokenizer is not None:
         tokenizer.save_pretrained(path)
 

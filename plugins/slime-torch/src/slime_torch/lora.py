@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from slime_core.errors import ArgumentError
+from slime_core.tensors.adapter_files import write_adapter
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import VALUE_HEAD
 
@@ -45,11 +45,11 @@ def add_adapters(model: PreTrainedModel, args: TorchRunArguments) -> None:
         lora_alpha=args.lora_alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=args.lora_dropout,
         target_modules=_targets(body, args.target_modules),
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=args.hf_checkpoint,
     )
-    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in body.modules())
-    inject_adapter_in_model(config, body)
+    config.fan_in_fan_out = _transposed(body)
+    # Through a module without a configuration: by that peft knows models with experts, and there it takes gate_proj and the like
+    # for experts, not for layers.
+    inject_adapter_in_model(config, nn.ModuleDict({"body": body}))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name) or name.startswith(VALUE_HEAD))
 
@@ -82,7 +82,11 @@ def merged_parameters(
 
 
 def save_adapter(
-    model: PreTrainedModel, path: Path, full: Callable[[Tensor], Tensor] = Tensor.detach, write: bool = True
+    model: PreTrainedModel,
+    args: TorchRunArguments,
+    path: Path,
+    full: Callable[[Tensor], Tensor] = Tensor.detach,
+    write: bool = True,
 ) -> None:
     """Write the adapter alone into the folder `path`, as `peft.PeftModel.from_pretrained(base, path)` reads it.
 
@@ -90,17 +94,15 @@ def save_adapter(
         full: makes a whole, detached tensor of a parameter, as in `merged_parameters`.
         write: False: only take part in putting the adapter together.
     """
-    tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": full(parameter).cpu().contiguous()
+    adapter = {
+        name.replace(f".{_NAME}.", "."): full(parameter)
         for name, parameter in model.named_parameters()
         if _is_adapter(name)
     }
-    if not write:
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    body: Any = model.base_model  # peft keeps its configuration there
-    body.peft_config[_NAME].save_pretrained(str(path))
+    if write:
+        body = model.base_model
+        experts = any(name.rpartition(".")[2] == "experts" for name, _ in body.named_modules())
+        write_adapter(path, adapter, args, args.hf_checkpoint, experts=experts, transposed=_transposed(body))
 
 
 @contextmanager
@@ -139,6 +141,10 @@ def _targets(body: nn.Module, wanted: Sequence[str]) -> list[str]:
             f"of {type(body).__name__}. It has: {', '.join(sorted(linear)) or 'none'}; {ALL_LINEAR} means all of them."
         )
     return sorted(targets)
+
+
+def _transposed(body: nn.Module) -> bool:
+    return any(isinstance(module, Conv1D) for module in body.modules())
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

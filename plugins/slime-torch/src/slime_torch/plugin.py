@@ -23,6 +23,6 @@ def slime_train_backends() -> dict[str, Lazy]:
         "torch": Lazy(
             "slime_torch.backend:TorchBackend",
             "any Hugging Face causal LM, in one process or on several ranks",
-            reads_options=("OptimizerArguments", "TorchArguments"),
+            reads_options=("OptimizerArguments", "LoraArguments", "TorchArguments"),
         )
     }

@@ -1,0 +1,58 @@
+"""LoRA adapters on disk, as peft reads them. Called by the backends that train adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from slime_core.arguments.groups.lora import LoraArguments
+
+_ONCE_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Layers that peft takes for experts in a model that has experts, whatever else has the name."""
+
+
+def write_adapter(
+    folder: Path,
+    adapter: Mapping[str, Tensor],
+    args: LoraArguments,
+    base: str,
+    *,
+    experts: bool,
+    transposed: bool = False,
+) -> None:
+    """Write an adapter into a folder, as `peft.PeftModel.from_pretrained(base, folder)` reads it.
+
+    Args:
+        adapter: A (rank, in) and B (out, rank) of every layer, by the layer's name in the Hugging Face model followed by
+            ".lora_A.weight" and ".lora_B.weight".
+        base: the path of the model that it belongs to.
+        experts: whether that has experts, none of which has an adapter.
+        transposed: its linear layers hold (in, out) weights.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in adapter.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    layers = sorted({name.rpartition(".lora_")[0] for name in adapter})
+    of_weights = [layer for layer in layers if experts and _last(layer) in _ONCE_OF_EXPERTS]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": args.lora_rank,
+        "lora_alpha": args.lora_alpha,
+        "lora_dropout": 0.0 if of_weights else args.lora_dropout,  # of training alone, and none there of weights
+        "target_modules": sorted({_last(layer) for layer in layers if layer not in of_weights}),
+        "target_parameters": [f"{layer}.weight" for layer in of_weights] or None,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
