@@ -198,6 +198,20 @@ def set_up_another_reference(self, setup, loss, steps, role="actor"):
         self.model.get_input_embeddings().weight.data.mul_(1.5)
 
 
+def clipped_gradients(self, gradients, batch):
+    return ((name, value / 2) for name, value in gradients(self, batch))
+
+
+def gradients_of_modules(self, gradients, batch):
+    return ((f"module.{name}", value) for name, value in gradients(self, batch))
+
+
+def gradients_by_a_step(self, gradients, batch):
+    found = [(name, value.clone()) for name, value in gradients(self, batch)]
+    self.train_step(batch)
+    return iter(found)
+
+
 BROKEN = [
     ("loss", vector_loss, "returns a finite scalar", r"shape \(21,\) as the loss; expected a tensor with one number, built with inputs.reduce"),
     ("loss", attached_metric_loss, "returns a finite scalar", r"inputs.reduce\(values.detach\(\)\)"),
@@ -236,6 +250,9 @@ BROKEN = [
     ("train_backend", backend("weights", other_names), "exports a", "use Hugging Face names, tied ones once"),
     ("train_backend", backend("log_probs", lambda self, of, batch: [[v / 2 for v in values] for values in of(self, batch)]),
      "gives the log-probs of", "log_probs differ from inputs.log_probs of a train_step on the same batch"),
+    ("train_backend", backend("gradients", clipped_gradients), "gives the gradients", "Give them before clipping, each once"),
+    ("train_backend", backend("gradients", gradients_of_modules), "gives the gradients", "under the names of weights"),
+    ("train_backend", backend("gradients", gradients_by_a_step), "gives the gradients", "gradients changed the weights"),
     ("train_backend", backend("evaluate", lambda self, of, batch: of(self, replace(batch, columns={}))),
      "gives a loss the columns", "inputs.advantages is None, though batch.columns has it"),
     ("train_backend", backend("evaluate", lambda self, of, batch: {"loss": of(self, batch)["loss"] + batch.share_prompts}),

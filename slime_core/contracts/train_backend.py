@@ -90,7 +90,7 @@ class TrainBackend(Protocol):
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
-    `ReplaysRouting` and `slime_core.contracts.engine.Offloads`.
+    `ReplaysRouting`, `GivesGradients`, `HasRemarks` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -137,7 +137,8 @@ class TrainBackend(Protocol):
         number generators, dropout mode and gradients are as they were."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters under their Hugging Face names, whole, detached, tied ones once. All ranks iterate together."""
+        """All parameters under their Hugging Face names, whole, detached, tied ones once; and the buffers that a checkpoint
+        stores, such as a router's bias. All ranks iterate together."""
 
     def save_state(self, path: Path) -> None:
         """Write model, optimizer, schedule and random states into the (existing, empty) folder `path`: every rank its
@@ -240,6 +241,28 @@ class HasReference(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class GivesGradients(Protocol):
+    """A backend that tells its gradients, which `slime check --parity --gradients` compares with those of transformers."""
+
+    def gradients(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of the loss on `batch`, before clipping, of every trained parameter: under its Hugging Face name,
+        whole, tied ones once. Nothing is dropped out, and weights and optimizer stay as they are. All ranks iterate
+        together."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class HasRemarks(Protocol):
+    """A backend that knows which options have no effect in it. `slime check` prints what it says, and a run begins with it."""
+
+    @staticmethod
+    def remarks(args: RunArguments) -> list[str]:
+        """One sentence for every option that has no effect, or another one than its name promises, under these arguments.
+        Must not import anything heavy."""
+        raise NotImplementedError
+
+
 KINDS = (
     Kind(
         "train_backend",
@@ -254,6 +277,8 @@ KINDS = (
             SavesInBackground,
             HasReference,
             ReplaysRouting,
+            GivesGradients,
+            HasRemarks,
             Offloads,
         ),
     ),

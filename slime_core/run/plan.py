@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from slime_core.arguments.readers import without_effect
 from slime_core.arguments.resolve import Resolved, with_data_length
 from slime_core.contracts.data import Closes, DataSource
 from slime_core.contracts.engine import Offloads
-from slime_core.contracts.train_backend import SavesInBackground
+from slime_core.contracts.train_backend import HasRemarks, SavesInBackground
 from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
@@ -115,6 +116,8 @@ def _idle_options(resolved: Resolved, components: Components, layout: Layout | N
         found.append(
             f"--async-save has no effect: the train backend {backend.name!r} writes a checkpoint before it goes on."
         )
+    if inspect.isclass(backend.target) and issubclass(backend.target, HasRemarks):
+        found += backend.target.remarks(args)
     return found
 
 

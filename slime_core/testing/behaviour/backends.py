@@ -6,7 +6,7 @@ import math
 
 from slime_core.contracts.engine import Offloads
 from slime_core.contracts.loss import LossInputs, reads
-from slime_core.contracts.train_backend import SavesInBackground, TrainBackend
+from slime_core.contracts.train_backend import GivesGradients, SavesInBackground, TrainBackend
 from slime_core.testing.behaviour.backend_runs import (
     equal,
     expect_per_token,
@@ -113,6 +113,29 @@ def gives_the_log_probs_of_training(subject: Subject[TrainBackend]) -> None:
         torch.equal(torch.tensor(of_trained_tokens(batch, found), dtype=trained.dtype), trained.cpu()),
         "log_probs differ from inputs.log_probs of a train_step on the same batch; the first step on a rollout would "
         "not have ratio 1. Take them from the same micro-batches by the same operations, at batch.temperature.",
+    )
+
+
+def gives_its_gradients(subject: Subject[TrainBackend]) -> None:
+    """gives the gradients of training, if it gives any, and leaves no trace"""
+    if not issubclass(subject.target, GivesGradients):
+        return
+    backend, batch = ready_backend(subject), two_groups()
+    assert isinstance(backend, GivesGradients)
+    before = weights_of(backend)
+    found = {name: value.detach().double().cpu() for name, value in backend.gradients(batch)}
+    subject.expect(equal(weights_of(backend), before), "gradients changed the weights; put back what it uses.")
+    subject.expect(
+        set(found) <= set(before) and all(value.shape == before[name].shape for name, value in found.items()),
+        f"gradients names {sorted(set(found) - set(before))[:4]}, which weights() does not, or gives other shapes; give them "
+        "whole, under the names of weights().",
+    )
+    norm = math.sqrt(sum(float(value.square().sum()) for value in found.values()))
+    expected = backend.train_step(batch)["grad_norm"]
+    subject.expect(
+        not found or math.isclose(norm, expected, rel_tol=1e-2),
+        f"the norm of all gradients is {norm}, but train_step reports grad_norm {expected} for the same batch. Give them "
+        "before clipping, each once, summed over ranks and micro-batches.",
     )
 
 
@@ -237,6 +260,7 @@ TRAIN_BACKEND: list[Check] = [
     goes_on_from_its_state,
     exports_what_it_trained,
     gives_the_log_probs_of_training,
+    gives_its_gradients,
     gives_losses_what_they_read,
     shares_prompts,
     takes_a_step_without_samples,

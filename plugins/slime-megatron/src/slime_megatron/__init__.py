@@ -18,6 +18,7 @@ pipeline.py          runs micro-batches through the stages of a model
 predictor.py         log-probs, entropies and values, on the last stage
 routing_replay.py    the experts of a token, the same in all steps of a rollout
 optimizer.py         the reduction of gradients, and the optimizer
+gradients.py         gradients, complete on every rank
 weights.py           weights between files and this rank's parts
 checkpoint_files.py  Hugging Face checkpoints on disk
 state.py             the training state on disk

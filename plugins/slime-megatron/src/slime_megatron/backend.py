@@ -62,6 +62,13 @@ class MegatronBackend:
         self.replays_routing = args.use_routing_replay
         self._optimizer: Any = None
 
+    @staticmethod
+    def remarks(args: MegatronRunArguments) -> list[str]:
+        """What `slime check` says of options without effect; those whose effect depends on the model are told at the start."""
+        from slime_megatron import refusals
+
+        return refusals.remarks(args)
+
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Read the configuration, build this rank's part of the model, fill it from the checkpoint, make the optimizer."""
         args = self.args
@@ -177,6 +184,23 @@ class MegatronBackend:
         from slime_megatron import weights
 
         return weights.gather(self._model)
+
+    def gradients(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of the loss on `batch` of every parameter, under its Hugging Face name, whole. All ranks iterate
+        together."""
+        from slime_megatron import gradients, weights
+
+        was_training = self._wrapped.training
+        self._wrapped.train()
+        self._zero_grad()
+        try:
+            with torch.enable_grad():
+                self._forward_backward(batch, self._own(batch))
+            gradients.complete(self._wrapped)
+            yield from weights.gather(self._model, gradients.own(self._model))
+        finally:
+            self._zero_grad()
+            self._wrapped.train(was_training)
 
     def save_state(self, path: Path) -> None:
         """Write this rank's part of model, optimizer and random states; see `slime_megatron.state`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,23 +71,27 @@ class _Stream:
         return True
 
 
-_mode: _OnTheCpu | None = None
+_prepared = False
+_of_thread = threading.local()
+"""The mode, in each thread that has it: torch knows modes by thread, and two runs of a process have a thread each."""
 
 
 def prepare() -> torch.device:
-    """Make megatron-core usable in this process, and return the device that it computes on. Called before it is imported."""
-    global _mode
+    """Make megatron-core usable in this thread, and return the device that it computes on. Called before it is imported."""
+    global _prepared
     for message, category in _KNOWN_WARNINGS.items():
         warnings.filterwarnings("ignore", message, category)
     if torch.cuda.is_available():
         _repair_probes()
         return torch.device("cuda", torch.cuda.current_device())
-    if _mode is None:
+    if not _prepared:
         _answer_for_cuda()
         _exchange_uneven_parts()
         _repair_probes()
-        _mode = _OnTheCpu()
-        _mode.__enter__()  # type: ignore[no-untyped-call]  # for the rest of the process: megatron-core may be called from anywhere
+        _prepared = True
+    if not hasattr(_of_thread, "mode"):
+        _of_thread.mode = _OnTheCpu()
+        _of_thread.mode.__enter__()  # for the rest of the thread: megatron-core may be called from anywhere
     return CPU
 
 

@@ -103,10 +103,10 @@ def compare(args: MegatronArguments, spec: ModelSpec, where: str = "the checkpoi
     Raises:
         ArgumentError: an option contradicts the checkpoint, or asks for what the backend does not do; one line for each.
     """
-    from slime_megatron.refusals import refused, remarks
+    from slime_megatron.refusals import refused
 
     idle = _without_effect(args, spec)
-    spec.remarks += [*remarks(args), *(f"{_flag(name)} has no effect: {why}." for name, why in idle.items())]
+    spec.remarks += [f"{_flag(name)} has no effect: {why}." for name, why in idle.items()]
     found = [*refused(args), *_foreign_layers(args.spec, where, model_type), *_recomputed(args, spec)]
     if args.use_routing_replay and not spec.config.get("num_moe_experts"):
         found.append(

@@ -108,14 +108,14 @@ class _Piece:
     owners: tuple[int, ...]
 
 
-def gather(model: BuiltModel, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+def gather(model: BuiltModel, tensors: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
     """All weights under their Hugging Face names, whole, on every rank. All ranks iterate together; only one weight is whole
     at a time.
 
     Args:
-        device: of the tensors that are given out, where they come from other ranks.
+        tensors: what to gather in place of the weights, such as their gradients, by the names of `own_tensors`.
     """
-    own = dict(own_tensors(model))
+    own = dict(own_tensors(model) if tensors is None else tensors)
     if model.module.share_embeddings_and_output_weights:
         own.pop("output_layer.weight", None)
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -179,11 +179,34 @@ class TorchBackend:
         return lora.BaseModel(self) if self.args.lora_rank else None
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters under their Hugging Face names, detached, tied ones once. With LoRA: merged.
+        """All parameters under their Hugging Face names, detached, tied ones once, and the buffers that a checkpoint
+        stores. With LoRA: merged.
 
         All ranks iterate together, and each parameter is put together when its turn comes.
         """
-        return lora.merged_parameters(self.model, whole)
+        yield from lora.merged_parameters(self.model, whole)
+        yield from export.stored_buffers(self.model)
+
+    def gradients(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor]]:
+        """The gradient of the loss on `batch` of every trained parameter, under its Hugging Face name, whole. With LoRA
+        none: what is trained then has no such name. All ranks iterate together."""
+        optimizer, _ = self._trained()
+        was_training = self.model.training
+        self.model.train(False)
+        optimizer.zero_grad()
+        try:
+            *others, last = self._own(batch)
+            with torch.enable_grad():
+                for micro_batch in others:
+                    self._forward_backward(batch, micro_batch, last=False)
+                self._forward_backward(batch, last)
+            gradients_of(self.model)
+            for name, parameter in self.model.named_parameters():
+                if parameter.grad is not None and not self.args.lora_rank:
+                    yield name, whole(parameter.grad)
+        finally:
+            optimizer.zero_grad()
+            self.model.train(was_training)
 
     def save_state(self, path: Path) -> None:
         """Write trained weights, optimizer, schedule and random states. With `--async-save` they are copied to host

@@ -6,6 +6,7 @@ The weights are as they are trained (float32). With LoRA: the merged model, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,19 @@ def export_hf(
         tokenizer.save_pretrained(path)
 
 
+def stored_buffers(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint of the model stores besides its weights, such as a router's bias. Every rank has it whole."""
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return ((name, buffer) for name, buffer in model.state_dict().items() if name not in weights)
+
+
 def _whole_state(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
     """The weights and stored buffers, the weights in host memory. All ranks call this, and help to put them together.
 
     Args:
         keep: False: this rank gets no weights.
     """
-    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    found = {name: buffer for name, buffer in model.state_dict().items() if name not in every}
+    found = dict(stored_buffers(model))
     for name, tensor in lora.merged_parameters(model, whole):
         if keep:
             found[name] = tensor.cpu()
