@@ -39,6 +39,10 @@ class TrainingError(SlimeError):
     """Training produced something that must not go on: NaN or Inf in loss or gradients."""
 
 
+class ParityError(SlimeError):
+    """A train backend computes something else than transformers does. The message names the tensor."""
+
+
 class ClusterError(SlimeError):
     """A Ray cluster cannot be reached, or is too small."""
 

@@ -16,7 +16,13 @@ class _Parser(argparse.ArgumentParser):
 
 def run_parser(namespace: Namespace, prog: str, description: str = "") -> argparse.ArgumentParser:
     """The parser of `slime train`, `slime train-async` and `slime check`: an optional recipe, then flags."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("recipe", nargs="?", default=None, help="YAML file of options; comes before the flags")
     by_group: dict[str, list[Option]] = {}
     for option in namespace.options.values():

@@ -3,6 +3,7 @@
 main.py          the command; its subcommands are components like everything else
 switches.py      the options that every command understands
 train.py         `slime train`, `slime train-async`, `slime check`
+parity.py        the options of `slime check --parity`
 plugins.py       `slime plugins`
 new.py           `slime plugins new`
 check_plugin.py  `slime plugins check`

@@ -6,12 +6,14 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.derived import derived
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import resolve
+from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
@@ -29,13 +31,21 @@ def train_async(argv: list[str], plugins: Plugins) -> int:
 
 
 def check(argv: list[str], plugins: Plugins) -> int:
-    """Print the run that a recipe describes, and start nothing."""
+    """Print the run that a recipe describes, and start nothing; with `--parity`, compare its train backend with
+    transformers."""
+    parity, argv = read_parity(argv)
     with _plans(argv, plugins, "slime check") as plans:
-        print("\n\n".join(describe(plan) for plan in plans))
+        print("\n\n".join(describe(plan) for plan in plans), flush=True)
+        if parity is not None:
+            from slime_core.run.parity import check_parity
+
+            for plan in plans:
+                check_parity(plan, parity, partial(print, flush=True))
     return 0
 
 
 def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
+    refuse_parity(argv, prog)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _plans(argv, plugins, prog) as plans:
         from slime_core.run.launch import launch
@@ -64,7 +74,7 @@ def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]
 
 def _made(argv: list[str], plugins: Plugins, prog: str) -> Iterator[Plan]:
     namespace = Namespace(plugins)
-    recipe, flags = split_recipe(namespace, argv, prog, "Every option may also stand in the recipe, a YAML file.")
+    recipe, flags = split_recipe(namespace, argv, prog, HELP if prog == "slime check" else EVERYWHERE)
     try:
         stages = read_recipe(recipe) if recipe else [None]
         for stage in stages:

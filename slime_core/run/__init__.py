@@ -11,6 +11,8 @@ on_ray.py       places the workers on a cluster
 weight_sync.py  hands the trainer's weights to the engine, and lets the two take turns with memory
 evaluation.py   measures evaluation sets
 checkpoints.py  checkpoints on disk, and who writes them when
+parity.py       `slime check --parity`: drives a train backend and compares it with transformers
+parity_rows.py  the rows of the run's data that it computes
 early_stopping.py  ends a run whose metric has stopped improving
 tracking.py     where the numbers go
 """

@@ -8,8 +8,9 @@ sees those of the ranks on its machine; else it takes a CPU anywhere. An engine 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from slime_core.run.blueprint import Blueprint, RolloutMaker, TrainMaker
 from slime_core.run.plan import Plan
 from slime_core.run.tracking import Console
 from slime_core.run.workers import Workers
-from slime_core.runtime.actor import WorkerActor
+from slime_core.runtime.actor import Maker, WorkerActor
 from slime_core.runtime.actor_handles import ActorHandle, Member, Watch
 from slime_core.runtime.connect import connect
 from slime_core.runtime.handles import wait
@@ -88,6 +89,32 @@ def on_cluster(
         for future in starting:
             wait(future, "the workers to start")
         return ClusterWorkers(rollouts, trainer, stack.pop_all())
+
+
+@contextmanager
+def ranks_on_cluster(layout: Layout, maker: Maker, say: Callable[[str], None]) -> Iterator[ActorHandle[Any]]:
+    """Start the training ranks of a layout alone, without rollout worker and engine, and give their handle. They are ended
+    with the context.
+
+    Args:
+        maker: makes the worker of each.
+        say: is told where they run.
+    """
+    layout = replace(layout, engine="none", engine_devices=0)
+    with ExitStack() as stack:
+        connection = connect(layout.address)
+        stack.callback(connection.close)
+        placement = place(layout, connection.nodes())
+        train, _ = _reserve(layout, placement, stack)
+        options = {f"training rank {n}": Slot(*own, placement.rank).options() for n, own in enumerate(train)}
+        members = _start_processes(options, stack)
+        for text in (*placement.notes, *(f"{m.name}: process {m.where.pid} on {m.where.node}" for m in members)):
+            say(text)
+        handle: ActorHandle[Any] = ActorHandle(members, Watch(members))
+        stack.callback(handle.close)
+        environments = _environments(layout, placement, members)
+        wait(handle.start([maker] * len(environments), environments), "the training ranks to start")
+        yield handle
 
 
 Place = tuple[PlacementGroup, int]  # a bundle

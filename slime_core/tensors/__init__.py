@@ -3,6 +3,9 @@
 packed_rows.py           the samples of a micro-batch as one packed row
 micro_batches.py         what a loss is given for a micro-batch, and how results of all micro-batches come together
 linear_cross_entropy.py  log-probs and entropies from hidden states, without the full logits
+truth.py                 what transformers computes with a checkpoint
+parity.py                how far a train backend is from that, in words
+explanations.py          known mistakes that would give a backend's wrong numbers
 not_finite.py            the errors for a loss or gradient that is NaN or Inf
 ranks.py                 the training ranks: how they meet, and their small exchanges
 random_states.py         the states of all random number generators

@@ -7,6 +7,7 @@ steps.py       how samples are cut into optimizer steps
 batches.py     the batch of one step, and the weights of its tokens
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
 signals.py     between samples and the flat tensors of an advantage estimator
+parity.py      a training rank that compares its backend with transformers
 schedule.py    the learning rate of every step
 profiling.py   traces of training
 """

@@ -45,7 +45,9 @@ def with_peft(plain: PreTrainedModel, adapted: PreTrainedModel) -> PreTrainedMod
     transposed = any(isinstance(module, Conv1D) for module in plain.modules())
     config = LoraConfig(r=4, lora_alpha=6.0, target_modules=layers, fan_in_fan_out=transposed)
     model = copy.deepcopy(plain)
-    inject_adapter_in_model(config, nn.ModuleDict({"whole": model}))  # without a configuration, by which peft knows experts
+    inject_adapter_in_model(
+        config, nn.ModuleDict({"whole": model})
+    )  # without a configuration, by which peft knows experts
     values = dict(adapted.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():

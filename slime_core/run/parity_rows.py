@@ -1,0 +1,102 @@
+"""The rows that `slime check --parity` computes: the first ones of the run's own data."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.rollout import Background
+from slime_core.data import is_tokenised
+from slime_core.data.tokenizer import load_tokenizer
+from slime_core.errors import DataError
+from slime_core.rollout.debug_data import read_debug_data
+from slime_core.run.plan import Plan
+from slime_core.sample import Sample
+
+
+def parity_rows(plan: Plan, count: int, tokens: int) -> list[Sample]:
+    """The first samples of the run, as it makes them: by its rollout function or from `--load-debug-rollout-data`. Where
+    an engine would have to answer prompts, the prompts themselves, of which every token but the first is compared.
+
+    Args:
+        count: how many.
+        tokens: a longer sample is cut to so many, no two to the same length.
+
+    Raises:
+        SlimeError: as in the run, the data cannot be used.
+    """
+    samples = _samples(plan, count)
+    found = []
+    for number, sample in enumerate(samples[:count]):
+        sample = _cut(sample, max(2, tokens - number))
+        if not sum(sample.trained_mask):
+            sample = replace(sample, response_length=len(sample.tokens) - 1, loss_mask=None, remove_sample=False)
+        if len(sample.tokens) > 1:
+            found.append(replace(sample, index=number, group_index=number))
+    if not found:
+        raise DataError("None of the first rows has two tokens, so nothing could be compared.")
+    return found
+
+
+def pairs_of(samples: list[Sample], count: int = 32) -> list[Sample]:
+    """Samples of two neighbouring tokens each, the second of which is predicted from the first alone: attention to one
+    token has nothing to choose, so queries, keys, their norms, and positions do not matter."""
+    places = [(sample, place) for sample in samples for place in range(len(sample.tokens) - 1)]
+    step = -(-len(places) // count)
+    return [
+        Sample(index=number, group_index=number, tokens=sample.tokens[place : place + 2], response_length=1)
+        for number, (sample, place) in enumerate(places[::step])
+    ]
+
+
+def _samples(plan: Plan, count: int) -> list[Sample]:
+    args, chosen = plan.args, plan.components.rollouts
+    if args.load_debug_rollout_data:
+        path = Path(args.load_debug_rollout_data.replace("{rollout_id}", "0"))
+        return read_debug_data(path).samples
+    if not (_asks_engine(chosen.rollout.target) or chosen.works_in_background):
+        few = args.model_copy(update={"rollout_batch_size": count})
+        extras = {"plugins": plan.plugins, "components": chosen, "engine": None, "background": Background()}
+        output = chosen.rollout.bind(**extras)(few, 0, plan.data_source, evaluation=False)
+        return [group[0] for group in output.groups]
+    groups = plan.data_source.get_samples(count)
+    return [_prompt(args, group[0]) for group in groups]
+
+
+def _asks_engine(rollout: Any) -> bool:
+    """Whether a rollout function makes its samples with an engine."""
+    declared = getattr(rollout, "slime_engine_use", None)
+    return bool(declared == "always" if declared else "engine" in inspect.signature(rollout).parameters)
+
+
+def _prompt(args: RunArguments, sample: Sample) -> Sample:
+    """The sample with its prompt's tokens, of which all but the first are its response."""
+    prompt: Any = sample.prompt
+    tokenizer: Any = load_tokenizer(args.hf_checkpoint)
+    if sample.tokens:
+        tokens = list(sample.tokens)
+    elif is_tokenised(prompt):
+        tokens = list(prompt)
+    else:
+        if not isinstance(prompt, str):
+            more = getattr(args, "apply_chat_template_kwargs", None) or {}
+            tools = sample.metadata.get("tools")
+            prompt = tokenizer.apply_chat_template(
+                prompt, tools=tools, add_generation_prompt=True, tokenize=False, **more
+            )
+        tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return replace(sample, tokens=tokens, response_length=max(0, len(tokens) - 1), loss_mask=None)
+
+
+def _cut(sample: Sample, tokens: int) -> Sample:
+    lost = len(sample.tokens) - tokens
+    if lost <= 0:
+        return sample
+    left = sample.response_length - lost
+    if left <= 0:
+        return replace(sample, tokens=sample.tokens[:tokens], response_length=0, loss_mask=None)
+    mask = sample.loss_mask[:left] if sample.loss_mask is not None else None
+    return replace(sample, tokens=sample.tokens[:tokens], response_length=left, loss_mask=mask)
