@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from local_engine_cases import SHAPE, ask, reference_greedy, reference_log_probs
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Glm4MoeLiteConfig,
+    Glm4MoeLiteForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -64,16 +67,56 @@ def test_greedy_decoding_equals_transformers_in_float64(
     assert len({token for answer in answers for token in answer.tokens}) > 10, "the model says too little to tell"
 
 
-def test_a_mixture_of_experts_equals_transformers_in_float32(random_model: Any, start: Start) -> None:
-    config = Qwen3MoeConfig(
-        **SHAPE, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
-    )
-    folder, model = random_model(Qwen3MoeForCausalLM, config)
+EXPERTS = {
+    "qwen3, experts": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**SHAPE, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    ),
+    "glm 4.7 flash, experts and latent attention": (
+        Glm4MoeLiteForCausalLM,
+        Glm4MoeLiteConfig(
+            **SHAPE,
+            num_key_value_heads=4,
+            q_lora_rank=16,
+            kv_lora_rank=8,
+            qk_nope_head_dim=12,
+            qk_rope_head_dim=4,
+            v_head_dim=20,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            eos_token_id=2,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["weights as in memory", "weights as in a checkpoint"])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixture_of_experts_equals_transformers_in_float32(
+    name: str, stored: bool, random_model: Any, start: Start, tmp_path: Path
+) -> None:
+    folder, model = random_model(*EXPERTS[name])
     model.float()  # transformers' grouped products know no float64
-    answers = ask(start(folder, model), [(p, {"max_new_tokens": 8, "temperature": 0}) for p in PROMPTS])
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
-        expected = reference_log_probs(model, prompt, answer.tokens)
-        assert answer.log_probs == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    engine = start(folder)
+
+    def weights() -> dict[str, torch.Tensor]:
+        if not stored:
+            return model.state_dict()
+        model.save_pretrained(tmp_path)
+        return load_file(tmp_path / "model.safetensors")
+
+    for version in (1, 2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+        given = weights()
+        assert any(".experts.3.gate_proj." in weight for weight in given) == stored
+        engine.update_weights(given.items(), version)
+        answers = ask(engine, [(p, {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}) for p in PROMPTS])
+        for prompt, answer in zip(PROMPTS, answers, strict=True):
+            expected = reference_log_probs(model, prompt, answer.tokens)
+            assert answer.log_probs == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_greedy_decoding_of_the_real_model_equals_transformers_in_float32(

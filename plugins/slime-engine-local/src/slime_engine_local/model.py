@@ -19,6 +19,7 @@ from slime_engine_local import attention
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
 from slime_engine_local.errors import EngineError
+from slime_engine_local.experts import put_together
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
 
@@ -154,7 +155,8 @@ class LanguageModel:
         Raises:
             EngineError: a weight is missing, unknown, or of another shape.
         """
-        known = {name for weight in self._weights for name in weight.names}
+        known = {name: weight.shape for weight in self._weights for name in weight.names}
+        given = put_together(given, known)
         problems = [f"{name} is unknown to the model" for name in given if name not in known]
         pairs: list[tuple[_Weight, Tensor]] = []
         for weight in self._weights:
