@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from megatron_double import double_model, in_double
 from megatron_models import make_arguments, make_batch, make_model, save
 from megatron_ranks import launch, resolve
 from megatron_truth import LOSSES, LR, STEPS, Loss, Truth, compute_truth
@@ -44,6 +46,7 @@ class Case:
         options: further options of the backend.
         rows: the micro-batches, where they are not to be cut by their tokens.
         reference: a reference model is set up too.
+        double: log-probs and gradients alone, in float64.
         fault: import path of a context manager under which it runs, "module:name".
     """
 
@@ -60,6 +63,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[tuple[int, ...], ...] = ()
     reference: bool = False
+    double: bool = False
     fault: str = ""
 
     def __str__(self) -> str:
@@ -77,6 +81,7 @@ class Case:
         parts += [f"{name} {value}" for name, value in self.options.items()]
         parts += [f"{len(self.rows)} uneven micro-batches"] if self.rows else []
         parts += ["reference"] if self.reference else []
+        parts += ["float64"] if self.double else []
         parts += [self.fault.partition(":")[2]] if self.fault else []
         return ", ".join([self.model, *parts])
 
@@ -94,7 +99,12 @@ class Case:
     @property
     def truth(self) -> str:
         """The name of the file with what transformers computes."""
-        return f"{self.model}, {self.loss}, {self.mean}.pt"
+        return f"{self.checkpoint}, {self.loss}, {self.mean}.pt"
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the folder with the weights."""
+        return f"{self.model}{', float64' if self.double else ''}"
 
 
 def prepare(case: Case, folder: Path) -> None:
@@ -103,10 +113,13 @@ def prepare(case: Case, folder: Path) -> None:
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = make_model(case.model)
-    if not (folder / case.model).is_dir():
-        save(model, folder / case.model)
-    compute_truth(model, case.loss, case.mean).write(folder / case.truth)
+    model, number_type = make_model(case.model), in_double if case.double else nullcontext
+    with number_type():
+        model = double_model(case.model, model) if case.double else model
+    if not (folder / case.checkpoint).is_dir():
+        save(model, folder / case.checkpoint)
+    with number_type():
+        compute_truth(model, case.loss, case.mean).write(folder / case.truth)
     torch.set_num_threads(threads)
 
 
@@ -114,7 +127,7 @@ def run_cases(cases: Sequence[Case], folder: Path, timeout_s: float) -> dict[str
     """Run cases with equally many ranks, one after the other.
 
     Args:
-        folder: has the checkpoints by their models' names, and the files of `Case.truth`.
+        folder: has the checkpoints and files of `Case.checkpoint` and `Case.truth`.
 
     Returns:
         per case what `compare` found on each rank; {"error": …} where a rank failed or did not come that far.
@@ -146,7 +159,7 @@ def work(cases: Sequence[Case], folder: Path, found: dict[str, Any], note: Any) 
             leave()
         before = case.layout
         try:
-            found[str(case)] = compare(case, folder)
+            found[str(case)] = compare_in_double(case, folder) if case.double else compare(case, folder)
         except BaseException:
             found[str(case)] = {"error": traceback.format_exc()}
             raise
@@ -160,7 +173,7 @@ def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor"
     from slime_megatron.backend import MegatronBackend
 
     options = {
-        "hf_checkpoint": str(folder / case.model),
+        "hf_checkpoint": str(folder / case.checkpoint),
         "tensor_model_parallel_size": case.tensor,
         "pipeline_model_parallel_size": case.pipeline,
         "context_parallel_size": case.context,
@@ -255,6 +268,33 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         found["weights"] = {
             name: (weight - truth.weights[name]).abs().max().item() / LR for name, weight in backend.weights()
         }
+        forget(backend)
+    return found
+
+
+def compare_in_double(case: Case, folder: Path) -> dict[str, Any]:
+    """Compute one batch as the case says, in float64, and tell how far this rank's part is from what transformers computes.
+    There is no optimizer: megatron-core has none for float64.
+
+    Returns:
+        loss, log_probs, gradients: as in `compare`.
+    """
+    from slime_megatron import device, optimizer
+
+    truth = Truth.read(folder / case.truth)
+    device.prepare()
+    with in_double(), mock.patch.object(optimizer, "build", return_value=None):
+        backend = make_backend(case, folder)
+        if (
+            backend._model.module.config.moe_router_dtype
+        ):  # by name, which a backward pass looks up outside of the context
+            backend._model.module.config.moe_router_dtype = "fp64"
+        batch = make_batch(truth.columns, case.mean, backend.data_parallel_size, case.rows)
+        found: dict[str, Any] = {"log_probs": largest(_trained(batch, backend.log_probs(batch)), truth.log_probs)}
+        backend._wrapped.train()
+        losses, _ = backend._forward_backward(batch, backend._own(batch))
+        found["loss"] = abs(sum(losses) - truth.loss)
+        found["gradients"] = dict(_gradients(backend, truth.gradients))
         forget(backend)
     return found
 

@@ -159,13 +159,13 @@ def own_family(config: Any, padded_vocabulary: Any) -> Any:
     return spec
 
 
-def make_model(name: str) -> Any:
+def make_model(name: str, **changes: Any) -> Any:
     """A random model that transformers computes in float32. Its norms are not 1, its biases not 0, its weights large
-    enough for every part to matter."""
+    enough for every part to matter. The changes are those of `make_config`."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(make_config(name)).float().eval()
+    model = AutoModelForCausalLM.from_config(make_config(name, **changes)).float().eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "norm" in key or key.endswith("bias"):

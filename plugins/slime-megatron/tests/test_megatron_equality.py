@@ -97,6 +97,14 @@ FOUR = [
     ),
 ]
 CASES = [*ONE, *TWO, *FOUR]
+DOUBLE = [
+    *(Case(name, double=True) for name in FAMILIES),
+    Case("qwen3, 3 groups", tensor=2, sequence=True, double=True),
+    Case("glm4_moe_lite", tensor=2, expert=2, sequence=True, double=True),
+    Case("gemma2", pipeline=2, options=stages("gemma2"), double=True),
+    Case("qwen3_moe", context=2, double=True),
+]
+"""In float64, in which nothing is left of a difference but faults."""
 
 Results = Callable[[Case], tuple[Truth, list[dict[str, Any]]]]
 
@@ -106,12 +114,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     """Gives for a case what transformers computes, and what every rank found."""
     folder = tmp_path_factory.mktemp("equality")
     launches: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    for case in CASES:
+    for case in (*CASES, *DOUBLE):
         prepare(case, folder)
 
     def of(case: Case) -> tuple[Truth, list[dict[str, Any]]]:
         if case.ranks not in launches:
-            launches[case.ranks] = run_cases([c for c in CASES if c.ranks == case.ranks], folder, TIMEOUT_S)
+            launches[case.ranks] = run_cases([c for c in (*CASES, *DOUBLE) if c.ranks == case.ranks], folder, TIMEOUT_S)
         return Truth.read(folder / case.truth), launches[case.ranks][str(case)]
 
     yield of
@@ -133,6 +141,17 @@ def test_training_is_what_transformers_and_adamw_do(results: Results, case: Case
         assert (rank["losses"], rank["norms"]) == (found[0]["losses"], found[0]["norms"]), "the very same numbers"
     assert any(rank["entropies"] is not None for rank in found) == (case.loss == "policy")
     assert any(norm > 1 for norm in truth.norms), "a gradient was clipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DOUBLE, ids=str)
+def test_in_float64_log_probs_and_gradients_are_those_of_transformers_to_thirteen_digits(
+    results: Results, case: Case
+) -> None:
+    _, found = results(case)
+    for number, rank in enumerate(found):
+        assert "error" not in rank, f"rank {number}: {rank['error']}"
+        assert max(rank["loss"], rank["log_probs"], *rank["gradients"].values()) < 1e-13, f"rank {number}: {rank}"
 
 
 def tied(case: Case) -> set[str]:

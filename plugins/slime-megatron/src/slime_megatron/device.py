@@ -27,6 +27,7 @@ CPU = torch.device("cpu")
 _KNOWN_WARNINGS: dict[str, type[Warning]] = {
     r".*Apex (is|are) not installed": UserWarning,
     "full scope is deprecated": UserWarning,
+    r"`sequence_parallel` is set to `True`, but tensor model parallel size is 1": UserWarning,  # of whole experts
     r"The .grad attribute of a Tensor that is not a leaf": UserWarning,
     r"\s*The 'megatron.core.transformer.custom_layers": DeprecationWarning,
     r"`torch.distributed.\w+` is deprecated": FutureWarning,

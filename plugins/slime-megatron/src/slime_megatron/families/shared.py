@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from slime_megatron.names import Attention, GateUp, Heads, Replicated, Rule, Split, Vocabulary
 from slime_megatron.spec import ConfigReader, ModelSpec
 
+_LATENT_EPSILON = 1e-6
+"""What transformers adds in the norms of latents."""
 LAYER, FILE = "decoder.layers.{layer}.", "model.layers.{layer}."
 
 
@@ -269,6 +271,12 @@ def latent_attention(c: ConfigReader, spec: ModelSpec) -> None:
         c.refuse(f"its rotary embedding is of the type {kind!r}; default and yarn are mapped for latent attention")
     if left := sorted(key for key, value in given.items() if value is not None):
         c.refuse(f"its rope_parameters have {', '.join(left)}, which are not mapped for latent attention")
+    if (epsilon := c["rms_norm_eps"]) != _LATENT_EPSILON:
+        spec.remarks.append(
+            f"the norms of latents add rms_norm_eps {epsilon:g}, as SGLang does; transformers, and with it --rollout-engine local, "
+            f"adds {_LATENT_EPSILON:g} whatever the configuration says: log-probs of trainer and engine differ by about "
+            f"{2 * epsilon:.0e}"
+        )
     own, theirs = LAYER + "self_attention.", FILE + "self_attn."
     rows, columns = Heads(0, c["num_attention_heads"]), Heads(1, c["num_attention_heads"])
     pairs = [
