@@ -180,6 +180,13 @@ def slime_losses() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_precision_recipes() -> Mapping[str, Lazy | Any]:
+    """How products are computed, and weights stored, in FP8. Contract: `contracts.precision.PrecisionRecipe`. Chosen by
+    `--fp8-recipe`, under `--fp8-format`. Runs in the training process."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_train_backends() -> Mapping[str, Lazy | Any]:
     """What trains the model. Contract: `contracts.train_backend.TrainBackend`. Chosen by `--train-backend`. Runs in the training
     process."""

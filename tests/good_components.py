@@ -184,6 +184,13 @@ def torch_backend():
     return TorchBackend
 
 
+def good_precision_recipe():
+    """Return one of slime's recipes."""
+    from slime_fp8.recipes.tensorwise import Tensorwise
+
+    return Tensorwise
+
+
 GOOD = {
     "reward": good_reward,
     "dynamic_filter": good_dynamic_filter,
@@ -206,12 +213,16 @@ GOOD = {
     "command": good_command,
     "engine": EchoEngine,
     "train_backend": torch_backend,
+    "precision_recipe": good_precision_recipe,
 }
 
+
+MADE = ("train_backend", "precision_recipe")
+"""Kinds whose components need torch: they are made when they are needed."""
 
 ABLE = {"data_source": AbleSource, "engine": AbleEngine, "train_backend": able_backend}
 """Components with further abilities."""
 
 
 def component_of(kind):
-    return torch_backend() if kind == "train_backend" else GOOD[kind]
+    return GOOD[kind]() if kind in MADE else GOOD[kind]

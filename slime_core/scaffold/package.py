@@ -45,6 +45,7 @@ EXAMPLES = {
     "reward_post_process": Example("ranks in the group in place of rewards"),
     "advantage": Example("rewards less the median of their group", (TORCH,)),
     "loss": Example("negative log-likelihood that dwells on improbable tokens", (TORCH,)),
+    "precision_recipe": Example("integers of 8 bits, with a scale for each row", (TORCH,)),
     "loss_mask": Example("only the last message", tests_need=TOKENIZERS),
     "rollout": Example("every token of a text or conversation is trained", TOKENIZERS[:1], TOKENIZERS[1:]),
     "generator": Example("lets an answer that was cut off go on", tests_need=TOKENIZERS),

@@ -12,6 +12,7 @@ from slime_core.arguments.further import choose_further
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.loss import LossOutputs, what_reads
 from slime_core.contracts.train_backend import TrainBackend
+from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
 
     Raises:
         PluginError: a component is missing, or does not fit.
+        ArgumentError: FP8 is asked for, and the backend does not compute in it.
     """
     loss: Selected[LossOutputs] = _either(plugins, "loss", args, "custom_loss_function_path", "loss_type")
     advantage: Selected[AdvantageOutputs] | None = None
@@ -60,6 +62,12 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
             critic = plugins.select("loss", args.critic_loss_type, "--critic-loss-type")
     backend: Selected[TrainBackend] = plugins.select("train_backend", args.train_backend)
     readers = [component for component in (loss, advantage, backend) if component is not None]
+    further = choose_further(args, plugins, readers)
+    if args.fp8_format and "precision_recipe" not in further:
+        raise ArgumentError(
+            f"--fp8-format {args.fp8_format}: the {backend.label} does not compute in FP8, as it does not declare to read "
+            "--fp8-recipe. Leave --fp8-format out, or choose another --train-backend."
+        )
     return TrainComponents(
         train_backend=backend,
         loss=loss.bind(importance_weight=weight),
@@ -67,7 +75,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         reward_post_process=post_process,
         importance_weight=weight,
         critic_loss=critic.bind(importance_weight=weight) if critic is not None else None,
-        further=choose_further(args, plugins, readers),
+        further=further,
     )
 
 

@@ -9,6 +9,7 @@ from slime_core.arguments.groups.lora import LoraArguments
 from slime_core.arguments.groups.model import ModelArguments
 from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.arguments.groups.output import OutputArguments
+from slime_core.arguments.groups.precision import PrecisionArguments
 from slime_core.arguments.groups.profiling import ProfilingArguments
 from slime_core.arguments.groups.rollout import RolloutArguments
 from slime_core.arguments.groups.training import TrainArguments
@@ -21,6 +22,7 @@ GROUPS: tuple[type[ArgumentGroup], ...] = (
     TrainArguments,
     OptimizerArguments,
     LoraArguments,
+    PrecisionArguments,
     EvalArguments,
     OutputArguments,
     ClusterArguments,
@@ -35,6 +37,7 @@ class RunArguments(
     TrainArguments,
     OptimizerArguments,
     LoraArguments,
+    PrecisionArguments,
     EvalArguments,
     OutputArguments,
     ClusterArguments,

@@ -12,6 +12,7 @@ from slime_core.testing.behaviour import (
     importance_weights,
     losses,
     masks,
+    precision,
     rewards,
     rollouts,
     trackers,
@@ -38,6 +39,7 @@ CHECKS: dict[str, list[Check]] = {
     "advantage": advantages.ADVANTAGE,
     "importance_weight": importance_weights.IMPORTANCE_WEIGHT,
     "loss": losses.LOSS,
+    "precision_recipe": precision.PRECISION_RECIPE,
     "train_backend": backends.TRAIN_BACKEND,
     "tracker": trackers.TRACKER,
 }
