@@ -15,6 +15,7 @@ import pytest
 
 # The folders of these distributions have the names of their packages, and pytest would take the folders for the packages when
 # it imports the tests in them, unless the packages are there already.
+import slime_fp8  # noqa: F401
 import slime_losses  # noqa: F401
 import slime_rollout_sft  # noqa: F401
 import slime_rollout_sglang  # noqa: F401

@@ -1,0 +1,89 @@
+"""What low precision makes of the two factors of a matrix product, for the three products of a linear layer.
+
+With input x (T, K), weight w (N, K) and gradient g (T, N) of the output:
+
+    output              y  = x wᵀ     summed over K: x and w along their columns
+    gradient of input   dx = g w      summed over N: g along its columns, w along its rows
+    gradient of weight  dw = gᵀ x     summed over T: g and x along their rows
+
+Where blocks are one number high they run along the direction that is summed over, so a matrix has two versions, each made from
+high precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slime_fp8.delayed import AmaxAlgorithm, next_scale, quantise_with
+from slime_fp8.quantise import Format, Quantiser
+
+Role = Literal["input", "weight", "gradient"]
+ROLES: tuple[Role, ...] = ("input", "weight", "gradient")
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The quantisers of one matrix.
+
+    Attributes:
+        along_columns: for products that are summed over its columns.
+        along_rows: for products that are summed over its rows.
+    """
+
+    along_columns: Quantiser
+    along_rows: Quantiser
+
+
+class Operands(nn.Module):
+    """Quantises the matrices of one linear layer without memory of earlier ones."""
+
+    def __init__(self, quantisers: Mapping[Role, Directions]) -> None:
+        super().__init__()
+        self.quantisers = dict(quantisers)
+
+    def both(self, role: Role, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a matrix as low precision leaves it, float32, for products along its columns and along its rows."""
+        directions = self.quantisers[role]
+        first = directions.along_columns.rounding(matrix)
+        same = directions.along_columns == directions.along_rows
+        return first, first if same else directions.along_rows.rounding(matrix)
+
+
+class DelayedOperands(nn.Module):
+    """Quantises the matrices of one linear layer with scales that come from earlier ones. Scales move in training mode alone.
+
+    Buffers: `scale` (3,) and `history` (H, 3), in the order of `ROLES`.
+
+    Every call of the layer counts as a step: where activations are computed again in the backward pass, those are further steps.
+    """
+
+    scale: Tensor
+    history: Tensor
+
+    def __init__(
+        self,
+        formats: Mapping[Role, Format],
+        history: int = 1,
+        margin: int = 0,
+        algorithm: AmaxAlgorithm = "most_recent",
+    ) -> None:
+        super().__init__()
+        self.formats, self.margin, self.algorithm = dict(formats), margin, algorithm
+        self.register_buffer("scale", torch.ones(len(ROLES)))
+        self.register_buffer("history", torch.zeros(history, len(ROLES)))
+
+    def both(self, role: Role, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a matrix as low precision leaves it, float32; the same for both directions."""
+        place, format = ROLES.index(role), self.formats[role]
+        scale = self.scale[place].to(torch.float32).clone()
+        made = quantise_with(matrix, scale, format).restored()
+        if self.training and matrix.numel():
+            amax = matrix.detach().abs().amax().to(torch.float32)
+            new, history = next_scale(scale, self.history[:, place], amax, format, self.margin, self.algorithm)
+            self.scale[place], self.history[:, place] = new, history
+        return made, made

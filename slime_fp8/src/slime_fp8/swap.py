@@ -1,0 +1,64 @@
+"""Puts emulated products into a torch model: the linear layers that a recipe quantises compute by it. Parameters, their names and
+the shape of the model stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from slime_core.contracts.precision import PrecisionRecipe
+from slime_core.errors import ArgumentError
+
+
+class LowPrecisionLinear(nn.Linear):
+    """A linear layer whose products go through `precision`."""
+
+    precision: Callable[[Tensor, Tensor], Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, K) → (…, N)."""
+        output = self.precision(input, self.weight)
+        return output if self.bias is None else output + self.bias
+
+
+def swap_linears(model: nn.Module, recipe: PrecisionRecipe) -> list[str]:
+    """Have every linear layer of a model compute by a recipe, unless the recipe leaves it out, and return their names.
+
+    Args:
+        model: a transformers model, or one with the same names.
+
+    Raises:
+        ArgumentError: a matrix that the recipe quantises is no weight of a linear layer, so that training would compute with
+            other numbers than engine and exports; or the recipe quantises nothing.
+    """
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    chosen = [n for n, m in linears.items() if recipe.quantises(f"{n}.weight", tuple(m.weight.shape))]
+    others = [
+        n for n, p in model.named_parameters() if n.removesuffix(".weight") not in linears and _missed(recipe, n, p)
+    ]
+    if others:
+        raise ArgumentError(
+            f"{len(others)} weights cannot be computed in low precision here, as they are not those of a torch.nn.Linear: "
+            f"{', '.join(others[:3])}{', …' if len(others) > 3 else ''}. Leave them out by --fp8-modules-to-not-convert; then "
+            "engine and exports leave them out too."
+        )
+    if not chosen:
+        raise ArgumentError(
+            "The precision recipe leaves out every linear layer of the model. Check --fp8-modules-to-not-convert, or leave "
+            "--fp8-format out."
+        )
+    for name in chosen:
+        module = linears[name]
+        module.__class__ = LowPrecisionLinear
+        product = recipe.linear(f"{name}.weight")
+        if isinstance(product, nn.Module):
+            product.to(module.weight.device).train(module.training)
+        module.precision = product  # type: ignore[assignment]  # torch registers it if it is a module
+    return chosen
+
+
+def _missed(recipe: PrecisionRecipe, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter outside of linear layers is, alone or as a stack of experts, a matrix that the recipe quantises."""
+    single = name if name.endswith(".weight") else f"{name}.weight"
+    return parameter.ndim in (2, 3) and recipe.quantises(single, tuple(parameter.shape[-2:]))

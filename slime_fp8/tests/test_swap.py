@@ -1,0 +1,117 @@
+"""A transformers model computes by a recipe: the layers that it quantises, and no others, with errors between two bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fp8_cases import RECIPES, error, made
+from torch import nn
+
+from slime_core.errors import ArgumentError
+from slime_fp8.swap import LowPrecisionLinear, swap_linears
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def model(**changes: Any) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**{**SIZES, **changes})).train()
+
+
+def step(of: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss on a few tokens, and all gradients."""
+    tokens = torch.randint(0, 97, (1, 48), generator=torch.Generator().manual_seed(1))
+    of.zero_grad()
+    loss = of(input_ids=tokens, labels=tokens).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in of.named_parameters()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_linear_layer_has_an_error_between_two_bounds_and_the_others_have_little(name):
+    right_loss, right = step(model())
+    low = model()
+    names = {key for key, _ in low.named_parameters()}
+    swapped = swap_linears(low, made(name, fp8_format="e4m3" if name == "mxfp8" else "hybrid"))
+    assert len(swapped) == 4 * len(PROJECTIONS)
+    assert {key for key, _ in low.named_parameters()} == names
+    step(low)  # so that delayed scaling has scales
+    loss, found = step(low)
+    assert loss == pytest.approx(right_loss, rel=0.01)
+    assert loss != right_loss
+    errors = {key: error(found[key], value) for key, value in right.items()}
+    for module in swapped:
+        assert 0.06 < errors[f"{module}.weight"] < 0.25, module
+    assert max(errors.values()) < 0.35
+
+
+def test_what_the_recipe_leaves_out_is_computed_as_before():
+    low = model()
+    changes = {"first_last_layers_bf16": True, "fp8_modules_to_not_convert": ["o_proj$"]}
+    swapped = swap_linears(low, made("blockwise", **changes))
+    expected = {f"model.layers.{n}.{part}" for n in (1, 2) for part in ("self_attn.q_proj", "mlp.down_proj")}
+    assert expected <= set(swapped)
+    assert {type(m) for n, m in low.named_modules() if n in swapped} == {LowPrecisionLinear}
+    others = {n for n, m in low.named_modules() if type(m) is nn.Linear}
+    assert others >= {
+        "lm_head",
+        "model.layers.0.mlp.up_proj",
+        "model.layers.3.mlp.up_proj",
+        "model.layers.1.self_attn.o_proj",
+    }
+    assert not others & set(swapped)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_bias_is_added_in_high_precision(name):
+    layer = nn.Sequential(nn.Linear(64, 32))
+    weight, bias = layer[0].weight.detach(), layer[0].bias.detach()
+    swap_linears(layer, made(name))
+    x = torch.randn(5, 64)
+    product = made(name).linear("0.weight")
+    assert layer(x).equal(product(x, weight) + bias)
+
+
+def test_experts_in_one_tensor_are_refused_by_name():
+    """transformers keeps experts as stacks, which are no linear layers: the trainer would compute them in high precision while
+    the engine has them in FP8."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {**SIZES, "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    moe = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
+    stacks = [n for n, p in moe.named_parameters() if ".experts." in n and p.ndim == 3]
+    assert stacks, "transformers has experts as layers again; then they can be swapped"
+    with pytest.raises(ArgumentError, match=rf"4 weights cannot be computed in low precision here.*{stacks[0]}"):
+        swap_linears(moe, made("blockwise", 2))
+    swapped = swap_linears(moe, made("blockwise", 2, fp8_modules_to_not_convert=[r"\.experts\."]))
+    assert sorted({name.rpartition(".")[2] for name in swapped}) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+def test_a_recipe_that_leaves_everything_out_is_refused():
+    with pytest.raises(ArgumentError, match="leaves out every linear layer of the model"):
+        swap_linears(model(), made("tensorwise", fp8_modules_to_not_convert=["."]))
+
+
+def test_the_scales_of_delayed_scaling_are_saved_with_the_model():
+    low = model(num_hidden_layers=1)
+    swap_linears(low, made("delayed", 1))
+    step(low)
+    state = low.state_dict()
+    other = model(num_hidden_layers=1)
+    swap_linears(other, made("delayed", 1))
+    other.load_state_dict(state)
+    assert step(other)[0] == step(low)[0]
