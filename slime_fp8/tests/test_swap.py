@@ -115,3 +115,31 @@ def test_the_scales_of_delayed_scaling_are_saved_with_the_model():
     swap_linears(other, made("delayed", 1))
     other.load_state_dict(state)
     assert step(other)[0] == step(low)[0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_trainer_engine_and_converter_quantise_the_same_weights_to_the_same_numbers(name, tmp_path):
+    from safetensors.torch import load_file
+
+    from slime_fp8.convert import to_fp8
+
+    recipe = made(name, first_last_layers_bf16=True, fp8_modules_to_not_convert=["k_proj$"])
+    trained = model(tie_word_embeddings=False).bfloat16()
+    trained.save_pretrained(tmp_path / "hf")
+    done = to_fp8(tmp_path / "hf", tmp_path / "fp8", recipe.weights, recipe.modules)
+    weights = {key: value.detach().clone() for key, value in trained.state_dict().items()}
+    converted = load_file(tmp_path / "fp8" / "model.safetensors")
+    engine: dict[str, torch.Tensor] = {}
+    for key, weight in weights.items():
+        quantised = recipe.quantises(key, tuple(weight.shape))
+        engine |= recipe.stored(key, weight) if quantised else {key: weight}
+    assert engine.keys() == converted.keys()
+    for key, value in engine.items():
+        assert value.view(torch.uint8).equal(converted[key].view(torch.uint8)), key
+    swapped = swap_linears(trained, recipe)
+    assert {f"{module}.weight" for module in swapped} == set(done.changed)
+    if name != "delayed":  # whose trainer has scales of earlier steps
+        for module in swapped:
+            key = f"{module}.weight"
+            operands = trained.get_submodule(module).precision.operands
+            assert operands.both("weight", weights[key])[0].equal(recipe.restored(key, converted))
