@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig, clip_grads, get_megatron_optimizer
 from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
+from slime_core.tensors.norm import squares_of
 from slime_megatron.arguments import MegatronRunArguments
 from slime_megatron.model import HiddenStates
 
@@ -67,10 +68,17 @@ def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) ->
         bf16=dtype is torch.bfloat16,
         use_distributed_optimizer=args.use_distributed_optimizer,
     )
+    if not torch.cuda.is_available():
+        clip_grads.l2_norm_impl = _norm
     optimizer = get_megatron_optimizer(config, [wrapped])
     wrapped_config: Any = wrapped.config
     wrapped_config.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def _norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], *_: Any) -> tuple[Tensor, None]:
+    """The norm of all tensors, in the place of megatron-core's, which is torch's; see `squares_of`."""
+    return squares_of(tensor for tensors in lists for tensor in tensors).sqrt().float()[None], None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from slime_core.arguments.groups.optimizer import OptimizerArguments
+from slime_core.tensors.norm import squares_of
 from slime_core.tensors.ranks import Ranks
 from slime_torch.sharding import local
 
@@ -46,11 +47,8 @@ def gradient_norm(gradients: Sequence[Tensor], ranks: Ranks) -> float:
     Args:
         gradients: this rank's parts.
     """
-    norm: float = torch.nn.utils.get_total_norm(gradients).item()
-    if ranks.size == 1:
-        return norm
-    square = torch.tensor(norm * norm, dtype=torch.float64, device=ranks.device)
-    return math.sqrt(ranks.sum(square).item())
+    own = squares_of(gradients).to(ranks.device)
+    return math.sqrt((own if ranks.size == 1 else ranks.sum(own)).item())
 
 
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
