@@ -308,3 +308,10 @@ def test_layers_go_into_pipeline_stages_evenly_or_as_options_say(
 def test_remarks_say_that_experts_are_not_balanced(name: str) -> None:
     remarks = " ".join(spec_of(name).remarks)
     assert ("auxiliary load-balancing loss of the experts is off" in remarks) == ("num_experts_per_tok" in MODELS[name])
+
+
+@pytest.mark.parametrize(("name", "said"), [("glm4_moe_lite", True), ("deepseek_v3", True), ("glm4_moe", False)])
+def test_a_remark_says_where_norms_of_latents_differ_from_those_of_transformers(name: str, said: bool) -> None:
+    for epsilon, differs in ((1e-6, False), (1e-5, True)):
+        remarks = " ".join(spec_of(name, rms_norm_eps=epsilon).remarks)
+        assert ("log-probs of trainer and engine differ by about 2e-05" in remarks) == (said and differs)

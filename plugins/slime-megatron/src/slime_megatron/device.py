@@ -85,6 +85,8 @@ def prepare() -> torch.device:
     if torch.cuda.is_available():
         _repair_probes()
         return torch.device("cuda", torch.cuda.current_device())
+    # It is about CUDA's queues.
+    warnings.filterwarnings("ignore", "When using sequence parallelism it is recommended", UserWarning)
     if not _prepared:
         _answer_for_cuda()
         _exchange_uneven_parts()
