@@ -10,6 +10,7 @@
     samples.py       a row becomes a `Sample`
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded
     tokens.py        rows that are tokenised already
+    checkpoint_folders.py  `recognise`: what a folder of model weights is, by the names of its files
     epochs.py        one set of rows, epoch after epoch, shuffled
     streams.py       one set of rows that can only be read forward
     mixture.py       which of several sets is next

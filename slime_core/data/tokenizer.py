@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from slime_core.data.checkpoint_folders import require_hugging_face
 from slime_core.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -23,5 +24,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
+        require_hugging_face(path, "--hf-checkpoint")
         raise ArgumentError(f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {error}") from error
     return tokenizer

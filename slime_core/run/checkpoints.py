@@ -6,8 +6,9 @@
         manifest.json            size and digest of every file above
     DIR/latest_checkpointed_iteration.txt
 
-A checkpoint is written into a hidden folder, flushed to disk and then renamed, so a folder that is called `iter_…` is
-complete. On loading, every file is compared with the manifest.
+A checkpoint is written into a hidden folder, flushed to disk and then renamed, so a folder that is called `iter_…` and has a
+manifest is complete. On loading, every file is compared with the manifest. Folders of other programs may have the same name
+(`slime_core.data.checkpoint_folders`): they are not looked at here, never removed, and none is written beside them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iterations
 from slime_core.errors import CheckpointError
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import Console
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker
-
-_PREFIX = "iter_"
-_LATEST = "latest_checkpointed_iteration.txt"
 
 
 class Saving:
@@ -45,7 +44,7 @@ class Saving:
     def __init__(self, folder: Path, rollout_id: int) -> None:
         self.rollout_id = rollout_id
         self._folder = folder
-        self._hidden = folder / f".saving_{_PREFIX}{rollout_id:07d}"
+        self._hidden = folder / f".saving_{PREFIX}{rollout_id:07d}"
         self._begun = False
 
     @property
@@ -75,7 +74,7 @@ class Saving:
 
     def _begin(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(f".saving_{_PREFIX}*"):
+        for leftover in self._folder.glob(f".saving_{PREFIX}*"):
             shutil.rmtree(leftover)
         self.trainer.mkdir(parents=True)
 
@@ -85,7 +84,7 @@ class Saving:
         Args:
             state: plain JSON data.
         """
-        final = self._folder / f"{_PREFIX}{self.rollout_id:07d}"
+        final = self._folder / f"{PREFIX}{self.rollout_id:07d}"
         (self._hidden / "state.json").write_text(json.dumps(state), encoding="utf-8")
         files = sorted(p for p in self._hidden.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(self._hidden)): _describe(p) for p in files}
@@ -194,10 +193,24 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     )
 
 
+def require_own(folder: Path) -> None:
+    """Refuse to write into a folder that has checkpoints of another program.
+
+    Raises:
+        CheckpointError: names one of them.
+    """
+    foreign = [path for path in iterations(folder) if not is_of_a_run(path)]
+    foreign += [path for path in [folder / "release"] if path.is_dir()]
+    if foreign:
+        raise CheckpointError(
+            f"--save {folder} holds a checkpoint of another program ({foreign[0].name}); checkpoints of a run beside it could "
+            "take its name. Choose another folder for --save; --load may go on naming that one, whose weights the run then "
+            "starts from."
+        )
+
+
 def _all(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit() and p.is_dir())
+    return [path for path in iterations(folder) if is_of_a_run(path)]
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -214,6 +227,6 @@ def _flush(path: Path) -> None:
 
 
 def _write_latest(folder: Path, rollout_id: int) -> None:
-    temporary = folder / f".{_LATEST}"
+    temporary = folder / f".{LATEST}"
     temporary.write_text(f"{rollout_id}\n", encoding="utf-8")
-    os.replace(temporary, folder / _LATEST)
+    os.replace(temporary, folder / LATEST)

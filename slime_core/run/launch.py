@@ -24,6 +24,7 @@ from slime_core.run.start import start_workers
 from slime_core.run.tracking import Console, JsonlTracker, Tracking
 from slime_core.run.workers import Workers
 from slime_core.runtime.handles import wait
+from slime_core.training.initial_weights import start_in_words
 from slime_core.training.worker import TrainWorker
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def launch(plan: Plan, ahead: bool) -> Path:
             if previous:
                 wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
                 console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
+            elif args.load:
+                console.say(start_in_words(args))
         run = Run(
             *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
             components=chosen,
@@ -144,6 +147,8 @@ def _find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, i
     """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
     the state are None in a new run."""
     args = plan.args
+    if args.save and not args.debug_rollout_only:
+        checkpoints.require_own(Path(args.save))
     newest = checkpoints.find_latest(Path(args.load)) if args.load else None
     if newest is None:
         if args.save and (existing := checkpoints.find_latest(Path(args.save))):

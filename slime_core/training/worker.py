@@ -37,6 +37,7 @@ from slime_core.plugins import Plugins
 from slime_core.sample import Group, Sample
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
+from slime_core.training.initial_weights import with_initial_weights
 from slime_core.training.profiling import Profiler
 from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
@@ -66,7 +67,7 @@ class TrainWorker:
         self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self._sender: WeightSender | None = None
         self._models: list[TrainBackend] = []
-        self._actor = self._new_model(args)
+        self._actor = self._new_model(with_initial_weights(args))
 
     def setup(self) -> None:
         """Load the models.

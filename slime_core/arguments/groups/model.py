@@ -18,13 +18,15 @@ class ModelArguments(ArgumentGroup):
     load: str | None = option(
         None,
         "Folder of checkpoints to go on from; the newest complete one is taken. When it holds none, the run starts "
-        "from --hf-checkpoint, so the same command starts and resumes a run.",
+        "from --ref-load or --hf-checkpoint, so the same command starts and resumes a run. Of another program's "
+        "checkpoint in it, or a Hugging Face one, the weights are taken.",
         affects_result=False,
     )
     ref_load: str | None = option(
         None,
         "Checkpoint folder of the initial weights and of the reference model, where they are not those of "
-        "--hf-checkpoint (which then gives configuration and tokenizer, and its weights to the engine).",
+        "--hf-checkpoint (which then gives configuration and tokenizer, and its weights to the engine): a Hugging Face one, or "
+        "with --train-backend megatron one of Megatron (torch_dist).",
     )
     save: str | None = option(None, "Folder to write checkpoints into.", affects_result=False)
     save_interval: int | None = option(

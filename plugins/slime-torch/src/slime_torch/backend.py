@@ -27,6 +27,7 @@ from slime_core.tensors.offload import Offloaded
 from slime_core.tensors.packed_rows import check_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
+from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments
@@ -70,7 +71,7 @@ class TorchBackend:
         seed_all(self.args.seed)
         if ranks.device.type == "cpu":
             keep_freed_memory()
-        option = "--ref-load" if self.args.ref_load else "--hf-checkpoint"
+        option = option_of(self.args)
         folder = self.args.ref_load or self.args.hf_checkpoint
         with ranks.together():
             check_checkpoint(self.args.hf_checkpoint)

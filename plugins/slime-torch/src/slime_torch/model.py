@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from slime_core.data.checkpoint_folders import require_hugging_face
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
@@ -187,6 +188,7 @@ def check_checkpoint(folder: str, option: str = "--hf-checkpoint") -> None:
     Args:
         option: that names the folder, for messages.
     """
+    require_hugging_face(folder, option)
     if not (Path(folder) / "config.json").is_file():
         raise ArgumentError(
             f"{option} {folder} is not a Hugging Face checkpoint: there is no {Path(folder) / 'config.json'}. "

@@ -1,0 +1,55 @@
+"""Which weights a run starts from that has no checkpoint of its own to go on from, and how to say so.
+
+They are those of `--load`, where that leads to weights of another program, else those of `--ref-load`, else those of
+`--hf-checkpoint`. The reference model's are never those of `--load`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slime_core.arguments import RunArguments
+from slime_core.data.checkpoint_folders import Weights, advice, recognise
+from slime_core.errors import CheckpointError
+
+
+def with_initial_weights(args: RunArguments) -> RunArguments:
+    """The arguments of the actor: its backend reads `ref_load`, and without it `hf_checkpoint`.
+
+    Raises:
+        CheckpointError: see `foreign_weights`.
+    """
+    return args.model_copy(update={"ref_load": args.load}) if foreign_weights(args) else args
+
+
+def foreign_weights(args: RunArguments) -> Weights | None:
+    """The weights of another program that `--load` leads to.
+
+    Raises:
+        CheckpointError: they are in a format that no backend reads.
+    """
+    found = recognise(Path(args.load)) if args.load else None
+    if found is None or found.format == "slime":
+        return None
+    if found.format in ("mp_rank", "pickle"):
+        raise CheckpointError(f"--load {args.load} leads to {found}, which cannot be read here. {advice(found)}")
+    return found
+
+
+def option_of(args: RunArguments) -> str:
+    """The option that named the folder which a model's arguments have as `ref_load` or, without it, as `hf_checkpoint`."""
+    if args.ref_load is None:
+        return "--hf-checkpoint"
+    named = {"--critic-load": args.critic_load, "--load": args.load}
+    return next((option for option, folder in named.items() if folder == args.ref_load), "--ref-load")
+
+
+def start_in_words(args: RunArguments) -> str:
+    """What a new run starts from, one sentence. Only said where `--load` is given."""
+    if found := foreign_weights(args):
+        return (
+            f"--load leads to {found}, of another program: the run starts from these weights. Optimizer state and iteration of "
+            "another program do not come along."
+        )
+    origin = f"--ref-load {args.ref_load}" if args.ref_load else f"--hf-checkpoint {args.hf_checkpoint}"
+    return f"--load {args.load} holds no checkpoint: the run starts from {origin}."
