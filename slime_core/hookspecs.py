@@ -58,6 +58,13 @@ def slime_commands() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_checkpoint_conversions() -> Mapping[str, Lazy | Any]:
+    """Conversions of checkpoints from one format to another. Contract: `contracts.checkpoint_conversion.convert_checkpoint`.
+    Chosen by the first word after `slime convert`."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_converters() -> Mapping[str, Lazy | Any]:
     """Converters from other people's rows to chat rows. Contract: `contracts.data.convert`. Chosen by
     `slime data convert --from NAME`."""

@@ -211,6 +211,7 @@ GOOD = {
     "data_source": GlobalDataSource,
     "tracker": GoodTracker,
     "command": good_command,
+    "checkpoint_conversion": good_command,
     "engine": EchoEngine,
     "train_backend": torch_backend,
     "precision_recipe": good_precision_recipe,

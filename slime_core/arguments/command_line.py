@@ -6,17 +6,20 @@ import argparse
 from typing import Any, NoReturn
 
 from slime_core.arguments.namespace import Namespace, Option
+from slime_core.contracts.options import ArgumentGroup
 from slime_core.errors import ArgumentError, did_you_mean
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `ArgumentError`s."""
+
     def error(self, message: str) -> NoReturn:
         raise ArgumentError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
 
 
 def run_parser(namespace: Namespace, prog: str, description: str = "") -> argparse.ArgumentParser:
     """The parser of `slime train`, `slime train-async` and `slime check`: an optional recipe, then flags."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -26,12 +29,17 @@ def run_parser(namespace: Namespace, prog: str, description: str = "") -> argpar
     parser.add_argument("recipe", nargs="?", default=None, help="YAML file of options; comes before the flags")
     by_group: dict[str, list[Option]] = {}
     for option in namespace.options.values():
-        by_group.setdefault((option.group.__doc__ or option.group.__name__).strip().split("\n")[0], []).append(option)
+        by_group.setdefault(_title(option.group), []).append(option)
     for title, options in by_group.items():
         section = parser.add_argument_group(title)
         for option in options:
-            _add(section, option)
+            add_option(section, option)
     return parser
+
+
+def section_of(parser: argparse.ArgumentParser, group: type[ArgumentGroup]) -> Any:
+    """The section of the help for the options of a group."""
+    return parser.add_argument_group(_title(group))
 
 
 def split_recipe(
@@ -65,7 +73,12 @@ def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
     return values
 
 
-def _add(section: Any, option: Option) -> None:
+def _title(group: type[ArgumentGroup]) -> str:
+    return (group.__doc__ or group.__name__).strip().split("\n")[0]
+
+
+def add_option(section: Any, option: Option) -> None:
+    """Add the flag of an option to a section of a parser."""
     help_text = (option.field.description or "").replace("%", "%%")
     if not option.required and option.default not in (None, False, []):
         help_text += f" (default: {option.default})"

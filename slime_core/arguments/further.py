@@ -40,7 +40,8 @@ def _may_read(kinds: set[str], option: str, args: RunArguments, plugins: Plugins
 
 
 _CHOSEN_ELSEWHERE = {
-    *("command", "converter", "tracker", "rollout_log", "eval_rollout_log"),  # by the command line, or the driver
+    *("command", "checkpoint_conversion", "converter"),  # by the command line
+    *("tracker", "rollout_log", "eval_rollout_log"),  # by the driver
     *("rollout", "data_source", "buffer_pop", "sample_converter", "engine"),  # by the rollout worker
     *("loss", "advantage", "importance_weight", "reward_post_process", "train_backend"),  # by training
 }

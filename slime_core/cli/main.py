@@ -89,9 +89,12 @@ def _usage(plugins: Plugins) -> str:
 
 
 def _with_notes(error: BaseException) -> str:
-    """Return the message of an error, and below it the notes on what it came through but this command."""
+    """Return the message of an error, and below it the notes on what it came through but this command and the
+    conversion that it names."""
     message = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
-    commands = {c.note for c in raised_in(error) if c.kind == "command" and c.distribution == CORE}
+    through = raised_in(error)
+    commands = {c.note for c in through if c.kind == "command" and c.distribution == CORE}
+    commands |= {c.note for c in through if c.kind == "checkpoint_conversion"}
     notes = [note for note in getattr(error, "__notes__", []) if note not in commands]
     return "\n".join([message, *(f"  {note}" for note in notes)])
 

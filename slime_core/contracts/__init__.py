@@ -12,6 +12,7 @@ what comes back, and the row of each of its kinds in the table `kinds.KINDS`.
     train_backend.py  train backends, the batch that they are given, and their further abilities
     tracker.py        where metrics go
     command.py        subcommands of `slime`
+    checkpoint_conversion.py  conversions of checkpoints, subcommands of `slime convert`
     kind.py           `Kind`: one row of the table, with what happens when a component of it fails
     kinds.py          `KINDS`: the table, collected from all files of this folder
     results.py        what the checks of results share

@@ -20,6 +20,10 @@ def slime_commands() -> dict[str, Lazy]:
             "slime_core.cli.train:check",
             summary="resolve and validate a whole run, print it, start nothing",
         ),
+        "convert": Lazy(
+            "slime_core.cli.convert:main",
+            summary="convert a checkpoint from one format to another",
+        ),
         "plugins": Lazy(
             "slime_core.cli.plugins:main",
             summary="list the installed plugins and their components",

@@ -135,9 +135,9 @@ def parameters_alone() -> Iterator[None]:
 @contextmanager
 def rope_type_not_given() -> Iterator[None]:
     """Latent attention has the rotary embedding that megatron-core gives it by itself."""
-    from slime_megatron import model
+    from slime_megatron import configuration
 
-    right = model.read_spec
+    right = configuration.read_spec
 
     def read_spec(*args: Any) -> Any:
         spec = right(*args)
@@ -145,7 +145,7 @@ def rope_type_not_given() -> Iterator[None]:
             del spec.config[name]
         return spec
 
-    with mock.patch.object(model, "read_spec", read_spec):
+    with mock.patch.object(configuration, "read_spec", read_spec):
         yield
 
 

@@ -99,16 +99,16 @@ def work(checks: Sequence[Check], folder: Path, found: dict[str, Any], note: Any
 @contextmanager
 def _spec(change: Any) -> Iterator[None]:
     """What a family makes of a configuration is changed."""
-    from slime_megatron import model
+    from slime_megatron import configuration
 
-    right = model.read_spec
+    right = configuration.read_spec
 
     def read_spec(*args: Any) -> Any:
         spec = right(*args)
         change(spec)
         return spec
 
-    with mock.patch.object(model, "read_spec", read_spec):
+    with mock.patch.object(configuration, "read_spec", read_spec):
         yield
 
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_computed_exactly_is_refused_with_the_reason(
 
 
 def test_a_family_that_is_not_mapped_is_refused_with_those_that_are() -> None:
-    from slime_megatron.model import read_spec
+    from slime_megatron.configuration import read_spec
 
     class Config:
         def to_dict(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def test_a_family_that_is_not_mapped_is_refused_with_those_that_are() -> None:
 
 
 def test_a_family_of_somebodys_own_is_named_by_its_import_path() -> None:
-    from slime_megatron.model import read_spec
+    from slime_megatron.configuration import read_spec
 
     config = make_config("qwen3")
     config.own_key = 3

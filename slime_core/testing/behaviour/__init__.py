@@ -21,6 +21,7 @@ from slime_core.testing.subject import Check
 
 CHECKS: dict[str, list[Check]] = {
     "command": commands.COMMAND,
+    "checkpoint_conversion": commands.CONVERSION,
     "converter": data.CONVERTER,
     "data_source": data.DATA_SOURCE,
     "buffer_pop": data.BUFFER_POP,

@@ -1,4 +1,4 @@
-"""Checks of subcommands of `slime`."""
+"""Checks of subcommands of `slime`, and of conversions, which are subcommands of one of them."""
 
 from __future__ import annotations
 
@@ -24,3 +24,4 @@ def explains_itself(subject: Subject[int]) -> None:
 
 
 COMMAND: list[Check] = [explains_itself]
+CONVERSION: list[Check] = [explains_itself]

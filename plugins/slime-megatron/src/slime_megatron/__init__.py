@@ -11,6 +11,7 @@ families/            families of models, one file each
 spec.py              what a family makes of a configuration
 names.py             what weights are called in files and in megatron-core, and how they are cut
 heads.py             fills up heads that tensor-parallel ranks do not divide
+configuration.py     from a configuration to what megatron-core must be told
 model.py             builds this rank's part of a model
 modules.py           norms and attention in place of megatron-core's own
 rows.py              packed rows as one rank computes them
@@ -19,9 +20,16 @@ predictor.py         log-probs, entropies and values, on the last stage
 routing_replay.py    the experts of a token, the same in all steps of a rollout
 optimizer.py         the reduction of gradients, and the optimizer
 gradients.py         gradients, complete on every rank
+inventory.py         all weights of a whole model, by their names
 weights.py           weights between files and this rank's parts
 checkpoint_files.py  Hugging Face checkpoints on disk
+torch_dist.py        torch_dist folders on disk, read tensor by tensor
+torch_dist_names.py  what weights are called in torch_dist folders
+weight_files.py      weights by their Hugging Face names, from either
+convert_hf.py        `slime convert hf-to-torch-dist`
+convert_torch_dist.py  `slime convert torch-dist-to-hf`
 state.py             the training state on disk
+saving.py            writes it, at once or in the background
 """
 
 __version__ = "0.1.0"

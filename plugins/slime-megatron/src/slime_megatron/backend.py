@@ -35,6 +35,7 @@ from slime_core.tensors.not_finite import require_finite_gradient, require_finit
 from slime_core.tensors.packed_rows import check_samples, pack_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
+from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_megatron import device as devices
 from slime_megatron.arguments import MegatronRunArguments
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from slime_megatron.pipeline import MicroBatch, Pipeline
     from slime_megatron.predictor import Predicted
     from slime_megatron.routing_replay import RoutingReplay
+    from slime_megatron.saving import Saver
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class MegatronBackend:
         self.data_parallel_size = self.context_parallel_size = 1
         self.replays_routing = args.use_routing_replay
         self._optimizer: Any = None
+        self._saver: Saver | None = None
 
     @staticmethod
     def remarks(args: MegatronRunArguments) -> list[str]:
@@ -76,10 +79,11 @@ class MegatronBackend:
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-        from slime_megatron import checkpoint_files, model, optimizer, routing_replay, weights
+        from slime_megatron import checkpoint_files, configuration, model, optimizer, routing_replay, weights
         from slime_megatron.layout import ParallelLayout, start_alone
         from slime_megatron.pipeline import Pipeline
         from slime_megatron.predictor import Predictor
+        from slime_megatron.weight_files import open_weights
 
         self._world = world = Ranks.join(args.distributed_timeout_minutes)
         if world.size == 1:
@@ -89,7 +93,7 @@ class MegatronBackend:
             self._tokenizer = load_tokenizer(args.hf_checkpoint)
             config = checkpoint_files.read_config(args.hf_checkpoint)
             layout = ParallelLayout.of(args, world.size, _experts_of(config))
-            spec = model.read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, layout.tensor)
+            spec = configuration.read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, layout.tensor)
             layout.start()
         for remark in spec.remarks if role == "actor" and world.rank == 0 else ():
             logger.warning(remark)
@@ -104,7 +108,7 @@ class MegatronBackend:
             self._model = built = model.build(spec, config.vocab_size, layout, args, dtype)
             weights.mark_split_weights(built)
             head = model.add_value_head(built) if role == "critic" else None
-            with checkpoint_files.Reader(Path(folder)) as reader:
+            with open_weights(folder, option_of(args), spec) as reader:
                 weights.load(built, reader.read)
             built.module.to(device)
         self.loss = loss
@@ -206,9 +210,16 @@ class MegatronBackend:
         """Write this rank's part of model, optimizer and random states; see `slime_megatron.state`."""
         from slime_megatron import state
         from slime_megatron.optimizer import on_device
+        from slime_megatron.saving import Saver
 
+        self._saver = self._saver or Saver()
         with on_device(self._trained(), self.args.optimizer_cpu_offload):
-            state.save(path, self._model, self._wrapped, self._trained(), self._step)
+            parts = self._model, self._wrapped, self._trained()
+            state.save(path, *parts, self._step, self._saver, self.args.async_save)
+
+    def saved(self, wait: bool = True) -> bool:
+        """Whether what `save_state` began is on disk; see `slime_megatron.saving`."""
+        return self._saver is None or self._saver.saved(wait)
 
     def load_state(self, path: Path) -> None:
         """Restore what `save_state` wrote, also under another layout."""
@@ -229,7 +240,9 @@ class MegatronBackend:
             self._tokenizer.save_pretrained(path)
 
     def close(self) -> None:
-        """Leave the process groups; the models of a process share them."""
+        """End what still writes, and leave the process groups; the models of a process share them."""
+        if self._saver is not None:
+            self._saver.close()
         if not dist.is_initialized():
             return
         from megatron.core import parallel_state

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,21 @@ from slime_core.errors import ArgumentError
 
 _INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 4 * 2**30
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""By their names in safetensors."""
 
 
 def read_config(folder: str) -> Any:
@@ -63,6 +79,11 @@ class Reader:
     def names(self) -> list[str]:
         """All names."""
         return list(self._of)
+
+    def like(self, name: str) -> Tensor:
+        """A tensor on the meta device with the size and the dtype of a weight, which is not read."""
+        about = self._of[name].get_slice(name)  # type: ignore[no-untyped-call]
+        return torch.empty(about.get_shape(), dtype=_DTYPES[about.get_dtype()], device="meta")
 
 
 def write(

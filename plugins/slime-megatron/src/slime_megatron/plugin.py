@@ -32,3 +32,14 @@ def slime_train_backends() -> dict[str, Lazy]:
             ),
         )
     }
+
+
+@hookimpl
+def slime_checkpoint_conversions() -> dict[str, Lazy]:
+    return {
+        "hf-to-torch-dist": Lazy("slime_megatron.convert_hf:main", "a Hugging Face checkpoint into one of Megatron"),
+        "torch-dist-to-hf": Lazy(
+            "slime_megatron.convert_torch_dist:main",
+            "a checkpoint of Megatron, or of a run with --train-backend megatron, into a Hugging Face one",
+        ),
+    }

@@ -6,8 +6,9 @@
 Rows of the vocabulary and heads that fill up a layout are stored with the others, and another layout may have more or fewer of
 them: what a state has too many of is not read, and what it lacks is 0. How many are real is stored too, and compared.
 
-Expert parallelism can be changed while both layouts cut experts over ranks; a checkpoint with experts cut over ranks does not
-load where they are not, and the other way round: megatron-core numbers the parts of the optimizer differently then.
+Where experts are cut over ranks megatron-core has two optimizers, one of experts and one of all else, and else a single one. The
+tensors have the same names in both, and what is stored beside them is put together anew (`_for_these_parts`), so that expert
+parallelism may change too. That holds for the distributed optimizer; the other one numbers its parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,22 +29,39 @@ from slime_core.errors import CheckpointError
 from slime_core.tensors.random_states import random_states, set_random_states
 from slime_megatron import weights
 from slime_megatron.model import BuiltModel
+from slime_megatron.torch_dist import GROUPS
+
+if TYPE_CHECKING:
+    from slime_megatron.saving import Saver
 
 
-def save(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any, step: int) -> None:
-    """Write this rank's part into the existing folder. All ranks call this together."""
+def save(
+    folder: Path,
+    model: BuiltModel,
+    wrapped: nn.Module,
+    optimizer: Any,
+    step: int,
+    saver: Saver,
+    background: bool = False,
+) -> None:
+    """Write this rank's part into the existing folder. All ranks call this together.
+
+    Args:
+        background: see `slime_megatron.saving.Saver.save`.
+    """
+    _prime(optimizer)  # before the first step there is nothing that megatron-core could describe
     found = _describe(model, wrapped, optimizer, loading=False)
-    found |= {"step": step, "sizes": model.sizes}
-    dist_checkpointing.save(found, str(folder), validate_access_integrity=False)
-    torch.save(random_states(), folder / f"random_{dist.get_rank():05d}.pt")
+    found |= {"step": step, "sizes": model.sizes, GROUPS: model.module.config.num_query_groups}
+    random = random_states()
+    saver.save(folder, found, background)  # into an empty folder; megatron-core warns of any other
+    torch.save(random, folder / f"random_{dist.get_rank():05d}.pt")
 
 
 def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) -> int:
     """Restore what `save` wrote, and return the number of finished steps.
 
     Raises:
-        CheckpointError: it was written with experts cut over ranks and is read without, or the other way round; or it is of
-            another model.
+        CheckpointError: it is of another model, or of an optimizer that this one cannot go on from.
     """
     _prime(optimizer)
     wanted = _describe(model, wrapped, optimizer, loading=True)
@@ -58,12 +76,12 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{folder} does not hold the state of this model in this layout: {str(error).splitlines()[0][:400]} A state with "
-            "experts cut over ranks (--expert-model-parallel-size) is read only with experts cut over ranks, and one of "
-            "--use-distributed-optimizer only with that."
+            f"{folder} does not hold the state of this model in this layout: {str(error).splitlines()[0][:400]} A state of "
+            "--use-distributed-optimizer is read only with that, and one without it only where --expert-model-parallel-size is "
+            "1 in both runs or above 1 in both."
         ) from error
     _inner(wrapped).load_state_dict(found["model"])
-    optimizer.load_state_dict(found["optimizer"])
+    optimizer.load_state_dict(_for_these_parts(folder, found["optimizer"], optimizer))
     _separate_steps(optimizer)
     own = folder / f"random_{dist.get_rank():05d}.pt"
     if own.is_file() and len(list(folder.glob("random_*.pt"))) == dist.get_world_size():
@@ -83,6 +101,7 @@ def _describe(built: BuiltModel, wrapped: nn.Module, optimizer: Any, loading: bo
     """The sharded state dict of model and optimizer."""
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,  # names do not tell which of two optimizers a tensor is of
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     model = _inner(wrapped).sharded_state_dict(metadata=metadata)
@@ -116,6 +135,39 @@ def _whole_buckets(optimizer: Any) -> Iterator[None]:
 def _parts(optimizer: Any) -> list[Any]:
     """The optimizers of which a chained one is made: of experts, and of all else."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+_SETTINGS = ("optimizer", "param_groups")
+"""Where an optimizer keeps what is no tensor: the distributed one, or one with float32 copies, and any other."""
+
+
+def _for_these_parts(folder: Path, stored: dict[Any, Any], optimizer: Any) -> dict[Any, Any]:
+    """What was stored of one optimizer, or of two, for as many as there are here.
+
+    The tensors have been read into the parts that are here. Beside them an optimizer stores settings by groups of parameters,
+    of which all but the number of steps follow from the options.
+
+    Raises:
+        CheckpointError: the numbers differ, and the optimizer is not the distributed one.
+    """
+    parts = _parts(optimizer)
+    own = [stored] if len(parts) == 1 else [stored.get(number, {}) for number in range(len(parts))]
+    there = [part for part in (stored, stored.get(0), stored.get(1)) if part and not part.keys().isdisjoint(_SETTINGS)]
+    if len(there) == len(parts):
+        return stored
+    if not all(isinstance(part, DistributedOptimizer) for part in parts):
+        raise CheckpointError(
+            f"{folder} was saved by {len(there)} optimizer(s), and here are {len(parts)}: experts are cut over ranks "
+            "(--expert-model-parallel-size) in one of the two runs alone. Resume with the old number, or save with "
+            "--use-distributed-optimizer, whose state any number of ranks can read."
+        )
+    steps = {group["step"] for group in there[0]["optimizer"]["param_groups"]}
+    for part, found in zip(parts, own, strict=True):
+        settings = part.state_dict()["optimizer"]
+        for group in settings["param_groups"]:
+            (group["step"],) = steps
+        found |= {"optimizer": settings, "param_state_sharding_type": there[0]["param_state_sharding_type"]}
+    return own[0] if len(parts) == 1 else dict(enumerate(own))
 
 
 def _prime(optimizer: Any) -> None:

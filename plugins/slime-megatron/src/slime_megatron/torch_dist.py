@@ -1,0 +1,152 @@
+"""A folder in the format torch_dist, read one tensor at a time: megatron-core's distributed checkpoints, whoever wrote them.
+
+    FOLDER/.metadata          of each tensor its size and its chunks, and in which file each chunk is, pickled
+    FOLDER/__0_0.distcp, …    the chunks, as torch.save writes them
+    FOLDER/common.pt          all else, of which only `GROUPS` is read here
+
+The names in it are global: a tensor has one name and one size, however many ranks wrote chunks of it. Neither megatron-core nor
+ranks are needed to read one.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from slime_core.errors import CheckpointError
+
+GROUPS = "groups of heads"
+"""What a run calls, in `common.pt`, how many groups of heads its model has with those of zeros that fill up its layout."""
+
+_KNOWN = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+        *("TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "collections": {"OrderedDict", "defaultdict"},
+    "builtins": {"dict", "list", "set", "tuple"},
+}
+
+
+class TorchDistFolder:
+    """The tensors of a folder by their names.
+
+    Attributes:
+        tensors: {name: its size, its dtype and its chunks}.
+
+    Raises:
+        CheckpointError: there is no `.metadata`, or it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            with (folder / ".metadata").open("rb") as file:
+                found = _Unpickler(file).load()
+            self.tensors: dict[str, TensorStorageMetadata] = {
+                name: about
+                for name, about in found.state_dict_metadata.items()
+                if isinstance(about, TensorStorageMetadata)
+            }
+            self._places: dict[MetadataIndex, Any] = found.storage_data
+        except Exception as error:  # damaged bytes can fail in any way
+            raise CheckpointError(
+                f"{folder} is no complete torch_dist checkpoint: its .metadata cannot be read ({error!r})."
+            ) from error
+        self._last: tuple[Any, Tensor] | None = None
+        self._common: dict[Any, Any] | None = None
+
+    def groups(self, real: int) -> int:
+        """How many groups of heads the tensors have, of which `real` belong to the model: the others are zeros that only a run
+        of slime's adds, and says so."""
+        if self._common is None:
+            try:
+                found = torch.load(self._folder / "common.pt", map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+                found = {}  # another program's has objects of its own
+            self._common = found if isinstance(found, dict) else {}
+        return int(self._common.get(GROUPS, real))
+
+    def like(self, name: str, index: Sequence[int] = ()) -> Tensor:
+        """A tensor on the meta device with the size and the dtype of what `read` returns. Raises `KeyError` like that."""
+        about = self.tensors[name]
+        return torch.empty(about.size[len(index) :], dtype=about.properties.dtype, device="meta")
+
+    def read(self, name: str, index: Sequence[int] = ()) -> Tensor:
+        """A tensor, or the part of it at `index` of its first dimensions, such as one layer of all.
+
+        Raises:
+            KeyError: there is none of this name.
+            CheckpointError: a chunk is missing or damaged.
+        """
+        about = self.tensors[name]
+        depth = len(index)
+        result = torch.empty(about.size[depth:], dtype=about.properties.dtype)
+        filled = 0
+        for chunk in about.chunks:
+            start, size = tuple(chunk.offsets), tuple(chunk.sizes)
+            inside = [n - first for n, first in zip(index, start, strict=False)]
+            if not all(0 <= n < length for n, length in zip(inside, size, strict=False)):
+                continue
+            part = self._chunk(name, chunk.offsets)[tuple(inside)]
+            target = tuple(slice(a, a + n) for a, n in zip(start[depth:], size[depth:], strict=True))
+            result[target] = part
+            filled += part.numel()
+        if filled != result.numel():
+            raise CheckpointError(
+                f"{self._folder} has {filled} of the {result.numel()} numbers of {name}{list(index) or ''}: parts of it are "
+                "missing."
+            )
+        return result
+
+    def _chunk(self, name: str, offsets: torch.Size) -> Tensor:
+        key = (name, tuple(offsets))
+        if self._last is None or self._last[0] != key:  # a chunk may hold several layers, which are asked for in turn
+            self._last = None
+            self._last = key, self._read_chunk(self._places[MetadataIndex(name, offsets)], name)
+        return self._last[1]
+
+    def _read_chunk(self, place: Any, name: str) -> Tensor:
+        path = self._folder / place.relative_path
+        try:
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                tensor: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+            return tensor
+        except Exception as error:
+            raise CheckpointError(f"{path} is damaged: {name} cannot be read from it ({error!r}).") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes what a `.metadata` consists of, and a stand-in for everything else: programs put objects of their own beside it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(module, name) if name in _KNOWN.get(module, ()) else _StandIn
+
+
+class _StandIn:
+    """An object of a class that is not needed here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def __hash__(self) -> int:
+        return id(self)
