@@ -389,12 +389,12 @@ def _first_step(
 
 
 def _gradients(backend: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
-    """Every parameter of this rank, and how far its gradient, complete over all ranks, is off, relative to its largest value."""
+    """Every trained parameter of this rank, and how far its gradient, complete over all ranks, is off, relative to its largest value."""
     from slime_megatron import weights
 
     _complete(backend._wrapped)
     for name, parameter in weights.own_tensors(backend._model):
-        if isinstance(parameter, torch.nn.Parameter):
+        if isinstance(parameter, torch.nn.Parameter) and parameter.requires_grad:
             whole = _expected(backend, name, expected)
             scale = whole.abs().max().item()
             found: Tensor = parameter.main_grad  # type: ignore[attr-defined]  # megatron-core's

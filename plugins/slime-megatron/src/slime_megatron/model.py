@@ -140,13 +140,15 @@ def build(
 def add_value_head(model: BuiltModel) -> nn.Linear | None:
     """Give the last stage a critic's head: a linear layer without bias that turns a hidden state into one number, in place of
     logits; 0 where the checkpoint has none. An output layer that is not tied to the embedding is frozen."""
+    model.names.add(
+        Rule(f"{VALUE_HEAD}.weight", (f"{VALUE_HEAD}.weight",), optional=True)
+    )  # other stages gather it too
     if not model.module.post_process:
         return None
     config = model.module.config
     head = nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
     nn.init.zeros_(head.weight)
     model.module.add_module(VALUE_HEAD, head)
-    model.names.add(Rule(f"{VALUE_HEAD}.weight", (f"{VALUE_HEAD}.weight",), optional=True))
     if not model.module.share_embeddings_and_output_weights:
         model.module.output_layer.requires_grad_(False)
     return head
