@@ -7,8 +7,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from slime_core.arguments import RunArguments
+from slime_core.errors import ArgumentError
+
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage, device
+
+
+def check_device(device: device, args: RunArguments) -> None:
+    """Refuse `--offload` and `--optimizer-cpu-offload` where there is no memory but the host's. For train backends.
+
+    Raises:
+        ArgumentError: one of them is given, and the device is the CPU.
+    """
+    given = {
+        "--offload": args.offload and args.colocate,
+        "--optimizer-cpu-offload": args.optimizer_cpu_offload,
+    }
+    for option, wanted in given.items():
+        if wanted and device.type == "cpu":
+            raise ArgumentError(
+                f"{option} needs a GPU: this process trains on the CPU, so all that it holds is in host memory "
+                "already. Leave the option out."
+            )
 
 
 class Offloaded:

@@ -15,7 +15,7 @@ from megatron_truth import Truth
 
 pytest.importorskip("megatron.core")
 
-TIMEOUT_S = 300
+TIMEOUT_S = 400
 pytestmark = [pytest.mark.timeout(TIMEOUT_S + 60), pytest.mark.slow]
 
 RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

@@ -21,6 +21,7 @@ routing_replay.py    the experts of a token, the same in all steps of a rollout
 optimizer.py         the reduction of gradients, and the optimizer
 gradients.py         gradients, complete on every rank
 inventory.py         all weights of a whole model, by their names
+offload.py           memory that is given back while the engine generates
 weights.py           weights between files and this rank's parts
 checkpoint_files.py  Hugging Face checkpoints on disk
 torch_dist.py        torch_dist folders on disk, read tensor by tensor

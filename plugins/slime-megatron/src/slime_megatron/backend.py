@@ -32,6 +32,7 @@ from slime_core.tensors.micro_batches import (
     step_metrics,
 )
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
+from slime_core.tensors.offload import check_device
 from slime_core.tensors.packed_rows import check_samples, pack_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
@@ -76,10 +77,11 @@ class MegatronBackend:
         """Read the configuration, build this rank's part of the model, fill it from the checkpoint, make the optimizer."""
         args = self.args
         device = devices.prepare()  # before megatron-core is imported
+        check_device(device, args)
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-        from slime_megatron import checkpoint_files, configuration, model, optimizer, routing_replay, weights
+        from slime_megatron import checkpoint_files, configuration, model, offload, optimizer, routing_replay, weights
         from slime_megatron.layout import ParallelLayout, start_alone
         from slime_megatron.pipeline import Pipeline
         from slime_megatron.predictor import Predictor
@@ -126,6 +128,7 @@ class MegatronBackend:
             self._wrapped = optimizer.wrap(built.module, args)
             self._optimizer = optimizer.build(self._wrapped, args, dtype)
             self._schedule = Schedule.from_args(args, total_steps)
+        self._offloaded = offload.OffloadedModel(self._wrapped, self._optimizer, device)
         self._pipeline: Pipeline = Pipeline(built, self._wrapped, layout, self._predictor)
         self._step = 0
 
@@ -238,6 +241,14 @@ class MegatronBackend:
         checkpoint_files.write(path, self.weights(), source, self._model.spec.extra_file_prefixes, write=first)
         if first:
             self._tokenizer.save_pretrained(path)
+
+    def offload(self) -> None:
+        """Give back the GPU's memory until `onload`. What lay there waits in host memory, but for the gradients."""
+        self._offloaded.leave()
+
+    def onload(self) -> None:
+        """Take the GPU's memory again: everything is as it was before `offload`, bit for bit."""
+        self._offloaded.come_back()
 
     def close(self) -> None:
         """End what still writes, and leave the process groups; the models of a process share them."""

@@ -43,17 +43,11 @@ def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) ->
     """The optimizer of `--optimizer`. Biases and weights with one dimension are never decayed.
 
     Raises:
-        ArgumentError: `--optimizer-cpu-offload` is given where there is no memory but the host's, or `--optimizer sgd` with a
-            state that is cut over ranks.
+        ArgumentError: `--optimizer sgd` is given with a state that is cut over ranks.
     """
     if args.optimizer == "sgd" and args.use_distributed_optimizer:
         raise ArgumentError(
             "--optimizer sgd needs --no-use-distributed-optimizer: megatron-core cuts the state of Adam alone over ranks."
-        )
-    if args.optimizer_cpu_offload and not torch.cuda.is_available():
-        raise ArgumentError(
-            "--optimizer-cpu-offload needs a GPU: this process trains on the CPU, so all that it holds is in host memory "
-            "already. Leave the option out."
         )
     config = OptimizerConfig(
         optimizer="sgd" if args.optimizer == "sgd" else "adam",

@@ -23,7 +23,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
-from slime_core.tensors.offload import Offloaded
+from slime_core.tensors.offload import Offloaded, check_device
 from slime_core.tensors.packed_rows import check_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
@@ -33,7 +33,7 @@ from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.memory import keep_freed_memory
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
-from slime_torch.offload import HOST, check_device, held, move_state, on_device
+from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of
 from slime_torch.predictor import Predictor
 from slime_torch.rms_norm import speed_up_norms

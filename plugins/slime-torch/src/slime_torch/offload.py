@@ -14,25 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from slime_core.arguments import RunArguments
-from slime_core.errors import ArgumentError
 from slime_torch.sharding import local
 
 HOST = torch.device("cpu")
-
-
-def check_device(device: torch.device, args: RunArguments) -> None:
-    """Raise `ArgumentError` for `--offload` and `--optimizer-cpu-offload` where there is no memory but the host's."""
-    given = {
-        "--offload": args.offload and args.colocate,
-        "--optimizer-cpu-offload": args.optimizer_cpu_offload,
-    }
-    for option, wanted in given.items():
-        if wanted and device.type == "cpu":
-            raise ArgumentError(
-                f"{option} needs a GPU: this process trains on the CPU, so all that it holds is in host memory "
-                "already. Leave the option out."
-            )
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
