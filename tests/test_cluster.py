@@ -65,7 +65,7 @@ def test_sft_on_ray_is_the_run_in_one_process_bit_for_bit(cluster, sft, tmp_path
 def test_grpo_on_ray_is_the_run_in_one_process_and_resumes_bit_for_bit(cluster, grpo, tmp_path):
     command = "train-async"  # in which a checkpoint holds the rollout that waits as well
     here = run(command, tmp_path / "here", grpo)
-    on_ray = ("--ray-address", "local")
+    on_ray = ("--ray-address", "local", "--update-weight-buffer-size", "10000")  # in several buckets
     save = ("--save", str(tmp_path / "save"), "--save-interval", "2")
     there = run(command, tmp_path / "there", grpo, *on_ray, *save)
     assert_same(here, there)

@@ -78,7 +78,12 @@ class InferenceEngine(Protocol):
 
     def update_weights(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         """Take over all weights, given as (Hugging Face name, tensor) pairs. Returns when they are in use. An engine
-        that is asked to generate before any were handed over loads those of `args.hf_checkpoint`, as version 0."""
+        that is asked to generate before any were handed over loads those of `args.hf_checkpoint`, as version 0.
+
+        The weights arrive while they are read, in buckets of at most `--update-weight-buffer-size` bytes, so an engine that
+        copies each of them and keeps none needs no memory for a second model. Called on a thread of its own; a trainer that
+        fails half-way makes the iterator raise.
+        """
         raise NotImplementedError
 
     def close(self) -> None:

@@ -138,7 +138,8 @@ class TrainBackend(Protocol):
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters under their Hugging Face names, whole, detached, tied ones once; and the buffers that a checkpoint
-        stores, such as a router's bias. All ranks iterate together."""
+        stores, such as a router's bias. All ranks iterate together, and get the same names, shapes and dtypes in the same
+        order. The iterator may be left before its end, by all ranks alike."""
 
     def save_state(self, path: Path) -> None:
         """Write model, optimizer, schedule and random states into the (existing, empty) folder `path`: every rank its

@@ -1,9 +1,10 @@
 """What makes the samples of a rollout.
 
-components.py  the components that a rollout calls, chosen from the arguments
-worker.py      runs the rollout functions, checks what they return
-rewards.py     scores finished samples
-boxed.py       reads what stands in the last \\boxed{…} of a text
-in_flight.py   the state of a data source from which groups were taken that are not finished
-debug_data.py  rollouts that are written to files and read again
+components.py     the components that a rollout calls, chosen from the arguments
+worker.py         runs the rollout functions, checks what they return
+weight_intake.py  weights that arrive bucket by bucket, for the engine
+rewards.py        scores finished samples
+boxed.py          reads what stands in the last \\boxed{…} of a text
+in_flight.py      the state of a data source from which groups were taken that are not finished
+debug_data.py     rollouts that are written to files and read again
 """

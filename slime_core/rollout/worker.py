@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,6 +17,7 @@ from slime_core.errors import PluginError, SampleError
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
+from slime_core.rollout.weight_intake import WeightIntake
 from slime_core.sample import Group, RolloutOutput, Sample, check_rollout, number_groups
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class RolloutWorker:
     ) -> None:
         self._args, self._plugins, self._data_source, self._engine = args, plugins, data_source, engine
         self._closes_data = closes_data
+        self._intake: WeightIntake | None = None
         self._background = Background()
         extras = {"plugins": plugins, "components": components, "engine": engine, "background": self._background}
         self._rollout = components.rollout.bind(**extras)
@@ -110,10 +111,30 @@ class RolloutWorker:
         _require_dataset(output, self._eval_rollout)
         return output
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Hand the trainer's weights to the engine."""
-        if self._engine is not None:
-            self._engine.update_weights(iter(weights), version)
+    def take_weights(self, bucket: list[tuple[str, Tensor]] | None, version: int) -> bool:
+        """Hand the engine the next of the trainer's weights of this version, and return when it has read them.
+
+        Args:
+            bucket: None after the last one. Then this returns when all of them are in use.
+
+        Returns:
+            whether there is an engine that wants more.
+        """
+        if self._engine is None:
+            return False
+        if self._intake is None:
+            self._intake = WeightIntake(self._engine, version)
+        if bucket is not None and self._intake.take(bucket):
+            return True
+        intake, self._intake = self._intake, None
+        intake.end()
+        return False
+
+    def drop_weights(self) -> None:
+        """Let an update fail whose weights have not all been taken; does nothing if there is none."""
+        if self._intake is not None:
+            self._intake.drop()
+            self._intake = None
 
     def weight_sender(self) -> WeightSender | None:
         """What hands the weights to the engine from the training process, if the engine has such a thing."""
@@ -132,6 +153,7 @@ class RolloutWorker:
     def close(self) -> None:
         """End what rollout functions do in the background, and close the engine and, if it is the worker's own, the data
         source."""
+        self.drop_weights()  # the engine may be waiting for them
         with ExitStack() as stack:  # each of these, also if the one before fails
             if self._closes_data and isinstance(self._data_source, Closes):
                 stack.callback(self._data_source.close)

@@ -49,11 +49,28 @@ class WeightSync:
         if self._sends:
             wait(trainer.call(TrainWorker.send_weights, version), "the engine's weight update")
         else:
-            weights = wait(trainer.keep(TrainWorker.weights), "the trainer's weights")
-            wait(rollouts.call(RolloutWorker.update_weights, weights or [], version), "the engine's weight update")
+            self._hand_over(trainer, version)
         self._engine_version = version
         seconds = time.perf_counter() - started
         self._plugins.notify("slime_weights_updated", args=self._args, version=version, seconds=seconds)
+
+    def _hand_over(self, trainer: Handle[TrainWorker], version: int) -> None:
+        """Carry the weights from the one worker to the other, bucket by bucket: while the engine takes one, the trainer gathers
+        the next."""
+        try:
+            gathered = trainer.keep(TrainWorker.next_weights)
+            wanted = True
+            while wanted:
+                bucket = wait(gathered, "the trainer's weights")
+                gathered = trainer.keep(TrainWorker.next_weights)
+                taken = self._rollouts.call(RolloutWorker.take_weights, bucket, version)
+                del bucket
+                wanted = wait(taken, "the engine's weight update")
+        except Exception:
+            wait(self._rollouts.call(RolloutWorker.drop_weights), "the engine to leave its weight update")
+            raise
+        finally:
+            trainer.call(TrainWorker.drop_weights)
 
     def have_memory(self, *who: Who) -> None:
         """Let trainer, engine or both have the devices' memory, where the two take turns; whoever is not named gives it back."""

@@ -11,5 +11,6 @@ norm.py                  the norm of a gradient
 ranks.py                 the training ranks: how they meet, and their small exchanges
 random_states.py         the states of all random number generators
 adapter_files.py         LoRA adapters on disk
+weight_buckets.py        weights in pieces of limited size, on their way to an engine
 offload.py               what lies on a device waits in host memory meanwhile
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from slime_core.contracts.train_backend import (
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
 from slime_core.sample import Group, Sample
+from slime_core.tensors.weight_buckets import in_buckets
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
 from slime_core.training.initial_weights import with_initial_weights
@@ -66,6 +67,7 @@ class TrainWorker:
         self._rank = int(os.environ.get("RANK", "0"))
         self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self._sender: WeightSender | None = None
+        self._buckets: Iterator[list[tuple[str, Tensor]]] | None = None
         self._models: list[TrainBackend] = []
         self._actor = self._new_model(with_initial_weights(args))
 
@@ -147,13 +149,27 @@ class TrainWorker:
             for metric, value in self._actor.evaluate(self._steps.batch(samples)).items()
         }
 
-    def weights(self) -> list[tuple[str, Tensor]] | None:
-        """All weights under their Hugging Face names. A single rank returns views of what it trains; of several ranks
-        the first one returns copies on the CPU, and the others take part in gathering them and return None."""
-        if self._rank > 0:
-            self._gather()
-            return None
-        return [(name, tensor.cpu() if self._ranks > 1 else tensor) for name, tensor in self._actor.weights()]
+    def next_weights(self) -> list[tuple[str, Tensor]] | None:
+        """The next of all weights under their Hugging Face names, at most `--update-weight-buffer-size` bytes, or None after the
+        last ones. `drop_weights` lets the next call begin anew.
+
+        A single rank returns views of what it trains; of several ranks the first one returns copies on the CPU, and the
+        others take part in gathering them and return None.
+        """
+        if self._buckets is None:
+            self._buckets = in_buckets(self._travelling(), self._args.update_weight_buffer_size)
+        bucket = next(self._buckets, None)
+        return bucket if self._rank == 0 else None
+
+    def drop_weights(self) -> None:
+        """Leave the rest of the weights that `next_weights` gives, if there is any."""
+        self._buckets = None
+
+    def _travelling(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights as this rank keeps them until a bucket is full: the first rank only, where there are several, has use for
+        their values."""
+        for name, tensor in self._actor.weights():
+            yield name, tensor if self._ranks == 1 else tensor.to("cpu" if self._rank == 0 else "meta")
 
     def set_weight_sender(self, sender: WeightSender) -> None:
         """Take over the engine's own sender, which `send_weights` calls."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from local_engine_cases import Passes, ask, endless_greedy, until, weights_of
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from slime_engine_local.engine import LocalEngine
@@ -87,6 +89,101 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(
         engine.update_weights(wrong, 3)
     (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
     assert (answer.tokens, answer.weight_versions) == (endless_greedy(model, PROMPT, 4), [2] * 4)
+
+
+def test_weights_that_come_one_by_one_are_taken_between_two_steps_as_well(llama: Any, start: Start) -> None:
+    engine, (_, model) = start(*llama), llama
+    running, later = threading.Event(), threading.Event()
+
+    def hold(number: int) -> None:
+        if number == 10:
+            running.set()
+            until(lambda: bool(engine._scheduler._calls))
+
+    passes = Passes(engine, hold)
+    made: list[int] = []
+
+    def slowly() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights_of(model):
+            later.wait(0.02)
+            made.append(len(passes.tokens))
+            yield name, tensor * 1.1
+
+    async def scenario() -> Any:
+        request = asyncio.create_task(engine.generate(PROMPT, ENDLESS))
+        await asyncio.to_thread(running.wait)
+        await asyncio.to_thread(engine.update_weights, slowly(), 2)
+        return await request
+
+    answer = asyncio.run(scenario())
+    assert answer.weight_versions == [1] * 10 + [2] * 110
+    assert len(set(made)) == 1, "a step was made while weights came"
+    other = LlamaForCausalLM(model.config).double().eval()
+    other.load_state_dict({name: tensor * 1.1 for name, tensor in model.state_dict().items()})
+    greedy = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
+    (new,) = ask(engine, [(PROMPT, greedy)])
+    assert new.tokens == endless_greedy(other, PROMPT, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w[:-1], "model.norm.weight is missing"),
+        (lambda w: [*w, ("model.surplus", w[0][1])], "model.surplus is unknown"),
+        (lambda w: [*w[:3], (w[3][0], w[3][1][:-1])], "has shape"),
+        (lambda w: [*w[:2], ("fails", None)], "the trainer is gone"),
+    ],
+    ids=["missing", "unknown", "shape", "trainer"],
+)
+def test_an_update_that_fails_half_way_lets_no_request_see_half_a_model(
+    change: Any, message: str, llama: Any, start: Start
+) -> None:
+    engine, (_, model) = start(*llama), llama
+
+    def given() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in change(weights_of(model)):
+            if name == "fails":
+                raise RuntimeError("the trainer is gone.")
+            yield name, tensor
+
+    greedy = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
+    with pytest.raises(EngineError, match=message):
+        engine.update_weights(given(), 2)
+    for _ in range(2):
+        with pytest.raises(
+            EngineError, match=rf"update to weights of version 2 failed: .*{message}.* had been replaced"
+        ):
+            ask(engine, [(PROMPT, greedy)])
+    engine.update_weights(iter(weights_of(model)), 3)
+    (answer,) = ask(engine, [(PROMPT, greedy)])
+    assert (answer.tokens, answer.weight_versions) == (endless_greedy(model, PROMPT, 4), [3] * 4)
+
+
+def test_a_first_weight_that_does_not_fit_changes_nothing(llama: Any, start: Start) -> None:
+    engine, (_, model) = start(*llama), llama
+    with pytest.raises(EngineError, match="surplus is unknown"):
+        engine.update_weights(iter([("surplus", weights_of(model)[0][1])]), 2)
+    (answer,) = ask(engine, [(PROMPT, {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True})])
+    assert (answer.tokens, answer.weight_versions) == (endless_greedy(model, PROMPT, 4), [1] * 4)
+
+
+def test_weights_that_come_one_by_one_are_not_kept(llama: Any, start: Start) -> None:
+    engine, (_, model) = start(*llama), llama
+    living: set[str] = set()
+    most = 0
+
+    def given() -> Iterator[tuple[str, Tensor]]:
+        nonlocal most
+        for name, tensor in weights_of(model):
+            own = tensor.clone()
+            living.add(name)
+            weakref.finalize(own, living.discard, name)
+            most = max(most, len(living))
+            yield name, own
+            del own
+
+    engine.update_weights(given(), 2)
+    assert most <= 2
 
 
 def test_tied_weights_may_come_under_either_name(llama: Any, start: Start) -> None:

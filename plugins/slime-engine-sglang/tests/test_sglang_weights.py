@@ -23,15 +23,9 @@ from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.process import ChildProcess, free_port
 from slime_engine_sglang.samples import WeightSamples
 from slime_engine_sglang.transports import TensorTransport, address_for, serialized
-from slime_engine_sglang.weights import SGLangWeightSender, in_pieces
+from slime_engine_sglang.weights import SGLangWeightSender
 
 SCRIPTED = str(Path(__file__).with_name("scripted_sglang.py"))
-
-
-def test_weights_are_cut_into_pieces_of_the_given_size_in_order():
-    weights = [(f"w{n}", torch.zeros(size)) for n, size in enumerate([2, 2, 9, 1, 1])]
-    pieces = [[name for name, _ in piece] for piece in in_pieces(weights, 16)]
-    assert pieces == [["w0", "w1"], ["w2"], ["w3", "w4"]]
 
 
 def test_servers_that_start_at_the_same_time_are_all_counted(tmp_path):

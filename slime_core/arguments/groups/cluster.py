@@ -34,6 +34,13 @@ class ClusterArguments(ArgumentGroup):
         when="rollout_engine",
         affects_result=False,
     )
+    update_weight_buffer_size: int = option(
+        512 * 2**20,
+        "Bytes of weights that travel from the trainer to the engine in one piece; a larger weight is a piece of its own.",
+        ge=1,
+        when="rollout_engine",
+        affects_result=False,
+    )
     offload: bool = option(
         False,
         "What trains gives its GPU memory back while samples are generated, and the engine while training. Needs a train "

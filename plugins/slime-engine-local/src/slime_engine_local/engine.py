@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 from slime_core.contracts.engine import Generation
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
-from slime_engine_local.errors import EngineError
+from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.model import LanguageModel
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
@@ -74,20 +75,31 @@ class LocalEngine:
         `Generation.weight_versions` tells which token came from which. Requests that join later share nothing with
         them.
 
+        Weights that come from an iterator are copied as they come, and no step is made until all have; nobody keeps those that
+        are copied. The first weights, and others than the model's in dtype or device, are collected before.
+
         Raises:
             EngineError: the weights are not those of the model that the checkpoint's configuration describes, or the
-                engine cannot serve that model. The weights in use stay as they were.
+                engine cannot serve that model. The weights in use stay as they were; but if some of an iterator's have been
+                copied, requests fail until all weights are handed over again.
         """
-        given = dict(weights)
 
         def copy() -> None:
-            if not given:
+            rest = iter(weights)
+            first = list(islice(rest, 1))
+            if not first:
                 raise EngineError("The engine 'local' was handed no weights at all.")
-            model = self._scheduler.model
-            if model is None or not model.fits(given):
-                model = LanguageModel(self._checkpoint, given)
+            model, given = self._scheduler.model, _with_first(first, rest)
+            if model is None or not model.fits(dict(first)):
+                model = LanguageModel(self._checkpoint, dict(given))
+            elif isinstance(weights, Iterator):
+                try:
+                    model.replace(given)
+                except HalfReplaced as error:
+                    self._scheduler.spoil(EngineError(f"The update to weights of version {version} failed: {error}"))
+                    raise
             else:
-                model.update(given)
+                model.update(dict(given))
             self._scheduler.use(model, version)
 
         self._scheduler.call(copy).result()
@@ -201,6 +213,13 @@ class LocalEngine:
                 f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves "
                 "no room for a response. Shorten the prompt or leave it out."
             )
+
+
+def _with_first(first: list[tuple[str, Tensor]], rest: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """All weights again, after the first one was looked at. Keeps none of them."""
+    while first:
+        yield first.pop()
+    yield from rest
 
 
 def check_device(args: LocalRunArguments) -> None:

@@ -8,7 +8,7 @@ A checkpoint has three matrices of every expert; the model has the experts of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,19 +17,34 @@ TOGETHER = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",
 """What a tensor of all experts is made of."""
 
 
-def put_together(given: Mapping[str, Tensor], known: Mapping[str, torch.Size]) -> Mapping[str, Tensor]:
-    """Return the weights with those of single experts put together where the model has them so; all others as they are.
+def put_together(
+    weights: Iterable[tuple[str, Tensor]], known: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights as they come, (name, tensor) pairs, but those of single experts put together where the model has them so,
+    as soon as the last of them is there. Of those that never are complete each is yielded at the end.
 
     Args:
-        given: weights by name.
         known: the model's names and shapes.
     """
-    found = dict(given)
-    for name, shape in known.items():
-        path, _, kind = name.rpartition(".experts.")
-        if kind not in TOGETHER or name in given or len(shape) != 3:
+    parts = {name: _single_names(name, shape) for name, shape in known.items()}
+    whole_of = {single: name for name, names in parts.items() for own in names for single in own}
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights:
+        if (whole := whole_of.get(name)) is None:
+            yield name, tensor
             continue
-        names = [[f"{path}.experts.{e}.{part}.weight" for part in TOGETHER[kind]] for e in range(shape[0])]
-        if all(single in given for parts in names for single in parts):
-            found[name] = torch.stack([torch.cat([found.pop(single) for single in parts]) for parts in names])
-    return found
+        own = held.setdefault(whole, {})
+        own[name] = tensor
+        if len(own) == sum(map(len, parts[whole])):
+            del held[whole]
+            yield whole, torch.stack([torch.cat([own.pop(single) for single in names]) for names in parts[whole]])
+    for incomplete in held.values():
+        yield from incomplete.items()
+
+
+def _single_names(name: str, shape: torch.Size) -> list[list[str]]:
+    """Per expert the names of the matrices that a tensor of all experts is made of; empty for any other tensor."""
+    path, _, kind = name.rpartition(".experts.")
+    if kind not in TOGETHER or len(shape) != 3:
+        return []
+    return [[f"{path}.experts.{e}.{part}.weight" for part in TOGETHER[kind]] for e in range(shape[0])]

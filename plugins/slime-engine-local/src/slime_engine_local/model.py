@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slime_engine_local import attention
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
-from slime_engine_local.errors import EngineError
+from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.experts import put_together
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
@@ -114,6 +114,35 @@ class LanguageModel:
             for own in weight.copies:
                 own.copy_(new)
 
+    def replace(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy all weights as they come, (name, tensor) pairs. Tied ones may come under any of their names.
+
+        Raises:
+            EngineError: the first one does not fit; nothing is changed.
+            HalfReplaced: a later one does not fit or does not come, or one is missing: the model is of no use now.
+        """
+        left = {id(weight): weight for weight in self._weights}
+        by_name = {name: weight for weight in self._weights for name in weight.names}
+        copied = 0
+        try:
+            known = {name: weight.shape for name, weight in by_name.items()}
+            for name, new in put_together(weights, known):
+                if (weight := by_name.get(name)) is None:
+                    raise EngineError(_misfit(f"{name} is unknown to the model"))
+                if new.shape != weight.shape:
+                    raise EngineError(_misfit(_shapes(name, new, weight)))
+                for own in weight.copies:
+                    own.copy_(new)
+                copied += 1
+                left.pop(id(weight), None)
+            if left:
+                more = f" ({len(left)} such problems in all)" if len(left) > 1 else ""
+                raise EngineError(_misfit(f"{next(iter(left.values())).names[0]} is missing{more}"))
+        except Exception as error:
+            if not copied:
+                raise
+            raise HalfReplaced(f"{error} {copied} weights had been replaced by then.") from error
+
     def tensors(self) -> Iterator[Tensor]:
         """Yield all that it keeps on its device. (Packed weights are not among them; they are on a CPU.)"""
         yield from self._module.parameters()
@@ -156,7 +185,7 @@ class LanguageModel:
             EngineError: a weight is missing, unknown, or of another shape.
         """
         known = {name: weight.shape for weight in self._weights for name in weight.names}
-        given = put_together(given, known)
+        given = dict(put_together(given.items(), known))
         problems = [f"{name} is unknown to the model" for name in given if name not in known]
         pairs: list[tuple[_Weight, Tensor]] = []
         for weight in self._weights:
@@ -164,12 +193,12 @@ class LanguageModel:
             if new is None:
                 problems.append(f"{weight.names[0]} is missing")
             elif new.shape != weight.shape:
-                problems.append(f"{weight.names[0]} has shape {tuple(new.shape)}, expected {tuple(weight.shape)}")
+                problems.append(_shapes(weight.names[0], new, weight))
             else:
                 pairs.append((weight, new))
         if problems:
             more = f" ({len(problems)} such problems in all)" if len(problems) > 1 else ""
-            raise EngineError(f"The weights handed to the engine 'local' do not fit its model: {problems[0]}{more}.")
+            raise EngineError(_misfit(f"{problems[0]}{more}"))
         return pairs
 
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
@@ -249,6 +278,14 @@ class LanguageModel:
 
     def _refusal(self, reason: str) -> EngineError:
         return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")
+
+
+def _misfit(problem: str) -> str:
+    return f"The weights handed to the engine 'local' do not fit its model: {problem}."
+
+
+def _shapes(name: str, new: Tensor, weight: _Weight) -> str:
+    return f"{name} has shape {tuple(new.shape)}, expected {tuple(weight.shape)}"
 
 
 def _dtype_and_device(weights: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:

@@ -56,6 +56,7 @@ class Scheduler:
         self._cache = KVCache()
         self._stored: list[StoredPrefix] = []
         self._holds = 0
+        self._spoilt: EngineError | None = None
         self._offloaded: Offloaded | None = None
         self._closed = False
         self._wake = threading.Condition()
@@ -81,7 +82,11 @@ class Scheduler:
         """Generate with this model, whose weights have changed, from now on. Only to be called through `call`."""
         if self.model not in (None, model):  # what was stored for another model is of no use
             self._preempt(list(self._running))
-        self.model, self.version, self._stored = model, version, []
+        self.model, self.version, self._stored, self._spoilt = model, version, [], None
+
+    def spoil(self, error: EngineError) -> None:
+        """The model's weights are of no use: requests fail with this error until `use` is called. Only to be called through `call`."""
+        self._spoilt = error
 
     def abort(self, names: Collection[str | None] | None) -> None:
         """End the requests with these names, or all if None. Only to be called through `call`."""
@@ -146,13 +151,15 @@ class Scheduler:
             _carry_out(work, done)
         if self._holds:
             return True
+        if self._spoilt is not None:
+            self._fail_waiting(self._spoilt)
+            self._fail_running(self._spoilt)
+            return True
         try:
             if self._waiting and self.model is None:
                 self.model = self._load()
         except Exception as error:
-            for request in self._waiting:
-                request.fail(error)
-            self._waiting = []
+            self._fail_waiting(error)
         try:
             self._step()
         except Exception as error:
@@ -285,6 +292,11 @@ class Scheduler:
         failed, self._running, self._cache, self._stored = self._running, [], KVCache(), []
         for request in failed:
             request.fail(error)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        for request in self._waiting:
+            request.fail(error)
+        self._waiting = []
 
     def _end(self) -> None:
         """Fail all that is left after `close`, after which nothing can be added."""

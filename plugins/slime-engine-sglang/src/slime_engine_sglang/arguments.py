@@ -70,9 +70,6 @@ class SGLangArguments(ArgumentGroup):
         "through --update-weight-disk-dir.",
         affects_result=False,
     )
-    update_weight_buffer_size: int = option(
-        512 * 2**20, "Bytes of weights that travel in one piece.", ge=1, affects_result=False
-    )
     update_weight_disk_dir: str | None = option(
         None,
         "Folder for the newest weights, which trainer and servers must share. A folder in memory, such as one in "

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang import snapshot
 from slime_engine_sglang.control import ControlClient, PendingCalls, call_all, control_clients
 from slime_engine_sglang.errors import SGLangError, Unreachable, UnsupportedCall
@@ -108,7 +109,7 @@ class SGLangWeightSender:
         copy = snapshot.Snapshot(self.folder, self.checkpoint, version) if keeps_copy else None
         samples = WeightSamples()
         size = min(self.piece_bytes, BODY_BYTES) if self.transport == "tensor" else self.piece_bytes
-        pieces = (samples.take(piece) for piece in in_pieces(weights, size))
+        pieces = (samples.take(piece) for piece in in_buckets(weights, size))
         try:
             if self.transport == "disk":
                 assert copy is not None
@@ -230,20 +231,6 @@ class SGLangWeightSender:
         for error in calls.errors().values():
             if error is not None and not (self.tolerant and isinstance(error, Unreachable)):
                 raise error
-
-
-def in_pieces(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield the weights in pieces of at most `size` bytes, in order; a larger tensor is a piece of its own."""
-    piece: list[tuple[str, Tensor]] = []
-    filled = 0
-    for name, tensor in weights:
-        if piece and filled + tensor.nbytes > size:
-            yield piece
-            piece, filled = [], 0
-        piece.append((name, tensor))
-        filled += tensor.nbytes
-    if piece:
-        yield piece
 
 
 @contextlib.contextmanager
