@@ -7,6 +7,8 @@ import torch
 from fp8_cases import RECIPES, error, made, numbers
 from torch import Tensor
 
+from slime_fp8.quantise import Quantiser
+
 STATELESS = [name for name in RECIPES if name != "delayed"]
 CASES = [(name, format) for name in RECIPES for format in ("e4m3", "hybrid") if (name, format) != ("mxfp8", "hybrid")]
 EVERY = pytest.mark.parametrize(("name", "format"), CASES, ids=["-".join(case) for case in CASES])
@@ -170,3 +172,16 @@ def test_the_trainer_computes_with_the_weights_that_are_stored_for_the_engine(na
     stored = recipe.restored(weight_name, recipe.stored(weight_name, weight))
     operands = recipe.linear(weight_name).operands
     assert operands.both("weight", weight)[0].equal(stored)
+
+
+@pytest.mark.parametrize("rowwise", [False, True], ids=["tensors", "rows"])
+def test_torch_s_product_of_fp8_numbers_is_the_product_of_what_they_stand_for(rowwise):
+    """The numbers and scales mean to torch's own FP8 product what they mean here."""
+    x, w = numbers(48, 64), numbers(32, 64, seed=1)
+    quantiser = Quantiser("e4m3", (1, None) if rowwise else (None, None))
+    left, right = quantiser.quantise(x), quantiser.quantise(w)
+    scales = (left.scales, right.scales.t()) if rowwise else (left.scales.view(()), right.scales.view(()))
+    found = torch._scaled_mm(left.data, right.data.t(), *scales, out_dtype=torch.float32)
+    assert error(found, left.restored() @ right.restored().t()) < 1e-6
+    if not rowwise:
+        assert error(found, made("tensorwise").linear("x.weight")(x, w)) < 1e-6
