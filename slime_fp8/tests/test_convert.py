@@ -185,8 +185,29 @@ def test_a_weight_with_nan_stops_the_conversion_by_name_and_leaves_no_checkpoint
     source = copy_with(model, tmp_path / "bad", **{"model.layers.1.self_attn.q_proj.weight": bad})
     with pytest.raises(DataError, match=r"model.layers.1.self_attn.q_proj.weight has 1 numbers that are NaN or Inf"):
         to_fp8(source, tmp_path / "fp8", FORMATS["block"])
-    assert not (tmp_path / "fp8" / "config.json").exists()
-    assert not list((tmp_path / "fp8").glob("*.safetensors"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad"]
+
+
+def test_a_disk_that_is_full_leaves_no_checkpoint(model, tmp_path, monkeypatch):
+    def no_space(path, *given):
+        path.write_bytes(b"begun")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("slime_fp8.checkpoint_folder.write_stream", no_space)
+    with pytest.raises(CheckpointError, match=r"could not be written to .*fp8: \[Errno 28\] No space left on device"):
+        to_fp8(model, tmp_path / "fp8", FORMATS["block"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_and_one_in_folders_that_do_not_exist_can_be_written_into(model, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    to_fp8(model, tmp_path / "empty", FORMATS["block"])
+    to_fp8(model, tmp_path / "some" / "where", FORMATS["block"])
+    monkeypatch.chdir(tmp_path)
+    to_fp8(model, Path("here"), FORMATS["block"])
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "empty").iterdir()}
+    for folder in (tmp_path / "some" / "where", tmp_path / "here"):
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
 
 
 def test_a_folder_with_something_in_it_is_not_touched(model, tmp_path):

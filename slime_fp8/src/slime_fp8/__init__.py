@@ -13,6 +13,7 @@ operands.py        what becomes of the factors of the three products of a linear
 linear.py          emulated products
 swap.py            puts them into a torch model
 weight_formats.py  how quantised weights lie in checkpoints
+commands.py        `slime convert hf-to-fp8` and `fp8-to-hf`
 convert.py         checkpoints into FP8 and back
 checkpoint_folder.py   a checkpoint on disk, read and written tensor by tensor
 safetensors_stream.py  its files

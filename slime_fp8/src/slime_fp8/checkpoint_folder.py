@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +121,9 @@ def write_folder(
     config: dict[str, Any],
     workers: int = 1,
 ) -> None:
-    """Write a checkpoint with other tensors and another config.json. Everything else in the folder is copied.
+    """Write a checkpoint with other tensors and another config.json. Other files are copied, but no weights in other formats.
 
-    Files are written one by one under their old names, tensor by tensor; config.json comes last, so an unfinished folder cannot
-    be taken for a checkpoint.
+    The new checkpoint is complete or not there: it is written into a hidden folder beside `target`, which then takes its name.
 
     Args:
         source: the checkpoint that is converted.
@@ -135,20 +133,41 @@ def write_folder(
         workers: files that are written at the same time, each in the memory of its largest tensor.
 
     Raises:
-        CheckpointError: the folder has something in it.
+        CheckpointError: the folder has something in it, or it cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(
             f"{target} exists and is not empty; nothing was written. Give another --save-dir, or empty it."
         )
-    target.mkdir(parents=True, exist_ok=True)
+    unfinished = target.absolute().parent / f".{target.absolute().name}.unfinished"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        _copy_others(source, unfinished)
+        _write_weights(source, unfinished, changes, workers)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint could not be written to {target}: {error}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _copy_others(source: CheckpointFolder, target: Path) -> None:
+    """Copy what is neither weights nor describes them: the tokenizer, the generation settings, the licence."""
     for file in sorted(source.folder.iterdir()):
         weights = file.name in ("config.json", INDEX) or file.name.endswith((".safetensors", ".bin", ".pth", ".pt"))
         if file.is_file() and not weights:
             shutil.copyfile(file, target / file.name)
+
+
+def _write_weights(source: CheckpointFolder, target: Path, changes: Mapping[str, Change | None], workers: int) -> None:
+    """Write the files with the tensors, under their old names, and the index if there was one."""
     places: dict[str, str] = {}
     total = 0
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+    with ThreadPoolExecutor(max_workers=workers) as pool:
         jobs = []
         for file_name, layouts in source.files.items():
             of_file = {name: change for name in layouts if (change := changes[name]) is not None}
@@ -157,7 +176,7 @@ def write_folder(
                 continue
             places |= dict.fromkeys(new, file_name)
             total += sum(layout.size for layout in new.values())
-            jobs.append(pool.submit(partial(_write_file, source.folder / file_name, target / file_name, new, of_file)))
+            jobs.append(pool.submit(_write_file, source.folder / file_name, target / file_name, new, of_file))
         try:
             for job in jobs:
                 job.result()
@@ -167,7 +186,6 @@ def write_folder(
     if len(source.files) > 1 or (source.folder / INDEX).exists():
         table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (target / INDEX).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_file(source: Path, target: Path, layouts: Mapping[str, Layout], changes: Mapping[str, Change]) -> None:
@@ -177,6 +195,4 @@ def _write_file(source: Path, target: Path, layouts: Mapping[str, Layout], chang
                 made = change.make(file.get_tensor(name))
                 yield from ((key, made[key]) for key in change.layouts)
 
-    unfinished = target.with_name(target.name + ".part")
-    write_stream(unfinished, layouts, tensors())
-    unfinished.replace(target)
+    write_stream(target, layouts, tensors())

@@ -32,3 +32,11 @@ def slime_precision_recipes() -> dict[str, Lazy]:
         "blockwise": recipe("blockwise:Blockwise", "weights in blocks of 128 × 128, activations of 1 × 128"),
         "mxfp8": recipe("mxfp8:Mxfp8", "blocks of 32, with scales that are powers of two (Blackwell)"),
     }
+
+
+@hookimpl
+def slime_checkpoint_conversions() -> dict[str, Lazy]:
+    return {
+        "hf-to-fp8": Lazy("slime_fp8.commands:hf_to_fp8", "a Hugging Face checkpoint into one in FP8"),
+        "fp8-to-hf": Lazy("slime_fp8.commands:fp8_to_hf", "an FP8 checkpoint into an ordinary one"),
+    }
