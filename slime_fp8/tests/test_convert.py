@@ -262,21 +262,59 @@ def test_a_checkpoint_that_is_incomplete_or_none_is_told(model, tmp_path):
 # -------------------------------------------------------------------------------------------------------- other readers
 
 
-def test_transformers_reads_a_blockwise_checkpoint_with_the_same_weights(tmp_path):
-    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 128,
+    "tie_word_embeddings": False,
+}
 
-    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Qwen3Config(**sizes, num_key_value_heads=4, head_dim=32, vocab_size=128, tie_word_embeddings=False)
+
+def pretrained(folder: Path, experts: int = 0) -> Path:
+    """A model of transformers' own, whose sizes blocks divide; with experts or without."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
     torch.manual_seed(0)
-    Qwen3ForCausalLM(config).bfloat16().save_pretrained(tmp_path / "hf")
-    done = to_fp8(tmp_path / "hf", tmp_path / "fp8", FORMATS["block"])
+    if experts:
+        config = Qwen3MoeConfig(**SIZES, num_experts=experts, num_experts_per_tok=2, moe_intermediate_size=256)
+        Qwen3MoeForCausalLM(config).bfloat16().save_pretrained(folder)
+    else:
+        Qwen3ForCausalLM(Qwen3Config(**SIZES)).bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_transformers_reads_a_blockwise_checkpoint_with_the_same_weights(tmp_path, experts):
+    from transformers import AutoModelForCausalLM
+
+    hf = pretrained(tmp_path / "hf", experts)
+    done = to_fp8(hf, tmp_path / "fp8", FORMATS["block"])
     assert done.ragged == ()
-    assert len(done.changed) == 2 * 7
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fp8", dtype=torch.bfloat16).state_dict()
+    assert len(done.changed) == 2 * (4 + 3 * (experts or 1))
     from_fp8(tmp_path / "fp8", tmp_path / "back")
-    restored = read(tmp_path / "back")
-    assert loaded.keys() == restored.keys()
-    assert [name for name, value in restored.items() if not loaded[name].equal(value)] == []
-    original = read(tmp_path / "hf")
-    assert all(not restored[name].equal(original[name]) for name in done.changed)
-    assert all(restored[name].equal(original[name]) for name in original.keys() - set(done.changed))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "fp8", dtype=torch.bfloat16).state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.bfloat16).state_dict()
+    original = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.bfloat16).state_dict()
+    assert theirs.keys() == ours.keys() == original.keys()
+    assert [name for name, value in ours.items() if not theirs[name].equal(value)] == []
+    kept = {name for name, value in ours.items() if original[name].equal(value)}
+    assert kept == {name for name in ours if "proj" not in name}, "routers, norms, embedding and head, and they alone"
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+@pytest.mark.parametrize("strategy", ["channel", "tensor"])
+def test_transformers_reads_a_checkpoint_of_compressed_tensors_with_the_same_weights(tmp_path, strategy):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    done = to_fp8(pretrained(tmp_path / "hf"), tmp_path / "fp8", FORMATS[strategy])
+    from_fp8(tmp_path / "fp8", tmp_path / "back")
+    how = CompressedTensorsConfig(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fp8", dtype=torch.bfloat16, quantization_config=how)
+    theirs, ours = loaded.state_dict(), read(tmp_path / "back")
+    assert {theirs[name].dtype for name in done.changed} == {torch.bfloat16}
+    assert [name for name, value in ours.items() if not theirs[name].equal(value)] == []
