@@ -116,3 +116,27 @@ def random_model(folder: Path, width: int, layers: int) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def smollm2_shaped(folder: Path) -> Path:
+    """A random model of the shape of SmolLM2-135M with a small tokenizer, as a Hugging Face checkpoint, made without a download."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    from slime_core.testing import chat_tokenizer
+
+    disable_progress_bar()
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_theta=100000.0,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder

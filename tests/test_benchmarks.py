@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import megatron
 from benchmarks.gemm import Shapes, step_flops
 from benchmarks.gpu import figures
 from benchmarks.sft import Result, Work, report, run_slime
@@ -94,3 +96,31 @@ def test_the_share_of_the_peak_is_that_of_the_models_own_operations() -> None:
     assert found.mfu == pytest.approx(step_flops(SHAPES, [LENGTH] * 3, 12) / 2.0 / 1e6)
     assert (found.trained_tokens_per_second, found.generated_tokens_per_second) == (1.5 * LENGTH, 4.0)
     assert figures([slow, slow, metrics], [samples] * 3, SHAPES, peak=None).mfu is None
+
+
+def test_megatrons_share_of_torchs_speed_is_taken_run_by_run(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, "num_attention_heads": 4, "num_key_value_heads": 2}))
+    rows = [{"input_ids": [1] * 10, "labels": [-100] * 4 + [1] * 6}] * 4
+    work = megatron.Work(str(tmp_path), rows, batch_size=2, micro_batch=20)
+    assert (work.steps, work.tokens, work.flops) == (2, 20, step_flops(SHAPES, [10, 10], 12))
+    runs = {
+        "torch": [megatron.Run(speed, speed, 1.0, [2.0, 1.5]) for speed in (100.0, 200.0)],
+        "megatron": [megatron.Run(speed, 180.0, 1.5, [2.0, 1.5 + 2e-6]) for speed in (90.0, 100.0)],
+    }
+    (last,) = [line for line in megatron.report(work, runs, "CPU", None).splitlines() if "| megatron |" in line]
+    assert "| 0.70× (0.50 to 0.90) | 1.35× (0.90 to 1.80) | 1.50 GiB (1.50 to 1.50) | — | 2.0e-06 |" in last
+    on_gpu = megatron.report(replace(work, bf16=True), runs, "GPU", peak=1e-3)
+    per_token = work.flops / work.tokens
+    assert f"| {100 * 150 * per_token / 1e9:.1f} % (" in on_gpu
+    assert "1.35×" not in on_gpu
+
+
+@pytest.mark.slow
+def test_both_backends_train_on_the_same_rows(tiny_model: Path) -> None:
+    pytest.importorskip("megatron.core")
+    rows = [{"input_ids": [5, 6, 7, 8, 9 + n], "labels": [-100, -100, 7, 8, 9 + n]} for n in range(4)]
+    work = megatron.Work(str(tiny_model), rows, batch_size=2, micro_batch=64)
+    runs = [megatron.measure(backend, work, threads=1) for backend in megatron.BACKENDS]
+    assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-5)
+    assert all(run.tokens_per_second > 0 and run.peak_gib > 0 for run in runs)

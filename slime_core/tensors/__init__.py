@@ -12,5 +12,7 @@ ranks.py                 the training ranks: how they meet, and their small exch
 random_states.py         the states of all random number generators
 adapter_files.py         LoRA adapters on disk
 weight_buckets.py        weights in pieces of limited size, on their way to an engine
+rms_norm.py              a norm in fewer passes over memory, on the CPU
+freed_memory.py          keeps the memory that a step frees, on the CPU
 offload.py               what lies on a device waits in host memory meanwhile
 """

@@ -10,7 +10,7 @@ import pytest
 
 COUNT_PAGE_FAULTS = """
 import resource, sys, torch
-from slime_torch.memory import keep_freed_memory
+from slime_core.tensors.freed_memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def step():

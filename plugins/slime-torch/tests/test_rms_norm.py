@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from slime_torch.rms_norm import rms_norm, speed_up_norms
+from slime_core.tensors.rms_norm import rms_norm
+from slime_torch.rms_norm import speed_up_norms
 
 
 def test_the_gradient_is_that_of_the_formula() -> None:

@@ -90,6 +90,7 @@ def prepare() -> torch.device:
     if not _prepared:
         _answer_for_cuda()
         _exchange_uneven_parts()
+        _exchange_nothing_alone()
         _repair_probes()
         _prepared = True
     if not hasattr(_of_thread, "mode"):
@@ -155,6 +156,23 @@ def _exchange_uneven_parts() -> None:
         return torch.split(summed, list(input_split_sizes))[group.rank()]
 
     mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather, sum_parts
+
+
+def _exchange_nothing_alone() -> None:
+    """Let a rank that is alone not add up gradients, and hand out weights, with itself. Input and output are the same memory then;
+    gloo would copy it twice, which NCCL does not."""
+    import megatron.core.distributed.param_and_grad_buffer as buffers
+
+    def unless_alone(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def run(output: Tensor, given: Tensor, *rest: Any, group: Any, async_op: bool = False, **more: Any) -> Any:
+            if group.size() == 1 and output.data_ptr() == given.data_ptr() and not async_op:
+                return None
+            return exchange(output, given, *rest, group=group, async_op=async_op, **more)
+
+        return run
+
+    for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+        setattr(buffers, name, unless_alone(getattr(buffers, name)))
 
 
 def _repair_probes() -> None:

@@ -6,13 +6,12 @@ backend.py    the train backend: what the loop calls
 predictor.py  log-probs, entropies and values of a packed row
 model.py      loads a model and proves that its packed computation is its own
 attention.py  attention in which every token sees its own sample alone
-rms_norm.py   RMS norms with less memory traffic, on the CPU
+rms_norm.py   gives a model the faster norm of the core, on the CPU
 lora.py       adapters
 optimizer.py  the optimizer, and the gradient that it is given
 sharding.py   a model spread over the training ranks
 gloo.py       the exchanges of such a model between CPUs
 offload.py    what waits in host memory while the GPU is needed for something else
-memory.py     keeps the memory that a step frees, on the CPU
 state.py      the training state on disk
 export.py     writes Hugging Face checkpoints
 """

@@ -21,6 +21,7 @@ from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
+from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import Offloaded, check_device
@@ -31,7 +32,6 @@ from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments
-from slime_torch.memory import keep_freed_memory
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
 from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of

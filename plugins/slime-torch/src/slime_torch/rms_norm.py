@@ -1,8 +1,6 @@
-"""RMS norms on the CPU with half the memory traffic. The backend calls `speed_up_norms` once.
+"""Gives the RMS norms of a model of transformers the faster one of the core, on the CPU. The backend calls `speed_up_norms` once.
 
-transformers writes a norm as half a dozen element-wise operations, each of which passes over memory once forward and
-several times backward. `_RMSNorm` does the same arithmetic in fewer passes. A module's forward is exchanged only if its
-output on random input is reproduced; every other module stays as it is.
+A module's forward is exchanged only if its output on random input is reproduced; every other module stays as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from slime_core.tensors.rms_norm import rms_norm
 
 
 def speed_up_norms(model: nn.Module) -> int:
@@ -39,35 +39,9 @@ def speed_up_norms(model: nn.Module) -> int:
     return found
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute x / sqrt(mean(x², last dimension) + eps) · weight (Zhang and Sennrich 2019, arXiv:1910.07467)."""
-    normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    return normed
-
-
 def _forward(self: Any, x: Tensor) -> Tensor:
     original: Callable[[Tensor], Tensor]
     eps, offset, original = self.rms_norm_of
     if x.dtype != self.weight.dtype:
         return original(x)
     return rms_norm(x, self.weight + offset if offset else self.weight, eps)
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        normed: Tensor = (x * inverse).mul_(weight)
-        return normed
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        size = x.shape[-1]
-        product = grad * x
-        slope = (product @ weight)[..., None] * inverse.pow(3)
-        grad_weight = product.reshape(-1, size).t() @ inverse.reshape(-1)
-        grad_x = torch.mul(grad, weight, out=product).mul_(inverse)
-        return grad_x.addcmul_(x, slope.div_(-size)), grad_weight, None

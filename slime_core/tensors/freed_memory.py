@@ -1,4 +1,4 @@
-"""Keeps the memory that one training step frees for the next one. Called once by the backend on the CPU.
+"""Keeps the memory that one training step frees for the next one. Train backends call it once, on the CPU.
 
 glibc gives large blocks back to the system at once and gets them again, page by page and cleared, in every step: about
 a million page faults a step for a model of 135 million parameters.
