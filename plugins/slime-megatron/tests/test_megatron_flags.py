@@ -272,7 +272,7 @@ def test_a_recipe_may_write_the_pattern_of_layers_as_a_list(namespace: Namespace
 
 REFUSED = {
     "--num-layers-per-virtual-pipeline-stage 2": "virtual pipeline",
-    "--transformer-impl transformer_engine": "needs Transformer Engine",
+    "--transformer-impl transformer_engine": "Transformer Engine cannot be imported: it is not installed.",
     "--rope-fusion": "needs Transformer Engine",
     "--masked-softmax-fusion": "--no-masked-softmax-fusion",
     "--gradient-accumulation-fusion": "APEX",

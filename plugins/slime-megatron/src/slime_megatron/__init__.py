@@ -6,6 +6,7 @@ model_flags.py       the options that describe a model, compared with the checkp
 refusals.py          options that are refused, or have no effect
 backend.py           the train backend: what the loop calls
 device.py            megatron-core without CUDA
+versions.py          what differs between versions of megatron-core
 layout.py            how a model is cut over ranks, and which cuts are refused
 families/            families of models, one file each
 spec.py              what a family makes of a configuration
@@ -14,6 +15,8 @@ heads.py             fills up heads that tensor-parallel ranks do not divide
 configuration.py     from a configuration to what megatron-core must be told
 model.py             builds this rank's part of a model
 modules.py           norms and attention in place of megatron-core's own
+te_probe.py          whether Transformer Engine can be used here
+te_layers.py         Transformer Engine's layers, where they are asked for
 rows.py              packed rows as one rank computes them
 pipeline.py          runs micro-batches through the stages of a model
 predictor.py         log-probs, entropies and values, on the last stage

@@ -113,7 +113,9 @@ class MegatronComputeArguments(ArgumentGroup):
         affects_result=False,
     )
     use_precision_aware_optimizer: bool = option(
-        False, "Refused: it needs the Adam of Transformer Engine.", affects_result=False
+        False,
+        "Let Transformer Engine's Adam hold the master weights; needs --transformer-impl transformer_engine.",
+        affects_result=False,
     )
     check_for_nan_in_loss_and_grad: bool = option(
         True, "Stop at NaN and Inf in loss or gradient. It is always done.", affects_result=False
@@ -125,15 +127,19 @@ class MegatronComputeArguments(ArgumentGroup):
     )
     attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] = option(
         "auto",
-        "Transformer Engine's kernels for attention. Without --transformer-impl, torch's scaled_dot_product_attention chooses.",
+        "Transformer Engine's kernels for attention. With other layers torch's scaled_dot_product_attention chooses.",
         when="transformer_impl",
         affects_result=False,
     )
     transformer_impl: Literal["local", "transformer_engine"] | None = option(
-        None, "Whose layers compute: only local, those of this package and of megatron-core.", affects_result=False
+        None,
+        "Whose layers compute: those of this package and of megatron-core (local), or Transformer Engine's. Default: local.",
+        affects_result=False,
     )
     rope_fusion: bool = option(
-        False, "Refused: a fused kernel for rotary embeddings needs Transformer Engine.", affects_result=False
+        False,
+        "Compute rotary embeddings in one kernel; needs --transformer-impl transformer_engine.",
+        affects_result=False,
     )
     masked_softmax_fusion: bool = option(
         False, "Refused: attention has no softmax of its own that a kernel could be fused with.", affects_result=False
@@ -156,13 +162,13 @@ class MegatronComputeArguments(ArgumentGroup):
     )
     moe_grouped_gemm: bool = option(
         False,
-        "Compute the experts of a rank in one kernel. Without --transformer-impl they are computed one after the other.",
+        "Let Transformer Engine compute the experts of a rank in one kernel. Other layers compute one after the other.",
         when="transformer_impl",
         affects_result=False,
     )
     moe_permute_fusion: bool = option(
         False,
-        "Sort tokens by expert in one kernel. Without --transformer-impl it takes several.",
+        "Let Transformer Engine sort tokens by expert in one kernel. With other layers it takes several.",
         when="transformer_impl",
         affects_result=False,
     )

@@ -24,6 +24,7 @@ from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
 from slime_core.sample import Sample
+from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.micro_batches import (
     gather_outputs,
     loss_inputs,
@@ -40,6 +41,7 @@ from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_megatron import device as devices
 from slime_megatron.arguments import MegatronRunArguments
+from slime_megatron.te_probe import require_usable
 
 if TYPE_CHECKING:
     from slime_megatron.pipeline import MicroBatch, Pipeline
@@ -76,6 +78,7 @@ class MegatronBackend:
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Read the configuration, build this rank's part of the model, fill it from the checkpoint, make the optimizer."""
         args = self.args
+        require_usable(args.transformer_impl)
         device = devices.prepare()  # before megatron-core is imported
         check_device(device, args)
         from megatron.core import parallel_state
@@ -100,6 +103,8 @@ class MegatronBackend:
         for remark in spec.remarks if role == "actor" and world.rank == 0 else ():
             logger.warning(remark)
         seed_all(args.seed)
+        if device.type == "cpu":
+            keep_freed_memory()
         model_parallel_cuda_manual_seed(args.seed)
         group = parallel_state.get_data_parallel_group()
         self._ranks = Ranks(group.rank(), group.size(), device, group if world.size > 1 else None)

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
+from slime_megatron import te_layers, versions
 from slime_megatron.arguments import MegatronArguments
 from slime_megatron.layout import ParallelLayout
 from slime_megatron.modules import (
@@ -99,7 +100,29 @@ def build(
     spec: ModelSpec, vocab_size: int, layout: ParallelLayout, args: MegatronArguments, dtype: torch.dtype
 ) -> BuiltModel:
     """This rank's part of the model, with random weights."""
+    if engine := te_layers.chosen(args):
+        te_layers.require_expressible(spec, layout, args)
     config = _config(spec, layout, args, dtype)
+    module = HiddenStates(
+        config=config,
+        transformer_layer_spec=te_layers.block(config) if engine else _own_block(spec, config),
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        fp16_lm_cross_entropy=False,
+        parallel_output=True,
+        **spec.model,
+    )
+    offset = get_transformer_layer_offset(config)
+    if spec.embedding_scale and module.pre_process:
+        scale = spec.embedding_scale
+        module.embedding.word_embeddings.register_forward_hook(lambda layer, given, out: out * out.new_tensor(scale))
+    if not engine:
+        _finish_own_layers(module, spec, offset)
+    return BuiltModel(module, spec, Names(spec.rules), offset, vocab_size)
+
+
+def _own_block(spec: ModelSpec, config: TransformerConfig) -> Any:
+    """The layers of this pipeline stage, with norms and attention of this package."""
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     norm: Any = _NORMS[spec.norm]
     block.layer_norm = norm
@@ -115,26 +138,18 @@ def build(
         if spec.post_norms:
             add = ModuleSpec(module=PostNormAdd, params={"config": config, "norm": norm})
             parts.self_attn_bda = parts.mlp_bda = add
-    module = HiddenStates(
-        config=config,
-        transformer_layer_spec=block,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        fp16_lm_cross_entropy=False,
-        parallel_output=True,
-        **spec.model,
-    )
-    offset = get_transformer_layer_offset(config)
+    return block
+
+
+def _finish_own_layers(module: HiddenStates, spec: ModelSpec, offset: int) -> None:
+    """What the layers of `_own_block` need once they are there. `offset`: layers of the stages before."""
     if spec.latent:
         sum_rotary_key_gradients(module)
-    if spec.embedding_scale and module.pre_process:
-        scale = spec.embedding_scale
-        module.embedding.word_embeddings.register_forward_hook(lambda layer, given, out: out * out.new_tensor(scale))
+        versions.leave_values_as_they_are()
     for number, layer in enumerate(module.decoder.layers):
         core: Any = layer.self_attention.core_attention
         core.soft_cap = spec.attention_soft_cap
         core.window = spec.windows[number + offset] if spec.windows else None
-    return BuiltModel(module, spec, Names(spec.rules), offset, vocab_size)
 
 
 def add_value_head(model: BuiltModel) -> nn.Linear | None:
@@ -177,7 +192,7 @@ def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dt
     _check_stages(spec.config["num_layers"], layout.pipeline, stages)
     kind = MLATransformerConfig if spec.latent else TransformerConfig
     config = kind(
-        **spec.config,
+        **spec.config | te_layers.fields(spec, args),
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         context_parallel_size=layout.context,
@@ -198,7 +213,6 @@ def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dt
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
         persist_layer_norm=False,
         deallocate_pipeline_outputs=False,  # saves one hidden state per micro-batch; compared in one schedule only
         recompute_granularity=args.recompute_granularity,

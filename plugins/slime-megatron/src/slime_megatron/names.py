@@ -181,6 +181,24 @@ class Rule:
     optional: bool = False
 
 
+_SYNONYMS = {
+    r"(.*\.)self_attention\.linear_qkv\.layer_norm_weight": r"\1input_layernorm.weight",
+    r"(.*\.self_attention\.)linear_(q|kv)_up_proj\.layer_norm_weight": r"\1\2_layernorm.weight",
+    r"(.*\.)mlp\.linear_fc1\.layer_norm_weight": r"\1pre_mlp_layernorm.weight",
+    r"(.*\.mlp\.experts\.)(linear_fc[12])\.weight(\d+)": r"\1local_experts.\3.\2.weight",
+}
+"""Weights of Transformer Engine's layers, which compute a norm together with what follows it and all experts of a rank in one
+kernel, and what the rules call them."""
+
+
+def as_in_rules(name: str) -> str:
+    """The name that a weight has in rules, from the one that it has in the model."""
+    for pattern, own in _SYNONYMS.items():
+        if found := re.fullmatch(pattern, name):
+            return found.expand(own)
+    return name
+
+
 _NUMBERED = re.compile(r"\{(layer|expert)\}")
 
 

@@ -61,10 +61,12 @@ def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) ->
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         use_distributed_optimizer=args.use_distributed_optimizer,
+        use_precision_aware_optimizer=args.use_precision_aware_optimizer,
     )
     if not torch.cuda.is_available():
         clip_grads.l2_norm_impl = _norm
     optimizer = get_megatron_optimizer(config, [wrapped])
+    _compute_in_one_pass(optimizer)
     wrapped_config: Any = wrapped.config
     wrapped_config.grad_scale_func = optimizer.scale_loss
     return optimizer
@@ -73,6 +75,19 @@ def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) ->
 def _norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], *_: Any) -> tuple[Tensor, None]:
     """The norm of all tensors, in the place of megatron-core's, which is torch's; see `squares_of`."""
     return squares_of(tensor for tensors in lists for tensor in tensors).sqrt().float()[None], None
+
+
+def parts(optimizer: Any) -> list[Any]:
+    """The optimizers of which a chained one is made: of experts, and of all else."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _compute_in_one_pass(optimizer: Any) -> None:
+    """Let torch's Adam, which megatron-core takes without Transformer Engine, read and write its state once in a step."""
+    for part in parts(optimizer):
+        if isinstance(part.optimizer, torch.optim.Adam):
+            for group in part.optimizer.param_groups:
+                group["fused"] = True
 
 
 @contextmanager
@@ -99,9 +114,9 @@ def move_state(optimizer: Any, device: torch.device | None) -> None:
     Args:
         device: where to; None: to the device of the parameter that the tensor belongs to.
     """
-    inner = (part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer]))
+    inner = (part.optimizer for part in parts(optimizer))
     for parameter, values in ((p, v) for own in inner if own is not None for p, v in own.state.items()):
         target = parameter.device if device is None else device
         for key, value in values.items():
-            if isinstance(value, Tensor) and key != "step":  # a number that torch wants on the CPU
+            if isinstance(value, Tensor) and key != "step":  # a number that torch wants where it is
                 values[key] = value.to(target)

@@ -10,18 +10,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from slime_megatron.te_probe import refusal
+
 if TYPE_CHECKING:
     from slime_megatron.arguments import MegatronArguments
 
 _TRANSFORMER_ENGINE = (
-    "needs Transformer Engine, with which this backend has never been run; its own modules compute the same numbers. Leave the "
-    "option out"
+    "needs Transformer Engine's layers. Give --transformer-impl transformer_engine as well, or leave the option out"
 )
 
 
 def refused(args: MegatronArguments) -> list[str]:
     """One sentence for every option that asks for something this backend does not do."""
-    return [*_computation(args), *_optimizer(args), *_experts(args), *_recomputation(args)]
+    return [*_transformer_engine(args), *_computation(args), *_optimizer(args), *_experts(args), *_recomputation(args)]
+
+
+def _transformer_engine(args: MegatronArguments) -> Iterator[str]:
+    # On a cluster of somebody else's making this machine says nothing of those that train; they ask themselves.
+    if getattr(args, "ray_address", None) in (None, "local") and (why := refusal(args.transformer_impl)):
+        yield why
+    if args.transformer_impl == "transformer_engine":
+        if args.attention_backend == "local":
+            yield (
+                "--attention-backend local switches all kernels of Transformer Engine off, and --transformer-impl "
+                "transformer_engine has no others. Give auto, flash, fused or unfused."
+            )
+        return
+    if args.rope_fusion:
+        yield f"--rope-fusion {_TRANSFORMER_ENGINE}; --no-rope-fusion says so."
+    if args.use_precision_aware_optimizer:
+        yield (
+            f"--use-precision-aware-optimizer {_TRANSFORMER_ENGINE}: moments and master weights are float32, as they are with "
+            "the option unless other types are asked for; --optimizer-cpu-offload keeps the moments in host memory without it."
+        )
+    if args.recompute_granularity == "selective" and "layernorm" in (args.recompute_modules or ()):
+        yield f"--recompute-modules layernorm {_TRANSFORMER_ENGINE}."
 
 
 def _computation(args: MegatronArguments) -> Iterator[str]:
@@ -31,10 +54,6 @@ def _computation(args: MegatronArguments) -> Iterator[str]:
             "length, and packed rows differ in length. Leave it out; --decoder-first-pipeline-num-layers and "
             "--decoder-last-pipeline-num-layers balance the stages."
         )
-    if args.transformer_impl == "transformer_engine":
-        yield f"--transformer-impl transformer_engine {_TRANSFORMER_ENGINE}, or give --transformer-impl local."
-    if args.rope_fusion:
-        yield f"--rope-fusion {_TRANSFORMER_ENGINE}, or give --no-rope-fusion."
     if args.masked_softmax_fusion:
         yield (
             "--masked-softmax-fusion: attention is torch's scaled_dot_product_attention, which is fused itself. Leave the "
@@ -60,12 +79,13 @@ def _optimizer(args: MegatronArguments) -> Iterator[str]:
         )
     if not args.accumulate_allreduce_grads_in_fp32:
         yield "--no-accumulate-allreduce-grads-in-fp32: gradients are always added up in float32. Leave the option out."
-    if args.use_precision_aware_optimizer:
-        yield (
-            "--use-precision-aware-optimizer needs the Adam of Transformer Engine (FusedAdam), with which this backend has "
-            "never been run. Leave the option out: moments and master weights are float32, as they are with the option unless "
-            "other types are asked for; --optimizer-cpu-offload keeps the moments in host memory without it."
-        )
+    if args.use_precision_aware_optimizer and args.transformer_impl == "transformer_engine":
+        optimizer, offloaded = getattr(args, "optimizer", "adam"), getattr(args, "optimizer_cpu_offload", False)
+        if optimizer == "sgd" or offloaded or not args.use_distributed_optimizer:
+            yield (
+                "--use-precision-aware-optimizer is an Adam whose state is cut over ranks and stays on the GPU. Leave it out, or "
+                "--optimizer sgd, --no-use-distributed-optimizer and --optimizer-cpu-offload."
+            )
 
 
 def _experts(args: MegatronArguments) -> Iterator[str]:
@@ -117,10 +137,12 @@ def _recomputation(args: MegatronArguments) -> Iterator[str]:
                 "--recompute-method and --recompute-num-layers go with --recompute-granularity full; selective computes "
                 "--recompute-modules of all layers again."
             )
-        if "layernorm" in (args.recompute_modules or ()):
-            yield f"--recompute-modules layernorm {_TRANSFORMER_ENGINE}."
-        if "moe_act" in (args.recompute_modules or ()):
-            yield "--recompute-modules moe_act needs experts in one kernel (--moe-grouped-gemm), which are not used here."
+        together = args.transformer_impl == "transformer_engine" and args.moe_grouped_gemm
+        if "moe_act" in (args.recompute_modules or ()) and not together:
+            yield (
+                "--recompute-modules moe_act needs experts in one kernel: --moe-grouped-gemm, with --transformer-impl "
+                "transformer_engine. Give them, or leave moe_act out."
+            )
 
 
 def remarks(args: MegatronArguments) -> list[str]:
@@ -155,7 +177,7 @@ def remarks(args: MegatronArguments) -> list[str]:
         )
     elif args.moe_token_dispatcher_type and args.moe_enable_deepep:
         found.append("--moe-enable-deepep has no effect: tokens get to their experts by all-to-all. No number changes.")
-    if args.transformer_impl is not None:
+    if args.transformer_impl == "local":
         if args.attention_backend != "auto":
             found.append(
                 f"--attention-backend {args.attention_backend} has no effect: torch's scaled_dot_product_attention chooses "

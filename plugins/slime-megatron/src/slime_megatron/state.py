@@ -175,11 +175,14 @@ def _prime(optimizer: Any) -> None:
     step. How many steps each parameter has taken is not stored with it, and comes back with the optimizer's own state."""
     for part in _parts(optimizer):
         inner = part.optimizer
+        if part.config.use_precision_aware_optimizer:  # Transformer Engine's knows the types of its own
+            part.init_state_fn(inner, part.config)
+            continue
         for group in inner.param_groups:
             for parameter in group["params"]:
                 if not inner.state[parameter] and "betas" in group:
                     inner.state[parameter].update(
-                        step=torch.tensor(0.0),
+                        step=torch.tensor(0.0, device=parameter.device if group.get("fused") else None),
                         exp_avg=torch.zeros_like(parameter),
                         exp_avg_sq=torch.zeros_like(parameter),
                     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slime_core.errors import CheckpointError
 from slime_megatron.model import BuiltModel
-from slime_megatron.names import Attention, Heads, Split
+from slime_megatron.names import Attention, Heads, Split, as_in_rules
 
 _LAYER = re.compile(r"(?<=decoder\.layers\.)\d+")
 _EXPERT = re.compile(r"(?<=local_experts\.)\d+")
@@ -31,7 +31,7 @@ def own_tensors(model: BuiltModel) -> Iterator[tuple[str, Tensor]]:
         first_expert = parallel_state.get_expert_model_parallel_rank() * own
     buffers = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("expert_bias"))
     for name, tensor in (*module.named_parameters(), *buffers):
-        name = _LAYER.sub(lambda found: str(int(found[0]) + model.layer_offset), name)
+        name = _LAYER.sub(lambda found: str(int(found[0]) + model.layer_offset), as_in_rules(name))
         yield _EXPERT.sub(lambda found: str(int(found[0]) + first_expert), name), tensor
 
 
