@@ -3,6 +3,7 @@ given back is host memory; a run says that this is of no use there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+Results = Callable[[Case], list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def results(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """{number of ranks: what each of them found}."""
-    return {
-        ranks: launch("megatron_offload_cases:work", (cases, folder), ranks, folder, TIMEOUT_S)
-        for ranks, cases in ((1, ONE), (2, TWO))
-    }
+def results(folder: Path) -> Results:
+    """Gives for a case what every rank of its launch found."""
+    launches: dict[int, list[dict[str, Any]]] = {}
+
+    def of(case: Case) -> list[dict[str, Any]]:
+        if case.ranks not in launches:
+            arguments = (ONE if case.ranks == 1 else TWO, folder)
+            launches[case.ranks] = launch("megatron_offload_cases:work", arguments, case.ranks, folder, TIMEOUT_S)
+        return launches[case.ranks]
+
+    return of
 
 
 @pytest.mark.parametrize(("case", "role"), ONE + TWO, ids=str)
 def test_memory_is_given_back_between_steps_and_training_does_not_change(
-    results: dict[int, list[dict[str, Any]]], case: Case, role: str
+    results: Results, case: Case, role: str
 ) -> None:
-    for number, rank in enumerate(results[case.ranks]):
+    for number, rank in enumerate(results(case)):
         found = rank.get(f"{case}, {role}", rank)
         assert "error" not in found, f"rank {number}: {found['error']}"
         assert found["same"], "losses, norms, log-probs or values differ"
