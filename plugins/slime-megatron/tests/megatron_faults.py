@@ -59,12 +59,12 @@ def mean_over_micro_batches_and_alias() -> Iterator[None]:
 
     right = Pipeline.train
 
-    def train(self: Any, micro_batches: Any, loss: Callable[..., Any]) -> Any:
+    def train(self: Any, micro_batches: Any, loss: Callable[..., Any], *rest: Any) -> Any:
         def aliased(micro_batch: Any, predicted: Any) -> Any:
             value, (_, metrics) = loss(micro_batch, predicted)
             return value, (value.detach(), metrics)
 
-        return right(self, micro_batches, aliased)
+        return right(self, micro_batches, aliased, *rest)
 
     with mean_over_micro_batches(), mock.patch.object(Pipeline, "train", train):
         yield
