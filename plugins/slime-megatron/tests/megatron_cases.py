@@ -47,6 +47,7 @@ class Case:
         rows: the micro-batches, where they are not to be cut by their tokens.
         reference: a reference model is set up too.
         double: log-probs and gradients alone, in float64.
+        whole: gradients are compared as the backend gives them out too, whole.
         fault: import path of a context manager under which it runs, "module:name".
     """
 
@@ -64,6 +65,7 @@ class Case:
     rows: tuple[tuple[int, ...], ...] = ()
     reference: bool = False
     double: bool = False
+    whole: bool = False
     fault: str = ""
 
     def __str__(self) -> str:
@@ -82,6 +84,7 @@ class Case:
         parts += [f"{len(self.rows)} uneven micro-batches"] if self.rows else []
         parts += ["reference"] if self.reference else []
         parts += ["float64"] if self.double else []
+        parts += ["whole gradients"] if self.whole else []
         parts += [self.fault.partition(":")[2]] if self.fault else []
         return ", ".join([self.model, *parts])
 
@@ -243,6 +246,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         again: the loss was given the very log-probs that `log_probs` returns, and a reference model gives them too.
         loss, metrics: as computed, of the first step.
         gradients: by the rank's names, the largest difference relative to the largest value.
+        whole: the same of all gradients, by names of the checkpoint, as the backend gives them out.
         losses, norms: of the steps.
         weights: by names of the checkpoint, the largest difference after the steps, relative to the learning rate.
         filling: the largest number, after the steps or in a gradient of the first, where a layout fills up a weight with zeros.
@@ -259,6 +263,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         found |= _recorded(backend, batch, loss, log_probs, truth)
         if case.reference:
             found["again"] &= make_backend(case, folder, role="reference").log_probs(batch) == log_probs
+        found["whole"] = dict(_whole_gradients(backend, batch, truth.gradients)) if case.whole else {}
         first, found["gradients"] = _first_step(backend, batch, truth.gradients)
         found["filling"] = filling(backend, truth.gradients, lambda parameter: parameter.main_grad)
         steps = [first, *(backend.train_step(batch) for _ in range(STEPS - 1))]
@@ -314,7 +319,7 @@ def differences(truth: Truth, found: Mapping[str, Any]) -> dict[str, Any]:
     off = {name: f"{found[name]} in place of {value}" for name, value in wanted.items() if found[name] != value}
     limits = {"log_probs": 1e-6, "entropies": 2e-6}
     off |= {name: found[name] for name, limit in limits.items() if not (found[name] or 0.0) <= limit}
-    for name, limit in {"gradients": 5e-6, "weights": 2e-4}.items():
+    for name, limit in {"gradients": 5e-6, "whole": 5e-6, "weights": 2e-4}.items():
         if large := {own: by for own, by in found[name].items() if not by <= limit}:
             off[name] = large
     exact = {"loaded": [], "again": True, "filling": 0.0}
@@ -388,11 +393,22 @@ def _first_step(
     return metrics, gradients
 
 
+def _whole_gradients(backend: Any, batch: TrainBatch, expected: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """Every gradient that the backend gives out, and how far it is off, relative to its largest value."""
+    left = set(expected)
+    for name, found in backend.gradients(batch):
+        left.remove(name)
+        scale = expected[name].abs().max().item()
+        difference = (found - expected[name]).abs().max().item()
+        yield name, difference / scale if scale else difference * 1e6
+    yield from ((name, float("inf")) for name in left)
+
+
 def _gradients(backend: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
     """Every trained parameter of this rank, and how far its gradient, complete over all ranks, is off, relative to its largest value."""
-    from slime_megatron import weights
+    from slime_megatron import gradients, weights
 
-    _complete(backend._wrapped)
+    gradients.complete(backend._wrapped)
     for name, parameter in weights.own_tensors(backend._model):
         if isinstance(parameter, torch.nn.Parameter) and parameter.requires_grad:
             whole = _expected(backend, name, expected)
@@ -428,15 +444,3 @@ def filling(backend: Any, files: Mapping[str, Tensor], of: Callable[[Any], Tenso
             added = of(parameter)[_expected(backend, name, real) == 0]
             largest_found = max(largest_found, added.abs().max().item() if added.numel() else 0.0)
     return largest_found
-
-
-def _complete(wrapped: Any) -> None:
-    """Bring together what the distributed optimizer leaves in pieces: each rank has only its own piece of a sum."""
-    if not wrapped.ddp_config.use_distributed_optimizer:
-        return
-    for buffer in (*wrapped.buffers, *wrapped.expert_parallel_buffers):
-        group = buffer.data_parallel_group
-        for bucket in buffer.buckets:
-            pieces = list(bucket.grad_data.chunk(group.size()))
-            own = pieces[group.rank()].clone()
-            torch.distributed.all_gather(pieces, own, group=group)

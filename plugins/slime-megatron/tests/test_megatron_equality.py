@@ -54,6 +54,11 @@ TWO = [
         Case(name, tensor=2, expert=ranks, sequence=True, options=RECOMPUTED)
         for name, ranks in [("qwen3", 1), (EXPERTS[2], 2)]
     ),
+    *(Case(name, tensor=2, expert=2, sequence=True, whole=True) for name in ("glm4_moe", "deepseek_v3")),
+    *(Case("qwen3", data=2, distributed=whole, whole=True) for whole in (True, False)),
+    Case("qwen3_moe", data=2, expert=2, whole=True),
+    Case("llama", context=2, whole=True),
+    Case("qwen3, tied, 4 layers", pipeline=2, whole=True),
     Case("gemma2", tensor=2, reference=True),
     Case("qwen2", pipeline=2, reference=True),
     Case("glm4_moe_lite", data=2, expert=2, reference=True),
@@ -77,6 +82,7 @@ TWO = [
 ]
 FOUR = [
     Case("qwen3, tied, 4 layers", tensor=2, pipeline=2),
+    Case("glm4_moe_lite", tensor=2, pipeline=2, expert=2, sequence=True, options=stages("glm4_moe_lite"), whole=True),
     Case("gemma2", tensor=2, pipeline=2, sequence=True, options=stages("gemma2")),
     Case("llama", tensor=2, context=2),
     Case("glm4", tensor=2, context=2, sequence=True),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from megatron_models import FAMILIES
-from megatron_parity import Check
+from megatron_parity import Check, prepare, words
 from megatron_ranks import launch
 
 pytest.importorskip("megatron.core")
@@ -91,3 +94,27 @@ def test_a_planted_mistake_is_found_and_the_tensor_named(results: dict[str, Any]
     for part in check.named:
         assert part in found["err"]
     assert all(word in found["err"] for word in ("given", "expected"))
+
+
+TWO_RANKS = ("--actor-num-gpus-per-node", "2", "--pipeline-model-parallel-size", "2", "--gradients")
+STAGES = ("--decoder-first-pipeline-num-layers", "2")
+
+
+@pytest.mark.slow
+def test_two_pipeline_stages_on_ray_are_compared_where_they_run(
+    cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Once as it is, and once with a family of somebody's own that is wrong in the ranks alone."""
+    from slime_core.cli.main import main
+
+    right = Check("qwen3", options=(*TWO_RANKS, *STAGES))
+    prepare([right], tmp_path)
+    assert main(words(right, tmp_path)) == 0
+    told = capfd.readouterr().out
+    assert len(re.findall(r"training rank \d: process \d+ on", told)) == 2
+    assert [line.split()[1] for line in told.splitlines() if line.startswith(("weights", "log-", "grad"))] == ["ok"] * 3
+    own = ("--custom-model-provider-path", "parity_family.wrong_rope_base")
+    assert main(words(replace(right, options=(*right.options, *own)), tmp_path)) == 1
+    told = capfd.readouterr().err
+    assert "rope_theta is 100000 in place of 10000" in told
+    assert re.search(r"furthest off, .*model\.layers\.\d\.self_attn\.[qk]_(proj|norm)\.weight \(layer \d\)", told)
