@@ -164,6 +164,16 @@ def test_two_ranks_train_to_the_weights_of_one_and_resume_in_one_process(cluster
     assert [line["rollout_id"] for line in rest[0]] == [2, 3, 3]
 
 
+def test_parity_is_checked_in_the_ranks_that_the_run_would_have(cluster, sft, capfd):
+    assert main(["check", *sft, "--actor-num-gpus-per-node", "2", "--parity", "--gradients"]) == 0
+    told = capfd.readouterr().out
+    pids = re.findall(r"training rank \d: process (\d+) on", told)
+    assert len(set(pids)) == 2
+    compared = {words[0]: words[1] for line in told.splitlines() if len(words := line.split()) > 1}
+    assert [compared[name] for name in ("checkpoint", "weights", "log-probs", "gradients")] == ["ok"] * 4
+    assert not any(actor_is_alive(int(pid)) for pid in pids)
+
+
 def test_two_ranks_hand_weights_to_servers_in_the_engines_own_way(cluster, grpo, tmp_path):
     here = run("train", tmp_path / "here", grpo, *SGD)
     served = ("--rollout-engine", "cluster_hooks.ServedEngine", "--colocate", "--actor-num-gpus-per-node", "2")

@@ -193,3 +193,13 @@ def test_a_run_that_trains_nothing_has_nothing_to_compare(sft, capsys):
     words = [word for word in sft if word != "--debug-train-only"]
     assert main(["check", *words, "--debug-rollout-only", "--parity"]) == 2
     assert "--debug-rollout-only trains nothing" in capsys.readouterr().err
+
+
+def test_the_embedding_of_the_padding_token_may_learn_from_the_places_where_it_is_read(sft, monkeypatch, capsys):
+    def change(model: Any) -> None:
+        assert model.get_input_embeddings().padding_idx is not None, "transformers leaves nothing out"
+        model.get_input_embeddings().padding_idx = None
+
+    loaded(monkeypatch, change)
+    assert main(["check", *sft, "--parity", "--gradients"]) == 0
+    assert comparisons(capsys.readouterr().out)["gradients"] == "ok"

@@ -60,6 +60,15 @@ class Truth:
         """How many token ids the model can read."""
         return len(self.model.get_input_embeddings().weight)
 
+    @property
+    def padding(self) -> tuple[str, int] | None:
+        """(name, row) of the embedding of the token that fills up batches, where there is one. Its gradient says nothing:
+        torch leaves out what the places of this token have to do with it, also where they are no padding."""
+        embedding = self.model.get_input_embeddings()
+        row: int | None = getattr(embedding, "padding_idx", None)
+        names = [name for name, parameter in self.model.named_parameters() if parameter is embedding.weight]
+        return None if row is None or not names else (names[0], row)
+
     def in_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the names that they have in memory → by those that they, or their parts, have in a file."""
         try:
