@@ -143,7 +143,7 @@ class _Check:
             )
         else:
             where = (
-                "It shows at tokens with one token before them alone too, so neither positions nor packing are the cause: "
+                "It shows at tokens with one token before them alone too, so positions and packing alone do not explain it: "
                 "embedding, norms, values, MLP, experts or head."
             )
         own = list(rows) if single.ok else pairs
