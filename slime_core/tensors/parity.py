@@ -111,8 +111,8 @@ def compare_weights(given: Iterable[tuple[str, Tensor]], truth: Truth) -> Compar
     for name in expected:
         if tied.get(name, name) not in seen and name not in tied:
             wrong[name] = (
-                f"{placed(name)}: the checkpoint has it, expected {_first(expected[name])}; the backend does not give it, so an "
-                "engine and an export never get it, and it may not have been loaded."
+                f"{placed(name)}: given nothing, expected {_first(expected[name])}. The backend does not give it, so an engine "
+                "and an export never get it, and it may not have been loaded."
             )
     names = tuple(in_model_order(list(wrong)))
     if not where and names:
