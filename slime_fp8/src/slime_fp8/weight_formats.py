@@ -1,5 +1,5 @@
 """How quantised weights lie in checkpoints and are handed to engines: what tensors are called, what shape scales have, and what
-config.json says. The names and shapes are those that transformers, vLLM and SGLang read.
+config.json says. The names and shapes are those that transformers reads, and that vLLM and SGLang describe.
 
 | format | weight | scales | read as |
 |---|---|---|---|
