@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def convert_checkpoint(argv: list[str], plugins: Plugins) -> int:
     """Run `slime convert NAME argv…`: read a checkpoint in one format, write it in another, and return the exit status.
 
-    It has options of its own, which `--help` explains. What it writes is complete or not there. A tensor that it does not
+    It has options of its own, which `--help` explains; `slime_core.arguments.of_a_command.read_options` reads those that are
+    declared in groups, as a run's are. What it writes is complete or not there. A tensor that it does not
     know is an error and never left out; raise a `SlimeError`, which is printed without traceback.
     """
     raise NotImplementedError

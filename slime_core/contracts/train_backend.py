@@ -98,7 +98,8 @@ class TrainBackend(Protocol):
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Load the tokenizer from `args.hf_checkpoint` and the model from `args.ref_load` or, without it, from there too;
-        build optimizer and schedule.
+        build optimizer and schedule. An actor is given as `ref_load` what `--load` names, where that leads to weights of
+        another program (`slime_core.training.initial_weights`).
 
         Args:
             loss: called as `loss(args, inputs)`; `slime_core.contracts.loss.what_reads` tells which inputs it wants.

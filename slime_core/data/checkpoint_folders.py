@@ -100,7 +100,7 @@ def require_hugging_face(folder: str, option: str) -> None:
 
 def advice(found: Weights) -> str:
     """What to do with weights that cannot be read here, one sentence."""
-    if found.format == "torch_dist" or (found.format == "slime" and (found.path / "trainer" / ".metadata").is_file()):
+    if found.format == "torch_dist" or (found.format == "slime" and _common(found.path / "trainer")):
         return (
             f"Convert it: slime convert torch-dist-to-hf --input-dir {found.path} --output-dir NEW --origin-hf-dir HF, where HF "
             "is the Hugging Face checkpoint that it began with."

@@ -19,7 +19,7 @@ from slime_megatron.torch_dist import TorchDistFolder
 
 pytest.importorskip("megatron.core")
 
-TIMEOUT_S = 900
+TIMEOUT_S = 300
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_S + 60)
 
 FIRST = {"decoder_first_pipeline_num_layers": 1}

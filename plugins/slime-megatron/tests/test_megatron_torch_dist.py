@@ -201,7 +201,7 @@ def test_layers_that_an_export_copies_may_be_in_a_folder(checkpoint: Any, tmp_pa
     assert len(open_weights(str(tmp_path), "--ref-load", spec_of("glm4_moe")).names()) > 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "gone", "metadata", "another format"])
+@pytest.mark.parametrize("damage", ["truncated", "gone", "metadata", "no metadata", "another format"])
 def test_a_damaged_folder_says_which_file(damage: str, checkpoint: Any, tmp_path: Path) -> None:
     write_torch_dist(as_megatron_writes("qwen3", checkpoint("qwen3")), checkpoint_id=tmp_path)
     (file,) = tmp_path.glob("*.distcp")
@@ -209,9 +209,11 @@ def test_a_damaged_folder_says_which_file(damage: str, checkpoint: Any, tmp_path
         file.write_bytes(file.read_bytes()[:1000])
     elif damage == "gone":
         file.unlink()
+    elif damage == "no metadata":
+        (tmp_path / ".metadata").unlink()
     else:
         (tmp_path / ".metadata").write_bytes(b"nothing" if damage == "metadata" else pickle.dumps({}))
-    wanted = ".metadata cannot be read" if damage in ("metadata", "another format") else f"{file} is damaged"
+    wanted = f"{file} is damaged" if damage in ("truncated", "gone") else ".metadata cannot be read"
     with pytest.raises(CheckpointError, match=wanted):
         read_all(tmp_path)
 
@@ -222,6 +224,17 @@ def test_a_checkpoint_in_another_format_is_refused_by_what_it_is(kind: str, tmp_
     (tmp_path / kind).touch()
     with pytest.raises(ArgumentError, match=r"--ref-load .* leads to a .*, which cannot be read here"):
         open_weights(str(tmp_path), "--ref-load", spec_of("qwen3"))
+
+
+def test_the_state_of_a_run_is_read_and_that_of_another_train_backend_is_not(checkpoint: Any, tmp_path: Path) -> None:
+    (tmp_path / "state.json").touch()
+    write_torch_dist(wholes("qwen3", checkpoint("qwen3")), checkpoint_id=tmp_path / "trainer")
+    with pytest.raises(
+        ArgumentError, match=r"a checkpoint of a run, .*, which cannot be read here\. Go on with that run"
+    ):
+        open_weights(str(tmp_path), "--ref-load", spec_of("qwen3"))
+    torch.save({"step": 1}, tmp_path / "trainer" / "common.pt")
+    assert len(open_weights(str(tmp_path), "--ref-load", spec_of("qwen3")).names()) > 0
 
 
 def test_objects_that_a_program_put_into_the_metadata_are_not_made(checkpoint: Any, tmp_path: Path) -> None:

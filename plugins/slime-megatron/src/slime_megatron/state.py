@@ -144,28 +144,28 @@ _SETTINGS = ("optimizer", "param_groups")
 def _for_these_parts(folder: Path, stored: dict[Any, Any], optimizer: Any) -> dict[Any, Any]:
     """What was stored of one optimizer, or of two, for as many as there are here.
 
-    The tensors have been read into the parts that are here. Beside them an optimizer stores settings by groups of parameters,
-    of which all but the number of steps follow from the options.
+    The tensors have been read into the parts that are here. Beside them the distributed optimizer stores settings by groups of
+    parameters, as far as the first rank has them; all but the number of steps follow from the options.
 
     Raises:
         CheckpointError: the numbers differ, and the optimizer is not the distributed one.
     """
     parts = _parts(optimizer)
-    own = [stored] if len(parts) == 1 else [stored.get(number, {}) for number in range(len(parts))]
     there = [part for part in (stored, stored.get(0), stored.get(1)) if part and not part.keys().isdisjoint(_SETTINGS)]
-    if len(there) == len(parts):
-        return stored
     if not all(isinstance(part, DistributedOptimizer) for part in parts):
+        if len(there) == len(parts):
+            return stored
         raise CheckpointError(
             f"{folder} was saved by {len(there)} optimizer(s), and here are {len(parts)}: experts are cut over ranks "
             "(--expert-model-parallel-size) in one of the two runs alone. Resume with the old number, or save with "
             "--use-distributed-optimizer, whose state any number of ranks can read."
         )
-    steps = {group["step"] for group in there[0]["optimizer"]["param_groups"]}
+    (step,) = {group["step"] for part in there for group in part["optimizer"]["param_groups"]}
+    own = [stored] if len(parts) == 1 else [stored.get(number, {}) for number in range(len(parts))]
     for part, found in zip(parts, own, strict=True):
         settings = part.state_dict()["optimizer"]
         for group in settings["param_groups"]:
-            (group["step"],) = steps
+            group["step"] = step
         found |= {"optimizer": settings, "param_state_sharding_type": there[0]["param_state_sharding_type"]}
     return own[0] if len(parts) == 1 else dict(enumerate(own))
 
@@ -188,6 +188,9 @@ def _prime(optimizer: Any) -> None:
                     )
         if isinstance(part, DistributedOptimizer):
             _keep_steps(part)
+            if not inner.state:  # of experts, where a stage has none
+                part.state_dict = lambda: {"optimizer": {"param_groups": []}}
+                part.load_state_dict = lambda state: None
 
 
 def _keep_steps(part: Any) -> None:

@@ -11,6 +11,7 @@ ranks are needed to read one.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ class TorchDistFolder:
         return torch.empty(about.size[len(index) :], dtype=about.properties.dtype, device="meta")
 
     def read(self, name: str, index: Sequence[int] = ()) -> Tensor:
-        """A tensor, or the part of it at `index` of its first dimensions, such as one layer of all.
+        """A tensor, or the part of it at `index` of its first dimensions, such as one layer of all. It must not be changed.
 
         Raises:
             KeyError: there is none of this name.
@@ -91,21 +92,24 @@ class TorchDistFolder:
         """
         about = self.tensors[name]
         depth = len(index)
-        result = torch.empty(about.size[depth:], dtype=about.properties.dtype)
-        filled = 0
+        result: Tensor | None = None
+        filled, wanted = 0, math.prod(about.size[depth:])
         for chunk in about.chunks:
             start, size = tuple(chunk.offsets), tuple(chunk.sizes)
             inside = [n - first for n, first in zip(index, start, strict=False)]
             if not all(0 <= n < length for n, length in zip(inside, size, strict=False)):
                 continue
             part = self._chunk(name, chunk.offsets)[tuple(inside)]
-            target = tuple(slice(a, a + n) for a, n in zip(start[depth:], size[depth:], strict=True))
-            result[target] = part
             filled += part.numel()
-        if filled != result.numel():
+            if part.numel() == wanted:
+                result = part
+                continue
+            if result is None:
+                result = torch.empty(about.size[depth:], dtype=about.properties.dtype)
+            result[tuple(slice(a, a + n) for a, n in zip(start[depth:], size[depth:], strict=True))] = part
+        if result is None or filled != wanted:
             raise CheckpointError(
-                f"{self._folder} has {filled} of the {result.numel()} numbers of {name}{list(index) or ''}: parts of it are "
-                "missing."
+                f"{self._folder} has {filled} of the {wanted} numbers of {name}{list(index) or ''}: parts of it are missing."
             )
         return result
 

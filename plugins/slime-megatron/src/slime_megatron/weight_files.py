@@ -62,9 +62,12 @@ def open_weights(folder: str, option: str, spec: ModelSpec) -> WeightReader:
 
 
 def torch_dist_path(format: str, path: Path) -> Path | None:
-    """The torch_dist folder of weights that `recognise` found; None if they are in another format."""
-    path = path / "trainer" if format == "slime" else path
-    return path if format in ("slime", "torch_dist") and (path / ".metadata").is_file() else None
+    """The torch_dist folder of weights that `recognise` found; None if they are in another format, as those of a run with another
+    train backend are."""
+    if format == "slime":
+        path = path / "trainer"
+        return path if (path / "common.pt").is_file() else None
+    return path if format == "torch_dist" else None
 
 
 class TorchDistReader:
