@@ -18,6 +18,7 @@ from unittest import mock
 
 import pytest
 import torch
+from megatron_adapters import lora_options, start
 from megatron_double import double_model, in_double
 from megatron_models import make_arguments, make_batch, make_model, save
 from megatron_ranks import launch, resolve
@@ -48,6 +49,7 @@ class Case:
         reference: a reference model is set up too.
         double: log-probs and gradients alone, in float64.
         whole: gradients are compared as the backend gives them out too, whole.
+        lora: layers with an adapter, which alone is trained then.
         fault: import path of a context manager under which it runs, "module:name".
     """
 
@@ -66,6 +68,7 @@ class Case:
     reference: bool = False
     double: bool = False
     whole: bool = False
+    lora: tuple[str, ...] = ()
     fault: str = ""
 
     def __str__(self) -> str:
@@ -85,6 +88,7 @@ class Case:
         parts += ["reference"] if self.reference else []
         parts += ["float64"] if self.double else []
         parts += ["whole gradients"] if self.whole else []
+        parts += [f"adapters of {' '.join(self.lora)}"] if self.lora else []
         parts += [self.fault.partition(":")[2]] if self.fault else []
         return ", ".join([self.model, *parts])
 
@@ -102,7 +106,7 @@ class Case:
     @property
     def truth(self) -> str:
         """The name of the file with what transformers computes."""
-        return f"{self.checkpoint}, {self.loss}, {self.mean}.pt"
+        return f"{', '.join([self.checkpoint, self.loss, self.mean, *self.lora])}.pt"
 
     @property
     def checkpoint(self) -> str:
@@ -122,7 +126,7 @@ def prepare(case: Case, folder: Path) -> None:
     if not (folder / case.checkpoint).is_dir():
         save(model, folder / case.checkpoint)
     with number_type():
-        compute_truth(model, case.loss, case.mean).write(folder / case.truth)
+        compute_truth(model, case.loss, case.mean, case.lora).write(folder / case.truth)
     torch.set_num_threads(threads)
 
 
@@ -183,6 +187,7 @@ def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor"
         "expert_model_parallel_size": case.expert,
         "sequence_parallel": case.sequence,
         "use_distributed_optimizer": case.distributed,
+        **(lora_options(case.lora) if case.lora else {}),
         **case.options,
     }
     backend = MegatronBackend(make_arguments(**options))
@@ -243,14 +248,16 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
 
     Returns:
         log_probs, entropies: largest difference, relative to the largest value; None where this rank has none.
-        again: the loss was given the very log-probs that `log_probs` returns, and a reference model gives them too.
+        again: the loss was given the very log-probs that `log_probs` returns, and a reference model gives them too; with LoRA
+            it gives those from before the adapters had numbers, also after the steps.
         loss, metrics: as computed, of the first step.
         gradients: by the rank's names, the largest difference relative to the largest value.
         whole: the same of all gradients, by names of the checkpoint, as the backend gives them out.
         losses, norms: of the steps.
         weights: by names of the checkpoint, the largest difference after the steps, relative to the learning rate.
         filling: the largest number, after the steps or in a gradient of the first, where a layout fills up a weight with zeros.
-        loaded: names whose weights were not bit for bit those of the checkpoint before the steps, or not there.
+        loaded: names whose weights were not bit for bit those of the checkpoint before the steps, or not there; with LoRA also
+            adapters that were not bit for bit as peft makes them.
     """
     truth = Truth.read(folder / case.truth)
     with planted(case):
@@ -258,11 +265,14 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         backend = make_backend(case, folder, loss)
         batch = make_batch(truth.columns, case.mean, backend.data_parallel_size, case.rows)
         found: dict[str, Any] = {"loaded": _differing(backend, folder / case.model)}
+        plain = backend.log_probs(batch) if case.lora else None
+        if case.lora:
+            found["loaded"] += start(backend, truth.made, truth.given)
         log_probs = backend.log_probs(batch)
         found["log_probs"] = largest(_trained(batch, log_probs), truth.log_probs)
         found |= _recorded(backend, batch, loss, log_probs, truth)
         if case.reference:
-            found["again"] &= make_backend(case, folder, role="reference").log_probs(batch) == log_probs
+            found["again"] &= make_backend(case, folder, role="reference").log_probs(batch) == (plain or log_probs)
         found["whole"] = dict(_whole_gradients(backend, batch, truth.gradients)) if case.whole else {}
         first, found["gradients"] = _first_step(backend, batch, truth.gradients)
         found["filling"] = filling(backend, truth.gradients, lambda parameter: parameter.main_grad)
@@ -271,8 +281,10 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         found["losses"] = [step["loss"] for step in steps]
         found["norms"] = [step["grad_norm"] for step in steps]
         found["weights"] = {
-            name: (weight - truth.weights[name]).abs().max().item() / LR for name, weight in backend.weights()
+            name: (weight - truth.weights[name]).abs().max().item() / LR for name, weight in _all_weights(backend)
         }
+        if case.lora:
+            found["again"] &= backend.reference().log_probs(batch) == plain
         forget(backend)
     return found
 
@@ -418,6 +430,14 @@ def _gradients(backend: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield name, difference / scale if scale else difference * 1e6  # where nothing is expected, nothing may be
 
 
+def _all_weights(backend: Any) -> Iterator[tuple[str, Tensor]]:
+    """The backend's weights, and the adapters from which they were merged."""
+    from slime_megatron import lora
+
+    yield from backend.weights()
+    yield from lora.gather_adapters(backend._model)
+
+
 def _expected(backend: Any, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     """This rank's part of the tensor of a parameter."""
     from slime_megatron import weights
@@ -440,7 +460,7 @@ def filling(backend: Any, files: Mapping[str, Tensor], of: Callable[[Any], Tenso
     real = {name: torch.ones_like(tensor) for name, tensor in files.items()}
     largest_found = 0.0
     for name, parameter in weights.own_tensors(backend._model):
-        if isinstance(parameter, torch.nn.Parameter):
+        if isinstance(parameter, torch.nn.Parameter) and parameter.requires_grad:
             added = of(parameter)[_expected(backend, name, real) == 0]
             largest_found = max(largest_found, added.abs().max().item() if added.numel() else 0.0)
     return largest_found

@@ -96,7 +96,7 @@ def rotary_key_gradients_summed_by_megatron() -> Iterator[None]:
     from slime_megatron import modules
 
     own = SimpleNamespace(apply=lambda x, group: copy_to_tensor_model_parallel_region(x))
-    with no_experts_in_the_layout(), mock.patch.object(modules, "_SumGradient", own):
+    with no_experts_in_the_layout(), mock.patch.object(modules, "SumGradient", own):
         yield
 
 

@@ -6,11 +6,13 @@ Nothing here imports megatron-core. The numbers are written to files, which rank
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from megatron_adapters import merged, plain, with_peft
 from megatron_models import BETAS, CLIP, EPS, LR, WEIGHT_DECAY, as_in_a_file, make_arguments, make_batch, make_samples
 from torch import Tensor
 
@@ -38,6 +40,7 @@ class Truth:
         gradients: of every parameter, by its name in a checkpoint, before clipping.
         losses, norms: of the steps.
         weights: after the steps, parameters and buffers by their names in a checkpoint.
+        made, given: adapters by their names in files, as peft makes them, and as they are before the steps; none without LoRA.
     """
 
     columns: dict[str, list[list[float]]]
@@ -49,6 +52,8 @@ class Truth:
     losses: list[float]
     norms: list[float]
     weights: dict[str, Tensor]
+    made: dict[str, Tensor] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write everything to a file."""
@@ -60,15 +65,22 @@ class Truth:
         return cls(**torch.load(path, weights_only=True))
 
 
-def compute_truth(model: Any, loss: Loss = "policy", mean: Mean = "sample") -> Truth:
-    """Compute every sample alone, take the loss of all of them at once, and take optimizer steps. Changes the model."""
+def compute_truth(model: Any, loss: Loss = "policy", mean: Mean = "sample", lora: Sequence[str] = ()) -> Truth:
+    """Compute every sample alone, take the loss of all of them at once, and take optimizer steps. Changes the model.
+
+    Args:
+        lora: layers that get an adapter, of which alone is trained then.
+    """
     samples = make_samples()
+    made = with_peft(model, lora) if lora else {}
+    trained = [(plain(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    given = {name: p.detach().clone() for name, p in trained} if lora else {}
     with torch.no_grad():
         before = [log_probs.tolist() for log_probs, _ in _predictions(model, samples)]
     columns = _columns(samples, before) if loss == "policy" else {}
     batch = make_batch(columns, mean)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    decayed = [p for _, p in trained if p.ndim > 1]
+    others = [p for _, p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS)
     losses, norms, first = [], [], None
@@ -79,11 +91,12 @@ def compute_truth(model: Any, loss: Loss = "policy", mean: Mean = "sample") -> T
         outputs.loss.backward()
         losses.append(outputs.loss.item())
         if first is None:
-            pairs = ((n, torch.zeros_like(p) if p.grad is None else p.grad) for n, p in model.named_parameters())
+            pairs = ((n, torch.zeros_like(p) if p.grad is None else p.grad) for n, p in trained)
             first = outputs, [e.tolist() for _, e in found], {n: g.clone() for n, g in as_in_a_file(pairs).items()}
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())
         optimizer.step()
     outputs, entropies, gradients = first
+    parameters = ((plain(name), p) for name, p in model.named_parameters())
     biases = ((n, b) for n, b in model.named_buffers() if n.endswith("e_score_correction_bias"))
     return Truth(
         columns=columns,
@@ -94,7 +107,9 @@ def compute_truth(model: Any, loss: Loss = "policy", mean: Mean = "sample") -> T
         gradients=gradients,
         losses=losses,
         norms=norms,
-        weights={n: t.detach().clone() for n, t in as_in_a_file([*model.named_parameters(), *biases]).items()},
+        weights=merged({n: t.detach().clone() for n, t in as_in_a_file([*parameters, *biases]).items()}),
+        made=made,
+        given=given,
     )
 
 

@@ -23,6 +23,8 @@ predictor.py         log-probs, entropies and values, on the last stage
 routing_replay.py    the experts of a token, the same in all steps of a rollout
 optimizer.py         the reduction of gradients, and the optimizer
 gradients.py         gradients, complete on every rank
+adapter.py           LoRA adapters of a layer that is cut over ranks
+lora.py              which layers get one, merged weights, adapters on disk
 inventory.py         all weights of a whole model, by their names
 offload.py           memory that is given back while the engine generates
 weights.py           weights between files and this rank's parts

@@ -44,6 +44,7 @@ from slime_megatron.arguments import MegatronRunArguments
 from slime_megatron.te_probe import require_usable
 
 if TYPE_CHECKING:
+    from slime_megatron import lora
     from slime_megatron.pipeline import MicroBatch, Pipeline
     from slime_megatron.predictor import Predicted
     from slime_megatron.routing_replay import RoutingReplay
@@ -84,7 +85,16 @@ class MegatronBackend:
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-        from slime_megatron import checkpoint_files, configuration, model, offload, optimizer, routing_replay, weights
+        from slime_megatron import (
+            checkpoint_files,
+            configuration,
+            lora,
+            model,
+            offload,
+            optimizer,
+            routing_replay,
+            weights,
+        )
         from slime_megatron.layout import ParallelLayout, start_alone
         from slime_megatron.pipeline import Pipeline
         from slime_megatron.predictor import Predictor
@@ -113,6 +123,8 @@ class MegatronBackend:
         self._dtype = torch.float32
         with world.together():
             self._model = built = model.build(spec, config.vocab_size, layout, args, dtype)
+            if args.lora_rank and role != "reference":
+                lora.add_adapters(built, config, args)
             weights.mark_split_weights(built)
             head = model.add_value_head(built) if role == "critic" else None
             with open_weights(folder, option_of(args), spec) as reader:
@@ -191,15 +203,22 @@ class MegatronBackend:
         losses, metrics = gather_outputs([(loss, own) for loss, own in found], self._ranks)
         return {"loss": sum(losses), **metrics}
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters under their Hugging Face names, whole, detached, tied ones once. All ranks iterate together."""
-        from slime_megatron import weights
+    def reference(self) -> lora.BaseModel | None:
+        """With LoRA, the reference model of a KL term, in the memory of this one. None: it takes a backend of its own."""
+        from slime_megatron import lora
 
-        return weights.gather(self._model)
+        return lora.BaseModel(self, self._model.module) if self.args.lora_rank else None
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters under their Hugging Face names, whole, detached, tied ones once. With LoRA: merged. All ranks iterate
+        together."""
+        from slime_megatron import lora, weights
+
+        return lora.merged(self._model, self.args) if self.args.lora_rank else weights.gather(self._model)
 
     def gradients(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor]]:
-        """The gradient of the loss on `batch` of every parameter, under its Hugging Face name, whole. All ranks iterate
-        together."""
+        """The gradient of the loss on `batch` of every trained parameter, under its Hugging Face name, whole. With LoRA none:
+        what is trained then has no such name. All ranks iterate together."""
         from slime_megatron import gradients, weights
 
         was_training = self._wrapped.training
@@ -209,7 +228,8 @@ class MegatronBackend:
             with torch.enable_grad():
                 self._forward_backward(batch, self._own(batch))
             gradients.complete(self._wrapped)
-            yield from weights.gather(self._model, gradients.own(self._model))
+            if not self.args.lora_rank:
+                yield from weights.gather(self._model, gradients.own(self._model))
         finally:
             self._zero_grad()
             self._wrapped.train(was_training)
@@ -238,12 +258,15 @@ class MegatronBackend:
             self._step = state.load(path, self._model, self._wrapped, self._trained())
 
     def export_hf(self, path: Path) -> None:
-        """Write a Hugging Face checkpoint, weight by weight. Of several ranks the first writes."""
-        from slime_megatron import checkpoint_files
+        """Write a Hugging Face checkpoint, weight by weight. With LoRA: the merged model, and in the folder `adapter` the adapter.
+        Of several ranks the first writes."""
+        from slime_megatron import checkpoint_files, lora
 
         source = Path(self.args.hf_checkpoint)
         first = self._world.rank == 0
         checkpoint_files.write(path, self.weights(), source, self._model.spec.extra_file_prefixes, write=first)
+        if self.args.lora_rank:
+            lora.save_adapter(self._model, self.args, path / "adapter", write=first)
         if first:
             self._tokenizer.save_pretrained(path)
 

@@ -37,7 +37,13 @@ _NORMS = {"rms": RMSNorm, "zero_centred_rms": ZeroCentredRMSNorm}
 
 
 class HiddenStates(GPTModel):  # type: ignore[misc]  # megatron-core has no types
-    """megatron-core's model without its last step: the last pipeline stage gives the final hidden states, not logits."""
+    """megatron-core's model without its last step: the last pipeline stage gives the final hidden states, not logits.
+
+    Attributes:
+        trains_adapters: its weights are frozen, and adapters trained; some stages may have none.
+    """
+
+    trains_adapters = False
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states

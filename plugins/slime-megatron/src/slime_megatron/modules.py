@@ -192,9 +192,9 @@ class PackedCoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-cor
         return {}
 
 
-class _SumGradient(torch.autograd.Function):
+class SumGradient(torch.autograd.Function):
     """The identity, whose gradient is summed over a group. megatron-core's own function for that loses the sum when the
-    gradient is not contiguous, as here."""
+    gradient is not contiguous, as that of rotary keys is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -231,7 +231,7 @@ def _gathered_latent(config: Any) -> Callable[..., Any]:
         if config.sequence_parallel:
             return scatter_to_sequence_parallel_region(latent), bias
         compressed, rotary = latent.split(sizes, -1)
-        rotary = _SumGradient.apply(rotary, parallel_state.get_tensor_model_parallel_group())  # type: ignore[no-untyped-call]
+        rotary = SumGradient.apply(rotary, parallel_state.get_tensor_model_parallel_group())  # type: ignore[no-untyped-call]
         return torch.cat([compressed, rotary], -1), bias
 
     return hook

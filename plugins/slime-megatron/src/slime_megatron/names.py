@@ -214,6 +214,11 @@ class Names:
         for rule in rules:
             self.add(rule)
 
+    @property
+    def rules(self) -> list[Rule]:
+        """All of them."""
+        return [rule for rule, _ in self._rules]
+
     def add(self, rule: Rule) -> None:
         """Know one more weight."""
         self._rules.append((rule, re.compile(self._pattern(rule.megatron) + "$")))

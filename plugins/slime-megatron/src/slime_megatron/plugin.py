@@ -26,6 +26,7 @@ def slime_train_backends() -> dict[str, Lazy]:
             "megatron-core: a model cut over ranks by tensor, pipeline, context, expert and data parallelism",
             reads_options=(
                 "OptimizerArguments",
+                "LoraArguments",
                 "MegatronLayoutArguments",
                 "MegatronComputeArguments",
                 "MegatronModelArguments",

@@ -8,11 +8,12 @@ and what depends on the number of ranks in `slime_megatron.layout`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from slime_megatron.te_probe import refusal
 
 if TYPE_CHECKING:
+    from slime_core.arguments.groups.lora import LoraArguments
     from slime_megatron.arguments import MegatronArguments
 
 _TRANSFORMER_ENGINE = (
@@ -22,7 +23,14 @@ _TRANSFORMER_ENGINE = (
 
 def refused(args: MegatronArguments) -> list[str]:
     """One sentence for every option that asks for something this backend does not do."""
-    return [*_transformer_engine(args), *_computation(args), *_optimizer(args), *_experts(args), *_recomputation(args)]
+    return [
+        *_transformer_engine(args),
+        *_computation(args),
+        *_optimizer(args),
+        *_experts(args),
+        *_recomputation(args),
+        *_adapters(args, cast("LoraArguments", args)),
+    ]
 
 
 def _transformer_engine(args: MegatronArguments) -> Iterator[str]:
@@ -143,6 +151,19 @@ def _recomputation(args: MegatronArguments) -> Iterator[str]:
                 "--recompute-modules moe_act needs experts in one kernel: --moe-grouped-gemm, with --transformer-impl "
                 "transformer_engine. Give them, or leave moe_act out."
             )
+
+
+def _adapters(args: MegatronArguments, lora: LoraArguments) -> Iterator[str]:
+    if lora.lora_rank and args.transformer_impl == "transformer_engine":
+        yield (
+            "--lora-rank: adapters are made for megatron-core's own linear layers, not for those of Transformer Engine. Leave "
+            "--transformer-impl out, or give local."
+        )
+    if lora.lora_rank and lora.lora_dropout:
+        yield (
+            f"--lora-dropout is {lora.lora_dropout}: this backend trains without dropout, since ranks that share a layer would "
+            "have to drop the same inputs. Give 0, or leave the option out; --train-backend torch has it."
+        )
 
 
 def remarks(args: MegatronArguments) -> list[str]:

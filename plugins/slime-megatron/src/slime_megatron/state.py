@@ -1,6 +1,7 @@
 """Checkpoints in megatron-core's `torch_dist` format: every rank writes its part, and any layout reads it.
 
-    FOLDER/metadata.json, common.pt, *.distcp   weights, optimizer state and the number of finished steps
+    FOLDER/metadata.json, common.pt, *.distcp   weights, optimizer state and the number of finished steps; with LoRA what is
+                                                trained in place of all weights
     FOLDER/random_00000.pt, …                   each rank's random states, for a resume on as many ranks
 
 Rows of the vocabulary and heads that fill up a layout are stored with the others, and another layout may have more or fewer of
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.random_states import random_states, set_random_states
-from slime_megatron import weights
+from slime_megatron import lora, weights
 from slime_megatron.model import BuiltModel
 from slime_megatron.torch_dist import GROUPS
 
@@ -78,9 +79,10 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
         raise CheckpointError(
             f"{folder} does not hold the state of this model in this layout: {str(error).splitlines()[0][:400]} A state of "
             "--use-distributed-optimizer is read only with that, and one without it only where --expert-model-parallel-size is "
-            "1 in both runs or above 1 in both."
+            "1 in both runs or above 1 in both; adapters are read with the --lora-rank and --target-modules that they were made "
+            "with."
         ) from error
-    _inner(wrapped).load_state_dict(found["model"])
+    _inner(wrapped).load_state_dict(found["model"], strict=not _inner(wrapped).trains_adapters)
     optimizer.load_state_dict(_for_these_parts(folder, found["optimizer"], optimizer))
     _separate_steps(optimizer)
     own = folder / f"random_{dist.get_rank():05d}.pt"
@@ -104,7 +106,7 @@ def _describe(built: BuiltModel, wrapped: nn.Module, optimizer: Any, loading: bo
         "chained_optim_avoid_prefix": True,  # names do not tell which of two optimizers a tensor is of
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    model = _inner(wrapped).sharded_state_dict(metadata=metadata)
+    model = lora.trained_alone(_inner(wrapped), _inner(wrapped).sharded_state_dict(metadata=metadata))
     filled_up = {id(tensor) for tensor in weights.tensors_of_heads(built)}
     for part in nested_values(model):
         if id(getattr(part, "data", None)) in filled_up:  # megatron-core itself does so for the vocabulary
@@ -133,8 +135,9 @@ def _whole_buckets(optimizer: Any) -> Iterator[None]:
 
 
 def _parts(optimizer: Any) -> list[Any]:
-    """The optimizers of which a chained one is made: of experts, and of all else."""
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+    """The optimizers of which a chained one is made: of experts, and of all else. One of a pipeline stage that trains nothing is
+    not among them."""
+    return [part for part in getattr(optimizer, "chained_optimizers", [optimizer]) if part.optimizer is not None]
 
 
 _SETTINGS = ("optimizer", "param_groups")

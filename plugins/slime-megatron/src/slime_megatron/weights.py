@@ -20,19 +20,24 @@ _LAYER = re.compile(r"(?<=decoder\.layers\.)\d+")
 _EXPERT = re.compile(r"(?<=local_experts\.)\d+")
 
 
-def own_tensors(model: BuiltModel) -> Iterator[tuple[str, Tensor]]:
-    """(name with the numbers of the whole model, tensor) of everything that travels with a model: its parameters, and the
-    buffers that choose experts, which `named_parameters` leaves out."""
-    module = model.module
-    experts = module.config.num_moe_experts
+def whole_model_name(model: BuiltModel, name: str) -> str:
+    """The name of one of this rank's tensors with the numbers of the whole model."""
+    experts = model.module.config.num_moe_experts
     first_expert = 0
     if experts:
         own = experts // parallel_state.get_expert_model_parallel_world_size()
         first_expert = parallel_state.get_expert_model_parallel_rank() * own
+    name = _LAYER.sub(lambda found: str(int(found[0]) + model.layer_offset), as_in_rules(name))
+    return _EXPERT.sub(lambda found: str(int(found[0]) + first_expert), name)
+
+
+def own_tensors(model: BuiltModel) -> Iterator[tuple[str, Tensor]]:
+    """(name with the numbers of the whole model, tensor) of everything that travels with a model: its parameters, and the
+    buffers that choose experts, which `named_parameters` leaves out."""
+    module = model.module
     buffers = ((name, buffer) for name, buffer in module.named_buffers() if name.endswith("expert_bias"))
     for name, tensor in (*module.named_parameters(), *buffers):
-        name = _LAYER.sub(lambda found: str(int(found[0]) + model.layer_offset), as_in_rules(name))
-        yield _EXPERT.sub(lambda found: str(int(found[0]) + first_expert), name), tensor
+        yield whole_model_name(model, name), tensor
 
 
 def mark_split_weights(model: BuiltModel) -> None:
@@ -122,7 +127,7 @@ def gather(model: BuiltModel, tensors: Mapping[str, Tensor] | None = None) -> It
         for name, tensor in own.items():
             yield from model.names.to_file(name, tensor.detach())
         return
-    rank = dist.get_rank()
+    rank, device = dist.get_rank(), next(model.module.parameters()).device
     for piece in _pieces(own):
         rule, _ = model.names.of(piece.name)
         shards = []
@@ -130,8 +135,7 @@ def gather(model: BuiltModel, tensors: Mapping[str, Tensor] | None = None) -> It
             if owner == rank:
                 shard = own[piece.name].detach().contiguous()
             else:
-                reference = next(iter(own.values()))
-                shard = torch.empty(piece.shape, dtype=piece.dtype, device=reference.device)
+                shard = torch.empty(piece.shape, dtype=piece.dtype, device=device)
             dist.broadcast(shard, src=owner)
             shards.append(shard)
         yield from model.names.to_file(piece.name, rule.layout.unshard(shards))
