@@ -48,6 +48,7 @@ TWO = [
     Case("gemma2", tensor=2, sequence=True, lora=ALL, reference=True),
     Case("glm4_moe_lite", tensor=2, expert=2, sequence=True, lora=ALL, reference=True),
     Case("glm4_moe_lite", data=2, expert=2, lora=ALL),
+    Case("glm4_moe_lite, 5 heads", tensor=2, expert=2, sequence=True, lora=ALL),
     Case("glm4_moe_lite, dense", tensor=2, lora=ALL, fault="megatron_faults:no_experts_in_the_layout"),
     # The second of three layers alone is dense, so that one stage has no adapter at all: the last one, or the first.
     Case("qwen3_moe", pipeline=2, lora=("gate_proj",), options=FIRST),
