@@ -162,6 +162,7 @@ def test_training_goes_on_from_a_state_that_holds_adapters_alone(ranks: Any, way
         assert resumed["losses"] == (resumed["expected"] if exact else pytest.approx(resumed["expected"], abs=2e-6))
         assert len(resumed["messages"]) == (2 if exact else 0)
         assert all("--lora-rank and --target-modules" in message for message in resumed["messages"])
+        assert not exact or "a run with LoRA, which holds adapters alone" in resumed["start"]
 
 
 def test_names_of_layers_that_are_not_there_are_refused_with_those_that_are(ranks: Any) -> None:

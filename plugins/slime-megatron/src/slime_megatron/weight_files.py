@@ -93,7 +93,7 @@ class TorchDistReader:
         if missing := [name for name, place in self._places.items() if place is None]:
             raise CheckpointError(
                 f"{where} leads to {folder}, which lacks {len(missing)} of the weights of the model that --hf-checkpoint "
-                f"describes: {shown(missing)}."
+                f"describes: {shown(missing)}.{_of_adapters(self._folder)}"
             )
         unknown = sorted(key for key in self._folder.tensors if not self._is_used(key) and not _is_left_out(key, spec))
         if unknown:
@@ -186,3 +186,9 @@ def _is_left_out(key: str, spec: ModelSpec) -> bool:
     critic's head, which has no rule and is read by its name."""
     copied = key.startswith("mtp.") and bool(spec.extra_file_prefixes)
     return copied or key == VALUE_HEAD_FILE or not is_of_the_model(key)
+
+
+def _of_adapters(folder: TorchDistFolder) -> str:
+    if not any("_lora." in key for key in folder.tensors):
+        return ""
+    return " It is the state of a run with LoRA, which holds adapters alone; --save-hf writes the merged model."
