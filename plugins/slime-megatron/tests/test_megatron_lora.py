@@ -50,9 +50,7 @@ TWO = [
     Case("glm4_moe_lite", data=2, expert=2, lora=ALL),
     Case("glm4_moe_lite, 5 heads", tensor=2, expert=2, sequence=True, lora=ALL),
     Case("glm4_moe_lite, dense", tensor=2, lora=ALL, fault="megatron_faults:no_experts_in_the_layout"),
-    # The second of three layers alone is dense, so that one stage has no adapter at all: the last one, or the first.
-    Case("qwen3_moe", pipeline=2, lora=("gate_proj",), options=FIRST),
-    Case("qwen3_moe", pipeline=2, lora=("gate_proj",), options={"decoder_first_pipeline_num_layers": 1}),
+    Case("qwen3_moe", pipeline=2, lora=("gate_proj", "o_proj"), options=FIRST),
 ]
 FAULTS = [
     Case("qwen3", tensor=2, sequence=True, lora=ALL, fault="megatron_lora_runs:adapters_not_marked"),
@@ -166,10 +164,16 @@ def test_training_goes_on_from_a_state_that_holds_adapters_alone(ranks: Any, way
 
 
 def test_names_of_layers_that_are_not_there_are_refused_with_those_that_are(ranks: Any) -> None:
-    assert ranks[0]["refused"] == (
+    unknown, _ = ranks[0]["refused"]
+    assert unknown == (
         "--target-modules q_proj names no linear layer in the blocks of a glm4_moe_lite model. It has: down_proj, gate_proj, "
         "kv_a_proj_with_mqa, kv_b_proj, o_proj, q_a_proj, q_b_proj, up_proj; all-linear means all of them."
     )
+
+
+def test_a_pipeline_stage_without_adapters_is_refused(ranks: Any) -> None:
+    for rank in ranks:
+        assert "--target-modules gate_proj: no layer of pipeline stage 1 gets an adapter" in rank["refused"][1]
 
 
 def test_a_critic_trains_its_head_whole_and_the_rest_by_adapters(ranks: Any) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
         config: of transformers.
 
     Raises:
-        ArgumentError: a name is that of no linear layer; says which there are.
+        ArgumentError: a name is that of no linear layer; says which there are. Or no layer of this pipeline stage gets one.
     """
     sizes = linear_layers(config)
     targets = _targets(sizes, args.target_modules, config.model_type)
@@ -70,6 +71,12 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
             model.module.get_submodule(parent).add_module(place + _BESIDE, adapter)
             own |= dict.fromkeys(wanted, adapter)
         linear.forward = partial(_forward, linear.forward, adapter)
+    if not own:
+        raise ArgumentError(
+            f"--target-modules {' '.join(args.target_modules)}: no layer of pipeline stage "
+            f"{parallel_state.get_pipeline_model_parallel_rank()} gets an adapter, and the optimizer of a stage that trains nothing "
+            "cannot be saved. Name layers that every stage has, such as o_proj, or choose fewer stages."
+        )
     for layer, start in _starts(chosen, args.lora_rank, args.seed):
         if layer in own:
             own[layer].fill(_last(layer), start)

@@ -40,7 +40,7 @@ class HiddenStates(GPTModel):  # type: ignore[misc]  # megatron-core has no type
     """megatron-core's model without its last step: the last pipeline stage gives the final hidden states, not logits.
 
     Attributes:
-        trains_adapters: its weights are frozen, and adapters trained; some stages may have none.
+        trains_adapters: its weights are frozen, and adapters trained.
     """
 
     trains_adapters = False

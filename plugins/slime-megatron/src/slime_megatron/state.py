@@ -135,9 +135,8 @@ def _whole_buckets(optimizer: Any) -> Iterator[None]:
 
 
 def _parts(optimizer: Any) -> list[Any]:
-    """The optimizers of which a chained one is made: of experts, and of all else. One of a pipeline stage that trains nothing is
-    not among them."""
-    return [part for part in getattr(optimizer, "chained_optimizers", [optimizer]) if part.optimizer is not None]
+    """The optimizers of which a chained one is made: of experts, and of all else."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 _SETTINGS = ("optimizer", "param_groups")
