@@ -219,3 +219,8 @@ def test_a_run_follows_that_of_the_torch_backend(tiny_model: Path, chat_rows: Pa
     assert len(curves["torch"]) == 2 * 4 + 3
     assert max(curves["torch"][-3:]) < curves["torch"][0] - 0.1, "adapters learn"
     assert curves["megatron"] == pytest.approx(curves["torch"], abs=1e-4)
+
+
+def test_layers_of_transformer_engine_get_no_adapters_and_that_is_said() -> None:
+    found = refused(make_arguments(lora_rank=8, transformer_impl="transformer_engine"))
+    assert any(message.startswith("--lora-rank: adapters are made for megatron-core's own") for message in found)
