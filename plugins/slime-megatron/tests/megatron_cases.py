@@ -196,10 +196,10 @@ def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor"
 
 
 def forget(backend: Any) -> None:
-    """Let a backend be freed when nothing else holds it. Model and optimizer hold each other through graphs of gradients,
-    which Python's garbage collector does not see."""
-    backend._wrapped.config.grad_scale_func = None
-    getattr(backend._wrapped, "grad_accs", []).clear()
+    """Let a backend be freed when nothing else holds it, as `close` does, and keep the ranks together."""
+    from slime_megatron.optimizer import let_go
+
+    let_go(backend._wrapped)
 
 
 def leave() -> None:

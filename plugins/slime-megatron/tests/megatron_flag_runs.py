@@ -3,8 +3,10 @@ Rank 0 writes FOLDER/found.json. Run by test_megatron_flags.py, in processes of 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,17 @@ def shared_prompts(folder: Path) -> list[list[list[float]]]:
     return [made.log_probs(batch) for batch in batches]
 
 
+def closed(folder: Path) -> dict[str, bool]:
+    """What is left of a model that has trained, and of its ranks, once it is closed."""
+    made = backend(folder)
+    made.train_step(make_train_batch(samples(), max_tokens=14, columns={}, ranks=2))
+    module = weakref.ref(made._model.module)
+    made.close()
+    del made
+    gc.collect()
+    return {"freed": module() is None, "ranks together": dist.is_initialized()}
+
+
 def refused(folder: Path, **options: Any) -> str:
     try:
         backend(folder, **options)
@@ -174,10 +187,10 @@ def main(folder: Path) -> None:
     found["offload"], found["log-probs"] = offloaded(folder / "model"), shared_prompts(folder / "model")
     wrong: dict[str, Any] = {"rotary_base": 7, "attention_dropout": 0.5, "optimizer_cpu_offload": True}
     found["refused"] = {name: refused(folder / "model", **{name: value}) for name, value in wrong.items()}
+    dist.barrier()
+    found["closed"] = closed(folder / "model")
     if ranks.rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from megatron_cases import Case, differences, prepare, run_cases
-from megatron_models import FAMILIES, MODELS, PARITY, make_config
+from megatron_models import FAMILIES, MODELS, PARITY, make_config, make_samples
 from megatron_truth import Truth
 
+from slime_core.training.batches import make_train_batch
 from slime_megatron.families import FAMILIES as KNOWN
 from slime_megatron.names import Names
 from slime_megatron.spec import ConfigReader
@@ -31,6 +32,8 @@ MEANS = ("sample", "token", "constant")
 LOSSES = [{"loss": loss, "mean": mean} for loss in ("policy", "sft") for mean in MEANS]
 UNEVEN = ((0, 1), (2,), (3, 5, 4), (), (6, 7), ())
 """Six micro-batches of two ranks, of which the second has one that is not empty."""
+BALANCED = make_train_batch(make_samples(), max_tokens=24, ranks=2, balance=True).micro_batches
+"""As --balance-data spreads the samples over two ranks."""
 RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
@@ -69,6 +72,7 @@ TWO = [
     Case("qwen3", data=2, options={"overlap_grad_reduce": True}),
     Case("qwen3_moe", data=2, expert=2, options={"overlap_grad_reduce": True}),
     Case("qwen3", data=2, rows=UNEVEN),
+    Case("qwen3", data=2, rows=tuple(map(tuple, BALANCED))),
     Case("qwen3_moe", data=2, expert=2, rows=UNEVEN),
     Case("glm4_moe_lite", data=2, expert=2, rows=(tuple(range(8)), ())),
     Case("qwen3, tied, 4 layers", pipeline=2),

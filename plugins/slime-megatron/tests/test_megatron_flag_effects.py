@@ -74,6 +74,10 @@ def test_shared_prompts_are_computed_for_each_sample(runs: dict[str, Any]) -> No
     assert shared == [pytest.approx(sample, rel=1e-5) for sample in apart]
 
 
+def test_a_model_that_is_closed_is_freed_and_its_ranks_part(runs: dict[str, Any]) -> None:
+    assert runs["closed"] == {"freed": True, "ranks together": False}
+
+
 def test_a_backend_that_is_set_up_refuses_contradictions_and_what_needs_a_gpu(runs: dict[str, Any]) -> None:
     assert "--rotary-base is 7" in runs["refused"]["rotary_base"]
     assert "--optimizer-cpu-offload needs a GPU" in runs["refused"]["optimizer_cpu_offload"]

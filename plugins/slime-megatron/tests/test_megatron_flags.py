@@ -143,7 +143,9 @@ def test_all_other_blocks_of_a_script_are_taken_and_what_is_refused_is_refused_b
         assert sorted(re.findall(r"^(--[\w-]+)", str(error.value), re.M)) == refused
     words = [word for word in blocks.split() if word not in refused]
     spec = compared(model, [*MODEL_ARGS[model], *words])
-    told = " ".join([*spec.remarks, *notes(plugins, resolved(namespace, words))])
+    found = resolved(namespace, words)
+    own: Any = found.args
+    told = " ".join([*spec.remarks, *remarks(own), *notes(plugins, found)])
     expected = {"--attention-backend"}
     expected |= {"--sequence-parallel"} if script == "run-qwen3-4B-base-sft" else set()
     expected |= {"--overlap-cpu-optimizer-d2h-h2d"} if "--optimizer-cpu-offload" in words else set()

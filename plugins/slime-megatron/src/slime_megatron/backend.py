@@ -279,9 +279,13 @@ class MegatronBackend:
         self._offloaded.come_back()
 
     def close(self) -> None:
-        """End what still writes, and leave the process groups; the models of a process share them."""
+        """End what still writes, let the model be freed, and leave the process groups; the models of a process share them."""
         if self._saver is not None:
             self._saver.close()
+        if hasattr(self, "_wrapped"):
+            from slime_megatron.optimizer import let_go
+
+            let_go(self._wrapped)
         if not dist.is_initialized():
             return
         from megatron.core import parallel_state

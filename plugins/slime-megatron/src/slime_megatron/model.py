@@ -108,6 +108,7 @@ def build(
     """This rank's part of the model, with random weights."""
     if engine := te_layers.chosen(args):
         te_layers.require_expressible(spec, layout, args)
+    versions.compile_nothing_on_cpus()
     config = _config(spec, layout, args, dtype)
     module = HiddenStates(
         config=config,

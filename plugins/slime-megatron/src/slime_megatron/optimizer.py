@@ -90,6 +90,21 @@ def _compute_in_one_pass(optimizer: Any) -> None:
                 group["fused"] = True
 
 
+def let_go(wrapped: Any) -> None:
+    """Let model and optimizer be freed when nothing else holds them. They hold each other through graphs of gradients, which
+    Python's garbage collector does not see: those of `wrap`, and what is left of the last micro-batch in layers of experts.
+
+    Args:
+        wrapped: what `wrap` made, or a module alone.
+    """
+    wrapped.config.grad_scale_func = None
+    getattr(wrapped, "grad_accs", []).clear()
+    for module in wrapped.modules():
+        kept = vars(module.token_dispatcher) if hasattr(module, "token_dispatcher") else {}
+        for name in [name for name, value in kept.items() if isinstance(value, Tensor)]:
+            kept[name] = None
+
+
 @contextmanager
 def on_device(optimizer: Any, offloaded: bool) -> Iterator[None]:
     """Have the optimizer's state where its parameters are inside of this context, and in host memory afterwards; nothing

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import megatron.core.tensor_parallel.random as recomputation
 import megatron.core.transformer.multi_latent_attention as latent
+import torch
+from torch import Tensor
 
 
 def leave_values_as_they_are() -> None:
@@ -17,6 +20,21 @@ def leave_values_as_they_are() -> None:
     """
     if hasattr(latent, "_prepare_mla_core_attention_value"):
         latent._prepare_mla_core_attention_value = _as_they_are
+
+
+def compile_nothing_on_cpus() -> None:
+    """Let what is computed again for `--recompute-modules` be copied to where the first result was, where there is no GPU.
+
+    0.19 has the two share memory, by a piece of C++ that each rank compiles in its first step, with a compiler that may be missing.
+    """
+    if hasattr(recomputation, "_get_share_storage") and not torch.cuda.is_available():
+        recomputation._get_share_storage = lambda: _copy
+
+
+def _copy(emptied: Tensor, computed: Tensor) -> None:
+    whole = computed.untyped_storage()
+    emptied.untyped_storage().resize_(whole.size())
+    emptied.untyped_storage().copy_(whole)
 
 
 def _as_they_are(attention: Any, query: Any, value: Any, packed: Any) -> tuple[Any, bool, int | None, int | None]:
