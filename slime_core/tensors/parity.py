@@ -161,8 +161,6 @@ def compare_gradients(
             found[name] = torch.inf, f"given the shape {tuple(own.shape)}, expected {tuple(right.shape)}."
             continue
         difference = (own - right).abs().nan_to_num(torch.inf)
-        if truth.padding is not None and truth.padding[0] == name:
-            difference[truth.padding[1]] = 0.0
         relative = difference.max().item() / max(right.abs().max().item(), noise, torch.finfo(torch.float32).tiny)
         found[name] = relative, f"off by {relative:.1e} of its largest value; {_at(own, right, difference)}."
     for name in left:

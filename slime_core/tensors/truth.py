@@ -50,6 +50,7 @@ class Truth:
                 f"{option} {folder} does not hold a causal language model that transformers can load: {error}"
             ) from error
         self.model: Any = loaded[0].train(False)
+        self.model.get_input_embeddings().padding_idx = None  # no row is filled up, so every token has a gradient
         info: dict[str, Any] = loaded[1]
         wrong = [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
         self.missing = sorted({*map(str, info["missing_keys"]), *wrong})
@@ -59,15 +60,6 @@ class Truth:
     def vocab_size(self) -> int:
         """How many token ids the model can read."""
         return len(self.model.get_input_embeddings().weight)
-
-    @property
-    def padding(self) -> tuple[str, int] | None:
-        """(name, row) of the embedding of the token that fills up batches, where there is one. Its gradient says nothing:
-        torch leaves out what the places of this token have to do with it, also where they are no padding."""
-        embedding = self.model.get_input_embeddings()
-        row: int | None = getattr(embedding, "padding_idx", None)
-        names = [name for name, parameter in self.model.named_parameters() if parameter is embedding.weight]
-        return None if row is None or not names else (names[0], row)
 
     def in_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the names that they have in memory → by those that they, or their parts, have in a file."""

@@ -14,7 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 import slime_torch.model as model_module
 from slime_core.errors import ArgumentError, PluginError
+from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import Segments
+from slime_core.testing import chat_tokenizer
 from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.attention import PACKED, packed_attention
@@ -51,6 +53,25 @@ def test_an_exported_checkpoint_reloads_with_equal_logits(
     assert PACKED not in (tmp_path / "exported" / "config.json").read_text()
     assert AutoTokenizer.from_pretrained(tmp_path / "exported").chat_template == tokenizer.chat_template
     assert GenerationConfig.from_pretrained(tmp_path / "exported").eos_token_id == [2, 5]
+
+
+def test_the_padding_token_of_a_checkpoint_learns_where_it_is_text(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    """Rows are not filled up, and in many checkpoints the token ends turns."""
+    sample = Sample(tokens=[5, 0, 7, 0, 9], response_length=1, loss_mask=[1])  # 0 is read only
+    before = tiny.model("llama_untied", dtype=torch.float32)
+    learned = []
+    for number in (0, None):
+        before.config.pad_token_id = number
+        folder = tmp_path / str(number)
+        before.save_pretrained(folder)
+        chat_tokenizer().save_pretrained(folder)
+        backend = TorchBackend(tiny.args(hf_checkpoint=str(folder), lr=0.01))
+        backend.setup(sft_loss, total_steps=4)
+        backend.train_step(make_train_batch([sample]))
+        learned.append(dict(backend.weights())["model.embed_tokens.weight"].clone())
+    assert torch.equal(*learned)
+    moved = (learned[0] - before.get_input_embeddings().weight).abs().amax(1)
+    assert moved[0] > 5e-3 > moved[1], "a step of Adam; what is not there decays only"
 
 
 def test_a_folder_without_a_checkpoint_is_named(tiny: SimpleNamespace, tmp_path: Path) -> None:

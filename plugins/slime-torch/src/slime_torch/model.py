@@ -73,9 +73,13 @@ def prepare(model: PreTrainedModel) -> Head:
     """Switch `model` to packed attention and return its head. Leaves random states alone. A model on the meta device
     is not compared.
 
+    The token that fills up batches elsewhere is trained like any other: packed rows have no such places, and where it occurs it
+    is text, such as the end of a turn.
+
     Raises:
         PluginError: the model computes something that this backend does not reproduce; says what.
     """
+    model.get_input_embeddings().padding_idx = None  # torch would keep the gradient from that row
     if model.device.type == "meta":
         model.set_attn_implementation(PACKED)
         return find_head(model)
