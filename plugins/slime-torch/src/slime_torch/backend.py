@@ -32,6 +32,7 @@ from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments
+from slime_torch.embedding import require_rows, require_tied
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
 from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of
@@ -78,8 +79,10 @@ class TorchBackend:
             tokenizer = load_tokenizer(self.args.hf_checkpoint)
             if ranks.rank == 0:
                 model = load_model(folder, ranks.device if ranks.size == 1 else HOST, option)
+                require_tied(model, folder, option)
             else:
                 model = empty_model(folder, option)
+            require_rows(tokenizer, vocabulary_size(model), option)
         self.attach(model, loss, total_steps, role, tokenizer, folder)
 
     def attach(

@@ -1,0 +1,65 @@
+"""A model has an embedding for every token that text may become, and is tied only where its weights are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from slime_core.errors import ArgumentError
+from slime_torch.embedding import require_rows, require_tied
+from slime_torch.model import load_model
+
+
+class Tokenizer:
+    def __init__(self, **vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.vocabulary
+
+
+def test_a_token_behind_the_embedding_is_named_and_a_placeholder_of_images_is_not() -> None:
+    require_rows(Tokenizer(a=0, b=7, image_soft_token=8), 8, "--hf-checkpoint")  # type: ignore[arg-type]
+    require_rows(Tokenizer(a=0), 100, "--hf-checkpoint")  # type: ignore[arg-type]  # padded, as most are
+    with pytest.raises(
+        ArgumentError, match=r"knows 2 tokens .* model of --ref-load .* 8 rows: 'new' \(8\), 'newer' \(9\)"
+    ):
+        require_rows(Tokenizer(newer=9, new=8, a=7), 8, "--ref-load")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stored", ["tied", "twice the same", "different", "untied and different"])
+def test_a_tied_flag_over_two_matrices_is_an_error(tmp_path: Path, stored: str) -> None:
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        tie_word_embeddings=stored != "untied and different",
+    )
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    if stored in ("twice the same", "different"):
+        own = weights["model.embed_tokens.weight"].clone()
+        weights["lm_head.weight"] = own if stored == "twice the same" else torch.flip(own, (0,))
+        save_file(weights, file, {"format": "pt"})
+    loaded = load_model(str(tmp_path), torch.device("cpu"))
+    if stored != "different":
+        require_tied(loaded, str(tmp_path), "--hf-checkpoint")
+        return
+    with pytest.raises(
+        ArgumentError, match=r"config\.json says tie_word_embeddings, but .* lm_head\.weight and model\.embed"
+    ):
+        require_tied(loaded, str(tmp_path), "--hf-checkpoint")
+    changed = {**json.loads((tmp_path / "config.json").read_text()), "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    require_tied(load_model(str(tmp_path), torch.device("cpu")), str(tmp_path), "--hf-checkpoint")
