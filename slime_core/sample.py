@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from slime_core.errors import SampleError
+from slime_core.errors import DataError, SampleError
+from slime_core.plain import plain
+
+RESERVED = "slime"
+"""The key of a sample's metadata that is slime's; all others are the row's and the hooks' own."""
 
 
 class Status(StrEnum):
@@ -44,7 +48,8 @@ class Sample:
         rollout_log_probs: R floats, log-prob of each response token under the distribution it was sampled from.
         weight_versions: R strings or ints, the weights that produced each response token.
         status: see `Status`.
-        metadata: anything the data row or a hook attached. `source` holds "file:row" of the row it came from.
+        metadata: anything the data row or a hook attached, as plain JSON data. What slime notes stands under the reserved
+            key "slime", and is read through `source`, `dataset` and `tools`.
         remove_sample: keep the sample in the batch, train none of its tokens.
     """
 
@@ -66,8 +71,48 @@ class Sample:
     @property
     def name(self) -> str:
         """How messages speak of this sample: its number, and file and row where they are known."""
-        source = self.metadata.get("source")
-        return f"sample {self.index}" + (f" ({source})" if source else "")
+        return f"sample {self.index}" + (f" ({self.source})" if self.source else "")
+
+    @property
+    def source(self) -> str:
+        """The row it came from, as "file:row"; "" where there is none."""
+        return str(self._noted("source") or "")
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of its set, in an evaluation and where several sets are mixed; else None."""
+        name = self._noted("dataset")
+        return name if isinstance(name, str) else None
+
+    @property
+    def tools(self) -> list[Any] | None:
+        """The tool definitions of its row, as chat templates expect them; None if there are none."""
+        tools: list[Any] | None = self._noted("tools")
+        return tools
+
+    def note(self, **values: Any) -> None:
+        """Set `source`, `dataset` or `tools`. The metadata becomes another object: samples may share one."""
+        noted = self.metadata.get(RESERVED)
+        self.metadata = {**self.metadata, RESERVED: {**(noted if isinstance(noted, dict) else {}), **values}}
+
+    def make_plain(self) -> None:
+        """Make plain JSON data of what hooks set: numbers and arrays of numpy, tuples, dates (see `slime_core.plain`).
+
+        Raises:
+            SampleError: something is no data, such as a set; names the sample and the place.
+        """
+        try:
+            for name in _SET_BY_HOOKS:
+                before = getattr(self, name)
+                after = plain(before, name)
+                if after is not before:
+                    setattr(self, name, after)
+        except DataError as error:
+            raise SampleError(f"{self.name}: {error}.") from None
+
+    def _noted(self, key: str) -> Any:
+        noted = self.metadata.get(RESERVED)
+        return noted.get(key) if isinstance(noted, dict) else None
 
     @property
     def trained_mask(self) -> list[int]:
@@ -89,6 +134,11 @@ class Sample:
         return cls(**{**data, "status": Status(data.get("status", "pending"))})
 
 
+_SET_BY_HOOKS = (
+    *("prompt", "tokens", "response_length", "label", "reward", "loss_mask", "rollout_log_probs", "weight_versions"),
+    "metadata",
+)
+
 Sample.Status = Status  # type: ignore[attr-defined]  # `Sample.Status.ABORTED` reads as it does in slime
 
 Group = list[Sample]
@@ -104,7 +154,7 @@ class RolloutOutput:
         generations: with `evaluation=True`, answers that the model gave. Their rewards, where present, are averaged per
             evaluation set, and they are written to the run directory.
 
-    In an evaluation, `metadata["dataset"]` of every sample names its set.
+    In an evaluation, `dataset` of every sample names its set.
     """
 
     groups: list[Group]

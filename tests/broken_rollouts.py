@@ -91,7 +91,7 @@ def forget_dataset(output, evaluation):
 def training_data_eval(args, rollout_id, data_source, evaluation=False):
     output = good_rollout(args, rollout_id, data_source)
     for s in output.samples:
-        s.metadata["dataset"] = "heldout"
+        s.note(dataset="heldout")
     return output
 
 

@@ -58,7 +58,7 @@ def good_rollout(args, rollout_id, data_source, evaluation=False):
         return replace(sample, **{**fields, **none, **changes})
 
     if evaluation:
-        return RolloutOutput([[done(sample(), metadata={"dataset": "heldout"})]])
+        return RolloutOutput([[done(sample(), metadata={"slime": {"dataset": "heldout"}})]])
     return RolloutOutput([[done(s) for s in g] for g in data_source.get_samples(args.rollout_batch_size)], {"n": 1.0})
 
 

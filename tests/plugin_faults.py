@@ -241,7 +241,7 @@ FAULTS = {
         ROLLOUT.format(changes="metadata={}"),
         [*PICK_EVALUATION, "--num-rollout", "0"],
         [
-            "The evaluation returned sample 0, whose metadata['dataset'] is None; expected the name of its set.",
+            "The evaluation returned sample 0, which does not say which set it belongs to; ",
             RETURNED,
         ],
     ),
@@ -250,7 +250,7 @@ FAULTS = {
         [*PICK_EVALUATION, "--num-rollout", "0"],
         [
             "The evaluation returned sample 0 (",
-            "), whose metadata['dataset'] is None; expected the name of its set.",
+            "), which does not say which set it belongs to; ",
             RETURNED,
         ],
     ),

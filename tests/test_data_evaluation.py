@@ -34,12 +34,12 @@ def test_every_row_of_every_set_becomes_a_sample_that_names_its_set(arguments: A
     args = arguments({"easy": ROWS[:2], "hard": ROWS[2:]}, label_key="answer")
     counts: Counter[str] = Counter()
     found = [sample for one in evaluation_sets(args) for sample in one.samples(counts)]
-    assert [(s.prompt, s.label, s.metadata["dataset"], s.index) for s in found] == [
+    assert [(s.prompt, s.label, s.dataset, s.index) for s in found] == [
         ("q0", "a0", "easy", None),
         ("q1", "a1", "easy", None),
         ("q2", "a2", "hard", None),
     ]
-    assert found[1].metadata["source"] == f"{tmp_path}/easy.jsonl:2"
+    assert found[1].source == f"{tmp_path}/easy.jsonl:2"
     assert not counts
 
 

@@ -101,8 +101,8 @@ def test_the_length_is_all_rows_whatever_the_weights_and_a_sample_names_its_set(
     source = GlobalDataSource(arguments([a, f"{b}@[2:6]"], [9, 1]))
     assert len(source) == 7
     groups = source.get_samples(10)
-    assert Counter(g[0].metadata["dataset"] for g in groups) == {"a": 9, "b": 1}
-    assert [g[0].prompt for g in groups if g[0].metadata["dataset"] == "b"] == ["b2"]
+    assert Counter(g[0].dataset for g in groups) == {"a": 9, "b": 1}
+    assert [g[0].prompt for g in groups if g[0].dataset == "b"] == ["b2"]
     assert set(source.fingerprint()) == {str(a), str(b)}
 
 
@@ -112,7 +112,7 @@ def test_sets_of_one_file_name_are_told_apart_by_their_paths(arguments: Any, tmp
         (tmp_path / folder).mkdir()
         paths += lettered(tmp_path / folder, rows=2)
     source = GlobalDataSource(arguments(paths, [1, 1]))
-    assert [g[0].metadata["dataset"] for g in source.get_samples(2)] == [str(path) for path in paths]
+    assert [g[0].dataset for g in source.get_samples(2)] == [str(path) for path in paths]
 
 
 def test_without_weights_all_files_are_one_set_as_ever(arguments: Any, tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_a_run_mixes_conversations_with_token_ids_and_resumes_bit_for_bit(mixed_
     assert len(whole) == 7  # 28 rows in all, 4 a rollout
     for n in range(7):
         lines = [json.loads(line) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()]
-        assert Counter(line["metadata"]["dataset"] for line in lines[1:]) == {"chats": 3, "ids": 1}
-        (ids,) = (line for line in lines[1:] if line["metadata"]["dataset"] == "ids")
+        assert Counter(line["metadata"]["slime"]["dataset"] for line in lines[1:]) == {"chats": 3, "ids": 1}
+        (ids,) = (line for line in lines[1:] if line["metadata"]["slime"]["dataset"] == "ids")
         assert (ids["tokens"][1], ids["tokens"][3:], ids["loss_mask"]) == (6, [8, 9], [1, 1, 1])
     assert {k.rpartition("/")[0].rpartition("/")[2]: v for k, v in whole[-1].items() if k.endswith("/prompts")} == {
         "chats": 21.0,

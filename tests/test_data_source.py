@@ -69,7 +69,7 @@ def test_the_samples_of_a_group_share_nothing_that_can_change(arguments: Any, nu
     (first, second), *_ = GlobalDataSource(arguments(numbered, n_samples_per_prompt=2)).get_samples(1)
     first.prompt[0]["content"] = "changed"
     first.metadata["x"] = 1
-    assert (second.prompt, second.metadata) == (chat(0)["messages"], {"source": f"{numbered}:1"})
+    assert (second.prompt, second.metadata) == (chat(0)["messages"], {"slime": {"source": f"{numbered}:1"}})
 
 
 def test_every_epoch_is_another_shuffle_that_the_seed_fixes(arguments: Any, numbered: Path) -> None:
@@ -100,9 +100,9 @@ def test_a_row_brings_label_tools_metadata_and_its_origin(arguments: Any, tmp_pa
     samples = [g[0] for g in GlobalDataSource(arguments(path, input_key="q", label_key="answer")).get_samples(3)]
     assert [s.label for s in samples] == [42, None, "x"]
     assert [s.metadata for s in samples] == [
-        {"level": 3, "source": f"{path}:1", "tools": tools},
-        {"level": 4, "source": f"{path}:2", "tools": tools},
-        {"source": f"{path}:3"},
+        {"level": 3, "slime": {"source": f"{path}:1", "tools": tools}},
+        {"level": 4, "slime": {"source": f"{path}:2", "tools": tools}},
+        {"slime": {"source": f"{path}:3"}},
     ]
     assert {s.prompt for s in samples} == {"text"}
     assert all(s.status is Status.PENDING for s in samples)
@@ -230,13 +230,13 @@ MALFORMED = [
     (
         {**chat(1), "tools": {"name": "f"}},
         {},
-        '\'tools\' is {"name": "f"}, expected a list of tools or JSON text of one.',
+        'the tools are {"name": "f"}; expected a list of tool definitions, or it as JSON text.',
     ),
     (
         {**chat(1), "tools": "[{"},
         {},
-        "'tools' is text but not valid JSON "
-        "(Expecting property name enclosed in double quotes: line 1 column 3 (char 2)).",
+        'the tools: "[{" is no valid JSON '
+        "(not valid JSON at column 3: Expecting property name enclosed in double quotes).",
     ),
     ({**chat(1), "metadata": [1]}, {}, "'metadata' is [1], expected an object or JSON text of one."),
 ]

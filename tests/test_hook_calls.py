@@ -70,7 +70,7 @@ def rewarded(args, rollout_id, data_source, evaluation=False, engine=None):
     groups = [
         [
             replace(s, tokens=[5, 6, 7, 8], response_length=2, response="7 8", status=Status.COMPLETED,
-                    rollout_log_probs=[-2.0, -3.0], reward=float(i), metadata={"dataset": "few"})
+                    rollout_log_probs=[-2.0, -3.0], reward=float(i), metadata={"slime": {"dataset": "few"}})
             for i, s in enumerate(group)
         ]
         for group in data_source.get_samples(args.rollout_batch_size)

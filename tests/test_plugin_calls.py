@@ -29,7 +29,7 @@ def caller(
     return Caller(selected, policies([policy])["reward"])
 
 
-SAMPLES = [Sample(index=3, metadata={"source": "rows.jsonl:4"}), Sample(index=4)]
+SAMPLES = [Sample(index=3, metadata={"slime": {"source": "rows.jsonl:4"}}), Sample(index=4)]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def test_every_format_gives_the_same_rows_in_any_order(tmp_path: Path, name: str
 
 
 def test_a_saved_hugging_face_dataset_is_read_from_its_folder(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     saved = datasets.Dataset.from_list(ROWS).select(range(2499, -1, -2))
     saved.save_to_disk(tmp_path / "saved", num_shards=3)
     rows = open_rows([str(tmp_path / "saved")])

@@ -12,7 +12,7 @@ from slime_core.sample import Sample, Status, check_rollout
 
 def good(**changes) -> Sample:
     fields = {"index": 7, "tokens": [1, 2, 3, 4], "response_length": 2, "loss_mask": [1, 0], "reward": 0.0}
-    return Sample(**{**fields, "metadata": {"source": "rows.jsonl:3"}, **changes})
+    return Sample(**{**fields, "metadata": {"slime": {"source": "rows.jsonl:3"}}, **changes})
 
 
 def test_a_good_sample_passes():

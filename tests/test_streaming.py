@@ -68,7 +68,7 @@ def test_files_of_all_kinds_are_read_one_after_another_and_begin_again(arguments
     source = StreamingDataSource(arguments(shards))
     groups = source.get_samples(23)
     assert texts(groups) == list("01234567890123456789012")
-    assert [Path(g[0].metadata["source"]).name for g in groups[2:8]] == [
+    assert [Path(g[0].source).name for g in groups[2:8]] == [
         *("a.jsonl:3", "b.jsonl.gz:1", "b.jsonl.gz:2", "b.jsonl.gz:3", "b.jsonl.gz:4", "c.jsonl.zst:1")
     ]
 
@@ -101,7 +101,7 @@ def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline_change_nothing
     path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines(0) + b"\n \r\n" + lines(1).rstrip())
     groups = StreamingDataSource(arguments(path)).get_samples(3)
     assert texts(groups) == ["0", "1", "0"]
-    assert groups[1][0].metadata["source"] == f"{path}:4"
+    assert groups[1][0].source == f"{path}:4"
 
 
 @settings(max_examples=40, deadline=None)

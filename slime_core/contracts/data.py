@@ -110,6 +110,9 @@ class MaskedTokens:
         text: the rendering as text.
         offsets: N (start, end) character positions in `text`, for previews.
         warnings: things a person should look at, such as text that the template dropped.
+        lost: what was to be trained and is not in the rendering, a sentence each; `--dropped-text` says what becomes of such
+            a conversation.
+        counts: numbers for the metrics of a rollout, added up over its conversations.
     """
 
     token_ids: list[int]
@@ -117,10 +120,15 @@ class MaskedTokens:
     text: str = ""
     offsets: list[tuple[int, int]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def loss_mask(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:
     """Render a whole conversation once and say which tokens are trained.
+
+    One that names the parameter `template_kwargs` is given the variables of the chat template, which
+    `--apply-chat-template-kwargs` sets.
 
     Returns:
         The ids of the full chat-template rendering and as many 0/1 entries.
@@ -150,5 +158,12 @@ KINDS = (
         abilities=(HasMetrics, CountsMalformedRows, Closes),
     ),
     Kind("buffer_pop", "slime_buffer_pops", buffer_pop, ("--buffer-filter-path",), check=_check_popped),
-    Kind("loss_mask", "slime_loss_masks", loss_mask, ("--loss-mask-type",), check=is_a(MaskedTokens)),
+    Kind(
+        "loss_mask",
+        "slime_loss_masks",
+        loss_mask,
+        ("--loss-mask-type",),
+        extras=("template_kwargs",),
+        check=is_a(MaskedTokens),
+    ),
 )

@@ -5,9 +5,14 @@
     jsonl.py         JSON Lines, read by byte offset
     json_array.py    JSON arrays
     arrow.py         Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
+    arrow_values.py  what the values of an Arrow column mean
     rows.py          `open_rows`: all of these as one sequence of rows
     conversation.py  what a conversation must look like, and its one form for loss masks
+    tools.py         tool calls and tool definitions in one form
+    flags.py         flags that keep a message from being trained, under the names of many tools
     samples.py       a row becomes a `Sample`
+    notices.py       what people should know of a file, said once
+    shown.py         how messages show a value
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded
     tokens.py        rows that are tokenised already
     checkpoint_folders.py  `recognise`: what a folder of model weights is, by the names of its files

@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.arrow_values import Meaning, meaning
 from slime_core.data.cache import cached_copy
 from slime_core.data.files import content_digest
 from slime_core.errors import DataError
@@ -47,25 +48,31 @@ class ArrowFile:
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Write the file again.") from None
         self._batches = batches
         self._ends = list(accumulate(batch.num_rows for batch in batches))
-        metadata = (batches[0].schema.metadata or {}) if batches else {}
-        self._json_columns = json.loads(metadata.get(JSON_COLUMNS, b"[]"))
+        self._meanings = _meanings(batches[0].schema) if batches else {}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def read(self, index: int) -> dict[str, Any]:
-        """Return row `index` as plain Python data.
+        """Return row `index` as plain data; see `slime_core.data.arrow_values`. Columns that are null are kept.
 
-        Keys that are null inside a struct are left out: Arrow gives all structs of a column the same keys and pads
-        with nulls. Top-level columns are kept.
+        Raises:
+            DataError: a value cannot be read; names the column, without file and row.
         """
         self._count_read()
         batch = bisect_right(self._ends, index)
         start = self._ends[batch - 1] if batch else 0
-        row = self._batches[batch].slice(index - start, 1).to_pylist()[0]
-        row = {key: _without_padding(value) for key, value in row.items()}
-        for column, *field in self._json_columns:  # after the padding is gone: a null in JSON is meant
-            row[column] = _decode_json(row[column], field)
+        one = self._batches[batch].slice(index - start, 1)
+        try:
+            row: dict[str, Any] = one.to_pylist()[0]
+        except (ValueError, OverflowError):  # text that is no UTF-8, or a time that Python has no object for
+            row = {name: _first(name, column) for name, column in zip(one.schema.names, one.columns, strict=True)}
+        for name, meant in self._meanings.items():
+            if row[name] is not None:
+                try:
+                    row[name] = meant(row[name])
+                except DataError as error:
+                    raise DataError(f"the column {name!r}: {error}") from None
         return row
 
     def row_number(self, index: int) -> int:
@@ -150,17 +157,29 @@ def _buffers(batch: pa.RecordBatch) -> list[pa.Buffer]:
     return [part for column in batch.columns for part in column.buffers() if part is not None and part.size]
 
 
-def _without_padding(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_padding(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_padding(inner) for inner in value]
-    return value
+def _meanings(schema: pa.Schema) -> dict[str, Meaning]:
+    """Return for each column what makes plain data of its values, where pyarrow does not give that already."""
+    as_json = [tuple(entry) for entry in json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))]
+    meanings = {}
+    for field in schema:
+        inner = frozenset(entry[1] for entry in as_json if len(entry) == 2 and entry[0] == field.name)
+        meant = meaning(field, inner, is_json=(field.name,) in as_json)
+        if meant is not None:
+            meanings[field.name] = meant
+    return meanings
 
 
-def _decode_json(value: Any, field: list[str]) -> Any:
-    if value is None:
-        return None
-    if not field:
-        return json.loads(value)
-    return [{key: json.loads(inner) if key == field[0] else inner for key, inner in item.items()} for item in value]
+def _first(name: str, column: pa.Array) -> Any:
+    """Return the first value of a column; a time that Python has no object for is its text.
+
+    Raises:
+        DataError: it cannot be read; without file and row.
+    """
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        if pa.types.is_temporal(column.type):
+            return str(column.cast(pa.string())[0]).replace(" ", "T", 1)
+        raise DataError(f"the column {name!r} cannot be read: {error}") from None

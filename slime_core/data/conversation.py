@@ -1,24 +1,29 @@
 """What a conversation must look like: the one reader of messages and tool definitions. Pure functions.
 
-`chat_messages` checks what any prompt must keep, and leaves it as it is, since the chat template decides what it means:
-data sources and converters call it. `chat_row` checks what a conversation to train on must keep besides, for
-converters; `read_conversation` checks the same and brings it into the one form that loss masks are made from. So what
-`slime data convert` accepts can be previewed and trained. Two things are checked when a mask is made and not before,
-because prompts of RL may do without: that the assistant says something, and that all content is text.
+`chat_messages` checks what any prompt must keep: data sources and converters call it. `chat_row` checks what a
+conversation to train on must keep besides, for converters; `read_conversation` checks the same and brings it into the
+one form that loss masks are made from. So what `slime data convert` accepts can be previewed and trained. One thing is
+checked when a mask is made and not before, because prompts of RL may do without: that the assistant says something.
 
 The messages of errors have no final full stop, but for those of `read_conversation`: whoever adds file and row adds it.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from slime_core.data.flags import FLAGS, STEP, step_flag
+from slime_core.data.shown import shown
+from slime_core.data.tools import from_json, tool_calls, tool_definitions
 from slime_core.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+OTHER_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Keys of messages and rows that hold what is no text, and that nobody reads."""
+
+_REASONING, _MEDIA = frozenset(REASONING_KEYS), frozenset(OTHER_MEDIA)
 
 Message = dict[str, Any]
 
@@ -28,7 +33,7 @@ class Conversation:
     """A checked conversation in one form, whatever form its row had.
 
     Attributes:
-        messages: as chat templates expect them: no None values, no `step_loss_mask`, content as text, tool calls as
+        messages: as chat templates expect them: no `step_loss_mask`, content as text, tool calls as
             `{"type": "function", "function": {"name", "arguments"}}` with the arguments as an object.
         trained: per message, whether it is trained: an assistant message whose `step_loss_mask` is not 0.
         tools: tool definitions in the form `{"type": "function", "function": {...}}`, or None.
@@ -40,11 +45,12 @@ class Conversation:
 
 
 def chat_messages(value: Any) -> list[Message]:
-    """Return the messages of a prompt without keys that are None, so that it does not matter which file format they
-    came from.
+    """Return the messages of a prompt in the keys that slime reads, so that it does not matter which tool or file format
+    they came from.
 
-    Every message is an object with a `role` and with `content`: text, a list of parts, or None beside `tool_calls`.
-    Further keys are kept.
+    Every message is an object with a `role` and with `content`: text, a list of parts, or None beside `tool_calls` or
+    reasoning. Flags that keep a message from being trained become `step_loss_mask`; the legacy `function_call` becomes
+    `tool_calls`; keys that are None go. Further keys are kept.
 
     Raises:
         DataError: what is wrong with which message, counted from 1.
@@ -55,10 +61,10 @@ def chat_messages(value: Any) -> list[Message]:
 
 
 def chat_row(messages: Any, tools: Any = None) -> list[Message]:
-    """Return the messages of a row to train on as `chat_messages` does, checked by all rules but the two of masks.
+    """Return the messages of a row to train on as `chat_messages` does, checked by all rules but the one of masks.
 
-    Roles are those of `ROLES`; a tool call is an object with a name, flat or under `function`, or JSON text of one;
-    `step_loss_mask` is 0 or 1.
+    Roles are those of `ROLES`; a tool call is an object with a name, flat or under `function`, or JSON text of one. Where
+    the assistant speaks, all content is text, and what it is to learn is not empty.
 
     Args:
         tools: a list of objects, each perhaps as JSON text; or JSON text of that list; or None.
@@ -67,11 +73,14 @@ def chat_row(messages: Any, tools: Any = None) -> list[Message]:
         DataError: what is wrong with which message, counted from 1, or with the tools.
     """
     checked = chat_messages(messages)
+    speaks = any(message["role"] == "assistant" for message in checked)
     for number, message in enumerate(checked, 1):
         _require_known_role(message, number)
-        _require_known_step(message, number)
-        _tool_calls(message.get("tool_calls"), number)
-    _tools(tools)
+        tool_calls(message.get("tool_calls"), number)
+        if speaks:
+            _text(message.get("content") or "", number)
+            _require_something_to_learn(message, number)
+    tool_definitions(tools)
     return checked
 
 
@@ -79,7 +88,7 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
     """Check a conversation to train on and bring it into one form.
 
     Args:
-        messages, tools: what `chat_row` takes; parts of a content must be text.
+        messages, tools: what `chat_row` takes.
 
     Raises:
         DataError: what is wrong with which message, counted from 1, or with the tools; a whole sentence.
@@ -90,30 +99,74 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
         read = [_in_one_form(message, number) for number, message in enumerate(checked, 1)]
     except DataError as error:
         raise DataError(f"{error}.") from error
-    trained = [message["role"] == "assistant" and message.get("step_loss_mask", 1) == 1 for message in checked]
-    return Conversation(read, trained, _tools(tools))
-
-
-def shown(value: Any) -> str:
-    """Return a value as messages show it: JSON, cut off where it is long."""
-    if value is None:
-        return "null"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    trained = [message["role"] == "assistant" and message.get(STEP, 1) == 1 for message in checked]
+    return Conversation(read, trained, tool_definitions(tools))
 
 
 def _checked(message: Any, number: int) -> Message:
     if not isinstance(message, dict):
         raise DataError(f'message {number} is {shown(message)}, expected an object {{"role": ..., "content": ...}}')
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
     if not (isinstance(role, str) and role):
         has = ", ".join(map(str, message)) or "nothing"
         raise DataError(f"message {number} has the role {shown(role)}, expected a text such as 'user'; it has {has}")
-    if content is None and not message.get("tool_calls"):
+    flag = step_flag(message, f"message {number}")
+    read = {key: value for key, value in message.items() if value is not None and key not in FLAGS}
+    if "tool_calls" in read or "function_call" in read:
+        _read_calls(read, number)
+    has_reasoning = not _REASONING.isdisjoint(read) and _has_reasoning(read, number)
+    content = read.get("content")
+    if content is None and not read.get("tool_calls") and not has_reasoning:
         raise DataError(f"message {number} ({role}) has neither content nor tool_calls")
+    if type(content) is not str:
+        _require_content(content, number, role)
+    for key in OTHER_MEDIA if not _MEDIA.isdisjoint(read) else ():
+        if read.get(key):
+            raise DataError(f"message {number} has the key {key!r}, which nothing reads: only text can be trained")
+    return {"role": role, "content": content, **read, **({} if flag is None else {STEP: flag})}
+
+
+def _read_calls(message: Message, number: int) -> None:
+    """Put the legacy `function_call` in the place of `tool_calls`, and check who calls. In place."""
+    role, legacy = message["role"], from_json(message.pop("function_call", None), f"function_call of message {number}")
+    calls = from_json(message.get("tool_calls"), f"tool_calls of message {number}")
+    if calls is not None and not isinstance(calls, list):
+        raise DataError(f"message {number} has the tool_calls {shown(message['tool_calls'])}; expected a list")
+    if legacy and calls:
+        raise DataError(f"message {number} has both function_call and tool_calls; keep one")
+    if legacy is not None and not isinstance(legacy, dict):
+        raise DataError(f"message {number} has the function_call {shown(legacy)}; expected an object")
+    if legacy:
+        message["tool_calls"] = calls = [{"type": "function", "function": legacy}]
+    elif calls:
+        message["tool_calls"] = calls
+    else:
+        message.pop("tool_calls", None)
+    if calls and role != "assistant":
+        raise DataError(f"message {number} ({role}) has tool_calls, but only the assistant calls tools")
+
+
+def _has_reasoning(message: Message, number: int) -> bool:
+    said = {key: message[key] for key in REASONING_KEYS if key in message}
+    for key, value in said.items():
+        if not isinstance(value, str):
+            raise DataError(f"message {number} has the {key} {shown(value)}, expected text")
+    texts = {value for value in said.values() if value.strip()}
+    if len(texts) > 1:
+        raise DataError(f"message {number} has different texts as {' and '.join(said)}; keep one")
+    return bool(texts) and message["role"] == "assistant"
+
+
+def _require_content(content: Any, number: int, role: str) -> None:
     if not (content is None or isinstance(content, (str, list))):
         raise DataError(f"message {number} ({role}) has the content {shown(content)}, expected text")
-    return {"role": role, "content": content, **{k: v for k, v in message.items() if v is not None}}
+    for part in content if isinstance(content, list) else ():
+        if not (isinstance(part, dict) and isinstance(part.get("type"), str)) or (
+            part["type"] == "text" and not isinstance(part.get("text"), str)
+        ):
+            raise DataError(
+                f'message {number} has the part {shown(part)} where text belongs; expected {{"type": "text", "text": ...}}'
+            )
 
 
 def _require_known_role(message: Message, number: int) -> None:
@@ -124,10 +177,15 @@ def _require_known_role(message: Message, number: int) -> None:
         )
 
 
-def _require_known_step(message: Message, number: int) -> None:
-    step = message.get("step_loss_mask", 1)
-    if step not in (0, 1):
-        raise DataError(f"message {number} has step_loss_mask {shown(step)}; expected 0 (not trained) or 1")
+def _require_something_to_learn(message: Message, number: int) -> None:
+    if message["role"] != "assistant" or message.get(STEP, 1) == 0:
+        return
+    said = (_text(message.get("content") or "", number), *(message.get(key, "") for key in REASONING_KEYS))
+    if not any(text.strip() for text in said) and not tool_calls(message.get("tool_calls"), number):
+        raise DataError(
+            f"message {number} (assistant) is empty, so that only its end would be learned; "
+            f'take it out, or keep it from being trained with "{STEP}": 0'
+        )
 
 
 def _require_assistant(messages: list[Message]) -> None:
@@ -137,12 +195,12 @@ def _require_assistant(messages: list[Message]) -> None:
 
 
 def _in_one_form(message: Message, number: int) -> Message:
-    read: Message = _without_none(message)
-    read.pop("step_loss_mask", None)
-    calls = _tool_calls(read.pop("tool_calls", None), number)
-    if calls is not None:
+    read = dict(message)
+    read.pop(STEP, None)
+    calls = tool_calls(read.pop("tool_calls", None), number)
+    if calls:
         read["tool_calls"] = calls
-    read["content"] = _text(read.get("content", ""), number)
+    read["content"] = _text(read.get("content") or "", number)
     return read
 
 
@@ -150,72 +208,6 @@ def _text(content: str | list[Any], number: int) -> str:
     if isinstance(content, str):
         return content
     for part in content:
-        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+        if part["type"] != "text":
             raise DataError(f"message {number} has the part {shown(part)}; only parts of the type text are supported")
     return "".join(part["text"] for part in content)
-
-
-def _tool_calls(value: Any, number: int) -> list[dict[str, Any]] | None:
-    """Return the tool calls of a message in one form; None if it has none."""
-    calls = _from_json(value, f"tool_calls of message {number}") if value else None
-    if calls is None:
-        return None
-    if not isinstance(calls, list):
-        raise DataError(f"message {number} has the tool_calls {shown(value)}; expected a list")
-    return [_tool_call(call, number) for call in calls]
-
-
-def _tool_call(value: Any, number: int) -> dict[str, Any]:
-    call = _from_json(_without_none(value), f"a tool call of message {number}")
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"message {number} has the tool call {shown(call)}; expected an object with name and arguments")
-    function = dict(function)
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        # Most templates write arguments as JSON themselves, so JSON text would come out quoted twice.
-        try:
-            parsed = json.loads(arguments or "{}")
-            arguments = parsed if isinstance(parsed, dict) else arguments
-        except (ValueError, RecursionError):
-            pass
-    extras = {key: value for key, value in call.items() if key != "function"} if "function" in call else {}
-    if "function" not in call:
-        extras = {"id": function.pop("id")} if "id" in function else {}
-        function.pop("type", None)
-    return {"type": "function", **extras, "function": {**function, "arguments": arguments}}
-
-
-def _tools(value: Any) -> list[dict[str, Any]] | None:
-    """Return the tool definitions of a row in one form; None if there are none."""
-    tools = _from_json(_without_none(value), "the tools")
-    if tools is None:
-        return None
-    if not isinstance(tools, list):
-        raise DataError(f"the tools are {shown(value)}; expected a list of tool definitions, or it as JSON text")
-    read = []
-    for item in tools:
-        tool = _from_json(item, "a tool definition")
-        if not isinstance(tool, dict):
-            raise DataError(f"a tool definition is {shown(item)}; expected an object")
-        read.append(tool if "name" not in tool or "function" in tool else {"type": "function", "function": tool})
-    return read or None
-
-
-def _from_json(value: Any, what: str) -> Any:
-    """Return a value that may also be given as JSON text; None for blank text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{what}: {shown(value)} is no valid JSON ({error})") from error
-
-
-def _without_none(value: Any) -> Any:
-    """Return a copy without None values in objects: Arrow files give every object all keys that any row has."""
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    return value

@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from slime_core.data.arrow import JSON_COLUMNS
 from slime_core.data.conversation import chat_row
 from slime_core.data.jsonl import JsonLinesFile
+from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
+from slime_core.data.samples import Columns, require_unread_without_effect, sample_from_row
 from slime_core.errors import DataError
+from slime_core.plain import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 4096  # rows
 _KEPT_REASONS = 10
+_CONVERTED = Columns("messages", None, "tools", "metadata")
 
 Converter = Callable[[dict[str, Any]], dict[str, Any]]
 """A converter, called as `slime_core.contracts.data.convert`."""
@@ -49,6 +53,7 @@ def convert_file(
     output: Path,
     convert: Converter,
     on_error: Literal["error", "skip"] = "error",
+    say: Callable[[str], None] | None = None,
 ) -> Converted:
     """Convert all rows of `inputs`.
 
@@ -57,6 +62,7 @@ def convert_file(
         output: ends in `.jsonl` or `.parquet`; replaced if it exists.
         convert: the converter, a `slime_core.contracts.data.convert`.
         on_error: what to do with a row that cannot be converted: stop, or leave it out and count it.
+        say: is told, once per file, of columns that the converter does not read; by default they are logged.
 
     Raises:
         DataError: a row cannot be converted (names file and row), no row is left, or `output` cannot be written.
@@ -69,7 +75,7 @@ def convert_file(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lines.open("w", encoding="utf-8") as file:
-            for row in _converted_rows(inputs, convert, on_error, report):
+            for row in _converted_rows(inputs, convert, on_error, report, Notices(say)):
                 shape.add(row)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not report.written:
@@ -89,38 +95,92 @@ def convert_file(
 
 
 def _converted_rows(
-    inputs: Sequence[str], convert: Converter, on_error: str, report: Converted
+    inputs: Sequence[str], convert: Converter, on_error: str, report: Converted, notices: Notices
 ) -> Iterator[dict[str, Any]]:
     rows = open_rows(inputs)
     for index in range(len(rows)):
         try:
-            yield _convert_one(convert, rows[index], rows.where(index))
+            yield _convert_one(convert, rows[index], rows.where(index), notices)
             report.written += 1
-        except DataError as error:
+        except Exception as error:
             if on_error == "error":
                 raise
             report.skipped += 1
             if len(report.reasons) < _KEPT_REASONS:
-                report.reasons.append(str(error))
+                report.reasons.append(_reason(error, rows.where(index)))
 
 
-def _convert_one(convert: Converter, row: dict[str, Any], source: str) -> dict[str, Any]:
+def _convert_one(convert: Converter, row: dict[str, Any], source: str, notices: Notices) -> dict[str, Any]:
     """Return the converted row in the one form that reads back the same from both output formats."""
+    watched = ReadRow(row)
     try:
-        made = convert(row)
+        made = convert(watched)
         if not isinstance(made, dict) or "messages" not in made:
             raise DataError("the converter returned no 'messages'")
-        made = {**made, "messages": chat_row(made["messages"], made.get("tools"))}
+        made = plain(
+            {**made, "messages": chat_row(plain(made["messages"], "the messages"), made.get("tools"))}, "the row"
+        )
+        require_unread_without_effect(row, watched.unread - made.keys(), made["messages"], "tools")
     except DataError as error:
         raise DataError(f"{source}: {str(error).rstrip('.')}.") from None
     except Exception as error:
         error.add_note(f"while converting {source}")
         raise
+    sample_from_row(_CONVERTED, made, source)
+    if watched.unread:
+        notices.columns(source, watched.unread)
     try:
         json.dumps(made, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{source}: the converted row cannot be written as JSON: {error}.") from None
     return {key: value for key, value in made.items() if value is not None}
+
+
+def _reason(error: Exception, source: str) -> str:
+    """Return why a row is skipped; a converter may fail in every way that Python can."""
+    return str(error) if isinstance(error, DataError) else f"{source}: {type(error).__name__}: {error}"
+
+
+class ReadRow(dict[str, Any]):
+    """A row that remembers which of its columns were read.
+
+    Attributes:
+        unread: the columns that were not, yet.
+    """
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        super().__init__(row)
+        self.unread = {key for key, value in row.items() if value is not None}
+
+    def __getitem__(self, key: str) -> Any:
+        self.unread.discard(key)
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return super().__iter__()  # an own one, so that {**row} goes through __getitem__
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of any dict."""
+        return self[key] if key in self else default  # noqa: SIM401  # marks it as read
+
+    def values(self) -> Any:
+        """As of any dict."""
+        self.unread.clear()
+        return super().values()
+
+    def items(self) -> Any:
+        """As of any dict."""
+        self.unread.clear()
+        return super().items()
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """As of any dict."""
+        self.unread.discard(key)
+        return super().pop(key, *default)
+
+    def copy(self) -> dict[str, Any]:
+        """As of any dict."""
+        return dict(self.items())
 
 
 class _Shape:

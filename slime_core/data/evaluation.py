@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from slime_core.arguments.groups.evaluation import eval_sets
+from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.errors import DataError
@@ -37,7 +38,7 @@ class EvaluationSet:
     malformed_row: Literal["error", "skip"]
 
     def samples(self, counts: Counter[str]) -> Iterator[Sample]:
-        """Yield the samples of the rows in their order, without numbers; `metadata["dataset"]` is the set's name.
+        """Yield the samples of the rows in their order, without numbers; `dataset` is the set's name.
 
         Rows are read as they are asked for, and stay on disk until then.
 
@@ -47,16 +48,16 @@ class EvaluationSet:
         Raises:
             DataError: the file cannot be opened, or a row is malformed and `malformed_row` is "error".
         """
-        rows = open_rows([self.spec])
+        rows, notices = open_rows([self.spec]), Notices()
         for number in range(len(rows)):
             try:
-                sample = sample_from_row(self.columns, rows[number], rows.where(number))
+                sample = sample_from_row(self.columns, rows[number], rows.where(number), notices.columns)
             except DataError:
                 if self.malformed_row == "error":
                     raise
                 counts["skipped_malformed"] += 1
                 continue
-            sample.metadata["dataset"] = self.name
+            sample.note(dataset=self.name)
             yield sample
 
 

@@ -7,7 +7,6 @@ memory. Used by `open_rows`, and by whatever keeps rows in such a file for a whi
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import weakref
 from array import array
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.errors import DataError
+from slime_core.plain import read_json
 
 _PIECE = 4 << 20
 BOM = b"\xef\xbb\xbf"
@@ -81,17 +81,6 @@ def parse_json(raw: bytes) -> Any:
     """Return the JSON value of one row. Raises `DataError` with the column, without file and row."""
     try:
         text = raw.decode()
-        row = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text: tokenizers reject it
-    except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON at column {error.pos + 1}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"not valid UTF-8 at byte {error.start} of the row: {error.reason}") from None
-    except UnicodeEncodeError:
-        raise DataError("holds half of a surrogate pair (\\ud800 … \\udfff), which is no character") from None
-    except RecursionError:
-        raise DataError("nested too deeply to be read") from None
-    except ValueError as error:  # such as a number of more digits than Python reads
-        raise DataError(f"cannot be read: {error}") from None
-    return row
+    return read_json(text)

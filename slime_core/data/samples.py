@@ -1,18 +1,28 @@
-"""A row becomes a `Sample`. Pure functions, called by the data sources, by evaluation sets and by the mask preview."""
+"""A row becomes a `Sample`. Pure functions, called by the data sources, by evaluation sets, by converters and by the mask
+preview, so that all of them accept and refuse the same rows."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slime_core.data.conversation import chat_messages, shown
+from slime_core.data.conversation import OTHER_MEDIA, chat_messages
+from slime_core.data.flags import FLAGS
+from slime_core.data.shown import shown
 from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
+from slime_core.data.tools import from_json, tool_definitions
 from slime_core.errors import DataError, did_you_mean
-from slime_core.sample import Sample
+from slime_core.plain import plain
+from slime_core.sample import RESERVED, Sample
 
 if TYPE_CHECKING:
     from slime_core.arguments.groups.data import DataArguments
+
+Unread = Callable[[str, "set[str]"], None]
+"""Told "file:row" and the columns of the row that nobody reads, such as `Notices.columns`."""
+
+_OF_TOKENS = frozenset({"loss_mask", "labels", "attention_mask"})
 
 
 @dataclass(frozen=True)
@@ -37,37 +47,78 @@ class Columns:
         return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key)
 
 
-def sample_from_row(columns: Columns, row: dict[str, Any], source: str) -> Sample:
+def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: Unread | None = None) -> Sample:
     """Return the sample of one row, without its numbers.
 
     Args:
         columns: which columns to read. A row must have those of prompt and label.
-        source: "file:row"; kept as `metadata["source"]`.
+        source: "file:row"; the sample's `source`.
+        unread: is told of columns that nobody reads.
 
     Returns:
-        Sample with `prompt` (text, checked messages or token ids, whichever the column holds), `label`, and `metadata`:
-        the row's own, `source`, and `tools` if there are any. With token ids, `loss_mask` has an entry for every one of
-        them if the row says which are trained.
+        Sample with `prompt` (text, checked messages or token ids, whichever the column holds), `label`, and the row's own
+        `metadata`; its `source` and `tools` are noted. With token ids, `loss_mask` has an entry for every one of them if
+        the row says which are trained. All of it is plain JSON data.
 
     Raises:
-        DataError: a key is missing, or its value is not what it should be; the message begins with `source`.
+        DataError: a key is missing, its value is not what it should be, or a column that nobody reads would change what is
+            trained; the message begins with `source`.
     """
     try:
-        prompt = _value(row, columns.input_key, "--input-key")
+        prompt = plain(_value(row, columns.input_key, "--input-key"), repr(columns.input_key))
         loss_mask = None
+        rest = row.keys() - {columns.input_key, columns.label_key, columns.tool_key, columns.metadata_key}
         if is_tokenised(prompt):
             prompt, loss_mask = token_ids(prompt), trained_tokens(row, prompt, columns.label_key)
+            rest -= _OF_TOKENS
         elif isinstance(prompt, list):
             prompt = chat_messages(prompt)
+            require_unread_without_effect(row, rest, prompt, columns.tool_key)
         elif not (isinstance(prompt, str) and prompt.strip()):
             raise DataError(f"{columns.input_key!r} is {shown(prompt)}, expected text or a list of messages")
-        label = _value(row, columns.label_key, "--label-key") if columns.label_key else None
-        metadata = _parsed(row, columns.metadata_key, dict) or {}
-        tools = _parsed(row, columns.tool_key, list)
+        label = plain(_value(row, columns.label_key, "--label-key"), "the label") if columns.label_key else None
+        metadata = _metadata(row, columns.metadata_key)
+        tools = tool_definitions(plain(row.get(columns.tool_key), "the tools")) if columns.tool_key else None
     except DataError as error:
         raise DataError(f"{source}: {error}.") from None
-    metadata = {**metadata, "source": source, **({"tools": tools} if tools else {})}
-    return Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata=metadata)
+    if rest and unread is not None:
+        unread(source, rest)
+    sample = Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata=metadata)
+    sample.note(source=source, **({"tools": tools} if tools else {}))
+    return sample
+
+
+def require_unread_without_effect(
+    row: dict[str, Any], rest: set[str], messages: list[dict[str, Any]], tool_key: str | None
+) -> None:
+    """Check that the columns of a conversation that nobody reads would not change what is trained: flags of a whole row,
+    tools, a system message, variables of the template, images.
+
+    Args:
+        rest: the columns that nobody reads.
+
+    Raises:
+        DataError: one would; without file and row.
+    """
+    for key in sorted(rest):
+        value = row[key]
+        if key in FLAGS and value not in (None, 1):
+            raise DataError(
+                f"the row has {key!r} {shown(value)}, which nothing reads: messages are kept from being trained one by one, "
+                'with "step_loss_mask": 0'
+            )
+        if key in ("tools", "functions") and tool_key is not None and from_json(value, f"{key!r}"):
+            raise DataError(f"the row has {key!r}, which nothing reads; name the column of tools with --tool-key")
+        if key == "system" and value and not _says_the_same(value, messages):
+            raise DataError(
+                "the row has 'system', which nothing reads; make it the first of the messages, with that role"
+            )
+        if key in ("chat_template_kwargs", *OTHER_MEDIA) and value:
+            raise DataError(f"the row has {key!r}, which nothing reads; take it out, or the row")
+
+
+def _says_the_same(system: Any, messages: list[dict[str, Any]]) -> bool:
+    return bool(messages[0]["role"] == "system" and messages[0]["content"] == system)
 
 
 def _value(row: dict[str, Any], key: str, option: str) -> Any:
@@ -80,17 +131,13 @@ def _value(row: dict[str, Any], key: str, option: str) -> Any:
     return row[key]
 
 
-def _parsed(row: dict[str, Any], key: str | None, kind: type) -> Any:
-    """Return an optional list or object, which may also be given as JSON text."""
-    value = row.get(key) if key else None
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{key!r} is text but not valid JSON ({error})") from None
-    if value is not None and not isinstance(value, kind):
-        expected = "a list of tools" if kind is list else "an object"
-        raise DataError(f"{key!r} is {shown(value)}, expected {expected} or JSON text of one")
+def _metadata(row: dict[str, Any], key: str | None) -> dict[str, Any]:
+    """Return the row's own metadata, which may also be given as JSON text."""
+    value = from_json(plain(row.get(key), f"{key!r}"), f"{key!r}") if key else None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f"{key!r} is {shown(value)}, expected an object or JSON text of one")
+    if RESERVED in value:
+        raise DataError(f"{key!r} has the key {RESERVED!r}, which is reserved for what slime notes; rename it")
     return value

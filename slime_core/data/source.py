@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from slime_core.data.epochs import EpochReader
 from slime_core.data.mixture import Mixture
+from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.streams import UNKNOWN_LENGTH, StreamError, StreamReader
@@ -69,7 +70,7 @@ class GlobalDataSource:
 
     All files are one set of rows or, with `--prompt-data-weights`, each of its paths and globs is a set of its own, in
     epochs of its own, and prompts come from the sets in turns whose shares are the weights at any time. A sample of a
-    mixture names its set in `metadata["dataset"]`.
+    mixture names its set as `dataset`.
 
     With `--rollout-shuffle`, the order of a set's epoch e is a shuffle seeded with `--rollout-seed`, the set's number
     and e. Reading needs 8 bytes a row for that order; the rows stay on disk.
@@ -94,6 +95,7 @@ class GlobalDataSource:
         self._next_group = 0
         self._next_sample = 0
         self._columns = Columns.of(args)
+        self._notices = Notices()
         weights = args.prompt_data_weights
         if weights:
             _check_weights(weights, args.prompt_data)
@@ -199,7 +201,7 @@ class GlobalDataSource:
         while tried < len(reader):
             tried += 1
             try:
-                sample = sample_from_row(self._columns, *reader.take())
+                sample = sample_from_row(self._columns, *reader.take(), self._notices.columns)
             except StreamError:
                 raise
             except DataError as error:
@@ -209,7 +211,7 @@ class GlobalDataSource:
                 problem = str(error)
                 continue
             if self._names:
-                sample.metadata["dataset"] = self._names[number]
+                sample.note(dataset=self._names[number])
             return sample
         raise DataError(f"None of the {len(reader)} rows of {reader.name} can be used. The last one: {problem}")
 

@@ -14,8 +14,10 @@ from functools import wraps
 from typing import Any, Generic, TypeVar
 
 from slime_core.contracts.kinds import KINDS
-from slime_core.errors import PluginError
+from slime_core.errors import DataError, PluginError
+from slime_core.plain import plain
 from slime_core.plugins.signatures import accepted_extras
+from slime_core.sample import RolloutOutput, Sample
 
 
 class Timings:
@@ -62,6 +64,17 @@ def raised_in(error: BaseException) -> tuple[RaisedIn, ...]:
 
 
 Result = TypeVar("Result")
+
+
+def _samples_in(value: Any) -> Iterator[Sample]:
+    """Yield the samples of what components take and return: samples, groups, lists of groups, rollouts."""
+    if isinstance(value, Sample):
+        yield value
+    elif isinstance(value, RolloutOutput):
+        yield from (*value.samples, *value.generations)
+    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple, Sample)):
+        for inner in value:
+            yield from _samples_in(inner)
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,14 @@ class Selected(Generic[Result]):
             self.timings.add(self.kind, time.perf_counter() - started)
 
     def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
+        if self.kind == "reward":
+            try:
+                result = plain(result, "the reward")
+            except DataError as error:
+                raise PluginError(f"What it returned cannot be stored: {error}.") from None
+        for value in (result,) if self.kind == "buffer_pop" else (result, *args):
+            for sample in _samples_in(value):
+                sample.make_plain()
         check = KINDS[self.kind].check
         if check is not None and (problem := check(result, args)):
             raise PluginError(f"It returned {problem}.")

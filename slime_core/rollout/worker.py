@@ -165,10 +165,10 @@ class RolloutWorker:
 def _require_dataset(output: RolloutOutput, rollout: Selected[RolloutOutput]) -> None:
     """Raise `SampleError` for a sample of an evaluation that does not say which set it belongs to."""
     for sample in (*output.samples, *output.generations):
-        if not isinstance(sample.metadata.get("dataset"), str):
+        if sample.dataset is None:
             error = SampleError(
-                f"The evaluation returned {sample.name}, whose metadata['dataset'] is {sample.metadata.get('dataset')!r}; "
-                "expected the name of its set."
+                f"The evaluation returned {sample.name}, which does not say which set it belongs to; keep the metadata of the "
+                "set's samples, or set it with sample.note(dataset=NAME)."
             )
             error.add_note(f"returned by the {rollout.label}")
             raise error

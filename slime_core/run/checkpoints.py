@@ -174,6 +174,15 @@ def find_latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def stored_arguments(checkpoint: Path) -> dict[str, Any]:
+    """The arguments of the run that wrote a checkpoint; {} where they cannot be read, which `load_state` reports."""
+    try:
+        arguments: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return arguments
+
+
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Verify every file of a checkpoint against its manifest and return its state.
 

@@ -53,7 +53,7 @@ def _by_set(generations: list[Sample]) -> dict[str, dict[str, Any]]:
     """What `slime_core.contracts.rollout.eval_rollout_log` is given."""
     found: dict[str, dict[str, Any]] = {}
     for sample in generations:
-        data = found.setdefault(sample.metadata["dataset"], {"rewards": [], "truncated": [], "samples": []})
+        data = found.setdefault(str(sample.dataset), {"rewards": [], "truncated": [], "samples": []})
         data["rewards"].append(sample.reward)
         data["truncated"].append(sample.status is Status.TRUNCATED)
         data["samples"].append(sample)
@@ -64,7 +64,7 @@ def _rewards(generations: list[Sample]) -> dict[str, float]:
     by_set: dict[str, list[float]] = {}
     for sample in generations:
         if isinstance(sample.reward, (int, float)):
-            by_set.setdefault(sample.metadata["dataset"], []).append(float(sample.reward))
+            by_set.setdefault(str(sample.dataset), []).append(float(sample.reward))
     return {f"{name}/reward": sum(rewards) / len(rewards) for name, rewards in by_set.items()}
 
 

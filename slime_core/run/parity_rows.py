@@ -83,7 +83,7 @@ def _prompt(args: RunArguments, sample: Sample) -> Sample:
     else:
         if not isinstance(prompt, str):
             more = getattr(args, "apply_chat_template_kwargs", None) or {}
-            tools = sample.metadata.get("tools")
+            tools = sample.tools
             prompt = tokenizer.apply_chat_template(
                 prompt, tools=tools, add_generation_prompt=True, tokenize=False, **more
             )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
@@ -20,6 +22,7 @@ from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import policies
+from slime_core.run.checkpoints import find_latest, stored_arguments
 from slime_core.run.components import Components, choose_components
 from slime_core.runtime.layout import Layout, make_layout
 
@@ -84,7 +87,7 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
                 f"--num-epoch needs data that can be counted, which the data source {args.data_source_path!r} does not do. "
                 "Give --num-rollout instead."
             )
-        resolved = with_data_length(resolved, len(data_source))
+        resolved = _with_template_date(with_data_length(resolved, len(data_source)))
         selected = [component for _, component in components.roles()]
         notes = [
             *without_effect(resolved, selected, plugins),
@@ -96,6 +99,18 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
         return Plan(
             resolved, plugins, components, data_source, list(dict.fromkeys(notes)), layout, opened=opened.pop_all()
         )
+
+
+def _with_template_date(resolved: Resolved) -> Resolved:
+    """Fix the day that chat templates write, for this run and those that continue it."""
+    args = resolved.args
+    if args.chat_template_date is not None:
+        return resolved
+    newest = find_latest(Path(args.load)) if args.load else None
+    if newest is None:
+        return resolved.updated("today", chat_template_date=date.today().isoformat())
+    day = stored_arguments(newest).get("chat_template_date")
+    return resolved.updated(f"that of {newest}", chat_template_date=day) if day else resolved
 
 
 def _require_offload(components: Components) -> None:

@@ -67,7 +67,7 @@ def sample(**changes: Any) -> Sample:
         "rollout_log_probs": [-0.1, -0.5, -0.2],
         "weight_versions": [0, 0, 0],
         "status": Status.COMPLETED,
-        "metadata": {"source": "rows.jsonl:1"},
+        "metadata": {"slime": {"source": "rows.jsonl:1"}},
     }
     return Sample(**copy.deepcopy({**fields, **changes}))
 

@@ -142,7 +142,7 @@ class TrainWorker:
         by_set: dict[str, list[Sample]] = {}
         for group in groups:
             for sample in group:
-                by_set.setdefault(sample.metadata["dataset"], []).append(sample)
+                by_set.setdefault(str(sample.dataset), []).append(sample)
         return {
             f"{name}/{metric}": value
             for name, samples in by_set.items()

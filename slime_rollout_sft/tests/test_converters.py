@@ -101,7 +101,7 @@ def test_verl_rows_take_the_response_as_last_message_and_the_ground_truth_as_lab
         "reward_model": {"style": "rule", "ground_truth": "42"},
     }
     assert converters.verl(row) == {
-        "messages": [user("Q1"), assistant("A1"), user("Q2"), assistant("A2")],
+        "messages": [user("Q1"), {**assistant("A1"), "step_loss_mask": 0}, user("Q2"), assistant("A2")],
         "label": "42",
         "metadata": {"data_source": "multiturn_sft"},
     }
@@ -129,24 +129,23 @@ BAD = [
     (
         "openhermes",
         {"conversations": [{"from": "gpt", "value": "x", "weight": 0.5}]},
-        "turn 1 has the weight 0.5; a turn is trained (1) or not (0)",
+        "turn 1 has weight 0.5; expected 0 (not trained) or 1",
     ),
     (
         "openhermes",
         {"conversations": [{"from": "function_call", "value": "f(x)"}]},
-        "turn 1 is a function_call but not valid JSON: Expecting value: line 1 column 1 (char 0)",
+        'turn 1 is a function_call, but: "f(x)" is no valid JSON (not valid JSON at column 1: Expecting value)',
     ),
     (
         "openhermes",
         {"conversations": [{"from": "function_call", "value": "{}"}]},
         "turn 1 is a function_call without a name; expected {'name', 'arguments'}",
     ),
-    ("openhermes", {"conversations": [], "tools": "[1]"}, "'tools' is no list of objects"),
+    ("openhermes", {"conversations": [], "tools": "[1]"}, "a tool definition is 1; expected an object"),
     (
         "openhermes",
         {"conversations": [], "tools": "{"},
-        "'tools' is text but not valid JSON: Expecting property name enclosed in double quotes: "
-        "line 1 column 2 (char 1)",
+        'the tools: "{" is no valid JSON (not valid JSON at column 2: Expecting property name enclosed in double quotes)',
     ),
     ("alpaca", {"instruction": "x"}, "the row has no 'output', expected a text; its keys are 'instruction'"),
     (

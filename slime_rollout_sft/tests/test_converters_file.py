@@ -181,7 +181,7 @@ def test_an_output_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"messages": "x"}, 'the messages are "x", expected a list of at least one message.'),
         (
             {"messages": [{"role": "user", "content": "x"}], "label": b"x"},
-            "the converted row cannot be written as JSON: Object of type bytes is not JSON serializable.",
+            "the row.label is 'bytes', which JSON has no form for; expected numbers, text, true, false, null, lists and objects of them.",
         ),
     ],
 )

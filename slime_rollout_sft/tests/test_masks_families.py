@@ -144,15 +144,6 @@ def test_a_turn_without_an_end_token_is_reported(family: Loader) -> None:
     assert auto(family("qwen3"), CONVERSATIONS["many turns"], None).warnings == []
 
 
-def test_a_blank_answer_still_ends_its_turn(family: Loader) -> None:
-    messages = [user("Hi?"), assistant("  \n")]
-    for name, expected in (
-        ("gpt-oss", "<|channel|>final<|message|>  \n<|return|>"),  # no token for the end of a conversation
-        ("llama-3", "<|eot_id|>"),
-    ):
-        assert trained_turns(auto(family(name), messages, None), family(name)) == [expected]
-
-
 TOOLS = [
     {
         "type": "function",

@@ -161,7 +161,7 @@ def test_a_skipped_conversation_is_replaced_by_the_next_and_counted(
     args = arguments([GOOD[0], row, GOOD[1], row], **changes)
     source = GlobalDataSource(args)
     output = rollout(args, source)
-    assert [s.metadata["source"].rpartition(":")[2] for s in output.samples] == ["1", "3"]
+    assert [s.source.rpartition(":")[2] for s in output.samples] == ["1", "3"]
     assert output.metrics == {metric: 1.0}
     assert rollout(args, source).metrics == {metric: 2.0}
 
@@ -213,7 +213,7 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, r
 
     first = rollout(args, source, evaluation=True)
     check_rollout(first.groups, need_reward=False)
-    assert [(s.metadata["dataset"], s.response) for s in first.samples] == [
+    assert [(s.dataset, s.response) for s in first.samples] == [
         ("e", "w2 w3 <end>"),
         ("e", "w6 <end>"),
         ("h", "w6 <end>"),
@@ -221,10 +221,11 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, r
     assert first.metrics == {"skipped_no_trainable_token": 1.0, "skipped_malformed": 1.0}
     assert source.state_dict()["sets"][0]["offset"] == 0
     for sample in first.samples:
-        sample.reward, sample.metadata["dataset"] = 1.0, "changed by somebody"
+        sample.reward = 1.0
+        sample.note(dataset="changed by somebody")
     (tmp_path / "easy.jsonl").unlink()  # tokenised once, not read again
     again = rollout(args, source, evaluation=True)
-    assert [s.metadata["dataset"] for s in again.samples] == ["e", "e", "h"]
+    assert [s.dataset for s in again.samples] == ["e", "e", "h"]
     assert {s.reward for s in again.samples} == {0.0}
 
 

@@ -213,7 +213,7 @@ def test_an_evaluation_leaves_everything_on_its_way_and_begins_no_group(start, t
     run.rollout(0)
     begun = len(engine.requests)
     answers = run.call(0, evaluation=True).generations
-    assert [answer.metadata["dataset"] for answer in answers] == ["held"]
+    assert [answer.dataset for answer in answers] == ["held"]
     assert len(engine.requests) == begun + 1
     assert engine.aborts == 0
     for rollout_id in range(1, 6):

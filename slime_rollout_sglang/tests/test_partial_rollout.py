@@ -230,8 +230,8 @@ def test_masking_keeps_what_was_masked_already() -> None:
 
 
 def test_a_sample_that_is_aborted_twice_remembers_its_first_rollout_and_both_continuations() -> None:
-    sample = Sample(tokens=[1, 2, 3], response_length=2, status=Status.ABORTED, metadata={"source": "f:1"})
+    sample = Sample(tokens=[1, 2, 3], response_length=2, status=Status.ABORTED, metadata={"slime": {"source": "f:1"}})
     once = resumable(sample, 4)
-    assert resumable(once, 5).metadata == {"source": "f:1", "start_rollout_id": 4, "times_continued": 2}
-    assert fresh(resumable(once, 5)).metadata == {"source": "f:1"}
-    assert sample.metadata == {"source": "f:1"}
+    assert resumable(once, 5).metadata == {"slime": {"source": "f:1"}, "start_rollout_id": 4, "times_continued": 2}
+    assert fresh(resumable(once, 5)).metadata == {"slime": {"source": "f:1"}}
+    assert sample.metadata == {"slime": {"source": "f:1"}}

@@ -48,14 +48,14 @@ def evaluate(arguments, plugins, eval_sets):
 
 def test_every_prompt_of_every_set_is_answered_as_often_as_asked_and_scored(evaluate) -> None:
     output = evaluate(ScriptedEngine(), n_samples_per_eval_prompt=4, custom_rm_path="rollout_cases.length_reward")
-    by_set = [(s.metadata["dataset"], tuple(s.tokens[: len(s.tokens) - s.response_length])) for s in output.generations]
+    by_set = [(s.dataset, tuple(s.tokens[: len(s.tokens) - s.response_length])) for s in output.generations]
     assert by_set == [
         (name, (7 + n, 8)) for name, count in (("easy", 3), ("hard", 2)) for n in range(count) for _ in range(4)
     ]
     assert len({s.index for s in output.generations}) == 20
     assert [s.label for s in output.generations[::4]] == ["w0", "w1", "w2", "w0", "w1"]
     assert all(s.reward == s.response_length for s in output.generations)
-    lengths = [s.response_length for s in output.generations if s.metadata["dataset"] == "hard"]
+    lengths = [s.response_length for s in output.generations if s.dataset == "hard"]
     assert output.metrics["hard/response_len/mean"] == pytest.approx(sum(lengths) / 8)
     assert "hard/pass@1" not in output.metrics  # rewards are lengths, not right or wrong
 

@@ -119,7 +119,7 @@ def test_data_in_which_every_prompt_is_over_long_is_an_error(arguments, plugins)
 
 
 def test_messages_that_the_template_refuses_follow_the_policy_for_malformed_rows(arguments, plugins) -> None:
-    rows = [{"input": [{"role": "user", "content": ["not", "text"]}]}, *([CHAT] * 3)]
+    rows = [{"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, *([CHAT] * 3)]
     from slime_core.data.tokenizer import load_tokenizer
 
     args = arguments(rows, apply_chat_template=True)

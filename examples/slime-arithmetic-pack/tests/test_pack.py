@@ -46,7 +46,7 @@ def test_the_reward_looks_at_the_answer_line_and_credits_the_format(plugins, res
 
 @pytest.mark.parametrize("label", [None, "five", "1/0"])
 def test_a_label_that_is_no_number_is_an_error_that_names_the_sample(plugins, label):
-    sample = Sample(index=7, response="Answer: 5", label=label, metadata={"source": "sums.jsonl:8"})
+    sample = Sample(index=7, response="Answer: 5", label=label, metadata={"slime": {"source": "sums.jsonl:8"}})
     with pytest.raises(DataError, match=r"label of sample 7 \(sums.jsonl:8\) is"):
         plugins.select("reward", "arithmetic")(ARGS, sample)
 

@@ -112,7 +112,9 @@ def test_nan_stops_the_step_names_the_samples_and_changes_nothing(tiny: SimpleNa
     backend = tiny.backend(model, lr=0.1, optimizer=optimizer)
     backend.train_step(make_train_batch(samples, micro_batch_size=2))
     poison(model, 95)
-    samples[3] = replace(samples[3], tokens=[95, *samples[3].tokens[1:]], metadata={"source": "rows.jsonl:17"})
+    samples[3] = replace(
+        samples[3], tokens=[95, *samples[3].tokens[1:]], metadata={"slime": {"source": "rows.jsonl:17"}}
+    )
     before, state = weights_of(model), copy.deepcopy(backend.optimizer.state_dict())
     with pytest.raises(TrainingError, match=r"loss is NaN or Inf.*sample 2, sample 3 \(rows.jsonl:17\)\. The weights"):
         backend.train_step(make_train_batch(samples, micro_batch_size=2))

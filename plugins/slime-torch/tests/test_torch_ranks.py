@@ -184,7 +184,9 @@ def failures(tiny: SimpleNamespace, rank: int) -> dict[str, Any]:
         poisoned.get_input_embeddings().weight[95] = math.nan
     for sample in samples:
         sample.tokens = [min(token, 90) for token in sample.tokens]
-    samples[3] = replace(samples[3], tokens=[95, *samples[3].tokens[1:]], metadata={"source": "rows.jsonl:17"})
+    samples[3] = replace(
+        samples[3], tokens=[95, *samples[3].tokens[1:]], metadata={"slime": {"source": "rows.jsonl:17"}}
+    )
     backend = tiny.backend(poisoned, lr=0.1)
     before = dict(backend.weights())
     found["loss"] = failure(lambda: backend.train_step(make_train_batch(samples, ranks=2)))

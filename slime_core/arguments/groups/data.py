@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from datetime import date
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
 
@@ -35,8 +39,21 @@ class DataArguments(ArgumentGroup):
         "Render message lists with the tokenizer's chat template before they are generated from. SFT always does.",
         read_by_core=False,
     )
+    apply_chat_template_kwargs: dict[str, Any] = option(
+        {},
+        "JSON object of variables for the chat template, such as '{\"enable_thinking\": false}'.",
+        read_by_core=False,
+    )
+    chat_template_date: str | None = option(
+        None,
+        "The day that chat templates write where they write today's, as YYYY-MM-DD. Default: the day on which the run began, "
+        "so that a run that is continued goes on with it.",
+        read_by_core=False,
+    )
     malformed_row: Literal["error", "skip"] = option(
-        "error", "A row that is not valid JSON or lacks its column: stop, or skip it and count it."
+        "error",
+        "A row that cannot be read, lacks its column, or says something about training that nobody reads: stop, or skip it and "
+        "count it.",
     )
     rollout_shuffle: bool = option(False, "Shuffle the prompts anew in every epoch.")
     rollout_seed: int = option(42, "Seed of the shuffling and of sampling.", ge=0)
@@ -52,3 +69,20 @@ class DataArguments(ArgumentGroup):
         "The data source: a component name ('streaming' for files and pipes that are read forward only) or import path.",
     )
     buffer_filter_path: str = option("pop_first", "How groups are taken from the buffer: a name or import path.")
+
+    @field_validator("apply_chat_template_kwargs", mode="before")
+    @classmethod
+    def _json_object(cls, value: object) -> object:
+        """Parse JSON text, which is what the command line gives."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"expected a JSON object: {error}") from None
+
+    @field_validator("chat_template_date")
+    @classmethod
+    def _is_a_day(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("expected a day, YYYY-MM-DD") from None

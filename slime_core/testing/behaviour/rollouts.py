@@ -64,11 +64,11 @@ def evaluates(subject: Subject[RolloutOutput]) -> None:
         output = _roll_out(subject, 0, source, evaluation=True)
     samples = [*output.samples, *output.generations]
     check_rollout([samples], need_reward=False)
-    names = {sample.metadata.get("dataset") for sample in samples}
+    names = {sample.dataset for sample in samples}
     subject.expect(
         names == {"heldout"},
         f"with evaluation=True its samples come from the sets {names}; expected {{'heldout'}}: read --eval-prompt-data "
-        '(slime_core.data.evaluation_sets) and name the set in metadata["dataset"].',
+        "(slime_core.data.evaluation_sets) and keep their metadata, which names the set.",
     )
 
 

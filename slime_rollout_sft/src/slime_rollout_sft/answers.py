@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.contracts.engine import Generates
 from slime_core.data import read_conversation
+from slime_core.data.tokenizer import template_variables
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
@@ -38,7 +39,7 @@ def answer_first(
     Args:
         reward: scores the answers, if one is chosen.
         engine: the run's inference engine.
-        samples: the samples of all sets, `metadata["dataset"]` naming their set.
+        samples: the samples of all sets, `dataset` naming their set.
 
     Returns:
         The answered samples, and how often the reward was called and failed.
@@ -51,8 +52,8 @@ def answer_first(
     per_set: Counter[str] = Counter()
     chosen = []
     for sample in samples:
-        per_set[sample.metadata["dataset"]] += 1
-        if per_set[sample.metadata["dataset"]] <= args.eval_generate:
+        per_set[str(sample.dataset)] += 1
+        if per_set[str(sample.dataset)] <= args.eval_generate:
             chosen.append(_question(sample))
     return asyncio.run(_answer_all(args, reward, engine, tokenizer, chosen))
 
@@ -81,10 +82,11 @@ async def _answer(
     messages: Any = question.prompt
     rendered = tokenizer.apply_chat_template(
         messages,
-        tools=question.metadata.get("tools"),
+        tools=question.tools,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=False,
+        **template_variables(tokenizer, args),
     )
     prompt = cast(list[int], rendered)
     temperature = args.eval_temperature or 0.0
@@ -107,17 +109,19 @@ def _question(sample: Sample) -> Sample:
     """Return the conversation without its last answer, which becomes the label where the row has none."""
     if isinstance(sample.prompt, str):
         raise ArgumentError(
-            f"{sample.metadata.get('source', sample.name)}: --eval-generate needs messages, to know the question; a "
+            f"{sample.source or sample.name}: --eval-generate needs messages, to know the question; a "
             "row of token ids says nothing of it. Leave --eval-generate out, or evaluate on messages."
         )
-    conversation = read_conversation(sample.prompt, sample.metadata.get("tools"))
+    conversation = read_conversation(sample.prompt, sample.tools)
     messages = conversation.messages
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return replace(
+    question = replace(
         sample,
         prompt=messages[:last],
         label=messages[last].get("content") if sample.label is None else sample.label,
         loss_mask=None,
         reward=None,
-        metadata={**sample.metadata, **({"tools": conversation.tools} if conversation.tools else {})},
     )
+    if conversation.tools:
+        question.note(tools=conversation.tools)
+    return question

@@ -24,6 +24,12 @@ class SftArguments(ArgumentGroup):
         "What was skipped is counted in the metrics.",
     )
 
+    dropped_text: Literal["error", "skip", "train"] = option(
+        "error",
+        "What to do with a conversation when the chat template leaves out text that was to be trained, such as tool calls "
+        "that it does not know: stop, take the next row instead, or train what is left. It is counted in the metrics.",
+    )
+
 
 class SftRunArguments(RunArguments, SftArguments):
     """The run's options with those of this package, for type checkers."""

@@ -5,21 +5,28 @@ Called by the SFT rollout, for training data and evaluation sets alike, and by t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data import is_tokenised, require_known, vocabulary_of
+from slime_core.data.conversation import REASONING_KEYS
+from slime_core.data.flags import STEP
+from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.errors import DataError
+from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample, Status
+from slime_rollout_sft.masks.ready import ready_mask_warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from slime_core.plugins import Selected
     from slime_rollout_sft.arguments import SftRunArguments
+
+_READ_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "id", STEP, *REASONING_KEYS})
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Policy:
         hf_checkpoint: the checkpoint whose tokenizer is used.
         input_key: the column of the conversation, for messages.
         rollout_max_context_len: the longest conversation in tokens; None: any.
-        malformed_row, over_long_sample, no_trainable_token: what to do with a conversation that cannot be used.
+        malformed_row, over_long_sample, no_trainable_token, dropped_text: what to do with a conversation that cannot be used.
     """
 
     hf_checkpoint: str
@@ -39,6 +46,7 @@ class Policy:
     malformed_row: Literal["error", "skip"] = "error"
     over_long_sample: Literal["error", "skip", "truncate"] = "error"
     no_trainable_token: Literal["error", "skip"] = "error"
+    dropped_text: Literal["error", "skip", "train"] = "error"
 
     @classmethod
     def of(cls, args: SftRunArguments) -> Policy:
@@ -50,6 +58,7 @@ class Policy:
             malformed_row=args.malformed_row,
             over_long_sample=args.over_long_sample,
             no_trainable_token=args.no_trainable_token,
+            dropped_text=args.dropped_text,
         )
 
 
@@ -122,6 +131,7 @@ class Conversations:
         self.counts: Counter[str] = Counter()
         self._tokenizer = load_tokenizer(policy.hf_checkpoint)
         self._loss_mask = loss_mask
+        self._notices = Notices()
 
     def complete(self, sample: Sample) -> Sample | None:
         """Return the sample with tokens, mask and response; None when the policy says to skip it.
@@ -131,14 +141,16 @@ class Conversations:
         """
         try:
             masked = self._render(sample)
+            require_all_text(masked, self.policy)
             done = respond(sample, masked, self.policy)
         except Unusable as problem:
             if not problem.skip:
-                raise DataError(f"{sample.metadata.get('source', sample.name)}: {problem}") from problem.__cause__
+                raise DataError(f"{sample.source or sample.name}: {problem}") from problem.__cause__
             self.counts[problem.kind] += 1
             return None
         self.counts["truncated"] += done.status is Status.TRUNCATED
         self.counts["with_mask_warnings"] += bool(masked.warnings)
+        self.counts.update(masked.counts)
         done.response = self._text(done.tokens[-done.response_length :])
         if is_tokenised(sample.prompt):
             done.prompt = self._text(done.tokens[: -done.response_length])
@@ -162,14 +174,67 @@ class Conversations:
                 "Name the column of messages with --input-key, or make one with `slime data convert`.",
             )
         try:
-            if is_tokenised(sample.prompt):
-                return tokenised(sample, self._tokenizer)
-            return self._loss_mask(self._tokenizer, sample.prompt, sample.metadata.get("tools"))
+            return masked_tokens(sample, self._tokenizer, self._loss_mask, self._notices)
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
 
     def _text(self, tokens: list[int]) -> str:
         return cast(str, self._tokenizer.decode(tokens))  # a list of texts is for a batch only
+
+
+def require_all_text(masked: MaskedTokens, policy: Policy) -> None:
+    """Check that the rendering has all that was to be trained.
+
+    Raises:
+        Unusable: it has not, and the policy does not allow it.
+    """
+    if masked.lost and policy.dropped_text != "train":
+        raise Unusable(
+            "skipped_dropped_text",
+            policy.dropped_text == "skip",
+            f"{masked.lost[0]}, so that it would not be trained as the row says. Use a template that shows it, keep the "
+            'message from being trained with "step_loss_mask": 0, or choose --dropped-text skip or train.',
+        )
+
+
+def masked_tokens(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, loss_mask: Selected[MaskedTokens], notices: Notices
+) -> MaskedTokens:
+    """Return the tokens of a row and which of them are trained; the one way that the rollout and the preview go.
+
+    Args:
+        notices: is told of keys of messages that neither slime nor the template reads.
+
+    Raises:
+        DataError: the row cannot be used; without file and row.
+    """
+    if isinstance(sample.prompt, str):
+        raise DataError(
+            "the prompt is text, but fine-tuning needs messages, which say what is trained. Name the column of messages with "
+            "--input-key, or make one with `slime data convert`."
+        )
+    if is_tokenised(sample.prompt):
+        return tokenised(sample, tokenizer)
+    masked = loss_mask(tokenizer, sample.prompt, sample.tools)
+    further = {key for message in sample.prompt for key in message} - _READ_KEYS
+    if further and (unread := _not_in_template(tokenizer, sample.tools, further)):
+        notices.message_keys(sample.source, unread)
+    return masked
+
+
+def with_variables(loss_mask: Selected[MaskedTokens], variables: dict[str, Any]) -> Selected[MaskedTokens]:
+    """Return the loss-mask generator with the variables of the chat template.
+
+    Raises:
+        ArgumentError: options set some, and the generator does not take any.
+    """
+    bound = loss_mask.bind(template_kwargs=variables)
+    if variables and "template_kwargs" not in bound.bound:
+        raise ArgumentError(
+            f"--apply-chat-template-kwargs: the {loss_mask.label} does not take them (it has no parameter template_kwargs). "
+            "Choose another with --loss-mask-type, or leave them out."
+        )
+    return bound
 
 
 def tokenised(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> MaskedTokens:
@@ -180,4 +245,10 @@ def tokenised(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> MaskedToken
     """
     ids: Any = sample.prompt
     require_known(ids, vocabulary_of(tokenizer))
-    return MaskedTokens(ids, sample.loss_mask or [1] * len(ids))
+    mask = sample.loss_mask or [1] * len(ids)
+    return MaskedTokens(ids, mask, warnings=ready_mask_warnings(tokenizer, ids, mask))
+
+
+def _not_in_template(tokenizer: PreTrainedTokenizerBase, tools: Any, keys: set[str]) -> set[str]:
+    source = tokenizer.get_chat_template(None, tools) if getattr(tokenizer, "chat_template", None) else ""
+    return {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", source)}

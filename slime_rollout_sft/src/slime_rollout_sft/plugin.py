@@ -30,7 +30,8 @@ def slime_rollouts() -> dict[str, Lazy]:
             "conversations from a file, tokenised and masked",
             aliases=("slime.rollout.sft_rollout.generate_rollout",),
             reads_options=(
-                *("SftArguments", "eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
+                *("SftArguments", "apply_chat_template_kwargs", "chat_template_date"),
+                *("eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
                 *("eval_max_response_len?eval_generate", "eval_temperature?eval_generate"),
             ),
         )

@@ -1,7 +1,7 @@
 """The SFT rollout: conversations from the data source, tokenised and masked. No model generates anything.
 
 Selected by `--rollout-function-path sft`. A conversation that cannot be used is treated as `--malformed-row`,
-`--over-long-sample` and `--no-trainable-token` say. One that is skipped is replaced by the next row, so a batch keeps
+`--over-long-sample`, `--dropped-text` and `--no-trainable-token` say. One that is skipped is replaced by the next row, so a batch keeps
 its size (and an epoch ends a little earlier), and it is counted in the metrics. A row of token ids is used as it is.
 """
 
@@ -14,13 +14,13 @@ from slime_core.contracts.data import DataSource, MaskedTokens, malformed_rows
 from slime_core.contracts.engine import Generates
 from slime_core.contracts.rollout import uses_engine
 from slime_core.data import EvaluationSet, evaluation_sets
-from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.tokenizer import load_tokenizer, template_variables
 from slime_core.errors import DataError
 from slime_core.plugins import Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.sample import Group, RolloutOutput, Sample
 from slime_rollout_sft.arguments import SftRunArguments
-from slime_rollout_sft.conversations import Conversations, Policy
+from slime_rollout_sft.conversations import Conversations, Policy, with_variables
 
 
 @uses_engine("evaluation")
@@ -37,8 +37,8 @@ def generate_rollout(
 
     Every sample gets its tokens; as response, everything from its first trained token on; and a reward of 0. The
     samples of a group are equal. Metrics, as far as they are not 0: "skipped_malformed", "skipped_over_long",
-    "skipped_no_trainable_token" and "truncated", numbers of conversations, and "with_mask_warnings"
-    (`slime data preview` shows the warnings).
+    "skipped_no_trainable_token", "skipped_dropped_text" and "truncated", numbers of conversations, and
+    "with_mask_warnings", "with_special_token_text" and "with_dropped_text" (`slime data preview` shows the warnings).
 
     Args:
         components: the loss-mask generator, and the reward of `--eval-generate`.
@@ -48,10 +48,12 @@ def generate_rollout(
         DataError: a conversation cannot be used and the policy is "error", or a whole epoch was skipped.
     """
     policy = Policy.of(args)
+    variables = template_variables(load_tokenizer(args.hf_checkpoint), args)
+    loss_mask = with_variables(components.further["loss_mask"], variables)
     if evaluation:
-        return _evaluate(args, policy, components, engine)
+        return _evaluate(args, policy, loss_mask, components, engine)
     malformed_before = malformed_rows(data_source)
-    conversations = Conversations(policy, components.further["loss_mask"])
+    conversations = Conversations(policy, loss_mask)
     groups: list[Group] = []
     skipped_in_a_row = 0
     while len(groups) < args.rollout_batch_size:
@@ -72,9 +74,13 @@ def generate_rollout(
 
 
 def _evaluate(
-    args: SftRunArguments, policy: Policy, components: RolloutComponents, engine: Generates | None
+    args: SftRunArguments,
+    policy: Policy,
+    loss_mask: Selected[MaskedTokens],
+    components: RolloutComponents,
+    engine: Generates | None,
 ) -> RolloutOutput:
-    samples, metrics = _evaluation_samples(policy, components.further["loss_mask"], evaluation_sets(args))
+    samples, metrics = _evaluation_samples(policy, loss_mask, evaluation_sets(args))
     groups = [[replace(sample, metadata=dict(sample.metadata))] for sample in samples]
     answers: list[Sample] = []
     if args.eval_generate:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import field_validator
 
@@ -29,11 +28,6 @@ class SamplingArguments(ArgumentGroup):
         "Longest prompt in tokens. Longer ones are left out, replaced by the next, and counted. Default: what "
         "--rollout-max-context-len leaves room for.",
         ge=1,
-    )
-    apply_chat_template_kwargs: dict[str, Any] = option(
-        {},
-        "JSON object handed to the chat template, such as '{\"enable_thinking\": false}'.",
-        when="apply_chat_template",
     )
     over_sampling_batch_size: int | None = option(
         None,
@@ -82,15 +76,6 @@ class SamplingArguments(ArgumentGroup):
     @classmethod
     def _rollout_top_k_is_not_zero(cls, value: int) -> int:
         return _not_zero(value)
-
-    @field_validator("apply_chat_template_kwargs", mode="before")
-    @classmethod
-    def _json_object(cls, value: object) -> object:
-        """Parse JSON text, which is what the command line gives."""
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"expected a JSON object: {error}") from None
 
 
 class EvalSamplingArguments(ArgumentGroup):

@@ -40,7 +40,7 @@ async def evaluate(
     function or reward failed for good is left out and counted, and so is a prompt that is too long.
 
     Returns:
-        No groups; all answers, with the name of their set in `metadata["dataset"]` and a number as `reward` (of a reward
+        No groups; all answers, with the name of their set as `dataset` and a number as `reward` (of a reward
         that is a dict the one of `--eval-reward-key`, while `metadata["rewards"]` has all of them); and for each set the
         metrics of `response_metrics` and `pass_at`.
 

@@ -20,7 +20,8 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 _GENERATES = (
     *("apply_chat_template", "rollout_temperature", "rollout_max_response_len", "custom_rm_path", "rm_type"),
     *("rollout_top_p", "rollout_top_k", "rollout_stop", "rollout_stop_token_ids", "rollout_max_prompt_len"),
-    *("apply_chat_template_kwargs", "dynamic_sampling_filter_path", "max_dynamic_sampling_rounds", "partial_rollout"),
+    *("apply_chat_template_kwargs?apply_chat_template", "chat_template_date?apply_chat_template"),
+    *("dynamic_sampling_filter_path", "max_dynamic_sampling_rounds", "partial_rollout"),
     *("mask_offpolicy_in_partial_rollout", "rollout_sample_filter_path", "rollout_all_samples_process_path"),
     "custom_generate_function_path",
     *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from slime_core.data import is_tokenised, require_known, vocabulary_of
-from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.tokenizer import load_tokenizer, template_variables
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Group, Sample
 
@@ -29,7 +29,8 @@ class PromptTokenizer:
     prompt included. Token ids are used as they are, and the text that they stand for becomes the sample's prompt.
 
     Attributes:
-        args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs` and `malformed_row` are read.
+        args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs`, `chat_template_date` and `malformed_row`
+            are read.
         limit: the longest prompt in tokens; None for no limit.
         limit_option: the option that sets the limit, for messages.
         counts: how many prompts were left out, as "skipped_over_long_prompt" and "skipped_malformed".
@@ -124,10 +125,10 @@ class PromptTokenizer:
         try:
             text = self._tokenizer.apply_chat_template(
                 cast("list[dict[str, str]]", sample.prompt),
-                tools=sample.metadata.get("tools"),
+                tools=sample.tools,
                 add_generation_prompt=True,
                 tokenize=False,
-                **self.args.apply_chat_template_kwargs,
+                **template_variables(self._tokenizer, self.args),
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise DataError(
@@ -146,4 +147,4 @@ class PromptTokenizer:
 
 def _place(sample: Sample) -> str:
     """Return how messages about a prompt begin: file and row if they are known, else the sample's name."""
-    return str(sample.metadata.get("source") or sample.name)
+    return sample.source or sample.name

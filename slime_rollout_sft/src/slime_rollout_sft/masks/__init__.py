@@ -3,6 +3,10 @@
     generators.py  the loss-mask generators
     template.py    renders conversations with the tokenizer's chat template
     spans.py       finds the assistant's turns in a rendering
+    skeleton.py    the same with few renderings, for long conversations
+    marks.py       turns that a template marks itself, and what they train besides
+    spelled.py     text of messages that spells a special token
+    ready.py       what cannot be right in masks of rows of token ids
     messages.py    what a message says, and tool calls with other arguments
     tokens.py      tokenises a rendering and finds the tokens of its turns
 

@@ -11,12 +11,16 @@ Warnings are about what a person should look at before training; none of them st
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.data import MaskedTokens
-from slime_core.data.conversation import REASONING_KEYS, read_conversation
+from slime_core.data.conversation import Conversation, Message, read_conversation
 from slime_core.errors import DataError
+from slime_rollout_sft.masks.marks import marked_turns, trained_besides
+from slime_rollout_sft.masks.messages import reasoning_of
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
+from slime_rollout_sft.masks.spelled import spelled_special_tokens
 from slime_rollout_sft.masks.template import Dropped, Template, render_whole
 from slime_rollout_sft.masks.tokens import encode, encoding_problem, straddles, tokens_between
 
@@ -26,25 +30,46 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def auto(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
+def auto(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Row],
+    tools: list[Row] | None,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> MaskedTokens:
     """Train every assistant turn of the whole rendering, except those with `step_loss_mask` 0.
+
+    Where the template leaves the reasoning of the last turn out (DeepSeek-R1 distillations), that turn is as
+    `distill_qwen` has it.
 
     Raises:
         DataError: the conversation cannot be read, rendered or tokenised.
     """
-    return _from_rendering(tokenizer, messages, tools, last_only=False)
+    return _from_rendering(read_conversation(messages, tools), tokenizer, template_kwargs, last_only=False)
 
 
-def last_turn(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
+def last_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Row],
+    tools: list[Row] | None,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> MaskedTokens:
     """Train only the assistant's last message of the whole rendering, unless its `step_loss_mask` is 0.
 
     Raises:
         DataError: what `auto` raises.
     """
-    return _from_rendering(tokenizer, messages, tools, last_only=True)
+    return _from_rendering(read_conversation(messages, tools), tokenizer, template_kwargs, last_only=True)
 
 
-def distill_qwen(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None) -> MaskedTokens:
+def distill_qwen(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Row],
+    tools: list[Row] | None,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> MaskedTokens:
     """Train the last message as the data has it: the rendering of everything before it with the generation prompt,
     then its reasoning and content verbatim, then the template's end of turn; tokenised as one text.
 
@@ -52,47 +77,105 @@ def distill_qwen(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools:
         DataError: what `auto` raises; the last message is not the assistant's, comes first, or calls tools.
     """
     conversation = read_conversation(messages, tools)
-    last = conversation.messages[-1]
-    if last["role"] != "assistant" or "tool_calls" in last or len(conversation.messages) == 1:
+    if not _ends_with_answer(conversation.messages):
         raise DataError(
             "--loss-mask-type distill_qwen trains the last message, which must be the assistant's, follow another and "
             "call no tools. Use auto."
         )
-    template = Template(tokenizer, conversation.tools)
+    template = Template(tokenizer, conversation.tools, template_kwargs)
     before, _, dropped = render_whole(template, conversation.messages[:-1])
+    text, turn = _verbatim(template, before, conversation.messages[-1])
+    return _masked(template, conversation, text, [turn] if conversation.trained[-1] else [], dropped)
+
+
+def _from_rendering(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any] | None,
+    last_only: bool,
+) -> MaskedTokens:
+    template = Template(tokenizer, conversation.tools, template_kwargs)
+    rendered, text, dropped = render_whole(template, conversation.messages)
+    last = max(i for i, message in enumerate(rendered) if message["role"] == "assistant")
+    besides: list[str] = []
+    if (with_reasoning := _with_dropped_reasoning(template, conversation, rendered, dropped)) is not None:
+        text, turns = with_reasoning
+        dropped = [item for item in dropped if item.number != last + 1]
+    elif template.has_generation_marks:
+        turns = marked_turns(template, rendered, text)
+        besides = trained_besides(template, rendered, text, turns)
+    else:
+        turns = assistant_turns(template, rendered, text)
+    trained = [turn for turn in turns if conversation.trained[turn.index] and (turn.index == last or not last_only)]
+    return _masked(template, conversation, text, trained, dropped, besides)
+
+
+def _ends_with_answer(messages: list[Message]) -> bool:
+    return messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1] and len(messages) > 1
+
+
+def _with_dropped_reasoning(
+    template: Template, conversation: Conversation, rendered: list[Message], dropped: list[Dropped]
+) -> tuple[str, list[Turn]] | None:
+    """Return text and turns with the last answer as the data has it, if the template leaves out nothing but its reasoning
+    and writes all before it as it does otherwise; else None."""
+    last = len(rendered)
+    of_last = {item.what for item in dropped if item.number == last}
+    if (
+        not template.writes_thoughts
+        or of_last != {"reasoning"}
+        or not _ends_with_answer(rendered)
+        or not conversation.trained[-1]
+    ):
+        return None
+    before = rendered[:-1]
+    earlier = template.try_render(before)
+    text, turn = _verbatim(template, before, conversation.messages[-1])
+    if earlier is None or not text.startswith(earlier):
+        return None
+    turns = (
+        marked_turns(template, before, earlier)
+        if template.has_generation_marks
+        else assistant_turns(template, before, earlier)
+    )
+    return text, [*turns, turn]
+
+
+def _verbatim(template: Template, before: list[Message], last: Message) -> tuple[str, Turn]:
+    """Return the rendering of `before` with the generation prompt, the last answer as the data has it, and the template's
+    end of turn; and the turn that is the answer."""
     prompt = template.render(before, prompt=True)
-    reasoning = next((last[key] for key in REASONING_KEYS if last.get(key)), None)
-    answer = last["content"] if reasoning is None else f"<think>\n{reasoning.strip()}\n</think>\n\n{last['content']}"
+    reasoning, content = reasoning_of(last), last["content"]
+    answer = f"<think>\n{reasoning.strip()}\n</think>\n\n{content}" if reasoning else content
     if prompt.rstrip().endswith("<think>") and answer.startswith("<think>"):
         answer = answer.removeprefix("<think>").lstrip("\n")
     complete = [*before, last]
     text = prompt + answer + closing_text(template, complete, template.render(complete))
-    turn = Turn(len(before), len(prompt), len(text), closed=bool(template.special.search(text, len(prompt + answer))))
-    return _masked(template, text, [turn] if conversation.trained[-1] else [], dropped)
+    closed = bool(template.special.search(text, len(prompt + answer)))
+    return text, Turn(len(before), len(prompt), len(text), closed)
 
 
-def _from_rendering(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None, last_only: bool
+def _masked(
+    template: Template,
+    conversation: Conversation,
+    text: str,
+    turns: list[Turn],
+    dropped: list[Dropped],
+    besides: Sequence[str] = (),
 ) -> MaskedTokens:
-    conversation = read_conversation(messages, tools)
-    template = Template(tokenizer, conversation.tools)
-    rendered, text, dropped = render_whole(template, conversation.messages)
-    last = max(i for i, message in enumerate(rendered) if message["role"] == "assistant")
-    turns = assistant_turns(template, rendered, text)
-    trained = [turn for turn in turns if conversation.trained[turn.index] and (turn.index == last or not last_only)]
-    return _masked(template, text, trained, dropped)
-
-
-def _masked(template: Template, text: str, turns: list[Turn], dropped: list[Dropped]) -> MaskedTokens:
     ids, offsets = encode(template.tokenizer, text)
     mask = [0] * len(ids)
     for turn in turns:
         for token in tokens_between(offsets, turn.start, turn.end):
             mask[token] = 1
-    warnings = [
-        f"the chat template drops the {item.what} of message {item.number} ({item.role}): {_short(item.text)}"
-        for item in dropped
-    ]
+    warnings = [_drops(item) for item in dropped]
+    warnings += (spelled := spelled_special_tokens(template, conversation))
+    if template.trained_header and not template.has_generation_marks and turns:
+        warnings.append(
+            f"the chat template ignores add_generation_prompt, so its header {template.trained_header!r} is trained; a model "
+            "that is asked with this template is given none"
+        )
+    warnings += besides
     for turn in turns:
         for position, name in ((turn.start, "start"), (turn.end, "end")):
             if straddles(offsets, position):
@@ -106,7 +189,33 @@ def _masked(template: Template, text: str, turns: list[Turn], dropped: list[Drop
         warnings.append(problem)
     if 1 not in mask:
         warnings.append("no token is trained")
-    return MaskedTokens(ids, mask, text, offsets, warnings)
+    lost = [_drops(item) for item in dropped if _is_lost(item, conversation, {turn.index for turn in turns})]
+    counts = {"with_special_token_text": len(spelled), "with_dropped_text": len(dropped)}
+    return MaskedTokens(
+        ids, mask, text, offsets, warnings, lost, {name: 1 for name, number in counts.items() if number}
+    )
+
+
+def _is_lost(item: Dropped, conversation: Conversation, turns: set[int]) -> bool:
+    """Whether what is dropped was to be trained. The reasoning of earlier questions is dropped on purpose: the model does
+    not see it either, when it is asked."""
+    index, messages = item.number - 1, conversation.messages
+    is_earlier = any(message["role"] == "user" for message in messages[index:])
+    return (
+        conversation.trained[index]
+        and not (item.what == "reasoning" and is_earlier)
+        and _is_chosen(index, turns, messages)
+    )
+
+
+def _is_chosen(index: int, turns: set[int], messages: list[Message]) -> bool:
+    """Whether the generator trains a message: it has a turn, or left none because it was dropped whole."""
+    later = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > index]
+    return index in turns or not later or any(i in turns for i in range(index))
+
+
+def _drops(item: Dropped) -> str:
+    return f"the chat template drops the {item.what} of message {item.number} ({item.role}): {_short(item.text)}"
 
 
 def _short(text: str) -> str:

@@ -10,13 +10,18 @@ from typing import Any
 from slime_core.data.conversation import REASONING_KEYS, Message
 
 
+def reasoning_of(message: Message) -> str:
+    """Return the reasoning of a message, whatever its key; "" where it has none."""
+    return next((message[key] for key in REASONING_KEYS if message.get(key)), "")
+
+
 def texts(message: Message) -> Iterator[tuple[str, str]]:
     """Yield (kind, text) of the texts that a rendering should show, stripped, without empty ones.
 
     The kind is "content" or "reasoning". Tool calls are not texts.
     """
     content = message.get("content") or ""
-    reasoning = next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
+    reasoning = reasoning_of(message)
     if message["role"] == "assistant" and "</think>" in content:
         thought, _, content = content.rpartition("</think>")
         for part in re.split("</?think>", thought):

@@ -21,14 +21,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from slime_core.data.conversation import REASONING_KEYS, Message
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.messages import with_arguments
+from slime_rollout_sft.masks.skeleton import places, similar_turns
 from slime_rollout_sft.masks.template import Template
 
 _REPLACEMENT = "\ue000"  # private use: no text and no template contains it
+_MANY = 6  # turns, from which on a search for each of them takes longer than a skeleton
 _ANCHOR = 24  # characters of the previous message's end that make a place unmistakable
 
 
@@ -57,8 +60,19 @@ def assistant_turns(template: Template, messages: list[Message], text: str) -> l
         DataError: they cannot be told apart.
     """
     indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if template.has_generation_marks:
-        return _marked_turns(template, messages, indices)
+    if len(indices) >= _MANY and (found := places(template, messages, text)) is not None:
+        similar = similar_turns(messages, text, found, partial(_find, template, messages, text), Turn)
+        if similar is not None:
+            return similar
+    return searched_turns(template, messages, text, indices)
+
+
+def searched_turns(template: Template, messages: list[Message], text: str, indices: list[int]) -> list[Turn]:
+    """Return the turns of these messages, each searched for on its own.
+
+    Raises:
+        DataError: they cannot be told apart.
+    """
     turns: list[Turn] = []
     for i in indices:
         floor = turns[-1].end if turns else 0
@@ -71,20 +85,6 @@ def assistant_turns(template: Template, messages: list[Message], text: str) -> l
                 "with {% generation %} and {% endgeneration %} in the template."
             )
         turns.append(turn)
-    return turns
-
-
-def _marked_turns(template: Template, messages: list[Message], indices: list[int]) -> list[Turn]:
-    spans = template.marked_spans(messages)
-    if len(spans) == len(indices):
-        return [Turn(i, start, end) for i, (start, end) in zip(indices, spans, strict=True)]
-    # A message can have several marked parts, or none: count the marks with and without it.
-    turns: list[Turn] = []
-    for i in indices:
-        count = len(template.marked_spans(messages[: i + 1]))
-        turns += [Turn(i, start, end) for start, end in spans[len(turns) : count]]
-    if len(turns) != len(spans):
-        raise DataError(f"the chat template marks {len(spans)} generated parts, but {len(turns)} belong to messages.")
     return turns
 
 
@@ -107,6 +107,12 @@ def _find(template: Template, messages: list[Message], text: str, i: int, floor:
     if is_last:
         end = _without_end_of_conversation(template, messages, text, end)
     return _closed(template, Turn(i, start, end), text)
+
+
+def ends_with_special(template: Template, text: str, start: int, end: int) -> bool:
+    """Whether the characters `start` to `end` of `text` end with a special token."""
+    tokens = list(template.special.finditer(text, start, end))
+    return bool(tokens) and tokens[-1].end() == end
 
 
 def closing_text(template: Template, messages: list[Message], text: str) -> str:
@@ -215,8 +221,7 @@ def _without_end_of_conversation(template: Template, messages: list[Message], te
 
 def _closed(template: Template, turn: Turn, text: str) -> Turn:
     """Return `turn`, with the next special token if it does not end with one."""
-    tokens = list(template.special.finditer(text, turn.start, turn.end))
-    if tokens and tokens[-1].end() == turn.end:
+    if ends_with_special(template, text, turn.start, turn.end):
         return turn
     following = re.compile(r"\s*").match(text, turn.end)
     token = template.special.match(text, following.end() if following else turn.end)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from slime_core.data.conversation import Message
+from slime_core.data.conversation import REASONING_KEYS, Message
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.messages import texts, with_arguments
+from slime_rollout_sft.masks.messages import reasoning_of, texts, with_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_QUESTION, _ANSWER = "question\ue001", "answer\ue001"  # private use: no template contains them
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in the shared compiled template
 
@@ -27,13 +28,22 @@ _ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in th
 class Template:
     """Renders conversations that have the same tools with a tokenizer's chat template.
 
+    Args:
+        variables: of the template, `--apply-chat-template-kwargs`.
+
     Raises:
         DataError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: list[dict[str, Any]] | None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.tools: list[Any] | None = tools
+        self.variables = dict(variables or {})
         if not getattr(tokenizer, "chat_template", None):
             raise DataError("the tokenizer has no chat template; use one that has, or set tokenizer.chat_template.")
 
@@ -45,7 +55,7 @@ class Template:
         """
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt
+                messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt, **self.variables
             )
         except Exception as error:  # templates are programs: they fail in every way that Python can
             raise DataError(f"the chat template refuses the conversation: {error}") from error
@@ -64,6 +74,11 @@ class Template:
         return self.tokenizer.get_chat_template(None, self.tools)
 
     @property
+    def writes_thoughts(self) -> bool:
+        """Whether the template knows reasoning as `<think>` blocks."""
+        return "</think>" in self.source
+
+    @property
     def has_generation_marks(self) -> bool:
         """Whether the template itself marks with `{% generation %}` what the model generates."""
         return _GENERATION_MARK.search(self.source) is not None
@@ -79,9 +94,23 @@ class Template:
                 tools=self.tools,
                 chat_template=self.source,
                 return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self.variables},
             )
         return [(start, end) for start, end in spans[0]]
+
+    @cached_property
+    def trained_header(self) -> str:
+        """What the template writes between a question and its answer, if it ignores `add_generation_prompt`; else "".
+
+        Then nothing tells the model's own text from the header, so that the header is trained.
+        """
+        question, answer = [{"role": "user", "content": _QUESTION}], {"role": "assistant", "content": _ANSWER}
+        asked, prompted = self.try_render(question), self.try_render(question, prompt=True)
+        whole = self.try_render([*question, answer])
+        if asked is None or asked != prompted or whole is None or not whole.startswith(asked):
+            return ""
+        head, found, _ = whole[len(asked) :].partition(_ANSWER)
+        return head if found and head.strip() else ""
 
     @property
     def special(self) -> re.Pattern[str]:
@@ -117,15 +146,16 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
     """Render a whole conversation; where the template refuses or drops text, try the other forms that templates expect.
 
     Returns:
-        The messages in the form that lost least, their rendering, and what is not in it. Dropped reasoning starts no
-        search for another form: many templates drop the reasoning of earlier turns on purpose.
+        The messages in the form that lost least, their rendering, and what is not in it. The reasoning of earlier turns
+        starts no search for another form: many templates drop it on purpose.
 
     Raises:
         DataError: the template refuses every form; the reason is the one for the first.
     """
+    asked = max((i for i, message in enumerate(messages, 1) if message["role"] == "user"), default=0)
     best: tuple[list[Message], str, list[Dropped]] | None = None
     refusals: list[DataError] = []
-    for form in _forms(messages):
+    for form in _forms(template, messages):
         try:
             text = template.render(form)
         except DataError as error:
@@ -134,7 +164,7 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
         dropped = [*_dropped_texts(form, text), *_dropped_calls(template, form)]
         if best is None or len(dropped) < len(best[2]):
             best = (form, text, dropped)
-        if all(item.what == "reasoning" for item in dropped):
+        if all(item.what == "reasoning" and item.number < asked for item in dropped):
             break
     if best is None:
         raise refusals[0]
@@ -176,9 +206,10 @@ def _plain(content: Any) -> str:
     return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
-def _forms(messages: list[Message]) -> Iterator[list[Message]]:
+def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
     """Yield the same messages in the forms that templates differ in, the most common one first."""
     yield messages
+    yield from _with_other_reasoning(template, messages)
     if any("tool_calls" in message for message in messages):
         texted = [_with_json_arguments(message) for message in messages]
         yield texted
@@ -192,6 +223,32 @@ def _forms(messages: list[Message]) -> Iterator[list[Message]]:
                 for message in form
             ]
     yield [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def _with_other_reasoning(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
+    """Yield the messages with their reasoning under each name that the template knows, and in front of their content."""
+    own = {key for message in messages for key in REASONING_KEYS if message.get(key)}
+    if not own:
+        return
+    for key in REASONING_KEYS:
+        if {key} != own and re.search(rf"\b{key}\b", template.source):
+            yield [_renamed(message, key) for message in messages]
+    if template.writes_thoughts:
+        yield [_inline(message) for message in messages]
+
+
+def _renamed(message: Message, key: str) -> Message:
+    reasoning = reasoning_of(message)
+    rest = {name: value for name, value in message.items() if name not in REASONING_KEYS}
+    return {**rest, key: reasoning} if reasoning else rest
+
+
+def _inline(message: Message) -> Message:
+    reasoning = reasoning_of(message)
+    if not reasoning or message["role"] != "assistant":
+        return message
+    rest = {name: value for name, value in message.items() if name not in REASONING_KEYS}
+    return {**rest, "content": f"<think>\n{reasoning.strip()}\n</think>\n\n{message['content']}"}
 
 
 def _with_json_arguments(message: Message) -> Message:

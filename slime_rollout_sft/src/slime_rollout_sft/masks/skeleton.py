@@ -1,0 +1,168 @@
+"""Turns of long conversations with few renderings. Called by the search for turns.
+
+`spans` renders the conversation several times for each turn, which takes a time that grows with its square. Here every text is
+replaced by a mark of its own and the whole is rendered once more: what stands between the marks is the skeleton that the
+template writes. Walking through the true rendering along it, text by text, gives the place of everything that messages say. All
+turns with the same skeleton around them have the same header and the same end, so that one of each kind is searched for as
+`spans` does, and the others follow. Where the walk does not come out exactly, nothing is known and every turn is searched for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slime_core.data.conversation import REASONING_KEYS, Message
+from slime_rollout_sft.masks.messages import with_arguments
+from slime_rollout_sft.masks.template import Template
+
+if TYPE_CHECKING:
+    from slime_rollout_sft.masks.spans import Turn
+
+_MARK = "\ue002{}\ue003"  # private use: no text and no template contains it
+_THINK = re.compile("(</?think>)")
+
+Place = tuple[int, int]
+Search = Callable[[int, int], "Turn | None"]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A text of a message.
+
+    Attributes:
+        message: the message, counted from 0.
+        mark: what stands for it.
+        forms: how a template may write it.
+    """
+
+    message: int
+    mark: str
+    forms: tuple[str, ...]
+
+
+def places(template: Template, messages: list[Message], text: str) -> dict[int, Place] | None:
+    """Return where in `text`, the rendering of `messages`, stands what each message says, as (start, end); None where that
+    cannot be told. A message that leaves no trace has no place."""
+    pieces: list[_Piece] = []
+    marked = template.try_render([_with_marks(message, i, pieces) for i, message in enumerate(messages)])
+    if marked is None:
+        return None
+    found: dict[int, Place] = {}
+    position = behind = 0  # in the true rendering and in the marked one
+    seen = [(piece, place) for piece in pieces if (place := _whole(marked, piece.mark)) is not None]
+    for number, (piece, (start, end)) in enumerate(seen):
+        between = marked[behind:start]
+        if start < behind or not text.startswith(between, position):
+            return None
+        position += len(between)
+        following = marked[end : seen[number + 1][1][0] if number + 1 < len(seen) else len(marked)]
+        form = next((form for form in piece.forms if text.startswith(form + following, position)), None)
+        if form is None:
+            return None
+        first = found.get(piece.message, (position, position))[0]
+        position, behind = position + len(form), end
+        found[piece.message] = (first, position)
+    return found if text[position:] == marked[behind:] else None
+
+
+def similar_turns(
+    messages: list[Message], text: str, found: dict[int, Place], search: Search, make: Callable[..., Turn]
+) -> list[Turn] | None:
+    """Return the turns of the assistant in order; None where they cannot be told from each other.
+
+    Args:
+        found: what `places` returned.
+        search: finds the turn of one message; its second argument is where the turn before ends.
+        make: makes a turn of index, start, end and whether it is closed.
+    """
+    order = sorted(found)
+    kinds = [_kind(message) for message in messages]
+    known: dict[Any, tuple[int, int, bool] | None] = {}
+    turns: list[Turn] = []
+    for number, i in enumerate(order):
+        if messages[i]["role"] != "assistant":
+            continue
+        start, end = found[i]
+        before = order[number - 1] if number else None
+        after = order[number + 1] if number + 1 < len(order) else None
+        around = (
+            text[found[before][1] if before is not None else 0 : start],
+            text[end : found[after][0] if after is not None else len(text)],
+        )
+        neighbours = (before is None or before == i - 1, after is None or after == i + 1)
+        key = (kinds[before] if before is not None else None, kinds[i], kinds[after] if after is not None else None)
+        signature = (around, neighbours, key, i == len(messages) - 1)
+        if signature not in known:
+            turn = search(i, turns[-1].end if turns else 0)
+            known[signature] = None if turn is None else (turn.start - start, turn.end - end, turn.closed)
+        if (offsets := known[signature]) is None:
+            continue
+        turn = make(i, start + offsets[0], end + offsets[1], offsets[2])
+        if turn.start < (turns[-1].end if turns else 0) or turn.end < turn.start:
+            return None
+        turns.append(turn)
+    without = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i not in found]
+    return None if without else turns
+
+
+def _with_marks(message: Message, index: int, pieces: list[_Piece]) -> Message:
+    """Return `message` with marks in place of its texts, and add these to `pieces` in the order in which templates write
+    them."""
+
+    def mark(*forms: str) -> str:
+        pieces.append(_Piece(index, _MARK.format(len(pieces)), forms))
+        return pieces[-1].mark
+
+    marked: dict[str, Any] = dict(message)
+    for key in REASONING_KEYS:
+        if message.get(key, "").strip():
+            marked[key] = mark(*_stripped(message[key]))
+    content = message.get("content")
+    if isinstance(content, list):
+        marked["content"] = [{**part, "text": mark(*_stripped(part["text"]))} for part in content]
+    elif content:
+        marked["content"] = "".join(
+            part if _THINK.fullmatch(part) or not part.strip() else mark(*_stripped(part))
+            for part in _THINK.split(content)
+        )
+    if calls := message.get("tool_calls"):
+        marked["tool_calls"] = [_marked_call(call, mark) for call in calls]
+    return marked
+
+
+def _marked_call(call: dict[str, Any], mark: Callable[..., str]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    name = mark(arguments)
+    return with_arguments(call, name, name)
+
+
+def _stripped(text: str) -> Iterator[str]:
+    """Yield the forms in which templates write a text."""
+    yield from dict.fromkeys(
+        (text, text.strip(), text.lstrip(), text.rstrip(), text.strip("\n"), text.lstrip("\n"), text.rstrip("\n"))
+    )
+
+
+def _whole(marked: str, mark: str) -> Place | None:
+    """Return where a mark stands, together with the JSON object around it where it stands for the arguments of a call."""
+    start, end = marked.find(mark), marked.rfind(mark) + len(mark)
+    if start < 0:
+        return None
+    if end - start > len(mark) and marked[start - 2 : start] == '{"' and marked[end : end + 2] == '"}':
+        return start - 2, end + 2
+    return start, end
+
+
+def _kind(message: Message) -> tuple[Any, ...]:
+    return (
+        message["role"],
+        bool(str(message.get("content") or "").strip()),
+        len(message.get("tool_calls") or ()),
+        any(message.get(key) for key in REASONING_KEYS),
+    )
