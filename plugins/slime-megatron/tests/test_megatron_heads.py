@@ -128,6 +128,8 @@ def resumed(folder: Path, way: str) -> float:
     return off
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S + 60)
 def test_a_state_is_read_where_other_heads_are_filled_up(tmp_path: Path) -> None:
     for name in (MODEL, "qwen2"):
         prepare(Case(name), tmp_path)
