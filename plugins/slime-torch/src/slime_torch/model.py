@@ -79,7 +79,8 @@ def prepare(model: PreTrainedModel) -> Head:
     Raises:
         PluginError: the model computes something that this backend does not reproduce; says what.
     """
-    model.get_input_embeddings().padding_idx = None  # torch would keep the gradient from that row
+    embedding: Any = model.get_input_embeddings()
+    embedding.padding_idx = None  # torch would keep the gradient from that row
     if model.device.type == "meta":
         model.set_attn_implementation(PACKED)
         return find_head(model)
