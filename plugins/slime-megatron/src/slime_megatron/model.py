@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -139,7 +140,8 @@ def _own_block(spec: ModelSpec, config: TransformerConfig) -> Any:
         parts.input_layernorm = parts.pre_mlp_layernorm = norm
         attention.core_attention = PackedCoreAttention
         if spec.latent:
-            attention.q_layernorm = attention.kv_layernorm = LatentRMSNorm
+            attention.kv_layernorm = LatentRMSNorm
+            attention.q_layernorm = LatentRMSNorm if spec.config.get("q_lora_rank") else IdentityOp
         elif config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = norm
         if spec.post_norms:
