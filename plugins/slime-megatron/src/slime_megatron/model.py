@@ -140,6 +140,7 @@ def _own_block(spec: ModelSpec, config: TransformerConfig) -> Any:
         parts.input_layernorm = parts.pre_mlp_layernorm = norm
         attention.core_attention = PackedCoreAttention
         if spec.latent:
+            versions.take_latent_layers_as_given()
             attention.kv_layernorm = LatentRMSNorm
             attention.q_layernorm = LatentRMSNorm if spec.config.get("q_lora_rank") else IdentityOp
         elif config.qk_layernorm:

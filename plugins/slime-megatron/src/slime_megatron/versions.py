@@ -22,6 +22,15 @@ def leave_values_as_they_are() -> None:
         latent._prepare_mla_core_attention_value = _as_they_are
 
 
+def take_latent_layers_as_given() -> None:
+    """Let latent attention be built of the layers that it is given.
+
+    0.19 asks for Transformer Engine's projection with a norm of its own where queries have no latents and thus no norm.
+    """
+    if hasattr(latent.MLASelfAttention, "_resolve_qk_norm_config"):
+        latent.MLASelfAttention._resolve_qk_norm_config = lambda attention, given: vars(given)
+
+
 def compile_nothing_on_cpus() -> None:
     """Let what is computed again for `--recompute-modules` be copied to where the first result was, where there is no GPU.
 
