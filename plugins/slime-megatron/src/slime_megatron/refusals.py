@@ -154,12 +154,14 @@ def _recomputation(args: MegatronArguments) -> Iterator[str]:
 
 
 def _adapters(args: MegatronArguments, lora: LoraArguments) -> Iterator[str]:
-    if lora.lora_rank and args.transformer_impl == "transformer_engine":
+    if not getattr(lora, "lora_rank", 0):  # conversions have no option of adapters
+        return
+    if args.transformer_impl == "transformer_engine":
         yield (
             "--lora-rank: adapters are made for megatron-core's own linear layers, not for those of Transformer Engine. Leave "
             "--transformer-impl out, or give local."
         )
-    if lora.lora_rank and lora.lora_dropout:
+    if lora.lora_dropout:
         yield (
             f"--lora-dropout is {lora.lora_dropout}: this backend trains without dropout, since ranks that share a layer would "
             "have to drop the same inputs. Give 0, or leave the option out; --train-backend torch has it."
