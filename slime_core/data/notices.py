@@ -28,6 +28,12 @@ class Notices:
         """Say that nobody reads these keys of messages in the row "file:row"."""
         self._unread(source, names, "key of messages", "keys of messages")
 
+    def once(self, about: str, sentence: str) -> None:
+        """Say a sentence, unless something was said about the same before."""
+        if not self._told["", about]:
+            self._told["", about].add(sentence)
+            self._say(sentence)
+
     def _unread(self, source: str, names: Iterable[str], one: str, several: str) -> None:
         file = source.rpartition(":")[0]
         told = self._told[file, one]

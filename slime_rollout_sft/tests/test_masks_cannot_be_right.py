@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,9 @@ from hypothesis import strategies as st
 from slime_core.data import Columns, sample_from_row
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import fix_day
+from slime_core.sample import Sample
 from slime_rollout_sft.conversations import Policy, Unusable, masked_tokens, require_all_text, respond
+from slime_rollout_sft.ends import known_ends, trained_end
 from slime_rollout_sft.masks.generators import auto, last_turn
 from slime_rollout_sft.masks.ready import ready_mask_warnings
 from slime_rollout_sft.masks.skeleton import places
@@ -308,3 +313,18 @@ def test_a_row_without_text_to_train_counts_as_such(family: Loader) -> None:
     with pytest.raises(Unusable) as caught:
         respond(sample, masked, Policy("m", "messages"))
     assert caught.value.kind == "skipped_no_trainable_token"
+
+
+def test_an_end_of_turn_at_which_the_checkpoint_does_not_stop_is_known(family: Loader, tmp_path: Path) -> None:
+    tokenizer = family("qwen3")
+    masked = auto(tokenizer, [QUESTION, ANSWER, QUESTION], None)
+    done = respond(Sample(), masked, Policy("m", "messages"))
+    (end,) = tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert trained_end(done, tokenizer) == end
+    open_ended = replace(done, tokens=done.tokens[: -done.response_length + 1], response_length=1, loss_mask=[1])
+    assert trained_end(open_ended, tokenizer) is None
+    base = copy.deepcopy(tokenizer)
+    base.eos_token = "<|endoftext|>"
+    assert end not in known_ends(str(tmp_path), base)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
+    assert end in known_ends(str(tmp_path), copy.deepcopy(base))

@@ -18,6 +18,7 @@ from slime_core.plugins.calls import Dropped
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.arguments import SftRunArguments
+from slime_rollout_sft.ends import trained_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,8 @@ def answer_first(
 ) -> tuple[list[Sample], dict[str, float]]:
     """Return the first `--eval-generate` conversations of each set with their last answer generated anew.
 
-    The prompt is the conversation up to its last assistant message, rendered with the generation prompt. The reward,
+    The prompt is the conversation up to its last assistant message, rendered with the generation prompt. An answer ends
+    with the checkpoint's end tokens and those with which trained turns end. The reward,
     if one is chosen, compares the answer with the row's label or, without one, with the answer in the data; a sample
     whose reward was dropped has none.
 
@@ -49,13 +51,14 @@ def answer_first(
             f"--eval-generate {args.eval_generate} needs an inference engine: add --rollout-engine (and leave out "
             "--debug-train-only)."
         )
+    ends = sorted({end for sample in samples if (end := trained_end(sample, tokenizer)) is not None})
     per_set: Counter[str] = Counter()
     chosen = []
     for sample in samples:
         per_set[str(sample.dataset)] += 1
         if per_set[str(sample.dataset)] <= args.eval_generate:
             chosen.append(_question(sample))
-    return asyncio.run(_answer_all(args, reward, engine, tokenizer, chosen))
+    return asyncio.run(_answer_all(args, reward, engine, tokenizer, chosen, ends))
 
 
 async def _answer_all(
@@ -64,8 +67,9 @@ async def _answer_all(
     engine: Generates,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Sample],
+    ends: list[int],
 ) -> tuple[list[Sample], dict[str, float]]:
-    answered = await asyncio.gather(*(_answer(args, engine, tokenizer, question) for question in questions))
+    answered = await asyncio.gather(*(_answer(args, engine, tokenizer, question, ends) for question in questions))
     if reward is None:
         return answered, {}
     caller = reward_caller(args, reward)
@@ -77,7 +81,11 @@ async def _answer_all(
 
 
 async def _answer(
-    args: SftRunArguments, engine: Generates, tokenizer: PreTrainedTokenizerBase, question: Sample
+    args: SftRunArguments,
+    engine: Generates,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Sample,
+    ends: list[int],
 ) -> Sample:
     messages: Any = question.prompt
     rendered = tokenizer.apply_chat_template(
@@ -91,6 +99,8 @@ async def _answer(
     prompt = cast(list[int], rendered)
     temperature = args.eval_temperature or 0.0
     params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len or 256, "temperature": temperature}
+    if ends:  # besides the checkpoint's own
+        params["stop_token_ids"] = ends
     if temperature > 0:
         params["seed"] = args.rollout_seed + (question.index or 0)
     generation = await engine.generate(prompt, params)

@@ -105,13 +105,17 @@ def _preview(options: argparse.Namespace, plugins: Plugins) -> int:
         try:
             sample = sample_from_row(columns, rows[index], source, notices.columns)
             try:
-                shown.append((source, masked_tokens(sample, tokenizer, generator, notices)))
+                masked = masked_tokens(sample, tokenizer, generator, notices)
+                shown.append((source, masked))
             except DataError as error:
                 raise DataError(f"{source}: {error}") from error
         except DataError as error:
             if options.malformed_row == "error":
                 raise
             _warn(f"skipped {error}")
+            continue
+        for lost in masked.lost:
+            _warn(f"{source}: training stops at this row, unless --dropped-text allows it: {lost}")
     if not shown:
         raise DataError(f"None of the {len(rows)} rows can be used.")
     if options.html:

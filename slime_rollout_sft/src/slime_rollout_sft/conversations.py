@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from slime_core.contracts.data import MaskedTokens
@@ -18,6 +19,7 @@ from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample, Status
+from slime_rollout_sft.ends import known_ends, trained_end
 from slime_rollout_sft.masks.ready import ready_mask_warnings
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Conversations:
         self.counts: Counter[str] = Counter()
         self._tokenizer = load_tokenizer(policy.hf_checkpoint)
         self._loss_mask = loss_mask
-        self._notices = Notices()
+        self._notices = _notices(policy)
 
     def complete(self, sample: Sample) -> Sample | None:
         """Return the sample with tokens, mask and response; None when the policy says to skip it.
@@ -152,6 +154,7 @@ class Conversations:
         self.counts["with_mask_warnings"] += bool(masked.warnings)
         self.counts.update(masked.counts)
         done.response = self._text(done.tokens[-done.response_length :])
+        self._tell_of_ends(done)
         if is_tokenised(sample.prompt):
             done.prompt = self._text(done.tokens[: -done.response_length])
         return done
@@ -178,8 +181,25 @@ class Conversations:
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
 
+    def _tell_of_ends(self, done: Sample) -> None:
+        token, known = trained_end(done, self._tokenizer), known_ends(self.policy.hf_checkpoint, self._tokenizer)
+        if token is not None and token not in known:
+            name = self._text([token])
+            self._notices.once(
+                f"end {token}",
+                f"Turns that are trained end with {name!r}, at which the checkpoint {self.policy.hf_checkpoint} is not known to "
+                f"stop: its end tokens are {self._text(sorted(known))!r}. Add {token} to eos_token_id in its "
+                "generation_config.json, or what generates from the trained model goes on behind its turns.",
+            )
+
     def _text(self, tokens: list[int]) -> str:
         return cast(str, self._tokenizer.decode(tokens))  # a list of texts is for a batch only
+
+
+@lru_cache(maxsize=4)
+def _notices(policy: Policy) -> Notices:
+    """Return the notices of a run, which has one policy: every rollout makes its `Conversations` anew."""
+    return Notices()
 
 
 def require_all_text(masked: MaskedTokens, policy: Policy) -> None:
