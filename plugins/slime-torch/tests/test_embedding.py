@@ -17,6 +17,8 @@ from slime_torch.model import load_model
 
 
 class Tokenizer:
+    pad_token = "pad"
+
     def __init__(self, **vocabulary: int) -> None:
         self.vocabulary = vocabulary
 
@@ -25,7 +27,7 @@ class Tokenizer:
 
 
 def test_a_token_behind_the_embedding_is_named_and_a_placeholder_of_images_is_not() -> None:
-    require_rows(Tokenizer(a=0, b=7, image_soft_token=8), 8, "--hf-checkpoint")  # type: ignore[arg-type]
+    require_rows(Tokenizer(a=0, b=7, image_soft_token=8, pad=9), 8, "--hf-checkpoint")  # type: ignore[arg-type]
     require_rows(Tokenizer(a=0), 100, "--hf-checkpoint")  # type: ignore[arg-type]  # padded, as most are
     with pytest.raises(
         ArgumentError, match=r"knows 2 tokens .* model of --ref-load .* 8 rows: 'new' \(8\), 'newer' \(9\)"

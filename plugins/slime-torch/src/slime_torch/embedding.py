@@ -23,7 +23,8 @@ _NO_TEXT = re.compile("image|video|audio|vision|speech", re.IGNORECASE)
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, option: str) -> None:
     """Check that the model can read every token that text may become.
 
-    A placeholder of images or sounds may lie behind the last row, as in Gemma 3's models of text alone.
+    What text does not become may lie behind the last row: a placeholder of images or sounds, as in Gemma 3's models of text
+    alone, and the padding token.
 
     Args:
         rows: of the model's input embedding.
@@ -33,6 +34,7 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, option: str) -> 
         ArgumentError: the tokenizer knows tokens that the embedding has no row for.
     """
     behind = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    behind.pop(getattr(tokenizer, "pad_token", None) or "", None)
     if beyond := sorted((token for token in behind if not _NO_TEXT.search(token)), key=behind.__getitem__):
         named = ", ".join(f"{token!r} ({behind[token]})" for token in beyond[:5])
         raise ArgumentError(
