@@ -194,7 +194,7 @@ BROKEN = [
     ("rollout", rolled_out(forget_reward), "returns full rollouts", "it has no reward"),
     ("rollout", rolled_out(keep_number), "returns full rollouts", "keep the numbers that the data source gave them"),
     ("rollout", rolled_out(add_text_metric), "reports metrics", "its metric 'speed' is 'fast'; expected a finite number"),
-    ("rollout", rolled_out(forget_dataset), "returns named samples", r'name the set in metadata\["dataset"\]'),
+    ("rollout", rolled_out(forget_dataset), "returns named samples", "keep their metadata, which names the set"),
     ("rollout", training_data_eval, "returns named samples", "it changed the data source while evaluating"),
     ("generator", pending_generator, "completes a sample", "still pending; set `status`"),
     ("generator", forgetful_generator, "completes a sample", "rollout_log_probs has 1 entries, but response_length is 8"),
