@@ -120,7 +120,11 @@ def test_experts_are_remembered_where_old_log_probs_are_computed(trained: Traine
     assert trained() == [*REMEMBERED, *STEPS]
 
 
-@pytest.mark.parametrize("given", [{"loss": loss_without_log_probs}, {"use_rollout_logprobs": True}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [{"loss": loss_without_log_probs}, {"use_rollout_logprobs": True}],
+    ids=["a loss without log-probs", "log-probs of the rollout"],
+)
 def test_they_are_remembered_in_a_pass_of_their_own_where_no_log_probs_are_computed(
     trained: Trained, given: Any
 ) -> None:

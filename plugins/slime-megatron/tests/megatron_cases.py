@@ -309,7 +309,7 @@ def compare_in_double(case: Case, folder: Path) -> dict[str, Any]:
         batch = make_batch(truth.columns, case.mean, backend.data_parallel_size, case.rows)
         found: dict[str, Any] = {"log_probs": largest(_trained(batch, backend.log_probs(batch)), truth.log_probs)}
         backend._wrapped.train()
-        losses, _ = backend._forward_backward(batch, backend._own(batch))
+        losses, _ = backend._computation.forward_backward(batch, backend._computation.own(batch))
         found["loss"] = abs(sum(losses) - truth.loss)
         found["gradients"] = dict(_gradients(backend, truth.gradients))
         forget(backend)

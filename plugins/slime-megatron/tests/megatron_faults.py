@@ -270,8 +270,8 @@ def _hang(folder: Path, found: dict[str, Any], note: Callable[[], None]) -> None
         os._exit(0)
 
     threading.Thread(target=give_up).start()
-    own = backend._own
-    backend._own = lambda batch: [micro_batch for micro_batch in own(batch) if micro_batch.samples]
+    own = backend._computation.own
+    backend._computation.own = lambda batch: [micro_batch for micro_batch in own(batch) if micro_batch.samples]
     with suppress(RuntimeError):  # the other rank may give up first
         backend.train_step(batch)
         found["hangs"]["planted"] = False

@@ -18,6 +18,7 @@ modules.py           norms and attention in place of megatron-core's own
 te_probe.py          whether Transformer Engine can be used here
 te_layers.py         Transformer Engine's layers, where they are asked for
 rows.py              packed rows as one rank computes them
+computation.py       what one rank computes of a global batch
 pipeline.py          runs micro-batches through the stages of a model
 predictor.py         log-probs, entropies and values, on the last stage
 routing_replay.py    the experts of a token, the same in all steps of a rollout

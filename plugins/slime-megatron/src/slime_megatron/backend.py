@@ -9,9 +9,7 @@ devices, or without any on CPUs over gloo, with the same code. Weights are float
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +21,13 @@ from slime_core.contracts.loss import LossFunction, what_reads
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
-from slime_core.sample import Sample
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.micro_batches import (
-    gather_outputs,
-    loss_inputs,
-    pack_micro_batch,
-    response_values,
     step_metrics,
 )
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import check_device
-from slime_core.tensors.packed_rows import check_samples, pack_samples
-from slime_core.tensors.random_states import random_states, seed_all, set_random_states
+from slime_core.tensors.random_states import seed_all
 from slime_core.tensors.ranks import Ranks
 from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
@@ -45,8 +37,7 @@ from slime_megatron.te_probe import require_usable
 
 if TYPE_CHECKING:
     from slime_megatron import lora
-    from slime_megatron.pipeline import MicroBatch, Pipeline
-    from slime_megatron.predictor import Predicted
+    from slime_megatron.computation import Computation
     from slime_megatron.routing_replay import RoutingReplay
     from slime_megatron.saving import Saver
 
@@ -95,6 +86,7 @@ class MegatronBackend:
             routing_replay,
             weights,
         )
+        from slime_megatron.computation import Computation
         from slime_megatron.layout import ParallelLayout, start_alone
         from slime_megatron.pipeline import Pipeline
         from slime_megatron.predictor import Predictor
@@ -120,7 +112,6 @@ class MegatronBackend:
         self._ranks = Ranks(group.rank(), group.size(), device, group if world.size > 1 else None)
         self.data_parallel_size, self.context_parallel_size = group.size(), layout.context
         dtype = torch.bfloat16 if args.bf16 else torch.float32
-        self._dtype = torch.float32
         with world.together():
             self._model = built = model.build(spec, config.vocab_size, layout, args, dtype)
             if args.lora_rank and role != "reference":
@@ -130,9 +121,6 @@ class MegatronBackend:
             with open_weights(folder, option_of(args), spec) as reader:
                 weights.load(built, reader.read)
             built.module.to(device)
-        self.loss = loss
-        self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, args)
-        self._predictor = Predictor(built, layout, args.log_probs_chunk_size, head)
         self._routing: RoutingReplay | None = None
         if self.replays_routing and role == "actor":
             self._routing = routing_replay.RoutingReplay(built.module)
@@ -146,12 +134,23 @@ class MegatronBackend:
             self._optimizer = optimizer.build(self._wrapped, args, dtype)
             self._schedule = Schedule.from_args(args, total_steps)
         self._offloaded = offload.OffloadedModel(self._wrapped, self._optimizer, device)
-        self._pipeline: Pipeline = Pipeline(built, self._wrapped, layout, self._predictor)
+        predictor = Predictor(built, layout, args.log_probs_chunk_size, head)
+        self._computation: Computation = Computation(
+            args,
+            built.vocab_size,
+            self._wrapped,
+            predictor,
+            Pipeline(built, self._wrapped, layout, predictor),
+            self._ranks,
+            loss,
+            wants_entropy=role == "actor" and "entropy" in what_reads(loss, args),
+            routing=self._routing,
+        )
         self._step = 0
 
     def log_probs(self, batch: TrainBatch) -> list[list[float]]:
         """Log-probs of the response tokens, 0.0 where none is trained or computed."""
-        return self._per_token(batch)
+        return self._computation.per_token(batch)
 
     def remember_routing(self, batch: TrainBatch) -> list[list[float]]:
         """As `log_probs`; every `train_step` on these micro-batches repeats the experts chosen here."""
@@ -160,7 +159,7 @@ class MegatronBackend:
                 "This model does not repeat experts: --use-routing-replay is not given, or it is no actor."
             )
         with self._routing.remembering(batch) as before:
-            return self._per_token(batch, before)
+            return self._computation.per_token(batch, before)
 
     def forget_routing(self) -> None:
         """Let the router choose again."""
@@ -169,7 +168,7 @@ class MegatronBackend:
 
     def values(self, batch: TrainBatch) -> list[list[float]]:
         """A critic's predictions, shaped like `log_probs`."""
-        return self._per_token(batch)
+        return self._computation.per_token(batch)
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """Take one optimizer step on the global batch."""
@@ -178,7 +177,7 @@ class MegatronBackend:
         optimizer = self._trained()
         self._wrapped.train()
         self._zero_grad()
-        losses, metrics = self._forward_backward(batch, self._own(batch))
+        losses, metrics = self._computation.forward_backward(batch, self._computation.own(batch))
         try:
             require_finite_losses(batch, losses, self._step)
             norm = self._norm()
@@ -197,10 +196,7 @@ class MegatronBackend:
 
     def evaluate(self, batch: TrainBatch) -> dict[str, float]:
         """The loss on `batch` and its metrics, without training. Leaves no trace."""
-        self._predictor.wants_entropy = self._wants_entropy
-        with self._without_trace():
-            found = self._pipeline.forward(self._own(batch), self._loss_of(batch))
-        losses, metrics = gather_outputs([(loss, own) for loss, own in found], self._ranks)
+        losses, metrics = self._computation.forward(batch)
         return {"loss": sum(losses), **metrics}
 
     def reference(self) -> lora.BaseModel | None:
@@ -226,7 +222,7 @@ class MegatronBackend:
         self._zero_grad()
         try:
             with torch.enable_grad():
-                self._forward_backward(batch, self._own(batch))
+                self._computation.forward_backward(batch, self._computation.own(batch))
             gradients.complete(self._wrapped)
             if not self.args.lora_rank:
                 yield from weights.gather(self._model, gradients.own(self._model))
@@ -301,53 +297,6 @@ class MegatronBackend:
             raise RuntimeError("This model has no optimizer: it is a reference model, or has not been set up.")
         return self._optimizer
 
-    def _own(self, batch: TrainBatch) -> list[MicroBatch]:
-        """What this rank computes: at least one micro-batch, and one of nobody in place of each that is empty."""
-        computed = [batch.samples[i] for micro_batch in batch.micro_batches for i in micro_batch]
-        check_samples(computed, self._model.vocab_size)
-        own = batch.of_rank(self._ranks.rank, self._ranks.size) or [[]]
-        return [self._micro_batch(batch, samples) for samples in own]
-
-    def _micro_batch(self, batch: TrainBatch, samples: Sequence[int]) -> MicroBatch:
-        device, size = self._ranks.device, self._model.vocab_size
-        # Attention and positions of megatron-core know sequences, not responses that share a prompt.
-        apart = replace(batch, share_prompts=False)
-        row = pack_micro_batch(apart, samples, vocab_size=size, device=device, dtype=self._dtype)
-        if len(row.targets):
-            return self._pipeline.micro_batch(samples, row)
-        nobody = pack_samples([Sample(tokens=[0, 0], response_length=1)], vocab_size=size, device=device)
-        return self._pipeline.micro_batch([], nobody)
-
-    def _loss_of(self, batch: TrainBatch) -> Any:
-        def loss(micro_batch: MicroBatch, predicted: Predicted) -> tuple[Tensor, dict[str, Tensor]]:
-            """The share of the loss and of the metrics of one micro-batch."""
-            values, entropy, row = predicted.values, predicted.entropy, micro_batch.row
-            if not micro_batch.samples:  # of nobody: the loss of no token, which keeps the graph
-                empty = pack_micro_batch(
-                    batch, [], vocab_size=self._model.vocab_size, device=values.device, dtype=self._dtype
-                )
-                values, entropy = values[:0], None if entropy is None else entropy[:0]
-                row = empty
-            critic = self._predictor.value_head is not None
-            outputs = self.loss(self.args, loss_inputs(batch, micro_batch.samples, row, values, entropy, critic=critic))
-            return outputs.loss + predicted.values.sum() * 0.0, outputs.metrics
-
-        return loss
-
-    def _forward_backward(
-        self, batch: TrainBatch, micro_batches: Sequence[MicroBatch]
-    ) -> tuple[list[float], dict[str, float]]:
-        self._predictor.temperature, self._predictor.wants_entropy = batch.temperature, self._wants_entropy
-        loss = self._loss_of(batch)
-
-        def share(micro_batch: MicroBatch, predicted: Predicted) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
-            value, metrics = loss(micro_batch, predicted)
-            return value, (value.detach().clone(), metrics)  # the schedule changes what it was given in place
-
-        with self._routing.repeating(batch) if self._routing else nullcontext() as before:
-            found = self._pipeline.train(micro_batches, share, before)
-        return gather_outputs(found, self._ranks)
-
     def _zero_grad(self) -> None:
         zero: Any = self._wrapped
         zero.zero_grad_buffer()
@@ -363,27 +312,11 @@ class MegatronBackend:
         """The norm of the gradient of one micro-batch of the global batch alone."""
         self._zero_grad()
         own = number % self._ranks.size == self._ranks.rank
-        self._forward_backward(batch, [self._micro_batch(batch, batch.micro_batches[number] if own else [])])
+        computation = self._computation
+        computation.forward_backward(
+            batch, [computation.micro_batch(batch, batch.micro_batches[number] if own else [])]
+        )
         return self._norm()
-
-    def _per_token(self, batch: TrainBatch, before: Callable[[Sequence[int]], None] | None = None) -> list[list[float]]:
-        self._predictor.temperature, self._predictor.wants_entropy = batch.temperature, False
-        micro_batches = self._own(batch)
-        with self._without_trace():
-            found = self._pipeline.forward(micro_batches, lambda micro_batch, predicted: predicted.values, before)
-        pairs = zip(micro_batches, found, strict=True)
-        return response_values(batch, [(m.samples, v if m.samples else v[:0]) for m, v in pairs], self._ranks)
-
-    @contextmanager
-    def _without_trace(self) -> Iterator[None]:
-        was_training, before = self._wrapped.training, random_states()
-        self._wrapped.train(False)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            set_random_states(before)
-            self._wrapped.train(was_training)
 
 
 def _experts_of(config: Any) -> int:
