@@ -156,6 +156,12 @@ def test_a_state_written_in_the_background_is_that_of_the_moment_when_it_was_sav
     assert {path.name for path in (folder / "in the background").iterdir()} == names
 
 
+def test_a_state_is_made_of_the_same_files_with_every_megatron_core(two_ranks: Any) -> None:
+    files = {path.name for path in (two_ranks[1] / "at once").iterdir()}
+    tensors = {f"__{rank}_{number}.distcp" for rank in range(2) for number in range(2)}
+    assert files == {".metadata", "metadata.json", "common.pt", "random_00000.pt", "random_00001.pt", *tensors}
+
+
 def test_one_process_writes_in_the_background_and_none_is_left_over(two_ranks: Any) -> None:
     for rank in two_ranks[0]:
         background = rank["background"]

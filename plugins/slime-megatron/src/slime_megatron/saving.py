@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from torch.distributed.checkpoint.api import CheckpointException
+
+from slime_megatron import versions
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -51,11 +52,11 @@ class Saver:
             OSError, RuntimeError: it could not be written, on this rank or on another one.
         """
         self.saved()
-        _write_in_one_process()
+        versions.write_states_by(_write, _Results)
+        versions.advise_no_other_format()
+        settings = {"validate_access_integrity": False, "async_sharded_save": background, **versions.files_as_before()}
         with _as_its_cause():
-            request = dist_checkpointing.save(
-                described, str(folder), validate_access_integrity=False, async_sharded_save=background
-            )
+            request = dist_checkpointing.save(described, str(folder), **settings)
             if request is not None:
                 own = request.async_fn and partial(_write_and_end, os.getpid(), request.async_fn)
                 self._calls.schedule_async_request(request._replace(async_fn=own))
@@ -123,13 +124,6 @@ class _Ignored:
     def get(self) -> None: ...
 
     def task_done(self) -> None: ...
-
-
-def _write_in_one_process() -> None:
-    """Let megatron-core write by `_write`, and pass on what that found by `_Results`."""
-    module: Any = filesystem_async
-    module._get_write_results_queue = _Results
-    FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write)
 
 
 def _write(transforms: Any, cloud: bool, rank: int, buckets: Sequence[Any], results: Any) -> None:

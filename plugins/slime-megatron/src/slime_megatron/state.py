@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.random_states import random_states, set_random_states
-from slime_megatron import lora, weights
+from slime_megatron import lora, versions, weights
 from slime_megatron.model import BuiltModel
 from slime_megatron.torch_dist import GROUPS
 
@@ -65,6 +65,7 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
         CheckpointError: it is of another model, or of an optimizer that this one cannot go on from.
     """
     _prime(optimizer)
+    versions.advise_no_other_format()
     wanted = _describe(model, wrapped, optimizer, loading=True)
     try:
         stored = dist_checkpointing.load_common_state_dict(str(folder)).get("sizes", {})

@@ -1,15 +1,25 @@
 """What differs between the versions of megatron-core that this package works with: 0.16 for Python 3.11, 0.19 for later ones.
-`slime_megatron.model` calls this; no other file asks for a version.
+`slime_megatron.model`, `.saving` and `.state` call this; no other file asks for a version.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import megatron.core.tensor_parallel.random as recomputation
 import megatron.core.transformer.multi_latent_attention as latent
 import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import common, filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as torch_dist
 from torch import Tensor
+
+_FILES_OF_A_RANK = 2
+"""As many `.distcp` files each rank writes at most: 0.16's number. 0.19 would write a single one."""
 
 
 def leave_values_as_they_are() -> None:
@@ -38,6 +48,59 @@ def compile_nothing_on_cpus() -> None:
     """
     if hasattr(recomputation, "_get_share_storage") and not torch.cuda.is_available():
         recomputation._get_share_storage = lambda: _copy
+
+
+def write_states_by(write: Callable[..., None], results: Callable[[], Any]) -> None:
+    """Let megatron-core write the files of this rank by `write`, and pass on what that found by what `results` makes.
+
+    Args:
+        write: it has the parameters of `FileSystemWriterAsync.write_preloaded_data_multiproc`, which in 0.19 is called
+            `write_preloaded_data_multithread`.
+    """
+    writer: Any = filesystem_async.FileSystemWriterAsync
+    _replace(writer, ("write_preloaded_data_multiproc", "write_preloaded_data_multithread"), staticmethod(write))
+    _replace(filesystem_async, ("_get_write_results_queue", "get_write_results_queue"), results)
+
+
+def files_as_before() -> dict[str, Any]:
+    """What `dist_checkpointing.save` must be told so that every version writes the files that 0.16 writes, and reads those of
+    every other one.
+
+    0.19 would put what is no tensor among the tensors, where 0.16 does not look for it, and asks for NVIDIA's resiliency
+    extension to write in the background.
+    """
+    if "async_strategy" not in inspect.signature(dist_checkpointing.save).parameters:
+        return {}
+    return {"sharded_strategy": _CommonApart(thread_count=_FILES_OF_A_RANK), "async_strategy": "mcore"}
+
+
+def advise_no_other_format() -> None:
+    """Let 0.19 not warn, at each load and at the first save, of the format that is chosen here."""
+    common.logger.disabled = True  # it tells of nothing else
+    torch_dist._logged_mcore_async_deprecation = True
+
+
+class _CommonApart(torch_dist.TorchDistSaveShardedStrategy):  # type: ignore[misc]  # megatron-core has no types
+    """Writes what is no tensor into `common.pt`."""
+
+    def async_save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Any, async_strategy: str = "mcore") -> Any:
+        """What 0.19's `dist_checkpointing.save` calls, also for a state that is written at once."""
+        found = sharded_state_dict.pop("common_state").data
+        if dist.get_rank() == 0:
+            torch.save(found, Path(checkpoint_dir) / common.COMMON_STATE_FNAME)
+        return super().async_save(sharded_state_dict, checkpoint_dir, async_strategy)
+
+
+def _replace(owner: Any, names: tuple[str, ...], by: Any) -> None:
+    """Replace the one attribute that this version has of those names.
+
+    Raises:
+        AttributeError: it has none, and what is there would be used in silence.
+    """
+    present = [name for name in names if hasattr(owner, name)]
+    if not present:
+        raise AttributeError(f"this megatron-core's {owner.__name__} has none of {', '.join(names)}")
+    setattr(owner, present[0], by)
 
 
 def _copy(emptied: Tensor, computed: Tensor) -> None:
