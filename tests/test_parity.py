@@ -38,6 +38,12 @@ def test_a_right_backend_passes_every_comparison(sft, capsys):
     assert not Path("runs").exists()
 
 
+def test_a_run_in_fp8_is_compared_without_it(sft, capsys):
+    words = ["--fp8-format", "e4m3", "--fp8-recipe", "delayed", "--fp8-emulation"]
+    assert main(["check", *sft, *words, "--parity", "--parity-rows", "2", "--parity-tokens", "16"]) == 0
+    assert "Compared without FP8" in capsys.readouterr().out
+
+
 def test_gradients_are_compared_where_they_are_asked_for_alone(sft, capsys):
     assert main(["check", *sft, "--parity", "--parity-rows", "2", "--parity-tokens", "16"]) == 0
     out = capsys.readouterr().out

@@ -6,10 +6,12 @@ import pytest
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
+from slime_core.cli.main import main
 from slime_core.contracts.precision import Hardware
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.run.plan import make_plan
+from slime_core.run.tracking import read_metrics
 
 BACKEND = """
 @hookimpl
@@ -57,9 +59,50 @@ def test_the_recipe_is_megatron_s_default_where_none_is_named(install_plugin, sf
     assert plan.components.training.further["precision_recipe"].name == "delayed"
 
 
-def test_a_backend_that_does_not_compute_in_fp8_refuses_the_format(sft):
-    with pytest.raises(ArgumentError, match=r"--fp8-format e4m3: the train_backend 'torch' .* does not compute in FP8"):
-        planned([*sft, "--fp8-format", "e4m3"])
+def test_a_backend_that_does_not_compute_in_fp8_refuses_the_format(install_plugin, sft):
+    install_plugin(BACKEND.replace('("fp8_recipe?fp8_format",)', '("lr",)'))
+    with pytest.raises(ArgumentError, match=r"--fp8-format e4m3: the train_backend 'low' .* does not compute in FP8"):
+        planned([*sft, "--train-backend", "low", "--fp8-format", "e4m3"])
+
+
+def test_the_torch_backend_wants_to_be_asked_for_emulation_before_anything_is_imported(sft):
+    with pytest.raises(ArgumentError, match=r"has no FP8 products of the hardware.*Give --fp8-emulation for that"):
+        resolve(Namespace(Plugins()), [*sft, "--fp8-format", "e4m3"], env={})
+    assert not [note for note in planned([*sft, "--fp8-format", "e4m3", "--fp8-emulation"]).notes if "fp8" in note]
+    assert "--fp8-emulation has no effect without --fp8-format." in planned([*sft, "--fp8-emulation"]).notes
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--fp8-param-gather",
+        "--reuse-grad-buf-for-mxfp8-param-ag",
+        "--activation-func-fp8-input-store",
+        "--no-fp8-wgrad",
+    ],
+)
+def test_flags_of_megatron_that_no_backend_acts_on_are_refused_with_the_reason(sft, flag):
+    with pytest.raises(ArgumentError, match=f"{flag}: .*Leave the option out"):
+        planned([*sft, "--fp8-format", "e4m3", "--fp8-emulation", flag])
+
+
+@pytest.mark.parametrize("name", ["blockwise", "delayed"])
+def test_a_run_trains_in_fp8_and_a_resumed_one_equals_it(sft, tmp_path, name):
+    """With numbers that are not those of a run without FP8."""
+    words = [*sft, "--rollout-shuffle", "--lr", "1e-3", "--lr-decay-style", "constant", "--save-interval", "1"]
+    low = ["--fp8-format", "e4m3", "--fp8-recipe", name, "--fp8-emulation"]
+
+    def losses(folder: str, *further: str) -> list[float]:
+        own = ["--run-dir", str(tmp_path / folder), "--save", str(tmp_path / folder)]
+        assert main(["train", *words, *own, *further]) == 0
+        return [line["train/loss"] for line in read_metrics(tmp_path / folder / "metrics.jsonl")]
+
+    whole = losses("whole", *low, "--num-rollout", "3")
+    assert len(whole) == 3
+    on = ["--num-rollout", "3", "--load", str(tmp_path / "parts"), "--on-resume-change", "warn"]
+    first = losses("parts", *low, "--num-rollout", "2")
+    assert [*first, *losses("parts", *low, *on)[2:]] == whole
+    assert losses("high", "--num-rollout", "1")[0] != whole[0]
 
 
 def test_options_of_other_recipes_have_no_effect_and_those_of_the_chosen_one_have(install_plugin, sft):
@@ -78,4 +121,4 @@ def test_an_unknown_recipe_offers_the_nearest_one(install_plugin, sft):
 
 def test_gradients_in_e5m2_under_mxfp8_are_refused_when_options_are_read(sft):
     with pytest.raises(ArgumentError, match="gradients in e5m2 are known to diverge under MXFP8"):
-        planned([*sft, "--fp8-format", "hybrid", "--fp8-recipe", "mxfp8"])
+        planned([*sft, "--fp8-format", "hybrid", "--fp8-recipe", "mxfp8", "--fp8-emulation"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from slime_core.contracts.kind import Kind
 
@@ -36,6 +36,22 @@ class Hardware:
     cuda: tuple[int, int] | None = None
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """What `PrecisionRecipe.linear` returns if scales come from earlier steps: a torch module that, in training mode, notes what it
+    is given, in buffers. Its scales stand still until `end_step`, so all micro-batches of an optimizer step are computed with
+    the same ones, and so is what is computed again in a backward pass."""
+
+    def end_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """An optimizer step was taken: find the scales of the next one.
+
+        Args:
+            over_ranks: takes a tensor to the largest of each of its numbers over all ranks, so that their scales stay alike. All
+                ranks call it equally often.
+        """
+        raise NotImplementedError
+
+
 class PrecisionRecipe(Protocol):
     """How a model is computed and stored in low precision. Made as `PrecisionRecipe(args, num_layers)`."""
 
@@ -54,7 +70,7 @@ class PrecisionRecipe(Protocol):
     def linear(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """What computes products with the weight `name` as the hardware would, on any device: called with an input of shape
         (…, K) and a weight of shape (N, K) it returns (…, N), in the dtype of the input, and its backward pass is in low precision
-        too. If it is a torch module, its buffers belong into the training state."""
+        too. If it is a torch module, its buffers belong into the training state. It may be one that `Remembers`."""
         raise NotImplementedError
 
     def row_multiple(self) -> int:

@@ -85,6 +85,10 @@ def check_parity(plan: Plan, options: ParityOptions, say: Callable[[str], None])
         raise ArgumentError(
             f"--gradients: the {backend.label} gives no gradients (it has no method gradients). Leave --gradients out."
         )
+    if plan.args.fp8_format:
+        say(
+            f"Compared without FP8, as transformers computes without it: --fp8-format {plan.args.fp8_format} is left out."
+        )
     with _workers(plan, say) as worker:
         _Check(plan, options, worker, able, say).run()
 

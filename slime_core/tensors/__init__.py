@@ -11,6 +11,7 @@ norm.py                  the norm of a gradient
 ranks.py                 the training ranks: how they meet, and their small exchanges
 random_states.py         the states of all random number generators
 adapter_files.py         LoRA adapters on disk
+low_precision.py         linear layers of a torch model compute by a precision recipe
 weight_buckets.py        weights in pieces of limited size, on their way to an engine
 rms_norm.py              a norm in fewer passes over memory, on the CPU
 freed_memory.py          keeps the memory that a step frees, on the CPU

@@ -78,6 +78,12 @@ class Ranks:
             dist.all_reduce(values, group=self.group)
         return values
 
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of each of `values` over all ranks, in place, and return them."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return values
+
     def interleave(self, rows: list[list[float]]) -> list[list[float]]:
         """The rows of all ranks: the first row of each, rank after rank, then the second ones, and so on.
 

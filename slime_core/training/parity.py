@@ -39,11 +39,12 @@ class ParityWorker:
     """The train backend in this process and, in the first rank, transformers' model."""
 
     def __init__(self, args: RunArguments, components: TrainComponents) -> None:
-        self._args, self._components = args, components
+        # What differs between a backend and transformers in FP8 is FP8.
+        self._args, self._components = args.model_copy(update={"fp8_format": None}), components
         self._limits = Limits.of(args.bf16)
         self._first = os.environ.get("RANK", "0") == "0"
         self._truth: Truth | None = None
-        self._backend: TrainBackend = components.train_backend.bind(components=components)(args)
+        self._backend: TrainBackend = components.train_backend.bind(components=components)(self._args)
         self._ranks = 1
         self._given: Sequence[Sequence[float]] = ()
 

@@ -12,6 +12,11 @@ from slime_fp8.operands import DelayedOperands
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
+def alone(values):
+    """The only rank."""
+    return values
+
+
 def scales(magnitudes, history=1, **how):
     """The scale of each step, and the one after them all, when a tensor has these magnitudes."""
     scale, past = torch.ones(()), torch.zeros(history)
@@ -64,18 +69,38 @@ def test_an_input_is_computed_with_the_scale_of_the_step_before_and_so_is_a_grad
     product = made("delayed", fp8_format="hybrid").linear("x.weight")
     x, w = torch.full((2, 4), 3.0), torch.full((3, 4), 5.0)
     product(x.requires_grad_(), w.requires_grad_()).backward(torch.full((2, 3), 7.0))
+    product.end_step(alone)
     scale = product.operands.scale.tolist()
     assert scale == [torch.tensor(448 / 3).item(), torch.tensor(448 / 5).item(), torch.tensor(57344 / 7).item()]
-    product(x * 100, w)  # 300 times its scale is far above 448
     assert product(x, w)[0, 0].item() == pytest.approx(4 * 3 * 5, rel=0.07)
-    product(x, w)
     over = product(x * 100, w)[0, 0].item()
     assert over == pytest.approx(4 * 3 * 5, rel=1e-5), "300 became 3, the largest number under that scale"
+    product.end_step(alone)
+    assert product(x * 100, w)[0, 0].item() == pytest.approx(100 * 4 * 3 * 5, rel=0.07)
+
+
+def test_all_calls_of_a_step_have_the_same_scales_and_the_largest_of_them_sets_the_next():
+    x, w = torch.full((2, 4), 3.0), torch.full((3, 4), 5.0)
+    product = made("delayed", fp8_amax_history_len=3).linear("x.weight")
+    for factor in (1.0, 4.0, 2.0, 4.0):  # the last one as if it was computed again
+        product(x * factor, w)
+        assert product.operands.scale.tolist() == [1, 1, 1]
+    product.end_step(alone)
+    assert product.operands.scale.tolist()[0] == torch.tensor(448 / 12).item()
+    assert product.operands.history[:, 0].tolist() == [0, 0, 12]
+
+
+def test_the_largest_magnitude_of_all_ranks_sets_the_scale():
+    product = made("delayed").linear("x.weight")
+    product(torch.full((2, 4), 3.0), torch.full((3, 4), 5.0))
+    product.end_step(lambda values: torch.maximum(values, torch.tensor([7.0, 0.0, 14.0])))
+    assert product.operands.scale.tolist() == [64, torch.tensor(448 / 5).item(), 32]
 
 
 def test_scales_stand_still_outside_of_training():
     product = made("delayed").linear("x.weight").eval()
     product(torch.ones(2, 4), torch.ones(3, 4))
+    product.end_step(alone)
     assert product.operands.scale.tolist() == [1, 1, 1]
 
 

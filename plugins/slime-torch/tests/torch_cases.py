@@ -15,7 +15,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slime_core.arguments.groups import GROUPS
+from slime_core.plugins import Plugins
 from slime_core.sample import Sample
+from slime_fp8.arguments import DelayedScalingArguments
 from slime_losses.sft import sft_loss
 from slime_torch.arguments import TorchArguments
 from slime_torch.backend import TorchBackend
@@ -108,7 +110,7 @@ def make_args(**changes: Any) -> SimpleNamespace:
     read."""
     defaults = {
         name: None if field.is_required() else field.get_default(call_default_factory=True)
-        for group in [*GROUPS, TorchArguments]
+        for group in [*GROUPS, TorchArguments, DelayedScalingArguments]
         for name, field in group.model_fields.items()
     }
     return SimpleNamespace(**{**defaults, "clip_grad": 0.0, "hf_checkpoint": "nowhere", **changes})
@@ -148,9 +150,39 @@ def make_backend(
     model: PreTrainedModel, loss: Callable[..., Any] = sft_loss, role: str = "actor", **changes: Any
 ) -> TorchBackend:
     """A backend that trains `model`."""
-    backend = TorchBackend(make_args(**changes))
+    args = make_args(**changes)
+    backend = TorchBackend(args, low_precision(args.fp8_recipe) if args.fp8_format else None)
     backend.attach(model, loss, total_steps=10, role=role)
     return backend
+
+
+def low_precision(name: str) -> Any:
+    """Components of a run with this precision recipe, which quantises in float32 also where all else stays in float64."""
+    recipe = Plugins().select("precision_recipe", name).target
+
+    def make(args: Any, num_layers: int) -> Any:
+        made = recipe(args, num_layers)
+        new_product = made.linear
+
+        def linear(name: str) -> Any:
+            product = new_product(name)
+            both = product.operands.both
+
+            def in_float32(role: str, matrix: torch.Tensor) -> Any:
+                with torch._C.DisableTorchFunction():
+                    return both(role, matrix)
+
+            product.operands.both = in_float32
+            return product
+
+        made.linear = linear
+        return made
+
+    return SimpleNamespace(further={"precision_recipe": make})
+
+
+FP8 = {"fp8_format": "e4m3", "fp8_emulation": True}
+"""Options that switch FP8 on; `fp8_recipe` is still needed."""
 
 
 def labels_of(sample: Sample) -> torch.Tensor:
@@ -249,6 +281,8 @@ def toolbox() -> SimpleNamespace:
         groups=make_groups,
         grouped=GROUPED,
         backend=make_backend,
+        low_precision=low_precision,
+        fp8=FP8,
         one_by_one=transformers_one_by_one,
         padded=transformers_padded,
         assert_equal_training=assert_equal_training,

@@ -11,7 +11,6 @@ quantise.py        the reference quantiser
 delayed.py         scales from earlier steps
 operands.py        what becomes of the factors of the three products of a linear layer
 linear.py          emulated products
-swap.py            puts them into a torch model
 weight_formats.py  how quantised weights lie in checkpoints
 commands.py        `slime convert hf-to-fp8` and `fp8-to-hf`
 convert.py         checkpoints into FP8 and back

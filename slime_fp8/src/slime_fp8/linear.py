@@ -3,6 +3,7 @@ backwards. On hardware with FP8 arithmetic the sums are taken over the same numb
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,16 @@ class EmulatedLinear(nn.Module):
         with torch.autocast(device, enabled=False):
             output: Tensor = _Product.apply(rows, weight, self.operands)  # type: ignore[no-untyped-call]
         return output.view(*input.shape[:-1], weight.shape[0])
+
+
+class RememberingLinear(EmulatedLinear):
+    """The same with scales from earlier steps; see `slime_core.contracts.precision.Remembers`."""
+
+    operands: DelayedOperands
+
+    def end_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Find the scales of the next step."""
+        self.operands.end_step(over_ranks)
 
 
 class _Product(torch.autograd.Function):

@@ -12,7 +12,7 @@ high precision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,11 +55,13 @@ class Operands(nn.Module):
 
 
 class DelayedOperands(nn.Module):
-    """Quantises the matrices of one linear layer with scales that come from earlier ones. Scales move in training mode alone.
+    """Quantises the matrices of one linear layer with scales that come from earlier steps.
 
-    Buffers: `scale` (3,) and `history` (H, 3), in the order of `ROLES`.
+    Magnitudes are noted in training mode alone. Scales move at the end of a step: a layer that is called once for each micro-batch,
+    and again where activations are computed anew in the backward pass, has the same scales in all of these calls. (Transformer
+    Engine moves them with every forward pass, so there each micro-batch has other ones.)
 
-    Every call of the layer counts as a step: where activations are computed again in the backward pass, those are further steps.
+    Buffers: `scale` (3,) and `history` (H, 3), in the order of `ROLES`; `history[0]` is of the step that is being taken.
     """
 
     scale: Tensor
@@ -84,6 +86,22 @@ class DelayedOperands(nn.Module):
         made = quantise_with(matrix, scale, format).restored()
         if self.training and matrix.numel():
             amax = matrix.detach().abs().amax().to(torch.float32)
-            new, history = next_scale(scale, self.history[:, place], amax, format, self.margin, self.algorithm)
-            self.scale[place], self.history[:, place] = new, history
+            self.history[0, place] = torch.maximum(self.history[0, place], amax)
         return made, made
+
+    def end_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Find the scales of the next step from the magnitudes of this one and of those before it.
+
+        Args:
+            over_ranks: takes a tensor to the largest of each of its numbers over all ranks.
+        """
+        magnitudes = over_ranks(self.history[0].clone())
+        for place, role in enumerate(ROLES):
+            self.scale[place], self.history[:, place] = next_scale(
+                self.scale[place].clone(),
+                self.history[:, place],
+                magnitudes[place],
+                self.formats[role],
+                self.margin,
+                self.algorithm,
+            )

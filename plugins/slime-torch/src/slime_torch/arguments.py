@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
@@ -21,6 +23,29 @@ class TorchArguments(ArgumentGroup):
         affects_result=False,
     )
 
+    @model_validator(mode="after")
+    def _refuse_what_torch_cannot_do(self) -> TorchArguments:
+        if isinstance(self, RunArguments) and self.train_backend == "torch" and (found := refused(self)):
+            raise ValueError("\n".join(found))
+        return self
+
 
 class TorchRunArguments(RunArguments, TorchArguments):
     """The run's options with those of this package: a class for type checkers, of which nobody makes an instance."""
+
+
+def refused(args: RunArguments) -> list[str]:
+    """One sentence for every option that asks for something this backend does not do. Imports nothing heavy."""
+    found = []
+    if args.fp8_format and not args.fp8_emulation:
+        found.append(
+            f"--fp8-format {args.fp8_format}: the torch backend has no FP8 products of the hardware, on any device; it emulates "
+            "them: numbers are rounded as FP8 rounds them and multiplied in high precision, which is slower than no FP8. Give "
+            "--fp8-emulation for that, or leave --fp8-format out."
+        )
+    if args.fp8_format and args.lora_rank:
+        found.append(
+            f"--fp8-format {args.fp8_format} with --lora-rank {args.lora_rank}: an adapter would be trained beside weights in FP8 "
+            "and then merged into ones that are not. Leave one of the two out."
+        )
+    return found

@@ -3,7 +3,7 @@
 The loop of slime_core drives it through the methods of `slime_core.contracts.train_backend.TrainBackend`. It runs on a
 CUDA device if there is one, else on the CPU; in one process, or as one of several data-parallel ranks, over which the
 model is then spread (`sharding`). Weights, gradients and optimizer state are float32; with --bf16 the matrix products
-are bfloat16 (autocast).
+are bfloat16 (autocast), with --fp8-format they are those of FP8, emulated (`low_precision`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.errors import TrainingError
+from slime_core.errors import ArgumentError, TrainingError
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
@@ -31,8 +31,9 @@ from slime_core.tensors.ranks import Ranks
 from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
-from slime_torch.arguments import TorchRunArguments
+from slime_torch.arguments import TorchRunArguments, refused
 from slime_torch.embedding import require_rows, require_tied
+from slime_torch.low_precision import LowPrecision, recipe_of, require_recipe
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
 from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of
@@ -42,6 +43,8 @@ from slime_torch.sharding import Sharded, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from slime_core.training.components import TrainComponents
 
 
 class TorchBackend:
@@ -54,8 +57,13 @@ class TorchBackend:
         optimizer: its optimizer; None for a reference model.
     """
 
-    def __init__(self, args: TorchRunArguments) -> None:
-        self.args = args
+    def __init__(self, args: TorchRunArguments, components: TrainComponents | None = None) -> None:
+        """Raises:
+        ArgumentError: the options ask for something that this backend does not do.
+        """
+        if found := refused(args):
+            raise ArgumentError("\n".join(found))
+        self.args, self._components = args, components
         self.data_parallel_size = 1
         self.shares_prompts = True
         self.optimizer: torch.optim.Optimizer | None = None
@@ -76,6 +84,7 @@ class TorchBackend:
         folder = self.args.ref_load or self.args.hf_checkpoint
         with ranks.together():
             check_checkpoint(self.args.hf_checkpoint)
+            require_recipe(self.args, self._components, folder, role)
             tokenizer = load_tokenizer(self.args.hf_checkpoint)
             if ranks.rank == 0:
                 model = load_model(folder, ranks.device if ranks.size == 1 else HOST, option)
@@ -109,6 +118,8 @@ class TorchBackend:
                 speed_up_norms(model)
             prepare(model)
             value_head = add_value_head(model, folder) if role == "critic" else None
+            # After `prepare`, which compares with the model's own numbers.
+            self._low_precision = LowPrecision(model, recipe_of(self.args, self._components, model.config, role))
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
             if role == "reference":
                 model.requires_grad_(False).train(False)
@@ -167,6 +178,7 @@ class TorchBackend:
             group["lr"] = lr
         with on_device(optimizer) if self.args.optimizer_cpu_offload else nullcontext():
             optimizer.step()
+        self._low_precision.end_step(ranks)
         self._step += 1
         return step_metrics(batch, losses, metrics, norm, lr)
 
@@ -283,11 +295,12 @@ class TorchBackend:
         self, batch: TrainBatch, micro_batch: Sequence[int], last: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add to the gradients, which are complete on all ranks after the `last` micro-batch of a step."""
-        outputs = self._forward(batch, micro_batch)
-        if self._sharded is not None:
-            self._sharded.backward(outputs.loss, last)
-        elif outputs.loss.requires_grad:  # not so when none of its tokens is trained
-            outputs.loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        with self._low_precision.noted(batch, micro_batch):
+            outputs = self._forward(batch, micro_batch)
+            if self._sharded is not None:
+                self._sharded.backward(outputs.loss, last)
+            elif outputs.loss.requires_grad:  # not so when none of its tokens is trained
+                outputs.loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         return outputs.loss.detach(), outputs.metrics
 
     def _norm_alone(self, batch: TrainBatch, number: int) -> float:

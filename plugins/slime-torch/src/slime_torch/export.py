@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slime_core.tensors.low_precision import is_precision_state, remembering
 from slime_core.tensors.ranks import Ranks
 from slime_torch import lora
 from slime_torch.arguments import TorchRunArguments
@@ -31,7 +32,8 @@ def export_hf(
 ) -> None:
     """Write `model`, and `tokenizer` if there is one, into the folder `path`. All ranks call this at the same time."""
     first, adapters = ranks.rank == 0, bool(args.lora_rank)
-    tensors = _whole_state(model, keep=first) if adapters or ranks.size > 1 else None
+    as_it_is = ranks.size == 1 and not adapters and not remembering(model)
+    tensors = None if as_it_is else _whole_state(model, keep=first)
     if first:
         model.save_pretrained(path, state_dict=tensors)
     if adapters:
@@ -41,9 +43,11 @@ def export_hf(
 
 
 def stored_buffers(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint of the model stores besides its weights, such as a router's bias. Every rank has it whole."""
+    """What a checkpoint of the model stores besides its weights, such as a router's bias. Every rank has it whole.
+    What products in low precision remember is no part of it."""
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return ((name, buffer) for name, buffer in model.state_dict().items() if name not in weights)
+    every = ((name, buffer) for name, buffer in model.state_dict().items() if name not in weights)
+    return ((name, buffer) for name, buffer in every if not is_precision_state(name))
 
 
 def _whole_state(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:

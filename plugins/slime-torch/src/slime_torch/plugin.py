@@ -23,6 +23,12 @@ def slime_train_backends() -> dict[str, Lazy]:
         "torch": Lazy(
             "slime_torch.backend:TorchBackend",
             "any Hugging Face causal LM, in one process or on several ranks",
-            reads_options=("OptimizerArguments", "LoraArguments", "TorchArguments"),
+            reads_options=(
+                "OptimizerArguments",
+                "LoraArguments",
+                "TorchArguments",
+                "fp8_recipe?fp8_format",
+                "fp8_emulation?fp8_format",
+            ),
         )
     }

@@ -3,7 +3,8 @@
 It is a checkpoint of torch.distributed.checkpoint: every rank writes the part that it holds, and any number of ranks
 can read it. What is in it:
 
-    model.NAME             trained parameters, and buffers; frozen ones are those of --hf-checkpoint
+    model.NAME             trained parameters, and buffers, those with scales of FP8 among them; frozen ones are those of
+                           --hf-checkpoint
     optimizer.NAME.KEY     what the optimizer keeps for that parameter
     rank_00000, …          each rank's number of finished steps and random states
 
@@ -233,6 +234,6 @@ def _check_fits(
     if wrong:
         raise CheckpointError(
             f"The training state {path} belongs to another model or optimizer: {'; '.join(wrong[:5])}"
-            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. Resume with the --hf-checkpoint, --optimizer "
-            "and --lora-rank that the run was started with."
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. Resume with the --hf-checkpoint, --optimizer, "
+            "--lora-rank and --fp8-recipe that the run was started with."
         )

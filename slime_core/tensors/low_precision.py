@@ -1,14 +1,17 @@
-"""Puts emulated products into a torch model: the linear layers that a recipe quantises compute by it. Parameters, their names and
-the shape of the model stay as they are."""
+"""Puts a precision recipe's products into a torch model: the linear layers that it quantises compute by it. Parameters, their names
+and the shape of the model stay as they are. Called by train backends that compute with torch's own layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from slime_core.contracts.precision import PrecisionRecipe
+from slime_core.contracts.precision import PrecisionRecipe, Remembers
 from slime_core.errors import ArgumentError
+
+_PRODUCT = "precision"  # the attribute of a layer that holds its product
 
 
 class LowPrecisionLinear(nn.Linear):
@@ -56,6 +59,33 @@ def swap_linears(model: nn.Module, recipe: PrecisionRecipe) -> list[str]:
             product.to(module.weight.device).train(module.training)
         module.precision = product  # type: ignore[assignment]  # torch registers it if it is a module
     return chosen
+
+
+def remembering(model: nn.Module) -> list[Remembers]:
+    """The products in a model whose scales come from earlier steps, in the order of its layers."""
+    products: list[object] = [m.precision for m in model.modules() if isinstance(m, LowPrecisionLinear)]
+    return [product for product in products if isinstance(product, Remembers)]
+
+
+def is_precision_state(name: str) -> bool:
+    """Whether a name in the state of a model is that of a product's memory. It belongs to a training state, and to no weights that
+    others read."""
+    return f".{_PRODUCT}." in name
+
+
+@contextmanager
+def nothing_remembered(model: nn.Module) -> Iterator[None]:
+    """Let what is computed inside of this context, forwards and backwards, leave no trace in the scales of later steps."""
+    before = [
+        (m, m.training) for product in remembering(model) if isinstance(product, nn.Module) for m in product.modules()
+    ]
+    for module, _ in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def _missed(recipe: PrecisionRecipe, name: str, parameter: nn.Parameter) -> bool:

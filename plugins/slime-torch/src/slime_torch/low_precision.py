@@ -1,0 +1,96 @@
+"""FP8: the model's linear layers compute by the run's precision recipe, in emulation. Called by the backend.
+
+Weights, gradients and the optimizer's state stay float32, and keep their names: what is saved, exported or sent to an engine is
+what the optimizer has. A recipe is met through its contract alone (`slime_core.contracts.precision`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from slime_core.contracts.precision import PrecisionRecipe, Remembers
+from slime_core.contracts.train_backend import Role, TrainBatch
+from slime_core.errors import ArgumentError
+from slime_core.tensors.low_precision import nothing_remembered, remembering, swap_linears
+from slime_core.tensors.ranks import Ranks
+from slime_torch.arguments import TorchRunArguments
+
+if TYPE_CHECKING:
+    from slime_core.training.components import TrainComponents
+
+
+def recipe_of(
+    args: TorchRunArguments, components: TrainComponents | None, config: PretrainedConfig, role: Role
+) -> PrecisionRecipe | None:
+    """Make the recipe of the run for a model; None without `--fp8-format`.
+
+    Args:
+        components: those of the run, with the recipe among them.
+        config: of the model.
+
+    Raises:
+        ArgumentError: the recipe cannot compute a model in this role, or there is none.
+    """
+    if not args.fp8_format:
+        return None
+    chosen = components.further.get("precision_recipe") if components is not None else None
+    if chosen is None:
+        raise ArgumentError(
+            f"--fp8-format {args.fp8_format}: the torch backend was made without a precision recipe. Give it the run's "
+            "`components`, as `slime train` does, or leave --fp8-format out."
+        )
+    recipe: PrecisionRecipe = chosen(args, config.get_text_config().num_hidden_layers)
+    if role == "reference" and isinstance(recipe.linear("probe.weight"), Remembers):
+        raise ArgumentError(
+            f"--fp8-recipe {args.fp8_recipe}: its scales come from training steps, and a reference model takes none, so it would "
+            "compute everything with the scale 1. Give another --fp8-recipe, or a loss and an estimator without a reference "
+            "model."
+        )
+    return recipe
+
+
+def require_recipe(args: TorchRunArguments, components: TrainComponents | None, folder: str, role: Role) -> None:
+    """Refuse what `recipe_of` would refuse for the checkpoint in `folder`, before its weights are loaded.
+
+    Raises:
+        ArgumentError: see `recipe_of`.
+    """
+    if not args.fp8_format:
+        return
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError):  # who loads the weights says what is wrong
+        return
+    recipe_of(args, components, config, role)
+
+
+class LowPrecision:
+    """The products of a model that a recipe computes.
+
+    Args:
+        model: is changed: the linear layers that the recipe quantises compute by it.
+        recipe: None: nothing is changed.
+    """
+
+    def __init__(self, model: PreTrainedModel, recipe: PrecisionRecipe | None) -> None:
+        self._model: nn.Module = model
+        if recipe is not None:
+            swap_linears(model, recipe)
+        self._remembering = remembering(model)
+
+    def noted(self, batch: TrainBatch, micro_batch: Sequence[int]) -> AbstractContextManager[None]:
+        """The context of a micro-batch's forward and backward pass: one without a trained token, for which a rank computes
+        something that does not count, leaves no trace in the scales of later steps."""
+        if not self._remembering or any(any(batch.samples[number].trained_mask) for number in micro_batch):
+            return nullcontext()
+        return nothing_remembered(self._model)
+
+    def end_step(self, ranks: Ranks) -> None:
+        """An optimizer step was taken. All ranks call this at the same time."""
+        for product in self._remembering:
+            product.end_step(ranks.largest)
