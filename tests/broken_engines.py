@@ -133,6 +133,7 @@ BROKEN = [
     ("tracker", ClearingTracker, "does not change the metrics", "it changed the metrics; work on a copy"),
     ("command", silent_command, "explains itself", "0 characters on stdout; print how to use it"),
     ("command", failing_command, "explains itself", "ended with status 2"),
+    ("checkpoint_conversion", failing_command, "explains itself", "ended with status 2"),
     ("engine", answering(log_probs=lambda a: []), "answers with as many", "0 log_probs and 6 weight_versions"),
     ("engine", answering(log_probs=lambda a: [0.5] * len(a.tokens)), "answers with as many", "not above 0"),
     ("engine", answering(finish_reason=lambda a: "abort"), "answers with as many", "expected 'length' at the limit"),
