@@ -237,7 +237,9 @@ def test_a_backend_of_one_process_refuses_several_ranks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     plugins = Plugins()
     backend = Selected("train_backend", "mine", OneProcess, "import path", "--train-backend")
-    settings = SimpleNamespace(num_steps_per_rollout=1, skip_zero_advantages=False, use_pytorch_profiler=False)
+    settings = SimpleNamespace(
+        load=None, num_steps_per_rollout=1, skip_zero_advantages=False, use_pytorch_profiler=False
+    )
     components = TrainComponents(backend, plugins.select("loss", "sft_loss"))
     worker = TrainWorker(settings, plugins, components, None, 1)
     with pytest.raises(ArgumentError, match=r"'mine' of import path trains in one process .* 2 training ranks"):

@@ -19,7 +19,8 @@ from slime_core.tensors.packed_rows import Segments
 from slime_core.training.batches import make_train_batch
 
 ARCHITECTURES = (
-    *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "qwen3_moe", "gpt2"),
+    *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "gpt2"),
+    *("qwen3_moe", "glm4_moe"),
 )
 
 

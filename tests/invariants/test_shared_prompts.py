@@ -22,7 +22,8 @@ from slime_core.training.batches import make_train_batch
 from slime_torch.attention import packed_attention
 
 ARCHITECTURES = (
-    *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "qwen3_moe", "gpt2"),
+    *("llama", "llama_untied", "qwen2", "qwen2_sliding", "qwen3", "gemma2", "granite", "cohere", "gpt2"),
+    *("qwen3_moe", "glm4_moe"),
 )
 TOGETHER, APART = 10**9, -(10**9)
 """Values of `_CALL_COST` with which all branches are attended to in one call, or each in its own."""
@@ -82,7 +83,7 @@ def test_a_prompt_is_laid_once_and_predicts_the_first_token_of_every_response() 
         Sample(group_index=0, tokens=[1, 2, 4, 40, 41], response_length=2),
         Sample(group_index=1, tokens=[1, 2, 4, 50, 51], response_length=2),
     ]
-    row = pack_samples(samples, vocab_size=97, share_prompts=True)
+    row = pack_samples(samples, vocab_size=263, share_prompts=True)
     assert row.input_ids.tolist() == [[1, 2, 3, 10, 11, 20, 1, 2, 4, 40, 1, 2, 4, 50]]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 0, 1, 2, 3]]
     assert row.segments.lengths == (6, 4, 4)
@@ -97,7 +98,7 @@ def test_a_prompt_is_laid_once_and_predicts_the_first_token_of_every_response() 
 
 def test_samples_without_a_prompt_share_nothing() -> None:
     samples = [Sample(group_index=0, tokens=[1, 2, 3], response_length=3, loss_mask=[0, 1, 1]) for _ in range(2)]
-    row = pack_samples(samples, vocab_size=97, share_prompts=True)
+    row = pack_samples(samples, vocab_size=263, share_prompts=True)
     assert row.segments.lengths == (2, 2)
     assert row.segments.branches == (None, None)
 

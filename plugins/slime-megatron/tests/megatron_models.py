@@ -22,7 +22,7 @@ from slime_core.testing import chat_tokenizer
 from slime_core.training.batches import Mean, make_train_batch
 from slime_losses.arguments import PolicyArguments
 
-VOCABULARY = 251
+VOCABULARY = 263
 LR, WEIGHT_DECAY, CLIP = 1e-2, 0.1, 1.0
 BETAS, EPS = (0.9, 0.95), 1e-3
 

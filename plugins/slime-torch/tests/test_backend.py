@@ -165,8 +165,8 @@ def test_a_loss_gets_columns_masks_and_its_metrics_are_summed(tiny: SimpleNamesp
 
 
 def test_a_token_outside_the_vocabulary_is_refused_by_name(tiny: SimpleNamespace) -> None:
-    bad = Sample(index=5, tokens=[1, 2, 97], response_length=1)
-    with pytest.raises(SampleError, match=r"sample 5 holds the token id 97, but the model knows the ids 0 to 96"):
+    bad = Sample(index=5, tokens=[1, 2, 263], response_length=1)
+    with pytest.raises(SampleError, match=r"sample 5 holds the token id 263, but the model knows the ids 0 to 262"):
         tiny.backend(tiny.model()).train_step(make_train_batch([bad]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,13 +24,13 @@ from slime_torch.backend import TorchBackend
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gemma2"])
 def test_an_exported_checkpoint_reloads_with_equal_logits(
-    tiny: SimpleNamespace, tmp_path: Path, assets: Callable[[str], Path], architecture: str
+    tiny: SimpleNamespace, tmp_path: Path, architecture: str
 ) -> None:
     source = tmp_path / "source"
     model = tiny.model(architecture, dtype=torch.float32)
     model.generation_config = GenerationConfig(eos_token_id=[2, 5], temperature=0.6, do_sample=True)
     model.save_pretrained(source)
-    tokenizer = AutoTokenizer.from_pretrained(assets("model"))
+    tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(source)
 
     backend = TorchBackend(tiny.args(hf_checkpoint=str(source), lr=0.01))

@@ -136,7 +136,8 @@ def test_the_engine_gets_merged_weights_under_plain_names(tiny: SimpleNamespace,
     backend = make_backend(tiny, model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     weights = dict(backend.weights())
-    assert list(weights) == [name for name, _ in plain.named_parameters()]
+    stored = [name for name, _ in plain.named_buffers() if name in plain.state_dict()]
+    assert list(weights) == [name for name, _ in plain.named_parameters()] + stored
     changed = [name for name, p in plain.named_parameters() if not torch.equal(p, weights[name])]
     assert len(changed) == sum(".lora_A." in name for name in before) > 0
     ids = torch.arange(12)[None]

@@ -200,7 +200,7 @@ def failures(tiny: SimpleNamespace, rank: int) -> dict[str, Any]:
         )
         found[name] = failure(lambda own=backend: own.train_step(make_train_batch(samples, ranks=2)))
     backend = tiny.backend(tiny.model("llama_untied", dtype=torch.float32), lr=0.1)
-    bad = [*samples[:2], replace(samples[2], tokens=[1, 2, 97, 4]), samples[3]]
+    bad = [*samples[:2], replace(samples[2], tokens=[1, 2, 263, 4]), samples[3]]
     found["token"] = failure(lambda: backend.train_step(make_train_batch(bad, ranks=2)))
     found["went on"] = math.isfinite(backend.train_step(make_train_batch(samples, ranks=2))["loss"])
 
@@ -407,7 +407,7 @@ def test_a_fault_on_one_rank_stops_all_of_them_with_the_samples_named(two: Any) 
         "TrainingError: The loss is NaN or Inf in optimizer step 0, in the micro-batch of sample 3 (rows.jsonl:17)."
         in (found[0]["loss"])
     )
-    assert "SampleError: sample 2 holds the token id 97" in found[0]["token"]
+    assert "SampleError: sample 2 holds the token id 263" in found[0]["token"]
     assert found[0]["unchanged"]
     assert found[0]["went on"]
 

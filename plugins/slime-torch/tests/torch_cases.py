@@ -24,7 +24,7 @@ from slime_torch.backend import TorchBackend
 
 torch.set_num_threads(1)
 
-VOCABULARY = 97
+VOCABULARY = 263
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -35,7 +35,7 @@ SHAPE = {
     "head_dim": 8,
     "max_position_embeddings": 128,
     "initializer_range": 0.15,
-    "pad_token_id": 0,
+    "pad_token_id": None,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
