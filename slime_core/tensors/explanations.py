@@ -7,6 +7,7 @@ Called by `slime_core.training.parity`, where a backend is found to differ. Each
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,17 +57,24 @@ def explain(
         limit: of the difference that rounding explains.
         layer: the only one that mistakes are made in; None: they are made in all.
     """
+    # A mistake in one layer may be most of a mistake in all, so what is left over has to be small beside what is explained.
+    limit = min(limit, max(limit / 10, 0.05 * _difference(given, truth.log_probs(samples))))
     for mistake in _mistakes(truth.model, layer):
         if not mistake.changes:
             continue
         with _made(mistake.changes):
             found = truth.log_probs(samples)
-        pairs = zip(given, found, strict=True)
-        if all(abs(a - b) <= limit for own, other in pairs for a, b in zip(own, other, strict=True)):
+        if _difference(given, found) <= limit:
             state = truth.model.state_dict()
             names = truth.in_file({name: state[name] for name in mistake.parameters})
             return Explanation(mistake.text, tuple(sorted(names, key=lambda name: layer_of(name) or 0)))
     return None
+
+
+def _difference(given: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> float:
+    """The largest difference of two log-probs; Inf where one of them is NaN."""
+    pairs = (pair for own, other in zip(given, found, strict=True) for pair in zip(own, other, strict=True))
+    return max((abs(a - b) if a == a and b == b else math.inf for a, b in pairs), default=0.0)
 
 
 @contextmanager

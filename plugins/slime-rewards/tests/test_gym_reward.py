@@ -82,9 +82,12 @@ def test_an_answer_is_never_executed(tmp_path: Path) -> None:
 
 
 def test_metadata_of_another_origin_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"sample 3 .* has \['source'\]"):
+    with pytest.raises(DataError, match=r"sample 3 .* has \['origin'\]"):
         asyncio.run(
-            reasoning_gym(ARGS, Sample(index=3, response="7", label="7", metadata={"slime": {"source": "x.jsonl:1"}}))
+            reasoning_gym(
+                ARGS,
+                Sample(index=3, response="7", label="7", metadata={"origin": "web", "slime": {"source": "x.jsonl:1"}}),
+            )
         )
 
 

@@ -352,7 +352,8 @@ def two(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def assert_close(found: Any, expected: Any, where: str) -> None:
-    """Equal to 1e-10, through lists and dicts."""
+    """Equal to 1e-10, through lists and dicts; to 1e-6 where the last digit of a number decides to which number of FP8 it is
+    rounded."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name in expected:
@@ -363,7 +364,8 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
             assert_close(a, b, f"{where}, {number}")
     else:
         a, b = torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda text: f"{where}: {text}")
+        limit = 1e-6 if "fp8, blocks" in where else 1e-10
+        torch.testing.assert_close(a, b, rtol=limit, atol=limit, msg=lambda text: f"{where}: {text}")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from slime_core.errors import DataError, PluginError
 from slime_core.rollout.boxed import last_box
-from slime_core.sample import Sample
+from slime_core.sample import RESERVED, Sample
 from slime_rewards.arguments import ReasoningGymArguments
 from slime_rewards.numbers import last_number_text, only_number
 from slime_rewards.pool import shared_pool
@@ -38,7 +38,7 @@ async def reasoning_gym(args: ReasoningGymArguments, sample: Sample) -> float:
     if not isinstance(task, dict) or not {"task", "settings", "question", "metadata"} <= set(task):
         raise DataError(
             f"The reward 'reasoning_gym' needs metadata[{KEY!r}] as `slime tasks` writes it, but {sample.name} has "
-            f"{sorted(sample.metadata)}. Make the data with `slime tasks NAME`, and give --label-key label."
+            f"{sorted(sample.metadata.keys() - {RESERVED})}. Make the data with `slime tasks NAME`, and give --label-key label."
         )
     label = None if sample.label is None else str(sample.label)
     answer = extract_answer(sample.response, label)
