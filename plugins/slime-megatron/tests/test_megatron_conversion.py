@@ -141,7 +141,7 @@ def test_the_options_of_a_launch_script_are_compared_and_do_no_harm(qwen3: Path,
         "--swiglu --num-layers 3 --hidden-size 48 --ffn-hidden-size 80 --num-attention-heads 4 --group-query-attention"
     )
     more = "--num-query-groups 2 --use-rotary-position-embeddings --disable-bias-linear --normalization RMSNorm --norm-epsilon 1e-5"
-    rest = "--rotary-base 10000 --vocab-size 263 --kv-channels 16 --qk-layernorm --untie-embeddings-and-output-weights"
+    rest = "--rotary-base 10000 --vocab-size 251 --kv-channels 16 --qk-layernorm --untie-embeddings-and-output-weights"
     assert to_torch_dist(qwen3, tmp_path, *f"{shape} {more} {rest} --tensor-model-parallel-size 2".split()) == 0
     args = torch.load(tmp_path / "release" / "common.pt", weights_only=False)["args"]
     assert (args.num_layers, args.hidden_size, args.padded_vocab_size, args.swiglu) == (3, 48, 256, True)

@@ -138,6 +138,6 @@ def test_a_state_is_read_where_other_heads_are_filled_up(tmp_path: Path) -> None
         assert {way: rank[way] <= 2e-4 for way in WAYS} == dict.fromkeys(WAYS, True), rank
         assert not rank["planted"] <= 2e-2, "megatron-core's own way to put a state together is right now"
         assert (
-            "263 tokens, 9 heads, 3 heads of keys and values, and this one has 263 tokens, 4 heads"
+            "251 tokens, 9 heads, 3 heads of keys and values, and this one has 251 tokens, 4 heads"
             in (rank["of another model"])
         )
