@@ -58,7 +58,11 @@ def test_both_are_loaded_and_no_option_is_defined_twice() -> None:
     ("backend", "own", "others"),
     [
         ("torch", ["--lora-rank", "2"], {"--stub-hidden-size": "stub"}),
-        ("stub", ["--stub-hidden-size", "4"], {"--lora-rank": "torch", "--gradient-checkpointing": "torch"}),
+        (
+            "stub",
+            ["--stub-hidden-size", "4"],
+            {"--lora-rank": "megatron' or the train_backend 'torch", "--gradient-checkpointing": "torch"},
+        ),
     ],
 )
 def test_a_run_takes_the_shared_options_and_is_told_which_ones_only_the_other_backend_reads(

@@ -33,7 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
     def make(name: str, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("model")
-        save(make_model(name, vocab_size=len(chat_tokenizer()), **changes), folder)
+        rows = len(chat_tokenizer()) + 1  # Qwen2's class of tokenizers adds a token
+        save(make_model(name, vocab_size=rows, **changes), folder)
         return folder
 
     return make
