@@ -132,6 +132,7 @@ def main() -> None:
             "machine": {**machine(options.threads), "device": device, "peak_tflops": peak},
             "versions": versions(*PACKAGES),
             "work": {name: value for name, value in asdict(work).items() if name != "rows"}
+            | {"model": Path(work.model).name}
             | {"steps": work.steps, "tokens": work.tokens, "flops": work.flops},
         }
     found["runs"] = {name: [asdict(run) for run in own] for name, own in runs.items()}
