@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -158,21 +159,36 @@ def run_cases(cases: Sequence[Case], folder: Path, timeout_s: float) -> dict[str
 
 
 def work(cases: Sequence[Case], folder: Path, found: dict[str, Any], note: Any) -> None:
-    """Compare one case after the other. Cases of one layout follow each other."""
+    """Compare one case after the other, as `in_turn` does."""
+    in_turn(
+        [(str(case), case, partial(compare_in_double if case.double else compare, case, folder)) for case in cases],
+        found,
+        note,
+    )
+
+
+def in_turn(
+    cases: Iterable[tuple[str, Case, Callable[[], dict[str, Any]]]], found: dict[str, Any], note: Callable[[], None]
+) -> None:
+    """Compare one case after the other, and note after each what was found and how long it took; an error ends it.
+
+    Args:
+        cases: each with its name among `found`, and what compares it. Those of one layout follow each other.
+    """
     before = None
-    for case in cases:
+    for name, case, compare in cases:
         start = time.perf_counter()
         if before not in (None, case.layout):
             leave()
         before = case.layout
         try:
-            found[str(case)] = compare_in_double(case, folder) if case.double else compare(case, folder)
+            found[name] = compare()
         except BaseException:
-            found[str(case)] = {"error": traceback.format_exc()}
+            found[name] = {"error": traceback.format_exc()}
             raise
         finally:
             note()
-        found[str(case)]["seconds"] = time.perf_counter() - start
+        found[name]["seconds"] = time.perf_counter() - start
 
 
 def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor") -> Any:

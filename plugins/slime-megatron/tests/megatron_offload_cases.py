@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron_cases import Case, forget, leave, make_backend
+from megatron_cases import Case, forget, in_turn, make_backend
 from megatron_models import make_batch
 from megatron_truth import STEPS
 
@@ -24,23 +24,22 @@ def squared_error(args: Any, inputs: LossInputs) -> LossOutputs:
 
 def work(cases: Sequence[tuple[Case, str]], folder: Path, found: dict[str, Any], note: Any) -> None:
     """Compare one case after the other, each a case and a model's role."""
-    before = None
-    for case, role in cases:
-        if before not in (None, case.layout):
-            leave()
-        before = case.layout
-        try:
-            kept, given_back = (_train(case, role, folder, offloads) for offloads in (False, True))
-            found[f"{case}, {role}"] = {
-                "same": kept["numbers"] == given_back["numbers"],
-                "weights": all(map(torch.equal, kept["weights"], given_back["weights"])),
-                **{name: given_back[name] for name in ("left", "before")},
-            }
-        except BaseException:
-            found[f"{case}, {role}"] = {"error": traceback.format_exc()}
-            raise
-        finally:
-            note()
+    in_turn([(f"{case}, {role}", case, partial(compare, case, role, folder)) for case, role in cases], found, note)
+
+
+def compare(case: Case, role: str, folder: Path) -> dict[str, Any]:
+    """Train twice.
+
+    Returns:
+        same, weights: whether all numbers and weights are the same.
+        before, left: bytes, as `_train` says.
+    """
+    kept, given_back = (_train(case, role, folder, offloads) for offloads in (False, True))
+    return {
+        "same": kept["numbers"] == given_back["numbers"],
+        "weights": all(map(torch.equal, kept["weights"], given_back["weights"])),
+        **{name: given_back[name] for name in ("left", "before")},
+    }
 
 
 def say(folder: Path, found: dict[str, Any], note: Any) -> None:

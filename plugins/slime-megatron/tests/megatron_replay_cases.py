@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron_cases import Case, Recording, _first_step, _trained, forget, largest, leave, make_backend
+from megatron_cases import Case, Recording, _first_step, _trained, forget, in_turn, largest, make_backend
 from megatron_models import make_batch, make_model, make_samples, save
 from megatron_truth import LOSSES, LR, STEPS, Truth, compute_truth
 from torch import Tensor
@@ -87,21 +86,8 @@ def chosen_experts(model: Any) -> Iterator[list[_Gate]]:
 
 
 def work(cases: Sequence[Case], folder: Path, found: dict[str, Any], note: Any) -> None:
-    """Compare one case after the other. Cases of one layout follow each other."""
-    before = None
-    for case in cases:
-        start = time.perf_counter()
-        if before not in (None, case.layout):
-            leave()
-        before = case.layout
-        try:
-            found[str(case)] = compare(case, folder)
-        except BaseException:
-            found[str(case)] = {"error": traceback.format_exc()}
-            raise
-        finally:
-            note()
-        found[str(case)]["seconds"] = time.perf_counter() - start
+    """Compare one case after the other."""
+    in_turn([(str(case), case, partial(compare, case, folder)) for case in cases], found, note)
 
 
 def compare(case: Case, folder: Path) -> dict[str, Any]:

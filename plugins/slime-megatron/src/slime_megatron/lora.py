@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
 from slime_core.tensors.adapter_files import write_adapter
+from slime_core.training.adapters import target_layers
 from slime_megatron import weights
 from slime_megatron.adapter import Adapter, FusedLayer
 from slime_megatron.arguments import MegatronRunArguments
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from slime_core.contracts.train_backend import TrainBatch
     from slime_megatron.backend import MegatronBackend
 
-ALL_LINEAR = "all-linear"
 _BESIDE = "_lora"
 """The adapter of `linear_qkv` is `linear_qkv_lora`, beside it."""
 
@@ -53,7 +53,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
         ArgumentError: a name is that of no linear layer; says which there are. Or no layer of this pipeline stage gets one.
     """
     sizes = linear_layers(config)
-    targets = _targets(sizes, args.target_modules, config.model_type)
+    targets = target_layers(set(map(_last, sizes)), args.target_modules, f"a {config.model_type} model")
     chosen = {name: size for name, size in sizes.items() if _last(name) in targets}
     _name(model.names, targets)
     model.module.requires_grad_(False)
@@ -214,18 +214,6 @@ def _name(names: Names, targets: set[str]) -> None:
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _targets(sizes: Sizes, wanted: Sequence[str], model_type: str) -> set[str]:
-    """The last parts of the names of the layers that get an adapter."""
-    linear = {_last(name) for name in sizes}
-    targets = linear if ALL_LINEAR in wanted else set(wanted)
-    if not targets or targets - linear:
-        raise ArgumentError(
-            f"--target-modules {' '.join(sorted(targets - linear)) or ALL_LINEAR} names no linear layer in the blocks "
-            f"of a {model_type} model. It has: {', '.join(sorted(linear)) or 'none'}; {ALL_LINEAR} means all of them."
-        )
-    return targets
 
 
 def _starts(chosen: Sizes, rank: int, seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from slime_core.tensors.offload import Offloaded
+from slime_megatron.optimizer import parts_of
 
 
 class OffloadedModel:
@@ -55,7 +56,7 @@ class OffloadedModel:
     def _held(self) -> Iterator[Tensor]:
         yield from self._wrapped.parameters()
         yield from nn.Module.buffers(self._wrapped)  # the wrapper's own attribute `buffers` is another thing
-        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
+        for part in parts_of(self._optimizer):
             inner = getattr(part, "optimizer", None)
             if inner is not None:
                 yield from (parameter for group in inner.param_groups for parameter in group["params"])

@@ -77,14 +77,14 @@ def _norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], *_: Any)
     return squares_of(tensor for tensors in lists for tensor in tensors).sqrt().float()[None], None
 
 
-def parts(optimizer: Any) -> list[Any]:
+def parts_of(optimizer: Any) -> list[Any]:
     """The optimizers of which a chained one is made: of experts, and of all else."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _compute_in_one_pass(optimizer: Any) -> None:
     """Let torch's Adam, which megatron-core takes without Transformer Engine, read and write its state once in a step."""
-    for part in parts(optimizer):
+    for part in parts_of(optimizer):
         if isinstance(part.optimizer, torch.optim.Adam):
             for group in part.optimizer.param_groups:
                 group["fused"] = True
@@ -129,7 +129,7 @@ def move_state(optimizer: Any, device: torch.device | None) -> None:
     Args:
         device: where to; None: to the device of the parameter that the tensor belongs to.
     """
-    inner = (part.optimizer for part in parts(optimizer))
+    inner = (part.optimizer for part in parts_of(optimizer))
     for parameter, values in ((p, v) for own in inner if own is not None for p, v in own.state.items()):
         target = parameter.device if device is None else device
         for key, value in values.items():

@@ -30,6 +30,7 @@ from slime_core.errors import CheckpointError
 from slime_core.tensors.random_states import random_states, set_random_states
 from slime_megatron import lora, versions, weights
 from slime_megatron.model import BuiltModel
+from slime_megatron.optimizer import parts_of
 from slime_megatron.torch_dist import GROUPS
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _whole_buckets(optimizer: Any) -> Iterator[None]:
     megatron-core puts a rank's state together without it, and then looks for each parameter where it lies with it. Where there
     are several buckets, as under pipeline parallelism with a tied embedding, it would write the numbers of other parameters.
     """
-    buffers = [buffer for part in _parts(optimizer) for buffer in getattr(part, "buffers", ())]
+    buffers = [buffer for part in parts_of(optimizer) for buffer in getattr(part, "buffers", ())]
     parts = [*buffers, *(bucket for buffer in buffers for bucket in buffer.buckets)]
     before = [part.numel_unpadded for part in parts]
     for part in parts:
@@ -133,11 +134,6 @@ def _whole_buckets(optimizer: Any) -> Iterator[None]:
     finally:
         for part, size in zip(parts, before, strict=True):
             part.numel_unpadded = size
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    """The optimizers of which a chained one is made: of experts, and of all else."""
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 _SETTINGS = ("optimizer", "param_groups")
@@ -153,7 +149,7 @@ def _for_these_parts(folder: Path, stored: dict[Any, Any], optimizer: Any) -> di
     Raises:
         CheckpointError: the numbers differ, and the optimizer is not the distributed one.
     """
-    parts = _parts(optimizer)
+    parts = parts_of(optimizer)
     there = [part for part in (stored, stored.get(0), stored.get(1)) if part and not part.keys().isdisjoint(_SETTINGS)]
     if not all(isinstance(part, DistributedOptimizer) for part in parts):
         if len(there) == len(parts):
@@ -176,7 +172,7 @@ def _for_these_parts(folder: Path, stored: dict[Any, Any], optimizer: Any) -> di
 def _prime(optimizer: Any) -> None:
     """Give the optimizer an empty state of the right shapes, into which a stored one can be read: torch's makes it in the first
     step. How many steps each parameter has taken is not stored with it, and comes back with the optimizer's own state."""
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         inner = part.optimizer
         if part.config.use_precision_aware_optimizer:  # Transformer Engine's knows the types of its own
             part.init_state_fn(inner, part.config)
@@ -220,5 +216,5 @@ def _separate_steps(optimizer: Any) -> None:
 
 
 def _states(optimizer: Any) -> Iterator[dict[str, Any]]:
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         yield from part.optimizer.state.values()

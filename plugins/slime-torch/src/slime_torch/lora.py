@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from slime_core.errors import ArgumentError
 from slime_core.tensors.adapter_files import write_adapter
+from slime_core.training.adapters import target_layers
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import VALUE_HEAD
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from slime_core.contracts.train_backend import TrainBatch
     from slime_torch.backend import TorchBackend
 
-ALL_LINEAR = "all-linear"
 _NAME = "default"  # peft's name of an adapter that was given none
 
 
@@ -134,13 +133,7 @@ class BaseModel:
 def _targets(body: nn.Module, wanted: Sequence[str]) -> list[str]:
     """The last parts of the names of the layers that get an adapter, sorted."""
     linear = {name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    targets = linear if ALL_LINEAR in wanted else set(wanted)
-    if not targets or targets - linear:
-        raise ArgumentError(
-            f"--target-modules {' '.join(sorted(targets - linear)) or ALL_LINEAR} names no linear layer in the blocks "
-            f"of {type(body).__name__}. It has: {', '.join(sorted(linear)) or 'none'}; {ALL_LINEAR} means all of them."
-        )
-    return sorted(targets)
+    return sorted(target_layers(linear, wanted, type(body).__name__))
 
 
 def _transposed(body: nn.Module) -> bool:
