@@ -10,7 +10,7 @@ from fp8_cases import INF, NAN, differing, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_fp8.quantise import Quantiser, rounded
+from slime_fp8.quantise import Quantiser, rounded, widened
 from slime_fp8.scales import (
     DTYPES,
     LARGEST,
@@ -33,6 +33,18 @@ QUANTISERS = {
     "mxfp8 columns": Quantiser("e4m3", (32, 1), "e8m0"),
 }
 EVERY = pytest.mark.parametrize("quantiser", QUANTISERS.values(), ids=QUANTISERS)
+
+
+@pytest.mark.parametrize("nan", [True, False], ids=["with NaN", "without"])
+@pytest.mark.parametrize("format", ["e4m3", "e5m2"])
+def test_every_number_of_a_format_is_widened_exactly(format, nan):
+    every = torch.arange(256, dtype=torch.uint8).view(DTYPES[format]).reshape(16, 16).t()
+    if not nan:
+        every = every[~every.float().isnan()]
+    made, expected = widened(every), every.to(torch.float32)
+    assert torch.equal(made.isnan(), expected.isnan())
+    assert torch.equal(made.nan_to_num(0).view(torch.int32), expected.nan_to_num(0).view(torch.int32))
+    assert widened(every[:0]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("format", ["e4m3", "e5m2"])
