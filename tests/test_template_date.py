@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from slime_core.arguments.groups.data import DataArguments
+from slime_core.data.tokenizer import load_tokenizer
+from slime_core.run.parity_rows import _prompt
 from slime_core.run.plan import _with_template_date
+from slime_core.sample import Sample
 
 
 def day(**given: Any) -> Any:
@@ -43,3 +46,17 @@ def test_the_day_is_that_of_the_run_that_is_continued(tmp_path: Path, given: Any
 def test_what_is_no_day_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a day, YYYY-MM-DD"):
         DataArguments(prompt_data=["x"], chat_template_date=text)
+
+
+def test_prompts_that_are_compared_are_rendered_with_the_runs_day(tiny_model: Path, default_arguments: Any) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{{ strftime_now('%Y') }} {{ messages[0].content }}"
+    try:
+        prompt = Sample(prompt=[{"role": "user", "content": "x"}])
+        for day in ("1999-12-31", "2000-01-01"):
+            args = default_arguments("x", hf_checkpoint=str(tiny_model), chat_template_date=day)
+            expected = tokenizer(f"{day[:4]} x", add_special_tokens=False)["input_ids"]
+            assert _prompt(args, prompt).tokens == expected
+    finally:
+        tokenizer.chat_template = template

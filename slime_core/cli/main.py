@@ -6,22 +6,39 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from slime_core import __version__
 from slime_core.cli.switches import HELP, read_switches
 from slime_core.errors import ArgumentError, SlimeError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.plugins.selection import raised_in
+from slime_core.unread import STATUS, discard, is_unread
 
 CORE = "slime-core"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `slime` and return its exit status: 0, 1 after an error in the run, 2 after a mistake on the command line.
+    """Run `slime` and return its exit status: 0, 1 after an error in the run, 2 after a mistake on the command line, 141
+    where nobody reads its output any more.
 
     Args:
         argv: the words after `slime`; by default those of this process.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # now, where it can be told why this fails
+    except BrokenPipeError:
+        if not (unread := _unread_streams()):
+            raise  # of something else, such as a connection
+        for stream in unread:
+            discard(stream)
+        return STATUS
+
+
+def _run(argv: list[str] | None) -> int:
     name = "--help"
     if argv is None:
         _import_from_here()
@@ -46,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"slime {name}: {_with_notes(error)}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread_streams():
+            raise
         if all(component.distribution == CORE for component in raised_in(error)):
             raise  # a defect of slime itself: the whole traceback
         print(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}", file=sys.stderr)
@@ -53,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("slime: interrupted", file=sys.stderr)
         return 130
+
+
+def _unread_streams() -> list[TextIO]:
+    return [stream for stream in (sys.stdout, sys.stderr) if is_unread(stream)]
 
 
 def _import_from_here() -> None:

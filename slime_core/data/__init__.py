@@ -15,6 +15,7 @@
     shown.py         how messages show a value
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded
     tokens.py        rows that are tokenised already
+    prompts.py       `read_prompt`: the text and token ids of a prompt that the model answers
     checkpoint_folders.py  `recognise`: what a folder of model weights is, by the names of its files
     epochs.py        one set of rows, epoch after epoch, shuffled
     streams.py       one set of rows that can only be read forward

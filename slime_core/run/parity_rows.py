@@ -9,7 +9,7 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.rollout import Background
-from slime_core.data import is_tokenised
+from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import DataError
 from slime_core.rollout.debug_data import read_debug_data
@@ -74,20 +74,11 @@ def _asks_engine(rollout: Any) -> bool:
 
 def _prompt(args: RunArguments, sample: Sample) -> Sample:
     """The sample with its prompt's tokens, of which all but the first are its response."""
-    prompt: Any = sample.prompt
-    tokenizer: Any = load_tokenizer(args.hf_checkpoint)
-    if sample.tokens:
-        tokens = list(sample.tokens)
-    elif is_tokenised(prompt):
-        tokens = list(prompt)
-    else:
-        if not isinstance(prompt, str):
-            more = getattr(args, "apply_chat_template_kwargs", None) or {}
-            tools = sample.tools
-            prompt = tokenizer.apply_chat_template(
-                prompt, tools=tools, add_generation_prompt=True, tokenize=False, **more
-            )
-        tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    tokens = list(sample.tokens)
+    if not tokens:
+        asked = args.apply_chat_template  # rollout functions of other people may render messages without
+        render = asked or not isinstance(sample.prompt, str)
+        _, tokens = read_prompt(sample, load_tokenizer(args.hf_checkpoint), args, render)
     return replace(sample, tokens=tokens, response_length=max(0, len(tokens) - 1), loss_mask=None)
 
 

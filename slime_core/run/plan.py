@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import without_effect
 from slime_core.arguments.resolve import Resolved, with_data_length
 from slime_core.contracts.data import Closes, DataSource
@@ -137,15 +138,22 @@ def _idle_options(resolved: Resolved, components: Components, layout: Layout | N
 
 
 def _left_over(resolved: Resolved, prompts: int) -> list[str]:
-    """Notes about `--num-epoch`: that it has no effect, or how many prompts of the last epoch are left over."""
+    """Notes about `--num-epoch`: that it has no effect, how many prompts of the last epoch are left over, and where slime
+    counts otherwise."""
     args = resolved.args
     if not args.num_epoch:
         return []
     if not resolved.provenance["num_rollout"].startswith("derived"):
         return ["--num-epoch has no effect with --num-rollout."]
-    left = args.num_epoch * prompts - (args.num_rollout or 0) * args.rollout_batch_size
-    if not left:
-        return []
-    return [
-        f"The last {left} prompts of the last epoch do not fill a rollout of {args.rollout_batch_size} and are not trained on."
-    ]
+    epochs, batch, rollouts, notes = args.num_epoch, args.rollout_batch_size, derived(args.num_rollout), []
+    if left := epochs * prompts - rollouts * batch:
+        notes.append(
+            f"The last {left} prompts of the last epoch do not fill a rollout of {batch} and are not trained on."
+        )
+    if (of_slime := epochs * (prompts // batch)) != rollouts:
+        notes.append(
+            f"--num-epoch {epochs} makes {rollouts} rollouts here, {epochs} × {prompts} prompts // {batch}: they go on from one "
+            f"epoch into the next. slime counts the whole rollouts of each epoch, {epochs} × ({prompts} // {batch}) = "
+            f"{of_slime}{f'; give --num-rollout {of_slime} to train as long' if of_slime else ', and trains nothing'}."
+        )
+    return notes

@@ -100,6 +100,16 @@ def test_messages_are_rendered_with_tools_generation_prompt_and_the_given_templa
         assert sample.tokens[: -sample.response_length] == expected
 
 
+def test_text_is_one_message_of_the_user_where_the_template_is_asked_for(arguments, plugins) -> None:
+    message = {"input": [{"role": "user", "content": "w7"}]}
+    expected = [sample.tokens for sample in rollout(arguments([message], apply_chat_template=True), plugins).samples]
+    output = rollout(arguments([{"input": "w7"}], apply_chat_template=True), plugins)
+    assert [sample.tokens for sample in output.samples] == expected
+    assert {sample.prompt for sample in output.samples} == {"w7"}
+    plain = rollout(arguments([{"input": "w7"}]), plugins).samples[0]
+    assert plain.tokens[: -plain.response_length] == [7]
+
+
 def test_messages_without_the_flag_are_an_error_that_names_the_row_and_the_flag(arguments, plugins) -> None:
     with pytest.raises(ArgumentError, match=r"prompts.jsonl:1: .*--apply-chat-template"):
         rollout(arguments([CHAT]), plugins)

@@ -36,7 +36,8 @@ class DataArguments(ArgumentGroup):
     metadata_key: str | None = option("metadata", "Column with a dict that is handed on to hooks; rows may lack it.")
     apply_chat_template: bool = option(
         False,
-        "Render message lists with the tokenizer's chat template before they are generated from. SFT always does.",
+        "Render prompts with the tokenizer's chat template before they are generated from: lists of messages, and text as one "
+        "message of the user. SFT always renders its messages.",
         read_by_core=False,
     )
     apply_chat_template_kwargs: dict[str, Any] = option(

@@ -21,7 +21,10 @@ class RolloutArguments(ArgumentGroup):
         ge=0,
     )
     num_epoch: int | None = option(
-        None, "How many times to go through the data; ignored if --num-rollout is given.", ge=1
+        None,
+        "How many times to go through the data: that many times its prompts make rollouts of --rollout-batch-size, which go on "
+        "from one epoch into the next. Ignored if --num-rollout is given.",
+        ge=1,
     )
     rollout_batch_size: int = option(REQUIRED, "Prompts per rollout.", ge=1)
     n_samples_per_prompt: int = option(1, "Samples per prompt.", ge=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from slime_core.data import is_tokenised, require_known, vocabulary_of
-from slime_core.data.tokenizer import load_tokenizer, template_variables
-from slime_core.errors import ArgumentError, DataError
+from slime_core.data import is_tokenised
+from slime_core.data.prompts import read_prompt
+from slime_core.data.tokenizer import load_tokenizer
+from slime_core.errors import DataError
 from slime_core.sample import Group, Sample
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 class PromptTokenizer:
     """Gives groups their prompt tokens, and counts the prompts that cannot be used.
 
-    Text is tokenised as it is, without special tokens around it. Messages are rendered with the chat template, generation
-    prompt included. Token ids are used as they are, and the text that they stand for becomes the sample's prompt.
+    They are read by `slime_core.data.prompts.read_prompt`. Where a prompt is token ids, the text that they stand for becomes the
+    sample's prompt.
 
     Attributes:
         args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs`, `chat_template_date` and `malformed_row`
@@ -48,13 +49,13 @@ class PromptTokenizer:
             ArgumentError: the prompt has messages, and --apply-chat-template is not given.
             DataError: the prompt cannot be rendered or has no tokens, and --malformed-row is "error".
         """
-        tokens: list[int] | None = None
+        text, tokens = "", None
         for sample in group:
             if sample.tokens:
                 continue
             if tokens is None or sample.prompt != group[0].prompt:
                 try:
-                    tokens = self._tokens(sample)
+                    text, tokens = read_prompt(sample, self._tokenizer, self.args, self.args.apply_chat_template)
                 except DataError as error:
                     if self.args.malformed_row == "error":
                         raise
@@ -67,7 +68,7 @@ class PromptTokenizer:
                 )
             sample.tokens = list(tokens)
             if is_tokenised(sample.prompt):
-                sample.prompt = cast("str", self._tokenizer.decode(tokens))
+                sample.prompt = text
                 sample.loss_mask = None  # of the row's tokens, while a sample's is of its response
         return True
 
@@ -104,45 +105,6 @@ class PromptTokenizer:
             logger.warning("%s It is left out. Further ones are counted in the metric %s.", why, kind)
         self.counts[kind] += 1
         return False
-
-    def _tokens(self, sample: Sample) -> list[int]:
-        if is_tokenised(sample.prompt):
-            return self._known_ids(sample)
-        text = sample.prompt if isinstance(sample.prompt, str) else self._rendered(sample)
-        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not tokens:
-            raise DataError(f"{_place(sample)}: the prompt has no tokens.")
-        return tokens
-
-    def _rendered(self, sample: Sample) -> str:
-        from jinja2 import TemplateError
-
-        if not self.args.apply_chat_template:
-            raise ArgumentError(
-                f"{_place(sample)}: the prompt is a list of messages, which the model cannot read as it is. Give "
-                "--apply-chat-template to render it, or name a column of text with --input-key."
-            )
-        try:
-            text = self._tokenizer.apply_chat_template(
-                cast("list[dict[str, str]]", sample.prompt),
-                tools=sample.tools,
-                add_generation_prompt=True,
-                tokenize=False,
-                **template_variables(self._tokenizer, self.args),
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise DataError(
-                f"{_place(sample)}: the chat template cannot render the messages: {type(error).__name__}: {error}."
-            ) from error
-        return cast("str", text)
-
-    def _known_ids(self, sample: Sample) -> list[int]:
-        ids = cast("list[int]", sample.prompt)  # as a data source gives it
-        try:
-            require_known(ids, vocabulary_of(self._tokenizer))
-        except DataError as error:
-            raise DataError(f"{_place(sample)}: {error}.") from None
-        return ids
 
 
 def _place(sample: Sample) -> str:
