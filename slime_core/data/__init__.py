@@ -16,6 +16,7 @@
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded
     tokens.py        rows that are tokenised already
     prompts.py       `read_prompt`: the text and token ids of a prompt that the model answers
+    ends.py          the tokens that end trained turns, and where they are kept
     checkpoint_folders.py  `recognise`: what a folder of model weights is, by the names of its files
     epochs.py        one set of rows, epoch after epoch, shuffled
     streams.py       one set of rows that can only be read forward

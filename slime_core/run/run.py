@@ -183,8 +183,11 @@ class Run:
         if self.trainer is None or not self.args.save_hf:
             return
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
-        wait(self.trainer.call(TrainWorker.export, folder), "the export")
+        ends = wait(self.trainer.call(TrainWorker.export, folder), "the export")
         self.tracking.console.say(f"exported model: {folder}")
+        if ends:
+            named = ", ".join(map(repr, ends))
+            self.tracking.console.say(f"the exported model stops at {named} too, with which what was trained ends")
 
     def _timings(self) -> dict[str, float]:
         """The seconds and calls of plugins since the last time, summed over all processes, as metrics."""

@@ -7,6 +7,8 @@ truth.py                 what transformers computes with a checkpoint
 parity.py                how far a train backend is from that, in words
 explanations.py          known mistakes that would give a backend's wrong numbers
 not_finite.py            the errors for a loss or gradient that is NaN or Inf
+embedding.py             the embedding has a row for every token, and is tied only where the weights are
+rotary.py                rotary embeddings that depend on the length of what is read
 norm.py                  the norm of a gradient
 ranks.py                 the training ranks: how they meet, and their small exchanges
 random_states.py         the states of all random number generators

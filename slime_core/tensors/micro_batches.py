@@ -28,12 +28,13 @@ def pack_micro_batch(
     vocab_size: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    whole: bool = False,
 ) -> PackedRow:
     """Lay the samples of a micro-batch end to end, with the batch's columns at their trained tokens.
 
     Args:
         micro_batch: indices into `batch.samples`.
-        vocab_size, device, dtype: see `pack_samples`, whose errors this raises.
+        vocab_size, device, dtype, whole: see `pack_samples`, whose errors this raises.
     """
     return pack_samples(
         [batch.samples[i] for i in micro_batch],
@@ -42,6 +43,7 @@ def pack_micro_batch(
         columns={name: [values[i] for i in micro_batch] for name, values in batch.columns.items()},
         device=device,
         dtype=dtype,
+        whole=whole,
     )
 
 

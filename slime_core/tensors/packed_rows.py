@@ -109,6 +109,7 @@ def pack_samples(
     columns: Mapping[str, Sequence[Sequence[float]]] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    whole: bool = False,
 ) -> PackedRow:
     """Lay the samples end to end, and find the outputs that predict their trained tokens.
 
@@ -117,6 +118,7 @@ def pack_samples(
         share_prompts: the prompt of neighbours with the same group and prompt is laid once.
         columns: by name, per sample `response_length` values.
         dtype: of the column tensors.
+        whole: lay all tokens of a sample, also those that cannot reach the loss, for a model to which its length matters.
 
     Raises:
         SampleError: a trained token has nothing before it, or a token id is not in the model's vocabulary.
@@ -139,7 +141,8 @@ def pack_samples(
         for number in run:
             sample, trained = samples[number], places[number]
             _check(sample, first + trained[0], vocab_size)
-            response, begin, length = sample.tokens[first:], len(input_ids), trained[-1]
+            response, begin = sample.tokens[first:], len(input_ids)
+            length = len(response) if whole else trained[-1]
             input_ids += response[:length]
             position_ids += range(first, first + length)
             branches += [length] if length else []

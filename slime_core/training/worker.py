@@ -32,6 +32,7 @@ from slime_core.contracts.train_backend import (
     SharesPrompts,
     TrainBackend,
 )
+from slime_core.data.ends import TrainedEnds
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
 from slime_core.sample import Group, Sample
@@ -69,6 +70,7 @@ class TrainWorker:
         self._sender: WeightSender | None = None
         self._buckets: Iterator[list[tuple[str, Tensor]]] | None = None
         self._models: list[TrainBackend] = []
+        self._ends = TrainedEnds(args.hf_checkpoint)
         self._actor = self._new_model(with_initial_weights(args))
 
     def setup(self) -> None:
@@ -115,6 +117,8 @@ class TrainWorker:
         """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts."""
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
+        if self._rank == 0:
+            self._ends.note(samples)
         parts = list(self._steps.parts(len(samples)))
         columns: dict[str, Column] = {}
         timings: dict[str, float] = {}
@@ -198,6 +202,8 @@ class TrainWorker:
         if self._critic is not None:
             (folder / "critic").mkdir(exist_ok=True)
             self._critic.save_state(folder / "critic")
+        if self._rank == 0:
+            self._ends.save(folder)
 
     def saved(self, wait: bool) -> bool:
         """Whether everything that `save_state` began is on disk; raises what kept it from getting there.
@@ -211,12 +217,15 @@ class TrainWorker:
     def load(self, folder: Path) -> None:
         """Restore the models from a checkpoint whose files have been verified."""
         self._actor.load_state(folder / "trainer")
+        self._ends.load(folder / "trainer")
         if self._critic is not None:
             self._critic.load_state(folder / "trainer" / "critic")
 
-    def export(self, folder: Path) -> None:
-        """Write a Hugging Face checkpoint."""
+    def export(self, folder: Path) -> list[str]:
+        """Write a Hugging Face checkpoint, which generates up to the ends of what was trained. The first rank returns those
+        that the model did not know before, as text."""
         self._actor.export_hf(folder)
+        return self._ends.write(folder) if self._rank == 0 else []
 
     def offload(self) -> None:
         """Let all models give back the device's memory until `onload`."""

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slime_core.data import Columns, sample_from_row
+from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import fix_day
 from slime_core.sample import Sample
 from slime_rollout_sft.conversations import Policy, Unusable, masked_tokens, require_all_text, respond
-from slime_rollout_sft.ends import known_ends, trained_end
 from slime_rollout_sft.masks.generators import auto, last_turn
 from slime_rollout_sft.masks.ready import ready_mask_warnings
 from slime_rollout_sft.masks.skeleton import places

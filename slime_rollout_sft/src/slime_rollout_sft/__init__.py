@@ -4,7 +4,6 @@
     arguments.py      the options
     rollout.py        the rollout function `sft`, for training and evaluation
     conversations.py  a conversation becomes a sample that can be trained, or is left out as the options say
-    ends.py           the tokens that end trained turns, and those at which the checkpoint stops
     answers.py        lets the model answer questions of the evaluation sets
     masks/            loss masks: which tokens of a conversation are trained
     converters.py     rows of other formats become chat rows

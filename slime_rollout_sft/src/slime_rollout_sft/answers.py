@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.contracts.engine import Generates
 from slime_core.data import read_conversation
+from slime_core.data.ends import trained_end
 from slime_core.data.tokenizer import template_variables
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
@@ -18,7 +19,6 @@ from slime_core.plugins.calls import Dropped
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.arguments import SftRunArguments
-from slime_rollout_sft.ends import trained_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

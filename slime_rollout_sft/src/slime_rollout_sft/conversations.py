@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data import is_tokenised, require_known, vocabulary_of
 from slime_core.data.conversation import REASONING_KEYS
+from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.flags import STEP
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample, Status
-from slime_rollout_sft.ends import known_ends, trained_end
 from slime_rollout_sft.masks.ready import ready_mask_warnings
 
 if TYPE_CHECKING:
@@ -188,8 +188,9 @@ class Conversations:
             self._notices.once(
                 f"end {token}",
                 f"Turns that are trained end with {name!r}, at which the checkpoint {self.policy.hf_checkpoint} is not known to "
-                f"stop: its end tokens are {self._text(sorted(known))!r}. Add {token} to eos_token_id in its "
-                "generation_config.json, or what generates from the trained model goes on behind its turns.",
+                f"stop: its end tokens are {self._text(sorted(known))!r}. The trained model is exported with {name!r} among its end "
+                f"tokens. Who generates with the settings of {self.policy.hf_checkpoint} itself must name it too, for example by "
+                f"--rollout-stop-token-ids {token}.",
             )
 
     def _text(self, tokens: list[int]) -> str:

@@ -1,4 +1,5 @@
-"""The sampling parameters, length limits and seeds of rollouts and evaluations. Pure functions."""
+"""The sampling parameters, length limits and seeds of rollouts and evaluations. Pure functions of the options, but that the end
+tokens of the model that a run starts from are read from its folder."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slime_core.data.ends import ends_of_weights
 from slime_core.sample import Sample
 
 if TYPE_CHECKING:
@@ -88,8 +90,9 @@ def _fixed(args: RlRunArguments, temperature: float, top_p: float, top_k: int) -
     fixed: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     if args.rollout_stop:
         fixed["stop"] = list(args.rollout_stop)
-    if args.rollout_stop_token_ids is not None:
-        fixed["stop_token_ids"] = list(args.rollout_stop_token_ids)
+    stops = dict.fromkeys((*(args.rollout_stop_token_ids or ()), *ends_of_weights(args)))
+    if stops or args.rollout_stop_token_ids is not None:
+        fixed["stop_token_ids"] = list(stops)
     return fixed
 
 

@@ -15,6 +15,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from slime_core.tensors.rotary import length_dependent
 from slime_engine_local import attention
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
@@ -24,7 +25,6 @@ from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 class _Copy(Protocol):
@@ -66,6 +66,8 @@ class LanguageModel:
         text = config.get_text_config()
         if other := sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES):
             raise self._refusal(f"it has layers of type {', '.join(other)}")
+        if kind := length_dependent(config):
+            raise self._refusal(f"its position encoding ({kind}) depends on the longest sequence in the batch")
         self._layers: int = text.num_hidden_layers
         with init_empty_weights(include_buffers=False):
             self._module: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # not annotated
@@ -73,9 +75,6 @@ class LanguageModel:
             )
         self._module.eval()
         self._module.tie_weights()
-        for module in self._module.modules():
-            if (kind := getattr(module, "rope_type", None)) in BATCH_DEPENDENT_ROPE:
-                raise self._refusal(f"its position encoding ({kind}) depends on the longest sequence in the batch")
         stored: dict[int, _Weight] = {}
         for name, tensor in self._module.state_dict(keep_vars=True).items():
             stored.setdefault(id(tensor), _Weight([], tensor.shape)).names.append(name)

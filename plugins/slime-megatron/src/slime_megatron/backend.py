@@ -21,6 +21,7 @@ from slime_core.contracts.loss import LossFunction, what_reads
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
+from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.micro_batches import (
     step_metrics,
@@ -99,6 +100,9 @@ class MegatronBackend:
         with world.together():
             self._tokenizer = load_tokenizer(args.hf_checkpoint)
             config = checkpoint_files.read_config(args.hf_checkpoint)
+            require_rows(self._tokenizer, config.vocab_size, option_of(args))
+            if world.rank == 0:
+                require_tied(folder, bool(getattr(config, "tie_word_embeddings", False)), option_of(args))
             layout = ParallelLayout.of(args, world.size, _experts_of(config))
             spec = configuration.read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, layout.tensor)
             layout.start()

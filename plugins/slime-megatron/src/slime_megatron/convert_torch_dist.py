@@ -1,7 +1,7 @@
 """`slime convert torch-dist-to-hf`: a torch_dist checkpoint, of Megatron or of a run of slime's, becomes a Hugging Face one.
 
 Configuration, tokenizer and whatever else is no weight are those of the checkpoint that the model began with, and so are layers
-that training does not know, such as those for multi-token prediction. Weights are read and written one after the other, bit for
+that training does not know, such as those for multi-token prediction. A run's checkpoint adds the end tokens that were trained. Weights are read and written one after the other, bit for
 bit; the rows that fill up a vocabulary are left out.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from slime_core.arguments.of_a_command import read_options
 from slime_core.contracts.options import REQUIRED, option
 from slime_core.data.checkpoint_folders import recognise
+from slime_core.data.ends import add_ends, stored_trained_ends
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
 from slime_megatron.arguments import MegatronArguments, MegatronComputeArguments, MegatronLayoutArguments
@@ -73,6 +74,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
     try:
         write(unfinished, _all(reader), origin, spec.extra_file_prefixes, shard_bytes=options.chunk_size)
         _copy_others(origin, unfinished)
+        add_ends(unfinished, stored_trained_ends(source))
         if output.exists():
             shutil.rmtree(output)
         unfinished.rename(output)

@@ -5,7 +5,6 @@ arguments.py  the options of this backend alone
 backend.py    the train backend: what the loop calls
 predictor.py  log-probs, entropies and values of a packed row
 model.py      loads a model and proves that its packed computation is its own
-embedding.py  checks that the embedding has a row for every token, and is tied only where the weights are
 attention.py  attention in which every token sees its own sample alone
 rms_norm.py   gives a model the faster norm of the core, on the CPU
 lora.py       adapters

@@ -21,6 +21,7 @@ from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, TrainingError
+from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
@@ -28,11 +29,11 @@ from slime_core.tensors.offload import Offloaded, check_device
 from slime_core.tensors.packed_rows import check_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
+from slime_core.tensors.rotary import looks_at_length
 from slime_core.training.initial_weights import option_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments, refused
-from slime_torch.embedding import require_rows, require_tied
 from slime_torch.low_precision import LowPrecision, recipe_of, require_recipe
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
 from slime_torch.offload import HOST, held, move_state, on_device
@@ -52,7 +53,8 @@ class TorchBackend:
 
     Attributes:
         data_parallel_size: the number of training ranks, known after `setup`.
-        shares_prompts: the prompt of neighbouring samples is computed once.
+        shares_prompts: the prompt of neighbouring samples is computed once, unless positions depend on the length of a whole
+            sample.
         model: the model itself, after `setup` or `attach`.
         optimizer: its optimizer; None for a reference model.
     """
@@ -88,7 +90,7 @@ class TorchBackend:
             tokenizer = load_tokenizer(self.args.hf_checkpoint)
             if ranks.rank == 0:
                 model = load_model(folder, ranks.device if ranks.size == 1 else HOST, option)
-                require_tied(model, folder, option)
+                require_tied(folder, bool(getattr(model.config, "tie_word_embeddings", False)), option)
             else:
                 model = empty_model(folder, option)
             require_rows(tokenizer, vocabulary_size(model), option)
@@ -112,6 +114,7 @@ class TorchBackend:
         self._ranks = ranks = Ranks.join(self.args.distributed_timeout_minutes)
         self.data_parallel_size = ranks.size
         self.model, self.loss, self.tokenizer = model, loss, tokenizer
+        self.shares_prompts = not looks_at_length(model)
         check_device(ranks.device, self.args)
         with ranks.together():
             if (model if ranks.size == 1 else ranks).device.type == "cpu":

@@ -1,13 +1,15 @@
 """Loads a causal language model and proves, before training, that the packed computation is the model's own.
 
 `load_model` reads a Hugging Face folder. `prepare` switches a model to packed attention, finds its head, and compares
-log-probabilities of a packed row with what the untouched model gives for each sequence alone. A model with attention,
-positions, state or logits that this backend does not know therefore cannot train wrongly in silence: it is refused.
+log-probabilities of a packed row with what the untouched model gives for each sequence alone, one of which reaches as far as
+the model can read. A model with attention, positions, state or logits that this backend does not know therefore cannot train
+wrongly in silence: it is refused.
 `add_value_head` makes a critic of a language model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import Segments, pack_samples
+from slime_core.tensors.rotary import per_sequence
 from slime_torch.attention import PACKED
 
 VALUE_HEAD = "value_head"
@@ -74,22 +77,31 @@ def prepare(model: PreTrainedModel) -> Head:
     is not compared.
 
     The token that fills up batches elsewhere is trained like any other: packed rows have no such places, and where it occurs it
-    is text, such as the end of a turn.
+    is text, such as the end of a turn. Rotary embeddings that depend on the length of what is read become those of each sequence
+    alone (`slime_core.tensors.rotary`).
 
     Raises:
         PluginError: the model computes something that this backend does not reproduce; says what.
     """
     embedding: Any = model.get_input_embeddings()
     embedding.padding_idx = None  # torch would keep the gradient from that row
+    share = not per_sequence(model)
     if model.device.type == "meta":
         model.set_attn_implementation(PACKED)
         return find_head(model)
     was_training = model.training
     model.train(False)
-    samples = _probe_samples(vocabulary_size(model))
-    row = pack_samples(samples, vocab_size=vocabulary_size(model), share_prompts=True, device=model.device)
+    samples, far = _probe_samples(vocabulary_size(model)), _far_position(model)
     with torch.no_grad():
-        logits = torch.cat([_response_logits(model, sample) for sample in samples])
+        positions = [*range(6), far]  # of the last sample
+        logits = torch.cat(
+            [
+                *(_response_logits(model, sample) for sample in samples[:-1]),
+                _response_logits(model, samples[-1], positions),
+            ]
+        )
+        row = pack_samples(samples, vocab_size=vocabulary_size(model), share_prompts=share, device=model.device)
+        row.position_ids[0, -1] = far
         try:
             model.set_attn_implementation(PACKED)
         except ValueError as reason:
@@ -106,7 +118,8 @@ def prepare(model: PreTrainedModel) -> Head:
         raise PluginError(
             f"The torch backend cannot train {type(model).__name__}: on packed rows its log-probabilities differ by "
             f"{error:.2e} from those of single sequences (its logits spread by {spread:.2e}). It mixes tokens other "
-            "than by attention, ignores position_ids, or changes its logits in a way that is not supported."
+            "than by attention, ignores position_ids, computes a position otherwise when another sequence is longer, or changes "
+            "its logits in a way that is not supported."
         )
     return head
 
@@ -171,20 +184,42 @@ def _output_embedding(model: PreTrainedModel) -> nn.Linear:
 
 
 def _probe_samples(vocabulary: int) -> list[Sample]:
-    """A sequence alone and two that share a prompt, with fixed, varied tokens."""
+    """A sequence alone, two that share a prompt, and another one alone, with fixed, varied tokens."""
     ids = [n * 7919 % vocabulary for n in range(1, 24)]
     shared = ids[8:13]
     return [
         Sample(group_index=0, tokens=ids[:8], response_length=7),
         Sample(group_index=1, tokens=shared + ids[13:17], response_length=4),
         Sample(group_index=1, tokens=shared + ids[17:], response_length=6),
+        Sample(group_index=2, tokens=ids[15:], response_length=7),
     ]
 
 
-def _response_logits(model: PreTrainedModel, sample: Sample) -> Tensor:
-    """The (R, V) logits from which the model itself predicts the R tokens of the response."""
-    logits: Tensor = model(input_ids=torch.tensor([sample.tokens], device=model.device), use_cache=False).logits[0]
-    return logits[-sample.response_length - 1 : -1]
+def _far_position(model: PreTrainedModel) -> int:
+    """A position at which everything has changed that changes with the length of a sequence: beyond the longest one that the
+    model was made for, or the last one where positions are rows of a table. A token there costs no more than another."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 8:
+        return 6
+    return 2 * limit if any(name.endswith("inv_freq") for name, _ in model.named_buffers()) else limit - 1
+
+
+def _response_logits(model: PreTrainedModel, sample: Sample, positions: Sequence[int] = ()) -> Tensor:
+    """The (R, V) logits from which the model itself predicts the R tokens of the response.
+
+    Args:
+        positions: of all tokens but the last; counted from 0 if there are none.
+    """
+    ids = torch.tensor([sample.tokens[:-1]], device=model.device)
+    # With a mask, transformers does not take a leap of the positions for the beginning of another sequence.
+    given = (
+        {"position_ids": torch.tensor([positions], device=model.device), "attention_mask": torch.ones_like(ids)}
+        if positions
+        else {}
+    )
+    logits: Tensor = model(input_ids=ids, use_cache=False, **given).logits[0]
+    return logits[-sample.response_length :]
 
 
 def check_checkpoint(folder: str, option: str = "--hf-checkpoint") -> None:

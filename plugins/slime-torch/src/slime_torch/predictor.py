@@ -18,6 +18,7 @@ from slime_core.contracts.train_backend import TrainBatch
 from slime_core.tensors.linear_cross_entropy import token_log_probs
 from slime_core.tensors.micro_batches import pack_micro_batch
 from slime_core.tensors.packed_rows import PackedRow, placeholder_row
+from slime_core.tensors.rotary import looks_at_length
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import find_head, packed_hidden, vocabulary_size
 from slime_torch.sharding import Sharded
@@ -47,6 +48,7 @@ class Predictor:
             vocab_size=vocabulary_size(self._model),
             device=self._model.device,
             dtype=find_head(self._model).weight.dtype,
+            whole=looks_at_length(self._model),
         )
 
     def predict(self, row: PackedRow, temperature: float, entropy: bool = False) -> Predicted:

@@ -1,5 +1,5 @@
 """What must hold of a checkpoint's embedding before training: it has a row for every token, and is tied only where the
-weights are. Called by the backend where it loads a model."""
+weights are. Called by train backends where they load a model, and by `slime check`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slime_core.errors import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_INPUTS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
+_OUTPUTS = ("lm_head.weight", "embed_out.weight")
 _NO_TEXT = re.compile("image|video|audio|vision|speech", re.IGNORECASE)
 
 
@@ -44,39 +45,47 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, option: str) -> 
         )
 
 
-def require_tied(model: PreTrainedModel, folder: str, option: str) -> None:
+def require_tied(folder: str, tied: bool, option: str) -> None:
     """Check that a checkpoint whose config.json ties the embeddings does not hold two different ones.
+
+    Args:
+        folder: a Hugging Face checkpoint; only its `*.safetensors` files are looked into.
+        tied: what its configuration says.
+        option: that names the folder, for messages.
 
     Raises:
         ArgumentError: it does, so that one of them would be lost when the model is saved.
     """
-    if not getattr(model.config, "tie_word_embeddings", False):
+    if not tied:
         return
-    ends = _output_names(model)
-    found: dict[str, Tensor] = {}
+    found: dict[str, Path] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
-            names = set(stored.keys())
-            for name in names & (ends | _input_names(model)):
-                found[name] = stored.get_tensor(name)
-    outputs, inputs = [found[n] for n in found if n in ends], [found[n] for n in found if n not in ends]
-    if outputs and inputs and not (outputs[0].shape == inputs[0].shape and torch.equal(outputs[0], inputs[0])):
+            found |= {name: file for name in stored.keys() if name.endswith((*_INPUTS, *_OUTPUTS))}  # noqa: SIM118 - it is no mapping
+    outputs, inputs = (sorted(name for name in found if name.endswith(ends)) for ends in (_OUTPUTS, _INPUTS))
+    if not outputs or not inputs:
+        return
+    first, second = _read(found[outputs[0]], outputs[0]), _read(found[inputs[0]], inputs[0])
+    if not (first.shape == second.shape and torch.equal(first, second)):
         raise ArgumentError(
             f"{option} {folder}: config.json says tie_word_embeddings, but the weights hold two different matrices, "
-            f"{' and '.join(sorted(found))}. Set tie_word_embeddings to false in config.json if both are meant; otherwise remove "
+            f"{outputs[0]} and {inputs[0]}. Set tie_word_embeddings to false in config.json if both are meant; otherwise remove "
             "one of them from the weights."
         )
 
 
-def _output_names(model: PreTrainedModel) -> set[str]:
-    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
-    return {name for name in names if name.endswith(("lm_head.weight", "embed_out.weight"))}
+def stored_rows(folder: str) -> int | None:
+    """Return how many rows the input embedding of a Hugging Face checkpoint has, as its `*.safetensors` files say; None where
+    they do not."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                if name.endswith(_INPUTS):
+                    return int(stored.get_slice(name).get_shape()[0])
+    return None
 
 
-def _input_names(model: PreTrainedModel) -> set[str]:
-    weight = model.get_input_embeddings().weight
-    return {
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter is weight or name.endswith(("embed_tokens.weight", "embed_in.weight", "wte.weight"))
-    }
+def _read(file: Path, name: str) -> Tensor:
+    with safe_open(file, "pt") as stored:
+        tensor: Tensor = stored.get_tensor(name)
+    return tensor
