@@ -69,7 +69,7 @@ class PrecisionRecipe(Protocol):
 
     def linear(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """What computes products with the weight `name` as the hardware would, on any device: called with an input of shape
-        (…, K) and a weight of shape (N, K) it returns (…, N), in the dtype of the input, and its backward pass is in low precision
+        (…, K), which may have no rows, and a weight of shape (N, K) it returns (…, N), in the dtype of the input, and its backward pass is in low precision
         too. If it is a torch module, its buffers belong into the training state. It may be one that `Remembers`."""
         raise NotImplementedError
 

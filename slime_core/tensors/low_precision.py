@@ -1,5 +1,6 @@
-"""Puts a precision recipe's products into a torch model: the linear layers that it quantises compute by it. Parameters, their names
-and the shape of the model stay as they are. Called by train backends that compute with torch's own layers."""
+"""Puts a precision recipe's products into a torch model: the linear layers that it quantises compute by it, and so do experts
+(`slime_core.tensors.low_precision_experts`). Parameters, their names and the shape of the model stay as they are. Called by train
+backends that compute with torch's own layers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from slime_core.contracts.precision import PrecisionRecipe, Remembers
 from slime_core.errors import ArgumentError
+from slime_core.tensors.low_precision_experts import expert_matrices, swap_experts
+from slime_core.tensors.low_precision_products import Products
 
 _PRODUCT = "precision"  # the attribute of a layer that holds its product
 
@@ -26,27 +29,31 @@ class LowPrecisionLinear(nn.Linear):
 
 
 def swap_linears(model: nn.Module, recipe: PrecisionRecipe) -> list[str]:
-    """Have every linear layer of a model compute by a recipe, unless the recipe leaves it out, and return their names.
+    """Have every linear layer and every expert of a model compute by a recipe, unless the recipe leaves it out, and return the
+    names of these modules.
 
     Args:
         model: a transformers model, or one with the same names.
 
     Raises:
-        ArgumentError: a matrix that the recipe quantises is no weight of a linear layer, so that training would compute with
-            other numbers than engine and exports; or the recipe quantises nothing.
+        ArgumentError: a matrix that the recipe quantises is no weight of a linear layer or of an expert that is known, so that
+            training would compute with other numbers than engine and exports; or the recipe quantises nothing.
     """
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     chosen = [n for n, m in linears.items() if recipe.quantises(f"{n}.weight", tuple(m.weight.shape))]
-    others = [
-        n for n, p in model.named_parameters() if n.removesuffix(".weight") not in linears and _missed(recipe, n, p)
-    ]
+    stacks = {name: expert_matrices(name, module) for name, module in model.named_modules()}
+    experts = [n for n, found in stacks.items() if any(recipe.quantises(*one) for own in found for one in own.items())]
+    known = {f"{n}.weight" for n in linears} | {
+        f"{n}.{stack}" for n, found in stacks.items() if found for stack in ("gate_up_proj", "down_proj")
+    }
+    others = [n for n, p in model.named_parameters() if n not in known and _missed(recipe, n, p)]
     if others:
         raise ArgumentError(
-            f"{len(others)} weights cannot be computed in low precision here, as they are not those of a torch.nn.Linear: "
-            f"{', '.join(others[:3])}{', …' if len(others) > 3 else ''}. Leave them out by --fp8-modules-to-not-convert; then "
-            "engine and exports leave them out too."
+            f"{len(others)} weights cannot be computed in low precision here, as they are not those of a torch.nn.Linear, nor of "
+            f"experts with a gate and without biases: {', '.join(others[:3])}{', …' if len(others) > 3 else ''}. Leave them out "
+            "by --fp8-modules-to-not-convert; then engine and exports leave them out too."
         )
-    if not chosen:
+    if not chosen and not experts:
         raise ArgumentError(
             "The precision recipe leaves out every linear layer of the model. Check --fp8-modules-to-not-convert, or leave "
             "--fp8-format out."
@@ -58,13 +65,20 @@ def swap_linears(model: nn.Module, recipe: PrecisionRecipe) -> list[str]:
         if isinstance(product, nn.Module):
             product.to(module.weight.device).train(module.training)
         module.precision = product  # type: ignore[assignment]  # torch registers it if it is a module
-    return chosen
+    for name in experts:
+        swap_experts(model.get_submodule(name), stacks[name], recipe)
+    return chosen + experts
 
 
 def remembering(model: nn.Module) -> list[Remembers]:
     """The products in a model whose scales come from earlier steps, in the order of its layers."""
-    products: list[object] = [m.precision for m in model.modules() if isinstance(m, LowPrecisionLinear)]
-    return [product for product in products if isinstance(product, Remembers)]
+    found: list[object] = []
+    for module in model.modules():
+        if isinstance(module, LowPrecisionLinear):
+            found.append(module.precision)
+        elif isinstance(module, Products):
+            found.extend(module)
+    return [product for product in found if isinstance(product, Remembers)]
 
 
 def is_precision_state(name: str) -> bool:

@@ -139,21 +139,6 @@ def test_a_bias_is_added_in_high_precision(name):
     assert layer(x).equal(product(x, weight) + bias)
 
 
-def test_experts_in_one_tensor_are_refused_by_name():
-    """transformers keeps experts as stacks, which are no linear layers: the trainer would compute them in high precision while
-    the engine has them in FP8."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    sizes = {**SIZES, "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    moe = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
-    stacks = [n for n, p in moe.named_parameters() if ".experts." in n and p.ndim == 3]
-    assert stacks, "transformers has experts as layers again; then they can be swapped"
-    with pytest.raises(ArgumentError, match=rf"4 weights cannot be computed in low precision here.*{stacks[0]}"):
-        swap_linears(moe, made("blockwise", 2))
-    swapped = swap_linears(moe, made("blockwise", 2, fp8_modules_to_not_convert=[r"\.experts\."]))
-    assert sorted({name.rpartition(".")[2] for name in swapped}) == ["k_proj", "o_proj", "q_proj", "v_proj"]
-
-
 def test_a_recipe_that_leaves_everything_out_is_refused():
     with pytest.raises(ArgumentError, match="leaves out every linear layer of the model"):
         swap_linears(model(), made("tensorwise", fp8_modules_to_not_convert=["."]))

@@ -136,6 +136,14 @@ SCENARIOS |= {
     "fp8, blocks": {**FP8, "fp8_recipe": "blockwise", "batch": groups_for_two, "steps": 1},
     "fp8, blocks of 32, one rank without a sample": {**FP8, "fp8_recipe": "mxfp8", "batch": one_sample, "steps": 1},
     "fp8, scales of earlier steps": {**FP8, "fp8_recipe": "delayed"},
+    "fp8, experts": {**FP8, "fp8_recipe": "delayed", "architecture": "qwen3_moe"},
+    "fp8, blocks of experts": {
+        **FP8,
+        "fp8_recipe": "blockwise",
+        "architecture": "qwen3_moe",
+        "batch": groups_for_two,
+        "steps": 1,
+    },
     "fp8, scales of earlier steps, one rank without a sample": {
         **FP8,
         "fp8_recipe": "delayed",

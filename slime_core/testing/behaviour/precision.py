@@ -95,6 +95,12 @@ def computes_near_high_precision(subject: Subject[PrecisionRecipe]) -> None:
     for what, (found, right) in pairs.items():
         error = ((found - right).norm() / right.norm()).item()
         subject.expect(error < 0.25, f"its {what} is {error:.3g} of its size off; expected less than 0.25.")
+    nothing = recipe.linear(name)(given.detach()[0, :0], weight)
+    subject.expect(
+        tuple(nothing.shape) == (0, WEIGHTS[name][0]),
+        f"its product of an input without rows has the shape {tuple(nothing.shape)}; expected {(0, WEIGHTS[name][0])}, as experts "
+        "without tokens need it.",
+    )
 
 
 def leaves_its_inputs_alone(subject: Subject[PrecisionRecipe]) -> None:
