@@ -10,6 +10,7 @@ adapters.py    which layers get a LoRA adapter
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
 signals.py     between samples and the flat tensors of an advantage estimator
 parity.py      a training rank that compares its backend with transformers
+precision.py   the precision recipe of a run, as train backends meet it
 schedule.py    the learning rate of every step
 profiling.py   traces of training
 """

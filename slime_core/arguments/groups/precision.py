@@ -48,44 +48,30 @@ class PrecisionArguments(ArgumentGroup):
     )
     fp8_param_gather: bool = option(
         False,
-        "Refused: training ranks gather weights in the dtype that the optimizer has, not in FP8.",
-        read_by_core=True,
+        "Let training ranks gather weights in FP8. Transformer Engine's alone: refused in emulation.",
+        when="fp8_format",
+        affects_result=False,
     )
     reuse_grad_buf_for_mxfp8_param_ag: bool = option(
-        False, "Refused: there is no memory for weights gathered in MXFP8 that gradients could lend.", read_by_core=True
+        False,
+        "Gather weights in MXFP8 in the memory of gradients. Transformer Engine's alone: refused in emulation.",
+        when="fp8_format",
+        affects_result=False,
     )
     activation_func_fp8_input_store: bool = option(
-        False, "Refused: inputs of activation functions are kept for the backward pass as they are.", read_by_core=True
+        False,
+        "Keep inputs of SwiGLU in FP8 for the backward pass, unscaled. Transformer Engine's alone: refused in emulation.",
+        when="fp8_format",
     )
     fp8_wgrad: bool = option(
         True, "Gradients of weights are products in FP8 as well; --no-fp8-wgrad is refused.", read_by_core=True
     )
 
     @model_validator(mode="after")
-    def _refuse_what_no_backend_does(self) -> PrecisionArguments:
-        if found := [why for name, (value, why) in _REFUSED.items() if getattr(self, name) is value]:
-            raise ValueError("\n".join(found))
+    def _refuse_what_nobody_does(self) -> PrecisionArguments:
+        if not self.fp8_wgrad:
+            raise ValueError(
+                "--no-fp8-wgrad: under every precision recipe gradients of weights are products in FP8, and the recipes of "
+                "Transformer Engine ignore it in silence. Leave the option out."
+            )
         return self
-
-
-_REFUSED: dict[str, tuple[bool, str]] = {
-    "fp8_param_gather": (
-        True,
-        "--fp8-param-gather: no train backend gathers weights in FP8. They travel in the dtype that the optimizer has, and are "
-        "quantised where they are multiplied: the same numbers, in more memory. Leave the option out.",
-    ),
-    "reuse_grad_buf_for_mxfp8_param_ag": (
-        True,
-        "--reuse-grad-buf-for-mxfp8-param-ag: it saves the memory of weights that are gathered in MXFP8, which no train backend "
-        "does. Leave the option out.",
-    ),
-    "activation_func_fp8_input_store": (
-        True,
-        "--activation-func-fp8-input-store: no train backend keeps inputs of activation functions in FP8 for the backward pass. "
-        "Leave the option out; computing activations again saves more memory.",
-    ),
-    "fp8_wgrad": (
-        False,
-        "--no-fp8-wgrad: under every precision recipe gradients of weights are products in FP8. Leave the option out.",
-    ),
-}

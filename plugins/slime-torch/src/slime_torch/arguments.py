@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.training.precision import refused_in_emulation, refused_with_adapters
 
 
 class TorchArguments(ArgumentGroup):
@@ -43,9 +44,6 @@ def refused(args: RunArguments) -> list[str]:
             "them: numbers are rounded as FP8 rounds them and multiplied in high precision, which is slower than no FP8. Give "
             "--fp8-emulation for that, or leave --fp8-format out."
         )
-    if args.fp8_format and args.lora_rank:
-        found.append(
-            f"--fp8-format {args.fp8_format} with --lora-rank {args.lora_rank}: an adapter would be trained beside weights in FP8 "
-            "and then merged into ones that are not. Leave one of the two out."
-        )
+    if args.fp8_format:
+        found += [*refused_in_emulation(args), *refused_with_adapters(args)]
     return found

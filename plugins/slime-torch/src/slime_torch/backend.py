@@ -31,10 +31,11 @@ from slime_core.tensors.random_states import random_states, seed_all, set_random
 from slime_core.tensors.ranks import Ranks
 from slime_core.tensors.rotary import looks_at_length
 from slime_core.training.initial_weights import option_of
+from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments, refused
-from slime_torch.low_precision import LowPrecision, recipe_of, require_recipe
+from slime_torch.low_precision import LowPrecision, layers_of, require_recipe
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
 from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of
@@ -122,7 +123,9 @@ class TorchBackend:
             prepare(model)
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
-            self._low_precision = LowPrecision(model, recipe_of(self.args, self._components, model.config, role))
+            self._low_precision = LowPrecision(
+                model, recipe_of(self.args, self._components, layers_of(model.config), role)
+            )
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
             if role == "reference":
                 model.requires_grad_(False).train(False)

@@ -13,49 +13,19 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from slime_core.contracts.precision import PrecisionRecipe, Remembers
+from slime_core.contracts.precision import PrecisionRecipe
 from slime_core.contracts.train_backend import Role, TrainBatch
-from slime_core.errors import ArgumentError
 from slime_core.tensors.low_precision import nothing_remembered, remembering, swap_linears
 from slime_core.tensors.ranks import Ranks
+from slime_core.training.precision import recipe_of
 from slime_torch.arguments import TorchRunArguments
 
 if TYPE_CHECKING:
     from slime_core.training.components import TrainComponents
 
 
-def recipe_of(
-    args: TorchRunArguments, components: TrainComponents | None, config: PretrainedConfig, role: Role
-) -> PrecisionRecipe | None:
-    """Make the recipe of the run for a model; None without `--fp8-format`.
-
-    Args:
-        components: those of the run, with the recipe among them.
-        config: of the model.
-
-    Raises:
-        ArgumentError: the recipe cannot compute a model in this role, or there is none.
-    """
-    if not args.fp8_format:
-        return None
-    chosen = components.further.get("precision_recipe") if components is not None else None
-    if chosen is None:
-        raise ArgumentError(
-            f"--fp8-format {args.fp8_format}: the torch backend was made without a precision recipe. Give it the run's "
-            "`components`, as `slime train` does, or leave --fp8-format out."
-        )
-    recipe: PrecisionRecipe = chosen(args, config.get_text_config().num_hidden_layers)
-    if role == "reference" and isinstance(recipe.linear("probe.weight"), Remembers):
-        raise ArgumentError(
-            f"--fp8-recipe {args.fp8_recipe}: its scales come from training steps, and a reference model takes none, so it would "
-            "compute everything with the scale 1. Give another --fp8-recipe, or a loss and an estimator without a reference "
-            "model."
-        )
-    return recipe
-
-
 def require_recipe(args: TorchRunArguments, components: TrainComponents | None, folder: str, role: Role) -> None:
-    """Refuse what `recipe_of` would refuse for the checkpoint in `folder`, before its weights are loaded.
+    """Refuse what `slime_core.training.precision.recipe_of` would refuse for the checkpoint in `folder`, before its weights are loaded.
 
     Raises:
         ArgumentError: see `recipe_of`.
@@ -66,7 +36,12 @@ def require_recipe(args: TorchRunArguments, components: TrainComponents | None, 
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError):  # who loads the weights says what is wrong
         return
-    recipe_of(args, components, config, role)
+    recipe_of(args, components, layers_of(config), role)
+
+
+def layers_of(config: PretrainedConfig) -> int:
+    """How many layers the language model has."""
+    return int(config.get_text_config().num_hidden_layers)
 
 
 class LowPrecision:

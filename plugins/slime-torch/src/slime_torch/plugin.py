@@ -29,6 +29,9 @@ def slime_train_backends() -> dict[str, Lazy]:
                 "TorchArguments",
                 "fp8_recipe?fp8_format",
                 "fp8_emulation?fp8_format",
+                "fp8_param_gather?fp8_format",
+                "reuse_grad_buf_for_mxfp8_param_ag?fp8_format",
+                "activation_func_fp8_input_store?fp8_format",
             ),
         )
     }
