@@ -194,6 +194,13 @@ def slime_precision_recipes() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_checkpoint_formats() -> Mapping[str, Lazy | Any]:
+    """How quantised checkpoints store weights. Contract: `contracts.checkpoint_format.CheckpointFormat`. Chosen by
+    `--hf-checkpoint`: its config.json names one as `quant_method`. Runs in the training process and beside the engine."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_train_backends() -> Mapping[str, Lazy | Any]:
     """What trains the model. Contract: `contracts.train_backend.TrainBackend`. Chosen by `--train-backend`. Runs in the training
     process."""

@@ -1,19 +1,27 @@
-"""Precision recipes that break their contract; see `broken_components`."""
+"""Precision recipes, and formats of checkpoints, that break their contract; see `broken_components`."""
 
 from __future__ import annotations
 
-from good_components import good_precision_recipe
+from good_components import good_checkpoint_format, good_precision_recipe
 
 
 def recipe(method, instead):
     """Make a recipe whose `method` is `instead(recipe, what the good one does, *arguments)`."""
+    return _changed(good_precision_recipe(), method, instead)
 
-    class Recipe(good_precision_recipe()):
+
+def format(method, instead):
+    """Make a format of checkpoints that is changed in the same way."""
+    return _changed(good_checkpoint_format(), method, instead)
+
+
+def _changed(base, method, instead):
+    class Changed(base):
         pass
 
-    good = getattr(Recipe, method)
-    setattr(Recipe, method, lambda self, *given: instead(self, lambda *args: good(self, *args), *given))
-    return Recipe
+    good = getattr(Changed, method)
+    setattr(Changed, method, lambda self, *given: instead(self, lambda *args: good(self, *args), *given))
+    return Changed
 
 
 def store_anything(self, of, name, weight):
@@ -47,4 +55,9 @@ BROKEN = [
     ("precision_recipe", lambda: recipe("environment", lambda *given: {"SCALES": 1}), "says in words", "expected texts"),
     ("precision_recipe", lambda: recipe("row_multiple", lambda *given: 0), "says in words", "row_multiple gives 0"),
     ("precision_recipe", lambda: recipe("megatron_config", lambda *given: {"fp8-recipe": 1}), "says in words", "expected {name of a field"),
+    ("checkpoint_format", lambda: format("stored", lambda self, of, *given: dict(list(of(*given).items())[:1])), "stores what", "its layout says .*let both be the same"),
+    ("checkpoint_format", lambda: format("restored", lambda self, of, *given: of(*given) * 2), "stores what", "of its size off; expected float32"),
+    ("checkpoint_format", lambda: format("stored", store_in_place), "stores what", "changed the weight in place"),
+    ("checkpoint_format", lambda: format("quantises", lambda self, of, name: "scale" not in name), "leaves what", "it quantises model.embed_tokens.weight, nobody"),
+    ("checkpoint_format", lambda: format("stored", store_anything), "refuses to store", "it stores a weight with nan"),
 ]  # fmt: skip

@@ -191,6 +191,13 @@ def good_precision_recipe():
     return Tensorwise
 
 
+def good_checkpoint_format():
+    """Return slime's."""
+    from slime_fp8.checkpoint_format import Fp8Format
+
+    return Fp8Format
+
+
 GOOD = {
     "reward": good_reward,
     "dynamic_filter": good_dynamic_filter,
@@ -215,10 +222,11 @@ GOOD = {
     "engine": EchoEngine,
     "train_backend": torch_backend,
     "precision_recipe": good_precision_recipe,
+    "checkpoint_format": good_checkpoint_format,
 }
 
 
-MADE = ("train_backend", "precision_recipe")
+MADE = ("train_backend", "precision_recipe", "checkpoint_format")
 """Kinds whose components need torch: they are made when they are needed."""
 
 ABLE = {"data_source": AbleSource, "engine": AbleEngine, "train_backend": able_backend}

@@ -35,6 +35,19 @@ def test_buckets_hold_as_much_as_they_may_and_a_larger_weight_is_alone(limit: in
     assert list(in_buckets([], limit)) == []
 
 
+def test_scales_travel_with_their_weight() -> None:
+    sizes = {
+        "a.weight": 8,
+        "a.weight_scale_inv": 3,
+        "b.weight": 4,
+        "b.weight_scale": 1,
+        "b.weight_zero": 1,
+        "c.weight": 9,
+    }
+    buckets = in_buckets([(name, torch.zeros(size)) for name, size in sizes.items()], LIMIT)
+    assert [[name for name, _ in bucket] for bucket in buckets] == [list(sizes)[:2], list(sizes)[2:5], list(sizes)[5:]]
+
+
 class Backend:
     """Gathers its weights, and knows which of them somebody holds.
 
@@ -99,7 +112,9 @@ def between() -> Iterator[Callable[..., WeightSync]]:
     def make(backend: Backend, engine: Any, limit: int = LIMIT) -> WeightSync:
         args: Any = SimpleNamespace(update_weight_buffer_size=limit)
         trainer, rollouts = TrainWorker.__new__(TrainWorker), RolloutWorker.__new__(RolloutWorker)
-        vars(trainer).update(_args=args, _actor=backend, _buckets=None, _rank=0, _ranks=1, _models=[], _sender=None)
+        vars(trainer).update(
+            _args=args, _actor=backend, _buckets=None, _rank=0, _ranks=1, _models=[], _sender=None, _served=None
+        )
         vars(rollouts).update(_engine=engine, _intake=None, _closes_data=False, _background=Engine(numbers))
         handles.extend([LocalHandle(trainer, "trainer"), LocalHandle(rollouts, "rollouts")])
         return WeightSync(args, Plugins([]), handles[-1], handles[-2], takes_turns=False)

@@ -44,4 +44,5 @@ _CHOSEN_ELSEWHERE = {
     *("tracker", "rollout_log", "eval_rollout_log"),  # by the driver
     *("rollout", "data_source", "buffer_pop", "sample_converter", "engine"),  # by the rollout worker
     *("loss", "advantage", "importance_weight", "reward_post_process", "train_backend"),  # by training
+    "checkpoint_format",  # by a checkpoint
 }

@@ -9,6 +9,7 @@ what comes back, and the row of each of its kinds in the table `kinds.KINDS`.
     advantage.py      advantage estimators
     loss.py           losses, and weights for tokens that another distribution sampled
     precision.py      precision recipes: products in FP8, and what must agree with them
+    checkpoint_format.py  quantised checkpoints: which weights are in low precision, and how they lie there
     train_backend.py  train backends, the batch that they are given, and their further abilities
     tracker.py        where metrics go
     command.py        subcommands of `slime`

@@ -52,7 +52,9 @@ class Generates(Protocol):
 
 class InferenceEngine(Protocol):
     """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
-    of the rollout worker. Its further abilities are `SendsWeights`, `Holds`, `TakesMetrics`, `Offloads` and, for servers
+    of the rollout worker. One that names the parameter `quantised` of `__init__` is given `--hf-checkpoint` as a
+    `slime_core.contracts.checkpoint_format.QuantisedCheckpoint`, or None where that is not quantised.
+    Its further abilities are `SendsWeights`, `Holds`, `TakesMetrics`, `Offloads` and, for servers
     on a cluster, `HasServers`."""
 
     def __init__(self, args: RunArguments) -> None: ...
@@ -81,7 +83,8 @@ class InferenceEngine(Protocol):
         that is asked to generate before any were handed over loads those of `args.hf_checkpoint`, as version 0.
 
         The weights arrive while they are read, in buckets of at most `--update-weight-buffer-size` bytes, so an engine that
-        copies each of them and keeps none needs no memory for a second model. Called on a thread of its own; a trainer that
+        copies each of them and keeps none needs no memory for a second model. Where `--hf-checkpoint` is quantised they are what
+        that checkpoint would hold: names, dtypes and numbers of its format, scales right behind their weights. Called on a thread of its own; a trainer that
         fails half-way makes the iterator raise.
         """
         raise NotImplementedError
@@ -170,6 +173,7 @@ KINDS = (
         "slime_engines",
         InferenceEngine,
         ("--rollout-engine",),
+        extras=("quantised",),
         abilities=(SendsWeights, Holds, TakesMetrics, Offloads, HasServers),
     ),
 )

@@ -97,8 +97,8 @@ class TrainBackend(Protocol):
         """Keep the run's arguments. Must not load anything yet."""
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
-        """Load the tokenizer from `args.hf_checkpoint` and the model from `args.ref_load` or, without it, from there too;
-        build optimizer and schedule. An actor is given as `ref_load` what `--load` names, where that leads to weights of
+        """Load the tokenizer from `args.hf_checkpoint` and the model from `args.ref_load` or, without it, from there too (what is
+        quantised in high precision: `TrainComponents.quantised` says how it is stored); build optimizer and schedule. An actor is given as `ref_load` what `--load` names, where that leads to weights of
         another program (`slime_core.training.initial_weights`).
 
         Args:

@@ -10,9 +10,11 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.further import choose_further
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.contracts.data import DataSource
 from slime_core.contracts.engine import InferenceEngine
 from slime_core.contracts.rollout import EngineUse
+from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.plugins import Plugins, Selected
 from slime_core.sample import Group, RolloutOutput
 
@@ -27,6 +29,7 @@ class RolloutComponents:
         sample_converter: None unless chosen.
         further: those of other kinds that the rollout functions read the options of, by kind: rewards, filters, loss masks.
         engine: None without one.
+        quantised: `--hf-checkpoint`, if it is quantised and there is an engine that serves it.
     """
 
     rollout: Selected[RolloutOutput]
@@ -36,6 +39,7 @@ class RolloutComponents:
     sample_converter: Selected[dict[str, list[Any]]] | None = None
     further: Mapping[str, Selected[Any]] = field(default_factory=dict)
     engine: Selected[InferenceEngine] | None = None
+    quantised: QuantisedCheckpoint | None = None
 
     @property
     def engine_use(self) -> EngineUse:
@@ -82,7 +86,9 @@ def with_engine(components: RolloutComponents, args: RunArguments, plugins: Plug
     """Select the inference engine too, if the run starts one."""
     if not args.rollout_engine or args.debug_train_only:
         return components
-    return replace(components, engine=plugins.select("engine", args.rollout_engine))
+    quantised = quantised_checkpoint(args.hf_checkpoint, plugins)
+    engine = plugins.select("engine", args.rollout_engine).bind(quantised=quantised)
+    return replace(components, engine=engine, quantised=quantised)
 
 
 def _parameters(selected: Selected[Any]) -> Mapping[str, inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 components.py   all components of a run
 plan.py         from arguments to a validated run
+served_precision.py  a quantised --hf-checkpoint, and the precision that training computes in
 launch.py       starts a planned run, and ends it cleanly
 run.py          what happens around each rollout
 workers.py      makes the two workers of a run, in the process that calls

@@ -25,6 +25,7 @@ from slime_core.plugins import Plugins
 from slime_core.plugins.calls import policies
 from slime_core.run.checkpoints import find_latest, stored_arguments
 from slime_core.run.components import Components, choose_components
+from slime_core.run.served_precision import check_served_precision
 from slime_core.runtime.layout import Layout, make_layout
 
 
@@ -79,6 +80,7 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     layout, remarks = make_layout(args, components.rollouts.engine)
     if args.offload and args.colocate:
         _require_offload(components)
+    served = check_served_precision(args, components)
     with ExitStack() as opened:
         data_source = components.rollouts.open_data(args)
         if isinstance(data_source, Closes):
@@ -93,6 +95,7 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
         notes = [
             *without_effect(resolved, selected, plugins),
             *remarks,
+            *served,
             *(remark for component in selected for remark in component.remarks),
             *_idle_options(resolved, components, layout),
             *_left_over(resolved, len(data_source)),

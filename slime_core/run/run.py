@@ -184,7 +184,9 @@ class Run:
             return
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
         ends = wait(self.trainer.call(TrainWorker.export, folder), "the export")
-        self.tracking.console.say(f"exported model: {folder}")
+        quantised = self.components.training.quantised.get(self.args.hf_checkpoint)
+        also = f", and in the format of --hf-checkpoint: {folder / 'quantised'}" if quantised else ""
+        self.tracking.console.say(f"exported model: {folder}{also}")
         if ends:
             named = ", ".join(map(repr, ends))
             self.tracking.console.say(f"the exported model stops at {named} too, with which what was trained ends")

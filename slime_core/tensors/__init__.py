@@ -16,6 +16,8 @@ adapter_files.py         LoRA adapters on disk
 low_precision.py         linear layers of a torch model compute by a precision recipe
 low_precision_experts.py   its experts do
 low_precision_products.py  products of layers that stand for several weights
+quantised_weights.py     weights into the format of a quantised checkpoint, and back
+experts.py               weights of single experts and of all experts of a layer, either way
 weight_buckets.py        weights in pieces of limited size, on their way to an engine
 rms_norm.py              a norm in fewer passes over memory, on the CPU
 freed_memory.py          keeps the memory that a step frees, on the CPU

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 
 def in_buckets(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield the weights, (name, tensor) pairs, in buckets of at most `size` bytes, in order; a larger tensor has a bucket of its
-    own. Of `weights` one more than a bucket is read at a time."""
+    own. Scales in low precision, NAME_… behind NAME, stay with their weight. Of `weights` one more than a bucket is read at a
+    time."""
     bucket: list[tuple[str, Tensor]] = []
-    filled = 0
+    filled, weight = 0, ""
     for name, tensor in weights:
-        if bucket and filled + tensor.nbytes > size:
+        of_last = bool(weight) and name.startswith(f"{weight}_")
+        if bucket and not of_last and filled + tensor.nbytes > size:
             yield bucket
             bucket, filled = [], 0
         bucket.append((name, tensor))
         filled += tensor.nbytes
+        weight = weight if of_last else name
     if bucket:
         yield bucket

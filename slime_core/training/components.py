@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.further import choose_further
 from slime_core.contracts.advantage import AdvantageOutputs
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.contracts.loss import LossOutputs, what_reads
 from slime_core.contracts.train_backend import TrainBackend
+from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
 
@@ -29,6 +31,8 @@ class TrainComponents:
         reward_post_process, importance_weight: None unless chosen.
         critic_loss: present when the loss or the estimator reads values.
         further: components of other kinds, by kind, whose options the backend, the loss or the estimator reads.
+        quantised: the checkpoints of the run that are quantised, by the folder that an option names. Weights for an engine are
+            in the format of `--hf-checkpoint`, if it is one of them; a backend loads their weights in high precision.
     """
 
     train_backend: Selected[TrainBackend]
@@ -38,6 +42,7 @@ class TrainComponents:
     importance_weight: Selected[tuple[Tensor, dict[str, Tensor]]] | None = None
     critic_loss: Selected[LossOutputs] | None = None
     further: Mapping[str, Selected[Any]] = field(default_factory=dict)
+    quantised: Mapping[str, QuantisedCheckpoint] = field(default_factory=dict)
 
 
 def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainComponents:
@@ -76,7 +81,20 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         importance_weight=weight,
         critic_loss=critic.bind(importance_weight=weight) if critic is not None else None,
         further=further,
+        quantised=_quantised(args, plugins),
     )
+
+
+def _quantised(args: RunArguments, plugins: Plugins) -> dict[str, QuantisedCheckpoint]:
+    """The quantised ones of the checkpoints that models are loaded from, and of the one that is served.
+
+    Raises:
+        ArgumentError: one is in a format that is not known here, or contradicts itself.
+    """
+    options = ("hf_checkpoint", "ref_load", "load", "critic_load")
+    named = {f"--{option.replace('_', '-')}": getattr(args, option) for option in options}
+    found = {folder: quantised_checkpoint(folder, plugins, flag) for flag, folder in named.items() if folder}
+    return {folder: checkpoint for folder, checkpoint in found.items() if checkpoint is not None}
 
 
 def _either(plugins: Plugins, kind: str, args: RunArguments, own: str, named: str) -> Selected[Any]:

@@ -60,6 +60,7 @@ class TrainWorker:
         self, args: RunArguments, plugins: Plugins, components: TrainComponents, profiler: Profiler, total_rollouts: int
     ) -> None:
         self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
+        self._served = components.quantised.get(args.hf_checkpoint)
         self._total_steps = total_rollouts * derived(args.num_steps_per_rollout)
         may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
         self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
@@ -172,8 +173,18 @@ class TrainWorker:
     def _travelling(self) -> Iterator[tuple[str, Tensor]]:
         """The weights as this rank keeps them until a bucket is full: the first rank only, where there are several, has use for
         their values."""
-        for name, tensor in self._actor.weights():
+        for name, tensor in self._served_weights():
             yield name, tensor if self._ranks == 1 else tensor.to("cpu" if self._rank == 0 else "meta")
+
+    def _served_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The actor's weights as the engine reads them: quantised where `--hf-checkpoint` is. The first rank alone quantises."""
+        weights, served = self._actor.weights(), self._served
+        if served is None:
+            return weights
+        from slime_core.tensors.quantised_weights import quantised_like
+
+        own = weights if self._rank == 0 else ((name, tensor.to("meta")) for name, tensor in weights)
+        return quantised_like(own, served)
 
     def set_weight_sender(self, sender: WeightSender) -> None:
         """Take over the engine's own sender, which `send_weights` calls."""
@@ -185,7 +196,7 @@ class TrainWorker:
         if self._rank > 0:
             self._gather()
         elif self._sender is not None:
-            self._sender.send(self._actor.weights(), version)
+            self._sender.send(self._served_weights(), version)
 
     def save_state(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that is able
@@ -222,10 +233,18 @@ class TrainWorker:
             self._critic.load_state(folder / "trainer" / "critic")
 
     def export(self, folder: Path) -> list[str]:
-        """Write a Hugging Face checkpoint, which generates up to the ends of what was trained. The first rank returns those
-        that the model did not know before, as text."""
+        """Write a Hugging Face checkpoint, in high precision, which generates up to the ends of what was trained. Where
+        `--hf-checkpoint` is quantised there is one in its format too, in the folder `quantised` within. The first rank returns
+        those ends that the model did not know before, as text."""
         self._actor.export_hf(folder)
-        return self._ends.write(folder) if self._rank == 0 else []
+        folders = [folder]
+        if self._served is not None:
+            from slime_core.tensors.quantised_weights import write_quantised
+
+            folders.append(folder / "quantised")
+            write_quantised(folders[-1], self._actor.weights(), self._served, write=self._rank == 0)
+        new = [self._ends.write(own) for own in folders] if self._rank == 0 else [[]]
+        return new[0]
 
     def offload(self) -> None:
         """Let all models give back the device's memory until `onload`."""

@@ -60,9 +60,9 @@ def test_without_weights_the_checkpoints_are_loaded_once_as_version_0(
     loads: list[str] = []
     original = LanguageModel.from_checkpoint
 
-    def counted(checkpoint: str) -> LanguageModel:
+    def counted(checkpoint: str, quantised: None) -> LanguageModel:
         loads.append(checkpoint)
-        return original(checkpoint)
+        return original(checkpoint, quantised)
 
     monkeypatch.setattr(LanguageModel, "from_checkpoint", counted)
     engine = start(tiny_model)
@@ -189,5 +189,5 @@ def test_a_model_that_reads_the_weights_of_its_layers_is_left_as_it_is(
 
 
 def test_an_engine_is_made_without_reading_weights(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LanguageModel, "from_checkpoint", lambda checkpoint: pytest.fail("read"))
+    monkeypatch.setattr(LanguageModel, "from_checkpoint", lambda *given: pytest.fail("read"))
     LocalEngine(engine_args(tiny_model)).close()

@@ -6,6 +6,7 @@ from slime_core.testing.behaviour import (
     advantages,
     after_rollout,
     backends,
+    checkpoint_formats,
     commands,
     data,
     engines,
@@ -41,6 +42,7 @@ CHECKS: dict[str, list[Check]] = {
     "importance_weight": importance_weights.IMPORTANCE_WEIGHT,
     "loss": losses.LOSS,
     "precision_recipe": precision.PRECISION_RECIPE,
+    "checkpoint_format": checkpoint_formats.CHECKPOINT_FORMAT,
     "train_backend": backends.TRAIN_BACKEND,
     "tracker": trackers.TRACKER,
 }

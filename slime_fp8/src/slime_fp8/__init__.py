@@ -12,6 +12,7 @@ delayed.py         scales from earlier steps
 operands.py        what becomes of the factors of the three products of a linear layer
 linear.py          emulated products
 weight_formats.py  how quantised weights lie in checkpoints
+checkpoint_format.py   how an existing FP8 checkpoint stores weights, for updates of engines
 commands.py        `slime convert hf-to-fp8` and `fp8-to-hf`
 convert.py         checkpoints into FP8 and back
 checkpoint_folder.py   a checkpoint on disk, read and written tensor by tensor

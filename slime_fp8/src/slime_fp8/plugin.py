@@ -35,6 +35,18 @@ def slime_precision_recipes() -> dict[str, Lazy]:
 
 
 @hookimpl
+def slime_checkpoint_formats() -> dict[str, Lazy]:
+    def format(summary: str) -> Lazy:
+        return Lazy("slime_fp8.checkpoint_format:Fp8Format", summary, reads_options=())
+
+    return {
+        "fp8": format("FP8 in blocks, as DeepSeek's and Qwen's"),
+        "mxfp8": format("MXFP8, blocks of 32"),
+        "compressed-tensors": format("FP8 with a scale for each row or tensor (compressed-tensors, float-quantized)"),
+    }
+
+
+@hookimpl
 def slime_checkpoint_conversions() -> dict[str, Lazy]:
     return {
         "hf-to-fp8": Lazy("slime_fp8.commands:hf_to_fp8", "a Hugging Face checkpoint into one in FP8"),

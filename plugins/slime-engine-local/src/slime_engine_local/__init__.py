@@ -10,7 +10,6 @@ cache.py         the keys and values of tokens
 forward_pass.py  what the attention layers must know about one forward pass
 attention.py     attention over one packed row of tokens, which keeps requests apart
 model.py         the engine's copy of the model
-experts.py       weights of single experts, put together as the model has them
 decoder.py       a faster form of Llama-like decoders
 packed.py        linear layers whose weight is stored as the processor's matrix product reads it
 arguments.py     the options

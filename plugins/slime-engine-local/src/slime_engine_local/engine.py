@@ -17,8 +17,9 @@ from transformers import AutoConfig, GenerationConfig
 from slime_core.contracts.engine import Generation
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
+from slime_core.tensors.quantised_weights import restored
 from slime_engine_local.errors import EngineError, HalfReplaced
-from slime_engine_local.model import LanguageModel
+from slime_engine_local.model import LanguageModel, dtype_of
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
 from slime_engine_local.scheduler import Scheduler
@@ -26,6 +27,7 @@ from slime_engine_local.scheduler import Scheduler
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
     from slime_core.contracts.engine import Holds, InferenceEngine, Offloads
     from slime_engine_local.arguments import LocalRunArguments
 
@@ -48,21 +50,23 @@ class LocalEngine:
     Args:
         args: the options of the run. Configuration and tokenizer are those of `--hf-checkpoint`; its weights are used
             only if `generate` is called before `update_weights`.
+        quantised: the format of that checkpoint; None if it is not quantised. Weights in low precision are restored when they
+            arrive, and products are computed in high precision, in float32 on a CPU.
 
     Raises:
         ArgumentError: `--offload` was given on a machine without a GPU.
     """
 
-    def __init__(self, args: LocalRunArguments) -> None:
+    def __init__(self, args: LocalRunArguments, quantised: QuantisedCheckpoint | None = None) -> None:
         check_device(args)
-        self._checkpoint = args.hf_checkpoint
+        self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
         config = AutoConfig.from_pretrained(self._checkpoint).get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(self._checkpoint)
         self._end_tokens = _end_tokens(self._checkpoint, config, self._tokenizer)
-        load = partial(LanguageModel.from_checkpoint, self._checkpoint)
+        load = partial(LanguageModel.from_checkpoint, self._checkpoint, quantised)
         self._scheduler = Scheduler(args.local_max_running_requests, self._max_tokens, load)
         # Also runs when the engine is garbage or the interpreter ends, so that no step is cut off half-way.
         self._finalizer = weakref.finalize(self, self._scheduler.close)
@@ -86,6 +90,8 @@ class LocalEngine:
 
         def copy() -> None:
             rest = iter(weights)
+            if self._quantised is not None:
+                rest = restored(rest, self._quantised.format, dtype_of(self._checkpoint))
             first = list(islice(rest, 1))
             if not first:
                 raise EngineError("The engine 'local' was handed no weights at all.")

@@ -15,12 +15,15 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
+from slime_core.errors import SlimeError
+from slime_core.tensors.experts import put_together
+from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import length_dependent
 from slime_engine_local import attention
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
 from slime_engine_local.errors import EngineError, HalfReplaced
-from slime_engine_local.experts import put_together
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
 
@@ -62,7 +65,7 @@ class LanguageModel:
         self._checkpoint = checkpoint
         self.dtype, self.device = _dtype_and_device(weights)
         self._decoder: FusedDecoder | None = None
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = in_high_precision(AutoConfig.from_pretrained(checkpoint))
         text = config.get_text_config()
         if other := sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES):
             raise self._refusal(f"it has layers of type {', '.join(other)}")
@@ -82,8 +85,11 @@ class LanguageModel:
         self._fill(weights)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str) -> LanguageModel:
+    def from_checkpoint(cls, checkpoint: str, quantised: QuantisedCheckpoint | None = None) -> LanguageModel:
         """Make the model with the checkpoint's own weights: as they are stored on a GPU, in float32 on a CPU.
+
+        Args:
+            quantised: its format; its weights are restored then.
 
         Raises:
             EngineError: the checkpoint has no weights that can be read, or the engine cannot serve the model.
@@ -91,9 +97,13 @@ class LanguageModel:
         device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
         try:
             with torch.inference_mode(False), torch.no_grad():
-                module: nn.Module = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+                module: Any
+                if quantised is not None:
+                    module, _ = load_restored(quantised, dtype_of(checkpoint))
+                else:
+                    module = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
                 module = module.to(device)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SlimeError) as error:
             raise EngineError(
                 f"The engine 'local' was handed no weights, and those of {checkpoint} cannot be loaded: {error}"
             ) from error
@@ -277,6 +287,14 @@ class LanguageModel:
 
     def _refusal(self, reason: str) -> EngineError:
         return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")
+
+
+def dtype_of(checkpoint: str) -> torch.dtype:
+    """The dtype in which the engine computes with a quantised checkpoint: that of its configuration on a GPU, float32 on a CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    named = getattr(AutoConfig.from_pretrained(checkpoint).get_text_config(), "dtype", None)
+    return named if isinstance(named, torch.dtype) else torch.bfloat16
 
 
 def _misfit(problem: str) -> str:

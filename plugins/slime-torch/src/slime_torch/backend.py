@@ -90,7 +90,8 @@ class TorchBackend:
             require_recipe(self.args, self._components, folder, role)
             tokenizer = load_tokenizer(self.args.hf_checkpoint)
             if ranks.rank == 0:
-                model = load_model(folder, ranks.device if ranks.size == 1 else HOST, option)
+                quantised = self._components.quantised.get(folder) if self._components else None
+                model = load_model(folder, ranks.device if ranks.size == 1 else HOST, option, quantised)
                 require_tied(folder, bool(getattr(model.config, "tie_word_embeddings", False)), option)
             else:
                 model = empty_model(folder, option)

@@ -19,22 +19,30 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import require_hugging_face
-from slime_core.errors import ArgumentError, PluginError
+from slime_core.errors import ArgumentError, CheckpointError, PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import Segments, pack_samples
+from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import per_sequence
 from slime_torch.attention import PACKED
 
 VALUE_HEAD = "value_head"
 
 
-def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint") -> PreTrainedModel:
+def load_model(
+    folder: str,
+    device: torch.device,
+    option: str = "--hf-checkpoint",
+    quantised: QuantisedCheckpoint | None = None,
+) -> PreTrainedModel:
     """Load the causal language model in `folder`, its weights in float32.
 
     Args:
         option: that names the folder, for messages.
+        quantised: the format of its weights, which are restored; None: they are not quantised.
 
     Raises:
         ArgumentError: there is no such folder, it holds no causal language model, or weights are missing.
@@ -43,10 +51,13 @@ def load_model(folder: str, device: torch.device, option: str = "--hf-checkpoint
     model: PreTrainedModel
     info: dict[str, Any]
     try:
-        # A pair, which the annotation of this function does not know.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any  # a pair, which the annotation of from_pretrained does not know
+        if quantised is not None:
+            loaded = load_restored(quantised, torch.float32)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         model, info = loaded
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, CheckpointError) as error:
         raise ArgumentError(
             f"{option} {folder} does not hold a causal language model that transformers can load: {error}"
         ) from error
@@ -64,7 +75,7 @@ def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel
     """Make the model in `folder` with its parameters on the meta device, for a rank that gets them from another one."""
     check_checkpoint(folder, option)
     with init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(folder)
+        config = in_high_precision(AutoConfig.from_pretrained(folder))
         of_config: Any = AutoModelForCausalLM.from_config  # transformers does not annotate it
         model: PreTrainedModel = of_config(config, dtype=torch.float32)
     model.tie_weights()

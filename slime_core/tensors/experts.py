@@ -1,14 +1,15 @@
-"""Weights of single experts, as checkpoints and trainers have them, put together as transformers' models have them in memory.
+"""Weights of single experts, as checkpoints have them, and all experts of a layer in one tensor, as transformers' models have them in
+memory: put together for an engine that computes with such a model, taken apart for one that reads names of checkpoints.
 
 A checkpoint has three matrices of every expert; the model has the experts of a layer in two tensors:
 
-    ….experts.{e}.gate_proj.weight [F, H], ….experts.{e}.up_proj.weight [F, H]   →   ….experts.gate_up_proj [E, 2F, H]
-    ….experts.{e}.down_proj.weight [H, F]                                        →   ….experts.down_proj [E, H, F]
+    ….experts.{e}.gate_proj.weight [F, H], ….experts.{e}.up_proj.weight [F, H]   ↔   ….experts.gate_up_proj [E, 2F, H]
+    ….experts.{e}.down_proj.weight [H, F]                                        ↔   ….experts.down_proj [E, H, F]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +43,23 @@ def put_together(
         yield from incomplete.items()
 
 
-def _single_names(name: str, shape: torch.Size) -> list[list[str]]:
+def taken_apart(weights: Iterable[tuple[str, Tensor]], known: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights as they come, but a tensor of all experts as views of the matrices of single ones, where a checkpoint has
+    those.
+
+    Args:
+        known: the checkpoint's names.
+    """
+    for name, tensor in weights:
+        names = [] if name in known else _single_names(name, tensor.shape)
+        if not names or not all(single in known for own in names for single in own):
+            yield name, tensor
+            continue
+        for expert, own in zip(tensor, names, strict=True):
+            yield from zip(own, expert.chunk(len(own)), strict=True)
+
+
+def _single_names(name: str, shape: Sequence[int]) -> list[list[str]]:
     """Per expert the names of the matrices that a tensor of all experts is made of; empty for any other tensor."""
     path, _, kind = name.rpartition(".experts.")
     if kind not in TOGETHER or len(shape) != 3:
