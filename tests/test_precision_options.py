@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from slime_core.arguments.namespace import Namespace
@@ -21,7 +25,7 @@ def slime_train_backends():
     class Backend(TorchBackend):
         "Says that it computes by a precision recipe."
 
-    Backend.reads_options = ("fp8_recipe?fp8_format",)
+    Backend.reads_options = ("fp8_recipe?fp8_format", "fp8_emulation?fp8_format")
     return {"low": Backend}
 """
 
@@ -36,7 +40,7 @@ def planned(words):
 @pytest.mark.parametrize("name", ["tensorwise", "delayed", "blockwise", "mxfp8"])
 def test_a_backend_that_declares_it_gets_the_recipe_of_the_flags(install_plugin, sft, name):
     install_plugin(BACKEND)
-    words = [*sft, "--train-backend", "low", "--fp8-format", "e4m3", "--fp8-recipe", name]
+    words = [*sft, "--train-backend", "low", "--fp8-format", "e4m3", "--fp8-recipe", name, "--fp8-emulation"]
     plan = planned(words)
     recipe = plan.components.training.further["precision_recipe"]
     assert recipe.name == name
@@ -55,19 +59,85 @@ def test_without_a_format_no_recipe_is_chosen_and_its_name_has_no_effect(install
 
 def test_the_recipe_is_megatron_s_default_where_none_is_named(install_plugin, sft):
     install_plugin(BACKEND)
-    plan = planned([*sft, "--train-backend", "low", "--fp8-format", "hybrid"])
+    plan = planned([*sft, "--train-backend", "low", "--fp8-format", "hybrid", "--fp8-emulation"])
     assert plan.components.training.further["precision_recipe"].name == "delayed"
 
 
 def test_a_backend_that_does_not_compute_in_fp8_refuses_the_format(install_plugin, sft):
-    install_plugin(BACKEND.replace('("fp8_recipe?fp8_format",)', '("lr",)'))
+    install_plugin(BACKEND.replace('("fp8_recipe?fp8_format", ', '("lr", '))
     with pytest.raises(ArgumentError, match=r"--fp8-format e4m3: the train_backend 'low' .* does not compute in FP8"):
-        planned([*sft, "--train-backend", "low", "--fp8-format", "e4m3"])
+        planned([*sft, "--train-backend", "low", "--fp8-format", "e4m3", "--fp8-emulation"])
 
 
-def test_the_torch_backend_wants_to_be_asked_for_emulation_before_anything_is_imported(sft):
-    with pytest.raises(ArgumentError, match=r"has no FP8 products of the hardware.*Give --fp8-emulation for that"):
-        resolve(Namespace(Plugins()), [*sft, "--fp8-format", "e4m3"], env={})
+A100, H200, B200 = (
+    Hardware("NVIDIA A100", (8, 0), (12, 9)),
+    Hardware("NVIDIA H200", (9, 0), (12, 9)),
+    Hardware("NVIDIA B200", (10, 0), (13, 0)),
+)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "recipe", "why"),
+    [
+        (
+            Hardware("CPU"),
+            "tensorwise",
+            r"CPU has no FP8 arithmetic\. Give --fp8-emulation, .*; or leave --fp8-format out",
+        ),
+        (Hardware("CPU"), "mxfp8", "CPU has no FP8 arithmetic"),
+        (A100, "delayed", r"NVIDIA A100 has 8\.0\. Give --fp8-emulation, .*no FP8; or leave"),
+        (
+            H200,
+            "mxfp8",
+            r"NVIDIA H200 has 9\.0\. .*or --fp8-recipe tensorwise or delayed or blockwise, which NVIDIA H200 can",
+        ),
+        (
+            Hardware("NVIDIA H200", (9, 0), (12, 6)),
+            "blockwise",
+            r"CUDA 12\.9 or newer; torch was built with 12\.6\. .*tensorwise",
+        ),
+        (H200, "blockwise", None),
+        (B200, "mxfp8", None),
+    ],
+)
+def test_a_recipe_that_the_gpu_here_cannot_compute_is_refused_when_options_are_read(
+    sft, monkeypatch, hardware, recipe, why
+):
+    monkeypatch.setattr("slime_fp8.arguments.visible_hardware", lambda: hardware)
+    words = [*sft, "--fp8-format", "e4m3", "--fp8-recipe", recipe]
+    if why is None:
+        assert planned(words).args.fp8_recipe == recipe
+        return
+    with pytest.raises(ArgumentError, match=f"--fp8-recipe {recipe}: .*{why}"):
+        resolve(Namespace(Plugins()), words, env={})
+    assert not [note for note in planned([*words, "--fp8-emulation"]).notes if "fp8" in note]
+
+
+@pytest.mark.parametrize("elsewhere", [["--ray-address", "10.0.0.7:6379"], ["--actor-num-nodes", "2"]])
+def test_what_machines_of_a_cluster_can_compute_is_left_to_them(sft, elsewhere):
+    words = [*sft, "--fp8-format", "e4m3", "--fp8-recipe", "blockwise", *elsewhere]
+    assert resolve(Namespace(Plugins()), words, env={}).args.fp8_recipe == "blockwise"
+
+
+def test_the_refusal_comes_before_torch_is_imported(sft):
+    """So that it takes no longer than reading the command line."""
+    words = [*sft, "--fp8-format", "e4m3", "--fp8-recipe", "blockwise"]
+    code = (
+        "import sys\nfrom slime_core.cli.main import main\nassert main(sys.argv[1:]) != 0\n"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert "has no FP8 arithmetic" in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_emulation_is_said_to_have_no_effect_without_a_format(sft):
     assert not [note for note in planned([*sft, "--fp8-format", "e4m3", "--fp8-emulation"]).notes if "fp8" in note]
     assert "--fp8-emulation has no effect without --fp8-format." in planned([*sft, "--fp8-emulation"]).notes
 
@@ -107,7 +177,7 @@ def test_a_run_trains_in_fp8_and_a_resumed_one_equals_it(sft, tmp_path, name):
 
 def test_options_of_other_recipes_have_no_effect_and_those_of_the_chosen_one_have(install_plugin, sft):
     install_plugin(BACKEND)
-    words = [*sft, "--train-backend", "low", "--fp8-format", "e4m3", "--fp8-margin", "2"]
+    words = [*sft, "--train-backend", "low", "--fp8-format", "e4m3", "--fp8-emulation", "--fp8-margin", "2"]
     assert not [note for note in planned(words).notes if "fp8" in note]
     (note,) = [note for note in planned([*words, "--fp8-recipe", "blockwise"]).notes if "fp8" in note]
     assert note.startswith("--fp8-margin has no effect: it is read by the precision_recipe 'delayed'")

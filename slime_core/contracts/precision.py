@@ -73,6 +73,15 @@ class PrecisionRecipe(Protocol):
         too. If it is a torch module, its buffers belong into the training state. It may be one that `Remembers`."""
         raise NotImplementedError
 
+    def hardware_linear(self, name: str, hardware: Hardware) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same, computed by the low-precision arithmetic of this hardware, on which the tensors are. It multiplies the numbers
+        that `linear` multiplies, and may sum in another order.
+
+        Raises:
+            ArgumentError: the hardware has no such arithmetic, with what would do instead.
+        """
+        raise NotImplementedError
+
     def row_multiple(self) -> int:
         """The number of tokens of a packed row must be a multiple of this on the hardware."""
         raise NotImplementedError

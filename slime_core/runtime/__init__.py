@@ -7,6 +7,7 @@ actor.py          the Ray actor around a worker
 layout.py         what a run asks for, and whether a cluster has room for it; pure
 connect.py        joins or starts a Ray cluster
 slots.py          where an engine may start servers of its own
+hardware.py       which GPU computes, also without torch
 failures.py       errors on their way from a worker to the driver
 tensors.py        tensors on their way through Ray's object store
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from slime_core.contracts.precision import PrecisionRecipe, Remembers
+from slime_core.contracts.precision import Hardware, PrecisionRecipe, Remembers
 from slime_core.errors import ArgumentError
 from slime_core.tensors.low_precision_experts import expert_matrices, swap_experts
-from slime_core.tensors.low_precision_products import Products
+from slime_core.tensors.low_precision_products import Products, product_of
 
 _PRODUCT = "precision"  # the attribute of a layer that holds its product
 
@@ -28,16 +28,18 @@ class LowPrecisionLinear(nn.Linear):
         return output if self.bias is None else output + self.bias
 
 
-def swap_linears(model: nn.Module, recipe: PrecisionRecipe) -> list[str]:
+def swap_linears(model: nn.Module, recipe: PrecisionRecipe, hardware: Hardware | None = None) -> list[str]:
     """Have every linear layer and every expert of a model compute by a recipe, unless the recipe leaves it out, and return the
     names of these modules.
 
     Args:
         model: a transformers model, or one with the same names.
+        hardware: whose arithmetic computes; None: the recipe is emulated.
 
     Raises:
         ArgumentError: a matrix that the recipe quantises is no weight of a linear layer or of an expert that is known, so that
-            training would compute with other numbers than engine and exports; or the recipe quantises nothing.
+            training would compute with other numbers than engine and exports; or the recipe quantises nothing; or the hardware cannot
+            compute it.
     """
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     chosen = [n for n, m in linears.items() if recipe.quantises(f"{n}.weight", tuple(m.weight.shape))]
@@ -61,12 +63,12 @@ def swap_linears(model: nn.Module, recipe: PrecisionRecipe) -> list[str]:
     for name in chosen:
         module = linears[name]
         module.__class__ = LowPrecisionLinear
-        product = recipe.linear(f"{name}.weight")
+        product = product_of(recipe, f"{name}.weight", hardware)
         if isinstance(product, nn.Module):
             product.to(module.weight.device).train(module.training)
         module.precision = product  # type: ignore[assignment]  # torch registers it if it is a module
     for name in experts:
-        swap_experts(model.get_submodule(name), stacks[name], recipe)
+        swap_experts(model.get_submodule(name), stacks[name], recipe, hardware)
     return chosen + experts
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slime_core.contracts.precision import PrecisionRecipe
+from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.tensors.low_precision_products import Products
 
 Shapes = dict[str, tuple[int, ...]]
@@ -70,9 +70,11 @@ def expert_matrices(name: str, module: nn.Module) -> Sequence[Shapes]:
     ]
 
 
-def swap_experts(module: nn.Module, matrices: Sequence[Shapes], recipe: PrecisionRecipe) -> None:
-    """Let a module with these matrices compute by a recipe. The module keeps its parameters, and becomes a `LowPrecisionExperts`."""
-    products = Products(recipe, {name: shape for own in matrices for name, shape in own.items()})
+def swap_experts(
+    module: nn.Module, matrices: Sequence[Shapes], recipe: PrecisionRecipe, hardware: Hardware | None
+) -> None:
+    """Let a module with these matrices compute by a recipe, on hardware or emulated (None). The module keeps its parameters, and becomes a `LowPrecisionExperts`."""
+    products = Products(recipe, {name: shape for own in matrices for name, shape in own.items()}, hardware)
     kind = type(module)
     module.__class__ = type(f"LowPrecision{kind.__name__}", (LowPrecisionExperts, kind), {})
     stack = next(module.parameters())

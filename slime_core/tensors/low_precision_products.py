@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slime_core.contracts.precision import PrecisionRecipe
+from slime_core.contracts.precision import Hardware, PrecisionRecipe
 
 
 class Products(nn.ModuleList):
@@ -18,11 +18,22 @@ class Products(nn.ModuleList):
     Args:
         recipe: computes those with weights that it quantises.
         weights: {Hugging Face name: shape}.
+        hardware: whose arithmetic computes; None: the recipe is emulated.
     """
 
-    def __init__(self, recipe: PrecisionRecipe, weights: Mapping[str, tuple[int, ...]]) -> None:
-        low = (recipe.linear(name) if recipe.quantises(name, shape) else F.linear for name, shape in weights.items())
+    def __init__(
+        self, recipe: PrecisionRecipe, weights: Mapping[str, tuple[int, ...]], hardware: Hardware | None = None
+    ) -> None:
+        low = (
+            product_of(recipe, name, hardware) if recipe.quantises(name, shape) else F.linear
+            for name, shape in weights.items()
+        )
         super().__init__([product if isinstance(product, nn.Module) else _Function(product) for product in low])
+
+
+def product_of(recipe: PrecisionRecipe, name: str, hardware: Hardware | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product with the weight `name`, by the arithmetic of hardware or emulated (None)."""
+    return recipe.linear(name) if hardware is None else recipe.hardware_linear(name, hardware)
 
 
 class _Function(nn.Module):

@@ -181,4 +181,4 @@ def test_trainer_engine_and_converter_quantise_the_same_weights_to_the_same_numb
         for module in swapped:
             key = f"{module}.weight"
             operands = trained.get_submodule(module).precision.operands
-            assert operands.both("weight", weights[key])[0].equal(recipe.restored(key, converted))
+            assert operands.both("weight", weights[key])[0].restored().equal(recipe.restored(key, converted))

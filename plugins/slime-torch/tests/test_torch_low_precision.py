@@ -292,7 +292,7 @@ def test_experts_compute_by_the_recipe_unless_they_are_left_out(tiny: SimpleName
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fp8_emulation": False}, r"--fp8-format e4m3: the torch backend has no FP8 products.*Give --fp8-emulation"),
+        ({"fp8_emulation": False}, r"--fp8-recipe blockwise: .*CPU has no FP8 arithmetic. Give --fp8-emulation"),
         ({"lora_rank": 4}, "--fp8-format e4m3 with --lora-rank 4.*Leave one of the two out"),
         ({"role": "reference", "fp8_recipe": "delayed"}, "--fp8-recipe delayed.*a reference model takes none"),
     ],

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from slime_core.contracts.precision import Hardware, PrecisionRecipe
-from slime_core.errors import DataError
+from slime_core.errors import ArgumentError, DataError
 from slime_core.testing.subject import Check, Subject
 
 if TYPE_CHECKING:
@@ -142,6 +142,16 @@ def knows_hardware(subject: Subject[PrecisionRecipe]) -> None:
             all(isinstance(part, str) for pair in variables.items() for part in pair),
             f"environment gives {variables} for {machine.name}; expected texts: {{name: value}}.",
         )
+        if why:
+            try:
+                recipe.hardware_linear(max(WEIGHTS), machine)
+            except ArgumentError:
+                continue
+            subject.expect(
+                False,
+                f"refusal says that {machine.name} cannot compute it, but hardware_linear returns products for it; raise an "
+                "ArgumentError there.",
+            )
     rows = recipe.row_multiple()
     subject.expect(
         isinstance(rows, int) and rows >= 1, f"row_multiple gives {rows!r}; expected a whole number, 1 without padding."

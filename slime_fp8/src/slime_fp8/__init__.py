@@ -1,4 +1,4 @@
-"""Precision recipes for slime: FP8 quantisers, emulated FP8 products, FP8 checkpoints.
+"""Precision recipes for slime: FP8 quantisers, FP8 products, FP8 checkpoints.
 
 plugin.py          what this distribution gives to slime
 arguments.py       options of delayed scaling, and combinations that are refused
@@ -10,7 +10,8 @@ scales.py          from the largest magnitude of a block to its scale
 quantise.py        the reference quantiser
 delayed.py         scales from earlier steps
 operands.py        what becomes of the factors of the three products of a linear layer
-linear.py          emulated products
+linear.py          the three products of a linear layer, and their emulation
+scaled_mm.py       products by the arithmetic of a GPU
 weight_formats.py  how quantised weights lie in checkpoints
 checkpoint_format.py   how an existing FP8 checkpoint stores weights, for updates of engines
 commands.py        `slime convert hf-to-fp8` and `fp8-to-hf`

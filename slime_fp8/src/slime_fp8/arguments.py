@@ -10,6 +10,8 @@ from pydantic import model_validator
 from slime_core.arguments import RunArguments
 from slime_core.arguments.groups.precision import PrecisionArguments
 from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.runtime.hardware import visible_hardware
+from slime_fp8.hardware import NEEDS, refusal, without_hardware
 
 MXFP8_HYBRID = (
     "--fp8-recipe mxfp8 with --fp8-format hybrid: gradients in e5m2 are known to diverge under MXFP8, whose blocks of 32 need "
@@ -35,6 +37,18 @@ class DelayedScalingArguments(ArgumentGroup):
     def _refuse_what_diverges(self) -> DelayedScalingArguments:
         if isinstance(self, PrecisionArguments) and (self.fp8_recipe, self.fp8_format) == ("mxfp8", "hybrid"):
             raise ValueError(MXFP8_HYBRID)
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_what_no_gpu_here_computes(self) -> DelayedScalingArguments:
+        """Where training ranks may be on other machines, they find out."""
+        if not isinstance(self, RunArguments) or not self.fp8_format or self.fp8_emulation:
+            return self
+        here = self.ray_address in (None, "", "local") and self.actor_num_nodes == 1
+        if here and self.fp8_recipe in NEEDS:
+            hardware = visible_hardware()
+            if why := refusal(self.fp8_recipe, hardware):
+                raise ValueError(without_hardware(self.fp8_recipe, why, hardware))
         return self
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from slime_fp8.delayed import AmaxAlgorithm, next_scale, quantise_with
-from slime_fp8.quantise import Format, Quantiser
+from slime_fp8.quantise import Format, Quantised, Quantiser
 
 Role = Literal["input", "weight", "gradient"]
 ROLES: tuple[Role, ...] = ("input", "weight", "gradient")
@@ -46,12 +46,12 @@ class Operands(nn.Module):
         super().__init__()
         self.quantisers = dict(quantisers)
 
-    def both(self, role: Role, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a matrix as low precision leaves it, float32, for products along its columns and along its rows."""
+    def both(self, role: Role, matrix: Tensor) -> tuple[Quantised, Quantised]:
+        """Quantise a matrix for products along its columns, and for those along its rows."""
         directions = self.quantisers[role]
-        first = directions.along_columns.rounding(matrix)
+        first = directions.along_columns.quantise(matrix)
         same = directions.along_columns == directions.along_rows
-        return first, first if same else directions.along_rows.rounding(matrix)
+        return first, first if same else directions.along_rows.quantise(matrix)
 
 
 class DelayedOperands(nn.Module):
@@ -79,11 +79,11 @@ class DelayedOperands(nn.Module):
         self.register_buffer("scale", torch.ones(len(ROLES)))
         self.register_buffer("history", torch.zeros(history, len(ROLES)))
 
-    def both(self, role: Role, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a matrix as low precision leaves it, float32; the same for both directions."""
+    def both(self, role: Role, matrix: Tensor) -> tuple[Quantised, Quantised]:
+        """Quantise a matrix, alike for both directions."""
         place, format = ROLES.index(role), self.formats[role]
         scale = self.scale[place].to(torch.float32).clone()
-        made = quantise_with(matrix, scale, format).restored()
+        made = quantise_with(matrix, scale, format)
         if self.training and matrix.numel():
             amax = matrix.detach().abs().amax().to(torch.float32)
             self.history[0, place] = torch.maximum(self.history[0, place], amax)

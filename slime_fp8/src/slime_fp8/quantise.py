@@ -39,9 +39,15 @@ class Quantised:
 
     def restored(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix (M, N) that the numbers stand for, multiplied in float32 and then rounded to `dtype`."""
+        if not self.data.is_contiguous() and self.data.t().is_contiguous():  # blocks are cut from rows
+            return self.t().restored(dtype).t()
         scales = e8m0_scales(self.scales) if self.scales.dtype == torch.uint8 else self.scales
         blocks = _blocks(widened(self.data), self.block) * scales[:, None, :, None]
         return _whole(blocks, self.data.shape).to(dtype)
+
+    def t(self) -> Quantised:
+        """The transposed matrix (N, M), as views."""
+        return Quantised(self.data.t(), self.scales.t(), (self.block[1], self.block[0]))
 
 
 @dataclass(frozen=True)

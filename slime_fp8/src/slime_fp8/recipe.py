@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from slime_core.contracts.precision import Hardware
 from slime_core.errors import ArgumentError
 from slime_fp8.arguments import Fp8RunArguments
-from slime_fp8.hardware import Version, refusal
-from slime_fp8.linear import EmulatedLinear
+from slime_fp8.hardware import refusal, without_hardware
+from slime_fp8.linear import Multiply, QuantisedLinear, emulated
 from slime_fp8.modules import QuantisedModules
 from slime_fp8.operands import DelayedOperands, Operands
 from slime_fp8.quantise import Format
+from slime_fp8.scaled_mm import scaled_product
 from slime_fp8.weight_formats import WeightFormat
 
 
@@ -25,7 +26,6 @@ class Recipe:
     Attributes:
         name: what `--fp8-recipe` and Megatron call it.
         tokens: the number of tokens of a packed row must be a multiple of this.
-        first, below, cuda: which hardware can compute it; see `slime_fp8.hardware.refusal`.
         weights: how weights are stored.
         modules: which modules are quantised.
         gradients: format of gradients; all else is e4m3.
@@ -33,9 +33,6 @@ class Recipe:
 
     name: ClassVar[str]
     tokens: ClassVar[int] = 16
-    first: ClassVar[Version] = (8, 9)
-    below: ClassVar[Version | None] = None
-    cuda: ClassVar[Version | None] = None
     weights: WeightFormat
 
     def __init__(self, args: Fp8RunArguments, num_layers: int) -> None:
@@ -59,7 +56,21 @@ class Recipe:
 
     def linear(self, name: str) -> nn.Module:
         """A new module that computes products with one weight in emulation."""
-        return EmulatedLinear(self.operands())
+        return self.products(emulated)
+
+    def hardware_linear(self, name: str, hardware: Hardware) -> nn.Module:
+        """A new module that computes products with one weight by the arithmetic of a GPU.
+
+        Raises:
+            ArgumentError: the hardware has none for the recipe, or torch has no product for it.
+        """
+        if why := self.refusal(hardware) or self.torch_refusal(hardware):
+            raise ArgumentError(without_hardware(self.name, why, hardware))
+        return self.products(scaled_product)
+
+    def products(self, multiply: Multiply) -> nn.Module:
+        """A new module that computes products with one weight."""
+        return QuantisedLinear(self.operands(), multiply)
 
     def row_multiple(self) -> int:
         """Packed rows have a multiple of so many tokens."""
@@ -100,4 +111,8 @@ class Recipe:
 
     def refusal(self, hardware: Hardware) -> str:
         """Why hardware cannot compute the recipe itself; "" if it can."""
-        return refusal(self.name, hardware, self.first, self.below, self.cuda)
+        return refusal(self.name, hardware)
+
+    def torch_refusal(self, hardware: Hardware) -> str:
+        """Why torch has no products for the recipe on hardware that can compute it, in a sentence; "" if it has."""
+        return ""

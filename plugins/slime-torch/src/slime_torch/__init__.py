@@ -8,7 +8,7 @@ model.py      loads a model and proves that its packed computation is its own
 attention.py  attention in which every token sees its own sample alone
 rms_norm.py   gives a model the faster norm of the core, on the CPU
 lora.py       adapters
-low_precision.py  linear layers that compute in FP8, emulated
+low_precision.py  linear layers that compute in FP8
 optimizer.py  the optimizer, and the gradient that it is given
 sharding.py   a model spread over the training ranks
 gloo.py       the exchanges of such a model between CPUs

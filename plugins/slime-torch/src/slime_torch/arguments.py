@@ -38,12 +38,6 @@ class TorchRunArguments(RunArguments, TorchArguments):
 def refused(args: RunArguments) -> list[str]:
     """One sentence for every option that asks for something this backend does not do. Imports nothing heavy."""
     found = []
-    if args.fp8_format and not args.fp8_emulation:
-        found.append(
-            f"--fp8-format {args.fp8_format}: the torch backend has no FP8 products of the hardware, on any device; it emulates "
-            "them: numbers are rounded as FP8 rounds them and multiplied in high precision, which is slower than no FP8. Give "
-            "--fp8-emulation for that, or leave --fp8-format out."
-        )
     if args.fp8_format:
         found += [*refused_in_emulation(args), *refused_with_adapters(args)]
     return found

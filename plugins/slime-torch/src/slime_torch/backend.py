@@ -3,7 +3,7 @@
 The loop of slime_core drives it through the methods of `slime_core.contracts.train_backend.TrainBackend`. It runs on a
 CUDA device if there is one, else on the CPU; in one process, or as one of several data-parallel ranks, over which the
 model is then spread (`sharding`). Weights, gradients and optimizer state are float32; with --bf16 the matrix products
-are bfloat16 (autocast), with --fp8-format they are those of FP8, emulated (`low_precision`).
+are bfloat16 (autocast), with --fp8-format they are those of FP8 (`low_precision`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments, refused
-from slime_torch.low_precision import LowPrecision, layers_of, require_recipe
+from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
 from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
 from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of
@@ -87,7 +87,7 @@ class TorchBackend:
         folder = self.args.ref_load or self.args.hf_checkpoint
         with ranks.together():
             check_checkpoint(self.args.hf_checkpoint)
-            require_recipe(self.args, self._components, folder, role)
+            require_recipe(self.args, self._components, folder, role, ranks.device)
             tokenizer = load_tokenizer(self.args.hf_checkpoint)
             if ranks.rank == 0:
                 quantised = self._components.quantised.get(folder) if self._components else None
@@ -124,9 +124,8 @@ class TorchBackend:
             prepare(model)
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
-            self._low_precision = LowPrecision(
-                model, recipe_of(self.args, self._components, layers_of(model.config), role)
-            )
+            recipe = recipe_of(self.args, self._components, layers_of(model.config), role)
+            self._low_precision = LowPrecision(model, recipe, computing(self.args, ranks.device))
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
             if role == "reference":
                 model.requires_grad_(False).train(False)

@@ -1,4 +1,5 @@
-"""FP8: the model's linear layers compute by the run's precision recipe, in emulation. Called by the backend.
+"""FP8: the model's linear layers compute by the run's precision recipe, by the arithmetic of the GPU or, with --fp8-emulation, in
+emulation on any device. Called by the backend.
 
 Weights, gradients and the optimizer's state stay float32, and keep their names: what is saved, exported or sent to an engine is
 what the optimizer has. A recipe is met through its contract alone (`slime_core.contracts.precision`).
@@ -10,11 +11,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from slime_core.contracts.precision import PrecisionRecipe
+from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.contracts.train_backend import Role, TrainBatch
+from slime_core.runtime.hardware import hardware_of
 from slime_core.tensors.low_precision import nothing_remembered, remembering, swap_linears
 from slime_core.tensors.ranks import Ranks
 from slime_core.training.precision import recipe_of
@@ -24,11 +27,13 @@ if TYPE_CHECKING:
     from slime_core.training.components import TrainComponents
 
 
-def require_recipe(args: TorchRunArguments, components: TrainComponents | None, folder: str, role: Role) -> None:
-    """Refuse what `slime_core.training.precision.recipe_of` would refuse for the checkpoint in `folder`, before its weights are loaded.
+def require_recipe(
+    args: TorchRunArguments, components: TrainComponents | None, folder: str, role: Role, device: torch.device
+) -> None:
+    """Refuse what cannot be computed on a device of the checkpoint in `folder`, before its weights are loaded.
 
     Raises:
-        ArgumentError: see `recipe_of`.
+        ArgumentError: see `slime_core.training.precision.recipe_of` and `PrecisionRecipe.hardware_linear`.
     """
     if not args.fp8_format:
         return
@@ -36,7 +41,14 @@ def require_recipe(args: TorchRunArguments, components: TrainComponents | None, 
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError):  # who loads the weights says what is wrong
         return
-    recipe_of(args, components, layers_of(config), role)
+    recipe, hardware = recipe_of(args, components, layers_of(config), role), computing(args, device)
+    if recipe is not None and hardware is not None:
+        recipe.hardware_linear("probe.weight", hardware)
+
+
+def computing(args: TorchRunArguments, device: torch.device) -> Hardware | None:
+    """Whose arithmetic computes FP8 on a device; None: it is emulated."""
+    return None if args.fp8_emulation else hardware_of(device)
 
 
 def layers_of(config: PretrainedConfig) -> int:
@@ -50,12 +62,15 @@ class LowPrecision:
     Args:
         model: is changed: the linear layers that the recipe quantises compute by it.
         recipe: None: nothing is changed.
+        hardware: whose arithmetic computes; None: it is emulated.
     """
 
-    def __init__(self, model: PreTrainedModel, recipe: PrecisionRecipe | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, recipe: PrecisionRecipe | None, hardware: Hardware | None = None
+    ) -> None:
         self._model: nn.Module = model
         if recipe is not None:
-            swap_linears(model, recipe)
+            swap_linears(model, recipe, hardware)
         self._remembering = remembering(model)
 
     def noted(self, batch: TrainBatch, micro_batch: Sequence[int]) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ import os
 
 from slime_core.contracts.precision import Hardware
 from slime_fp8.arguments import Fp8RunArguments
-from slime_fp8.hardware import BLACKWELL
+from slime_fp8.hardware import BLACKWELL, HOPPER
 from slime_fp8.operands import Directions, Operands
 from slime_fp8.quantise import Format, Quantiser, Scaling
 from slime_fp8.recipe import Recipe
@@ -26,8 +26,6 @@ class Blockwise(Recipe):
     """
 
     name = "blockwise"
-    first = (9, 0)
-    cuda = (12, 9)
 
     def __init__(self, args: Fp8RunArguments, num_layers: int) -> None:
         super().__init__(args, num_layers)
@@ -48,6 +46,14 @@ class Blockwise(Recipe):
 
     def environment(self, hardware: Hardware) -> dict[str, str]:
         """Whether scales are any number, as on Hopper, or powers of two, as Blackwell needs."""
-        if hardware.capability is None or hardware.capability < self.first:
+        if hardware.capability is None or hardware.capability < HOPPER:
             return {}
         return {FP32_SCALES: "0" if hardware.capability >= BLACKWELL else "1"}
+
+    def torch_refusal(self, hardware: Hardware) -> str:
+        """Torch multiplies blocks of 128 on Hopper alone, and only in e4m3."""
+        if hardware.capability is not None and hardware.capability >= BLACKWELL:
+            return f"torch multiplies blocks of 128 on Hopper alone, not on {hardware.name}."
+        return (
+            "torch multiplies blocks of 128 in e4m3 alone, not --fp8-format hybrid." if self.gradients == "e5m2" else ""
+        )

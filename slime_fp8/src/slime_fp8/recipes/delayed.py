@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_fp8.linear import RememberingLinear
+from slime_fp8.linear import Multiply, RememberingLinear
 from slime_fp8.operands import DelayedOperands
 from slime_fp8.recipe import Recipe
 from slime_fp8.weight_formats import FORMATS
@@ -30,9 +30,9 @@ class Delayed(Recipe):
             args.fp8_amax_compute_algo,
         )
 
-    def linear(self, name: str) -> RememberingLinear:
-        """A new module that computes products with one weight in emulation, and remembers magnitudes."""
-        return RememberingLinear(self.operands())
+    def products(self, multiply: Multiply) -> RememberingLinear:
+        """A new module that computes products with one weight, and remembers magnitudes."""
+        return RememberingLinear(self.operands(), multiply)
 
     def megatron_config(self) -> dict[str, Any]:
         """Fields of megatron-core's `TransformerConfig`."""

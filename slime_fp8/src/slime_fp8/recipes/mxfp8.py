@@ -20,8 +20,6 @@ class Mxfp8(Recipe):
 
     name = "mxfp8"
     tokens = 32
-    first = (10, 0)
-    below = (12, 0)
     weights = FORMATS["mxfp8"]
 
     def __init__(self, args: Fp8RunArguments, num_layers: int) -> None:
