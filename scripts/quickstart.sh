@@ -9,7 +9,7 @@ prepare_environment gguf
 echo "==> preparing the model and the data"
 python scripts/assets.py model data >/dev/null
 
-echo "==> what is trained (green) in the first conversation"
+echo "==> what is trained (green) in the first conversation, and what is counted in all"
 slime data preview .cache/data/alpaca_train.jsonl --input-key messages --hf-checkpoint .cache/model/SmolLM2-135M-Instruct --rows 1
 
 run="runs/quickstart-$(date +%Y%m%d-%H%M%S)"

@@ -53,3 +53,8 @@ def test_a_value_that_is_missing_is_an_error(report) -> None:
 
 def test_what_is_invisible_is_shown() -> None:
     assert visible("a\tb\r\n\u00a0\u200b\ufeff") == "a⇥\tb␍↵\n⍽[ZWSP][BOM]"
+
+
+def test_what_turns_text_around_or_has_no_form_is_named() -> None:
+    assert visible("a\u202eb\u200d\x1b[31m\x00\u2028") == "a[U+202E]b[U+200D][U+001B][31m[U+0000][U+2028]"
+    assert visible("é好🦥 <ok>") == "é好🦥 <ok>"

@@ -18,6 +18,7 @@ from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.run.plan import Plan, make_plan
+from slime_core.unread import write_on
 
 
 def train(argv: list[str], plugins: Plugins) -> int:
@@ -46,6 +47,7 @@ def check(argv: list[str], plugins: Plugins) -> int:
 
 def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
     refuse_parity(argv, prog)
+    write_on()  # whoever reads may go away, the run stays
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _plans(argv, plugins, prog) as plans:
         from slime_core.run.launch import launch

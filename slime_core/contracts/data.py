@@ -113,6 +113,7 @@ class MaskedTokens:
         lost: what was to be trained and is not in the rendering, a sentence each; `--dropped-text` says what becomes of such
             a conversation.
         counts: numbers for the metrics of a rollout, added up over its conversations.
+        messages: the messages in the form in which they were rendered, for previews; [] where that is the row's own.
     """
 
     token_ids: list[int]
@@ -122,6 +123,7 @@ class MaskedTokens:
     warnings: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
 
 def loss_mask(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unicodedata import category
 
-_VISIBLE = str.maketrans({"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u00a0": "⍽", "\u200b": "[ZWSP]", "\ufeff": "[BOM]"})
+_VISIBLE = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u00a0": "⍽", "\u200b": "[ZWSP]", "\ufeff": "[BOM]"}
+_UNSEEN = (
+    "Cc",
+    "Cf",
+    "Co",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # controls, marks of direction, joiners, private use, separators of lines
 
 
 @dataclass(frozen=True)
@@ -25,5 +34,13 @@ class PageToken:
 
 
 def visible(text: str) -> str:
-    """Return text with line ends, tabs and spaces of no width made visible."""
-    return text.translate(_VISIBLE)
+    """Return text with line ends, tabs, controls and whatever else has no width or turns text around made visible."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if (name := _VISIBLE.get(character)) is not None:
+        return name
+    return f"[U+{ord(character):04X}]" if category(character) in _UNSEEN else character

@@ -17,12 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console as RichConsole
-
 from slime_core.arguments import RunArguments
 from slime_core.contracts.tracker import Tracker
 from slime_core.plugins import Selected
-from slime_core.unread import discard
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +62,6 @@ def _keep(line: bytes, last_rollout: int) -> bool:
         return False  # the line that a kill cut short
 
 
-class _Lines(RichConsole):
-    """Lines on stderr. Where nobody reads them any more (`| head`, a closed terminal), the run goes on without."""
-
-    def on_broken_pipe(self) -> None:
-        """Write nothing from now on."""
-        self.quiet = True
-        discard(sys.stderr)
-
-
 class Console:
     """Tells a person how the run goes: one line per rollout and evaluation; on a terminal also a progress bar.
 
@@ -83,9 +71,10 @@ class Console:
     """
 
     def __init__(self, total: int, done: int = 0) -> None:
+        from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = _Lines(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
         self._total, self._done = total, done
         self._durations: list[float] = []
         self._progress = Progress(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from slime_core.errors import DataError
 from slime_core.plugins import Plugins
 from slime_core.sample import Sample
 from slime_rollout_sft.arguments import SftArguments
-from slime_rollout_sft.conversations import Conversations, Policy, masked_tokens
+from slime_rollout_sft.conversations import Conversations, Policy
 from slime_rollout_sft.converters import messages as messages_as_they_are
+from slime_rollout_sft.lint import look_at
+from slime_rollout_sft.looks import as_conversations
 from slime_rollout_sft.rollout import generate_rollout
 
 QUESTION = {"role": "user", "content": "Hi?"}
@@ -136,7 +139,17 @@ def train(default_arguments: Any, tiny_model: Path, components: Any) -> Callable
 @pytest.fixture
 def preview(tiny_model: Path) -> Callable[[Path], int]:
     return lambda rows: main(
-        ["data", "preview", str(rows), "--input-key", "messages", "--hf-checkpoint", str(tiny_model)]
+        [
+            "data",
+            "preview",
+            str(rows),
+            "--input-key",
+            "messages",
+            "--hf-checkpoint",
+            str(tiny_model),
+            "--dropped-text",
+            "train",
+        ]
     )
 
 
@@ -251,39 +264,48 @@ ROW_MESSAGES = st.lists(
     messages=ROW_MESSAGES,
     tools=st.sampled_from([None, [TOOL], json.dumps([TOOL]), "{", []]),
     metadata=st.sampled_from([None, {"a": None}, "{", {"source": "s"}]),
+    dropped=st.sampled_from(["error", "train"]),
 )
-def test_random_rows_are_accepted_and_masked_alike_before_and_after_conversion(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, messages: Any, tools: Any, metadata: Any
+def test_convert_preview_and_training_agree_on_random_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    default_arguments: Any,
+    components: Any,
+    messages: Any,
+    tools: Any,
+    metadata: Any,
+    dropped: str,
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
     rows = write(folder, {"messages": messages, "tools": tools, "metadata": metadata})
-    columns = Columns("messages", None, "tools", "metadata")
-    conversations = Conversations(
-        Policy(str(tiny_model), "messages", no_trainable_token="skip", dropped_text="train"),
-        Plugins().select("loss_mask", "auto"),
-    )
-
-    def seen(path: Path) -> Any:
-        (row,) = open_rows([str(path)])
-        try:
-            previewed = sample_from_row(columns, row, "f:1")
-            masked = masked_tokens(previewed, load_tokenizer(str(tiny_model)), conversations._loss_mask, Notices())
-        except DataError as error:
-            return str(error).removeprefix("f:1: ")
-        trained = conversations.complete(sample_from_row(columns, row, "f:1"))
-        if trained is not None:
-            assert trained.tokens == masked.token_ids
-            assert trained.loss_mask == masked.loss_mask[-trained.response_length :]
-        else:
-            assert 1 not in masked.loss_mask[1:]
-        return masked.token_ids, masked.loss_mask, {k: v for k, v in previewed.metadata.items() if k != "slime"}
-
-    expected, refused = seen(rows), None
+    expected, refused = seen(rows, dropped, tiny_model, default_arguments, components), None
     for name in ("converted.jsonl", "converted.parquet"):
         refused = problem(convert_file, [str(rows)], folder / name, messages_as_they_are)
         if refused is None:
-            assert seen(folder / name) == expected
+            assert seen(folder / name, dropped, tiny_model, default_arguments, components) == expected
         else:
             assert refused == f"{rows}:1: {expected}"
     if refused is None and isinstance(expected, str):
-        assert "no message is of the assistant" in expected
+        assert re.match("no message is of the assistant|no token of the conversation|the chat template drops", expected)
+
+
+def seen(path: Path, dropped: str, model: Path, default_arguments: Any, components: Any) -> Any:
+    """Return token ids, mask and metadata of the row of a file, or why it is refused; the preview and a run must agree."""
+    own = {"hf_checkpoint": str(model), "rollout_batch_size": 1, "input_key": "messages", "dropped_text": dropped}
+    args = default_arguments(path, groups=[SftArguments], **own)
+    loss_mask = Plugins().select("loss_mask", "auto")
+    conversations = Conversations(Policy.of(args), loss_mask, Notices())
+    look = as_conversations(conversations, load_tokenizer(str(model)), {})
+    (looked,) = look_at(open_rows([str(path)]), Columns.of(args), look, False, Notices())
+    try:
+        (sample,) = generate_rollout(args, 0, GlobalDataSource(args), components=components(args)).samples
+    except DataError as error:
+        said = str(error).removesuffix(" (--malformed-row skip leaves such rows out.)")
+        assert (looked.fate, f"{path}:1: {looked.problem}") == ("stops", said)
+        return looked.problem
+    assert looked.fate == "used"
+    assert looked.masked is not None
+    prompt = len(sample.tokens) - sample.response_length
+    assert (looked.masked.token_ids, looked.masked.loss_mask) == (sample.tokens, [0] * prompt + sample.trained_mask)
+    assert len(looked.roles) == len(sample.tokens)
+    return sample.tokens, sample.trained_mask, {key: v for key, v in sample.metadata.items() if key != "slime"}

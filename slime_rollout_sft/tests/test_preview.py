@@ -1,10 +1,11 @@
-"""The mask preview shows every token, which ones are trained, and what is wrong, and needs nothing but itself."""
+"""The preview shows every token, which ones are trained, and what is wrong, and needs nothing but itself."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from slime_core.contracts.data import MaskedTokens
+from slime_rollout_sft.lint import Looked, Tally
 from slime_rollout_sft.masks.generators import auto
-from slime_rollout_sft.preview import html, page_tokens, terminal
+from slime_rollout_sft.preview import html, marked, page_tokens, terminal
 
 Loader = Callable[[str], Any]
 MESSAGES = [
@@ -55,6 +57,18 @@ def masked(family: Loader) -> MaskedTokens:
     return auto(family("llama-3"), MESSAGES, None)
 
 
+def looked(masked: MaskedTokens, source: str = "rows.jsonl:1", label: Any = None) -> Looked:
+    roles = ["assistant" if on else "template" for on in masked.loss_mask]
+    return Looked(source, "used", "", masked.warnings, masked, roles, label)
+
+
+def page(tokenizer: Any, *rows: Looked, **how: Any) -> str:
+    tally = Tally()
+    for row in rows:
+        tally.add(row)
+    return html([(row, row.masked) for row in rows if row.masked], len(rows), tokenizer, tally, **how)
+
+
 def parse(page: str) -> Tokens:
     parser = Tokens()
     parser.feed(page)
@@ -64,7 +78,7 @@ def parse(page: str) -> Tokens:
 def test_the_page_shows_every_token_with_its_id_and_colours_the_trained_ones(
     family: Loader, masked: MaskedTokens
 ) -> None:
-    found = parse(html([("rows.jsonl:1", masked)], family("llama-3"))).found
+    found = parse(page(family("llama-3"), looked(masked))).found
     assert [int(re.match(r"id (\d+),", title)[1]) for _, title, _ in found] == masked.token_ids
     assert ["t" in classes for classes, _, _ in found] == [bool(trained) for trained in masked.loss_mask]
     shown = "".join(text for _, _, text in found).replace("⋯", "")
@@ -74,25 +88,46 @@ def test_the_page_shows_every_token_with_its_id_and_colours_the_trained_ones(
 
 
 def test_the_page_loads_nothing_and_runs_nothing(family: Loader, masked: MaskedTokens) -> None:
-    page = html([("<img src=x>", masked)], family("llama-3"))
-    parser = parse(page)
+    text = page(family("llama-3"), looked(masked, "<img src=x>", label="<img src=y>"))
+    parser = parse(text)
     assert not parser.tags & {"script", "img", "link", "iframe", "object", "b"}
     assert not parser.attributes & {"src", "href", "onload", "onclick"}
-    assert not re.search(r"https?://|url\(|@import", page)
+    assert not re.search(r"https?://|url\(|@import", text)
 
 
 def test_the_page_tells_counts_and_warnings_first(family: Loader, masked: MaskedTokens) -> None:
     tokenizer = family("llama-3")
     clean = auto(tokenizer, [MESSAGES[0], {"role": "assistant", "content": "Fine."}], None)
-    page = html([("one", masked), ("two", clean)], tokenizer)
+    text = page(tokenizer, looked(masked), looked(clean, "rows.jsonl:2"))
     tokens = len(masked.token_ids) + len(clean.token_ids)
     trained = sum(masked.loss_mask) + sum(clean.loss_mask)
-    assert page.index("<dd>2</dd>") < page.index(f"<dd>{tokens}</dd>") < page.index(f"<dd>{trained} (")
-    assert "drops the reasoning of message 2 (assistant): 'Why?'" in unescape(page)
-    assert "'Why?'" not in page
-    assert '<div class="bad"><dt>with warnings</dt><dd>1</dd></div>' in page
-    assert page.index("drops the reasoning") < page.index('<div class="tokens">')
-    assert f"{len(clean.token_ids)} tokens, {sum(clean.loss_mask)} trained" in page
+    assert text.index("<dd>2</dd>") < text.index(f"<dd>{tokens}</dd>") < text.index(f"<dd>{trained} (")
+    assert f"<dt>assistant</dt><dd>{trained} of {trained} tokens are trained</dd>" in text
+    assert "rows.jsonl:1: the chat template drops the reasoning of message 2 (assistant): 'Why?'" in unescape(text)
+    assert "'Why?'" not in text
+    assert '<div class="bad"><dt>with warnings</dt><dd>1</dd></div>' in text
+    assert text.index("drops the reasoning") < text.index('<div class="tokens">')
+    assert f"{len(clean.token_ids)} tokens, {sum(clean.loss_mask)} trained" in text
+
+
+def test_a_page_stays_small_and_says_what_it_leaves_out(family: Loader, masked: MaskedTokens) -> None:
+    tokenizer = family("llama-3")
+    times = 4000
+    long = replace(
+        masked,
+        token_ids=masked.token_ids * times,
+        loss_mask=masked.loss_mask * times,
+        offsets=[],
+        warnings=["x" * 9000],
+    )
+    rows = [looked(long, f"rows.jsonl:{number}", label="<" * 5000) for number in range(3)]
+    text = page(tokenizer, *rows)
+    assert 4_000_000 < len(text.encode()) < 10_000_000
+    assert re.search(r"[\d,]+ further tokens are left out", text)
+    assert "2 further rows are left out" in text
+    short = page(tokenizer, looked(masked), looked(masked), room=2000)
+    assert len(parse(short).found) < len(masked.token_ids)
+    assert "1 further rows are left out" in short
 
 
 def test_a_character_of_several_tokens_is_shown_once(family: Loader, masked: MaskedTokens) -> None:
@@ -101,16 +136,24 @@ def test_a_character_of_several_tokens_is_shown_once(family: Loader, masked: Mas
     assert "".join(texts).count("🦥") == 2
 
 
-def test_the_terminal_shows_counts_warnings_and_colours(family: Loader, masked: MaskedTokens) -> None:
+def test_the_terminal_shows_counts_label_warnings_and_colours(family: Loader, masked: MaskedTokens) -> None:
     console = Console(width=10_000, record=True, force_terminal=True, file=io.StringIO())
-    console.print(terminal(masked, family("llama-3")))
+    shown = terminal(looked(masked, label="42"), masked, family("llama-3"))
+    console.print(shown)
     text = console.export_text(clear=False)
     assert text.splitlines()[0].startswith(f"{len(masked.token_ids)} tokens, {sum(masked.loss_mask)} trained")
-    assert "warning: the chat template drops the reasoning" in text.splitlines()[1]
+    assert text.splitlines()[1] == 'label: "42"'
+    assert "warning: the chat template drops the reasoning" in text.splitlines()[2]
     assert "<script>alert('no')</script>↵" in text
-    body = terminal(masked, family("llama-3")).renderables[-1]
+    body: Any = shown.renderables[-1]
     coloured = "".join(body.plain[span.start : span.end] for span in body.spans if " on " in str(span.style))
     assert coloured.replace("⋯", "") == "<script>alert('no')</script>↵\nline 🦥 two<|eot_id|>"
+
+
+def test_without_colours_the_trained_parts_stand_in_brackets(family: Loader, masked: MaskedTokens) -> None:
+    text = marked(looked(masked), masked, family("llama-3")).replace("⋯", "")
+    assert re.findall("⟦(.*?)⟧", text, re.DOTALL) == ["<script>alert('no')</script>↵\nline 🦥 two<|eot_id|>"]
+    assert "warning: the chat template drops the reasoning" in text
 
 
 def test_masks_without_positions_are_shown_too(family: Loader) -> None:

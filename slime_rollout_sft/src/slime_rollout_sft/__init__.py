@@ -7,8 +7,11 @@
     answers.py        lets the model answer questions of the evaluation sets
     masks/            loss masks: which tokens of a conversation are trained
     converters.py     rows of other formats become chat rows
-    preview.py        shows masked conversations token by token
-    cli.py            `slime data convert` and `slime data preview`
+    lint.py           goes through rows as a run would, and counts what is seen
+    looks.py          how the preview reads a row: for fine-tuning, or as a prompt for reinforcement learning
+    preview.py        shows rows token by token, and what was counted
+    preview_command.py  `slime data preview`
+    cli.py            `slime data`, and `slime data convert`
 
 A conversation is rendered and tokenised once, as a whole. Nothing here loads a model.
 """

@@ -123,17 +123,20 @@ def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
 class Conversations:
     """Completes samples one by one, and counts those that the policy left out or cut.
 
+    Args:
+        notices: are told what people should know of the data; by default those of the run.
+
     Attributes:
         policy: what becomes of a conversation that cannot be used as it is.
         counts: numbers of conversations, under the names of the metrics that `generate_rollout` documents.
     """
 
-    def __init__(self, policy: Policy, loss_mask: Selected[MaskedTokens]) -> None:
+    def __init__(self, policy: Policy, loss_mask: Selected[MaskedTokens], notices: Notices | None = None) -> None:
         self.policy = policy
         self.counts: Counter[str] = Counter()
         self._tokenizer = load_tokenizer(policy.hf_checkpoint)
         self._loss_mask = loss_mask
-        self._notices = _notices(policy)
+        self._notices = notices or _notices(policy)
 
     def complete(self, sample: Sample) -> Sample | None:
         """Return the sample with tokens, mask and response; None when the policy says to skip it.
@@ -142,9 +145,8 @@ class Conversations:
             DataError: it cannot be used, and the policy is to stop. Names file and row.
         """
         try:
-            masked = self._render(sample)
-            require_all_text(masked, self.policy)
-            done = respond(sample, masked, self.policy)
+            masked = self.render(sample)
+            done = self.respond(sample, masked)
         except Unusable as problem:
             if not problem.skip:
                 raise DataError(f"{sample.source or sample.name}: {problem}") from problem.__cause__
@@ -154,7 +156,6 @@ class Conversations:
         self.counts["with_mask_warnings"] += bool(masked.warnings)
         self.counts.update(masked.counts)
         done.response = self._text(done.tokens[-done.response_length :])
-        self._tell_of_ends(done)
         if is_tokenised(sample.prompt):
             done.prompt = self._text(done.tokens[: -done.response_length])
         return done
@@ -167,7 +168,12 @@ class Conversations:
         """The counts that are not 0, as text for messages."""
         return ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in self.counts.items() if number)
 
-    def _render(self, sample: Sample) -> MaskedTokens:
+    def render(self, sample: Sample) -> MaskedTokens:
+        """Return the tokens of a sample and which of them are trained.
+
+        Raises:
+            Unusable: the row is malformed.
+        """
         skip = self.policy.malformed_row == "skip"
         if isinstance(sample.prompt, str):
             raise Unusable(
@@ -180,6 +186,17 @@ class Conversations:
             return masked_tokens(sample, self._tokenizer, self._loss_mask, self._notices)
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
+
+    def respond(self, sample: Sample, masked: MaskedTokens) -> Sample:
+        """Return what `respond` makes of a rendered conversation, all of whose text is there.
+
+        Raises:
+            Unusable: it cannot be trained as it is.
+        """
+        require_all_text(masked, self.policy)
+        done = respond(sample, masked, self.policy)
+        self._tell_of_ends(done)
+        return done
 
     def _tell_of_ends(self, done: Sample) -> None:
         token, known = trained_end(done, self._tokenizer), known_ends(self.policy.hf_checkpoint, self._tokenizer)

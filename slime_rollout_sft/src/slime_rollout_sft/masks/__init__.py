@@ -7,6 +7,7 @@
     marks.py       turns that a template marks itself, and what they train besides
     spelled.py     text of messages that spells a special token
     ready.py       what cannot be right in masks of rows of token ids
+    roles.py       whose each token is, for the preview
     messages.py    what a message says, and tool calls with other arguments
     tokens.py      tokenises a rendering and finds the tokens of its turns
 

@@ -20,7 +20,7 @@ from slime_core.errors import DataError
 from slime_rollout_sft.masks.marks import marked_turns, trained_besides
 from slime_rollout_sft.masks.messages import reasoning_of
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
-from slime_rollout_sft.masks.spelled import spelled_special_tokens
+from slime_rollout_sft.masks.spelled import special_tokens_in
 from slime_rollout_sft.masks.template import Dropped, Template, render_whole
 from slime_rollout_sft.masks.tokens import encode, encoding_problem, straddles, tokens_between
 
@@ -85,7 +85,8 @@ def distill_qwen(
     template = Template(tokenizer, conversation.tools, template_kwargs)
     before, _, dropped = render_whole(template, conversation.messages[:-1])
     text, turn = _verbatim(template, before, conversation.messages[-1])
-    return _masked(template, conversation, text, [turn] if conversation.trained[-1] else [], dropped)
+    rendered = [*before, conversation.messages[-1]]
+    return _masked(template, conversation, rendered, text, [turn] if conversation.trained[-1] else [], dropped)
 
 
 def _from_rendering(
@@ -107,7 +108,7 @@ def _from_rendering(
     else:
         turns = assistant_turns(template, rendered, text)
     trained = [turn for turn in turns if conversation.trained[turn.index] and (turn.index == last or not last_only)]
-    return _masked(template, conversation, text, trained, dropped, besides)
+    return _masked(template, conversation, rendered, text, trained, dropped, besides)
 
 
 def _ends_with_answer(messages: list[Message]) -> bool:
@@ -158,6 +159,7 @@ def _verbatim(template: Template, before: list[Message], last: Message) -> tuple
 def _masked(
     template: Template,
     conversation: Conversation,
+    rendered: list[Message],
     text: str,
     turns: list[Turn],
     dropped: list[Dropped],
@@ -168,8 +170,8 @@ def _masked(
     for turn in turns:
         for token in tokens_between(offsets, turn.start, turn.end):
             mask[token] = 1
-    warnings = [_drops(item) for item in dropped]
-    warnings += (spelled := spelled_special_tokens(template, conversation))
+    warnings = [item.sentence for item in dropped]
+    warnings += (spelled := special_tokens_in(template.tokenizer, conversation.messages, conversation.tools))
     if template.trained_header and not template.has_generation_marks and turns:
         warnings.append(
             f"the chat template ignores add_generation_prompt, so its header {template.trained_header!r} is trained; a model "
@@ -189,10 +191,10 @@ def _masked(
         warnings.append(problem)
     if 1 not in mask:
         warnings.append("no token is trained")
-    lost = [_drops(item) for item in dropped if _is_lost(item, conversation, {turn.index for turn in turns})]
+    lost = [item.sentence for item in dropped if _is_lost(item, conversation, {turn.index for turn in turns})]
     counts = {"with_special_token_text": len(spelled), "with_dropped_text": len(dropped)}
     return MaskedTokens(
-        ids, mask, text, offsets, warnings, lost, {name: 1 for name, number in counts.items() if number}
+        ids, mask, text, offsets, warnings, lost, {name: 1 for name, number in counts.items() if number}, rendered
     )
 
 
@@ -212,11 +214,3 @@ def _is_chosen(index: int, turns: set[int], messages: list[Message]) -> bool:
     """Whether the generator trains a message: it has a turn, or left none because it was dropped whole."""
     later = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > index]
     return index in turns or not later or any(i in turns for i in range(index))
-
-
-def _drops(item: Dropped) -> str:
-    return f"the chat template drops the {item.what} of message {item.number} ({item.role}): {_short(item.text)}"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -6,6 +6,7 @@ Nothing says where the messages of such a row are, but the tokens that a chat te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
@@ -31,27 +32,33 @@ def ready_mask_warnings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], 
         warnings.append(
             f"no token ends the trained part up to token {_listed(open_ended)}: the model does not learn to stop there"
         )
-    headers = _headers(tokenizer)
-    texts = [cast(str, tokenizer.decode([ids[i] for i in run])) for run in runs] if headers else []
-    for role, header in headers.items():
+    known = headers(tokenizer)
+    texts = [cast(str, tokenizer.decode([ids[i] for i in run])) for run in runs] if known else []
+    for role, header in known.items():
         if any(header in text for text in texts):
             warnings.append(f"the header of messages of the {role} is trained: {header!r}")
     return warnings
 
 
-def _headers(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def headers(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the text that the chat template writes before messages of each role, as far as it can be found."""
+    return _headers(tokenizer, str(getattr(tokenizer, "chat_template", None)))
+
+
+@lru_cache(maxsize=4)
+def _headers(tokenizer: PreTrainedTokenizerBase, template_text: str) -> dict[str, str]:
+    """Find them once for each template that a tokenizer is given."""
     try:
         template = Template(tokenizer, None)
     except DataError:
         return {}
-    headers = {}
+    found = {}
     for role in ("user", "assistant", "tool"):
         if role == "assistant":
             question = [{"role": "user", "content": _A}]
             asked, prompt = template.try_render(question), template.try_render(question, prompt=True)
             if asked is not None and prompt is not None and prompt.startswith(asked):
-                headers[role] = prompt[len(asked) :].partition("<think>")[0].strip()
+                found[role] = prompt[len(asked) :].partition("<think>")[0].strip()
             continue
         before = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _A}]
         text = template.try_render([*before, {"role": role, "content": _B}])
@@ -60,8 +67,8 @@ def _headers(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         between = text.rpartition(_A)[2].partition(_B)[0]
         end = template.special.search(between)
         header = (between[end.end() :] if end else "").strip()
-        headers[role] = header
-    return {role: header for role, header in headers.items() if template.special.search(header)}
+        found[role] = header
+    return {role: header for role, header in found.items() if template.special.search(header)}
 
 
 def _listed(numbers: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Text of messages that spells a special token. Called by the loss-mask generators.
+"""Text of messages that spells a special token. Called by the loss-mask generators and by the preview of prompts.
 
 A rendering is tokenised whole, so such text becomes the token: an answer that explains `<|im_end|>` teaches the model to end
 its turn in mid-sentence, and a user can write a turn of the assistant. Nobody can tell whether it is meant, so it is said.
@@ -7,32 +7,40 @@ its turn in mid-sentence, and a user can write a turn of the assistant. Nobody c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from slime_core.data.conversation import Conversation, Message
+from slime_core.data.conversation import Message
 from slime_rollout_sft.masks.messages import reasoning_of
-from slime_rollout_sft.masks.template import Template
+from slime_rollout_sft.masks.template import special_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def spelled_special_tokens(template: Template, conversation: Conversation) -> list[str]:
-    """Return a sentence for each message whose text spells special tokens of the tokenizer."""
-    if getattr(template.tokenizer, "split_special_tokens", False):
+def special_tokens_in(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list[dict[str, Any]] | None
+) -> list[str]:
+    """Return a sentence for each message whose text spells special tokens of the tokenizer, and one for the tools."""
+    if getattr(tokenizer, "split_special_tokens", False):
         return []
-    warnings = []
-    for number, message in enumerate(conversation.messages, 1):
-        if found := _found(template, _texts(message)):
+    pattern, warnings = special_tokens(tokenizer), []
+    for number, message in enumerate(messages, 1):
+        if found := _found(pattern, _texts(message)):
             warnings.append(_sentence(f"message {number} ({message['role']})", found))
-    if conversation.tools and (found := _found(template, [json.dumps(conversation.tools, ensure_ascii=False)])):
+    if tools and (found := _found(pattern, [json.dumps(tools, ensure_ascii=False)])):
         warnings.append(_sentence("the definition of a tool", found))
     return warnings
 
 
-def _found(template: Template, texts: Iterator[str] | list[str]) -> list[str]:
-    return sorted({match[0] for text in texts for match in template.special.finditer(text)})
+def _found(pattern: re.Pattern[str], texts: Iterable[str]) -> list[str]:
+    return sorted({match[0] for text in texts for match in pattern.finditer(text)})
 
 
 def _texts(message: Message) -> Iterator[str]:
-    yield message["content"]
+    content = message.get("content") or ""
+    yield content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     yield reasoning_of(message)
     yield str(message.get("name") or "")
     if "tool_calls" in message:

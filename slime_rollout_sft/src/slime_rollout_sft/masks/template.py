@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.conversation import REASONING_KEYS, Message
@@ -29,7 +29,9 @@ class Template:
     """Renders conversations that have the same tools with a tokenizer's chat template.
 
     Args:
+        tools: their definitions.
         variables: of the template, `--apply-chat-template-kwargs`.
+        source: the text of the template; by default the one that the tokenizer has for conversations with these tools.
 
     Raises:
         DataError: the tokenizer has no chat template.
@@ -40,12 +42,17 @@ class Template:
         tokenizer: PreTrainedTokenizerBase,
         tools: list[dict[str, Any]] | None,
         variables: Mapping[str, Any] | None = None,
+        source: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.tools: list[Any] | None = tools
         self.variables = dict(variables or {})
         if not getattr(tokenizer, "chat_template", None):
             raise DataError("the tokenizer has no chat template; use one that has, or set tokenizer.chat_template.")
+        try:
+            self.source = source or tokenizer.get_chat_template(None, self.tools)
+        except ValueError as error:  # there are several, and none for this
+            raise DataError(f"the tokenizer has no chat template for the conversation: {error}") from error
 
     def render(self, messages: list[Message], prompt: bool = False) -> str:
         """Return the text of `messages`; with `prompt` also the header that asks the model for the next turn.
@@ -55,7 +62,12 @@ class Template:
         """
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=self.tools, tokenize=False, add_generation_prompt=prompt, **self.variables
+                messages,
+                tools=self.tools,
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **self.variables,
             )
         except Exception as error:  # templates are programs: they fail in every way that Python can
             raise DataError(f"the chat template refuses the conversation: {error}") from error
@@ -67,11 +79,6 @@ class Template:
             return self.render(messages, prompt)
         except DataError:
             return None
-
-    @cached_property
-    def source(self) -> str:
-        """The text of the template."""
-        return self.tokenizer.get_chat_template(None, self.tools)
 
     @property
     def writes_thoughts(self) -> bool:
@@ -98,28 +105,36 @@ class Template:
             )
         return [(start, end) for start, end in spans[0]]
 
-    @cached_property
+    @property
     def trained_header(self) -> str:
         """What the template writes between a question and its answer, if it ignores `add_generation_prompt`; else "".
 
         Then nothing tells the model's own text from the header, so that the header is trained.
         """
-        question, answer = [{"role": "user", "content": _QUESTION}], {"role": "assistant", "content": _ANSWER}
-        asked, prompted = self.try_render(question), self.try_render(question, prompt=True)
-        whole = self.try_render([*question, answer])
-        if asked is None or asked != prompted or whole is None or not whole.startswith(asked):
-            return ""
-        head, found, _ = whole[len(asked) :].partition(_ANSWER)
-        return head if found and head.strip() else ""
+        return _trained_header(self.tokenizer, self.source, json.dumps(self.variables, sort_keys=True))
 
     @property
     def special(self) -> re.Pattern[str]:
         """The pattern that matches the text of any special token."""
-        return _special_tokens(self.tokenizer)
+        return special_tokens(self.tokenizer)
+
+
+@lru_cache(maxsize=16)
+def _trained_header(tokenizer: PreTrainedTokenizerBase, source: str, variables: str) -> str:
+    """Find it once for each template and its variables, which are given as JSON."""
+    template = Template(tokenizer, None, json.loads(variables), source)
+    question, answer = [{"role": "user", "content": _QUESTION}], {"role": "assistant", "content": _ANSWER}
+    asked, prompted = template.try_render(question), template.try_render(question, prompt=True)
+    whole = template.try_render([*question, answer])
+    if asked is None or asked != prompted or whole is None or not whole.startswith(asked):
+        return ""
+    head, found, _ = whole[len(asked) :].partition(_ANSWER)
+    return head if found and head.strip() else ""
 
 
 @lru_cache(maxsize=4)
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Return the pattern that matches the text of any special token."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     found = sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, found)) or r"(?!)")
@@ -141,6 +156,12 @@ class Dropped:
     what: str
     text: str
 
+    @property
+    def sentence(self) -> str:
+        """What messages say of it."""
+        short = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return f"the chat template drops the {self.what} of message {self.number} ({self.role}): {short!r}"
+
 
 def render_whole(template: Template, messages: list[Message]) -> tuple[list[Message], str, list[Dropped]]:
     """Render a whole conversation; where the template refuses or drops text, try the other forms that templates expect.
@@ -161,7 +182,7 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
         except DataError as error:
             refusals.append(error)
             continue
-        dropped = [*_dropped_texts(form, text), *_dropped_calls(template, form)]
+        dropped = [*dropped_texts(form, text), *_dropped_calls(template, form)]
         if best is None or len(dropped) < len(best[2]):
             best = (form, text, dropped)
         if all(item.what == "reasoning" and item.number < asked for item in dropped):
@@ -171,7 +192,7 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
     return best
 
 
-def _dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
+def dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
     """Return what messages say that `text` does not show. JSON-escaped text counts as shown."""
     dropped = []
     for number, message in enumerate(messages, 1):
