@@ -18,7 +18,7 @@ from slime_core.errors import ArgumentError, TrainingError
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import discover
 from slime_core.run.tracking import read_metrics
-from slime_core.tensors.quantised_weights import load_restored, quantised_like, restored
+from slime_core.tensors.quantised_weights import load_restored, quantised_like, restored, write_quantised
 
 STRATEGIES = ("block", "channel", "tensor", "mxfp8")
 
@@ -144,6 +144,31 @@ def test_an_fp8_checkpoint_alone_trains_from_its_restored_numbers_and_says_so(se
     assert differing(tensors(tmp_path / "hf"), tensors(tmp_path / "plain")) == []
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_megatron_hands_over_what_the_checkpoint_would_hold(served, model, chat_rows, tmp_path, restored):
+    """Whether it starts from high precision or from the checkpoint's own numbers; exports in high precision are."""
+    pytest.importorskip("megatron.core")
+    words = grpo(served["block"], None if restored else model, chat_rows, tmp_path)
+    words += [
+        "--train-backend",
+        "megatron",
+        "--lr",
+        "1e-2",
+        "--save-interval",
+        "1",
+        "--save-hf",
+        str(tmp_path / "hf-{rollout_id}"),
+    ]
+    assert main(["train", *words, "--num-rollout", "1" if restored else "2"]) == 0
+    converter = tensors(convert(tmp_path / "hf-0", tmp_path / "again", "block"))
+    assert differing(converter, tensors(tmp_path / "hf-0" / "quantised")) == []
+    if not restored:
+        assert differing(converter, load_file(tmp_path / "engine-1.safetensors")) == []
+    first = load_file(tmp_path / "engine-0.safetensors")
+    before = tensors(served["block"])
+    assert not [name for name in differing(first, before) if not restored or not name.endswith("_scale_inv")]
+
+
 @pytest.mark.parametrize("strategy", ["block", "mxfp8"])
 def test_experts_in_one_tensor_go_to_the_engine_as_the_checkpoint_has_them(chat_rows, tmp_path, strategy):
     model = small_model(tmp_path / "moe", **MOE)
@@ -250,6 +275,18 @@ def test_weights_of_another_model_than_the_served_one_are_refused(served, model,
         TrainingError, match=rf"weights in low precision that are not among those that are trained \(1\): {name}\."
     ):
         list(quantised_like(weights.items(), checkpoint))
+
+
+def test_layers_that_are_not_trained_keep_their_bytes(served, model, tmp_path):
+    """As those have that predict further tokens, which a checkpoint has behind its layers."""
+    checkpoint = quantised_checkpoint(str(served["block"]), Plugins())
+    assert checkpoint is not None
+    weights = {name: tensor * 2 for name, tensor in tensors(model).items() if ".layers.2." not in name}
+    write_quantised(tmp_path / "new", weights.items(), checkpoint)
+    found, before = tensors(tmp_path / "new"), tensors(served["block"])
+    assert found.keys() == before.keys()
+    assert not [n for n in differing(found, before) if ".layers.2." in n]
+    assert "model.norm.weight" in differing(found, before)
 
 
 def test_scales_may_lie_in_another_file_than_their_weights(served, tmp_path):

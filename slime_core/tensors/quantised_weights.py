@@ -5,6 +5,7 @@ names, dtypes and bytes are in all of these places what a converter writes."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FILE_BYTES = 4 << 30
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_LAYER = re.compile(r"(?:.*?\.)?(?:layers|h|blocks)\.\d+\.")
 _OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -37,13 +39,17 @@ def quantised_like(
     as it is. Of tensors on the meta device, which a rank has that only takes part in gathering, shapes and dtypes alone are
     found.
 
+    Layers of which no weight comes, such as those that predict further tokens, are not trained and no concern of an update.
+
     Raises:
         DataError: a weight has NaN or Inf.
         TrainingError: a weight has another shape than in the checkpoint, or one that is quantised there did not come.
     """
     format, known = checkpoint.format, checkpoint.tensors
     left = {name for name in known if format.quantises(name)}
+    layers = set()
     for name, tensor in taken_apart(weights, known):
+        layers.add(_layer_of(name))
         if not format.quantises(name):
             yield name, tensor
             continue
@@ -60,10 +66,11 @@ def quantised_like(
         else:
             made = format.stored(name, tensor.detach())
         yield from ((key, made[key]) for key in layout)
-    if left:
+    trained = [name for name in left if _layer_of(name) in layers] or (left if layers <= {""} else ())
+    if trained:
         raise TrainingError(
-            f"{checkpoint.folder} has weights in low precision that are not among those that are trained ({len(left)}): "
-            f"{_some(left)}. An engine would go on with their old values. Give an --hf-checkpoint of the model that is trained, "
+            f"{checkpoint.folder} has weights in low precision that are not among those that are trained ({len(trained)}): "
+            f"{_some(trained)}. An engine would go on with their old values. Give an --hf-checkpoint of the model that is trained, "
             "with the same names."
         )
 
@@ -98,11 +105,7 @@ def read_restored(checkpoint: QuantisedCheckpoint, dtype: torch.dtype) -> Iterat
     Raises:
         CheckpointError: a file is missing, or the scales of a weight.
     """
-    from safetensors import safe_open
-
-    format, known = checkpoint.format, checkpoint.tensors
-    files: list[Any] = [safe_open(file, "pt") for file in weight_files(Path(checkpoint.folder))]
-    places = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    format, known, places = checkpoint.format, checkpoint.tensors, _places(checkpoint)
     parts = {name: list(format.layout(name, known[name].shape)) for name in known if format.quantises(name)}
     scales = {own for name, names in parts.items() for own in names if own != name}
     if missing := scales - places.keys():
@@ -146,7 +149,7 @@ def write_quantised(
     folder: Path, weights: Iterable[tuple[str, Tensor]], checkpoint: QuantisedCheckpoint, write: bool = True
 ) -> None:
     """Write the weights of a training model as a checkpoint like the quantised one, whose configuration and tokenizer it gets.
-    What is not quantised is rounded to the dtype that it has there.
+    What is not quantised is rounded to the dtype that it has there; layers of which no weight comes are copied.
 
     Args:
         folder: is made; a checkpoint that is there already is replaced.
@@ -165,7 +168,7 @@ def write_quantised(
             shutil.copyfile(file, folder / file.name)
     places: dict[str, str] = {}
     total = 0
-    tensors = _rounded_like(checkpoint, quantised_like(weights, checkpoint))
+    tensors = _with_untrained_layers(checkpoint, _rounded_like(checkpoint, quantised_like(weights, checkpoint)))
     for number, bucket in enumerate(in_buckets(tensors, _FILE_BYTES), 1):
         file_name = f"model-{number:05d}.safetensors"
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in bucket}
@@ -185,6 +188,32 @@ def _rounded_like(
     for name, tensor in weights:
         wanted = _FLOATS.get(known[name].dtype) if name in known and name not in quantised else None
         yield name, tensor if wanted is None else tensor.to(wanted)
+
+
+def _with_untrained_layers(
+    checkpoint: QuantisedCheckpoint, weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Behind the weights, add the layers of the checkpoint that they have nothing of, as they are there."""
+    layers = {""}  # what belongs to no layer is either trained or, as a tied head, another name of something that is
+    for name, tensor in weights:
+        layers.add(_layer_of(name))
+        yield name, tensor
+    places = _places(checkpoint)
+    yield from ((n, places[n].get_tensor(n)) for n in checkpoint.tensors if _layer_of(n) not in layers)
+
+
+def _places(checkpoint: QuantisedCheckpoint) -> dict[str, Any]:
+    """The open file that each tensor is in."""
+    from safetensors import safe_open
+
+    files: list[Any] = [safe_open(file, "pt") for file in weight_files(Path(checkpoint.folder))]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+
+def _layer_of(name: str) -> str:
+    """The beginning of a name up to the number of its layer; "" outside of layers."""
+    found = _LAYER.match(name)
+    return found[0] if found else ""
 
 
 def _some(names: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ from slime_core.tensors.micro_batches import (
 )
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import check_device
+from slime_core.tensors.quantised_weights import in_high_precision
 from slime_core.tensors.random_states import seed_all
 from slime_core.tensors.ranks import Ranks
 from slime_core.training.initial_weights import option_of
@@ -37,6 +38,8 @@ from slime_megatron.arguments import MegatronRunArguments
 from slime_megatron.te_probe import require_usable
 
 if TYPE_CHECKING:
+    from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
+    from slime_core.training.components import TrainComponents
     from slime_megatron import lora
     from slime_megatron.computation import Computation
     from slime_megatron.routing_replay import RoutingReplay
@@ -54,8 +57,8 @@ class MegatronBackend:
         replays_routing: all steps of a rollout use the experts that were chosen before the first.
     """
 
-    def __init__(self, args: MegatronRunArguments) -> None:
-        self.args = args
+    def __init__(self, args: MegatronRunArguments, components: TrainComponents | None = None) -> None:
+        self.args, self._components = args, components
         self.data_parallel_size = self.context_parallel_size = 1
         self.replays_routing = args.use_routing_replay
         self._optimizer: Any = None
@@ -100,6 +103,8 @@ class MegatronBackend:
         with world.together():
             self._tokenizer = load_tokenizer(args.hf_checkpoint)
             config = checkpoint_files.read_config(args.hf_checkpoint)
+            if self._quantised(args.hf_checkpoint) is not None:
+                config = in_high_precision(config)
             require_rows(self._tokenizer, config.vocab_size, option_of(args))
             if world.rank == 0:
                 require_tied(folder, bool(getattr(config, "tie_word_embeddings", False)), option_of(args))
@@ -122,7 +127,7 @@ class MegatronBackend:
                 lora.add_adapters(built, config, args)
             weights.mark_split_weights(built)
             head = model.add_value_head(built) if role == "critic" else None
-            with open_weights(folder, option_of(args), spec) as reader:
+            with open_weights(folder, option_of(args), spec, self._quantised(folder)) as reader:
                 weights.load(built, reader.read)
             built.module.to(device)
         self._routing: RoutingReplay | None = None
@@ -264,7 +269,8 @@ class MegatronBackend:
 
         source = Path(self.args.hf_checkpoint)
         first = self._world.rank == 0
-        checkpoint_files.write(path, self.weights(), source, self._model.spec.extra_file_prefixes, write=first)
+        extra, quantised = self._model.spec.extra_file_prefixes, self._quantised(self.args.hf_checkpoint)
+        checkpoint_files.write(path, self.weights(), source, extra, write=first, quantised=quantised)
         if self.args.lora_rank:
             lora.save_adapter(self._model, self.args, path / "adapter", write=first)
         if first:
@@ -295,6 +301,10 @@ class MegatronBackend:
         dist.destroy_process_group()
 
     # ---------------------------------------------------------------------------------------------------- computation
+
+    def _quantised(self, folder: str) -> QuantisedCheckpoint | None:
+        """How a checkpoint stores its weights, if it is quantised."""
+        return self._components.quantised.get(folder) if self._components is not None else None
 
     def _trained(self) -> Any:
         if self._optimizer is None:

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
+from slime_core.data.quantised_checkpoints import without_quantization
 from slime_core.errors import ArgumentError
 
 _INDEX = "model.safetensors.index.json"
@@ -52,16 +54,24 @@ def read_config(folder: str) -> Any:
 class Reader:
     """The weights of a checkpoint by name, read when they are asked for. Holds one at a time.
 
+    Args:
+        quantised: how the checkpoint stores its weights, which are restored to float32; None: they are not quantised.
+
     Raises:
         ArgumentError: the folder has no safetensors files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quantised: QuantisedCheckpoint | None = None) -> None:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ArgumentError(f"{folder} holds no *.safetensors files, from which weights are read.")
         self._open = [safe_open(file, "pt") for file in files]
         self._of = {name: file for file in self._open for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118 - it is no mapping
+        format = quantised.format if quantised is not None else None
+        low = [name for name in self._of if format is not None and format.quantises(name)]
+        self._parts = {name: list(format.layout(name, self._shape(name))) for name in low} if format is not None else {}
+        self._scales = {own for name, parts in self._parts.items() for own in parts if own != name}
+        self._format = format
 
     def __enter__(self) -> Reader:
         return self
@@ -73,17 +83,26 @@ class Reader:
 
     def read(self, name: str) -> Tensor:
         """A weight. Raises `KeyError` if there is none of this name."""
-        tensor: Tensor = self._of[name].get_tensor(name)  # type: ignore[no-untyped-call]
-        return tensor
+        if self._format is not None and name in self._parts:
+            return self._format.restored(name, {own: self._stored(own) for own in self._parts[name]})
+        return self._stored(name)
 
     def names(self) -> list[str]:
         """All names."""
-        return list(self._of)
+        return [name for name in self._of if name not in self._scales]
 
     def like(self, name: str) -> Tensor:
         """A tensor on the meta device with the size and the dtype of a weight, which is not read."""
         about = self._of[name].get_slice(name)  # type: ignore[no-untyped-call]
-        return torch.empty(about.get_shape(), dtype=_DTYPES[about.get_dtype()], device="meta")
+        dtype = torch.float32 if name in self._parts else _DTYPES[about.get_dtype()]
+        return torch.empty(about.get_shape(), dtype=dtype, device="meta")
+
+    def _stored(self, name: str) -> Tensor:
+        tensor: Tensor = self._of[name].get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._of[name].get_slice(name).get_shape())  # type: ignore[no-untyped-call]
 
 
 def write(
@@ -93,8 +112,9 @@ def write(
     copied_prefixes: Sequence[str] = (),
     write: bool = True,
     shard_bytes: int = _SHARD_BYTES,
+    quantised: QuantisedCheckpoint | None = None,
 ) -> None:
-    """Write weights and configuration as a Hugging Face checkpoint, in files of limited size.
+    """Write weights and configuration as a Hugging Face checkpoint in high precision, in files of limited size.
 
     Args:
         weights: read to the end, also where nothing is written: the other ranks take part in gathering them.
@@ -102,6 +122,7 @@ def write(
         copied_prefixes: what the names of the latter begin with.
         write: this rank writes.
         shard_bytes: largest size of a file, unless one weight alone is larger.
+        quantised: how `source` stores its weights; None: it is not quantised.
     """
     if not write:
         for _ in weights:
@@ -111,11 +132,14 @@ def write(
     for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if quantised is not None:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(without_quantization(config), indent=2) + "\n", encoding="utf-8")
     files = _Files(folder, shard_bytes)
     for name, tensor in weights:
         files.add(name, tensor)
     if copied_prefixes:
-        with Reader(source) as reader:
+        with Reader(source, quantised) as reader:
             for name in reader.names():
                 if name.startswith(tuple(copied_prefixes)):
                     files.add(name, reader.read(name))

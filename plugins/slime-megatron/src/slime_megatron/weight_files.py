@@ -12,6 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import advice, recognise
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_megatron import checkpoint_files
@@ -38,12 +39,15 @@ class WeightReader(Protocol):
         """All names."""
 
 
-def open_weights(folder: str, option: str, spec: ModelSpec) -> WeightReader:
-    """The weights that a folder leads to.
+def open_weights(
+    folder: str, option: str, spec: ModelSpec, quantised: QuantisedCheckpoint | None = None
+) -> WeightReader:
+    """The weights that a folder leads to, in high precision.
 
     Args:
         option: that names the folder, for messages.
         spec: of the model, which all weights must be of.
+        quantised: how a Hugging Face checkpoint stores its weights; None: it is not quantised.
 
     Raises:
         ArgumentError: there are none, or in a format that cannot be read.
@@ -56,7 +60,7 @@ def open_weights(folder: str, option: str, spec: ModelSpec) -> WeightReader:
         return TorchDistReader(path, spec, where)
     if found is not None and found.format != "huggingface":
         raise ArgumentError(f"{where} leads to {found}, which cannot be read here. {advice(found)}")
-    reader = checkpoint_files.Reader(Path(folder))
+    reader = checkpoint_files.Reader(Path(folder), quantised)
     require_known(reader.names(), spec, where)
     return reader
 

@@ -25,7 +25,7 @@ def base(c: ConfigReader, padded: Callable[[int], int], activation: str = "silu"
     if c.get("quantization_config") is not None:
         c.refuse(
             "its weights are quantised (quantization_config), and their scales would be lost. Give a checkpoint in bfloat16 "
-            "or float32"
+            "or float32 (slime convert fp8-to-hf restores one in FP8)"
         )
     c.require("attention_dropout", 0, 0.0, why="dropout of attention scores is not mapped")
     c.require("pretraining_tp", 1, why="weights that were sliced for pretraining are not mapped")
