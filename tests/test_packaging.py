@@ -121,10 +121,12 @@ def test_the_extras_of_the_core_resolve_and_bring_every_distribution(metadata: d
     def needed(distribution: str, extra: str) -> Iterator[Requirement]:
         """What an extra of one of the distributions brings, directly or through further ones of them."""
         assert extra in (metadata[distribution].get_all("Provides-Extra") or []), f"{distribution}[{extra}]"
-        for text in metadata[distribution].get_all("Requires-Dist") or []:
-            requirement = Requirement(text)
+        for requirement in map(Requirement, metadata[distribution].get_all("Requires-Dist") or []):
             if requirement.marker and requirement.marker.evaluate({"extra": extra}):
                 yield requirement
+                if requirement.name in metadata:
+                    always = map(Requirement, metadata[requirement.name].get_all("Requires-Dist") or [])
+                    yield from (one for one in always if not one.marker)
                 for further in requirement.extras if requirement.name in metadata else ():
                     yield from needed(requirement.name, further)
 
@@ -144,6 +146,7 @@ def test_the_extras_of_the_core_resolve_and_bring_every_distribution(metadata: d
     }
     assert "sglang" not in {r.name for r in brought["all"]}
     assert {r.name for r in brought["sglang"]} >= {"sglang", "sglang-router", "slime-engine-sglang", "slime-losses"}
+    assert {r.name for r in brought["rl"]} >= {"slime-rewards", "math-verify", "reasoning-gym"}
     assert {r.name for r in brought["sft"]} >= {"slime-rollout-sft", "slime-losses", "slime-torch"}
 
 

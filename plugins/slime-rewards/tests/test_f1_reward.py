@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
-from slime_rewards.f1 import f1, token_f1
+from slime_rewards.f1 import f1, token_f1, words
 
 
 def score(response: str, label: Any) -> float:
@@ -35,10 +35,24 @@ def test_it_is_the_harmonic_mean_of_precision_and_recall(
     assert score(answer, label) == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-15)
 
 
-def test_nothing_shared_is_0_and_two_empty_texts_are_equal() -> None:
-    assert score("cat", "dog") == 0.0
-    assert score("", "dog") == 0.0
-    assert score("the", "a") == 1.0
+@pytest.mark.parametrize(
+    ("answer", "label", "expected"),
+    [
+        *(("cat", "dog", 0), ("", "dog", 0), ("the", "a", 0), ("the", "the", 0)),
+        *(
+            ("yes", "Yes.", 1),
+            ("no", "yes", 0),
+            ("yes, it is", "yes", 0),
+            ("yes", "yes, it is", 0),
+            ("noanswer", "no", 0),
+        ),
+        *(("12.5", "125", 0), ("12.5", "12.5", 1), ("1,000", "1000", 1), ("3/4", "34", 0), ("10:30", "1030", 0)),
+        *(("-7", "7", 0), ("(-7)", "-7", 1), ("$5", "5", 1), ("7.", "7", 1), ("1.2.", "1.2", 1), ("1, 2", "12", 0)),
+        *(("34", 34, 1), ("34", 34.0, 1), ("2.5", 2.5, 1), ("北京", "北京", 1), ("well-known", "wellknown", 1)),
+    ],
+)
+def test_numbers_and_short_answers(answer: str, label: Any, expected: float) -> None:
+    assert score(answer, label) == expected
 
 
 def test_the_best_of_several_labels_counts() -> None:
@@ -49,10 +63,10 @@ def test_the_best_of_several_labels_counts() -> None:
 def test_it_is_symmetric_and_bounded(one: str, other: str) -> None:
     assert token_f1(one, other) == token_f1(other, one)
     assert 0.0 <= token_f1(one, other) <= 1.0
-    assert token_f1(one, one) == 1.0
+    assert token_f1(one, one) == (1.0 if words(one) else 0.0)
 
 
-@pytest.mark.parametrize("label", [None, []])
-def test_a_sample_without_label_is_an_error(label: Any) -> None:
+@pytest.mark.parametrize("label", [None, "", [], ["dog", None], {"a": 1}, float("inf")])
+def test_a_label_that_cannot_be_compared_with_is_an_error(label: Any) -> None:
     with pytest.raises(DataError, match="sample 3"):
         score("dog", label)

@@ -144,10 +144,17 @@ def test_no_other_number_counts(response: str, label: object) -> None:
     assert score(response, label) == 0.0
 
 
-@pytest.mark.parametrize("label", [None, "", "blue", "x7", {"a": "b"}])
-def test_a_label_without_a_number_is_an_error_that_names_the_sample(label: object) -> None:
-    with pytest.raises(DataError, match=r"sample 0.*exact_match"):
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [(None, "none"), ("", "none"), ("blue", "exact_match"), ("x7", "exact_match"), ({"a": "b"}, "keys 'a'")],
+)
+def test_a_label_without_a_number_is_an_error_that_names_the_sample(label: object, told: str) -> None:
+    with pytest.raises(DataError, match=rf"sample 0.*{told}"):
         score("7", label)
+
+
+def test_any_of_several_labels_will_do() -> None:
+    assert (score("7", ["8", 7]), score("7", [7.0]), score("7", ["8"])) == (1.0, 1.0, 0.0)
 
 
 @given(st.fractions(max_denominator=999), st.text(alphabet="abc ., xyz\n", max_size=30))

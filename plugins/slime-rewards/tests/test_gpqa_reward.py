@@ -10,7 +10,8 @@ import pytest
 
 from slime_core.errors import DataError
 from slime_core.sample import Sample
-from slime_rewards.gpqa import chosen_letter, gpqa
+from slime_rewards.choice import chosen_letter
+from slime_rewards.gpqa import LETTERS, gpqa
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ from slime_rewards.gpqa import chosen_letter, gpqa
     ],
 )
 def test_the_letter_is_found(response: str, letter: str | None) -> None:
-    assert chosen_letter(response) == letter
+    assert chosen_letter(response, LETTERS) == letter
 
 
 def score(response: str, label: Any = None, **metadata: Any) -> float:
@@ -58,7 +59,21 @@ def test_the_right_letter_counts_wherever_it_is_stored() -> None:
     assert score("Answer: J", correct_letter="J", valid_letters=list("ABCDEFGHIJ")) == 1.0
 
 
-@pytest.mark.parametrize("label", [None, "", "Z", "7", "AB"])
+def test_the_label_may_be_the_number_or_the_text_of_a_choice() -> None:
+    choices = ["3 eV", "4 eV", "5 eV"]
+    for label in (1, 1.0, "4 eV", "4 EV ", "b"):
+        assert (score("Answer: B", label, choices=choices), score("Answer: C", label, choices=choices)) == (1.0, 0.0)
+        assert score("It is 4 eV", label, choices=choices) == 0.0, "words around the text are no answer"
+        assert score("The answer is 4 eV.", label, choices=choices) == 1.0
+        assert score(r"\boxed{4 eV}", label, choices=choices) == 1.0
+        assert score("The answer is 3 eV or 4 eV.", label, choices=choices) == 0.0
+    assert score("Answer: D", 1, choices=choices) == 0.0, "there are three"
+    assert score("Answer: B", "up", choices={"A": "down", "B": "up"}) == 1.0
+    assert score("The answer is a strange quark.", "a strange quark") == 1.0, "a text without choices"
+    assert score("The answer is a charm quark.", "a strange quark") == 0.0
+
+
+@pytest.mark.parametrize("label", [None, "", "Z", "7", "AB", 10, -1, 1.5, True, ["A"], {"a": 1}, float("nan")])
 def test_a_label_that_is_no_letter_is_an_error(label: Any) -> None:
     with pytest.raises(DataError, match="sample 3"):
         score("Answer: A", label)

@@ -9,9 +9,11 @@ from slime_core.contracts.options import ArgumentGroup, option
 class MathArguments(ArgumentGroup):
     """Grading of mathematics"""
 
-    math_verify_workers: int = option(2, "Processes that compare answers with math-verify.", ge=1, affects_result=False)
+    math_verify_workers: int = option(
+        2, "Processes that compare answers which need algebra.", ge=1, affects_result=False
+    )
     math_verify_timeout: float = option(
-        5.0,
+        2.0,
         "Seconds of processor time for comparing one answer; one that takes longer counts as wrong and costs its process.",
         gt=0,
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import unicodedata
 
 from slime_core.arguments import RunArguments
-from slime_core.errors import DataError
 from slime_core.sample import Sample
+from slime_rewards.labels import text_labels
 
 
 async def exact_match(args: RunArguments, sample: Sample) -> float:
-    """Return 1.0 when response and label are equal after `normalise`, else 0.0.
+    """Return 1.0 when response and label are equal after `normalise`, else 0.0; of a list of labels, any will do.
 
     Raises:
-        DataError: the sample has no label.
+        DataError: there is no label, or one that cannot be compared with.
     """
-    if sample.label is None:
-        raise DataError(f"The reward 'exact_match' compares with a label, but {sample.name} has none.")
-    return float(normalise(sample.response) == normalise(str(sample.label)))
+    return float(normalise(sample.response) in map(normalise, text_labels("exact_match", sample)))
 
 
 def normalise(text: str) -> str:

@@ -1,4 +1,5 @@
-"""The reward `f1`: how many words do answer and label share? The measure of SQuAD (arXiv 1606.05250)."""
+"""The reward `f1`: how many words do answer and label share? The measure of SQuAD (arXiv 1606.05250), with the rule of
+HotpotQA (arXiv 1809.09600) for answers that are yes or no."""
 
 from __future__ import annotations
 
@@ -7,34 +8,35 @@ import string
 from collections import Counter
 
 from slime_core.arguments import RunArguments
-from slime_core.errors import DataError
 from slime_core.sample import Sample
+from slime_rewards.labels import text_labels
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = re.escape(string.punctuation)
+# Between digits a point, a colon or a slash is part of the number, and so is a minus before it.
+_REMOVED = re.compile(rf"(?<=\d),(?=\d{{3}}(?!\d))|(?!(?<=\d)[.,:/](?=\d)|(?<![^\s(])-(?=\d))[{_PUNCTUATION}]")
+_WHOLE_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 
 async def f1(args: RunArguments, sample: Sample) -> float:
     """Return the token F1 of the response with the label, in [0, 1]; with the best label where the label is a list.
 
     Raises:
-        DataError: the sample has no label.
+        DataError: there is no label, or one that cannot be compared with.
     """
-    labels = sample.label if isinstance(sample.label, list) else [sample.label]
-    if not labels or any(label is None for label in labels):
-        raise DataError(f"The reward 'f1' compares with a label, but {sample.name} has none; name it with --label-key.")
-    return max(token_f1(sample.response, str(label)) for label in labels)
+    return max(token_f1(sample.response, label) for label in text_labels("f1", sample))
 
 
 def token_f1(answer: str, label: str) -> float:
-    """Return the harmonic mean of precision and recall over words, each counted as often as it occurs. Two texts without
-    words are equal."""
+    """Return the harmonic mean of precision and recall over words, each counted as often as it occurs. "yes" and "no" share
+    nothing with longer texts; texts without words share nothing with any."""
     given, expected = words(answer), words(label)
-    if not given or not expected:
-        return float(given == expected)
+    if given != expected and {" ".join(given), " ".join(expected)} & _WHOLE_ANSWERS:
+        return 0.0
     shared = (Counter(given) & Counter(expected)).total()
-    return 2 * shared / (len(given) + len(expected))
+    return 2 * shared / (len(given) + len(expected)) if shared else 0.0
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words without ASCII punctuation and without the articles a, an, the."""
-    return re.sub(r"\b(?:a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
+    """Return the lower-case words without ASCII punctuation and without the articles a, an, the. Numbers keep what belongs to
+    them: 12.5 is not 125, while 1,000 is 1000."""
+    return re.sub(r"\b(?:a|an|the)\b", " ", _REMOVED.sub("", text.lower())).split()

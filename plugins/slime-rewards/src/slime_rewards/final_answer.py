@@ -8,6 +8,7 @@ from slime_core.arguments import RunArguments
 from slime_core.errors import DataError
 from slime_core.rollout.boxed import last_box
 from slime_core.sample import Sample
+from slime_rewards.labels import text_labels
 from slime_rewards.numbers import find_numbers, only_number
 
 MARK = "####"
@@ -15,18 +16,19 @@ MARK = "####"
 
 
 async def final_answer(args: RunArguments, sample: Sample) -> float:
-    """Return 1.0 when the `final_number` of the response exists and is exactly that of the label, else 0.0.
+    """Return 1.0 when the `final_number` of the response exists and is exactly that of the label, or of one of its labels, else
+    0.0.
 
     Raises:
-        DataError: the label has no final number to compare with.
+        DataError: there is no label, or one that has no final number to compare with.
     """
-    expected = final_number(str(sample.label)) if sample.label is not None else None
-    if expected is None:
+    expected = [final_number(label) for label in text_labels("final_answer", sample)]
+    if None in expected:
         raise DataError(
             f"The reward 'final_answer' compares numbers, but the label of {sample.name} does not end in one: "
             f"{str(sample.label)[:200]!r}. Use 'exact_match' for answers in words."
         )
-    return float(final_number(sample.response) == expected)
+    return float(final_number(sample.response) in expected)
 
 
 def final_number(text: str) -> Fraction | None:

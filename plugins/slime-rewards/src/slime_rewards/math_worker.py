@@ -1,5 +1,5 @@
-"""Mathematical equality, in a process of its own. Called through `slime_rewards.pool`, whose limits replace
-math-verify's own: those need signals, which only a main thread has."""
+"""What the mathematics rewards have done in processes of their own. Called through `slime_rewards.pool`, whose limits
+replace math-verify's: those need signals, which only a main thread has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Any, Literal
 
 from math_verify import parse, verify
 
+from slime_rewards.algebra import same_value
+from slime_rewards.equality import equal
 
-def compare(label: str, answer: str, marked: bool) -> Literal["equal", "different", "unreadable label"]:
-    """Say whether an answer is mathematically equal to the label.
+
+def compare(label: str, answer: str) -> bool:
+    """Say whether an answer is what the label is, as `slime_rewards.equality` defines it."""
+    return equal(label, answer, same_value)
+
+
+def compare_leniently(label: str, answer: str, marked: bool) -> Literal["equal", "different", "unreadable label"]:
+    """Say whether an answer is mathematically equal to the label, as math-verify defines it.
 
     Args:
         label: the expression, LaTeX or plain.
@@ -28,4 +36,6 @@ def _read(expression: str) -> list[Any]:
     return found
 
 
-compare("\\frac{1}{2}", "The answer is 1/2.", False)  # the first call builds tables; it should not count as grading
+# The first calls build tables; that should not count as grading.
+compare("\\frac{x}{2}", "x/2")
+compare_leniently("\\frac{1}{2}", "The answer is 1/2.", False)

@@ -36,9 +36,14 @@ def slime_rewards() -> dict[str, Lazy]:
         ),
         "f1": reward("f1:f1", "share of words that response and label have in common (SQuAD)"),
         "gpqa": reward("gpqa:gpqa", "1 when the chosen letter is the right one"),
-        "math": reward("math:math", "1 when the answer is mathematically equal to the label", "MathArguments"),
+        "math": reward("math:math", r"1 when the answer, \boxed{…} or stated, is the label", "MathArguments"),
         "deepscaler": reward("math:deepscaler", "the same for the box that follows </think>", "MathArguments"),
         "boxed_math": reward("math:boxed_math", r"math, where only a \boxed{…} counts", "MathArguments"),
+        "math_verify": reward(
+            "math:math_verify",
+            "1 when an answer can be found that is mathematically equal to the label",
+            "MathArguments",
+        ),
         "dapo": reward("dapo:dapo", "1 or -1 for the last 'Answer: …' line; needs --reward-key score"),
         "reasoning_gym": reward(
             "gym:reasoning_gym", "the scorer of the row's task; see slime tasks", "ReasoningGymArguments"
