@@ -63,7 +63,24 @@ def plain(value: Any, what: str) -> Any:
     Raises:
         DataError: something in it is no data, such as a set or a function; says where. Without file and row.
     """
-    return _plain(value, what, 0)
+    return value if _is_plain(value, 0) else _plain(value, what, 0)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a value is plain data as it is, which the rows of files are: no copy, and no name of a place is made."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if depth > MAX_DEPTH:
+        return False
+    if kind is dict:
+        for key, inner in value.items():
+            if type(key) is not str or not (type(inner) in _PLAIN or _is_plain(inner, depth + 1)):
+                return False
+        return True
+    if kind is list:
+        return _PLAIN.issuperset(map(type, value)) or all(_is_plain(inner, depth + 1) for inner in value)
+    return False
 
 
 def _plain(value: Any, what: str, depth: int) -> Any:

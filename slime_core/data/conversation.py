@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from slime_core.data.flags import FLAGS, STEP, step_flag
+from slime_core.data.flags import FLAG_NAMES, STEP, step_flag
 from slime_core.data.shown import shown
 from slime_core.data.tools import from_json, tool_calls, tool_definitions
 from slime_core.errors import DataError
@@ -23,6 +23,7 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 OTHER_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Keys of messages and rows that hold what is no text, and that nobody reads."""
 
+_PLAINEST = {"role", "content"}
 _REASONING, _MEDIA = frozenset(REASONING_KEYS), frozenset(OTHER_MEDIA)
 
 Message = dict[str, Any]
@@ -110,8 +111,10 @@ def _checked(message: Any, number: int) -> Message:
     if not (isinstance(role, str) and role):
         has = ", ".join(map(str, message)) or "nothing"
         raise DataError(f"message {number} has the role {shown(role)}, expected a text such as 'user'; it has {has}")
+    if message.keys() == _PLAINEST and type(message["content"]) is str:
+        return dict(message)
     flag = step_flag(message, f"message {number}")
-    read = {key: value for key, value in message.items() if value is not None and key not in FLAGS}
+    read = {key: value for key, value in message.items() if value is not None and key not in FLAG_NAMES}
     if "tool_calls" in read or "function_call" in read:
         _read_calls(read, number)
     has_reasoning = not _REASONING.isdisjoint(read) and _has_reasoning(read, number)

@@ -133,7 +133,9 @@ def _convert_one(convert: Converter, row: dict[str, Any], source: str, notices: 
         json.dumps(made, ensure_ascii=False).encode()
     except ValueError as error:
         raise DataError(f"{source}: the converted row cannot be written as JSON: {error}.") from None
-    return {key: value for key, value in made.items() if value is not None}
+    return {
+        key: value for key, value in made.items() if value is not None or key in row
+    }  # a null that the row means stays
 
 
 def _reason(error: Exception, source: str) -> str:
@@ -200,7 +202,7 @@ class _Shape:
         """Take the kinds of values of a row into account."""
         for key, value in row.items():
             if key != "messages":
-                self.columns.setdefault(key, set()).add(_kind(value))
+                self.columns.setdefault(key, set()).update({_kind(value)} if value is not None else ())
         for message in row["messages"]:
             for key, value in message.items():
                 if value is not None:

@@ -14,7 +14,7 @@ STEP = "step_loss_mask"
 FLAGS = (STEP, "weight", "loss_weight", "loss_mask", "loss", "train")
 """The names of flags: of slime, OpenAI and ShareGPT (`weight`), axolotl and others (`train`, `loss`, …)."""
 
-_NAMES = frozenset(FLAGS)
+FLAG_NAMES = frozenset(FLAGS)
 
 
 def step_flag(message: dict[str, Any], what: str) -> int | None:
@@ -26,7 +26,7 @@ def step_flag(message: dict[str, Any], what: str) -> int | None:
     Raises:
         DataError: a flag is neither 0 nor 1 (nor a boolean), or two of them disagree; without file and row.
     """
-    if _NAMES.isdisjoint(message):
+    if FLAG_NAMES.isdisjoint(message):
         return None
     said: dict[str, int] = {}
     for name in FLAGS:

@@ -73,19 +73,20 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
             rest -= _OF_TOKENS
         elif isinstance(prompt, list):
             prompt = chat_messages(prompt)
-            require_unread_without_effect(row, rest, prompt, columns.tool_key)
+            if rest:
+                require_unread_without_effect(row, rest, prompt, columns.tool_key)
         elif not (isinstance(prompt, str) and prompt.strip()):
             raise DataError(f"{columns.input_key!r} is {shown(prompt)}, expected text or a list of messages")
         label = plain(_value(row, columns.label_key, "--label-key"), "the label") if columns.label_key else None
         metadata = _metadata(row, columns.metadata_key)
-        tools = tool_definitions(plain(row.get(columns.tool_key), "the tools")) if columns.tool_key else None
+        given = row.get(columns.tool_key) if columns.tool_key else None
+        tools = None if given is None else tool_definitions(plain(given, "the tools"))
     except DataError as error:
         raise DataError(f"{source}: {error}.") from None
     if rest and unread is not None:
         unread(source, rest)
-    sample = Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata=metadata)
-    sample.note(source=source, **({"tools": tools} if tools else {}))
-    return sample
+    noted = {"source": source, "tools": tools} if tools else {"source": source}
+    return Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata={**metadata, RESERVED: noted})
 
 
 def require_unread_without_effect(
@@ -133,7 +134,9 @@ def _value(row: dict[str, Any], key: str, option: str) -> Any:
 
 def _metadata(row: dict[str, Any], key: str | None) -> dict[str, Any]:
     """Return the row's own metadata, which may also be given as JSON text."""
-    value = from_json(plain(row.get(key), f"{key!r}"), f"{key!r}") if key else None
+    if key is None or row.get(key) is None:
+        return {}
+    value = from_json(plain(row[key], f"{key!r}"), f"{key!r}")
     if value is None:
         return {}
     if not isinstance(value, dict):

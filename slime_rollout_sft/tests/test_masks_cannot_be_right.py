@@ -227,19 +227,63 @@ def test_turns_found_with_a_skeleton_are_those_of_the_search(family: Loader, nam
     assert places(template, plain, template.render(plain)) is not None
 
 
-def test_a_conversation_of_300_turns_is_rendered_a_few_times(family: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered = []
+ARGUMENTS: list[Any] = [
+    *({}, {"n": 5}, {"city": "Rome"}, {"city": "Rome", "n": None}, {"a": {"b": ["c", 1.5, True]}}),
+    *({"text": 'say "<|im_end|>"\n\u00e9 \\ </arg_value>'}, {"n": 5, "city": "n"}, {"x": ""}),
+]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama-3.1", "glm-4", "deepseek-v3", "gpt-oss"])
+def test_turns_are_found_whatever_the_arguments_of_calls_are(family: Loader, name: str) -> None:
+    template, messages = Template(family(name), None), []
+    for number, arguments in enumerate([*ARGUMENTS, *ARGUMENTS[:3]]):
+        value = json.dumps(arguments) if name == "deepseek-v3" else arguments
+        calls = [{"type": "function", "function": {"name": "weather", "arguments": value}}]
+        messages += [
+            {"role": "user", "content": f"question {number}"},
+            {"role": "assistant", "content": "", "tool_calls": calls * (1 + number % 2 * (name != "llama-3.1"))},
+            {"role": "tool", "content": f"sun {number}"},
+            {"role": "assistant", "content": f"It is {number}."},
+        ]
+    text = template.render(messages)
+    indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    assert places(template, messages, text) is not None
+    assert assistant_turns(template, messages, text) == searched_turns(template, messages, text, indices)
+
+
+def test_a_turn_that_the_template_does_not_ask_for_is_trained_whole_and_named(family: Loader) -> None:
+    call = {**CALL, "content": ""}
+    messages = [QUESTION, call, {"role": "tool", "content": "sun"}, ANSWER, QUESTION, call]
+    masked = auto(family("deepseek-v3"), messages, None)  # whose template writes no <｜Assistant｜> before later calls
+    trained = "".join(masked.text[a:b] for (a, b), on in zip(masked.offsets, masked.loss_mask, strict=True) if on)
+    assert trained.count("weather") == 2
+    assert any("own generation prompt before message 6:" in warning for warning in masked.warnings)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama-3.1", "glm-4", "deepseek-v3", "gpt-oss"])
+def test_what_is_rendered_for_the_mask_of_a_long_conversation_grows_with_its_length(
+    family: Loader, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    characters = 0
     render = Template.render
-    monkeypatch.setattr(
-        Template, "render", lambda self, *args, **how: (rendered.append(1), render(self, *args, **how))[1]
-    )
-    counts = []
+
+    def counted(self: Template, *args: Any, **how: Any) -> str:
+        nonlocal characters
+        text = render(self, *args, **how)
+        characters += len(text)
+        return text
+
+    monkeypatch.setattr(Template, "render", counted)
+    grown = []
     for count in (15, 150):
-        rendered.clear()
-        masked = auto(family("qwen3"), rounds(count), None)
+        messages = rounds(count)[:-1]  # without the answer, whose reasoning templates treat in their own ways
+        if name == "llama-3.1":  # which takes one call at a time
+            messages = [{**m, "tool_calls": m["tool_calls"][:1]} if "tool_calls" in m else m for m in messages]
+        characters = 0
+        masked = auto(family(name), messages, None)
         assert sum(masked.loss_mask) > 10 * count
-        counts.append(len(rendered))
-    assert counts[1] <= counts[0] + 5
+        grown.append(characters / len(masked.text))
+    assert grown[1] < 2 * grown[0]
 
 
 # ------------------------------------------------------------------------------------------------- random conversations

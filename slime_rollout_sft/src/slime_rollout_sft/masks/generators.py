@@ -187,6 +187,11 @@ def _masked(
             warnings.append(
                 f"no token ends the turn of message {turn.index + 1}: the model does not learn to stop there"
             )
+    if unasked := [str(turn.index + 1) for turn in turns if not turn.asked]:
+        warnings.append(
+            f"the chat template does not write its own generation prompt before message {', '.join(unasked)}: a model that is "
+            "asked with it sees another beginning there"
+        )
     if problem := encoding_problem(template.tokenizer, text, ids):
         warnings.append(problem)
     if 1 not in mask:

@@ -20,13 +20,13 @@ there the next special token (`<|user|>`, `<|observation|>`) belongs to the turn
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from slime_core.data.conversation import REASONING_KEYS, Message
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.messages import with_arguments
+from slime_rollout_sft.masks.messages import shared_start, with_arguments
 from slime_rollout_sft.masks.skeleton import places, similar_turns
 from slime_rollout_sft.masks.template import Template
 
@@ -43,12 +43,14 @@ class Turn:
         index: the message, counted from 0.
         start, end: the characters of the rendering.
         closed: whether it ends with a token that tells the model to stop.
+        asked: whether the rendering has before it what the template writes to ask for it.
     """
 
     index: int
     start: int
     end: int
     closed: bool = True
+    asked: bool = True
 
 
 def assistant_turns(template: Template, messages: list[Message], text: str) -> list[Turn]:
@@ -94,19 +96,20 @@ def _find(template: Template, messages: list[Message], text: str, i: int, floor:
     through = text if is_last else template.try_render(messages[: i + 1])
     start = len(prompt) if prompt is not None and text.startswith(prompt) else None
     end = len(through) if through is not None and text.startswith(through) else None
+    asked = True
     if start is None or end is None:
         replaced = template.try_render([*messages[:i], _replaced(messages[i]), *messages[i + 1 :]])
         if replaced is None or replaced == text:
             return None
         own_start, own_end = _difference(text, replaced)
         if start is None:
-            start = _after_header(template, messages[:i], text[:own_start], prompt, floor)
+            start, asked = _after_header(template, messages[:i], text[:own_start], prompt, floor)
         if end is None:
             end = own_end + _closing(template, messages[: i + 1], through, text[own_end:])
     end = start + len(text[start:end].rstrip())
     if is_last:
         end = _without_end_of_conversation(template, messages, text, end)
-    return _closed(template, Turn(i, start, end), text)
+    return _closed(template, Turn(i, start, end, asked=asked), text)
 
 
 def ends_with_special(template: Template, text: str, start: int, end: int) -> bool:
@@ -124,17 +127,8 @@ def closing_text(template: Template, messages: list[Message], text: str) -> str:
 
 def _difference(text: str, other: str) -> tuple[int, int]:
     """Return (start, end) of the part of `text` that is not in `other`, which has something else in one place."""
-    start = _shared_start(text, other)
-    return start, len(text) - _shared_start(text[start:][::-1], other[start:][::-1])
-
-
-def _shared_start(a: str, b: str) -> int:
-    """Return how many characters `a` and `b` begin with in common."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
+    start = shared_start(text, other)
+    return start, len(text) - shared_start(text[start:][::-1], other[start:][::-1])
 
 
 def _replaced(message: Message) -> Message:
@@ -165,18 +159,21 @@ def _replaced_text(text: str) -> str:
     )
 
 
-def _after_header(template: Template, before: list[Message], head: str, prompt: str | None, floor: int) -> int:
-    """Return where the generation prompt ends in `head`, the rendering up to a message's own text.
+def _after_header(
+    template: Template, before: list[Message], head: str, prompt: str | None, floor: int
+) -> tuple[int, bool]:
+    """Return where the generation prompt ends in `head`, the rendering up to a message's own text; and whether it is there.
 
     Searched for: the end of the previous message and the longest part of the generation prompt, in whole tokens, that
-    the rendering has. (A template may prompt with `<think>` and leave it out in what it renders.)
+    the rendering has. (A template may prompt with `<think>` and leave it out in what it renders.) Where it has nothing of it, as
+    DeepSeek's templates write later calls, the message is all that follows those before it.
     """
     if prompt is None:  # nothing comes before, or the template refuses it
         before = [{"role": "user", "content": _REPLACEMENT}]
         prompt = template.try_render(before, prompt=True)
     base = template.try_render(before)
     if prompt is None or base is None or not prompt.startswith(base):
-        return len(head)
+        return len(head), True
     header = prompt[len(base) :]
     offsets = template.tokenizer(header, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     is_known = base.replace(_REPLACEMENT, "") == base
@@ -184,8 +181,8 @@ def _after_header(template: Template, before: list[Message], head: str, prompt: 
         anchor = (base[-_ANCHOR:] if is_known else "") + header[:cut]
         found = head.rfind(anchor, max(0, floor - _ANCHOR))
         if found >= 0:
-            return found + len(anchor)
-    return len(head)
+            return found + len(anchor), True
+    return (len(base), False) if header and is_known and head.startswith(base) else (len(head), True)
 
 
 def _closing(template: Template, through: list[Message], rendered: str | None, tail: str) -> int:
@@ -196,7 +193,7 @@ def _closing(template: Template, through: list[Message], rendered: str | None, t
     replaced = template.try_render([*through[:-1], _replaced(through[-1])])
     if rendered is None or replaced is None:
         return 0
-    shared = _shared_start(rendered[_difference(rendered, replaced)[1] :], tail)
+    shared = shared_start(rendered[_difference(rendered, replaced)[1] :], tail)
     for token in template.special.finditer(tail):
         if token.start() < shared < token.end():  # two tokens that begin alike: neither belongs to both
             shared = token.start()
@@ -225,4 +222,4 @@ def _closed(template: Template, turn: Turn, text: str) -> Turn:
         return turn
     following = re.compile(r"\s*").match(text, turn.end)
     token = template.special.match(text, following.end() if following else turn.end)
-    return Turn(turn.index, turn.start, token.end() if token else turn.end, closed=token is not None)
+    return replace(turn, end=token.end() if token else turn.end, closed=token is not None)
