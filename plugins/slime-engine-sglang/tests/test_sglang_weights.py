@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import pickle
 import sys
@@ -15,15 +16,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sglang_cases import until
+from sglang_cases import options, until
 
-from slime_engine_sglang import snapshot
+from slime_core.data.quantised_checkpoints import quantised_checkpoint
+from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+from slime_core.tensors.quantised_weights import quantised_like
+from slime_engine_sglang import placement, snapshot
 from slime_engine_sglang.control import control_clients
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.process import ChildProcess, free_port
 from slime_engine_sglang.samples import WeightSamples
+from slime_engine_sglang.server import Server
 from slime_engine_sglang.transports import TensorTransport, address_for, serialized
 from slime_engine_sglang.weights import SGLangWeightSender
+from slime_fp8.convert import to_fp8
+from slime_fp8.weight_formats import FORMATS
 
 SCRIPTED = str(Path(__file__).with_name("scripted_sglang.py"))
 
@@ -196,6 +204,84 @@ def test_the_group_transport_broadcasts_every_version_to_all_servers_in_one_grou
     assert paths.count("/init_weights_update_group") == 1
     assert paths.count("/update_weights_from_distributed") == 2 * 3
     assert [path for path in paths if "generation" in path] == ["/pause_generation", "/continue_generation"] * 2
+
+
+@pytest.fixture(scope="module")
+def in_fp8(tiny_model, tmp_path_factory):
+    """The tiny model in FP8, by strategy."""
+    parent = tmp_path_factory.mktemp("fp8")
+    for strategy, format in FORMATS.items():
+        to_fp8(tiny_model, parent / strategy, format)
+    return {strategy: parent / strategy for strategy in FORMATS}
+
+
+@pytest.mark.parametrize("strategy", FORMATS)
+@pytest.mark.parametrize("transport", ["nccl", "tensor", "disk"])
+def test_weights_in_low_precision_arrive_as_the_converter_writes_them(
+    scripted, tiny_model, in_fp8, tmp_path, transport, strategy
+):
+    """Names, dtypes, shapes and bytes, on every way. The group is gloo's here, which broadcasts no floats of 8 bits itself."""
+    served = quantised_checkpoint(str(in_fp8[strategy]), Plugins())
+    assert served is not None
+    weights = {name: t for file in tiny_model.glob("*.safetensors") for name, t in load_file(file).items()}
+    sender = SGLangWeightSender(
+        scripted,
+        served.folder,
+        tmp_path / "weights",
+        transport,
+        piece_bytes=20_000,
+        tolerant=False,
+        compare_servers=False,
+    )
+    try:
+        sender.send(quantised_like(weights.items(), served), 1)
+    finally:
+        sender.close()
+    expected = {n: t for file in in_fp8[strategy].glob("*.safetensors") for n, t in load_file(file).items()}
+    assert any(tensor.dtype == torch.float8_e4m3fn for tensor in expected.values())
+    if transport == "disk":
+        asked = [json.loads(line) for line in (tmp_path / "asked-0").read_text().splitlines()]
+        (folder,) = [Path(body["model_path"]) for path, body in asked if path == "/update_weights_from_disk"]
+        found = {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
+        assert described(found) == described(expected)
+        assert (folder / "config.json").read_text() == (in_fp8[strategy] / "config.json").read_text()
+        return
+    with control_clients(scripted) as servers:
+        for server in servers:
+            (rank,) = server.call("/weights_checker", {"action": "checksum"})["ranks"]
+            assert rank["checksums"] == described(expected)
+
+
+def test_servers_on_a_cpu_are_not_started_for_what_they_cannot_serve(in_fp8, tmp_path, monkeypatch):
+    served = quantised_checkpoint(str(in_fp8["block"]), Plugins())
+    here, gpu = (Server(options(), 0, tmp_path / "log", gpus=gpus) for gpus in ([], ["0"]))
+    monkeypatch.setattr(placement, "_cpu_flags", lambda: "avx512f")
+    with pytest.raises(ArgumentError, match=r"SGLang serves no such weights .*Give --rollout-engine local"):
+        placement.require_low_precision(served, [here])
+    placement.require_low_precision(served, [gpu])
+    placement.require_low_precision(None, [here])
+    monkeypatch.setattr(placement, "_cpu_flags", lambda: "avx512f amx_tile")
+    placement.require_low_precision(served, [here])
+
+
+def described(tensors):
+    """Dtype, shape and a digest of the bytes of every tensor, as the scripted servers tell them."""
+    return {
+        name: [str(t.dtype), list(t.shape), hashlib.sha256(t.contiguous().view(torch.uint8).numpy()).hexdigest()]
+        for name, t in tensors.items()
+    }
+
+
+def test_sglang_reads_pieces_in_low_precision():
+    """Its own reader refuses what it does not know, such as torch's pickles of floats of 8 bits."""
+    common = pytest.importorskip("sglang.srt.utils.common", reason="needs SGLang")
+    tensors = {
+        "e4m3": torch.arange(12.0).reshape(3, 4).to(torch.float8_e4m3fn),
+        "exponents": torch.ones(3, dtype=torch.uint8),
+    }
+    tensors |= {"e5m2": torch.ones(2).to(torch.float8_e5m2), "scale": torch.rand(3, 1)}
+    read = dict(common.safe_pickle_loads(base64.b64decode(serialized(list(tensors.items())))))
+    assert described(read) == described(tensors)
 
 
 def test_a_server_that_has_other_weights_than_it_was_sent_ends_the_update(scripted, tmp_path):

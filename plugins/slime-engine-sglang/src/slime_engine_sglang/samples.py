@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from slime_engine_sglang.control import ControlClient
 from slime_engine_sglang.errors import SGLangError, Unreachable
-from slime_engine_sglang.transports import Piece
+from slime_engine_sglang.transports import Piece, is_low_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,8 @@ tensor into a Python list."""
 
 class WeightSamples:
     """The first row of some of the tensors that are sent: of those that are not too large, the first, the second, the
-    fourth, the eighth and so on."""
+    fourth, the eighth and so on. Not of weights in low precision and their scales, which servers keep in forms of their
+    own."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Tensor] = {}
@@ -26,8 +27,9 @@ class WeightSamples:
 
     def take(self, piece: Piece) -> Piece:
         """Take samples of a piece, and return the piece."""
+        low = {name for name, tensor in piece if is_low_precision(tensor)}
         for name, tensor in piece:
-            if tensor.numel() > LARGEST_TENSOR:
+            if tensor.numel() > LARGEST_TENSOR or name in low or name.rpartition("_scale")[0] in low:
                 continue
             self._count += 1
             if self._count & (self._count - 1) == 0:

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import os
 import pickle
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang.control import ControlClient, as_json, call_all
 from slime_engine_sglang.errors import SGLangError
 
@@ -144,12 +147,18 @@ class GroupTransport:
         self._members = members
 
     def send(self, servers: Sequence[ControlClient], piece: Piece, version: int) -> None:
-        """Broadcast a piece to all servers, and return when they have it.
+        """Broadcast a piece to all servers, and return when they have it. gloo broadcasts no floats of 8 bits: pieces that have some
+        go in the bodies of requests then, with their scales.
 
         Raises:
             SGLangError: a server refuses. The tensors that it would have waited for are then not sent.
         """
         import torch.distributed as dist
+
+        if self._backend == "gloo" and any(is_low_precision(tensor) for _, tensor in piece):
+            for part in in_buckets(piece, BODY_BYTES):
+                TensorTransport(self._ranks).send(servers, part, version)
+            return
 
         device = "cuda" if self._backend == "nccl" else "cpu"
         tensors = [tensor.detach().to(device).contiguous() for _, tensor in piece]
@@ -197,7 +206,30 @@ def serialized(piece: Piece) -> bytes:
     The tensors are pickled whole. Handles of shared memory would be smaller, but a server on a CPU dies of them.
     """
     tensors = [(name, tensor.detach().cpu().contiguous().clone()) for name, tensor in piece]
-    return base64.b64encode(pickle.dumps(tensors, protocol=4))
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=4).dump(tensors)
+    return base64.b64encode(stream.getvalue())
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles floats of 8 bits as bytes with that dtype. torch's own form of them is one that SGLang refuses to read: it loads
+    storages with `weights_only`, and torch can then load none but those that have a dtype."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        import torch
+
+        if not isinstance(obj, torch.Tensor) or not is_low_precision(obj):
+            return NotImplemented
+        from torch._utils import _rebuild_tensor_v3
+
+        storage = torch.TypedStorage(wrap_storage=obj.untyped_storage(), dtype=torch.uint8, _internal=True)
+        hooks: OrderedDict[str, Any] = OrderedDict()
+        return _rebuild_tensor_v3, (storage, 0, obj.size(), obj.stride(), False, hooks, obj.dtype)
+
+
+def is_low_precision(tensor: Tensor) -> bool:
+    """Whether its numbers are floats of 8 bits."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize == 1
 
 
 def address_for(urls: Sequence[str]) -> str:
