@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from served_cases import MOE, OF_RECIPE, convert, differing, grpo, planned, small_model, tensors
+from transformers import AutoModelForCausalLM
 
 from slime_core.cli.main import main
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
@@ -18,8 +19,11 @@ from slime_core.errors import ArgumentError, TrainingError
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import discover
 from slime_core.run.tracking import read_metrics
+from slime_core.sample import Sample
 from slime_core.tensors.quantised_weights import load_restored, quantised_like, restored, write_quantised
+from slime_core.training.batches import make_train_batch
 
+NUM_TOKENS = 259  # of the small model
 STRATEGIES = ("block", "channel", "tensor", "mxfp8")
 
 
@@ -275,6 +279,45 @@ def test_weights_of_another_model_than_the_served_one_are_refused(served, model,
         TrainingError, match=rf"weights in low precision that are not among those that are trained \(1\): {name}\."
     ):
         list(quantised_like(weights.items(), checkpoint))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tis_takes_the_bias_out_of_a_gradient_of_what_an_fp8_engine_sampled(
+    served, model, chat_rows, tmp_path, strategy
+):
+    """Over all answers of one token, each as often as the engine gives it, the corrected gradient is that of the trainer's own
+    expected reward; without the correction it is another one."""
+    prompt, rewards = [5, 40, 77], torch.rand(NUM_TOKENS, generator=torch.Generator().manual_seed(1)).double()
+    checkpoint = quantised_checkpoint(str(served[strategy]), Plugins())
+    assert checkpoint is not None
+    engine, trainer = load_restored(checkpoint, torch.float32)[0], AutoModelForCausalLM.from_pretrained(model)
+
+    def next_log_probs(of):
+        return of(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+
+    with torch.no_grad():
+        of_engine = next_log_probs(engine)
+    (-(next_log_probs(trainer).exp() * rewards).sum()).backward()
+    expected = {name: parameter.grad for name, parameter in trainer.named_parameters()}
+    samples = [Sample(index=y, tokens=[*prompt, y], response_length=1) for y in range(NUM_TOKENS)]
+    columns = {"advantages": NUM_TOKENS * of_engine.exp() * rewards, "rollout_log_probs": of_engine}
+    of_samples = {name: [[value] for value in values.tolist()] for name, values in columns.items()}
+    batch = make_train_batch(samples, mean="sample", micro_batch_size=NUM_TOKENS, columns=of_samples)
+    errors = {}
+    for correction in ((), ("--use-tis", "--tis-clip", "100")):
+        plan = planned([*grpo(served[strategy], model, chat_rows, tmp_path), *correction])
+        components = plan.components.training
+        backend = components.train_backend.bind(components=components)(plan.args)
+        backend.setup(components.loss, 1)
+        try:
+            found = dict(backend.gradients(batch))
+        finally:
+            backend.close()
+        off = sum((found[name] - right).pow(2).sum() for name, right in expected.items())
+        errors[bool(correction)] = (off / sum(right.pow(2).sum() for right in expected.values())).sqrt().item()
+    print(strategy, errors)
+    assert errors[True] < 1e-5
+    assert errors[False] > 1e-3
 
 
 def test_layers_that_are_not_trained_keep_their_bytes(served, model, tmp_path):

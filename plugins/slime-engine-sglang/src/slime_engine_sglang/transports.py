@@ -222,7 +222,8 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         from torch._utils import _rebuild_tensor_v3
 
-        storage = torch.TypedStorage(wrap_storage=obj.untyped_storage(), dtype=torch.uint8, _internal=True)
+        kind: Any = torch.TypedStorage  # which torch does not annotate
+        storage = kind(wrap_storage=obj.untyped_storage(), dtype=torch.uint8, _internal=True)
         hooks: OrderedDict[str, Any] = OrderedDict()
         return _rebuild_tensor_v3, (storage, 0, obj.size(), obj.stride(), False, hooks, obj.dtype)
 
