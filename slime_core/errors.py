@@ -6,9 +6,13 @@ The command line prints the message alone; anything else that is raised is a def
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+EXITS = (SystemExit, GeneratorExit, asyncio.CancelledError)
+"""Exceptions that no `except Exception` sees, and that end a program, a generator or a task. Of other people's code they are errors."""
 
 
 class SlimeError(Exception):

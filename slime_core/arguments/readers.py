@@ -87,6 +87,21 @@ def without_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugin
     return found
 
 
+def in_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugins: Plugins) -> set[str]:
+    """The names of all options that the core or one of the chosen components reads in this run, and of those that no installed
+    component declares, which anything may read.
+
+    Args:
+        selected: the chosen components.
+    """
+    readers, found = _Readers(resolved.namespace, plugins), set()
+    for name, option in resolved.namespace.options.items():
+        conditions = list(readers.conditions(option, selected))
+        if not readers.of(name) or (conditions and not unmet(resolved.args, conditions)):
+            found.add(name)
+    return found
+
+
 class _Readers:
     """What all installed components declare."""
 

@@ -22,6 +22,8 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage
 from slime_core.errors import ArgumentError
 
+BY_TIME = "the time of start"
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -41,6 +43,17 @@ class Resolved:
         """A copy with derived values filled in."""
         provenance = {**self.provenance, **dict.fromkeys(values, f"derived: {why}")}
         return Resolved(self.args.model_copy(update=values), provenance, self.namespace)
+
+    def with_absolute_folders(self) -> Resolved:
+        """A copy whose folders to write into are absolute, so that whoever changes the current folder changes nothing."""
+        given = {name: getattr(self.args, name) for name in ("run_dir", "save", "save_hf")}
+        absolute = {name: os.path.abspath(folder) for name, folder in given.items() if folder}
+        return Resolved(self.args.model_copy(update=absolute), self.provenance, self.namespace)
+
+    @property
+    def run_dir_by_time(self) -> bool:
+        """Whether the run directory is called by the time of start, as nobody gave one."""
+        return self.provenance["run_dir"] == f"derived: {BY_TIME}"
 
     @property
     def set_by_user(self) -> list[str]:
@@ -154,7 +167,7 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
         if args.save:
             resolved = resolved.updated("--save", run_dir=args.save)
         else:
-            resolved = resolved.updated("the time of start", run_dir=time.strftime("runs/%Y%m%d-%H%M%S") + suffix)
+            resolved = resolved.updated(BY_TIME, run_dir=time.strftime("runs/%Y%m%d-%H%M%S") + suffix)
     return resolved
 
 

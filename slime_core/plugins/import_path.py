@@ -7,26 +7,38 @@ import importlib.util
 import os
 import sys
 import sysconfig
+from types import ModuleType
 from typing import Any
 
-from slime_core.errors import PluginError
+from slime_core.errors import EXITS, PluginError
 
 
 def resolve(target: str) -> Any:
     """ "package.module:attribute", "package.module.attribute" or "package.module" → the object."""
     if ":" in target:
         module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(_imported(module), attribute)
     try:
-        return importlib.import_module(target)
+        return _imported(target)
     except ModuleNotFoundError as error:
         module, _, attribute = target.rpartition(".")
         if not module or (error.name and not f"{target}.".startswith(f"{error.name}.")):
             raise
-        loaded = importlib.import_module(module)
+        loaded = _imported(module)
         if not hasattr(loaded, attribute):
             raise PluginError(f"{module} has no {attribute!r}; check the name in {target!r}.") from None
         return getattr(loaded, attribute)
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module, of which nothing may end the program."""
+    try:
+        return importlib.import_module(module)
+    except EXITS as error:
+        raise PluginError(
+            f"Importing {module} raised {type(error).__name__}{f'({error})' if str(error) else ''}, which would end the program; "
+            'leave that to code under `if __name__ == "__main__"`.'
+        ) from error
 
 
 def names_a_module(name: str) -> bool:

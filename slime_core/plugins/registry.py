@@ -15,7 +15,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from slime_core.contracts.kinds import KINDS
-from slime_core.errors import PluginError, SlimeError, did_you_mean
+from slime_core.errors import EXITS, PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.catalogue import where_to_get
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
@@ -92,7 +92,7 @@ class Plugins:
                 continue
             try:
                 yield info, hooks[hook].function()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 set_aside(info, error)
 
     def _collect(self, kind: str) -> list[Provided]:
@@ -237,7 +237,7 @@ class Plugins:
                 continue
             try:
                 call(**arguments)
-            except Exception as error:
+            except (Exception, *EXITS) as error:
                 self._silenced.add(info.name)
                 logger.warning(
                     "The hook %s of the plugin %s raised %s: %s. Its observers are off for the rest of the run; repair it, "

@@ -3,7 +3,10 @@ checked, timed."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -14,10 +17,12 @@ from functools import wraps
 from typing import Any, Generic, TypeVar
 
 from slime_core.contracts.kinds import KINDS
-from slime_core.errors import DataError, PluginError
+from slime_core.errors import EXITS, DataError, PluginError
 from slime_core.plain import plain
 from slime_core.plugins.signatures import accepted_extras
 from slime_core.sample import RolloutOutput, Sample
+
+logger = logging.getLogger(__name__)
 
 
 class Timings:
@@ -64,6 +69,37 @@ def raised_in(error: BaseException) -> tuple[RaisedIn, ...]:
 
 
 Result = TypeVar("Result")
+
+
+_home: str | None = None
+_left_home: set[tuple[str, str]] = set()
+
+
+@contextmanager
+def at_home() -> Iterator[None]:
+    """Within this context, every component that changes the current folder has it changed back when it returns."""
+    global _home
+    before, _home = _home, os.getcwd()
+    try:
+        yield
+    finally:
+        _home = before
+        _left_home.clear()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    """The task that this code runs in; None outside of an event loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _ended_from_outside(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether an exception is how a coroutine is told to end: its task was cancelled, or it is closed from elsewhere."""
+    if isinstance(error, asyncio.CancelledError):
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, GeneratorExit) and (task is None or _current_task() is not task)
 
 
 def _samples_in(value: Any) -> Iterator[Sample]:
@@ -125,7 +161,10 @@ class Selected(Generic[Result]):
         except Exception as error:
             self._sign(error)
             raise
+        except EXITS as error:
+            raise self._exit(error) from error
         finally:
+            self._go_home()
             if not is_async:
                 self.timings.add(self.kind, time.perf_counter() - started)
 
@@ -143,13 +182,18 @@ class Selected(Generic[Result]):
     def _signed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
         def watched() -> Iterator[None]:
-            started = time.perf_counter()
+            started, task = time.perf_counter(), _current_task()
             try:
                 yield
             except Exception as error:
                 self._sign(error, f"{name} of ")
                 raise
+            except EXITS as error:
+                if _ended_from_outside(error, task):
+                    raise
+                raise self._exit(error, f"{name} of ") from error
             finally:
+                self._go_home()
                 self.timings.add(f"{self.kind}.{name}", time.perf_counter() - started)
 
         @wraps(method)
@@ -165,12 +209,18 @@ class Selected(Generic[Result]):
         return call_async if inspect.iscoroutinefunction(method) else call
 
     async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...], started: float) -> Any:
+        task = _current_task()
         try:
             return self._checked(await result, args)
         except Exception as error:
             self._sign(error)
             raise
+        except EXITS as error:
+            if _ended_from_outside(error, task):
+                raise
+            raise self._exit(error) from error
         finally:
+            self._go_home()
             self.timings.add(self.kind, time.perf_counter() - started)
 
     def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
@@ -196,6 +246,23 @@ class Selected(Generic[Result]):
         error.add_note(note)
         told = (*told, RaisedIn(self.kind, self.distribution, note))
         error.slime_raised_in = told  # type: ignore[attr-defined]
+
+    def _go_home(self) -> None:
+        """Return to the current folder of the run, which relative paths are read from, if the component has left it."""
+        if _home is not None and os.getcwd() != _home:
+            os.chdir(_home)
+            if (self.kind, self.name) not in _left_home:
+                _left_home.add((self.kind, self.name))
+                logger.warning("The %s changed the current folder; it is %s again", self.label, _home)
+
+    def _exit(self, error: BaseException, place: str = "") -> PluginError:
+        """The error for an exception that would have ended the program or its event loop without a word."""
+        text = f"{type(error).__name__}{f'({error})' if str(error) else ''}"
+        found = PluginError(
+            f"It raised {text}, which would end the run in silence; return, or raise an error that says why."
+        )
+        self._sign(found, place)
+        return found
 
     @property
     def label(self) -> str:

@@ -4,6 +4,8 @@ components.py   all components of a run
 plan.py         from arguments to a validated run
 served_precision.py  a quantised --hf-checkpoint, and the precision that training computes in
 launch.py       starts a planned run, and ends it cleanly
+resume.py       which checkpoint a run goes on from, and whether it may
+claims.py       folders that a run writes into belong to it alone
 run.py          what happens around each rollout
 workers.py      makes the two workers of a run, in the process that calls
 start.py        starts them in this process or on Ray

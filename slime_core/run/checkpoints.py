@@ -174,6 +174,26 @@ def find_latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def find_checkpoint(load: Path, step: int | None) -> Path | None:
+    """The complete checkpoint that `--load` and `--ckpt-step` mean: the folder itself if it is one, else the newest in it or that of a
+    number; None where there is none.
+
+    Raises:
+        CheckpointError: one was plainly meant that is not there.
+    """
+    itself = is_of_a_run(load)
+    if step is None:
+        return load if itself else find_latest(load)
+    name = f"{PREFIX}{step:07d}"
+    found = load if itself and load.name == name else load / name
+    if is_of_a_run(found):
+        return found
+    there = ", ".join(path.name for path in ([load] if itself else _all(load))) or "no checkpoint of a run"
+    raise CheckpointError(
+        f"--ckpt-step {step}: there is no {name} in --load {load}, which has {there}. Give one that is there."
+    )
+
+
 def stored_arguments(checkpoint: Path) -> dict[str, Any]:
     """The arguments of the run that wrote a checkpoint; {} where they cannot be read, which `load_state` reports."""
     try:
@@ -197,9 +217,13 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
             return state
     except (OSError, ValueError) as error:
         damaged = [str(error)]
-    raise CheckpointError(
-        f"The checkpoint {checkpoint} is damaged: {', '.join(damaged[:5])}. Remove that folder to go on from an earlier one."
+    others = [path.name for path in _all(checkpoint.parent) if path.name != checkpoint.name]
+    instead = (
+        f"Go on from an earlier one with --ckpt-step N; there are {', '.join(others)}."
+        if others
+        else "There is no other one beside it; without --load the run starts anew, with another --save."
     )
+    raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {', '.join(damaged[:5])}. {instead}")
 
 
 def require_own(folder: Path) -> None:

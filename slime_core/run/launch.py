@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import yaml
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
-from slime_core.errors import ArgumentError, CheckpointError, WorkerDied
+from slime_core.arguments.resolve import BY_TIME
+from slime_core.errors import ArgumentError, WorkerDied
 from slime_core.loop import train
-from slime_core.plugins.registry import fingerprint_differences
+from slime_core.plugins.selection import at_home
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
-from slime_core.run import checkpoints
+from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.plan import Plan
+from slime_core.run.resume import find_previous, how_to_resume, set_earlier_metrics_aside
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
 from slime_core.run.tracking import Console, JsonlTracker, Tracking
@@ -36,23 +40,34 @@ def launch(plan: Plan, ahead: bool) -> Path:
     Args:
         ahead: `train-async`: make the next samples while training on the present ones.
     """
+    _check_command(plan, ahead, plan.components.rollouts.works_in_background)
+    with Claims() as claims, at_home():
+        plan = _with_free_run_dir(plan)
+        claims.claim("--run-dir", Path(derived(plan.args.run_dir)))
+        if plan.args.save and not plan.args.debug_rollout_only:
+            claims.claim("--save", Path(plan.args.save))
+        return _launch(plan, ahead)
+
+
+def _launch(plan: Plan, ahead: bool) -> Path:
     args, plugins, chosen = plan.args, plan.plugins, plan.components
     num_rollout, run_dir = derived(args.num_rollout), Path(derived(args.run_dir))
     in_background = chosen.rollouts.works_in_background
-    _check_command(plan, ahead, in_background)
     identity = {
         "arguments": plan.resolved.result_arguments(),
         "data": plan.data_source.fingerprint(),
         "plugins": plugins.fingerprint(),
     }
-    previous, start, state = _find_previous(plan, identity)
+    previous, start, state = find_previous(plan, identity)
     early = _early_stopping(args, state)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    set_aside = set_earlier_metrics_aside(args, run_dir) if previous is None else None
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
     _write_config(run_dir / "config.yaml", config)
     console = Console(total=num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
+    if set_aside:
+        console.say(f"note: metrics of an earlier attempt, which left no checkpoint, are now in {set_aside.name}")
     for role, component in config["components"].items():
         console.say(f"{role}: {component}")
     for note in plan.notes:
@@ -96,7 +111,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
     except BaseException as caught:
         error = caught
         if isinstance(error, WorkerDied):
-            error.add_note(_how_to_resume(args))
+            error.add_note(how_to_resume(args))
         raise
     finally:
         with ExitStack() as stack:  # each of these, also if the one before fails
@@ -110,6 +125,22 @@ def launch(plan: Plan, ahead: bool) -> Path:
             if workers is not None:
                 stack.callback(workers.close)
     return run_dir
+
+
+def _with_free_run_dir(plan: Plan) -> Plan:
+    """A run directory that is called by the time of start gets a number, if another run started in the same second."""
+    if not plan.resolved.run_dir_by_time:
+        return plan
+    name = derived(plan.args.run_dir)
+    for number in count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return replace(plan, resolved=plan.resolved.updated(BY_TIME, run_dir=str(folder)))
+    raise AssertionError
 
 
 def _check_command(plan: Plan, ahead: bool, in_background: bool) -> None:
@@ -132,65 +163,6 @@ def _early_stopping(args: RunArguments, state: dict[str, Any] | None) -> EarlySt
     if state and state["early_stopping"]:
         early.load_state_dict(state["early_stopping"])
     return early
-
-
-def _how_to_resume(args: RunArguments) -> str:
-    """What to do after the run lost a worker."""
-    if args.save and (newest := checkpoints.find_latest(Path(args.save))):
-        return f"To go on from {newest.name}, start the same command again with --load {args.save}."
-    return "There is no checkpoint to go on from" + (
-        "." if args.save else "; --save DIR --save-interval N writes some."
-    )
-
-
-def _find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
-    the state are None in a new run."""
-    args = plan.args
-    if args.save and not args.debug_rollout_only:
-        checkpoints.require_own(Path(args.save))
-    newest = checkpoints.find_latest(Path(args.load)) if args.load else None
-    if newest is None:
-        if args.save and (existing := checkpoints.find_latest(Path(args.save))):
-            raise CheckpointError(
-                f"--save {args.save} holds a checkpoint of an earlier run ({existing.name}), which a new run would overwrite. "
-                f"Add --load {args.save} to go on with it, or choose another folder."
-            )
-        return None, 0, None
-    state = checkpoints.load_state(newest)
-    defaults = {name: option.default for name, option in plan.resolved.namespace.options.items()}
-    if args.num_rollout and (changes := _changes(state, identity, defaults)):
-        text = f"This is not the run that {newest} was saved by: {'; '.join(changes)}."
-        if args.on_resume_change == "error":
-            raise CheckpointError(f"{text} Restore them, or go on all the same with --on-resume-change warn.")
-        logger.warning("%s", text)
-    return newest, state["rollout_id"] + 1, state
-
-
-def _changes(state: dict[str, Any], identity: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
-    """What differs between the checkpoint's run and this one, one phrase each.
-
-    Args:
-        defaults: of all options that there are.
-    """
-    found = []
-    then, now = state["arguments"], identity["arguments"]
-    for name in sorted(set(then) | set(now)):
-        # An option that did not exist then, or does not now, had its default, if it has one.
-        before, after = (arguments.get(name, defaults.get(name)) for arguments in (then, now))
-        if before != after:
-            found.append(f"--{name.replace('_', '-')} was {before!r} and is {after!r}")
-    then, now = state["data"], identity["data"]
-    for name in sorted(set(then) | set(now)):
-        if name not in now:
-            found.append(f"the data file {name} is gone")
-        elif name not in then:
-            found.append(f"the data file {name} is new")
-        elif then[name] != now[name]:
-            found.append(f"the data file {name} has changed")
-    for difference in fingerprint_differences(state["plugins"], identity["plugins"]):
-        logger.warning("plugins differ between the checkpoint (there) and this run (here): %s", difference)
-    return found
 
 
 def _write_config(path: Path, config: dict[str, Any]) -> None:

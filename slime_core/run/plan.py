@@ -23,7 +23,7 @@ from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import policies
-from slime_core.run.checkpoints import find_latest, stored_arguments
+from slime_core.run.checkpoints import find_checkpoint, stored_arguments
 from slime_core.run.components import Components, choose_components
 from slime_core.run.served_precision import check_served_precision
 from slime_core.runtime.layout import Layout, make_layout
@@ -74,6 +74,7 @@ def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
     Raises:
         SlimeError: something is missing, does not fit, or contradicts something else.
     """
+    resolved = resolved.with_absolute_folders()
     args = resolved.args
     policies(args.failure_policy)
     components = choose_components(args, resolved.namespace, plugins)
@@ -110,7 +111,7 @@ def _with_template_date(resolved: Resolved) -> Resolved:
     args = resolved.args
     if args.chat_template_date is not None:
         return resolved
-    newest = find_latest(Path(args.load)) if args.load else None
+    newest = find_checkpoint(Path(args.load), args.ckpt_step) if args.load else None
     if newest is None:
         return resolved.updated("today", chat_template_date=date.today().isoformat())
     day = stored_arguments(newest).get("chat_template_date")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import field_validator
 
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
 
@@ -51,9 +51,26 @@ class ModelArguments(ArgumentGroup):
         "checkpoint.",
         affects_result=False,
     )
-    on_resume_change: Literal["error", "warn"] = option(
-        "error",
-        "What to do when data or arguments that affect the result differ from the checkpoint's.",
+    ckpt_step: int | None = option(
+        None,
+        "Go on from the checkpoint iter_N of --load with this N, and not from the newest one.",
+        ge=0,
         when="load",
         affects_result=False,
     )
+    on_resume_change: list[str] = option(
+        ["error"],
+        "What to do when data, or an option that can change the result, is not what it was for the checkpoint: error; warn, for "
+        "all of them; or the names of options that may differ, such as lr=allow.",
+        when="load",
+        affects_result=False,
+    )
+
+    @field_validator("on_resume_change")
+    @classmethod
+    def _check_permissions(cls, given: list[str]) -> list[str]:
+        for entry in given:
+            name, _, permission = entry.partition("=")
+            if entry not in ("error", "warn") and (not name or permission != "allow"):
+                raise ValueError(f"{entry!r} is none of error, warn and OPTION=allow, such as lr=allow")
+        return [entry.replace("-", "_") for entry in given]

@@ -1,0 +1,99 @@
+"""Folders that a run writes into belong to it alone: it claims them when it starts, before anything loads, and a second run that names
+one of them is refused. Called by `slime_core.run.launch`.
+
+A claim is a lock on the file `.slime-run` in the folder, which the operating system takes back when the process ends, however it
+ends; the file says who holds it. Locks of POSIX hold between machines too, where a shared file system passes them on (NFS does).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from slime_core.errors import CheckpointError
+
+NAME = ".slime-run"
+_held: set[str] = set()
+"""Folders that runs of this process hold: a lock keeps only other processes out."""
+
+logger = logging.getLogger(__name__)
+
+
+class Claims:
+    """The folders that a run has claimed. Leaving the `with` block gives them back."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[str, IO[str]]] = []
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for folder, file in reversed(self._files):
+            with suppress(OSError):
+                file.truncate(0)
+            file.close()
+            _held.discard(folder)
+        self._files.clear()
+
+    def claim(self, option: str, folder: Path) -> None:
+        """Make a folder, if it is not there, and keep other runs out of it. One that this run has claimed stays so.
+
+        Args:
+            option: that names it, for errors.
+
+        Raises:
+            CheckpointError: another run is writing there, or nobody can.
+        """
+        key = os.path.realpath(folder)
+        if any(key == held for held, _ in self._files):
+            return
+        if key in _held:
+            raise CheckpointError(_taken(option, folder, "another run of this process"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / NAME, "a+", encoding="utf-8")  # noqa: SIM115  # is held as long as the run lasts
+        except OSError as error:
+            raise CheckpointError(
+                f"{option} {folder} cannot be written into: {error.strerror or error}. Choose another folder, or change who may "
+                "write there."
+            ) from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                owner = _in_words(file.read())
+                file.close()
+                raise CheckpointError(_taken(option, folder, owner)) from None
+            logger.warning(
+                "%s %s: its file system has no locks (%s), so a second run there is not noticed", option, folder, error
+            )
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
+        file.flush()
+        _held.add(key)
+        self._files.append((key, file))
+
+
+def _taken(option: str, folder: Path, owner: str) -> str:
+    return (
+        f"{option} {folder} belongs to a run that is going on: {owner}. Two runs in one folder overwrite each other; wait for that one to "
+        "end, or choose another folder."
+    )
+
+
+def _in_words(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

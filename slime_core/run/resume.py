@@ -1,0 +1,130 @@
+"""Which checkpoint a run goes on from, whether it is the run that wrote it, and what becomes of what an earlier attempt left. Called by
+`slime_core.run.launch` before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from slime_core.arguments import RunArguments
+from slime_core.arguments.readers import in_effect
+from slime_core.errors import CheckpointError
+from slime_core.plugins.registry import fingerprint_differences
+from slime_core.run import checkpoints
+from slime_core.run.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:
+    """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
+    the state are None in a new run."""
+    args = plan.args
+    if args.save and not args.debug_rollout_only:
+        checkpoints.require_own(Path(args.save))
+    newest = checkpoints.find_checkpoint(Path(args.load), args.ckpt_step) if args.load else None
+    if newest is None:
+        _require_load(args)
+        if args.save and (existing := checkpoints.find_latest(Path(args.save))):
+            raise CheckpointError(
+                f"--save {args.save} holds a checkpoint of an earlier run ({existing.name}), which a new run would overwrite. "
+                f"Add --load {args.save} to go on with it, or choose another folder."
+            )
+        return None, 0, None
+    if args.save and Path(args.save).resolve() != newest.parent.resolve():
+        _require_no_other(Path(args.save), newest)
+    state = checkpoints.load_state(newest)
+    if args.num_rollout:
+        _compare(plan, newest, state, identity)
+    return newest, state["rollout_id"] + 1, state
+
+
+def _require_no_other(save: Path, loaded: Path) -> None:
+    """Refuse to write among checkpoints that are not those of the run that is gone on with, or are its later ones."""
+    if existing := checkpoints.find_latest(save):
+        raise CheckpointError(
+            f"--save {save} holds checkpoints already ({existing.name}), and the run would go on from {loaded}, which is elsewhere, and "
+            f"write over them. Give --load {save} to go on from those, or choose another folder for --save."
+        )
+
+
+def _require_load(args: RunArguments) -> None:
+    """Refuse a `--load` that is not there, unless the same command is to start the run and to resume it."""
+    if not args.load or Path(args.load).exists() or Path(args.load).resolve() == Path(args.save or ".").resolve():
+        return
+    raise CheckpointError(
+        f"--load {args.load} is not there. Name the folder that --save wrote checkpoints into, or leave --load out to start a new run."
+    )
+
+
+def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Compare the run that wrote a checkpoint with this one.
+
+    Raises:
+        CheckpointError: they differ in something that can change the result, and `--on-resume-change` does not allow it.
+    """
+    permissions = set(plan.args.on_resume_change)
+    selected = [component for _, component in plan.components.roles()]
+    compared = in_effect(plan.resolved, selected, plan.plugins) & set(identity["arguments"])
+    defaults = {name: plan.resolved.namespace.options[name].default for name in compared}
+    options = {
+        name: f"--{name.replace('_', '-')} was {before!r} and is {after!r}"
+        for name in sorted(compared)  # one that did not exist then had its default
+        if (before := state["arguments"].get(name, defaults[name])) != (after := identity["arguments"][name])
+    }
+    data = _changes_of_data(state["data"], identity["data"])
+    allowed = [text for name, text in options.items() if f"{name}=allow" in permissions]
+    refused = [text for name, text in options.items() if f"{name}=allow" not in permissions] + data
+    for difference in fingerprint_differences(state["plugins"], identity["plugins"]):
+        logger.warning("plugins differ between the checkpoint (there) and this run (here): %s", difference)
+    if refused and "warn" not in permissions:
+        advice = "Restore them, or go on all the same with --on-resume-change warn"
+        changed = [name for name in options if f"{name}=allow" not in permissions]
+        if changed and not data:
+            advice += " or " + " ".join(f"{name.replace('_', '-')}=allow" for name in changed)
+        raise CheckpointError(f"This is not the run that {checkpoint} was saved by: {'; '.join(refused)}. {advice}.")
+    if refused or allowed:
+        logger.warning("This is not the run that %s was saved by: %s.", checkpoint, "; ".join(allowed + refused))
+
+
+def _changes_of_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the data of two runs, one phrase for each file."""
+    found = []
+    for name in sorted(set(then) | set(now)):
+        if name not in now:
+            found.append(f"the data file {name} is gone")
+        elif name not in then:
+            found.append(f"the data file {name} is new")
+        elif then[name] != now[name]:
+            found.append(f"the data file {name} has changed")
+    return found
+
+
+def set_earlier_metrics_aside(args: RunArguments, run_dir: Path) -> Path | None:
+    """Where a run begins in a folder with metrics of an earlier one: rename these if it was to go on from there, and there was no
+    checkpoint yet.
+
+    Raises:
+        CheckpointError: nothing says that the earlier run is to be gone on with.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    if not metrics.exists() or not metrics.stat().st_size:
+        return None
+    if not args.load or run_dir.resolve() not in (Path(args.load).resolve(), Path(args.save or args.load).resolve()):
+        raise CheckpointError(
+            f"--run-dir {run_dir} holds the metrics of an earlier run, which a new one would overwrite. Choose another folder, or give "
+            "--load with that run's --save to go on with it."
+        )
+    aside = next(path for n in count(1) if not (path := run_dir / f"metrics-{n}.jsonl").exists())
+    return metrics.rename(aside)
+
+
+def how_to_resume(args: RunArguments) -> str:
+    """What to do after the run lost a worker."""
+    if args.save and (newest := checkpoints.find_latest(Path(args.save))):
+        return f"To go on from {newest.name}, start the same command again with --load {args.save}."
+    return "There is no checkpoint to go on from" + (
+        "." if args.save else "; --save DIR --save-interval N writes some."
+    )

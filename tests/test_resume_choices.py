@@ -1,0 +1,136 @@
+"""`--load` cannot be misread: which checkpoint a run goes on from, and what may have changed since it was written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from slime_core.cli.main import main
+from slime_core.run.tracking import read_metrics
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """{name of a run: its folder}, filled by the first test that trains it."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def saved(sft, trained, tmp_path):
+    """A folder with the checkpoints of a run of three rollouts."""
+    if not (trained / "c").exists():
+        assert main(["train", *sft, "--num-rollout", "3", "--save", str(trained / "c"), "--save-interval", "1"]) == 0
+        shutil.rmtree(tmp_path / "run")
+    return shutil.copytree(trained / "c", tmp_path / "c")
+
+
+def outcome(capsys, *words):
+    """(exit status, what was said on standard error)."""
+    capsys.readouterr()
+    status = main(["train", *map(str, words)])
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("load", "more", "from_rollout"),
+    [
+        ("c", [], 3),
+        ("c/iter_0000002", [], 3),
+        ("c/iter_0000001", [], 2),
+        ("c", ["--ckpt-step", "0"], 1),
+        ("c", ["--ckpt-step", "1"], 2),
+        ("c/iter_0000001", ["--ckpt-step", "1"], 2),
+    ],
+)
+def test_the_checkpoint_that_is_named_is_gone_on_from(sft, saved, tmp_path, capsys, load, more, from_rollout):
+    words = [*sft, "--num-rollout", "3", "--load", saved.parent / load, *more]
+    status, said = outcome(capsys, *words)
+    assert status == 0
+    assert f"iter_{from_rollout - 1:07d}: {from_rollout} of 3 rollouts are done" in said
+    done = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    assert [line["rollout_id"] for line in done] == list(range(from_rollout, 3))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--load", "c", "--ckpt-step", "7"],
+            r"--ckpt-step 7: there is no iter_0000007 in --load .*iter_0000000, iter_0000001",
+        ),
+        (
+            ["--load", "c/iter_0000001", "--ckpt-step", "2"],
+            "there is no iter_0000002 in --load .*which has iter_0000001",
+        ),
+        (["--load", "typo"], "typo is not there. Name the folder that --save wrote checkpoints into"),
+        (["--load", "typo", "--save", "new"], "typo is not there"),
+        (["--load", "typo", "--ckpt-step", "1"], "there is no iter_0000001 in --load .*no checkpoint of a run"),
+        (
+            ["--load", "c", "--save", "other"],
+            "holds checkpoints already .*and the run would go on from .*which is elsewhere",
+        ),
+        (["--save", "c"], "holds a checkpoint of an earlier run"),
+        (
+            ["--load", "c", "--lr", "1"],
+            r"--lr was .* and is 1\.0. Restore them, or .*--on-resume-change warn or lr=allow\.",
+        ),
+        (
+            ["--load", "c", "--lr", "1", "--seed", "5", "--on-resume-change", "lr=allow"],
+            "by: --seed was 1234 and is 5. .*or seed=allow",
+        ),
+        (["--load", "c", "--on-resume-change", "lr"], "'lr' is none of error, warn and OPTION=allow"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_loads(sft, saved, tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "other")
+    status, said = outcome(capsys, *sft, "--num-rollout", "3", *words)
+    assert status != 0
+    assert re.search(says, said), said
+    assert "loading" not in said
+
+
+@pytest.mark.parametrize("permission", [["lr=allow"], ["warn"], ["lr=allow", "seed=allow"]])
+def test_an_option_may_differ_where_that_is_allowed_and_the_run_says_so(sft, saved, capsys, permission):
+    words = [*sft, "--num-rollout", "3", "--load", saved, "--ckpt-step", "1", "--lr", "1e-4"]
+    status, said = outcome(capsys, *words, "--on-resume-change", *permission)
+    assert status == 0
+    assert "2 of 3 rollouts are done" in said
+
+
+def test_options_that_nothing_in_the_run_reads_may_come_and_go(sft, saved, capsys, install_plugin):
+    """As they do where a plugin is installed, updated or removed."""
+    install_plugin(
+        "from slime_core.contracts.options import ArgumentGroup, option\n"
+        "class Group(ArgumentGroup):\n    'Others'\n    others_scale: float = option(2.0, 'Of a reward that nobody uses.')\n"
+        "@hookimpl\ndef slime_argument_groups(): return [Group]\n"
+        "@hookimpl\ndef slime_rewards(): return {'others': Lazy('open_pack:reward', 'r', reads_options=('others_scale',))}\n"
+        "def reward(args, sample): return 1.0\n"
+    )
+    checkpoint = saved / "iter_0000001"
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["arguments"] |= {"gone_with_its_plugin": 3, "others_scale": 1.0}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    from slime_core.run.checkpoints import _describe
+
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state.json"] = _describe(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    status, said = outcome(capsys, *sft, "--num-rollout", "3", "--load", checkpoint)
+    assert status == 0, said
+    assert "2 of 3 rollouts are done" in said
+
+
+def test_a_damaged_checkpoint_is_named_and_nobody_is_told_to_remove_it(sft, saved, capsys):
+    (saved / "iter_0000002" / "state.json").write_text("{")
+    status, said = outcome(capsys, *sft, "--num-rollout", "3", "--load", saved)
+    assert status != 0
+    assert (
+        "iter_0000002 is damaged: state.json. Go on from an earlier one with --ckpt-step N; there are iter_0000000"
+        in said
+    )
+    assert "emove" not in said
+    assert outcome(capsys, *sft, "--num-rollout", "3", "--load", saved, "--ckpt-step", "1")[0] == 0
