@@ -15,6 +15,10 @@ EXITS = (SystemExit, GeneratorExit, asyncio.CancelledError)
 """Exceptions that no `except Exception` sees, and that end a program, a generator or a task. Of other people's code they are errors."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ended the run, as Ctrl-C does."""
+
+
 class SlimeError(Exception):
     """Base of all errors that are meant for the person who started the run."""
 

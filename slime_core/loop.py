@@ -39,7 +39,11 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
         last = rollout_id + 1 == total
         pending = run.generate(rollout_id + 1) if ahead and not last else None
         run.train(rollout_id, result, waited=time.perf_counter() - clock)
-        stop = run.evaluate_if_due(rollout_id, pending)
+        try:
+            stop = run.evaluate_if_due(rollout_id, pending)
+        except Exception as error:
+            run.save_after(error, rollout_id, result, pending, last)
+            raise
         run.save_if_due(rollout_id, result, pending, last or stop)
-        if stop:
+        if stop or run.requests.end:
             return

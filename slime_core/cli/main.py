@@ -10,7 +10,7 @@ from typing import TextIO
 
 from slime_core import __version__
 from slime_core.cli.switches import HELP, read_switches
-from slime_core.errors import ArgumentError, SlimeError, did_you_mean
+from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.plugins.selection import raised_in
 from slime_core.unread import STATUS, discard, is_unread
@@ -19,8 +19,8 @@ CORE = "slime-core"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `slime` and return its exit status: 0, 1 after an error in the run, 2 after a mistake on the command line, 141
-    where nobody reads its output any more.
+    """Run `slime` and return its exit status: 0, 1 after an error in the run, 2 after a mistake on the command line, 130
+    after Ctrl-C, 143 after SIGTERM, 141 where nobody reads its output any more.
 
     Args:
         argv: the words after `slime`; by default those of this process.
@@ -69,6 +69,9 @@ def _run(argv: list[str] | None) -> int:
             raise  # a defect of slime itself: the whole traceback
         print(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}", file=sys.stderr)
         return 1
+    except Terminated:
+        print("slime: terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("slime: interrupted", file=sys.stderr)
         return 130
@@ -79,10 +82,12 @@ def _unread_streams() -> list[TextIO]:
 
 
 def _import_from_here() -> None:
-    """Let import paths name modules in the current folder, as `python -m` does, unless Python was told not to."""
+    """Let import paths name modules in the current folder, unless Python was told not to. They come last: a file of a folder that
+    somebody gives away may have the name of a module that is imported everywhere."""
     here = str(Path.cwd())
-    if not sys.flags.safe_path and here not in sys.path:
-        sys.path.insert(0, here)
+    asked = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if not sys.flags.safe_path and here not in asked:
+        sys.path[:] = [*(path for path in sys.path if path not in ("", here)), here]
 
 
 def _leave_what_hangs(status: int) -> None:

@@ -16,6 +16,8 @@ evaluation.py   measures evaluation sets
 checkpoints.py  checkpoints on disk, and who writes them when
 parity.py       `slime check --parity`: drives a train backend and compares it with transformers
 parity_rows.py  the rows of the run's data that it computes
+requests.py     Ctrl-C, SIGTERM and --save-trigger
+summary.py      what a run says at its end
 early_stopping.py  ends a run whose metric has stopped improving
 tracking.py     where the numbers go
 """

@@ -37,6 +37,14 @@ class EarlyStopping:
         self.stopped = self.without_gain >= self.patience
         return self.stopped
 
+    def in_words(self) -> str:
+        """Why the run was ended."""
+        sign = -1.0 if self._lowest_wins() else 1.0
+        return (
+            f"stopped early: {self.without_gain} evaluations without a better {self.metric} than {sign * self.best:.4f} "
+            f"(--early-stopping-patience {self.patience})"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "best": self.best if math.isfinite(self.best) else None,
@@ -48,8 +56,11 @@ class EarlyStopping:
         self.best = -math.inf if state["best"] is None else state["best"]
         self.without_gain, self.stopped = state["without_gain"], state["stopped"]
 
+    def _lowest_wins(self) -> bool:
+        return self.metric == "loss" or ("/" in self.metric and not self.metric.startswith("-"))
+
     def _score(self, metrics: dict[str, float]) -> float:
-        sign = -1.0 if self.metric == "loss" or ("/" in self.metric and not self.metric.startswith("-")) else 1.0
+        sign = -1.0 if self._lowest_wins() else 1.0
         name = self.metric.removeprefix("-")
         values = [v for k, v in metrics.items() if (k == name if "/" in name else k.endswith(f"/{name}"))]
         if not values:

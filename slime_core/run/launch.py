@@ -22,9 +22,11 @@ from slime_core.rollout.worker import RolloutResult, RolloutWorker
 from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.plan import Plan
+from slime_core.run.requests import Requests
 from slime_core.run.resume import find_previous, how_to_resume, set_earlier_metrics_aside
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
+from slime_core.run.summary import Summary
 from slime_core.run.tracking import Console, JsonlTracker, Tracking
 from slime_core.run.workers import Workers
 from slime_core.runtime.handles import wait
@@ -76,9 +78,10 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     tracking: Tracking | None = None
     workers: Workers | None = None
     error: BaseException | None = None
+    summary = Summary(num_rollout, start)
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
-        tracking = Tracking(jsonl, console, chosen.trackers, args, run_dir, config)
+        tracking = Tracking(jsonl, console, chosen.trackers, args, run_dir, config, summary.note)
         workers = start_workers(plan, run_dir, state["data_source"] if state else None, console)
         generates = chosen.rollouts.engine_use != "never"
         takes_turns = args.offload and args.colocate and generates and workers.trainer is not None
@@ -92,18 +95,25 @@ def _launch(plan: Plan, ahead: bool) -> Path:
                 console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
             elif args.load:
                 console.say(start_in_words(args))
+        requests = Requests(bool(args.save) and workers.trainer is not None, args.save_trigger, console)
         run = Run(
             *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
             components=chosen,
+            requests=requests,
             takes_turns=takes_turns,
             early_stopping=early,
             trained=start,
             prefetched=RolloutResult.from_dict(state["prefetched"]) if state and state.get("prefetched") else None,
         )
-        if early and early.stopped:
-            console.say("this run was stopped early by --early-stopping-patience; nothing is left to do")
+        missed = bool(state and state.get("evaluation_due")) and run.evaluate_if_due(start - 1)
+        if early and (early.stopped or missed):
+            console.say(f"{early.in_words()}; nothing is left to do")
         else:
-            train(run, start, num_rollout, ahead and not in_background)
+            with requests:
+                train(run, start, num_rollout, ahead and not in_background)
+            requests.raise_if_ended()
+            if early and early.stopped:
+                console.say(early.in_words())
         if args.save_hf and start >= num_rollout:
             run.export(start - 1)
         if workers.trainer is not None:
@@ -114,6 +124,8 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             error.add_note(how_to_resume(args))
         raise
     finally:
+        for line in summary.lines(args, run_dir):
+            console.say(line)
         with ExitStack() as stack:  # each of these, also if the one before fails
             stack.callback(plugins.notify, "slime_run_finished", args=args, error=error)
             if tracking:

@@ -16,6 +16,7 @@ from slime_core.run.checkpoints import Checkpoints
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.evaluation import log_evaluation, write_generations
+from slime_core.run.requests import Requests
 from slime_core.run.tracking import Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
@@ -31,6 +32,7 @@ class Run:
         rollouts, trainer: handles of the two workers; no trainer under `--debug-rollout-only`.
         identity: what every checkpoint stores about the run: arguments, data files, plugins.
         components: everything that the run has chosen.
+        requests: what a person asks of the run while it goes on.
         takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
         early_stopping: None unless asked for.
         trained: rollouts that have been trained on; the version of the weights.
@@ -45,12 +47,14 @@ class Run:
     tracking: Tracking
     identity: dict[str, Any]
     components: Components
+    requests: Requests
     takes_turns: bool = False
     early_stopping: EarlyStopping | None = None
     trained: int = 0
     prefetched: RolloutResult | None = None
     _updating_s: float = field(default=0.0, init=False)  # in `generate`, since a rollout was logged
     _checkpoints: Checkpoints | None = field(default=None, init=False)
+    _evaluation_due: bool = field(default=False, init=False)  # it failed, and is to be made up for
 
     def __post_init__(self) -> None:
         self.weight_sync = WeightSync(self.args, self.plugins, self.rollouts, self.trainer, self.takes_turns)
@@ -145,10 +149,26 @@ class Run:
         self.plugins.notify("slime_eval_finished", args=self.args, rollout_id=rollout_id, metrics=metrics)
         return self.early_stopping is not None and self.early_stopping.update(metrics)
 
+    def save_after(
+        self,
+        error: Exception,
+        rollout_id: int,
+        result: RolloutResult,
+        pending: Future[RolloutResult] | None,
+        last: bool,
+    ) -> None:
+        """The evaluation failed with `error`: write the checkpoint that is due all the same. A resumed run makes up for the
+        evaluation."""
+        self._evaluation_due = True
+        try:
+            self.save_if_due(rollout_id, result, pending, last)
+        except Exception as second:
+            error.add_note(f"and the checkpoint that was due could not be written: {second}")
+
     def save_if_due(
         self, rollout_id: int, result: RolloutResult, pending: Future[RolloutResult] | None, last: bool
     ) -> None:
-        """Write a checkpoint when the interval says so, or this is the last rollout; export if asked for.
+        """Write a checkpoint when the interval says so, a person asks for it, or this is the last rollout; export if asked for.
 
         Args:
             result: of this rollout.
@@ -159,7 +179,8 @@ class Run:
         if self._checkpoints is not None:
             self._checkpoints.advance(to_the_end=False)
         due = last or (args.save_interval is not None and (rollout_id + 1) % args.save_interval == 0)
-        if self.trainer is None or not due:
+        asked = self.requests.take_save() or self.requests.end
+        if self.trainer is None or not (due or asked):
             return
         if self._checkpoints is not None:
             prefetched = None
@@ -169,13 +190,14 @@ class Run:
                 "rollout_id": rollout_id,
                 "data_source": (prefetched or result).data_state,
                 "prefetched": prefetched.to_dict() if prefetched else None,
+                "evaluation_due": self._evaluation_due,
                 "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
                 **self.identity,
             }
             self._checkpoints.save(rollout_id, state)
-            if last:
+            if last or asked:
                 self._checkpoints.advance(to_the_end=True)
-        if args.save_hf and (last or "{rollout_id}" in args.save_hf):
+        if args.save_hf and due and (last or "{rollout_id}" in args.save_hf):
             self.export(rollout_id)
 
     def export(self, rollout_id: int) -> None:

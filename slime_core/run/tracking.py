@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Console:
         # The median of the last rollouts is not upset by the first, slow one.
         recent = sorted(self._durations[-20:])
         left = (self._total - self._done) * recent[len(recent) // 2]
-        note = f"{metrics['perf/tokens_per_second']:.0f} tok/s, {_clock(left)} left"
+        note = f"{metrics['perf/tokens_per_second']:.0f} tok/s, {clock(left)} left"
         shown = [f"{label} {metrics[name]:{form}}" for name, label, form in _SHOWN if name in metrics]
         self.say("  ".join([f"rollout {rollout_id + 1}/{self._total}", *shown, note]))
         self._progress.update(self._task, completed=self._done, note=note)
@@ -137,6 +137,7 @@ class Tracking:
     Args:
         jsonl, console: the two that are always there.
         trackers: the chosen components, made by this class as `Tracker(args, run_dir, config)`.
+        note: is told everything too, for the end of the run.
     """
 
     def __init__(
@@ -147,14 +148,18 @@ class Tracking:
         args: RunArguments,
         run_dir: Path,
         config: dict[str, Any],
+        note: Callable[[Mapping[str, float], int], None] | None = None,
     ) -> None:
         self.console = console
+        self._note = note
         self._jsonl = jsonl
         self._trackers = [selected(args, run_dir, config) for selected in trackers]
 
     def log(self, metrics: Mapping[str, float], rollout_id: int) -> None:
         """Hand the numbers to every tracker."""
         self._jsonl.log(metrics, rollout_id)
+        if self._note is not None:
+            self._note(metrics, rollout_id)
         for tracker in self._trackers:
             tracker.log(dict(metrics), rollout_id)
 
@@ -179,7 +184,8 @@ def _close(tracker: Any, error: BaseException | None) -> None:
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as M:SS or H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

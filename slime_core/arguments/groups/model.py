@@ -42,6 +42,12 @@ class ModelArguments(ArgumentGroup):
         when="save",
         affects_result=False,
     )
+    save_trigger: str | None = option(
+        None,
+        "Write a checkpoint after the rollout in which this file appears, and remove the file.",
+        when="save",
+        affects_result=False,
+    )
     save_total_limit: int | None = option(
         None, "Keep only so many newest checkpoints.", ge=1, when="save", affects_result=False
     )

@@ -1,0 +1,71 @@
+"""What a person asks of a run while it goes on: to end (Ctrl-C, SIGTERM), or to save now (`--save-trigger`). The loop looks after every
+rollout."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from slime_core.errors import Terminated
+from slime_core.run.tracking import Console
+
+
+class Requests:
+    """Asks of a run, heard within its `with` block. The first SIGINT or SIGTERM lets a run that saves checkpoints finish the rollout that
+    it is in, save and end; the second one ends it at once. A run that saves none ends with the first.
+
+    Signals go to the main thread; a run in another one hears none.
+
+    Args:
+        saves: whether the run writes checkpoints.
+        trigger: see `--save-trigger`.
+    """
+
+    def __init__(self, saves: bool, trigger: str | None, console: Console) -> None:
+        self._saves, self._console = saves, console
+        self._trigger = Path(trigger) if trigger else None
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Requests:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    @property
+    def end(self) -> bool:
+        """Whether the run is to save and end after the rollout that it is in."""
+        return self._received is not None
+
+    def raise_if_ended(self) -> None:
+        """Raises:
+        KeyboardInterrupt: somebody asked the run to end, and it has; a `Terminated` after SIGTERM.
+        """
+        if self._received is not None:
+            raise Terminated if self._received == signal.SIGTERM else KeyboardInterrupt
+
+    def take_save(self) -> bool:
+        """Whether somebody asks for a checkpoint now. The file that says so is removed, and may be made again."""
+        if self._trigger is None or not self._trigger.exists():
+            return False
+        self._trigger.unlink(missing_ok=True)
+        return True
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self._saves or self._received is not None:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self._received = number
+        again = "Ctrl-C" if number == signal.SIGINT else "another signal"
+        self._console.say(
+            f"{signal.Signals(number).name}: the run ends after this rollout, with a checkpoint; {again} ends it at once"
+        )

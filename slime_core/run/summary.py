@@ -1,0 +1,65 @@
+"""What a run says at its end, whatever ended it: how far it came, its first, best and last scores, which data it lost, where things
+are, and how to go on. Called by `slime_core.run.launch`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from slime_core.arguments import RunArguments
+from slime_core.run.checkpoints import find_latest
+from slime_core.run.tracking import clock
+
+LOST = ("skipped", "dropped", "truncated", "malformed", "with_dropped_text")
+"""Words in the names of metrics that count data which was not trained as it stands."""
+TRAINING = ("rollout/raw_reward", "train/loss")
+
+
+class Summary:
+    """Takes note of all metrics of a run.
+
+    Args:
+        total: rollouts of the whole run.
+        done: rollouts that a resumed run has behind it.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self._started, self._total, self._before = time.perf_counter(), total, done
+        self._done = done
+        self._scores: dict[str, list[float]] = {}
+        self._lost: Counter[str] = Counter()
+
+    def note(self, metrics: Mapping[str, float], rollout_id: int) -> None:
+        """Take note of what is logged after a rollout or an evaluation."""
+        if any(name.startswith("train/") for name in metrics) or "perf/rollout_time" in metrics:
+            self._done = max(self._done, rollout_id + 1)
+        for name, value in metrics.items():
+            if name in TRAINING or (name.startswith("eval/") and name.rpartition("/")[2] in ("loss", "reward")):
+                self._scores.setdefault(name, []).append(value)
+            elif not name.startswith("perf/") and any(word in name.rpartition("/")[2] for word in LOST):
+                self._lost[name] += int(value)
+
+    def lines(self, args: RunArguments, run_dir: Path) -> list[str]:
+        """The summary, line by line."""
+        here = self._done - self._before
+        earlier = f", {self._before} of them earlier" if self._before else ""
+        lines = [
+            f"{self._done} of {self._total} rollouts are done{earlier}; {clock(time.perf_counter() - self._started)} for "
+            f"{'this' if here == 1 else 'these'} {here}"
+        ]
+        for name, values in self._scores.items():
+            best = min(values) if name.endswith("loss") else max(values)
+            lines.append(f"{name}  first {values[0]:.4f}  best {best:.4f}  last {values[-1]:.4f}")
+        if lost := {name: count for name, count in self._lost.items() if count}:
+            lines.append("not trained as it stands: " + ", ".join(f"{name} {count}" for name, count in lost.items()))
+        lines.append(f"run directory: {run_dir}")
+        newest = find_latest(Path(args.save)) if args.save else None
+        if newest is not None:
+            lines.append(f"newest checkpoint: {newest}")
+            if self._done < self._total:
+                lines.append(f"to go on: the same command with --load {args.save}")
+        if not args.save and not args.save_hf and here and not args.debug_rollout_only:
+            lines.append("no weights are kept: neither --save nor --save-hf was given")
+        return lines

@@ -1,0 +1,151 @@
+"""A run that is asked to end saves and says how to go on; every run says at its end what came of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slime_core.cli.main import main
+from slime_core.run.early_stopping import EarlyStopping
+from slime_core.run.summary import Summary
+from slime_core.run.tracking import read_metrics
+
+LOSS = """
+import os, signal, time
+from slime_losses.sft import sft_loss
+calls = 0
+def loss(args, inputs):
+    global calls
+    calls += 1
+    if calls == 6:  # of four conversations each
+        for number in {numbers}:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+    return sft_loss(args, inputs)
+"""
+
+
+def interrupted(tmp_path: Path, words: list[str], *numbers: int) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own that is sent these signals in its second rollout."""
+    (tmp_path / "asks.py").write_text(LOSS.format(numbers=tuple(int(number) for number in numbers)))
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    command = [sys.executable, "-m", "slime_core", "train", *words, "--num-rollout", "5"]
+    command += ["--loss-type", "custom_loss", "--custom-loss-function-path", "asks.loss"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_end_saves_after_its_rollout_and_goes_on_as_if_it_had_not(sft, tmp_path, number, status):
+    save = ["--save", str(tmp_path / "s"), "--load", str(tmp_path / "s"), "--save-interval", "100"]
+    done = interrupted(tmp_path, [*sft, *save], number)
+    assert done.returncode == status, done.stderr
+    assert f"{number.name}: the run ends after this rollout, with a checkpoint;" in done.stderr
+    assert "2 of 5 rollouts are done" in done.stderr
+    assert f"to go on: the same command with --load {tmp_path / 's'}" in done.stderr
+    assert [path.name for path in sorted((tmp_path / "s").glob("iter_*"))] == ["iter_0000001"]
+    assert interrupted(tmp_path, [*sft, *save]).returncode == 0
+    whole = [*sft, "--run-dir", str(tmp_path / "whole")]
+    assert interrupted(tmp_path, whole).returncode == 0
+    losses = [[m["train/loss"] for m in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("run", "whole")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("save", "numbers", "status"),
+    [
+        (True, (signal.SIGINT, signal.SIGINT), 130),
+        (True, (signal.SIGTERM, signal.SIGTERM), 143),
+        (False, (signal.SIGINT,), 130),
+        (False, (signal.SIGTERM,), 143),
+    ],
+)
+def test_a_second_signal_or_one_where_nothing_is_saved_ends_a_run_at_once(sft, tmp_path, save, numbers, status):
+    done = interrupted(tmp_path, [*sft, *(["--save", str(tmp_path / "s")] if save else [])], *numbers)
+    assert done.returncode == status, done.stderr
+    assert "1 of 5 rollouts are done" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("s/iter_*"))
+
+
+def test_a_file_asks_for_a_checkpoint(sft, tmp_path, capsys):
+    trigger = tmp_path / "now"
+    trigger.touch()
+    save = ["--save", str(tmp_path / "s"), "--save-interval", "100", "--save-trigger", str(trigger)]
+    assert main(["train", *sft, "--num-rollout", "3", *save]) == 0
+    assert [path.name for path in sorted((tmp_path / "s").glob("iter_*"))] == ["iter_0000000", "iter_0000002"]
+    assert not trigger.exists()
+    assert main(["train", *sft, "--run-dir", str(tmp_path / "r"), "--save-trigger", str(trigger)]) == 0
+    assert "--save-trigger has no effect without --save." in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_due_is_written_though_the_evaluation_fails_which_a_resumed_run_makes_up_for(
+    sft, chat_rows, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "judge.py").write_text(
+        "import os\n"
+        "def log(rollout_id, args, data, extra_metrics=None):\n"
+        f"    if rollout_id == 1 and not os.path.exists({str(tmp_path / 'repaired')!r}):\n"
+        "        raise RuntimeError('the judge is away')\n"
+        "    return False\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["train", *sft, "--num-rollout", "4", "--save", str(tmp_path / "s"), "--load", str(tmp_path / "s")]
+    words += ["--save-interval", "2", "--eval-prompt-data", "held", str(chat_rows), "--eval-interval", "2"]
+    words += ["--custom-eval-rollout-log-function-path", "judge.log"]
+    assert main(words) != 0
+    said = capsys.readouterr().err
+    assert "the judge is away" in said
+    assert (tmp_path / "s" / "iter_0000001").is_dir()
+    (tmp_path / "repaired").touch()
+    assert main(words) == 0
+    lines = [m["rollout_id"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/held/loss" in m]
+    assert lines == [-1, 1, 3]
+
+
+def test_the_summary_names_scores_losses_of_data_and_places(sft, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    text = '{"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "two"}]}\n'
+    rows.write_text(text * 3 + '{"messages": 5}\n')
+    words = ["train", *sft, "--prompt-data", str(rows), "--num-rollout", "2", "--malformed-row", "skip"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "2 of 2 rollouts are done; 0:0" in said
+    assert "train/loss  first " in said
+    assert "not trained as it stands: " in said
+    assert "malformed" in said
+    assert f"run directory: {tmp_path / 'run'}" in said
+    assert "no weights are kept: neither --save nor --save-hf was given" in said
+
+
+def test_scores_are_the_first_the_best_and_the_last():
+    summary = Summary(9, 2)
+    for number, (loss, reward) in enumerate([(3.0, 0.1), (1.0, 0.9), (2.0, 0.4)]):
+        summary.note({"train/loss": loss, "rollout/raw_reward": reward, "rollout/truncated": 2.0}, 2 + number)
+    args = type("Args", (), {"save": None, "save_hf": "m", "debug_rollout_only": False})
+    lines = summary.lines(args, Path("r"))  # type: ignore[arg-type]  # what it reads of them
+    assert lines[0].startswith("5 of 9 rollouts are done, 2 of them earlier; ")
+    assert "train/loss  first 3.0000  best 1.0000  last 2.0000" in lines
+    assert "rollout/raw_reward  first 0.1000  best 0.9000  last 0.4000" in lines
+    assert "not trained as it stands: rollout/truncated 6" in lines
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "text"),
+    [
+        ("loss", [2.0, 3.0], "1 evaluations without a better loss than 2.0000"),
+        ("reward", [0.5, 0.25], "without a better reward than 0.5000"),
+        ("eval/a/loss", [2.0, 2.0], "without a better eval/a/loss than 2.0000"),
+    ],
+)
+def test_early_stopping_says_why(metric, values, text):
+    early = EarlyStopping(1, metric)
+    name = metric if "/" in metric else f"eval/a/{metric}"
+    assert [early.update({name: value}) for value in values] == [False, True]
+    assert text in early.in_words()
