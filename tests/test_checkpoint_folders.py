@@ -93,6 +93,7 @@ def run(sft):
 
 def test_a_run_starts_from_the_next_option_where_load_holds_nothing_and_says_so(run, tiny_model, tmp_path, capsys):
     empty = tmp_path / "empty"
+    empty.mkdir()
     assert run("--load", empty) == 0
     assert (
         f"--load {empty} holds no checkpoint: the run starts from --hf-checkpoint {tiny_model}."

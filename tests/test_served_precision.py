@@ -60,7 +60,7 @@ def forward_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
         def both(self, role, matrix, plain=kind.both):
             made = plain(self, role, matrix)
             if role == "weight":
-                found[self.weight_name] = made[0].detach().clone()
+                found[self.weight_name] = made[0].restored()
             return made
 
         monkeypatch.setattr(kind, "both", both)

@@ -162,6 +162,8 @@ class Selected(Generic[Result]):
             self._sign(error)
             raise
         except EXITS as error:
+            if self.kind == "command":  # which a person calls, and which ends with a status
+                raise
             raise self._exit(error) from error
         finally:
             self._go_home()

@@ -19,6 +19,7 @@ from slime_core.errors import ArgumentError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.selection import at_home
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
+from slime_core.run.checkpoints import require_own
 from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.plan import Plan
@@ -47,6 +48,7 @@ def launch(plan: Plan, ahead: bool) -> Path:
         plan = _with_free_run_dir(plan)
         claims.claim("--run-dir", Path(derived(plan.args.run_dir)))
         if plan.args.save and not plan.args.debug_rollout_only:
+            require_own(Path(plan.args.save))
             claims.claim("--save", Path(plan.args.save))
         return _launch(plan, ahead)
 

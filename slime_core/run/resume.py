@@ -22,8 +22,6 @@ def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, in
     """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
     the state are None in a new run."""
     args = plan.args
-    if args.save and not args.debug_rollout_only:
-        checkpoints.require_own(Path(args.save))
     newest = checkpoints.find_checkpoint(Path(args.load), args.ckpt_step) if args.load else None
     if newest is None:
         _require_load(args)
