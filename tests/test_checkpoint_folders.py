@@ -100,9 +100,9 @@ def test_a_run_starts_from_the_next_option_where_load_holds_nothing_and_says_so(
         in capsys.readouterr().err
     )
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    assert run("--load", empty, "--ref-load", copy) == 0
+    assert run("--load", empty, "--ref-load", copy, "--run-dir", tmp_path / "second") == 0
     assert f"the run starts from --ref-load {copy}." in capsys.readouterr().err
-    assert run("--load", copy) == 0
+    assert run("--load", copy, "--run-dir", tmp_path / "third") == 0
     assert f"--load leads to a Hugging Face checkpoint, {copy}, of another program" in capsys.readouterr().err
 
 
