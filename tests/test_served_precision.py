@@ -4,7 +4,10 @@ converter writes; a difference between them is found before training."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -265,6 +268,31 @@ def test_what_is_quantised_in_an_unknown_way_is_refused_with_what_would_do(serve
     without = Plugins([info for info in discover() if info.distribution != "slime-fp8"])
     with pytest.raises(ArgumentError, match=r"known are: none\. slime-fp8 brings it: pip install slime-fp8\."):
         quantised_checkpoint(str(served["block"]), without)
+
+
+@pytest.mark.parametrize("change", ["gptq", "unlisted", "no plugin"])
+def test_what_cannot_be_served_is_refused_within_a_second_before_torch_is_imported(model, chat_rows, tmp_path, change):
+    served = convert(model, tmp_path / "served", "block", *O_PROJ)
+    config = json.loads((served / "config.json").read_text())
+    if change == "gptq":
+        config["quantization_config"]["quant_method"] = "gptq"
+    elif change == "unlisted":
+        config["quantization_config"]["modules_to_not_convert"] = ["lm_head"]
+    (served / "config.json").write_text(json.dumps(config))
+    code = (
+        "import sys, time\nfrom slime_core.cli.main import main\nstarted = time.process_time()\nassert main(sys.argv[1:]) != 0\n"
+        "print(time.process_time() - started)\nprint([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
+    words = grpo(served, model, chat_rows, tmp_path / "run")
+    words += ["--disable-plugin", "fp8"] if change == "no plugin" else []
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *words],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    seconds, imported = done.stdout.splitlines()[-2:]
+    assert "quant_method" in done.stderr or "does not list as left out" in done.stderr
+    assert imported == "[]"
+    assert float(seconds) < 2.0  # 0.3 on a quiet machine
 
 
 def test_weights_of_another_model_than_the_served_one_are_refused(served, model, tmp_path):

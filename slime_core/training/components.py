@@ -52,6 +52,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         PluginError: a component is missing, or does not fit.
         ArgumentError: FP8 is asked for, and the backend does not compute in it.
     """
+    quantised = _quantised(args, plugins)  # first: what is wrong here takes no import of anything heavy to find
     loss: Selected[LossOutputs] = _either(plugins, "loss", args, "custom_loss_function_path", "loss_type")
     advantage: Selected[AdvantageOutputs] | None = None
     post_process: Selected[tuple[list[float], list[float]]] | None = None
@@ -81,7 +82,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         importance_weight=weight,
         critic_loss=critic.bind(importance_weight=weight) if critic is not None else None,
         further=further,
-        quantised=_quantised(args, plugins),
+        quantised=quantised,
     )
 
 

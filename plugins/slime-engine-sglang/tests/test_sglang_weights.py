@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sglang_cases import options, until
+from sglang_cases import arguments, until
 
+from slime_core.contracts.precision import Hardware
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.tensors.quantised_weights import quantised_like
-from slime_engine_sglang import placement, snapshot
+from slime_engine_sglang import low_precision, snapshot
 from slime_engine_sglang.control import control_clients
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.process import ChildProcess, free_port
 from slime_engine_sglang.samples import WeightSamples
-from slime_engine_sglang.server import Server
 from slime_engine_sglang.transports import TensorTransport, address_for, serialized
 from slime_engine_sglang.weights import SGLangWeightSender
 from slime_fp8.convert import to_fp8
@@ -252,16 +252,39 @@ def test_weights_in_low_precision_arrive_as_the_converter_writes_them(
             assert rank["checksums"] == described(expected)
 
 
-def test_servers_on_a_cpu_are_not_started_for_what_they_cannot_serve(in_fp8, tmp_path, monkeypatch):
-    served = quantised_checkpoint(str(in_fp8["block"]), Plugins())
-    here, gpu = (Server(options(), 0, tmp_path / "log", gpus=gpus) for gpus in ([], ["0"]))
-    monkeypatch.setattr(placement, "_cpu_flags", lambda: "avx512f")
-    with pytest.raises(ArgumentError, match=r"SGLang serves no such weights .*Give --rollout-engine local"):
-        placement.require_low_precision(served, [here])
-    placement.require_low_precision(served, [gpu])
-    placement.require_low_precision(None, [here])
-    monkeypatch.setattr(placement, "_cpu_flags", lambda: "avx512f amx_tile")
-    placement.require_low_precision(served, [here])
+H200, A100 = Hardware("NVIDIA H200", (9, 0), (12, 9)), Hardware("NVIDIA A100", (8, 0), (12, 9))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "hardware", "why"),
+    [
+        (
+            "block",
+            Hardware("CPU"),
+            r"capability 8\.0 or higher, or a CPU with AMX; CPU has none\. Give --rollout-engine local",
+        ),
+        ("channel", Hardware("CPU"), r"capability 8\.9 or higher; CPU has none"),
+        ("tensor", A100, r"capability 8\.9 or higher; NVIDIA A100 has 8\.0"),
+        ("mxfp8", H200, r"'mxfp8'.*capability 10\.0 or higher; NVIDIA H200 has 9\.0"),
+        ("block", A100, ""),
+        ("channel", H200, ""),
+    ],
+)
+def test_what_sglang_cannot_serve_here_is_refused_when_options_are_read(
+    in_fp8, tmp_path, monkeypatch, strategy, hardware, why
+):
+    monkeypatch.setattr("slime_core.runtime.hardware.visible_hardware", lambda: hardware)
+    monkeypatch.setattr(low_precision, "_cpu_flags", lambda: "avx512f")
+    if not why:
+        assert arguments(in_fp8[strategy], tmp_path).hf_checkpoint == str(in_fp8[strategy])
+        return
+    with pytest.raises(ArgumentError, match=why):
+        arguments(in_fp8[strategy], tmp_path)
+    arguments(in_fp8[strategy], tmp_path, "--rollout-engine", "local")
+    arguments(in_fp8[strategy], tmp_path, "--ray-address", "10.0.0.7:6379")  # machines of a cluster find out
+    monkeypatch.setattr(low_precision, "_cpu_flags", lambda: "avx512f amx_tile")
+    if (strategy, hardware.capability) == ("block", None):
+        arguments(in_fp8[strategy], tmp_path)
 
 
 def described(tensors):

@@ -1,19 +1,21 @@
 """`Fp8Format`: how an existing checkpoint stores its weights in FP8, by its config.json and its files. The files say which weights are
-in FP8; config.json, by which engines go, must say the same."""
+in FP8; config.json, by which engines go, must say the same. Whether they do is found before torch is imported."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.checkpoint_format import StoredTensor
 from slime_core.errors import DataError
 from slime_fp8.modules import NEVER
-from slime_fp8.weight_formats import WeightFormat, format_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from slime_fp8.weight_formats import WeightFormat
 
 _NEVER = re.compile("|".join(f"(?:{pattern})" for pattern in NEVER))
 
@@ -27,18 +29,20 @@ class Fp8Format:
     """
 
     def __init__(self, quantization_config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
-        self._format: WeightFormat = format_of(quantization_config)
         self._names = frozenset(name for name, tensor in tensors.items() if tensor.dtype.startswith("F8_E"))
         if not self._names:
             raise DataError("config.json says that the weights are quantised, but none of them is in 8 bits.")
-        for name in self._names:
-            self._require_known(name, tensors)
         listed = [
             str(entry)
             for key in ("modules_to_not_convert", "ignored_layers", "ignore")
             for entry in quantization_config.get(key) or ()
         ]
         _require_same(listed, self._names, tensors)
+        from slime_fp8.weight_formats import format_of
+
+        self._format: WeightFormat = format_of(quantization_config)
+        for name in self._names:
+            self._require_known(name, tensors)
 
     def quantises(self, name: str) -> bool:
         """Whether the checkpoint has the weight in FP8."""

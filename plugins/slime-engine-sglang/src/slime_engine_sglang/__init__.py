@@ -30,6 +30,7 @@ New weights, from the first training rank:
 Options:
 
     arguments.py   slime's own
+    low_precision.py  which machine serves a quantised checkpoint
     options.py     those of the installed SGLang and router, passed through
     errors.py      `SGLangError`
     plugin.py      what slime finds

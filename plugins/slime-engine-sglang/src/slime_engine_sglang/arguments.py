@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
@@ -84,6 +86,14 @@ class SGLangArguments(ArgumentGroup):
     check_weight_update_equal: bool = option(
         False, "After every update, compare the checksums of all weights between the servers.", affects_result=False
     )
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_served_here(self) -> SGLangArguments:
+        from slime_engine_sglang.low_precision import refused
+
+        if why := refused(self):
+            raise ValueError(why)
+        return self
 
 
 class SGLangRunArguments(RunArguments, SGLangArguments):

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slime_core.arguments import RunArguments
-    from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
     from slime_core.contracts.engine import HasServers, InferenceEngine, Offloads, SendsWeights, TakesMetrics
     from slime_engine_sglang.arguments import SGLangRunArguments
     from slime_engine_sglang.remote import RemoteServer
@@ -54,7 +53,6 @@ class SGLangEngine:
         args: the options of the run.
         servers: the objects that start the servers. By default the run has one server for each
             `--rollout-num-gpus-per-engine` of `--rollout-num-gpus`.
-        quantised: the format of `--hf-checkpoint`; None if it is not quantised.
 
     Raises:
         ArgumentError: the options do not fit each other or this machine, or a program is not installed.
@@ -68,12 +66,7 @@ class SGLangEngine:
         own = cast("SGLangRunArguments", args)
         return 0 if own.rollout_external_engine_addrs else own.rollout_num_gpus_per_engine
 
-    def __init__(
-        self,
-        args: SGLangRunArguments,
-        servers: Sequence[Server | RemoteServer] | None = None,
-        quantised: QuantisedCheckpoint | None = None,
-    ) -> None:
+    def __init__(self, args: SGLangRunArguments, servers: Sequence[Server | RemoteServer] | None = None) -> None:
         from transformers import AutoConfig
 
         self._args = args
@@ -83,7 +76,6 @@ class SGLangEngine:
             placement.require_installed(args)
             servers = placement.servers_of_run(args, self._logs)
         placement.require_gpus(args, servers)
-        placement.require_low_precision(quantised, servers)
         router = Router(args, self._logs / "router.log")
         command_line(SERVER, vars(args))  # which checks SGLang's own options
         config = AutoConfig.from_pretrained(args.hf_checkpoint).get_text_config()

@@ -17,7 +17,6 @@ from slime_engine_sglang.server import Server, gives_back_memory
 
 if TYPE_CHECKING:
     from slime_core.arguments.groups.cluster import ClusterArguments
-    from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
     from slime_engine_sglang.arguments import SGLangArguments, SGLangRunArguments
     from slime_engine_sglang.remote import RemoteServer
 
@@ -81,25 +80,6 @@ def gpus_here() -> list[str]:
     count = torch.cuda.device_count()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named[:count] if named else [str(number) for number in range(count)]
-
-
-def require_low_precision(quantised: QuantisedCheckpoint | None, servers: Sequence[Server | RemoteServer]) -> None:
-    """Raise `ArgumentError` if servers on this machine's CPU would serve a quantised checkpoint. SGLang 0.5.23 multiplies weights
-    in FP8 blocks on CPUs with AMX alone, and other formats on none."""
-    here = [server for server in servers if isinstance(server, Server) and not server.on_gpu]
-    if quantised is not None and here and "amx_tile" not in _cpu_flags():
-        raise ArgumentError(
-            f"--hf-checkpoint {quantised}: SGLang serves no such weights on this machine's CPU (it needs a GPU of compute "
-            "capability 8.9, 10.0 for MXFP8, or for FP8 in blocks a CPU with AMX). Give --rollout-engine local, which restores "
-            "them and computes in high precision, or a checkpoint that is not quantised."
-        )
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def require_gpus(args: ClusterArguments, servers: Sequence[Server | RemoteServer]) -> None:
