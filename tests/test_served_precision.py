@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,26 @@ def test_an_fp8_checkpoint_alone_trains_from_its_restored_numbers_and_says_so(se
 
     from_fp8(served["block"], tmp_path / "plain", torch.float32)
     assert differing(tensors(tmp_path / "hf"), tensors(tmp_path / "plain")) == []
+
+
+@pytest.mark.parametrize("changes", [{}, MOE], ids=["llama", "experts"])
+def test_parity_with_transformers_is_that_of_the_restored_weights(chat_rows, tmp_path, capfd, changes):
+    """Transformers itself reads weights wrong whose sizes blocks do not divide."""
+    served = convert(small_model(tmp_path / "model", **changes), tmp_path / "served", "block")
+    words = ["--hf-checkpoint", str(served), "--prompt-data", str(chat_rows), "--input-key", "messages"]
+    words += [
+        "--rollout-function-path",
+        "sft",
+        "--loss-type",
+        "sft_loss",
+        "--rollout-batch-size",
+        "4",
+        "--num-rollout",
+        "1",
+    ]
+    assert main(["check", *words, "--parity", "--gradients"]) == 0
+    told = "".join(capfd.readouterr())
+    assert all(re.search(rf"^{what} +ok ", told, re.MULTILINE) for what in ("weights", "log-probs", "gradients"))
 
 
 @pytest.mark.parametrize("restored", [False, True])

@@ -116,9 +116,14 @@ def read_restored(checkpoint: QuantisedCheckpoint, dtype: torch.dtype) -> Iterat
     yield from restored(((name, places[name].get_tensor(name)) for name in names), format, dtype)
 
 
-def load_restored(checkpoint: QuantisedCheckpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_restored(
+    checkpoint: QuantisedCheckpoint, dtype: torch.dtype, **settings: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """transformers' causal language model of a quantised checkpoint, in high precision, with what transformers says about missing
     weights. Weights whose sizes blocks do not divide, which transformers refuses itself, are read too.
+
+    Args:
+        settings: of the configuration, such as `attn_implementation`.
 
     Raises:
         CheckpointError: see `read_restored`.
@@ -127,7 +132,7 @@ def load_restored(checkpoint: QuantisedCheckpoint, dtype: torch.dtype) -> tuple[
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = in_high_precision(AutoConfig.from_pretrained(checkpoint.folder))
+    config: Any = in_high_precision(AutoConfig.from_pretrained(checkpoint.folder, **settings))
     with init_empty_weights():
         kind: Any = type(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]  # not annotated
     weights = dict(read_restored(checkpoint, dtype))

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slime_core.errors import ArgumentError
+from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
+from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import check_samples, trained_places
+from slime_core.tensors.quantised_weights import load_restored
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -27,6 +29,7 @@ class Truth:
     Args:
         folder: the checkpoint.
         option: that names it, for messages.
+        quantised: how it stores its weights, which are restored; None: they are not quantised.
 
     Attributes:
         missing: tensors of the model that the checkpoint lacks, or has in another shape; transformers makes them up.
@@ -36,16 +39,23 @@ class Truth:
         ArgumentError: the folder holds no causal language model that transformers can load.
     """
 
-    def __init__(self, folder: str, option: str = "--hf-checkpoint") -> None:
+    def __init__(
+        self, folder: str, option: str = "--hf-checkpoint", quantised: QuantisedCheckpoint | None = None
+    ) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
             config: Any = AutoConfig.from_pretrained(folder)
             config._experts_implementation = "eager"
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            loaded: Any
+            if quantised is not None:
+                plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+                loaded = load_restored(quantised, torch.float32, **plain)
+            else:
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, CheckpointError) as error:
             raise ArgumentError(
                 f"{option} {folder} does not hold a causal language model that transformers can load: {error}"
             ) from error

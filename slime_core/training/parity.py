@@ -54,7 +54,7 @@ class ParityWorker:
             return _NOBODYS
         started, args = time.perf_counter(), self._args
         folder, option = args.ref_load or args.hf_checkpoint, "--ref-load" if args.ref_load else "--hf-checkpoint"
-        self._truth = Truth(folder, option)
+        self._truth = Truth(folder, option, self._components.quantised.get(folder))
         return compare_checkpoint(self._truth, folder, started)
 
     def setup(self) -> int:
