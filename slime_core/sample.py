@@ -8,9 +8,10 @@ invariants stated here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from slime_core.errors import DataError, SampleError
@@ -96,15 +97,17 @@ class Sample:
         self.metadata = {**self.metadata, RESERVED: {**(noted if isinstance(noted, dict) else {}), **values}}
 
     def make_plain(self) -> None:
-        """Make plain JSON data of what hooks set: numbers and arrays of numpy, tuples, dates (see `slime_core.plain`).
+        """Make plain JSON data of what hooks set: numbers and arrays of numpy, tuples, dates (see `slime_core.plain`). Truth
+        values among rewards and masks become numbers.
 
         Raises:
-            SampleError: something is no data, such as a set; names the sample and the place.
+            SampleError: something is no data, such as a set, or a mask or log-probs hold no numbers; names the sample and the
+                place.
         """
         try:
             for name in _SET_BY_HOOKS:
                 before = getattr(self, name)
-                after = plain(before, name)
+                after = _MADE_PLAIN.get(name, plain)(before, name)
                 if after is not before:
                     setattr(self, name, after)
         except DataError as error:
@@ -134,6 +137,41 @@ class Sample:
         return cls(**{**data, "status": Status(data.get("status", "pending"))})
 
 
+def plain_reward(reward: Any, what: str = "the reward") -> Any:
+    """Return a reward, or a list of them, as plain JSON data in which truth values are numbers; the very object where nothing is
+    to be changed.
+
+    Raises:
+        DataError: something in it is no data.
+    """
+    reward = plain(reward, what)
+    if isinstance(reward, bool):
+        return float(reward)
+    if isinstance(reward, dict) and any(isinstance(value, bool) for value in reward.values()):
+        return {key: float(value) if isinstance(value, bool) else value for key, value in reward.items()}
+    if isinstance(reward, list) and any(isinstance(value, (bool, dict)) for value in reward):
+        return [plain_reward(value, what) for value in reward]
+    return reward
+
+
+def _plain_numbers(values: Any, what: str, kind: type[int] | type[float]) -> Any:
+    """Return a list of numbers as plain numbers of one kind, or None as it is."""
+    values = plain(values, what)
+    if values is None or (isinstance(values, list) and {kind}.issuperset(map(type, values))):
+        return values
+    if not isinstance(values, list):
+        raise DataError(f"{what} is {type(values).__name__!r}, expected a list of numbers")
+    for position, value in enumerate(values):
+        if not isinstance(value, (int, float)) or (kind is int and value not in (0, 1)):
+            raise DataError(f"{what}[{position}] is {value!r}, expected {'0 or 1' if kind is int else 'a number'}")
+    return [kind(value) for value in values]
+
+
+_MADE_PLAIN: dict[str, Callable[[Any, str], Any]] = {
+    "reward": plain_reward,
+    "loss_mask": partial(_plain_numbers, kind=int),
+    "rollout_log_probs": partial(_plain_numbers, kind=float),
+}
 _SET_BY_HOOKS = (
     *("prompt", "tokens", "response_length", "label", "reward", "loss_mask", "rollout_log_probs", "weight_versions"),
     "metadata",

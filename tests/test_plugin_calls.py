@@ -98,6 +98,48 @@ def test_too_many_drops_in_a_row_end_the_run(tmp_path, monkeypatch):
         dropping.call(None, SAMPLES[0], item="sample 3")
 
 
+def test_what_is_wrong_with_a_row_is_not_tried_again(tmp_path, monkeypatch, caplog):
+    code = (
+        "from slime_core.errors import DataError\ndef it(args, sample): raise DataError(f'{sample.name} has no label.')"
+    )
+    dropping = caller(code, tmp_path, monkeypatch, "reward:retries=3,backoff=9,on_failure=drop")
+    assert repr(asyncio.run(score(dropping, None, SAMPLES[:1]))) == "DROPPED"
+    assert dropping.failures == 1
+    assert "failed and is dropped: sample 3 (rows.jsonl:4) has no label." in caplog.text
+
+
+def test_samples_of_one_group_are_one_failure_in_a_row(tmp_path, monkeypatch):
+    policy = "reward:retries=0,on_failure=drop,abort_after=3"
+    dropping = caller("def it(args, sample): return sample.reward / 0", tmp_path, monkeypatch, policy)
+    for number in range(2):
+        group = [Sample(index=i, group_index=number, reward=1.0) for i in range(24)]
+        assert repr(asyncio.run(score(dropping, None, group))) == "DROPPED"
+    assert dropping.dropped == 48
+    with pytest.raises(PluginError, match="It was the failure number 3 in a row, so the run ends"):
+        asyncio.run(score(dropping, None, [Sample(index=0, group_index=2, reward=1.0)]))
+
+
+@pytest.mark.parametrize(
+    ("work", "done"),
+    [
+        ("async def it(args, sample):\n    with waiting(): await asyncio.sleep(1.5)\n    return 1.0", True),
+        ("def it(args, sample):\n    with waiting(): time.sleep(1.5)\n    return 1.0", True),
+        (
+            "async def it(args, sample):\n    with waiting(): await asyncio.sleep(0.1)\n    await asyncio.sleep(60)",
+            False,
+        ),
+        ("def it(args, sample):\n    with waiting(): time.sleep(0.1)\n    time.sleep(60)", False),
+    ],
+)
+def test_waiting_for_a_turn_is_not_the_time_of_the_work(work, done, tmp_path, monkeypatch):
+    code = f"from slime_core.plugins.clock import waiting\n{work}"
+    timed = caller(code, tmp_path, monkeypatch, "reward:timeout=1,retries=0,on_failure=drop")
+    found = asyncio.run(score(timed, None, SAMPLES[:1]))
+    assert (found == [1.0], timed.timeouts) == (done, 0 if done else 1)
+    if "async" not in work:
+        assert (timed.call(None, SAMPLES[0]) == 1.0) == done
+
+
 def loss_inputs_of(tokens: int) -> Any:
     """As much of `LossInputs` as the checks look at."""
     return SimpleNamespace(loss_mask=torch.ones(tokens), log_probs=torch.zeros(tokens, requires_grad=True))

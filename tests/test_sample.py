@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from slime_core.errors import SampleError
 from slime_core.sample import Sample, Status, check_rollout
@@ -57,3 +59,52 @@ def test_a_sample_survives_storage():
 
 def test_status_reads_as_in_slime():
     assert Sample.Status.ABORTED is Status.ABORTED
+
+
+@pytest.mark.parametrize(
+    ("field", "left", "found"),
+    [
+        ("reward", True, 1.0),
+        ("reward", np.bool_(False), 0.0),
+        ("reward", np.float32(0.5), 0.5),
+        ("reward", torch.tensor(2), 2),
+        ("reward", torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        (
+            "reward",
+            {"acc": True, "n": np.int64(3), "why": "short", "none": None},
+            {"acc": 1.0, "n": 3, "why": "short", "none": None},
+        ),
+        ("loss_mask", np.array([1, 0]), [1, 0]),
+        ("loss_mask", torch.tensor([True, False]), [1, 0]),
+        ("loss_mask", [1.0, False], [1, 0]),
+        ("loss_mask", (1, 0), [1, 0]),
+        ("rollout_log_probs", torch.tensor([-0.5, -1.0]), [-0.5, -1.0]),
+        ("rollout_log_probs", [np.float32(-0.5), 0], [-0.5, 0.0]),
+    ],
+)
+def test_numbers_of_hooks_become_plain_numbers(field, left, found):
+    sample = Sample(index=3, **{field: left})
+    sample.make_plain()
+    assert getattr(sample, field) == found
+    assert [type(value) for value in flat(getattr(sample, field))] == [type(value) for value in flat(found)]
+
+
+def flat(value):
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize(
+    ("field", "left", "says"),
+    [
+        ("loss_mask", [1, None], r"loss_mask\[1\] is None, expected 0 or 1"),
+        ("loss_mask", [1, 0.5], r"loss_mask\[1\] is 0.5"),
+        ("loss_mask", torch.ones(1, 2), r"loss_mask\[0\] is \[1.0, 1.0\]"),
+        ("loss_mask", 1, "loss_mask is 'int', expected a list"),
+        ("rollout_log_probs", [None, -1.0], r"rollout_log_probs\[0\] is None, expected a number"),
+        ("rollout_log_probs", ["-1"], r"rollout_log_probs\[0\] is '-1'"),
+        ("reward", {1.0}, "reward is 'set'"),
+    ],
+)
+def test_what_is_no_number_is_named_with_sample_and_place(field, left, says):
+    with pytest.raises(SampleError, match=f"sample 3: {says}"):
+        Sample(index=3, **{field: left}).make_plain()

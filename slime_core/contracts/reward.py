@@ -51,6 +51,19 @@ def _check_one(value: Any) -> str | None:
     return None if math.isfinite(value) else f"{value}; expected a finite number"
 
 
+def check_reward_key(rewards: Any, key: str | None) -> str | None:
+    """What is wrong with rewards of which those that are dicts shall have a number under `key`; None: nothing. Without a key
+    nothing is asked."""
+    for reward in rewards if isinstance(rewards, (list, tuple)) else (rewards,):
+        if not isinstance(reward, dict) or key is None:
+            continue
+        if key not in reward:
+            return f"a dict without the key {key!r} of --reward-key or --eval-reward-key; it has {', '.join(map(repr, reward))}"
+        if not is_finite_number(reward[key]):
+            return f"{shown(reward[key])} under {key!r}; expected a finite number"
+    return None
+
+
 def _check_post_processed(result: Any, args: tuple[Any, ...]) -> str | None:
     count = len(args[1])
     if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(part, (list, tuple)) for part in result):

@@ -8,6 +8,7 @@ builtin.py     the components that come with the core, as a plugin
 registry.py    the plugins of a process; selects components by name
 selection.py   a component in use: its calls are named in errors, checked and timed
 signatures.py  compares a component with its contract
+clock.py       how long a call has worked, without what it waits for
 calls.py       time limits, retries, and what happens when a component fails for good
 """
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +19,8 @@ import tenacity
 
 from slime_core.contracts.kind import FailurePolicy
 from slime_core.contracts.kinds import KINDS
-from slime_core.errors import ArgumentError, PluginError, SlimeError, did_you_mean
+from slime_core.errors import ArgumentError, DataError, PluginError, SlimeError, did_you_mean
+from slime_core.plugins.clock import in_thread, result_within, within
 from slime_core.plugins.selection import Selected, raised_in
 
 logger = logging.getLogger(__name__)
@@ -105,33 +104,40 @@ class Caller:
     failures: int = 0
     timeouts: int = 0
     dropped: int = 0
-    _in_a_row: int = field(default=0, repr=False)
+    _lost: list[str] = field(default_factory=list, repr=False)  # what was dropped since the last success
 
     def call(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
-        """Call a plain function. `item` says in messages what it was called for ("sample 3")."""
+        """Call a plain function. `item` says in messages what it was called for ("sample 3"). The policy's time limit counts
+        work alone: see `slime_core.plugins.clock`."""
 
         def attempt() -> Any:
             with self._counted():
                 if self.policy.timeout is None:
                     return self.selected(*args, **kwargs)
-                return _in_thread(self.selected, args, kwargs).result(self.policy.timeout)
+                return result_within(self.policy.timeout, self.selected, args, kwargs)
 
         self.calls += 1
-        return tenacity.Retrying(**self._retrying(item))(attempt)
+        return tenacity.Retrying(**self._retrying(item, ""))(attempt)
 
-    async def call_async(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
-        """Call a plain or async function from a coroutine. A plain one runs on a thread of its own."""
+    async def call_async(self, *args: Any, item: str = "", work: str = "", **kwargs: Any) -> Any:
+        """Call a plain or async function from a coroutine. A plain one runs on a thread of its own.
+
+        Args:
+            work: what is lost with the item (a sample's group). Items of the same work that are dropped one after the other
+                count as one failure in a row. By default the item itself.
+        """
+
+        def start() -> Any:
+            if inspect.iscoroutinefunction(self.selected.target):
+                return self.selected(*args, **kwargs)
+            return asyncio.wrap_future(in_thread(self.selected, args, kwargs))
 
         async def attempt() -> Any:
             with self._counted():
-                if inspect.iscoroutinefunction(self.selected.target):
-                    awaitable: Any = self.selected(*args, **kwargs)
-                else:
-                    awaitable = asyncio.wrap_future(_in_thread(self.selected, args, kwargs))
-                return await asyncio.wait_for(awaitable, self.policy.timeout)
+                return await within(self.policy.timeout, start)
 
         self.calls += 1
-        return await tenacity.AsyncRetrying(**self._retrying(item))(attempt)
+        return await tenacity.AsyncRetrying(**self._retrying(item, work or item))(attempt)
 
     def metrics(self) -> dict[str, float]:
         """How many attempts failed, how many of those took too long, and how many items were given up on, as `hooks/KIND/…`."""
@@ -149,29 +155,29 @@ class Caller:
                 self.timeouts += 1
                 raise PluginError(f"It did not answer within {self.policy.timeout:g} s.") from None
             raise
-        self._in_a_row = 0
+        self._lost.clear()
 
-    def _retrying(self, item: str) -> dict[str, Any]:
-        """The policy in tenacity's terms."""
+    def _retrying(self, item: str, work: str) -> dict[str, Any]:
+        """The policy in tenacity's terms. What is wrong with a row or an option is not tried again: it stays wrong."""
 
         def try_again(state: tenacity.RetryCallState) -> None:
             logger.warning("%s failed (%s), trying again", self._name(item), _brief(_error_of(state)))
 
         def give_up(state: tenacity.RetryCallState) -> Dropped:
-            self._give_up(_error_of(state), item)
+            self._give_up(_error_of(state), state.attempt_number, item, work)
             return DROPPED
 
         return {
-            "stop": tenacity.stop_after_attempt(self.policy.retries + 1),
+            "stop": lambda state: state.attempt_number > self.policy.retries or _stays_wrong(_error_of(state)),
             "wait": tenacity.wait_exponential(multiplier=self.policy.backoff),
             "retry": tenacity.retry_if_exception_type(Exception),
             "before_sleep": try_again,
             "retry_error_callback": give_up,
         }
 
-    def _give_up(self, error: BaseException, item: str) -> None:
-        """Give up on the item after the last attempt: drop it or raise, as the policy says."""
-        attempts = f" after {self.policy.retries + 1} attempts" if self.policy.retries else ""
+    def _give_up(self, error: BaseException, made: int, item: str, work: str) -> None:
+        """Give up on the item after so many attempts: drop it or raise, as the policy says."""
+        attempts = f" after {made} attempts" if made > 1 else ""
         failed = f"{self._name(item)} failed{attempts}"
         another = f"choose another with {self.selected.option}"
         if self.policy.on_failure == "raise":
@@ -180,17 +186,23 @@ class Caller:
                 f"--failure-policy {self.selected.kind}:on_failure=drop."
             ) from error
         self.dropped += 1
-        self._in_a_row += 1
+        if not work or work not in self._lost:
+            self._lost.append(work)
         logger.warning("%s and is dropped: %s", failed, _brief(error))
-        if self.policy.abort_after is not None and self._in_a_row >= self.policy.abort_after:
+        if self.policy.abort_after is not None and len(self._lost) >= self.policy.abort_after:
             raise PluginError(
-                f"{failed}: {_brief(error)} It was the failure number {self._in_a_row} in a row, so the run ends. "
+                f"{failed}: {_brief(error)} It was the failure number {len(self._lost)} in a row, so the run ends. "
                 f"Repair it, {another}, or raise abort_after in --failure-policy."
             ) from error
 
     def _name(self, item: str) -> str:
         where = f" for {item}" if item else ""
         return f"The {self.selected.label}{where}"
+
+
+def _stays_wrong(error: BaseException) -> bool:
+    """Whether another attempt would fail in the same way."""
+    return isinstance(error, (ArgumentError, DataError))
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException:
@@ -202,20 +214,3 @@ def _error_of(state: tenacity.RetryCallState) -> BaseException:
 def _brief(error: BaseException) -> str:
     text = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
     return text if text.endswith(".") else f"{text}."
-
-
-def _in_thread(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-    """Run on a new daemon thread: one that hangs cannot be stopped, but it keeps neither the run nor its end waiting."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()  # nobody can cancel it any more, so its result can always be set
-
-    def work() -> None:
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=work, name="plugin-call", daemon=True).start()
-    return future

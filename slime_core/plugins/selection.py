@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Generic, TypeVar
 
+from slime_core.contracts.kind import Check
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import EXITS, DataError, PluginError
-from slime_core.plain import plain
 from slime_core.plugins.signatures import accepted_extras
-from slime_core.sample import RolloutOutput, Sample
+from slime_core.sample import RolloutOutput, Sample, plain_reward
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ class Selected(Generic[Result]):
         remarks: what a person should know about it, one sentence each.
         timings: where its calls are counted.
         bound: extra keyword arguments that it asked for.
+        further_check: what this use of it expects of a result besides its contract.
     """
 
     kind: str
@@ -143,6 +144,7 @@ class Selected(Generic[Result]):
     remarks: tuple[str, ...] = ()
     timings: Timings = field(default_factory=Timings, repr=False, compare=False)
     bound: dict[str, Any] = field(default_factory=dict, hash=False)
+    further_check: Check | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         """Call it and check what it returns; for an async function this is an awaitable of the same."""
@@ -228,15 +230,15 @@ class Selected(Generic[Result]):
     def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
         if self.kind == "reward":
             try:
-                result = plain(result, "the reward")
+                result = plain_reward(result)
             except DataError as error:
                 raise PluginError(f"What it returned cannot be stored: {error}.") from None
         for value in (result,) if self.kind == "buffer_pop" else (result, *args):
             for sample in _samples_in(value):
                 sample.make_plain()
-        check = KINDS[self.kind].check
-        if check is not None and (problem := check(result, args)):
-            raise PluginError(f"It returned {problem}.")
+        for check in filter(None, (KINDS[self.kind].check, self.further_check)):
+            if problem := check(result, args):
+                raise PluginError(f"It returned {problem}.")
         return result
 
     def _sign(self, error: Exception, place: str = "") -> None:

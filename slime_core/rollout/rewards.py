@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from slime_core.arguments import RunArguments
-from slime_core.contracts.reward import BOXED
-from slime_core.errors import ArgumentError, PluginError, SampleError
+from slime_core.contracts.reward import BOXED, check_reward_key
+from slime_core.errors import ArgumentError, SampleError
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import DROPPED, Caller, Dropped, policies
 from slime_core.rollout.boxed import last_box
@@ -30,7 +29,7 @@ def reward_caller(args: RunArguments, selected: Selected[Any]) -> Caller:
     of the response (nothing, if there is no box that is closed).
     """
     if selected.prefix == BOXED:
-        selected = replace(selected, target=_adapted(selected.target, given=_boxed))
+        selected = replace(selected, target=_given_boxes(selected.target))
     return Caller(selected, policies(args.failure_policy)["reward"])
 
 
@@ -49,8 +48,15 @@ async def score(caller: Caller, args: RunArguments, samples: Sequence[Sample]) -
         names = ", ".join(sample.name for sample in samples)
         scores: list[Any] | Dropped = await caller.call_async(args, list(samples), item=names)
         return scores
-    rewards = await asyncio.gather(*(caller.call_async(args, sample, item=sample.name) for sample in samples))
+    rewards = await asyncio.gather(
+        *(caller.call_async(args, sample, item=sample.name, work=_group(sample)) for sample in samples)
+    )
     return DROPPED if any(reward is DROPPED for reward in rewards) else rewards
+
+
+def _group(sample: Sample) -> str:
+    """What is lost with a sample."""
+    return sample.name if sample.group_index is None else f"group {sample.group_index}"
 
 
 class Rewards:
@@ -59,8 +65,8 @@ class Rewards:
 
     Args:
         chosen: the run's reward, if one is chosen.
-        key: which number of a reward that is a dict is used (`--reward-key`). A dict whose number is not finite counts
-            as a failure of the reward.
+        key: which number of a reward that is a dict is used (`--reward-key`). A dict without a finite number under it counts as
+            a failure of the reward.
     """
 
     def __init__(self, args: RunArguments, plugins: Plugins, chosen: Selected[Any] | None, key: str | None) -> None:
@@ -78,8 +84,7 @@ class Rewards:
                 selected = self._plugins.select("reward", name)
             caller = reward_caller(self._args, selected) if selected is not None else None
             if caller is not None:
-                adapted = _adapted(caller.selected.target, returned=functools.partial(_require_finite, key=self._key))
-                caller.selected = replace(caller.selected, target=adapted)
+                caller.selected = replace(caller.selected, further_check=self._check)
             self._callers[name] = caller
         return self._callers[name]
 
@@ -88,7 +93,7 @@ class Rewards:
 
         Raises:
             ArgumentError: no reward is chosen.
-            SampleError: a reward is a dict, and `key` is none of its keys.
+            SampleError: a reward is a dict, and there is no `key`.
         """
         by_caller: dict[int, tuple[Caller, list[Sample]]] = {}
         for sample in samples:
@@ -108,6 +113,9 @@ class Rewards:
                 reward_of(sample, self._key)
         return True
 
+    def _check(self, result: Any, args: tuple[Any, ...]) -> str | None:
+        return check_reward_key(result, self._key)
+
     def metrics(self) -> dict[str, float]:
         """What the failure policy counted, over all rewards together."""
         total: dict[str, float] = {}
@@ -117,27 +125,19 @@ class Rewards:
         return total
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _adapted(
-    target: Callable[..., Any],
-    given: Callable[[Any], Any] = _same,
-    returned: Callable[[Any], Any] = _same,
-) -> Callable[..., Any]:
-    """A reward with the same signature whose samples go through `given` and whose result goes through `returned`."""
+def _given_boxes(target: Callable[..., Any]) -> Callable[..., Any]:
+    """A reward with the same signature whose samples go through `_boxed`."""
     if inspect.iscoroutinefunction(target):
 
         @functools.wraps(target)
         async def awaited(args: Any, scored: Any, **extras: Any) -> Any:
-            return returned(await target(args, given(scored), **extras))
+            return await target(args, _boxed(scored), **extras)
 
         return awaited
 
     @functools.wraps(target)
     def called(args: Any, scored: Any, **extras: Any) -> Any:
-        return returned(target(args, given(scored), **extras))
+        return target(args, _boxed(scored), **extras)
 
     return called
 
@@ -147,13 +147,3 @@ def _boxed(scored: Sample | list[Sample]) -> Any:
         return [_boxed(sample) for sample in scored]
     box = last_box(scored.response)
     return replace(scored, response=(box.content if box else None) or "")
-
-
-def _require_finite(rewards: Any, key: str | None) -> Any:
-    """Raise `PluginError`, which the failure policy deals with, for a number in a dict that cannot be trained on. (That a
-    reward itself is a finite number is checked with everything else that components return.)"""
-    for reward in rewards if isinstance(rewards, (list, tuple)) else (rewards,):
-        value = reward.get(key) if isinstance(reward, dict) else None
-        if isinstance(value, (int, float)) and not math.isfinite(value):
-            raise PluginError(f"It returned {value} under {key!r}; expected a finite number.")
-    return rewards

@@ -275,3 +275,16 @@ def crash_after_one(rollout_id: int, args: Any, samples: Any, rollout_extra_metr
     if rollout_id == 1:
         raise OSError("the disk is full")
     return False
+
+
+async def with_tool(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
+    """One response, once a tool has answered, which takes `state.delays["tool GROUP"]` seconds. Sets the reward that
+    `state.answers["reward of INDEX"]` says."""
+    await asyncio.sleep(state.delays.get(f"tool {sample.group_index}", 0))
+    generation = await engine.generate(sample.tokens, sampling_params)
+    sample.tokens = [*sample.tokens, *generation.tokens]
+    sample.response, sample.response_length = generation.text, len(generation.tokens)
+    sample.rollout_log_probs, sample.weight_versions = generation.log_probs, generation.weight_versions
+    sample.status = Status.ABORTED if generation.finish_reason == "abort" else Status.COMPLETED
+    sample.reward = state.answers.get(f"reward of {sample.index}")
+    return sample

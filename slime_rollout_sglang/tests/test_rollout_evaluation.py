@@ -118,6 +118,9 @@ def test_of_a_reward_dict_the_key_for_evaluation_is_reported_and_all_are_kept(ev
     )
     assert [s.reward for s in output.generations] == [0.0, 1.0, 0.0, 1.0, 0.0]
     assert all(s.metadata["rewards"]["score"] == s.response_length for s in output.generations)
+    easy = [s.reward for s in output.generations if s.dataset == "easy"]
+    assert output.metrics["easy/reward/format"] == sum(easy) / len(easy)
+    assert "hard/reward/score" in output.metrics
 
 
 def test_over_long_prompts_are_left_out_and_counted_and_a_set_without_any_prompt_is_an_error(

@@ -16,6 +16,7 @@ from slime_core.data import GlobalDataSource
 from slime_core.errors import PluginError, SampleError
 from slime_core.rollout.components import choose_rollout_components
 from slime_core.sample import Status
+from slime_rollout_sglang import groups
 from slime_rollout_sglang.rollout import roll_out
 
 
@@ -29,6 +30,9 @@ from slime_rollout_sglang.rollout import roll_out
         ("0.5", "failures"),
         ({}, "failures"),
         ({"score": float("nan")}, "failures"),
+        ({"score": "good"}, "failures"),
+        ({"score": None}, "failures"),
+        ({"other": 1.0}, "failures"),
         ("hang", "timeouts"),
     ],
     ids=str,
@@ -200,6 +204,44 @@ def test_a_reward_that_hangs_does_not_hold_up_a_rollout_that_has_enough(argument
     (waiting,) = [group for group in source.buffer if group[0].group_index == 4]
     assert [s.reward for s in waiting] == [None, None]
     assert all(s.response_length for s in waiting)
+
+
+def test_a_generate_function_that_waits_for_a_tool_does_not_hold_it_up_either(arguments, plugins, monkeypatch) -> None:
+    monkeypatch.setattr(groups, "GRACE_PERIOD", 0.3)
+    rollout_cases.state.delays = {"tool 4": 60.0}
+    args = arguments(
+        over_sampling_batch_size=5,
+        partial_rollout=True,
+        dynamic_sampling_order="prompt",
+        custom_generate_function_path="rollout_cases.with_tool",
+    )
+    source = GlobalDataSource(args)
+    started = time.monotonic()
+    output = rollout(args, plugins, source=source)
+    assert time.monotonic() - started < 10
+    assert [group[0].group_index for group in output.groups] == [0, 1, 2]
+    (waiting,) = [group for group in source.buffer if group[0].group_index == 4]
+    assert [(s.status, s.response_length, s.reward) for s in waiting] == [(Status.PENDING, 0, None)] * 2
+
+
+@pytest.mark.parametrize(
+    "reward", [float("nan"), "good", {"score": float("nan")}, {"other": 1.0}, {"score": "good"}], ids=str
+)
+def test_a_reward_of_a_generate_function_that_cannot_be_used_costs_its_group(arguments, plugins, reward) -> None:
+    rollout_cases.state.answers = {"reward of 3": reward}
+    args = arguments(custom_generate_function_path="rollout_cases.with_tool", reward_key="score")
+    output = rollout(args, plugins)
+    assert 1 not in {sample.group_index for sample in output.samples}
+    assert output.metrics["sampling/groups_lost_generator"] == 1
+
+
+def test_the_numbers_of_reward_dicts_are_logged(arguments, plugins) -> None:
+    rollout_cases.state.answers = {
+        i: [{"score": 1.0, "acc": True, "why": "x"}, {"score": -1.0, "acc": False}] for i in range(3)
+    }
+    metrics = rollout(arguments(reward_key="acc"), plugins).metrics
+    assert (metrics["reward/score"], metrics["reward/acc"], metrics["raw_reward"]) == (0.0, 0.5, 0.5)
+    assert "reward/why" not in metrics
 
 
 def test_a_turn_that_a_generator_starts_after_the_stop_is_aborted_without_asking_the_engine(arguments, plugins) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from slime_core.errors import PluginError
+from slime_core.plugins.clock import within
 from slime_rewards.pool import GradingPool
 
 
@@ -188,3 +190,25 @@ if child:
     assert len(others) == len({*others}) == 2, done.stdout
     for worker in {first, *others}:
         wait_until_gone(int(worker))
+
+
+def test_runaway_answers_take_no_longer_than_stated_and_no_healthy_one_down() -> None:
+    """24 that never end and 4 that do, and a time limit of the reward that is far shorter than the queue."""
+    runaway, healthy, seconds, start, workers = 24, 4, 0.3, 1.0, 2
+
+    async def graded(powers: GradingPool) -> list[Any]:
+        calls = [(9, 9**9)] * runaway + [(2, exponent) for exponent in range(healthy)]
+        limit = 10 * seconds + 2
+        return await asyncio.gather(*(within(limit, lambda c=c: powers.grade(*c, item=str(c))) for c in calls))
+
+    before = processor_time_of_children()
+    with pool("builtins:pow", workers, seconds) as powers:
+        assert asyncio.run(graded(powers)) == [None] * runaway + [1, 2, 4, 8]
+        assert powers.ungradable == runaway
+    spent = processor_time_of_children() - before
+    assert spent < (runaway + workers) * (seconds + start), "what is stated is processor time, which `workers` share"
+
+
+def processor_time_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

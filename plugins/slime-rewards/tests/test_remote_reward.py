@@ -21,13 +21,14 @@ from slime_core.plugins.calls import DROPPED, Caller
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample
 from slime_core.testing import check_distribution
+from slime_rewards import remote
 from slime_rewards.remote import remote_rm
 
 Answer = tuple[int, bytes]
 
 
 @contextmanager
-def service(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[str]:
+def service(answer: Callable[[dict[str, Any]], Answer], port: int = 0) -> Iterator[str]:
     """A reward service on the loopback interface; its address."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -42,7 +43,7 @@ def service(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[str]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -54,8 +55,12 @@ def service(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[str]:
         thread.join()
 
 
-def arguments(url: str | None, *policy: str) -> Any:
-    return SimpleNamespace(rm_url=url, failure_policy=list(policy))
+def arguments(url: str | None, *policy: str, patience: float = 0.0) -> Any:
+    return SimpleNamespace(rm_url=url, failure_policy=list(policy), rm_patience=patience)
+
+
+def ask(args: Any, sample: Sample) -> Any:
+    return asyncio.run(remote_rm(args, sample))
 
 
 SAMPLE = Sample(index=3, prompt=[{"role": "user", "content": "3 + 4?"}], response="sieben 七 7", label="7")
@@ -69,7 +74,7 @@ def test_prompt_response_and_label_arrive_and_the_number_comes_back() -> None:
         return 200, b"0.25"
 
     with service(answer) as url:
-        assert remote_rm(arguments(url), SAMPLE) == 0.25
+        assert ask(arguments(url), SAMPLE) == 0.25
         assert scored(arguments(url), [Sample(prompt="x", response=r"\boxed{7} ok")], "boxed_remote_rm")[0] == [0.25]
     assert seen == [
         {"prompt": SAMPLE.prompt, "response": "sieben 七 7", "label": "7"},
@@ -79,19 +84,19 @@ def test_prompt_response_and_label_arrive_and_the_number_comes_back() -> None:
 
 def test_an_object_is_handed_on_for_reward_key() -> None:
     with service(lambda body: (200, b'{"score": 0.5, "why": "short"}')) as url:
-        assert remote_rm(arguments(url), SAMPLE) == {"score": 0.5, "why": "short"}
+        assert ask(arguments(url), SAMPLE) == {"score": 0.5, "why": "short"}
 
 
-@pytest.mark.parametrize("content", [b'"good"', b"null", b"true", b"[1]", b"{}", b"", b"<html>", b"\xff"])
+@pytest.mark.parametrize("content", [b'"good"', b"null", b"[1]", b"{}", b"", b"<html>", b"\xff"])
 def test_an_answer_that_is_no_number_is_an_error(content: bytes) -> None:
     with service(lambda body: (200, content)) as url, pytest.raises(PluginError, match="expected a JSON number"):
-        remote_rm(arguments(url), SAMPLE)
+        ask(arguments(url), SAMPLE)
 
 
 @pytest.mark.parametrize("url", [None, "", "localhost:8000", "file:///etc/passwd"])
 def test_a_missing_or_wrong_address_is_an_error(url: str | None) -> None:
     with pytest.raises(ArgumentError, match="--rm-url http://host:port/path"):
-        remote_rm(arguments(url), SAMPLE)
+        ask(arguments(url), SAMPLE)
 
 
 def test_no_connection_names_the_service() -> None:
@@ -99,13 +104,13 @@ def test_no_connection_names_the_service() -> None:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
         with pytest.raises(PluginError, match=f"{url} cannot be asked for a reward: .*refused"):
-            remote_rm(arguments(url), SAMPLE)
+            ask(arguments(url), SAMPLE)
 
 
 def test_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with service(lambda body: (200, b"1")) as url:
-        assert remote_rm(arguments(url), SAMPLE) == 1.0
+        assert ask(arguments(url), SAMPLE) == 1.0
 
 
 def scored(args: Any, samples: list[Sample], name: str = "remote_rm") -> tuple[Any, Caller]:
@@ -124,6 +129,45 @@ def test_a_service_that_recovers_costs_retries_only() -> None:
         rewards, caller = scored(arguments(url, "reward:retries=2,backoff=0.01"), [SAMPLE])
     assert rewards == [1.0]
     assert (caller.failures, caller.dropped) == (2, 0)
+
+
+def test_a_service_that_is_restarted_costs_waiting_and_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    args = arguments(f"http://127.0.0.1:{port}/score", "reward:timeout=1,retries=0", patience=60)
+    caller = reward_caller(args, Plugins().select("reward", "remote_rm"))
+
+    async def scored_while_it_is_away() -> Any:
+        scoring = asyncio.create_task(score(caller, args, [SAMPLE] * 3))
+        await asyncio.sleep(2)  # twice the time that one answer may take
+        assert not scoring.done()
+        with service(lambda body: (200, b"1"), port):
+            return await scoring
+
+    assert asyncio.run(scored_while_it_is_away()) == [1.0] * 3
+    assert (caller.failures, caller.dropped) == (0, 0)
+    assert caplog.text.count("it is waited for, up to 60 s (--rm-patience)") == 1
+
+
+def test_many_samples_wait_for_their_turn_and_that_is_no_delay_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "AT_ONCE", 2)
+    now, most, lock = 0, 0, threading.Lock()
+
+    def answer(body: dict[str, Any]) -> Answer:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.2)
+        with lock:
+            now -= 1
+        return 200, b"1"
+
+    with service(answer) as url:  # 20 answers, two at a time, take 2 s; one may take 1.5 s
+        rewards, caller = scored(arguments(url, "reward:timeout=1.5,retries=0"), [SAMPLE] * 20)
+    assert rewards == [1.0] * 20
+    assert (caller.failures, most) == (0, 2)
 
 
 def test_a_group_is_dropped_when_one_of_its_samples_cannot_be_scored(caplog: pytest.LogCaptureFixture) -> None:

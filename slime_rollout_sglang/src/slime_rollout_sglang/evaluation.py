@@ -17,7 +17,7 @@ from slime_core.rollout.rewards import Rewards
 from slime_core.sample import Group, RolloutOutput, Sample, reward_of
 from slime_rollout_sglang.generators import generator_caller
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
-from slime_rollout_sglang.metrics import response_metrics
+from slime_rollout_sglang.metrics import response_metrics, reward_numbers
 from slime_rollout_sglang.parameters import eval_parameters, prompt_limit
 from slime_rollout_sglang.prompts import PromptTokenizer
 from slime_rollout_sglang.requests import Requests
@@ -42,7 +42,7 @@ async def evaluate(
     Returns:
         No groups; all answers, with the name of their set as `dataset` and a number as `reward` (of a reward
         that is a dict the one of `--eval-reward-key`, while `metadata["rewards"]` has all of them); and for each set the
-        metrics of `response_metrics` and `pass_at`.
+        metrics of `response_metrics`, `reward_numbers` and `pass_at`.
 
     Raises:
         DataError: a row cannot be used and --malformed-row is "error", or no row of a set can be used.
@@ -50,7 +50,7 @@ async def evaluate(
     key = args.reward_key if args.eval_reward_key is None else args.eval_reward_key
     requests = Requests(engine, f"eval-{rollout_id}")
     rewards = Rewards(args, plugins, components.further.get("reward"), key)
-    generator = generator_caller(args, components, plugins)
+    generator = generator_caller(args, components, plugins, key)
     generations: list[Sample] = []
     numbers = itertools.count()
     metrics: dict[str, float] = {}
@@ -71,7 +71,8 @@ async def evaluate(
             found["answers_lost"] = float(lost)
         if answers:
             complete = [group for group in answered if len(group) == args.n_samples_per_eval_prompt]
-            found |= {**response_metrics(answers), **pass_at(complete)}
+            dicts = [sample.metadata.get("rewards") for sample in answers]
+            found |= {**response_metrics(answers), **reward_numbers(dicts), **pass_at(complete)}
         else:
             logger.warning("The evaluation set %s has no answer at all; the warnings above say why.", name)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.errors import ArgumentError, PluginError, first_error
 from slime_core.plugins.calls import DROPPED, Caller, Dropped
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GRACE_PERIOD = 5.0
-"""Seconds that rewards and aborts which have begun may still take when sampling is stopped."""
+"""Seconds that generate functions, rewards and aborts which have begun may still take when sampling is stopped."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -120,7 +122,11 @@ class GroupRunner:
         if sample.status in FINISHED:
             made = [mask_first(sample, sample.response_length) if self._mask_earlier else sample]
         else:
-            made = await self._generate(group, sample)
+            generated_now = await self._unless_stopped(self._generate(group, sample))
+            if generated_now is None:  # it holds the end of sampling up; what was there before is kept
+                group.results[position] = [sample] if sample.response_length else []
+                return
+            made = generated_now
         group.results[position] = made
         waiting.discard(position)
         if not waiting:
@@ -133,7 +139,7 @@ class GroupRunner:
         if params["max_new_tokens"] < 1:
             return [_untrained_if_empty(replace(sample, status=Status.TRUNCATED))]
         session = Session(self._requests)
-        extras = {"engine": session} if self._wants_engine else {}
+        extras: dict[str, Any] = {"engine": session} if self._wants_engine else {}
         result: Sample | list[Sample] | Dropped
         failed: Exception | None = None
         try:
@@ -185,7 +191,7 @@ class GroupRunner:
         if await self._unless_stopped(self._rewards.score(samples)) is False:
             raise GroupLost("reward")
 
-    async def _unless_stopped(self, work: Awaitable[bool]) -> bool | None:
+    async def _unless_stopped(self, work: Awaitable[Result]) -> Result | None:
         """Return the result of `work`, or None if sampling was stopped and the grace period has passed without one."""
         working = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._requests.stopped.wait())

@@ -12,8 +12,9 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from slime_core.contracts.results import is_finite_number
 from slime_core.sample import Group, Sample, Status, reward_of
 from slime_rollout_sglang.partial import FINISHED
 from slime_rollout_sglang.sampling import Sampled
@@ -38,6 +39,7 @@ def rollout_metrics(
     return {
         **response_metrics(samples),
         **_reward_metrics(groups, args.reward_key),
+        **reward_numbers([sample.reward for sample in samples]),
         **_group_metrics(sampled),
         **_staleness(samples, trained_version),
         **token_counts(sampled, returned),
@@ -55,6 +57,16 @@ def response_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     }
     empty = lengths.count(0)
     return {**found, **({"empty_responses": float(empty)} if empty else {})}
+
+
+def reward_numbers(rewards: Sequence[Any]) -> dict[str, float]:
+    """Return the mean of every number that rewards which are dicts have, as "reward/KEY", over those that have it."""
+    found: dict[str, list[float]] = {}
+    for reward in rewards:
+        for key, value in reward.items() if isinstance(reward, dict) else ():
+            if is_finite_number(value):
+                found.setdefault(key, []).append(value)
+    return {f"reward/{key}": float(statistics.mean(values)) for key, values in sorted(found.items())}
 
 
 def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float]:

@@ -60,7 +60,7 @@ class RolloutPipeline:
         self._masks_earlier = args.partial_rollout and args.mask_offpolicy_in_partial_rollout
         self.prompts = PromptTokenizer(args, *prompt_limit(args))
         self.requests = Requests(engine, name)
-        generator = generator_caller(args, components, plugins)
+        generator = generator_caller(args, components, plugins, args.reward_key)
         self._rewards = Rewards(args, plugins, components.further.get("reward"), args.reward_key)
         self.runner = GroupRunner(
             *(args, self.requests, generator, self._rewards, rollout_parameters(args), (args.rollout_seed,)),

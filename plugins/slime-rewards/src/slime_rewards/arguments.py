@@ -36,6 +36,12 @@ class RemoteArguments(ArgumentGroup):
     rm_url: str | None = option(
         None, "Where to POST the JSON object with prompt, response and label; the service answers with the reward."
     )
+    rm_patience: float = option(
+        300.0,
+        "Seconds that a service which cannot be reached is waited for, before that counts as a failure.",
+        ge=0,
+        affects_result=False,
+    )
 
 
 class RemoteRunArguments(RunArguments, RemoteArguments):

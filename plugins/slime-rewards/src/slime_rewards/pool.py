@@ -19,16 +19,36 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
 from slime_core.errors import PluginError
+from slime_core.plugins.clock import waiting
 
 logger = logging.getLogger(__name__)
 
 
 class Ungradable(Exception):
     """This answer cannot be graded: it takes too long, or grading it raises."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One call: what it is called with, when a worker process has it, and what comes back."""
+
+    arguments: tuple[Any, ...]
+    begun: Future[None] = field(default_factory=Future)
+    result: Future[Any] = field(default_factory=Future)
+
+
+async def _begun(job: Job) -> None:
+    """Wait until a worker process has the job. Whoever stops waiting takes it out of the queue."""
+    try:
+        await asyncio.shield(asyncio.wrap_future(job.begun))
+    except asyncio.CancelledError:
+        job.result.cancel()
+        raise
 
 
 class GradingPool:
@@ -46,7 +66,7 @@ class GradingPool:
     def __init__(self, target: str, workers: int, seconds: float) -> None:
         self.target, self.workers, self.seconds = target, workers, seconds
         self.graded = self.ungradable = 0
-        self._jobs: SimpleQueue[tuple[Future[Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -54,7 +74,7 @@ class GradingPool:
 
     async def grade(self, *arguments: Any, item: str) -> Any:
         """Call the function in a worker process and return its result, or None when that cannot be had, which is counted and
-        logged. `item` says in the log what was graded.
+        logged. `item` says in the log what was graded. The time in the queue is no work of the reward that asks.
 
         Raises:
             PluginError: the worker could not start, or ended without having been told to (nobody knows whose fault that
@@ -62,7 +82,10 @@ class GradingPool:
         """
         self.graded += 1
         try:
-            return await asyncio.wrap_future(self._submit(arguments))
+            job = self._submit(arguments)
+            with waiting():
+                await _begun(job)
+            return await asyncio.wrap_future(job.result)
         except Ungradable as error:
             self.ungradable += 1
             logger.warning(
@@ -83,33 +106,35 @@ class GradingPool:
         for thread in threads:
             thread.join()
 
-    def _submit(self, arguments: tuple[Any, ...]) -> Future[Any]:
+    def _submit(self, arguments: tuple[Any, ...]) -> Job:
         """Queue one call, and start another thread if there are fewer than `workers`."""
-        future: Future[Any] = Future()
+        job = Job(arguments)
         with self._lock:
             if self._closed:
                 raise PluginError(f"The grading processes of {self.target} are closed.")
-            self._jobs.put((future, arguments))
+            self._jobs.put(job)
             if len(self._threads) < self.workers:
                 name = f"grading-{len(self._threads)}"
                 self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
                 self._threads[-1].start()
-        return future
+        return job
 
     def _serve(self) -> None:
         """Serve queued calls, with one worker process at a time, until None is queued. Runs in a thread."""
         process: subprocess.Popen[bytes] | None = None
         while (job := self._jobs.get()) is not None:
-            future, arguments = job
-            if not future.set_running_or_notify_cancel():
+            if not job.result.set_running_or_notify_cancel():
                 continue
             try:
                 if process is None or process.poll() is not None:
                     self._forget(process)
                     process = self._start()
-                future.set_result(_ask(process, arguments, self.seconds))
+                job.begun.set_result(None)
+                job.result.set_result(_ask(process, job.arguments, self.seconds))
             except BaseException as error:
-                future.set_exception(error)
+                job.result.set_exception(error)
+                if not job.begun.done():
+                    job.begun.set_result(None)
         self._forget(process)
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -2,49 +2,110 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import time
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
+from weakref import WeakKeyDictionary
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins.calls import policies
+from slime_core.plugins.clock import in_thread, waiting
 from slime_core.sample import Sample
 from slime_rewards.arguments import RemoteRunArguments
 
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 64
+"""Requests that are made at the same time; others wait for their turn."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+"""Seconds between attempts to reach a service that is away."""
+AWAY = (429, 502, 503, 504)
+"""What services and the proxies before them answer while they are overloaded, or start."""
+
 # Reward services are neighbours: a proxy meant for the outside world is not asked.
 _OPENER = build_opener(ProxyHandler({}))
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_away: set[str] = set()  # the services that have been reported to be away
 
 
-def remote_rm(args: RemoteRunArguments, sample: Sample) -> float | dict[str, Any]:
+async def remote_rm(args: RemoteRunArguments, sample: Sample) -> float | dict[str, Any]:
     """POST `{"prompt", "response", "label"}` as JSON to `--rm-url`; the answer is a number, or an object of which
     `--reward-key` names one.
 
-    A plain function: each call runs on a thread of its own, and waits no longer than the failure policy's timeout.
+    At most `AT_ONCE` requests are made at the same time. A service that is away, because it is being restarted, is waited for
+    up to `--rm-patience` seconds. Neither counts as time that the reward takes: the failure policy's timeout is for answers.
 
     Raises:
         ArgumentError: `--rm-url` is missing or no URL.
-        PluginError: no connection, a status other than 2xx, or an answer that is no number; the failure policy decides
-            whether to try again.
+        PluginError: the service stays away, a status other than 2xx, or an answer that is no number; the failure policy
+            decides whether to try again.
     """
     url = args.rm_url
     if not url or urlsplit(url).scheme not in ("http", "https"):
         raise ArgumentError(f"--rm-type remote_rm needs --rm-url http://host:port/path; given was {url!r}.")
     body = {"prompt": sample.prompt, "response": sample.response, "label": sample.label}
     request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    timeout = policies(args.failure_policy)["reward"].timeout
+    given_up, pause = time.monotonic() + args.rm_patience, FIRST_PAUSE
+    while True:
+        try:
+            return _number(url, await _in_turn(request, timeout))
+        except _Away as error:
+            left = given_up - time.monotonic()
+            if left <= 0:
+                raise PluginError(f"{url} cannot be asked for a reward: {error}") from None
+            if url not in _away:
+                _away.add(url)
+                logger.warning(
+                    "%s cannot be asked for a reward (%s); it is waited for, up to %g s (--rm-patience).",
+                    *(url, error, args.rm_patience),
+                )
+            with waiting():
+                await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class _Away(Exception):
+    """The service could not be asked."""
+
+
+async def _in_turn(request: Request, timeout: float | None) -> bytes:
+    """Return the body of the answer, asked for on a thread of its own once there are fewer than `AT_ONCE`."""
+    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE))
+    with waiting():
+        await turns.acquire()
+    asked = in_thread(_ask, (request, timeout), {})
     try:
-        with _OPENER.open(request, timeout=policies(args.failure_policy)["reward"].timeout) as answer:
-            content = answer.read()
+        return await asyncio.wrap_future(asked)
+    finally:
+        turns.release()
+
+
+def _ask(request: Request, timeout: float | None) -> bytes:
+    """Return the body of the answer. Raises `_Away` or PluginError."""
+    url = request.full_url
+    try:
+        with _OPENER.open(request, timeout=timeout) as answer:
+            content: bytes = answer.read()
     except HTTPError as error:
         with error:
-            text = error.read(300).decode(errors="replace").strip()
-        raise PluginError(f"{url} answered with status {error.code}: {text or error.reason}") from None
+            text = error.read(300).decode(errors="replace").strip() or error.reason
+        if error.code in AWAY:
+            raise _Away(f"it answered with status {error.code}: {text}") from None
+        raise PluginError(f"{url} answered with status {error.code}: {text}") from None
     except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error or type(error).__name__
-        raise PluginError(f"{url} cannot be asked for a reward: {reason}") from None
-    return _number(url, content)
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError):
+            raise PluginError(f"{url} did not answer within {timeout:g} s.") from None
+        raise _Away(str(reason) or type(reason).__name__) from None
+    _away.discard(url)
+    return content
 
 
 def _number(url: str, content: bytes) -> float | dict[str, Any]:
@@ -59,7 +120,7 @@ def _number(url: str, content: bytes) -> float | dict[str, Any]:
         value = None
     if isinstance(value, dict) and value:
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)):
         return float(value)
     text = content[:200].decode(errors="replace")
     raise PluginError(f"{url} answered {text!r}; expected a JSON number, or an object with numbers in it.")
