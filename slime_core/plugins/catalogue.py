@@ -15,6 +15,13 @@ _CATALOGUE: dict[str, dict[str, str]] = json.loads(
     resources.files(__package__).joinpath("catalogue.json").read_text(encoding="utf-8")
 )
 
+_ELSEWHERE = {
+    ("reward", "ifbench"): " slime's 'ifbench' grades with IFBench, which no distribution brings: put a clone of "
+    "https://github.com/allenai/IFBench and its requirements on PYTHONPATH, and call it in a reward of your own "
+    "(--custom-rm-path), as docs/rewards.md shows."
+}
+"""What slime has and no distribution of ours: how to get it, a sentence with a space in front."""
+
 FIRST_PARTY = frozenset(distribution for names in _CATALOGUE.values() for distribution in names.values())
 """The names of slime's own distributions."""
 
@@ -28,6 +35,8 @@ def where_to_get(kind: str, name: str, installed: Container[str]) -> str:
     Returns:
         the sentence with a space in front, or "" if none of slime's own distributions would help.
     """
+    if (kind, name) in _ELSEWHERE:
+        return _ELSEWHERE[kind, name]
     names = _CATALOGUE.get(kind, {})
     families = (d for pattern, d in names.items() if pattern.endswith("*") and name.startswith(pattern[:-1]))
     distribution = names.get(name) or next(families, "")

@@ -69,3 +69,10 @@ def test_a_dict_of_numbers_is_handed_on(plugins: Plugins) -> None:
 def test_errors_are_those_of_the_reward(plugins: Plugins) -> None:
     with pytest.raises(PluginError, match="The reward 'exact_match' compares with a label, but sample 3 has none"):
         boxed(plugins, "exact_match", Sample(index=3, response=r"\boxed{7}"))
+
+
+def test_a_reward_of_slime_that_nothing_brings_is_an_error_that_says_how_to_get_it(plugins: Plugins) -> None:
+    with pytest.raises(
+        PluginError, match=r"no reward named 'ifbench' for --rm-type.*allenai/IFBench.*--custom-rm-path"
+    ):
+        plugins.select("reward", "ifbench")
