@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from slime_core.data import Columns, sample_from_row
 from slime_core.data.ends import known_ends, trained_end
@@ -284,41 +282,6 @@ def test_what_is_rendered_for_the_mask_of_a_long_conversation_grows_with_its_len
         assert sum(masked.loss_mask) > 10 * count
         grown.append(characters / len(masked.text))
     assert grown[1] < 2 * grown[0]
-
-
-# ------------------------------------------------------------------------------------------------- random conversations
-
-WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
-
-
-@pytest.mark.parametrize("marks", ["", "_training"])
-@pytest.mark.parametrize(
-    "name", ["qwen3", "qwen2_5", "llama3", "gemma3", "phi3", "gptoss", "cohere2", "deepseekv3", "lfm2"]
-)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(words=st.lists(WORDS, min_size=2, max_size=8), off=st.integers(0, 3))
-def test_nothing_outside_the_assistants_turns_is_trained_unless_a_warning_says_so(
-    any_template: Loader, name: str, marks: str, words: list[str], off: int
-) -> None:
-    messages = [
-        {"role": ("user", "assistant")[i % 2], "content": f"{'UA'[i % 2]}{i}{word}{'VB'[i % 2]}"}
-        for i, word in enumerate(words[: len(words) // 2 * 2])
-    ]
-    messages[1] |= {"step_loss_mask": 0} if off == 0 and len(messages) > 2 else {}
-    masked = auto(any_template(name + marks), messages, None)
-    if masked.warnings:
-        return
-    trained = "".join(
-        masked.text[a:b] if on else "\0" for (a, b), on in zip(masked.offsets, masked.loss_mask, strict=True)
-    )
-    runs = [run for run in trained.split("\0") if run]
-    answers = [m["content"] for m in messages if m["role"] == "assistant" and m.get("step_loss_mask", 1)]
-    assert len(runs) == len(answers)
-    for run, answer in zip(runs, answers, strict=True):
-        before, found, end = run.partition(answer)
-        assert found
-        assert not re.search("user|assistant|model", before)  # no header
-        assert re.fullmatch(r"(<[^<>\s]+>)+", end)  # special tokens alone, at which the model stops
 
 
 # ------------------------------------------------------------------------------------------------- variables of templates

@@ -16,7 +16,7 @@ from slime_rollout_sft.masks.template import Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_A, _B = "first\ue001", "second\ue001"  # private use: no template contains them
+_Q, _A, _B = "question\ue001", "first\ue001", "second\ue001"  # private use: no template contains them
 
 
 def ready_mask_warnings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], mask: Sequence[int]) -> list[str]:
@@ -60,13 +60,16 @@ def _headers(tokenizer: PreTrainedTokenizerBase, template_text: str) -> dict[str
             if asked is not None and prompt is not None and prompt.startswith(asked):
                 found[role] = prompt[len(asked) :].partition("<think>")[0].strip()
             continue
-        before = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _A}]
+        before = [{"role": "user", "content": _Q}, {"role": "assistant", "content": _A}]
         text = template.try_render([*before, {"role": role, "content": _B}])
         if text is None or _A not in text or _B not in text:
             continue
         between = text.rpartition(_A)[2].partition(_B)[0]
         end = template.special.search(between)
         header = (between[end.end() :] if end else "").strip()
+        of_questions = template.special.search(text, text.find(_Q) + len(_Q)) if _Q in text else None
+        if of_questions:  # answers may end with a token before that with which all messages do
+            header = header.removeprefix(of_questions[0]).strip()
         found[role] = header
     return {role: header for role, header in found.items() if template.special.search(header)}
 

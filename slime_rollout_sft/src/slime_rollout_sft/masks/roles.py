@@ -69,19 +69,24 @@ def _spans(
 ) -> list[tuple[int, int, str]]:
     """Return (start, end, role) of what the messages say, in order and apart."""
     header = _header(template.tokenizer, str(template.tokenizer.chat_template))
+    begins = tuple(headers(template.tokenizer).values())
+    limits = [len(text)]  # of each message, from the last to the first: where what comes after it begins
+    for index in range(len(messages) - 1, 0, -1):
+        limits.append(found[index][0] if index in found else limits[-1])
     spans: list[tuple[int, int, str]] = []
-    order = sorted(found, key=lambda index: found[index])
-    for number, index in enumerate(order):
-        start, end = found[index]
-        role = messages[index]["role"]
+    for index, (message, limit) in enumerate(zip(messages, reversed(limits), strict=True)):
         before = spans[-1][1] if spans else 0
-        following = found[order[number + 1]][0] if number + 1 < len(order) else len(text)
-        if role == "assistant":
-            start, end = (
-                _behind_header(template, header, text, before, start),
-                _with_end(template, text, end, following),
-            )
-        spans.append((max(before, start), max(before, end), role))
+        if message["role"] != "assistant":
+            if index in found:
+                spans.append((max(before, found[index][0]), max(before, found[index][1]), message["role"]))
+            continue
+        if index in found:
+            start, end = _behind_header(template, header, text, before, found[index][0]), found[index][1]
+        elif header and (place := text.find(header, before, limit)) >= 0:  # it says nothing that is shown
+            start = end = place + len(header)
+        else:
+            continue
+        spans.append((max(before, start), max(before, _with_end(template, begins, text, end, limit)), "assistant"))
     return spans
 
 
@@ -89,14 +94,20 @@ def _behind_header(template: Template, header: str, text: str, before: int, star
     """Return where the assistant's own text begins between `before` and `start`."""
     if header and (place := text.rfind(header, before, start)) >= 0:
         return place + len(header)
+    if (place := text.rfind("<think>", before, start)) >= 0:  # behind the results of tools some write no header
+        return place
     tokens = list(template.special.finditer(text, before, start))
     return tokens[-1].end() if tokens and not header else start
 
 
-def _with_end(template: Template, text: str, end: int, limit: int) -> int:
-    """Return where a turn ends whose own text ends at `end`: behind the next special token."""
+def _with_end(template: Template, begins: tuple[str, ...], text: str, end: int, limit: int) -> int:
+    """Return where a turn ends whose own text ends at `end`: behind the next special token, and those that follow it closely
+    without beginning another message."""
     token = template.special.search(text, end, limit)
-    return token.end() if token else end
+    while token:
+        end = token.end()
+        token = None if text.startswith(begins, end) else template.special.match(text, end, limit)
+    return end
 
 
 @lru_cache(maxsize=4)
