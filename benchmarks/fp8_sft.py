@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -119,22 +120,28 @@ def report(curves: list[Curve]) -> str:
     lines = [
         f"{len(high)} seeds, {len(curves[0].losses)} steps. Largest relative differences from fp32 of the same seed.",
         "",
-        f"| recipe | training loss, means over {WINDOW} steps | held-out loss | held-out loss at the end, each seed |",
-        "|---|---|---|---|",
+        f"| recipe | training loss, means over {WINDOW} steps | held-out loss | held-out loss before training | at the end, each seed |",
+        "|---|---|---|---|---|",
     ]
     for recipe in dict.fromkeys(one.recipe for one in curves if one.recipe != FP32):
         pairs = [(one, high[one.seed]) for one in curves if one.recipe == recipe]
         training = max(furthest(one.windows(), other.windows()) for one, other in pairs)
         held_out = max(furthest(one.held_out, other.held_out) for one, other in pairs)
-        ends = ", ".join(f"{100 * (one.held_out[-1] / other.held_out[-1] - 1):+.2f} %" for one, other in pairs)
-        lines.append(f"| {recipe} | {100 * training:.2f} % | {100 * held_out:.2f} % | {ends} |")
+        before = pairs[0][0].held_out[0] / pairs[0][1].held_out[0] - 1
+        lines.append(
+            f"| {recipe} | {100 * training:.2f} % | {100 * held_out:.2f} % | {100 * before:+.2f} % | {ends(pairs)} |"
+        )
     between = list(combinations(high.values(), 2))
     if between:
         training = max(furthest(one.windows(), other.windows()) for one, other in between)
         held_out = max(furthest(one.held_out, other.held_out) for one, other in between)
-        ends = ", ".join(f"{100 * (one.held_out[-1] / other.held_out[-1] - 1):+.2f} %" for one, other in between)
-        lines.append(f"| fp32, between seeds | {100 * training:.2f} % | {100 * held_out:.2f} % | {ends} |")
+        lines.append(f"| fp32, between seeds | {100 * training:.2f} % | {100 * held_out:.2f} % | 0 | {ends(between)} |")
     return "\n".join(lines)
+
+
+def ends(pairs: Sequence[tuple[Curve, Curve]]) -> str:
+    """How much higher the held-out loss of the first of each pair is at its end."""
+    return ", ".join(f"{100 * (one.held_out[-1] / other.held_out[-1] - 1):+.2f} %" for one, other in pairs)
 
 
 def furthest(some: list[float], others: list[float]) -> float:
