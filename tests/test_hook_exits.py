@@ -87,3 +87,25 @@ def test_a_run_ends_with_an_error_that_names_the_hook(sft, tmp_path, monkeypatch
     assert how.partition("(")[0] in said
     assert module in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "out = sft_loss(args, inputs); return replace(out, loss=out.loss.detach())",
+        "with torch.no_grad(): return sft_loss(args, inputs)",
+        "return LossOutputs(torch.tensor(sft_loss(args, inputs).loss.item()))",
+    ],
+)
+def test_a_loss_without_a_gradient_is_an_error_of_the_loss(sft, tmp_path, monkeypatch, capsys, body):
+    module = f"flat_{abs(hash(body))}"
+    (tmp_path / f"{module}.py").write_text(
+        "import torch\nfrom dataclasses import replace\nfrom slime_core.contracts.loss import LossOutputs\n"
+        f"from slime_losses.sft import sft_loss\ndef loss(args, inputs):\n    {body}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["train", *sft, "--loss-type", "custom_loss", "--custom-loss-function-path", f"{module}.loss"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "It returned a loss without a gradient, from which nothing is learned" in said
+    assert f"{module}.loss" in said
