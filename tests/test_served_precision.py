@@ -71,12 +71,17 @@ def forward_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("recipe", OF_RECIPE)
+@pytest.mark.parametrize(
+    ("recipe", "changes"), [*((recipe, {}) for recipe in OF_RECIPE), ("blockwise", MOE), ("mxfp8", MOE)]
+)
 def test_converter_trainer_engine_and_export_have_the_same_bits(
-    model, served, chat_rows, tmp_path, forward_weights, recipe
+    model, served, chat_rows, tmp_path, forward_weights, recipe, changes
 ):
     """After a step of training. Delayed scaling multiplies with a scale of the step before, so there the weights stand still."""
     strategy = OF_RECIPE[recipe]
+    if changes:
+        model = small_model(tmp_path / "moe", **changes)
+        served = {strategy: convert(model, tmp_path / "served", strategy)}
     words = grpo(served[strategy], model, chat_rows, tmp_path)
     words += [
         "--fp8-format",
@@ -100,7 +105,7 @@ def test_converter_trainer_engine_and_export_have_the_same_bits(
     assert "quantization_config" not in json.loads((plain / "config.json").read_text())
     checkpoint = quantised_checkpoint(str(export), Plugins())
     assert checkpoint is not None
-    assert len(forward_weights) == 3 * 7
+    assert len(forward_weights) == 3 * (4 + 4 * 3 if changes else 7)
     of_engine = dict(restored(in_order(engine, checkpoint), checkpoint.format))
     assert differing(forward_weights, {name: of_engine[name] for name in forward_weights}) == []
     changed = differing(tensors(served[strategy]), engine)
@@ -150,6 +155,24 @@ def test_an_fp8_checkpoint_alone_trains_from_its_restored_numbers_and_says_so(se
 
     from_fp8(served["block"], tmp_path / "plain", torch.float32)
     assert differing(tensors(tmp_path / "hf"), tensors(tmp_path / "plain")) == []
+
+
+@pytest.mark.slow
+def test_several_ranks_on_ray_hand_over_the_same_bytes(cluster, served, model, chat_rows, tmp_path):
+    """In several buckets. The first rank quantises; the others only take part in gathering."""
+    words = [
+        *grpo(served["block"], model, chat_rows, tmp_path),
+        "--actor-num-gpus-per-node",
+        "2",
+        "--ray-address",
+        "local",
+    ]
+    words += ["--update-weight-buffer-size", "100000", "--save-hf", str(tmp_path / "hf"), "--num-rollout", "1"]
+    assert main(["train", *words]) == 0
+    assert differing(tensors(served["block"]), load_file(tmp_path / "engine-0.safetensors")) == []
+    converter = tensors(convert(tmp_path / "hf", tmp_path / "again", "block"))
+    assert differing(converter, tensors(tmp_path / "hf" / "quantised")) == []
+    assert len(differing(converter, tensors(served["block"]))) > 20
 
 
 @pytest.mark.parametrize("changes", [{}, MOE], ids=["llama", "experts"])
