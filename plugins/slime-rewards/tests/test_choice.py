@@ -15,7 +15,7 @@ STATED = {
         The answer is clearly {L}.|The answer is most likely {L}.|The correct answer is therefore {L}.|the answer: {L}
         The answer to this question is {L}.|The right answer would be {L}|my final answer is: {L}|Answer: "{L}"|Answer: [{L}]""",
     "before a verdict": """Option {L} is correct.|Option {L} is the correct answer.|{L} is correct.|{L} is the correct answer.
-        {L} is the right choice.|Out of all choices, {L} is the best answer.|选项{L}正确。""",
+        {L} is the right choice.|Out of all choices, {L} is the best answer.|选项{L}正确。|{L}选项是正确的。|{L}项正确""",
     "picked": "I choose {L}.|I would pick option {L}.|I'd go with {L}.|Choose {L}.|I select {L} as my answer.|故选{L}。|所以答案选{L}。|选 {L}",
     "in other languages": """答案是{L}。|答案：{L}|答案为 {L}|正确答案是 {L}。|最终答案：**{L}**|因此，正确选项是（{L}）。|答えは{L}です。
         正解は{L}。|정답은 {L}입니다.|정답: {L}|Die Antwort ist {L}.|Antwort: {L}|La réponse est {L}.|La bonne réponse est {L}.

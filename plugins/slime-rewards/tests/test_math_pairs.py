@@ -66,14 +66,14 @@ RIGHT = {
     """,
     "tuples, intervals and matrices": r"""
         (4,7) | (4, 7) | \left(4,7\right) | (4.0,7) | (x,y)=(4,7) | \langle 4,7\rangle | (4,\; 7) | \left( 4, 7 \right).
-        (-\infty, 6) | (-∞,6) | x<6 | 6 > x | \left(-\infty,6\right) | x \in (-\infty,6)
+        (-\infty, 6) | (-∞,6) | x<6 | \{x \mid x<6\} | \{x : x < 6\} | 6 > x | \left(-\infty,6\right) | x \in (-\infty,6)
         [-3,8] | x\in[-3,8] | -3\le x\le 8 | \left[-3,8\right] | -3 ≤ x ≤ 8 | 8 \geq x \geq -3
         (-\infty,-1)\cup(1,\infty) | (1,\infty)\cup(-\infty,-1) | x<-1 \text{ or } x>1 | (-∞,-1)∪(1,∞) | x>1 or x<-1
         \begin{pmatrix}5&2\\0&4\end{pmatrix} | \begin{bmatrix}5&2\\0&4\end{bmatrix} | \begin{pmatrix} 5 & 2 \\ 0 & 4 \end{pmatrix}
         \begin{pmatrix}5&2\\0&4\end{pmatrix} | \left[\begin{array}{cc}5&2\\0&4\end{array}\right] | \begin{pmatrix}5&2\\0&\frac{12}{3}\end{pmatrix}
     """,
     "equations": r"""
-        x=6 | 6 | x = 6 | 6.0 | x=6.0
+        x=6 | 6 | x = 6 | 6.0 | x=6.0 | 6 = x | \text{The answer is } 6 | \text{The final answer is: }6
         6 | x=6 | x \approx 6 | 2 \cdot 3 = 6
         y=4x-3 | y=-3+4x | 4x-3 | 4x-y-3=0 | y = 4x - 3. | y-4x=-3
         3x+5y-7=0 | y=-\frac{3}{5}x+\frac{7}{5} | 6x+10y=14 | 3x+5y=7 | 3x + 5y - 7 = 0
@@ -94,7 +94,7 @@ RIGHT = {
     "words and letters": r"""
         \text{north} | north | North | \text{North} | \mathrm{north} | \textbf{north} | \text{north}.
         \text{No} | no | No | \text{no} | NO
-        \text{(D)} | D | (D) | \text{D} | \textbf{D} | \textbf{(D)} | (D)\ 12 | D. 12 | \mathrm{(D)} | D)
+        \text{(D)} | D | (D) | \text{D} | \textbf{D} | \textbf{(D)} | (D)\ 12 | D. 12 | \mathrm{(D)} | D) | \text{Option D} | Answer: D
         \text{no solution} | no solution | No solution | \text{No solution}.
         AB | AB | \text{AB}
         ab | ba | a \cdot b | a*b

@@ -114,6 +114,8 @@ def test_math_wants_a_marked_answer_that_is_worked_out_and_math_verify_does_not(
         ("### Final Answer\n12", "12"),
         ("The answer to the question is 3.5.", "3.5"),
         ("So there are **12**.", "12"),
+        ("**Answer:** The number of cars is **12**.", "12"),
+        ("Answer: the number of cars is 12.", "12"),
         ("There are **12** or **13**.", None),
         ("答案是 12。", "12"),
         ("I get 12.", None),

@@ -32,6 +32,7 @@ _CLAUSE_ENDS = re.compile(
     r"\n|[.!?。！？](?=\s|$|[*$])|[,;，；](?=\s+(?!and\b|or\b)[A-Za-z]{2})|\s[(—–]|\s(?:because|since|as|which|so)\s"
 )
 _SENTENCE_ENDS = re.compile(r"\n|[.!?。](?=\s|$)")
+_OPENING_WORDS = re.compile(r"^[A-Za-z][A-Za-z ,'-]* (?:is|are|equals)\b:? ")
 _HEDGES = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|alternatively|otherwise|might|could)\b|或|也许|可能", re.IGNORECASE
 )
@@ -76,7 +77,7 @@ def stated_answer(text: str) -> str | None:
 
 def _clause(text: str) -> str | None:
     """Return the first clause of a text, or the formula that it begins with; None when what follows takes it back."""
-    text = text.lstrip(" *_")
+    text = text.lstrip()
     for opening, closing in _FORMULAS:
         end = text.find(closing, len(opening)) if text.startswith(opening) else -1
         if end > 0:
@@ -90,4 +91,5 @@ def _clause(text: str) -> str | None:
         clause, rest = (text[: found.start()], text[found.start() :]) if found else (text, "")
     if _HEDGES.search(rest) and re.search(r"\d", rest):
         return None
-    return clause.strip(" *_")
+    bold = _BOLD.findall(clause)
+    return bold[0][1] if len(bold) == 1 else _OPENING_WORDS.sub("", clause).strip(" *_")

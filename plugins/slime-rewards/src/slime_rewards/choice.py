@@ -56,7 +56,7 @@ _STATED_BEFORE = re.compile(
 _STATED_AFTER = re.compile(
     rf"[)\]}}>]*,?\s*(?:is|are|was|must be|would be|est|ist|es)\s+(?:{_ADVERB}\s+){{0,2}}"
     r"(?:(?:the|my|la|die)\s+)?(?:(?:final|most|only|one)\s+)*(?:correct|right|best|true|answer|choice|appropriate|accurate|richtig)\b"
-    r"|[)\]}]*\s*(?:是|为)?\s*(?:正确|对的)",
+    r"|[)\]}]*\s*(?:选项|项)?\s*(?:是|为)?\s*(?:正确|对的)",
     re.IGNORECASE,
 )
 _RULED_OUT_BEFORE = re.compile(
@@ -152,7 +152,7 @@ def _mentions(text: str, valid: Sequence[str]) -> list[Mention]:
         letter = match[0]
         if letter.upper() not in valid:
             continue
-        if letter.islower() and not re.match(r"\s*(?:$|\n|[.,;:)\]!。，])", text[match.end() :]):
+        if letter.islower() and not _is_small_letter(text, match):
             continue
         if (letter == "A" and not _AFTER_A.match(text, match.end())) or (
             letter == "I" and not _AFTER_I.match(text, match.end())
@@ -160,6 +160,16 @@ def _mentions(text: str, valid: Sequence[str]) -> list[Mention]:
             continue
         found.append(Mention(letter.upper(), match.start(), match.end()))
     return found
+
+
+def _is_small_letter(text: str, match: re.Match[str]) -> bool:
+    """Whether a small letter may name a choice: brackets, punctuation or the end follow, or it is stated and no word."""
+    if re.match(r"\s*(?:$|\n|[.,;:)\]!。，])", text[match.end() :]):
+        return True
+    return (
+        match[0] not in "ai"
+        and _STATED_BEFORE.search(text[max(0, match.start() - CONTEXT) : match.start()]) is not None
+    )
 
 
 def _is_stated(text: str, mention: Mention) -> bool:

@@ -23,6 +23,10 @@ Algebra = Callable[[str, str], bool]
 """Whether two expressions or equations in normal form, without fonts, are the same whatever their letters stand for."""
 
 _MEMBER = re.compile(r"^(?:[A-Za-z](?: ?_ ?(?:\w|\{\w+\}))?|\\[a-z]+) ?\\in(?![a-zA-Z]) ?")
+_ANNOUNCED = re.compile(
+    rf"^(?:\\(?:{FONTS}) ?\{{)? ?(?:the )?(?:final |correct )?answer (?:is|:)[ :]*(?:\}} ?)?(?=.)", re.IGNORECASE
+)
+_CALLED = re.compile(r"^(?:option|choice|answer) ?:? ?(?=\(?[A-Z]\b)", re.IGNORECASE)
 _CLOCK = re.compile(r"^\d+(?: ?: ?\d+)+$")
 _IN_BASE = re.compile(r"^([0-9A-Fa-f]+) ?_ ?(?:\{ ?(\w+) ?\}|(\d+))$")
 _WORDS = re.compile(r"^[^\W\d_][^\d\\^_=<>+*/|{}()\[\]]*$")
@@ -43,7 +47,7 @@ def equal(label: str, answer: str, algebra: Algebra) -> bool:
 
 def _same(label: str, answer: str, algebra: Algebra) -> bool:
     """Do what `equal` does for two texts in normal form."""
-    label, answer = (_MEMBER.sub("", text) for text in (label, answer))
+    label, answer = (_ANNOUNCED.sub("", _MEMBER.sub("", text)) for text in (label, answer))
     if _bare(label) == _bare(answer):
         return True
     if (letter := re.fullmatch(r"\(?([A-Z])\)?", _bare(label))) and (chosen := _choice(answer)):
@@ -110,6 +114,7 @@ def _same_relation(
     (label, label_sides, label_signs), (answer, answer_sides, answer_signs) = expected, given
     if not set(label_signs) | set(answer_signs) <= {"=", "\\approx"}:
         return bool(label_signs and answer_signs) and algebra(without_fonts(label), without_fonts(answer))
+    label_sides, answer_sides = (_name_first(sides) for sides in (label_sides, answer_sides))
     if not label_signs:
         return all(map(_introduces, answer_sides[:-1])) and _same(label, answer_sides[-1], algebra)
     if not answer_signs:
@@ -120,6 +125,11 @@ def _same_relation(
     if len(label_sides) != 2 or len(answer_sides) != 2:
         return False
     return algebra(without_fonts(label), without_fonts(answer))
+
+
+def _name_first(sides: list[str]) -> list[str]:
+    """Return the sides of an equation so that its value stands last: "5 = x" is "x = 5"."""
+    return sides[::-1] if re.fullmatch(r"[A-Za-z]", sides[-1]) and read_numeral(sides[0]) else sides
 
 
 def _same_scalar(label: str, answer: str, algebra: Algebra) -> bool:
@@ -162,7 +172,8 @@ def _same_in_base(label: str, answer: str) -> bool:
 
 def _choice(text: str) -> str | None:
     """Return the letter of a choice that the text names and perhaps repeats: "C", "(C)", "(C) 12 m", "C. 12"."""
-    found = re.match(r"(?:\(([A-Z])\)|([A-Z])[.):])(?!\w)|([A-Z])$", without_fonts(text).strip())
+    text = _CALLED.sub("", without_fonts(text).strip())
+    found = re.match(r"(?:\(([A-Z])\)|([A-Z])[.):])(?!\w)|([A-Z])$", text)
     return next(filter(None, found.groups())) if found else None
 
 

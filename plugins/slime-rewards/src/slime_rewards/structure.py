@@ -16,6 +16,7 @@ _CONJUNCTION = re.compile(
 )
 _ONE_FONT = re.compile(rf"^\\(?:{FONTS}) ?\{{([^{{}}]*)\}}$")
 _NAMED = re.compile(r"^([A-Za-z](?: ?_ ?(?:\w|\{\w+\}))?) ?(?:=|\\in(?![a-zA-Z])) ?")
+_SUCH_THAT = re.compile(r"^[A-Za-z](?: ?\\in ?\\mathbb\{R\})? ?[|:] ?")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx)(?![a-zA-Z])|[=<>]")
 _MATRIX = re.compile(r"^\\begin\{([bBpvV]?)(?:small)?matrix\}(.*)\\end\{[bBpvV]?(?:small)?matrix\}$")
@@ -48,7 +49,7 @@ def elements(text: str) -> list[str]:
     if re.fullmatch(r"\\emptyset ?", text):
         return []
     if text.startswith("\\{") and text.endswith("\\}") and _closes_at(text, 1) == len(text) - 1:
-        text = text[2:-2].strip()
+        text = _SUCH_THAT.sub("", text[2:-2].strip())
     if read_numeral(without_fonts(read_quantity(text).text)):
         return [text]
     parts = split(_CONJUNCTION.sub(" , ", text), ",;")
