@@ -191,8 +191,12 @@ def in_turn(
         found[name]["seconds"] = time.perf_counter() - start
 
 
-def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor") -> Any:
-    """The backend of a case, set up. The one before must have been left."""
+def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor", components: Any = None) -> Any:
+    """The backend of a case, set up. The one before must have been left.
+
+    Args:
+        components: further components of the run.
+    """
     from slime_megatron.backend import MegatronBackend
 
     options = {
@@ -206,7 +210,7 @@ def make_backend(case: Case, folder: Path, loss: Any = None, role: str = "actor"
         **(lora_options(case.lora) if case.lora else {}),
         **case.options,
     }
-    backend = MegatronBackend(make_arguments(**options))
+    backend = MegatronBackend(make_arguments(**options), components)
     backend.setup(loss or LOSSES[case.loss], 10, role)
     return backend
 
@@ -458,7 +462,7 @@ def _expected(backend: Any, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     """This rank's part of the tensor of a parameter."""
     from slime_megatron import weights
 
-    rule, names = backend._model.names.of(weights._file_side(backend._model, name))
+    rule, names = backend._model.names.of(weights.file_side(backend._model, name))
     whole = rule.layout.join([tensors[own] for own in names])
     shard: Tensor = rule.layout.shard(whole, *weights._cut(name))
     return shard

@@ -72,6 +72,10 @@ THREE_GROUPS = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 
 """Heads that two ranks do not divide."""
 QWEN3_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
 
+WIDE = {"num_hidden_layers": 2, "hidden_size": 144, "intermediate_size": 272}
+WIDE_EXPERTS = {**WIDE, "moe_intermediate_size": 136}
+"""Sizes of which blocks of 128 and of 32 do not end where a tensor-parallel rank's part does."""
+
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, "num_hidden_layers": 2},
     "qwen3": {"model_type": "qwen3"},
@@ -132,10 +136,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gemma2, 3 heads": {**MODELS["gemma2"], "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 3},
     "glm4_moe_lite, 5 heads": {**MODELS["glm4_moe_lite"], "num_attention_heads": 5, "num_key_value_heads": 5},
     "glm4_moe_lite, dense": {**MODELS["glm4_moe_lite"], "mlp_layer_types": ["dense"] * 3},
+    "qwen3, wide": {**MODELS["qwen3"], **WIDE},
+    "qwen2, wide": {**MODELS["qwen2"], **WIDE},
+    "qwen2, 3 groups, wide": {**MODELS["qwen2"], **WIDE, **THREE_GROUPS},
+    "glm4, wide": {**MODELS["glm4"], **WIDE},
+    "gemma2, wide": {**MODELS["gemma2"], **WIDE},
+    "qwen3_moe, wide": {**MODELS["qwen3_moe"], **WIDE_EXPERTS},
+    "glm4_moe, wide": {**MODELS["glm4_moe"], **WIDE_EXPERTS},
+    "glm4_moe_lite, wide": {**MODELS["glm4_moe_lite"], **WIDE_EXPERTS},
+    "deepseek_v3, wide": {**MODELS["deepseek_v3"], **WIDE_EXPERTS},
 }
 """Further configurations that a family expresses in another way."""
-PARITY = tuple(name for name in VARIANTS if "eps 1e-3" not in name and not name.endswith("dense"))
-"""Those that transformers computes as megatron-core does, and that need no fault to be trained."""
+PARITY = tuple(name for name in VARIANTS if "eps 1e-3" not in name and not name.endswith(("dense", "wide")))
+"""Those that transformers computes as megatron-core does, and that need no fault to be trained, but for those of FP8's tests."""
 MODELS |= VARIANTS
 
 

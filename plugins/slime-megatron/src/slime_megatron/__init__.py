@@ -24,6 +24,9 @@ predictor.py         log-probs, entropies and values, on the last stage
 routing_replay.py    the experts of a token, the same in all steps of a rollout
 optimizer.py         the reduction of gradients, and the optimizer
 gradients.py         gradients, complete on every rank
+low_precision.py     linear layers that compute in FP8, emulated
+low_precision_experts.py  which tokens of an expert are quantised together
+rank_parts.py        parts of tensor-parallel ranks, put together and taken apart
 adapter.py           LoRA adapters of a layer that is cut over ranks
 lora.py              which layers get one, merged weights, adapters on disk
 inventory.py         all weights of a whole model, by their names

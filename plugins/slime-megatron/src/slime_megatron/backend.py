@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +25,15 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
-from slime_core.tensors.micro_batches import (
-    step_metrics,
-)
+from slime_core.tensors.low_precision import nothing_remembered
+from slime_core.tensors.micro_batches import step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import check_device
 from slime_core.tensors.quantised_weights import in_high_precision
 from slime_core.tensors.random_states import seed_all
 from slime_core.tensors.ranks import Ranks
 from slime_core.training.initial_weights import option_of
+from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_megatron import device as devices
 from slime_megatron.arguments import MegatronRunArguments
@@ -84,10 +86,12 @@ class MegatronBackend:
             checkpoint_files,
             configuration,
             lora,
+            low_precision,
             model,
             offload,
             optimizer,
             routing_replay,
+            te_layers,
             weights,
         )
         from slime_megatron.computation import Computation
@@ -110,6 +114,11 @@ class MegatronBackend:
                 require_tied(folder, bool(getattr(config, "tie_word_embeddings", False)), option_of(args))
             layout = ParallelLayout.of(args, world.size, _experts_of(config))
             spec = configuration.read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, layout.tensor)
+            make_recipe = partial(recipe_of, args, self._components, spec.config["num_layers"], role)
+            engine = te_layers.chosen(args)
+            recipe = te_layers.prepare_low_precision(make_recipe) if engine else make_recipe()
+            if engine and recipe is not None:
+                layout = replace(layout, tokens=recipe.row_multiple())
             layout.start()
         for remark in spec.remarks if role == "actor" and world.rank == 0 else ():
             logger.warning(remark)
@@ -122,10 +131,13 @@ class MegatronBackend:
         self.data_parallel_size, self.context_parallel_size = group.size(), layout.context
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         with world.together():
-            self._model = built = model.build(spec, config.vocab_size, layout, args, dtype)
+            fields = te_layers.low_precision_fields(args, recipe if engine else None)
+            self._model = built = model.build(spec, config.vocab_size, layout, args, dtype, fields)
             if args.lora_rank and role != "reference":
                 lora.add_adapters(built, config, args)
             weights.mark_split_weights(built)
+            if recipe is not None and not engine:
+                low_precision.swap_linears(built, recipe)
             head = model.add_value_head(built) if role == "critic" else None
             with open_weights(folder, option_of(args), spec, self._quantised(folder)) as reader:
                 weights.load(built, reader.read)
@@ -181,6 +193,7 @@ class MegatronBackend:
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """Take one optimizer step on the global batch."""
+        from slime_megatron import low_precision
         from slime_megatron.optimizer import on_device
 
         optimizer = self._trained()
@@ -200,6 +213,7 @@ class MegatronBackend:
             group["weight_decay"] = self.args.weight_decay * group["wd_mult"]
         with on_device(optimizer, self.args.optimizer_cpu_offload):
             optimizer.step()
+        low_precision.end_step(self._model.module)
         self._step += 1
         return step_metrics(batch, losses, metrics, norm, lr)
 
@@ -230,7 +244,7 @@ class MegatronBackend:
         self._wrapped.train()
         self._zero_grad()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), nothing_remembered(self._model.module):
                 self._computation.forward_backward(batch, self._computation.own(batch))
             gradients.complete(self._wrapped)
             if not self.args.lora_rank:

@@ -20,6 +20,7 @@ class ParallelLayout:
         tensor, pipeline, context, expert: numbers of ranks.
         expert_tensor: tensor-parallel ranks inside an expert.
         sequence: activations between tensor-parallel layers are cut along the sequence.
+        tokens: FP8 of the hardware wants a multiple of so many tokens on each rank.
     """
 
     tensor: int = 1
@@ -28,6 +29,7 @@ class ParallelLayout:
     expert: int = 1
     expert_tensor: int = 1
     sequence: bool = False
+    tokens: int = 1
 
     @classmethod
     def of(cls, args: MegatronArguments, ranks: int, experts: int) -> ParallelLayout:
@@ -94,7 +96,7 @@ class ParallelLayout:
     @property
     def row_multiple(self) -> int:
         """The packed row of one context-parallel rank has a multiple of so many tokens."""
-        return self.tensor if self.sequence else 1
+        return self.tokens * (self.tensor if self.sequence else 1)
 
     def start(self) -> None:
         """Make megatron-core's groups, once in a process."""

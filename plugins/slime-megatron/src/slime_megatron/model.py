@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,8 +68,12 @@ class BuiltModel:
     names: Names
     layer_offset: int
     vocab_size: int
+    _filled_with_zeros: bool = field(default=False, init=False)
+    _real: int = field(default=0, init=False)
 
-    def forward(self, row_ids: Tensor, bounds: Tensor, longest: int, model: nn.Module | None = None) -> Tensor:
+    def forward(
+        self, row_ids: Tensor, bounds: Tensor, longest: int, model: nn.Module | None = None, real: int | None = None
+    ) -> Tensor:
         """The hidden states of a packed row, or on other stages than the last what the next one wants.
 
         Args:
@@ -76,6 +81,7 @@ class BuiltModel:
             bounds: (S + 1,) int32, where the sequences begin in the whole row.
             longest: the length of the longest sequence.
             model: the wrapped module, where there is one.
+            real: tokens in front that fill up nothing; None: all.
         """
         packed = PackedSeqParams(
             qkv_format="thd",
@@ -84,8 +90,26 @@ class BuiltModel:
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
         )
+        if self._filled_with_zeros and real is not None:
+            self._real = real
+            packed.cu_seqlens_q_padded = packed.cu_seqlens_kv_padded = bounds
+            packed.cu_seqlens_q = packed.cu_seqlens_kv = bounds.clamp(max=real)
         hidden: Tensor = (model or self.module)(row_ids, None, None, packed_seq_params=packed)
         return hidden
+
+    def fill_up_with_zeros(self) -> None:
+        """Let tokens that fill up a row be zeros: their embeddings, and with those what every layer makes of them, since
+        attention gives zeros for them (`PackedCoreAttention`). What layers compute from other tokens never depends on them."""
+        self._filled_with_zeros = True
+        if not self.module.pre_process:
+            return
+
+        def hook(layer: nn.Module, given: Any, embedded: Tensor) -> Tensor:
+            rank = parallel_state.get_tensor_model_parallel_rank() if self.module.config.sequence_parallel else 0
+            kept = min(max(self._real - rank * len(embedded), 0), len(embedded))
+            return torch.cat([embedded[:kept], torch.zeros_like(embedded[kept:])])
+
+        self.module.embedding.register_forward_hook(hook)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -104,13 +128,22 @@ class BuiltModel:
 
 
 def build(
-    spec: ModelSpec, vocab_size: int, layout: ParallelLayout, args: MegatronArguments, dtype: torch.dtype
+    spec: ModelSpec,
+    vocab_size: int,
+    layout: ParallelLayout,
+    args: MegatronArguments,
+    dtype: torch.dtype,
+    low_precision: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
-    """This rank's part of the model, with random weights."""
+    """This rank's part of the model, with random weights.
+
+    Args:
+        low_precision: fields of megatron-core's configuration that let Transformer Engine's layers compute in FP8.
+    """
     if engine := te_layers.chosen(args):
         te_layers.require_expressible(spec, layout, args)
     versions.compile_nothing_on_cpus()
-    config = _config(spec, layout, args, dtype)
+    config = _config(spec, layout, args, dtype, low_precision)
     module = HiddenStates(
         config=config,
         transformer_layer_spec=te_layers.block(config) if engine else _own_block(spec, config),
@@ -197,12 +230,18 @@ def _check_stages(layers: int, stages: int, given: tuple[int | None, int | None]
         )
 
 
-def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dtype: torch.dtype) -> TransformerConfig:
+def _config(
+    spec: ModelSpec,
+    layout: ParallelLayout,
+    args: MegatronArguments,
+    dtype: torch.dtype,
+    low_precision: Mapping[str, Any] | None = None,
+) -> TransformerConfig:
     stages = (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers)
     _check_stages(spec.config["num_layers"], layout.pipeline, stages)
     kind = MLATransformerConfig if spec.latent else TransformerConfig
     config = kind(
-        **spec.config | te_layers.fields(spec, args),
+        **{"bias_activation_fusion": False, **spec.config, **te_layers.fields(spec, args), **(low_precision or {})},
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         context_parallel_size=layout.context,
@@ -220,7 +259,6 @@ def _config(spec: ModelSpec, layout: ParallelLayout, args: MegatronArguments, dt
         use_cpu_initialization=True,
         perform_initialization=False,
         gradient_accumulation_fusion=False,
-        bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,

@@ -127,6 +127,7 @@ class PackedCoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-cor
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """(N, heads, d) queries, keys of N tokens with fewer heads, values with a dimension of their own → (N, heads · dv).
+        Where `packed_seq_params` has `cu_seqlens_q_padded` too, tokens behind the last of `cu_seqlens_q` get zeros.
 
         Without `packed_seq_params`: (S, B, heads, d), B sequences of S tokens → (S, B, heads · dv).
         """
@@ -147,6 +148,9 @@ class PackedCoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-cor
         else:
             out = self._attend_over_ranks(query, key, value, lengths)
         out = out.flatten(1)
+        if packed_seq_params is not None and padded is not None:  # tokens that fill up the row are zeros
+            real = int(packed_seq_params.cu_seqlens_q[-1])
+            out = torch.cat([out[:real], torch.zeros_like(out[real:])])
         if packed_seq_params is None:
             out = out.view(count, length, -1).transpose(0, 1).contiguous()
         return out

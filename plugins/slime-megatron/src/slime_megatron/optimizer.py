@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
 from slime_core.tensors.norm import squares_of
+from slime_megatron import te_layers
 from slime_megatron.arguments import MegatronRunArguments
 from slime_megatron.model import HiddenStates
 
@@ -32,6 +33,7 @@ def wrap(module: HiddenStates, args: MegatronRunArguments, bucket_size: int | No
         overlap_grad_reduce=args.overlap_grad_reduce,
         bucket_size=bucket_size,
         use_distributed_optimizer=args.use_distributed_optimizer,
+        **te_layers.gathering(args),
     )
     wrapped: nn.Module = DistributedDataParallel(config, reducing, module)
     if args.overlap_grad_reduce:
@@ -62,6 +64,7 @@ def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) ->
         bf16=dtype is torch.bfloat16,
         use_distributed_optimizer=args.use_distributed_optimizer,
         use_precision_aware_optimizer=args.use_precision_aware_optimizer,
+        **te_layers.optimizing(args),
     )
     if not torch.cuda.is_available():
         clip_grads.l2_norm_impl = _norm

@@ -104,7 +104,8 @@ class Pipeline:
             own = micro_batch.own
             if before is not None:
                 before(micro_batch.samples)
-            hidden = self._model.forward(own.ids, own.bounds, own.longest, model)
+            real = own.real if micro_batch.samples else 0
+            hidden = self._model.forward(own.ids, own.bounds, own.longest, model, real)
 
             def finish(output: Tensor, non_loss_data: bool = False) -> Any:
                 return of(number, micro_batch, self._predictor.predict(output, own, micro_batch.row.targets))

@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     from slime_core.contracts.options import ArgumentGroup
 
 
+_OF_FP8 = (
+    "fp8_recipe",
+    "fp8_emulation",
+    "fp8_param_gather",
+    "reuse_grad_buf_for_mxfp8_param_ag",
+    "activation_func_fp8_input_store",
+)
+
+
 @hookimpl
 def slime_argument_groups() -> list[type[ArgumentGroup]]:
     from slime_megatron.arguments import MegatronComputeArguments, MegatronLayoutArguments
@@ -30,6 +39,7 @@ def slime_train_backends() -> dict[str, Lazy]:
                 "MegatronLayoutArguments",
                 "MegatronComputeArguments",
                 "MegatronModelArguments",
+                *(f"{name}?fp8_format" for name in _OF_FP8),
             ),
         )
     }

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
+from slime_core.training.precision import refused_in_emulation, refused_with_adapters
 from slime_megatron.te_probe import refusal
 
 if TYPE_CHECKING:
     from slime_core.arguments.groups.lora import LoraArguments
-    from slime_megatron.arguments import MegatronArguments
+    from slime_megatron.arguments import MegatronArguments, MegatronRunArguments
 
 _TRANSFORMER_ENGINE = (
     "needs Transformer Engine's layers. Give --transformer-impl transformer_engine as well, or leave the option out"
@@ -30,6 +31,7 @@ def refused(args: MegatronArguments) -> list[str]:
         *_experts(args),
         *_recomputation(args),
         *_adapters(args, cast("LoraArguments", args)),
+        *_low_precision(args),
     ]
 
 
@@ -165,6 +167,56 @@ def _adapters(args: MegatronArguments, lora: LoraArguments) -> Iterator[str]:
         yield (
             f"--lora-dropout is {lora.lora_dropout}: this backend trains without dropout, since ranks that share a layer would "
             "have to drop the same inputs. Give 0, or leave the option out; --train-backend torch has it."
+        )
+
+
+def _low_precision(args: MegatronArguments) -> Iterator[str]:
+    run = cast("MegatronRunArguments", args)
+    if not getattr(run, "fp8_format", None):  # conversions have no option of FP8
+        return
+    yield from refused_with_adapters(run)
+    asked = f"--fp8-format {run.fp8_format}"
+    if args.transformer_impl == "transformer_engine":
+        yield from _hardware_s_low_precision(run, asked)
+        return
+    if not run.fp8_emulation:
+        yield (
+            f"{asked}: without Transformer Engine megatron-core ignores it in silence. Give --fp8-emulation, which rounds numbers as "
+            "FP8 rounds them and multiplies in high precision, slower than no FP8; or --transformer-impl transformer_engine, on a "
+            "GPU; or leave --fp8-format out."
+        )
+    if args.context_parallel_size > 1:
+        yield (
+            f"{asked} with --context-parallel-size {args.context_parallel_size}: the tokens of a row lie on several ranks, in another "
+            "order, so blocks that run along tokens and scales of a whole row would be other ones than without it. Leave one "
+            "of the two out."
+        )
+    yield from refused_in_emulation(run)
+
+
+def _hardware_s_low_precision(args: MegatronRunArguments, asked: str) -> Iterator[str]:
+    """What Transformer Engine's layers do not do as a precision recipe says."""
+    if args.fp8_emulation:
+        yield (
+            f"{asked} with --transformer-impl transformer_engine: the layers of Transformer Engine compute in FP8 themselves. Leave "
+            "--fp8-emulation out, or --transformer-impl."
+        )
+    if args.fp8_modules_to_not_convert:
+        yield (
+            "--fp8-modules-to-not-convert: with --transformer-impl transformer_engine all linear layers compute in FP8, or none of a "
+            "layer (--first-last-layers-bf16), while engine and exports would leave these modules out. Leave the option out."
+        )
+    if args.first_last_layers_bf16 and args.fp8_recipe == "delayed":
+        yield (
+            "--first-last-layers-bf16 with --fp8-recipe delayed: Transformer Engine's delayed scaling takes all layers or none. Give "
+            "another --fp8-recipe, or leave --first-last-layers-bf16 out."
+        )
+    if args.fp8_param_gather and not args.use_distributed_optimizer:
+        yield "--fp8-param-gather needs --use-distributed-optimizer, whose weights it gathers. Give it, or leave one of the two out."
+    if args.reuse_grad_buf_for_mxfp8_param_ag and not (args.fp8_param_gather and args.fp8_recipe == "mxfp8"):
+        yield (
+            "--reuse-grad-buf-for-mxfp8-param-ag is for weights that are gathered in MXFP8: give --fp8-param-gather and --fp8-recipe "
+            "mxfp8 as well, or leave it out."
         )
 
 

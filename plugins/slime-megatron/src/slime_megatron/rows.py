@@ -24,6 +24,7 @@ class RankRow:
         predictors: (t,) places among the n whose outputs predict trained tokens.
         own: (t,) which of the row's T trained tokens these are.
         trained: T.
+        real: tokens of the row that fill up nothing; without context parallelism they are the first ones.
     """
 
     ids: Tensor
@@ -32,6 +33,7 @@ class RankRow:
     predictors: Tensor
     own: Tensor
     trained: int
+    real: int
 
 
 def rank_row(row: PackedRow, layout: ParallelLayout, context_rank: int) -> RankRow:
@@ -55,6 +57,7 @@ def rank_row(row: PackedRow, layout: ParallelLayout, context_rank: int) -> RankR
         predictors=predictors[own].to(device),
         own=own.to(device),
         trained=len(row.predictors),
+        real=sum(lengths),
     )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.random_states import random_states, set_random_states
-from slime_megatron import lora, versions, weights
+from slime_megatron import lora, low_precision, versions, weights
 from slime_megatron.model import BuiltModel
 from slime_megatron.optimizer import parts_of
 from slime_megatron.torch_dist import GROUPS
@@ -82,7 +82,7 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
             f"{folder} does not hold the state of this model in this layout: {str(error).splitlines()[0][:400]} A state of "
             "--use-distributed-optimizer is read only with that, and one without it only where --expert-model-parallel-size is "
             "1 in both runs or above 1 in both; adapters are read with the --lora-rank and --target-modules that they were made "
-            "with."
+            "with, and scales of earlier steps with the --fp8-recipe."
         ) from error
     _inner(wrapped).load_state_dict(found["model"], strict=not _inner(wrapped).trains_adapters)
     optimizer.load_state_dict(_for_these_parts(folder, found["optimizer"], optimizer))
@@ -109,6 +109,7 @@ def _describe(built: BuiltModel, wrapped: nn.Module, optimizer: Any, loading: bo
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     model = lora.trained_alone(_inner(wrapped), _inner(wrapped).sharded_state_dict(metadata=metadata))
+    low_precision.describe_state(_inner(wrapped), model)
     filled_up = {id(tensor) for tensor in weights.tensors_of_heads(built)}
     for part in nested_values(model):
         if id(getattr(part, "data", None)) in filled_up:  # megatron-core itself does so for the vocabulary

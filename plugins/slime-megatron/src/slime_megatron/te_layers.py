@@ -6,10 +6,15 @@ Never run so far: it needs a CUDA device. What the weights of these layers are c
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.errors import ArgumentError
-from slime_megatron.arguments import MegatronArguments
+from slime_megatron.arguments import MegatronArguments, MegatronRunArguments
 from slime_megatron.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -46,6 +51,62 @@ def require_expressible(spec: ModelSpec, layout: ParallelLayout, args: MegatronA
         )
     if spec.latent and args.rope_fusion and spec.config.get("rope_type") != "yarn":
         raise ArgumentError("--rope-fusion: with latent attention the fused kernel knows YaRN alone. Leave it out.")
+
+
+def hardware() -> Hardware:
+    """The GPU of this rank."""
+    cuda = (torch.version.cuda or "0.0").split(".")
+    return Hardware(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), (int(cuda[0]), int(cuda[1])))
+
+
+def prepare_low_precision(make: Callable[[], PrecisionRecipe | None]) -> PrecisionRecipe | None:
+    """The recipe that these layers are to compute, with its environment set; None without one.
+
+    Args:
+        make: makes the recipe. It is asked again when the environment is set, which recipes read.
+
+    Raises:
+        ArgumentError: this GPU cannot compute it.
+    """
+    recipe = make()
+    if recipe is None:
+        return None
+    if why := recipe.refusal(hardware()):
+        raise ArgumentError(
+            f"{why} Give another --fp8-recipe, or --fp8-emulation without --transformer-impl transformer_engine."
+        )
+    os.environ |= recipe.environment(hardware())
+    return make()
+
+
+def low_precision_fields(args: MegatronRunArguments, recipe: PrecisionRecipe | None) -> dict[str, Any]:
+    """Fields of megatron-core's configuration that make these layers compute a recipe."""
+    if recipe is None:
+        return {}
+    found = {**recipe.megatron_config(), "fp8_param": args.fp8_param_gather}
+    if args.activation_func_fp8_input_store:  # only the fused function has it
+        found |= {"activation_func_fp8_input_store": True, "bias_activation_fusion": True}
+    return found
+
+
+def gathering(args: MegatronRunArguments) -> dict[str, Any]:
+    """How weights travel between ranks in FP8: fields of megatron-core's `DistributedDataParallelConfig`."""
+    if not (chosen(args) and args.fp8_format):
+        return {}
+    return {
+        "fp8_param_gather": args.fp8_param_gather,
+        "reuse_grad_buf_for_mxfp8_param_ag": args.reuse_grad_buf_for_mxfp8_param_ag,
+    }
+
+
+def optimizing(args: MegatronRunArguments) -> dict[str, Any]:
+    """What the optimizer must know of that: fields of megatron-core's `OptimizerConfig`."""
+    if not (chosen(args) and args.fp8_format):
+        return {}
+    return {
+        "fp8_recipe": args.fp8_recipe,
+        "reuse_grad_buf_for_mxfp8_param_ag": args.reuse_grad_buf_for_mxfp8_param_ag,
+    }
 
 
 def fields(spec: ModelSpec, args: MegatronArguments) -> dict[str, Any]:

@@ -27,7 +27,16 @@ _FUSED = {
 }
 """Names here, and what else they may be called in a layer."""
 
-_NOT_OF_THE_MODEL = ("optimizer.", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "args", "iteration")
+_NOT_OF_THE_MODEL = (
+    "optimizer.",
+    "chained_",
+    "precision.",
+    "rng_state",
+    "rerun_state",
+    "opt_param_scheduler",
+    "args",
+    "iteration",
+)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def mark_split_weights(model: BuiltModel) -> None:
     """Tell megatron-core which weights are cut over tensor-parallel ranks. It takes all others for copies and counts them on
     the first rank alone, in the norm of the gradient; it knows by itself only where it has initialised them."""
     for name, tensor in own_tensors(model):
-        rule, _ = model.names.of(_file_side(model, name))
+        rule, _ = model.names.of(file_side(model, name))
         if isinstance(rule.layout, Split) and not hasattr(tensor, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(tensor, True, rule.layout.dim, 1)
 
@@ -52,11 +52,11 @@ def mark_split_weights(model: BuiltModel) -> None:
 def tensors_of_heads(model: BuiltModel) -> Iterator[Tensor]:
     """This rank's weights and biases that attention's heads have parts of."""
     for name, tensor in own_tensors(model):
-        if isinstance(model.names.of(_file_side(model, name))[0].layout, Attention | Heads):
+        if isinstance(model.names.of(file_side(model, name))[0].layout, Attention | Heads):
             yield tensor
 
 
-def _file_side(model: BuiltModel, name: str) -> str:
+def file_side(model: BuiltModel, name: str) -> str:
     """The name whose rule a weight has: the last stage's copy of a tied embedding is the embedding."""
     tied = name == "output_layer.weight" and model.module.share_embeddings_and_output_weights
     return "embedding.word_embeddings.weight" if tied else name
@@ -83,7 +83,7 @@ def load(model: BuiltModel, read: Callable[[str], Tensor]) -> None:
         CheckpointError: the checkpoint lacks a weight, or one has another shape.
     """
     for name, tensor in own_tensors(model):
-        rule, names = model.names.of(_file_side(model, name))
+        rule, names = model.names.of(file_side(model, name))
         try:
             whole = rule.layout.join([read(own) for own in names])
         except KeyError as error:
