@@ -37,9 +37,8 @@ TWO = [
     *(Case("qwen3, wide", tensor=2, double=True, options=options) for options in ALL),
     *(Case("qwen3_moe, wide", **EXPERTS, options=options) for options in ALL),
     *(Case("glm4_moe_lite, wide", **EXPERTS, options=options) for options in ALL),
-    # Single numbers may round to the next one of FP8 where sums end in other digits; in these none does.
-    *(Case("qwen3, wide", tensor=2, options=options) for options in FEW),
-    *(Case(f"{name}, wide", tensor=2, expert=2, sequence=True, options=fp8("blockwise")) for name in MOE),
+    *(Case("qwen3", tensor=2, options=options) for options in FEW[::2]),
+    *(Case(name, tensor=2, expert=2, sequence=True, options=options) for name in MOE for options in FEW[::2]),
     Case("qwen3, wide", tensor=2, sequence=True, double=True, options=fp8("tensorwise")),
     Case("qwen2, wide", tensor=2, sequence=True, double=True, options=fp8("blockwise", "hybrid")),
     Case("qwen2, 3 groups, wide", tensor=2, double=True, options=fp8("tensorwise")),
@@ -61,6 +60,8 @@ FOUR = [
     Case("glm4_moe_lite, wide", pipeline=2, **EXPERTS, options=fp8("blockwise")),
 ]
 CASES = [*TWO, *FOUR]
+DOUBLE = [case for case in CASES if case.double]
+SINGLE = [case for case in CASES if not case.double]
 
 Results = Callable[[Case], list[dict[str, Any]]]
 
@@ -85,18 +86,31 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", DOUBLE, ids=str)
 def test_log_probs_and_every_gradient_are_those_of_the_torch_backend(results: Results, case: Case) -> None:
-    limit = 1e-11 if case.double else 1e-6
     for number, rank in enumerate(results(case)):
         assert "error" not in rank, f"rank {number}: {rank['error']}"
         for k, gradients in enumerate(rank["gradients"]):
             worst = max(gradients, key=gradients.__getitem__)
-            assert gradients[worst] < limit, f"rank {number}, pass {k}: {worst}"
-            assert max(rank["loss"][k], rank["log_probs"][k]) < limit, f"rank {number}, pass {k}"
+            assert gradients[worst] < 1e-13, f"rank {number}, batch {k}: {worst}"
+            assert max(rank["loss"][k], rank["log_probs"][k]) < 1e-13, f"rank {number}, batch {k}"
 
 
-PLAIN = [case for case in CASES if "3 groups" not in case.model and "fp8_modules_to_not_convert" not in case.options]
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SINGLE, ids=str)
+def test_in_float32_they_agree_to_six_digits_unless_a_number_rounds_otherwise(results: Results, case: Case) -> None:
+    """Where sums end in other digits, one number in a million is rounded to the next one of FP8, a few percent away. Of three batches
+    not all have such a number."""
+    found = results(case)
+    for number, rank in enumerate(found):
+        assert "error" not in rank, f"rank {number}: {rank['error']}"
+    worst = [max(max(rank["gradients"][k].values()) for rank in found) for k in range(3)]
+    others = [max(max(rank["loss"][k], rank["log_probs"][k]) for rank in found) for k in range(3)]
+    assert min(map(max, worst, others)) < 1e-6, worst
+    assert max(worst) < 0.3
+
+
+PLAIN = [case for case in DOUBLE if "3 groups" not in case.model and "fp8_modules_to_not_convert" not in case.options]
 """Without heads of zeros, and without matrices in high precision, in the layers that compute by the recipe."""
 
 
@@ -112,7 +126,7 @@ def test_every_layer_s_products_and_gradients_have_errors_between_two_bounds(res
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", DOUBLE, ids=str)
 def test_gradients_of_all_weights_of_the_model_are_off_in_both_backends_alike(results: Results, case: Case) -> None:
     """Through all layers errors add up, so the upper bound is wide; a backend that quantises nothing is at 0."""
     for rank in results(case):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from megatron_models import make_arguments
 
 from slime_core.contracts.precision import Hardware
@@ -112,20 +114,19 @@ def test_a_gpu_that_cannot_compute_a_recipe_is_told_and_another_gets_its_environ
 ) -> None:
     from slime_megatron import te_layers
 
-    monkeypatch.setattr(te_layers, "hardware", lambda: Hardware("NVIDIA H200", (9, 0), (12, 9)))
+    monkeypatch.setattr(te_layers, "hardware_of", lambda device: Hardware("NVIDIA H200", (9, 0), (12, 9)))
     monkeypatch.setenv("SLIME_TEST_SCALES", "0")
     made: list[str | None] = []
+    device = torch.device("cpu")
 
     def make() -> Any:
-        import os
-
         made.append(os.environ.get("SLIME_TEST_SCALES"))
         return SimpleNamespace(refusal=lambda on: why, environment=lambda on: {"SLIME_TEST_SCALES": "1"})
 
     if why:
         with pytest.raises(ArgumentError, match=why):
-            te_layers.prepare_low_precision(make)
+            te_layers.prepare_low_precision(make, device)
     else:
-        assert te_layers.prepare_low_precision(make) is not None
+        assert te_layers.prepare_low_precision(make, device) is not None
         assert made == ["0", "1"]
-    assert te_layers.prepare_low_precision(lambda: None) is None
+    assert te_layers.prepare_low_precision(lambda: None, device) is None

@@ -116,7 +116,7 @@ class MegatronBackend:
             spec = configuration.read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, layout.tensor)
             make_recipe = partial(recipe_of, args, self._components, spec.config["num_layers"], role)
             engine = te_layers.chosen(args)
-            recipe = te_layers.prepare_low_precision(make_recipe) if engine else make_recipe()
+            recipe = te_layers.prepare_low_precision(make_recipe, device) if engine else make_recipe()
             if engine and recipe is not None:
                 layout = replace(layout, tokens=recipe.row_multiple())
             layout.start()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from slime_core.contracts.precision import Hardware, PrecisionRecipe
+from slime_core.contracts.precision import PrecisionRecipe
 from slime_core.errors import ArgumentError
+from slime_core.runtime.hardware import hardware_of
 from slime_megatron.arguments import MegatronArguments, MegatronRunArguments
 from slime_megatron.spec import ModelSpec
 
@@ -53,13 +54,7 @@ def require_expressible(spec: ModelSpec, layout: ParallelLayout, args: MegatronA
         raise ArgumentError("--rope-fusion: with latent attention the fused kernel knows YaRN alone. Leave it out.")
 
 
-def hardware() -> Hardware:
-    """The GPU of this rank."""
-    cuda = (torch.version.cuda or "0.0").split(".")
-    return Hardware(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), (int(cuda[0]), int(cuda[1])))
-
-
-def prepare_low_precision(make: Callable[[], PrecisionRecipe | None]) -> PrecisionRecipe | None:
+def prepare_low_precision(make: Callable[[], PrecisionRecipe | None], device: torch.device) -> PrecisionRecipe | None:
     """The recipe that these layers are to compute, with its environment set; None without one.
 
     Args:
@@ -71,11 +66,12 @@ def prepare_low_precision(make: Callable[[], PrecisionRecipe | None]) -> Precisi
     recipe = make()
     if recipe is None:
         return None
-    if why := recipe.refusal(hardware()):
+    hardware = hardware_of(device)
+    if why := recipe.refusal(hardware):
         raise ArgumentError(
             f"{why} Give another --fp8-recipe, or --fp8-emulation without --transformer-impl transformer_engine."
         )
-    os.environ |= recipe.environment(hardware())
+    os.environ |= recipe.environment(hardware)
     return make()
 
 
