@@ -141,10 +141,10 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two ranks found when they saved and loaded what delayed scaling remembers."""
     folder = tmp_path_factory.mktemp("states")
     delayed = {"lr": 1e-2, **fp8("delayed", "hybrid", fp8_amax_history_len=3, fp8_amax_compute_algo="max")}
-    model, cut = "glm4_moe_lite, wide", {"tensor": 2, "expert": 2, "sequence": True}
+    model, cut = "glm4_moe_lite", {"tensor": 2, "expert": 2, "sequence": True}
     cases = {
         "first": Case(model, **cut, options=delayed),
-        "another layout": Case(model, pipeline=2, options=delayed),
+        "another layout": Case(model, pipeline=2, options={**delayed, "decoder_first_pipeline_num_layers": 1}),
         "another recipe": Case(model, **cut, options=fp8("tensorwise")),
         "reference": Case(model, **cut, options=fp8("blockwise")),
     }
