@@ -11,7 +11,13 @@ import pytest
 import yaml
 from served_cases import convert, small_model
 
+from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.recipe import read_recipe
+from slime_core.arguments.resolve import resolve
 from slime_core.cli.main import main
+from slime_core.contracts.precision import Hardware
+from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -58,3 +64,30 @@ def test_training_in_high_precision_and_generating_in_fp8_can_be_planned(recipe,
     assert status == 0, told
     assert "Weights go to the engine as --hf-checkpoint has them" in told
     assert "no effect" not in told
+
+
+H200, B200 = Hardware("NVIDIA H200", (9, 0), (12, 9)), Hardware("NVIDIA B200", (10, 0), (13, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "can", "cannot", "why"),
+    [
+        ("qwen3-4b-sft-fp8-blockwise.yaml", H200, Hardware("CPU"), "CPU has no FP8 arithmetic.*--fp8-emulation"),
+        ("qwen3-4b-sft-mxfp8.yaml", B200, H200, "NVIDIA H200 has 9.0"),
+    ],
+)
+def test_training_in_fp8_is_accepted_on_its_gpu_and_refused_with_what_would_do_elsewhere(
+    recipe, tmp_path, monkeypatch, name, can, cannot, why
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(name)))
+    (stage,) = read_recipe(str(path))
+    monkeypatch.setattr(
+        "slime_megatron.refusals.refusal", lambda implementation: None
+    )  # as if Transformer Engine were here
+    monkeypatch.setattr("slime_fp8.arguments.visible_hardware", lambda: can)
+    args = resolve(Namespace(Plugins()), [], recipe=stage, env={}).args
+    assert (args.fp8_format, args.fp8_param_gather, args.transformer_impl) == ("e4m3", True, "transformer_engine")
+    monkeypatch.setattr("slime_fp8.arguments.visible_hardware", lambda: cannot)
+    with pytest.raises(ArgumentError, match=why):
+        resolve(Namespace(Plugins()), [], recipe=stage, env={})
