@@ -195,9 +195,10 @@ def test_parity_with_transformers_is_that_of_the_restored_weights(chat_rows, tmp
     assert all(re.search(rf"^{what} +ok ", told, re.MULTILINE) for what in ("weights", "log-probs", "gradients"))
 
 
-@pytest.mark.parametrize("restored", [False, True])
-def test_megatron_hands_over_what_the_checkpoint_would_hold(served, model, chat_rows, tmp_path, restored):
-    """Whether it starts from high precision or from the checkpoint's own numbers; exports in high precision are."""
+@pytest.mark.parametrize("start", ["high precision", "restored", "in FP8"])
+def test_megatron_hands_over_what_the_checkpoint_would_hold(served, model, chat_rows, tmp_path, start):
+    """Whether it starts from high precision, from the checkpoint's own numbers, or trains in FP8 itself."""
+    restored = start == "restored"
     pytest.importorskip("megatron.core")
     words = grpo(served["block"], None if restored else model, chat_rows, tmp_path)
     words += [
@@ -210,6 +211,7 @@ def test_megatron_hands_over_what_the_checkpoint_would_hold(served, model, chat_
         "--save-hf",
         str(tmp_path / "hf-{rollout_id}"),
     ]
+    words += FLAGS if start == "in FP8" else ()
     assert main(["train", *words, "--num-rollout", "1" if restored else "2"]) == 0
     converter = tensors(convert(tmp_path / "hf-0", tmp_path / "again", "block"))
     assert differing(converter, tensors(tmp_path / "hf-0" / "quantised")) == []
