@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_core import hookspecs, lazy, sample
+from slime_core.contracts import checking
 from slime_core.contracts.kind import FailurePolicy, Kind
 from slime_core.contracts.kinds import KINDS
 
@@ -56,6 +57,7 @@ def page() -> str:
             parts += [f"### {hook.name}", _code(_signature(hook)), ast.get_docstring(hook) or ""]
             if hook.name in kinds:
                 parts += _component(kinds[hook.name])
+    parts += ["## Checks", checking.__doc__ or ""]
     parts += ["## Types", "What hooks return, what components receive and return, and what they may do besides."]
     for described in _types():
         parts += [f"### {described.__name__}", f"`{described.__module__}.{described.__name__}`", *_described(described)]
@@ -112,7 +114,13 @@ def _types() -> Iterator[Any]:
     """What the contracts speak of, file by file: public classes and functions that are no contracts themselves."""
     yield from (lazy.Lazy, sample.Sample, sample.RolloutOutput)
     contracts = {contract for kind in KINDS.values() for contract in (kind.contract, kind.alternative)}
-    files = dict.fromkeys(["slime_core.contracts.options", *(kind.contract.__module__ for kind in KINDS.values())])
+    files = dict.fromkeys(
+        [
+            "slime_core.contracts.options",
+            "slime_core.contracts.checking",
+            *(kind.contract.__module__ for kind in KINDS.values()),
+        ]
+    )
     for name in files:
         module = importlib.import_module(name)
         for described in vars(module).values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXITS = (SystemExit, GeneratorExit, asyncio.CancelledError)
@@ -20,11 +20,21 @@ class Terminated(KeyboardInterrupt):
 
 
 class SlimeError(Exception):
-    """Base of all errors that are meant for the person who started the run."""
+    """Base of all errors that are meant for the person who started the run.
+
+    Attributes:
+        option: the option whose value alone is wrong, such as "--rm-type"; "" where there is no such one.
+    """
+
+    option: str = ""
 
 
 class ArgumentError(SlimeError):
     """An option is unknown, mistyped, out of range, or contradicts another one."""
+
+
+class NotInstalled(ArgumentError):
+    """What options speak of is not installed on this machine, so that they cannot be looked at here."""
 
 
 class DataError(SlimeError):
@@ -57,6 +67,23 @@ class ClusterError(SlimeError):
 
 class WorkerDied(ClusterError):
     """The process of a worker is gone. The message names the worker, its pid and its machine."""
+
+
+def together(errors: Sequence[SlimeError]) -> SlimeError:
+    """Return one error that says what all of these say; a single one as it is. If one of several is an `ArgumentError`, so is
+    what is returned."""
+    if len(errors) == 1:
+        return errors[0]
+    kinds = {type(error) for error in errors}
+    kind = (
+        kinds.pop()
+        if len(kinds) == 1
+        else ArgumentError
+        if any(issubclass(k, ArgumentError) for k in kinds)
+        else SlimeError
+    )
+    lines = [line for error in errors for line in (f"- {error}", *getattr(error, "__notes__", ()))]
+    return kind(f"{len(errors)} things are wrong.\n" + "\n".join(lines))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,9 +15,11 @@ class Lazy:
         aliases: further names that select this component, such as the import path it had in slime.
         reads_options: the options that it reads, by name or by the name of their group; see
             `slime_core.contracts.options`. None: it says nothing about that.
+        check: "package.module:function", a function that checks a run before it starts; see `slime_core.contracts.checking`.
     """
 
     target: str
     summary: str = ""
     aliases: tuple[str, ...] = ()
     reads_options: tuple[str, ...] | None = None
+    check: str = ""

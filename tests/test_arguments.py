@@ -87,7 +87,7 @@ def test_later_sources_win_and_each_value_knows_its_source(namespace, tmp_path: 
 def test_an_unknown_name_in_a_recipe_is_an_error_with_the_nearest_name(namespace, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rollout_sed: 1\n")
-    with pytest.raises(ArgumentError, match=r"'rollout_sed', which is no option. Did you mean 'rollout_seed'\?"):
+    with pytest.raises(ArgumentError, match=r"'rollout_sed', which is no option. Did you mean '--rollout-seed'\?"):
         resolved(namespace, recipe=str(recipe))
 
 
@@ -190,3 +190,36 @@ def test_an_option_is_read_if_one_of_its_readers_and_that_readers_condition_hold
     evaluated = ("--eval-prompt-data", "x.jsonl", "--eval-interval", "1", "--eval-generate", "2")
     assert about("--rm-type", "exact_match", *evaluated, selected="sft") == []
     assert "which this run does not use" in about("--rm-type", "exact_match", selected="other")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"save: f\xfcr\n", "is no text in UTF-8"),
+        (b"save: 2001-99-99\n", "is not valid YAML"),
+        (b"seed: !!int foo\n", "is not valid YAML"),
+        (b"seed: " + b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b"seed: " + b"1" * 5000, "is not valid YAML"),
+        (b"lr: 1e-3\nlr: 1e-5\n", "the key 'lr' is there twice"),
+        (b"seed: 010\n", "what is the number '010'"),
+        (b"seed: 1:30\n", "what is the number '1:30'"),
+    ],
+)
+def test_a_recipe_that_yaml_would_change_or_cannot_read_is_an_error(content: bytes, says: str, tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(ArgumentError, match=f"The recipe .*{says}"):
+        read_recipe(str(tmp_path / "recipe.yaml"))
+
+
+def test_an_option_that_is_spelled_in_two_ways_is_there_twice(namespace, tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("num_rollout: 2\nnum-rollout: 7\n")
+    with pytest.raises(ArgumentError, match="sets --num-rollout twice"):
+        resolved(namespace, recipe=str(tmp_path / "recipe.yaml"))
+
+
+def test_all_that_is_wrong_is_told_at_once(namespace):
+    flags = ("--no-such", "1", "--lr-warmup-iters", "few", "--neither", "--global-batch-size", "-3")
+    with pytest.raises(ArgumentError) as caught:
+        resolved(namespace, *flags)
+    for text in ("4 things are wrong", "no option --no-such.", "given 'few'", "no option --neither.", "given '-3'"):
+        assert text in str(caught.value)

@@ -19,7 +19,7 @@ from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.selection import RaisedIn
 from slime_core.run.blueprint import Blueprint
 from slime_core.runtime.failures import Failure
-from slime_core.runtime.layout import Layout, make_layout, place
+from slime_core.runtime.layout import Layout, make_layout, place, require_ray
 from slime_core.runtime.slots import slots_beside_ranks
 from slime_core.runtime.tensors import from_bytes, to_bytes
 from slime_core.training.worker import TrainComponents, TrainWorker
@@ -188,7 +188,7 @@ def test_an_engine_with_servers_must_be_told_its_devices():
 def test_a_run_that_needs_ray_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"2 training ranks.*pip install 'slime-core\[ray\]'"):
-        make_layout(args(actor_num_gpus_per_node=2), None)
+        require_ray(args(actor_num_gpus_per_node=2), None)
 
 
 def test_check_prints_the_placement(tiny_model, chat_rows, capsys):

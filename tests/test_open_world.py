@@ -195,6 +195,9 @@ def test_observers_that_try_to_be_first_or_last_are(install_plugin):
 REWARD = "def mine(args, sample): return 1.0\n"
 
 
+GENERATES = ["--rollout-engine", "local", "--apply-chat-template"]
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [
@@ -226,7 +229,20 @@ REWARD = "def mine(args, sample): return 1.0\n"
 def test_a_marker_that_cannot_work_sets_the_plugin_aside_and_says_what_to_do(install_plugin, sft, capsys, code, says):
     install_plugin(code)
     assert (
-        main(["train", *sft, "--loss-type", "policy_loss", "--rollout-function-path", "rl", "--rm-type", "mine"]) == 1
+        main(
+            [
+                "train",
+                *sft,
+                "--loss-type",
+                "policy_loss",
+                "--rollout-function-path",
+                "rl",
+                "--rm-type",
+                "mine",
+                *GENERATES,
+            ]
+        )
+        == 1
     )
     message = capsys.readouterr().err
     assert "There is no reward named 'mine' for --rm-type." in message

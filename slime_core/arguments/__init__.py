@@ -5,6 +5,7 @@ namespace.py     all options of core and plugins as one flat namespace
 readers.py       which options the components of a run read
 further.py       components that are chosen because others read the options that name them
 command_line.py  the flags
+elsewhere.py     options of other programs, told from mistyped ones
 of_a_command.py  the options of a command that is no run
 recipe.py        recipe files
 derived.py       options that are known once the arguments are resolved

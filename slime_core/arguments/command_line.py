@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from slime_core.arguments.namespace import Namespace, Option
 from slime_core.contracts.options import ArgumentGroup
-from slime_core.errors import ArgumentError, did_you_mean
+from slime_core.errors import ArgumentError, SlimeError
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,25 +52,47 @@ def split_recipe(
     return (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
 
 
-def parse_command_line(namespace: Namespace, argv: list[str]) -> dict[str, Any]:
+def parse_command_line(namespace: Namespace, argv: list[str]) -> tuple[dict[str, Any], list[SlimeError]]:
     """Read the flags into {option name: raw value}; the last one of a name wins. Types are checked later, with all other
-    sources."""
+    sources.
+
+    Returns:
+        the values, and what is wrong: an option that does not exist, a value of none. It is left out with its values.
+
+    Raises:
+        ArgumentError: the flags cannot be taken apart, such as one without its value.
+    """
     flags = [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--")]
-    namespace.admit(name.removeprefix("no_") for name in flags)
+    errors: list[SlimeError] = []
+    try:
+        namespace.admit(name.removeprefix("no_") for name in flags)
+    except ArgumentError as error:  # of a family of options
+        errors.append(error)
     parser = run_parser(namespace, "slime train")
     known = parser._option_string_actions  # argparse has no public list of its flags
+    kept: list[str] = []
+    unknown = False
     for word in argv:
         flag = word.split("=", 1)[0]
-        if word.startswith("--") and flag not in known:
-            name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-            hint = namespace.where_to_get(name) or did_you_mean(flag, known) or " See slime train --help."
-            raise ArgumentError(f"There is no option {flag}.{hint}")
-    parsed, rest = parser.parse_known_args(argv)
+        if word.startswith("--"):
+            unknown = flag not in known
+            if unknown and not _told(namespace, flag, errors):
+                name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+                hint = namespace.advice(name) or " See slime train --help."
+                errors.append(ArgumentError(f"There is no option {flag}.{hint}"))
+        if not unknown:
+            kept.append(word)
+    parsed, rest = parser.parse_known_args(kept)
     values = vars(parsed)
-    if stray := [*([values.pop("recipe")] if values.get("recipe") else []), *rest]:
-        raise ArgumentError(f"What is {stray[0]!r}? Every value belongs to a --flag, and a recipe comes first.")
+    for stray in [*([values.pop("recipe")] if values.get("recipe") else []), *rest]:
+        errors.append(ArgumentError(f"What is {stray!r}? Every value belongs to a --flag, and a recipe comes first."))
     values.pop("recipe", None)
-    return values
+    return values, errors
+
+
+def _told(namespace: Namespace, flag: str, errors: list[SlimeError]) -> bool:
+    """Whether a flag is one of a family of options that could not be looked into, which is among the errors already."""
+    return bool(errors) and namespace.is_of_a_family(flag.removeprefix("--").removeprefix("no-").replace("-", "_"))
 
 
 def _title(group: type[ArgumentGroup]) -> str:

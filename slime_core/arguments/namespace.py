@@ -9,14 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
+from packaging.utils import canonicalize_name
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from slime_core.arguments.elsewhere import of_another_program
 from slime_core.arguments.groups import GROUPS, RunArguments
 from slime_core.contracts.options import ArgumentGroup
-from slime_core.errors import PluginError
+from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins import Plugins
+from slime_core.plugins.catalogue import brought_by
 from slime_core.plugins.loading import set_aside
 
 
@@ -118,10 +121,18 @@ class Namespace:
                 set_aside(info, error)
         self.model = self._make_model()
 
-    def where_to_get(self, name: str) -> str:
-        """A sentence, with a space in front, on what to install for an option that does not exist here; "" where that would
-        not help."""
-        return self._plugins.where_to_get("option", name)
+    def advice(self, name: str) -> str:
+        """A sentence, with a space in front, on an option that does not exist here: what to install or to switch on for it,
+        which other program has it, or which name is near; "" where nothing is known."""
+        if found := self._plugins.where_to_get("option", name):
+            return found
+        brings = brought_by("option", name)
+        for info in self._plugins.infos:
+            if canonicalize_name(info.distribution) == brings and info.status != "loaded":
+                words = "is off" if info.status == "disabled" else "failed to load"
+                return f" {brings} brings it, whose plugin {info.name!r} {words}: {info.reason}."
+        flags = [option.flag for option in self.options.values()]
+        return of_another_program(name) or did_you_mean("--" + name.replace("_", "-"), flags)
 
     def _make_model(self) -> type[RunArguments]:
         groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups)
@@ -140,6 +151,10 @@ class Namespace:
                 module, _, function = target.partition(":")
                 self._add(getattr(importlib.import_module(module), function)(wanted), distribution)
                 self.model = self._make_model()
+
+    def is_of_a_family(self, name: str) -> bool:
+        """Whether another program defines the options whose names begin as this one's."""
+        return any(name.startswith(prefix) for prefix in self._families)
 
     def _add(self, group: type[ArgumentGroup], distribution: str) -> None:
         if group not in GROUPS:

@@ -10,6 +10,7 @@ A stage's own options win over the shared ones.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.errors import ArgumentError, did_you_mean
+from slime_core.errors import ArgumentError, SlimeError
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,30 @@ class Stage:
     given: dict[Any, Any]
     number: int | None = None
 
-    def options(self, namespace: Namespace) -> dict[str, Any]:
-        """Values by option name.
-
-        Raises:
-            ArgumentError: a key is no option.
-        """
-        values = {}
-        namespace.admit(str(key).lstrip("-").replace("-", "_") for key in self.given)
-        for key, value in self.given.items():
-            name = str(key).lstrip("-").replace("-", "_")
+    def read(self, namespace: Namespace) -> tuple[dict[str, Any], list[SlimeError]]:
+        """Return values by option name, and what is wrong: a key that is no option, or one that is there twice."""
+        values: dict[str, Any] = {}
+        errors: list[SlimeError] = []
+        names = {key: str(key).lstrip("-").replace("-", "_") for key in self.given}
+        try:
+            namespace.admit(names.values())
+        except ArgumentError as error:  # of a family of options
+            errors.append(error)
+        for key, name in names.items():
             if name not in namespace.options:
-                raise ArgumentError(
-                    f"The recipe {self.name} sets {key!r}, which is no option."
-                    f"{namespace.where_to_get(name) or did_you_mean(name, namespace.options)}"
-                )
-            # YAML reads 1e-6 as text; pydantic turns the text into the number the option wants.
-            values[name] = [value] if namespace.options[name].is_list and isinstance(value, str) else value
-        return values
+                if not (errors and namespace.is_of_a_family(name)):
+                    errors.append(
+                        ArgumentError(
+                            f"The recipe {self.name} sets {key!r}, which is no option.{namespace.advice(name)}"
+                        )
+                    )
+            elif name in values:
+                errors.append(ArgumentError(f"The recipe {self.name} sets {namespace.options[name].flag} twice."))
+            else:
+                value = self.given[key]
+                # YAML reads 1e-6 as text; pydantic turns the text into the number the option wants.
+                values[name] = [value] if namespace.options[name].is_list and isinstance(value, str) else value
+        return values, errors
 
 
 def read_recipe(path: str) -> list[Stage]:
@@ -61,10 +68,16 @@ def read_recipe(path: str) -> list[Stage]:
         ArgumentError: the file cannot be read or is no mapping.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ArgumentError(f"The recipe {path} cannot be read: {error.strerror}. Check the path.") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ArgumentError(
+            f"The recipe {path} is no text in UTF-8 (byte {error.start + 1}). Save it as UTF-8."
+        ) from None
+    except RecursionError:
+        raise ArgumentError(f"The recipe {path} is nested too deeply to be read.") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ArgumentError(f"The recipe {path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ArgumentError(f"The recipe {path} must be a YAML mapping of option names to values.")
@@ -73,4 +86,35 @@ def read_recipe(path: str) -> list[Stage]:
     stages = data.pop("stages")
     if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
         raise ArgumentError(f"In the recipe {path}, stages must be a list of mappings of option names to values.")
-    return [Stage(f"{path}, stage {n}", {**data, **stage}, n) for n, stage in enumerate(stages, start=1)]
+    return [Stage(f"{path}, stage {n}", _merged(data, stage), n) for n, stage in enumerate(stages, start=1)]
+
+
+def _merged(shared: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
+    """What a stage sets: its own options win over the shared ones, with whichever dashes they are written."""
+    names = {str(key).lstrip("-").replace("-", "_") for key in own}
+    kept = {key: value for key, value in shared.items() if str(key).lstrip("-").replace("-", "_") not in names}
+    return {**kept, **own}
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads YAML, but for what it would change in silence: a key that is there twice, and whole numbers that begin with 0 or
+    have colons, which YAML takes for octal ones and for times."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is there twice", node.start_mark)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(node.value)
+        if _ODD.fullmatch(text):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"what is the number {text!r}? Write it in decimal, without a 0 in front", node.start_mark
+            )
+        return int(super().construct_yaml_int(node))
+
+
+_ODD = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9_]+)+)")
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from slime_core.arguments.groups import RunArguments
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, SlimeError, together
 
 BY_TIME = "the time of start"
 
@@ -66,6 +66,21 @@ class Resolved:
         return {n: v for n, v in self.args.model_dump(mode="json").items() if options[n].affects_result}
 
 
+@dataclass(frozen=True)
+class Resolution:
+    """What the sources of options say, as far as it can be used.
+
+    Attributes:
+        resolved: the arguments, in which every option that is wrong has its default; None if there can be none.
+        errors: everything that is wrong.
+        set_aside: names of the options that are wrong.
+    """
+
+    resolved: Resolved | None
+    errors: list[SlimeError]
+    set_aside: frozenset[str] = frozenset()
+
+
 def resolve(
     namespace: Namespace, argv: Iterable[str], recipe: Stage | None = None, env: Mapping[str, str] | None = None
 ) -> Resolved:
@@ -79,29 +94,64 @@ def resolve(
     Raises:
         ArgumentError: with one line for every option that is wrong.
     """
+    found = read_sources(namespace, argv, recipe, env)
+    if found.errors or found.resolved is None:
+        raise together(found.errors)
+    return found.resolved
+
+
+def read_sources(
+    namespace: Namespace, argv: Iterable[str], recipe: Stage | None = None, env: Mapping[str, str] | None = None
+) -> Resolution:
+    """As `resolve`, but everything that is wrong is collected, and the rest is merged and validated without it."""
     values: dict[str, Any] = {}
     provenance: dict[str, str] = {}
-    for where, source in (
-        (f"recipe {recipe.name}", recipe.options(namespace)) if recipe else ("", {}),
-        ("environment", _read_environment(namespace, os.environ if env is None else env)),
-        ("command line", parse_command_line(namespace, list(argv))),
-    ):
+    errors: list[SlimeError] = []
+    sources: list[tuple[str, dict[str, Any]]] = []
+    if recipe:
+        own, wrong = recipe.read(namespace)
+        sources.append((f"recipe {recipe.name}", own))
+        errors += wrong
+    sources.append(("environment", _read_environment(namespace, os.environ if env is None else env)))
+    try:
+        own, wrong = parse_command_line(namespace, list(argv))
+    except ArgumentError as error:
+        return Resolution(None, [*errors, error])
+    sources.append(("command line", own))
+    errors += wrong
+    for where, source in sources:
         for name, value in source.items():
             values[name] = value
             provenance[name] = where if where != "environment" else f"environment {namespace.options[name].env}"
-    missing = [o for o in namespace.options.values() if o.required and o.name not in values]
-    if missing:
-        raise ArgumentError("\n".join(f"{o.flag} is required: {o.field.description}" for o in missing))
-    try:
-        args = namespace.model(**values)
-    except ValidationError as error:
-        raise ArgumentError("\n".join(_readable(e, namespace, provenance) for e in error.errors())) from None
+    errors += [
+        ArgumentError(f"{o.flag} is required: {o.field.description}")
+        for o in namespace.options.values()
+        if o.required and o.name not in values
+    ]
+    set_aside: set[str] = set()
+    while True:
+        try:
+            args = namespace.model(**values)
+            break
+        except ValidationError as invalid:
+            told = [e for e in invalid.errors() if e["type"] != "missing"]
+            errors += [ArgumentError(_readable(e, namespace, provenance)) for e in told]
+            wrong_names = {str(e["loc"][0]) for e in told if e["loc"]} & values.keys() or _contradicting(
+                namespace, values
+            )
+            if not wrong_names or any(namespace.options[name].required for name in wrong_names):
+                return Resolution(None, errors, frozenset(set_aside))
+            set_aside |= wrong_names
+            values = {name: value for name, value in values.items() if name not in wrong_names}
     everywhere = {name: provenance.get(name, "default") for name in namespace.options}
-    return derive(Resolved(args, everywhere, namespace), f"-stage{recipe.number}" if recipe and recipe.number else "")
+    suffix = f"-stage{recipe.number}" if recipe and recipe.number else ""
+    resolved = derive(Resolved(args, everywhere, namespace), suffix)
+    errors += [ArgumentError(text) for text in _contradictions(args, set_aside)]
+    return Resolution(resolved, errors, frozenset(set_aside))
 
 
 def derive(resolved: Resolved, suffix: str = "") -> Resolved:
-    """Fill in what follows from other options, and check what only makes sense together.
+    """Fill in what follows from other options.
 
     Args:
         suffix: of the default run directory.
@@ -110,55 +160,14 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
     per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
     per_rollout_text = f"--rollout-batch-size {args.rollout_batch_size} × --n-samples-per-prompt {args.n_samples_per_prompt} = {per_rollout}"
     steps = args.num_steps_per_rollout
-    if steps is not None and per_rollout % steps:
-        raise ArgumentError(
-            f"--num-steps-per-rollout is {steps}, but it must divide the {per_rollout_text} samples of a rollout."
-        )
     if args.global_batch_size is None:
         why = per_rollout_text + (f", in {steps} steps" if steps else "")
-        resolved = resolved.updated(why, global_batch_size=per_rollout // (steps or 1))
-    elif per_rollout % args.global_batch_size:
-        raise ArgumentError(
-            f"--global-batch-size is {args.global_batch_size}, but it must divide the samples of a rollout: {per_rollout_text}. "
-            f"Change one of them, for example --global-batch-size {_nearest_divisor(per_rollout, args.global_batch_size)}."
-        )
-    elif steps is not None and steps * args.global_batch_size != per_rollout:
-        raise ArgumentError(
-            f"--num-steps-per-rollout {steps} and --global-batch-size {args.global_batch_size} contradict each other: "
-            f"{steps} × {args.global_batch_size} is not {per_rollout_text}. Leave one of them out."
-        )
+        resolved = resolved.updated(why, global_batch_size=max(1, per_rollout // (steps or 1)))
     if steps is None:
         batch = derived(resolved.args.global_batch_size)
         resolved = resolved.updated(
-            "samples per rollout / --global-batch-size", num_steps_per_rollout=per_rollout // batch
+            "samples per rollout / --global-batch-size", num_steps_per_rollout=max(1, per_rollout // batch)
         )
-    if args.use_dynamic_batch_size and args.max_tokens_per_gpu is None:
-        raise ArgumentError("--use-dynamic-batch-size needs --max-tokens-per-gpu, the token budget of a micro-batch.")
-    if args.num_rollout is None and args.num_epoch is None:
-        raise ArgumentError("Give --num-epoch (times through the data) or --num-rollout (rollouts in all).")
-    if args.eval_prompt_data is not None:
-        eval_sets(args)
-        if args.eval_interval is None and args.num_rollout != 0:
-            raise ArgumentError("--eval-prompt-data needs --eval-interval N, or --num-rollout 0 to evaluate only.")
-    elif args.num_rollout == 0:
-        raise ArgumentError("--num-rollout 0 evaluates only, so it needs --eval-prompt-data.")
-    if args.rm_type and args.custom_rm_path:
-        raise ArgumentError("--rm-type and --custom-rm-path both choose the reward; give only one of them.")
-    if args.calculate_per_token_loss and args.constant_length_loss:
-        raise ArgumentError("--calculate-per-token-loss and --constant-length-loss contradict each other; give one.")
-    if (args.loss_type == "custom_loss") != (args.custom_loss_function_path is not None):
-        raise ArgumentError(
-            "--loss-type custom_loss and --custom-loss-function-path belong together; give both or none."
-        )
-    if args.debug_rollout_only and (args.debug_train_only or args.load_debug_rollout_data):
-        other = "--debug-train-only" if args.debug_train_only else "--load-debug-rollout-data"
-        raise ArgumentError(f"--debug-rollout-only and {other} contradict each other; give one of them.")
-    for name in ("save_debug_rollout_data", "load_debug_rollout_data"):
-        template = getattr(args, name)
-        if template and "{rollout_id}" not in template and args.num_rollout != 1:
-            raise ArgumentError(
-                f"--{name.replace('_', '-')} is {template!r}, one file for all rollouts. Put {{rollout_id}} in it."
-            )
     if args.load_debug_rollout_data and not args.debug_train_only:
         resolved = resolved.updated("--load-debug-rollout-data", debug_train_only=True)
     if args.eval_function_path is None:
@@ -169,6 +178,55 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
         else:
             resolved = resolved.updated(BY_TIME, run_dir=time.strftime("runs/%Y%m%d-%H%M%S") + suffix)
     return resolved
+
+
+def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
+    """A sentence for everything in which options do not go together, or lack each other.
+
+    Args:
+        set_aside: options that are wrong and have their defaults, of which no more is said.
+    """
+    per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
+    per_rollout_text = f"--rollout-batch-size {args.rollout_batch_size} × --n-samples-per-prompt {args.n_samples_per_prompt} = {per_rollout}"
+    steps = args.num_steps_per_rollout
+    if steps is not None and per_rollout % steps:
+        yield f"--num-steps-per-rollout is {steps}, but it must divide the {per_rollout_text} samples of a rollout."
+    elif args.global_batch_size is not None and per_rollout % args.global_batch_size:
+        yield (
+            f"--global-batch-size is {args.global_batch_size}, but it must divide the samples of a rollout: {per_rollout_text}. "
+            f"Change one of them, for example --global-batch-size {_nearest_divisor(per_rollout, args.global_batch_size)}."
+        )
+    elif args.global_batch_size is not None and steps is not None and steps * args.global_batch_size != per_rollout:
+        yield (
+            f"--num-steps-per-rollout {steps} and --global-batch-size {args.global_batch_size} contradict each other: "
+            f"{steps} × {args.global_batch_size} is not {per_rollout_text}. Leave one of them out."
+        )
+    if args.use_dynamic_batch_size and args.max_tokens_per_gpu is None and "max_tokens_per_gpu" not in set_aside:
+        yield "--use-dynamic-batch-size needs --max-tokens-per-gpu, the token budget of a micro-batch."
+    if args.num_rollout is None and args.num_epoch is None and set_aside.isdisjoint({"num_rollout", "num_epoch"}):
+        yield "Give --num-epoch (times through the data) or --num-rollout (rollouts in all)."
+    if args.eval_prompt_data is not None:
+        try:
+            eval_sets(args)
+        except ArgumentError as error:
+            yield str(error)
+        if args.eval_interval is None and args.num_rollout != 0 and "eval_interval" not in set_aside:
+            yield "--eval-prompt-data needs --eval-interval N, or --num-rollout 0 to evaluate only."
+    elif args.num_rollout == 0 and "eval_prompt_data" not in set_aside:
+        yield "--num-rollout 0 evaluates only, so it needs --eval-prompt-data."
+    if args.rm_type and args.custom_rm_path:
+        yield "--rm-type and --custom-rm-path both choose the reward; give only one of them."
+    if args.calculate_per_token_loss and args.constant_length_loss:
+        yield "--calculate-per-token-loss and --constant-length-loss contradict each other; give one."
+    if (args.loss_type == "custom_loss") != (args.custom_loss_function_path is not None):
+        yield "--loss-type custom_loss and --custom-loss-function-path belong together; give both or none."
+    if args.debug_rollout_only and (args.debug_train_only or args.load_debug_rollout_data):
+        other = "--debug-train-only" if args.debug_train_only else "--load-debug-rollout-data"
+        yield f"--debug-rollout-only and {other} contradict each other; give one of them."
+    for name in ("save_debug_rollout_data", "load_debug_rollout_data"):
+        template = getattr(args, name)
+        if template and "{rollout_id}" not in template and args.num_rollout != 1:
+            yield f"--{name.replace('_', '-')} is {template!r}, one file for all rollouts. Put {{rollout_id}} in it."
 
 
 def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
@@ -189,6 +247,17 @@ def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
         )
     why = f"--num-epoch {epochs} × {prompts} prompts // --rollout-batch-size {args.rollout_batch_size}"
     return resolved.updated(why, num_rollout=rollouts)
+
+
+def _contradicting(namespace: Namespace, values: dict[str, Any]) -> set[str]:
+    """The name of an option without which these values go together; none if there is no such one."""
+    for name in reversed(values):
+        try:
+            namespace.model(**{n: value for n, value in values.items() if n != name})
+        except ValidationError:
+            continue
+        return {name}
+    return set()
 
 
 def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.derived import derived
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
-from slime_core.arguments.resolve import resolve
+from slime_core.arguments.resolve import Resolution, read_sources
 from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.plugins import Plugins
-from slime_core.run.plan import Plan, make_plan
+from slime_core.run.plan import Plan, survey
 from slime_core.unread import write_on
 
 
@@ -32,8 +32,8 @@ def train_async(argv: list[str], plugins: Plugins) -> int:
 
 
 def check(argv: list[str], plugins: Plugins) -> int:
-    """Print the run that a recipe describes, and start nothing; with `--parity`, compare its train backend with
-    transformers."""
+    """Print the run that a recipe describes and everything that is wrong with it, and start nothing; with `--parity`, compare
+    its train backend with transformers."""
     parity, argv = read_parity(argv)
     with _plans(argv, plugins, "slime check") as plans:
         print("\n\n".join(describe(plan) for plan in plans), flush=True)
@@ -64,28 +64,45 @@ def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]
     All of them are made before the first one starts, so that a mistake in any stage is found at once.
 
     Raises:
-        ArgumentError: an option cannot be used; notes name plugins that failed to load, whose option it may be.
+        SlimeError: everything that is wrong in any stage; notes name plugins that failed to load, whose option it may be.
     """
+    namespace = Namespace(plugins)
+    recipe, flags = split_recipe(namespace, argv, prog, HELP if prog == "slime check" else EVERYWHERE)
+    errors: dict[str, SlimeError] = {}
+    remarks: dict[str, None] = {}
+    to_come: dict[str, str] = {}
+    plans = []
     with ExitStack() as stack:
-        plans = []
-        for plan in _made(argv, plugins, prog):
-            stack.callback(plan.close)
-            plans.append(plan)
+        try:
+            for stage in read_recipe(recipe) if recipe else [None]:
+                resolution = read_sources(namespace, flags, stage)
+                found = survey(resolution, plugins, starts=prog != "slime check", to_come=to_come)
+                if found.plan is not None:
+                    stack.callback(found.plan.close)
+                    plans.append(found.plan)
+                errors |= {str(error): error for error in found.errors()}
+                remarks |= dict.fromkeys(found.remarks())
+                to_come |= _written(resolution, to_come)
+            if errors:
+                raise together(list(errors.values()))
+        except SlimeError as error:
+            if remarks and prog == "slime check":
+                print("\n".join(["notes", *(f"  {remark}" for remark in remarks)]), flush=True)
+            if isinstance(error, ArgumentError):  # the option may be one of a plugin that is not there
+                for info in plugins.infos:
+                    if info.status == "broken":
+                        error.add_note(f"The plugin {info.label} failed to load: {info.reason}")
+            raise
         yield plans
 
 
-def _made(argv: list[str], plugins: Plugins, prog: str) -> Iterator[Plan]:
-    namespace = Namespace(plugins)
-    recipe, flags = split_recipe(namespace, argv, prog, HELP if prog == "slime check" else EVERYWHERE)
-    try:
-        stages = read_recipe(recipe) if recipe else [None]
-        for stage in stages:
-            yield make_plan(resolve(namespace, flags, stage), plugins)
-    except ArgumentError as error:  # the option may be one of a plugin that is not there
-        for info in plugins.infos:
-            if info.status == "broken":
-                error.add_note(f"The plugin {info.label} failed to load: {info.reason}")
-        raise
+def _written(resolution: Resolution, earlier: dict[str, str]) -> dict[str, str]:
+    """The folders that a stage will have written, each with the checkpoint that it began with."""
+    if resolution.resolved is None:
+        return {}
+    args = resolution.resolved.args
+    origin = earlier.get(args.hf_checkpoint, args.hf_checkpoint)
+    return {folder: origin for folder in (args.save_hf, args.save) if folder}
 
 
 def describe(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 what comes back, and the row of each of its kinds in the table `kinds.KINDS`.
 
     options.py        groups of options; which options a component reads
+    checking.py       what a component says of a run before it starts
     data.py           converters, data sources, buffer filters, loss masks
     rollout.py        rollout functions and the hooks around them; work that goes on in the background
     engine.py         inference engines, and the further abilities that they may have

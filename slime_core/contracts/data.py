@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -11,7 +11,8 @@ from slime_core.contracts.results import is_a, shown
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
-    from slime_core.sample import Group
+    from slime_core.errors import DataError
+    from slime_core.sample import Group, Sample
 
 BufferPop = Callable[..., "list[Group]"]
 """The type of functions that keep the contract `buffer_pop`."""
@@ -80,6 +81,15 @@ class CountsMalformedRows(Protocol):
     """
 
     counts: dict[str, int]
+
+
+@runtime_checkable
+class ShowsFirstRows(Protocol):
+    """A data source that can be looked into before a run."""
+
+    def first_samples(self) -> Iterator[Sample | DataError]:
+        """The first sample of every file, or what is wrong with it, without moving on."""
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -157,7 +167,7 @@ KINDS = (
         DataSource,
         ("--data-source-path",),
         extras=("buffer_pop",),
-        abilities=(HasMetrics, CountsMalformedRows, Closes),
+        abilities=(HasMetrics, CountsMalformedRows, ShowsFirstRows, Closes),
     ),
     Kind("buffer_pop", "slime_buffer_pops", buffer_pop, ("--buffer-filter-path",), check=_check_popped),
     Kind(

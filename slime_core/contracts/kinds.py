@@ -12,7 +12,13 @@ from pathlib import Path
 from slime_core import hookspecs
 from slime_core.contracts.kind import Kind
 
-_WITHOUT_KINDS = {"kind", "kinds", "options", "results"}  # options.py would bring pydantic into every `slime` command
+_WITHOUT_KINDS = {
+    "kind",
+    "kinds",
+    "options",
+    "results",
+    "checking",
+}  # options.py would bring pydantic into every `slime` command
 
 
 def _rows() -> list[Kind]:

@@ -90,7 +90,7 @@ class TrainBackend(Protocol):
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
-    `ReplaysRouting`, `GivesGradients`, `HasRemarks` and `slime_core.contracts.engine.Offloads`.
+    `ReplaysRouting`, `GivesGradients` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -254,17 +254,6 @@ class GivesGradients(Protocol):
         raise NotImplementedError
 
 
-@runtime_checkable
-class HasRemarks(Protocol):
-    """A backend that knows which options have no effect in it. `slime check` prints what it says, and a run begins with it."""
-
-    @staticmethod
-    def remarks(args: RunArguments) -> list[str]:
-        """One sentence for every option that has no effect, or another one than its name promises, under these arguments.
-        Must not import anything heavy."""
-        raise NotImplementedError
-
-
 KINDS = (
     Kind(
         "train_backend",
@@ -280,7 +269,6 @@ KINDS = (
             HasReference,
             ReplaysRouting,
             GivesGradients,
-            HasRemarks,
             Offloads,
         ),
     ),

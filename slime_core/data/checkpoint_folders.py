@@ -98,6 +98,22 @@ def require_hugging_face(folder: str, option: str) -> None:
     raise ArgumentError(f"{option} {folder} leads to {found}; expected a Hugging Face checkpoint. {advice(found)}")
 
 
+def require_folder(folder: str, option: str) -> None:
+    """Refuse a folder without a configuration, which is no Hugging Face checkpoint.
+
+    Args:
+        option: that names the folder, for messages.
+
+    Raises:
+        ArgumentError: there is no config.json in it.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ArgumentError(
+            f"{option} {folder} is not a Hugging Face checkpoint: there is no {file}. Give the path of a downloaded model folder."
+        )
+
+
 def advice(found: Weights) -> str:
     """What to do with weights that cannot be read here, one sentence."""
     if found.format == "torch_dist" or (found.format == "slime" and _common(found.path / "trainer")):

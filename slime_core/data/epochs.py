@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from slime_core.data.rows import Rows
@@ -44,6 +45,11 @@ class EpochReader:
         self._offset += 1
         index = self._order[self._offset - 1]
         return self._rows[index], self._rows.where(index)
+
+    def firsts(self) -> Iterator[tuple[Callable[[], dict[str, Any]], str]]:
+        """Yield, for every file, what reads its first row, and its "file:row". Does not move on."""
+        for index in self._rows.firsts():
+            yield partial(self._rows.__getitem__, index), self._rows.where(index)
 
     def fingerprint(self) -> dict[str, str]:
         """Return {file: digest of its content}."""

@@ -52,9 +52,16 @@ def matching(pattern: str) -> list[Path]:
     Raises:
         DataError: nothing is there.
     """
-    path = Path(pattern).expanduser()
-    if path.exists():
-        return [path]
+    try:
+        path = Path(pattern).expanduser()
+        if path.exists():
+            return [path]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a name that is too long, a user who is not there, a null byte
+        raise DataError(f"{pattern[:100]!r} cannot be the path of a file: {error}.") from None
     if glob.has_magic(pattern):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         if not matches:

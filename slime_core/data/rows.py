@@ -70,6 +70,10 @@ class Rows:
         file, position = self._locate(index)
         return f"{file.path}:{file.row_number(position)}"
 
+    def firsts(self) -> Iterator[int]:
+        """Yield the number of the first row of every file, as far as it is selected."""
+        return (end - len(selected) for end, (_, selected) in zip(self._ends, self._parts, strict=True))
+
     def fingerprint(self) -> dict[str, str]:
         """Return {file: digest of its whole content}."""
         return {str(file.path): file.digest() for file, _ in self._parts}

@@ -8,7 +8,7 @@ a checkpoint gets the groups that the unbroken run would have got.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +43,11 @@ class RowReader(Protocol):
 
     def take(self) -> tuple[dict[str, Any], str]:
         """Return the next row, and its "file:row". Moves on even if it raises."""
+        ...
+
+    def firsts(self) -> Iterator[tuple[Callable[[], dict[str, Any]], str]]:
+        """Yield, for every file that can be opened beside this, what reads its first row, and its "file:row". Does not move
+        on."""
         ...
 
     def fingerprint(self) -> dict[str, str]:
@@ -138,6 +143,15 @@ class GlobalDataSource:
         while len(groups) < num_samples:
             groups.append(self._new_group())
         return groups
+
+    def first_samples(self) -> Iterator[Sample | DataError]:
+        """Yield the sample of the first row of every file, or what is wrong with it, without moving on."""
+        for reader in self._readers:
+            for read, where in reader.firsts():
+                try:
+                    yield sample_from_row(self._columns, read(), where)
+                except DataError as error:
+                    yield error
 
     def add_samples(self, groups: list[Group]) -> None:
         """Put unfinished groups at the end of the buffer."""

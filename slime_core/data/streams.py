@@ -15,8 +15,9 @@ import random
 import sys
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ class StreamReader:
 
     def __len__(self) -> int:
         return UNKNOWN_LENGTH if self._length is None else self._length
+
+    def firsts(self) -> Iterator[tuple[Callable[[], dict[str, Any]], str]]:
+        """Yield, for every file that is no pipe, what reads its first row, and its "file:line". Does not move on."""
+        for path in self._files:
+            if path.is_file() and path.stat().st_size:
+                yield partial(_first_row, path), f"{path}:1"
 
     def take(self) -> tuple[dict[str, Any], str]:
         """Return the next row, and its "file:line".
@@ -245,6 +252,16 @@ def _find(specs: Sequence[str]) -> list[Path]:
                 )
             found.append(path)
     return found
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    """The first row of a file, which is opened and closed for it. Raises `DataError` with file and row."""
+    try:
+        with _open_at(path, 0) as file:
+            line = next((line for line in file if line.removeprefix(BOM).strip(SPACE)), b"").removeprefix(BOM)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    return object_row(lambda: parse_json(line), lambda: f"{path}:1")
 
 
 def _open_at(path: Path, byte: int) -> io.BufferedIOBase:

@@ -26,6 +26,13 @@ FIRST_PARTY = frozenset(distribution for names in _CATALOGUE.values() for distri
 """The names of slime's own distributions."""
 
 
+def brought_by(kind: str, name: str) -> str:
+    """The one of slime's own distributions that brings the component `name` of a kind; "" if none does."""
+    names = _CATALOGUE.get(kind, {})
+    families = (d for pattern, d in names.items() if pattern.endswith("*") and name.startswith(pattern[:-1]))
+    return names.get(name) or next(families, "")
+
+
 def where_to_get(kind: str, name: str, installed: Container[str]) -> str:
     """The sentence that tells how to get the component `name` of a kind: " slime-torch brings it: pip install …".
 
@@ -37,9 +44,7 @@ def where_to_get(kind: str, name: str, installed: Container[str]) -> str:
     """
     if (kind, name) in _ELSEWHERE:
         return _ELSEWHERE[kind, name]
-    names = _CATALOGUE.get(kind, {})
-    families = (d for pattern, d in names.items() if pattern.endswith("*") and name.startswith(pattern[:-1]))
-    distribution = names.get(name) or next(families, "")
+    distribution = brought_by(kind, name)
     if not distribution or distribution in installed:
         return ""
     return f" {distribution} brings it: pip install {distribution}."

@@ -145,6 +145,13 @@ class Plugins:
             PluginError: there is no such component, it cannot be imported, or its signature does not fit.
         """
         option = option or KINDS[kind].options[0]
+        try:
+            return self._select(kind, name, option)
+        except PluginError as error:
+            error.option = option
+            raise
+
+    def _select(self, kind: str, name: str, option: str) -> Selected[Any]:
         provided, prefix = self.find(kind, name), ""
         if provided is None and not names_a_module(name):
             prefix = next((prefix for prefix in KINDS[kind].prefixes if name.startswith(prefix)), "")
@@ -157,6 +164,7 @@ class Plugins:
             origin, canonical, value, declared = "import path", name, Lazy(name), None
         else:
             raise PluginError(self._unknown(kind, name, option))
+        check = value.check if isinstance(value, Lazy) else ""
         if isinstance(value, Lazy):
             try:
                 value = resolve(value.target)
@@ -183,6 +191,7 @@ class Plugins:
             option,
             distribution=provided.plugin.distribution if provided else "",
             reads_options=_reads_options(value) if declared is None else declared,
+            check_target=check,
             prefix=prefix,
             remarks=tuple(near_misses(KINDS[kind], value)),
             timings=self._timings,

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Generic, TypeVar
 
+from slime_core.contracts.checking import Checking
 from slime_core.contracts.kind import Check
 from slime_core.contracts.kinds import KINDS
-from slime_core.errors import EXITS, DataError, PluginError
+from slime_core.errors import EXITS, DataError, PluginError, SlimeError
+from slime_core.plugins.import_path import resolve
 from slime_core.plugins.signatures import accepted_extras
 from slime_core.sample import RolloutOutput, Sample, plain_reward
 
@@ -126,6 +128,7 @@ class Selected(Generic[Result]):
         option: the option that chose it.
         distribution: that it comes from, "" for an import path.
         reads_options: what it declares to read; None where it says nothing.
+        check_target: "package.module:function" that checks a run before it starts, "" where the object itself may say so.
         prefix: one of the kind's, if it was selected by a name with that in front.
         remarks: what a person should know about it, one sentence each.
         timings: where its calls are counted.
@@ -140,6 +143,7 @@ class Selected(Generic[Result]):
     option: str
     distribution: str = ""
     reads_options: tuple[str, ...] | None = None
+    check_target: str = ""
     prefix: str = ""
     remarks: tuple[str, ...] = ()
     timings: Timings = field(default_factory=Timings, repr=False, compare=False)
@@ -272,6 +276,21 @@ class Selected(Generic[Result]):
     def label(self) -> str:
         """How messages name this component."""
         return f"{self.kind} {self.name!r} of {self.origin}"
+
+    def check(self, checking: Checking) -> None:
+        """Call what the component declares to check a run before it starts, if anything.
+
+        Raises:
+            PluginError: the check itself failed; else whatever `SlimeError` it raises.
+        """
+        try:
+            check = resolve(self.check_target) if self.check_target else getattr(self.target, "slime_check", None)
+            if check is not None:
+                check(checking.args, checking)
+        except SlimeError:
+            raise
+        except Exception as error:
+            raise PluginError(f"The check of the {self.label} raised {type(error).__name__}: {error}.") from error
 
     def bind(self, **extras: Any) -> Selected[Result]:
         """Give the component those of `extras` that its signature names."""

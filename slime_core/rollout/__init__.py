@@ -3,6 +3,7 @@
 components.py     the components that a rollout calls, chosen from the arguments
 worker.py         runs the rollout functions, checks what they return
 weight_intake.py  weights that arrive bucket by bucket, for the engine
+checks.py         what the checks of rollout functions share
 rewards.py        scores finished samples
 boxed.py          reads what stands in the last \\boxed{…} of a text
 in_flight.py      the state of a data source from which groups were taken that are not finished

@@ -2,6 +2,7 @@
 
 components.py   all components of a run
 plan.py         from arguments to a validated run
+looks/          what is looked at for that
 served_precision.py  a quantised --hf-checkpoint, and the precision that training computes in
 launch.py       starts a planned run, and ends it cleanly
 resume.py       which checkpoint a run goes on from, and whether it may

@@ -242,6 +242,43 @@ def require_own(folder: Path) -> None:
         )
 
 
+def checkpoint_to_load(args: RunArguments) -> Path | None:
+    """The checkpoint that a run goes on from; None if it is a new run. Nothing of it is read.
+
+    Raises:
+        CheckpointError: `--load` is not there, or the run would write over checkpoints that it does not go on from.
+    """
+    newest = find_checkpoint(Path(args.load), args.ckpt_step) if args.load else None
+    if newest is None:
+        _require_load(args)
+        if args.save and (existing := find_latest(Path(args.save))):
+            raise CheckpointError(
+                f"--save {args.save} holds a checkpoint of an earlier run ({existing.name}), which a new run would overwrite. "
+                f"Add --load {args.save} to go on with it, or choose another folder."
+            )
+    elif args.save and Path(args.save).resolve() != newest.parent.resolve():
+        _require_no_other(Path(args.save), newest)
+    return newest
+
+
+def _require_no_other(save: Path, loaded: Path) -> None:
+    """Refuse to write among checkpoints that are not those of the run that is gone on with, or are its later ones."""
+    if existing := find_latest(save):
+        raise CheckpointError(
+            f"--save {save} holds checkpoints already ({existing.name}), and the run would go on from {loaded}, which is elsewhere, and "
+            f"write over them. Give --load {save} to go on from those, or choose another folder for --save."
+        )
+
+
+def _require_load(args: RunArguments) -> None:
+    """Refuse a `--load` that is not there, unless the same command is to start the run and to resume it."""
+    if not args.load or Path(args.load).exists() or Path(args.load).resolve() == Path(args.save or ".").resolve():
+        return
+    raise CheckpointError(
+        f"--load {args.load} is not there. Name the folder that --save wrote checkpoints into, or leave --load out to start a new run."
+    )
+
+
 def _all(folder: Path) -> list[Path]:
     return [path for path in iterations(folder) if is_of_a_run(path)]
 

@@ -31,6 +31,7 @@ from slime_core.run.summary import Summary
 from slime_core.run.tracking import Console, JsonlTracker, Tracking
 from slime_core.run.workers import Workers
 from slime_core.runtime.handles import wait
+from slime_core.runtime.layout import require_ray
 from slime_core.training.initial_weights import start_in_words
 from slime_core.training.worker import TrainWorker
 
@@ -159,6 +160,7 @@ def _with_free_run_dir(plan: Plan) -> Plan:
 
 def _check_command(plan: Plan, ahead: bool, in_background: bool) -> None:
     """Raise `ArgumentError` if the run was started with `slime train` and needs `slime train-async`, or the other way round."""
+    require_ray(plan.args, plan.components.rollouts.engine)
     if ahead and plan.args.offload:
         raise ArgumentError(
             "--offload takes turns, but train-async generates and trains at the same time; use `slime train`."

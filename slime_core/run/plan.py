@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import inspect
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -15,17 +15,19 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import without_effect
-from slime_core.arguments.resolve import Resolved, with_data_length
+from slime_core.arguments.resolve import Resolution, Resolved, with_data_length
+from slime_core.contracts.checking import Finding
 from slime_core.contracts.data import Closes, DataSource
 from slime_core.contracts.engine import Offloads
-from slime_core.contracts.train_backend import HasRemarks, SavesInBackground
+from slime_core.contracts.train_backend import SavesInBackground
 from slime_core.data import UNKNOWN_LENGTH
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, NotInstalled, SlimeError, together
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import policies
 from slime_core.run.checkpoints import find_checkpoint, stored_arguments
 from slime_core.run.components import Components, choose_components
-from slime_core.run.served_precision import check_served_precision
+from slime_core.run.looks import LOOKS, look_at
+from slime_core.run.looks.look import Scene
 from slime_core.runtime.layout import Layout, make_layout
 
 
@@ -68,42 +70,177 @@ class Plan:
         self.opened.close()
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What was seen of a run before it started.
+
+    Attributes:
+        plan: None if something is wrong.
+        findings: everything that was said: errors, remarks, and what could not be looked at.
+    """
+
+    plan: Plan | None
+    findings: list[Finding]
+
+    def require_plan(self) -> Plan:
+        """Return the plan.
+
+        Raises:
+            SlimeError: everything that is wrong, in one message.
+        """
+        if self.plan is None:
+            raise together(self.errors())
+        return self.plan
+
+    def errors(self) -> list[SlimeError]:
+        """Everything that is wrong."""
+        found = [finding for finding in self.findings if finding.weight == "error"]
+        return [finding.error or ArgumentError(finding.text) for finding in found]
+
+    def remarks(self) -> list[str]:
+        """Everything else that was said."""
+        marks = {"remark": "", "not seen": "not looked at: "}
+        return [f"{marks[finding.weight]}{finding.text}" for finding in self.findings if finding.weight != "error"]
+
+
 def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
-    """Choose and check every component, open the data, derive the number of rollouts.
+    """Choose and check every component, open the data, derive the number of rollouts, and take all looks.
 
     Raises:
-        SlimeError: something is missing, does not fit, or contradicts something else.
+        SlimeError: something is missing, does not fit, or contradicts something else; says everything that is wrong.
     """
-    resolved = resolved.with_absolute_folders()
+    return survey(Resolution(resolved, []), plugins).require_plan()
+
+
+def survey(
+    resolution: Resolution, plugins: Plugins, *, starts: bool = False, to_come: Mapping[str, str] | None = None
+) -> Survey:
+    """As `make_plan`, but go on behind what is wrong, and tell all of it.
+
+    Args:
+        resolution: what the sources of options say.
+        starts: the run is to start on this machine, so that what is not installed here is missing.
+        to_come: folders that earlier stages will have written, each with the checkpoint that theirs began with.
+    """
+    found: list[Finding] = []
+    for error in resolution.errors:
+        elsewhere = isinstance(error, NotInstalled) and not starts
+        found.append(Finding("not seen" if elsewhere else "error", str(error), error))
+    if resolution.resolved is None or (starts and found):  # a run with wrong options ends before anything is imported
+        return Survey(None, found)
+    resolved, set_aside = resolution.resolved.with_absolute_folders(), set(resolution.set_aside)
+    with _noting(found):
+        policies(resolved.args.failure_policy)
+    components, resolved = _choose(resolved, plugins, found, set_aside)
+    if components is None:
+        return Survey(None, found)
     args = resolved.args
-    policies(args.failure_policy)
-    components = choose_components(args, resolved.namespace, plugins)
-    layout, remarks = make_layout(args, components.rollouts.engine)
+    layout, remarks = None, list[str]()
+    with _noting(found):
+        layout, remarks = make_layout(args, components.rollouts.engine)
     if args.offload and args.colocate:
-        _require_offload(components)
-    served = check_served_precision(args, components)
+        with _noting(found):
+            _require_offload(components)
     with ExitStack() as opened:
-        data_source = components.rollouts.open_data(args)
-        if isinstance(data_source, Closes):
-            opened.callback(data_source.close)
-        if args.num_rollout is None and len(data_source) == UNKNOWN_LENGTH:
-            raise ArgumentError(
-                f"--num-epoch needs data that can be counted, which the data source {args.data_source_path!r} does not do. "
-                "Give --num-rollout instead."
-            )
-        resolved = _with_template_date(with_data_length(resolved, len(data_source)))
-        selected = [component for _, component in components.roles()]
-        notes = [
-            *without_effect(resolved, selected, plugins),
-            *remarks,
-            *served,
-            *(remark for component in selected for remark in component.remarks),
-            *_idle_options(resolved, components, layout),
-            *_left_over(resolved, len(data_source)),
-        ]
-        return Plan(
-            resolved, plugins, components, data_source, list(dict.fromkeys(notes)), layout, opened=opened.pop_all()
+        data_source: DataSource | None = None
+        length = None
+        if "prompt_data" not in set_aside:
+            with _noting(found):
+                data_source = components.rollouts.open_data(args)
+                if isinstance(data_source, Closes):
+                    opened.callback(data_source.close)
+                length = len(data_source)
+                if resolved.args.num_rollout is not None or resolved.args.num_epoch is not None:
+                    resolved = _with_length(resolved, length)
+        with _noting(found):
+            resolved = _with_template_date(resolved)
+        seen = _with_stand_ins(resolved.args, to_come or {})
+        scene = Scene(seen, plugins, components, set_aside=frozenset(set_aside), found=found, data_source=data_source)
+        look_at(scene, LOOKS)
+        if data_source is None or any(finding.weight == "error" for finding in found):
+            return Survey(None, _unique(found))
+        notes = _notes(resolved, components, plugins, layout, length, [*remarks, *Survey(None, found).remarks()])
+        plan = Plan(resolved, plugins, components, data_source, notes, layout, opened=opened.pop_all())
+        return Survey(plan, _unique(found))
+
+
+def _choose(
+    resolved: Resolved, plugins: Plugins, found: list[Finding], set_aside: set[str]
+) -> tuple[Components | None, Resolved]:
+    """Choose the components. Where one cannot be had, that is noted, its option is set aside, and the default takes its place,
+    so that the others are chosen all the same; None if the default does not help.
+
+    Args:
+        found, set_aside: are added to.
+    """
+    while True:
+        try:
+            return choose_components(resolved.args, resolved.namespace, plugins), resolved
+        except SlimeError as error:
+            found.append(Finding("error", str(error), error))
+            name = error.option.removeprefix("--").replace("-", "_")
+            option = resolved.namespace.options.get(name)
+            if option is None or name in set_aside or getattr(resolved.args, name) == option.default:
+                return None, resolved
+            set_aside.add(name)
+            values = {name: option.default}
+            if name == "rollout_function_path":
+                values["eval_function_path"] = None
+            args = resolved.args.model_copy(update=values)
+            resolved = Resolved(args, resolved.provenance, resolved.namespace)
+
+
+def _with_stand_ins(args: RunArguments, to_come: Mapping[str, str]) -> RunArguments:
+    """The arguments to look at: where a folder is still to be written by an earlier stage, that stage's own checkpoint for
+    `--hf-checkpoint`, which it will be like, and nothing for other options."""
+    values: dict[str, Any] = {}
+    for name in ("hf_checkpoint", "ref_load", "critic_load", "load"):
+        folder = getattr(args, name)
+        if folder in to_come and not Path(folder).exists():
+            values[name] = to_come[folder] if name == "hf_checkpoint" else None
+    return args.model_copy(update=values)
+
+
+@contextmanager
+def _noting(found: list[Finding]) -> Iterator[None]:
+    """Take note of a `SlimeError` that the block raises, and go on behind it."""
+    try:
+        yield
+    except SlimeError as error:
+        found.append(Finding("error", str(error), error))
+
+
+def _unique(found: list[Finding]) -> list[Finding]:
+    return list({(finding.weight, finding.text): finding for finding in reversed(found)}.values())[::-1]
+
+
+def _with_length(resolved: Resolved, length: int) -> Resolved:
+    if resolved.args.num_rollout is None and length == UNKNOWN_LENGTH:
+        raise ArgumentError(
+            f"--num-epoch needs data that can be counted, which the data source {resolved.args.data_source_path!r} does not do. "
+            "Give --num-rollout instead."
         )
+    return with_data_length(resolved, length)
+
+
+def _notes(
+    resolved: Resolved,
+    components: Components,
+    plugins: Plugins,
+    layout: Layout | None,
+    length: int | None,
+    remarks: list[str],
+) -> list[str]:
+    """What a person should know of a run, each once."""
+    selected = [component for _, component in components.roles()]
+    notes = [
+        *without_effect(resolved, selected, plugins),
+        *(remark for component in selected for remark in component.remarks),
+        *_idle_options(resolved, components, layout),
+        *([] if length is None else _left_over(resolved, length)),
+        *remarks,
+    ]
+    return list(dict.fromkeys(notes))
 
 
 def _with_template_date(resolved: Resolved) -> Resolved:
@@ -136,8 +273,6 @@ def _idle_options(resolved: Resolved, components: Components, layout: Layout | N
         found.append(
             f"--async-save has no effect: the train backend {backend.name!r} writes a checkpoint before it goes on."
         )
-    if inspect.isclass(backend.target) and issubclass(backend.target, HasRemarks):
-        found += backend.target.remarks(args)
     return found
 
 

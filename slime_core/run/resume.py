@@ -22,39 +22,13 @@ def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, in
     """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
     the state are None in a new run."""
     args = plan.args
-    newest = checkpoints.find_checkpoint(Path(args.load), args.ckpt_step) if args.load else None
+    newest = checkpoints.checkpoint_to_load(args)
     if newest is None:
-        _require_load(args)
-        if args.save and (existing := checkpoints.find_latest(Path(args.save))):
-            raise CheckpointError(
-                f"--save {args.save} holds a checkpoint of an earlier run ({existing.name}), which a new run would overwrite. "
-                f"Add --load {args.save} to go on with it, or choose another folder."
-            )
         return None, 0, None
-    if args.save and Path(args.save).resolve() != newest.parent.resolve():
-        _require_no_other(Path(args.save), newest)
     state = checkpoints.load_state(newest)
     if args.num_rollout:
         _compare(plan, newest, state, identity)
     return newest, state["rollout_id"] + 1, state
-
-
-def _require_no_other(save: Path, loaded: Path) -> None:
-    """Refuse to write among checkpoints that are not those of the run that is gone on with, or are its later ones."""
-    if existing := checkpoints.find_latest(save):
-        raise CheckpointError(
-            f"--save {save} holds checkpoints already ({existing.name}), and the run would go on from {loaded}, which is elsewhere, and "
-            f"write over them. Give --load {save} to go on from those, or choose another folder for --save."
-        )
-
-
-def _require_load(args: RunArguments) -> None:
-    """Refuse a `--load` that is not there, unless the same command is to start the run and to resume it."""
-    if not args.load or Path(args.load).exists() or Path(args.load).resolve() == Path(args.save or ".").resolve():
-        return
-    raise CheckpointError(
-        f"--load {args.load} is not there. Name the folder that --save wrote checkpoints into, or leave --load out to start a new run."
-    )
 
 
 def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:

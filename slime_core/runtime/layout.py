@@ -18,7 +18,7 @@ from typing import Literal
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.engine import InferenceEngine
-from slime_core.errors import ArgumentError, ClusterError
+from slime_core.errors import ArgumentError, ClusterError, NotInstalled
 from slime_core.plugins import Selected
 
 Resources = dict[str, float]
@@ -104,17 +104,13 @@ def make_layout(args: RunArguments, engine: Selected[InferenceEngine] | None) ->
     """Find out what a run asks a cluster for, and return (the layout, or None if the run is one process; notes for a person).
 
     Raises:
-        ArgumentError: the options contradict each other, or Ray is needed and not installed.
+        ArgumentError: the options contradict each other.
     """
+    if not needs_ray(args, engine):
+        return None, []
     kind, size = _engine_kind(args, engine)
-    needs_ray = engine is not None and bool(getattr(engine.target, "needs_ray", False))
     nodes = 0 if args.debug_rollout_only else args.actor_num_nodes
     ranks = nodes * args.actor_num_gpus_per_node
-    if ranks <= 1 and not needs_ray and not args.ray_address:
-        return None, []
-    reason = f"{ranks} training ranks" if ranks > 1 else f"the engine {engine.name!r}" if needs_ray else "--ray-address"  # type: ignore[union-attr]
-    if importlib.util.find_spec("ray") is None:
-        raise ArgumentError(f"This run needs Ray ({reason}), which is not installed: pip install 'slime-core[ray]'")
     notes, devices = [], 0
     if kind in ("worker", "servers") and args.colocate and ranks:
         _require_whole("--actor-num-gpus-per-node", args.actor_num_gpus_per_node, size)
@@ -133,6 +129,26 @@ def make_layout(args: RunArguments, engine: Selected[InferenceEngine] | None) ->
             )
         _require_whole("--rollout-num-gpus", devices, size)
     return Layout(nodes, args.actor_num_gpus_per_node, kind, devices, args.ray_address or "local", size), notes
+
+
+def needs_ray(args: RunArguments, engine: Selected[InferenceEngine] | None) -> str:
+    """What of a run needs a Ray cluster, in words; "" if it is one process."""
+    ranks = 0 if args.debug_rollout_only else args.actor_num_nodes * args.actor_num_gpus_per_node
+    if ranks > 1:
+        return f"{ranks} training ranks"
+    if engine is not None and getattr(engine.target, "needs_ray", False):
+        return f"the engine {engine.name!r}"
+    return "--ray-address" if args.ray_address else ""
+
+
+def require_ray(args: RunArguments, engine: Selected[InferenceEngine] | None) -> None:
+    """Check that Ray is installed, if the run needs it.
+
+    Raises:
+        NotInstalled: it is not.
+    """
+    if (reason := needs_ray(args, engine)) and importlib.util.find_spec("ray") is None:
+        raise NotInstalled(f"This run needs Ray ({reason}), which is not installed: pip install 'slime-core[ray]'")
 
 
 def _engine_kind(args: RunArguments, engine: Selected[InferenceEngine] | None) -> tuple[Engine, int]:

@@ -3,6 +3,7 @@
 components.py  the components that training calls, chosen from the arguments
 worker.py      drives the models of a training process through a rollout
 initial_weights.py  which weights a new run starts from
+checkpoint_check.py  what can be seen of these before a model is loaded
 columns.py     log-probs, values and advantages of the samples of a rollout
 steps.py       how samples are cut into optimizer steps
 batches.py     the batch of one step, and the weights of its tokens

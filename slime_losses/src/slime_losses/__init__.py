@@ -2,6 +2,7 @@
 
 plugin.py      what this distribution gives to slime
 arguments.py   options of losses, advantage estimators and off-policy corrections
+checks.py      what is seen of a run before it starts
 policy.py      the clipped surrogate of PPO, GRPO, DAPO and others
 gspo.py        the clipped surrogate of sequence ratios
 cispo.py       clipped weights

@@ -22,6 +22,7 @@ _POLICY = (
     *("use_tis", "tis_clip", "tis_clip_low"),
 )
 """Options that every policy loss reads."""
+_OF_POLICIES = "slime_losses.checks:policy"
 _CRITIC = ("value_clip", "critic_loss_type", "critic_load", "critic_lr", "num_critic_only_steps")
 _NORMALISING = ("disable_rewards_normalization", "disable_grpo_std_normalization")
 _GROUPED = (*_NORMALISING, "normalize_advantages")
@@ -30,16 +31,26 @@ _PENALISED = ("kl_coef", "kl_loss_type?kl_coef")
 
 @hookimpl
 def slime_losses() -> dict[str, Lazy]:
-    def loss(target: str, summary: str, *reads: str) -> Lazy:
-        return Lazy(f"slime_losses.{target}", summary, reads_options=reads)
+    def loss(target: str, summary: str, *reads: str, check: str = "") -> Lazy:
+        return Lazy(f"slime_losses.{target}", summary, reads_options=reads, check=check)
 
     return {
         "sft_loss": loss("sft:sft_loss", "negative log-likelihood of the trained tokens"),
         "policy_loss": loss(
-            "policy:policy_loss", "PPO's clipped surrogate, with KL and entropy terms", *_POLICY, "eps_clip_c"
+            "policy:policy_loss",
+            "PPO's clipped surrogate, with KL and entropy terms",
+            *_POLICY,
+            "eps_clip_c",
+            check=_OF_POLICIES,
         ),
-        "gspo": loss("gspo:gspo", "the clipped surrogate of one ratio per sequence (GSPO)", *_POLICY, "eps_clip_c"),
-        "cispo": loss("cispo:cispo", "clipped importance weights on log-probs (CISPO)", *_POLICY),
+        "gspo": loss(
+            "gspo:gspo",
+            "the clipped surrogate of one ratio per sequence (GSPO)",
+            *_POLICY,
+            "eps_clip_c",
+            check=_OF_POLICIES,
+        ),
+        "cispo": loss("cispo:cispo", "clipped importance weights on log-probs (CISPO)", *_POLICY, check=_OF_POLICIES),
         "value_loss": loss("value:value_loss", "clipped squared error of a critic's values (PPO)", *_CRITIC),
     }
 
@@ -47,7 +58,9 @@ def slime_losses() -> dict[str, Lazy]:
 @hookimpl
 def slime_advantages() -> dict[str, Lazy]:
     def estimator(target: str, summary: str, *reads: str) -> Lazy:
-        return Lazy(f"slime_losses.advantages.{target}", summary, reads_options=reads)
+        # Those that compare rewards within a group are those that can be told not to.
+        check = "slime_losses.checks:groups" if "disable_rewards_normalization" in reads else ""
+        return Lazy(f"slime_losses.advantages.{target}", summary, reads_options=reads, check=check)
 
     baseline = ("disable_rewards_normalization", "normalize_advantages")
     return {

@@ -2,6 +2,7 @@
 
     plugin.py         what this distribution gives to slime
     arguments.py      the options
+    checks.py         what is seen of a run before it starts
     rollout.py        the rollout function `sft`, for training and evaluation
     conversations.py  a conversation becomes a sample that can be trained, or is left out as the options say
     answers.py        lets the model answer questions of the evaluation sets

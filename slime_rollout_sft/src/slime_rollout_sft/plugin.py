@@ -34,6 +34,7 @@ def slime_rollouts() -> dict[str, Lazy]:
                 *("eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
                 *("eval_max_response_len?eval_generate", "eval_temperature?eval_generate"),
             ),
+            check="slime_rollout_sft.checks:check",
         )
     }
 

@@ -2,6 +2,7 @@
 
 plugin.py       the hooks by which slime finds all this
 arguments.py    the options
+checks.py       what is seen of a run before it starts
 rollout.py      the rollout function `rl`
 fully_async.py  the rollout function `fully_async`
 staleness.py    which of its groups may be started, and which must be returned

@@ -54,7 +54,7 @@ async def evaluate(
     generations: list[Sample] = []
     numbers = itertools.count()
     metrics: dict[str, float] = {}
-    for evaluation_set in evaluation_sets(args, _columns(args)):
+    for evaluation_set in evaluation_sets(args, columns_of(args)):
         name = evaluation_set.name
         prompts = PromptTokenizer(args, *prompt_limit(args, evaluation=True))
         groups = _groups(args, evaluation_set, prompts, numbers)
@@ -108,7 +108,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def _columns(args: RlRunArguments) -> Columns:
+def columns_of(args: RlRunArguments) -> Columns:
     """Return the columns of the evaluation sets: the options `--eval-*-key` or, where one is not given, those of training."""
     return Columns(
         input_key=args.eval_input_key or args.input_key,

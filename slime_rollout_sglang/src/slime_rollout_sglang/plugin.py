@@ -28,6 +28,7 @@ _GENERATES = (
     "EvalSamplingArguments?eval_prompt_data",
 )
 """The options that both rollout functions read."""
+_CHECK = "slime_rollout_sglang.checks:check"
 
 
 @hookimpl
@@ -38,12 +39,14 @@ def slime_rollouts() -> dict[str, Lazy]:
             "responses of an inference engine, scored; with dynamic sampling and partial rollouts",
             aliases=("sglang", "slime.rollout.sglang_rollout.generate_rollout"),
             reads_options=(*_GENERATES, "over_sampling_batch_size", "dynamic_sampling_order"),
+            check=_CHECK,
         ),
         "fully_async": Lazy(
             "slime_rollout_sglang.fully_async:generate_rollout",
             "the same without a pause: groups are generated while the trainer trains, with bounded staleness",
             aliases=("fully_async_rollout.generate_rollout_fully_async",),
             reads_options=(*_GENERATES, "max_staleness"),
+            check=_CHECK,
         ),
     }
 

@@ -13,6 +13,7 @@ model.py         the engine's copy of the model
 decoder.py       a faster form of Llama-like decoders
 packed.py        linear layers whose weight is stored as the processor's matrix product reads it
 arguments.py     the options
+checks.py        what is seen of a run before it starts
 errors.py        `EngineError`
 plugin.py        what slime finds
 """

@@ -66,12 +66,9 @@ class LanguageModel:
         self.dtype, self.device = _dtype_and_device(weights)
         self._decoder: FusedDecoder | None = None
         config = in_high_precision(AutoConfig.from_pretrained(checkpoint))
-        text = config.get_text_config()
-        if other := sorted(set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES):
-            raise self._refusal(f"it has layers of type {', '.join(other)}")
-        if kind := length_dependent(config):
-            raise self._refusal(f"its position encoding ({kind}) depends on the longest sequence in the batch")
-        self._layers: int = text.num_hidden_layers
+        if reason := refusal(config):
+            raise self._refusal(reason)
+        self._layers: int = config.get_text_config().num_hidden_layers
         with init_empty_weights(include_buffers=False):
             self._module: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # not annotated
                 config, dtype=self.dtype, attn_implementation=attention.NAME
@@ -295,6 +292,15 @@ def dtype_of(checkpoint: str) -> torch.dtype:
         return torch.float32
     named = getattr(AutoConfig.from_pretrained(checkpoint).get_text_config(), "dtype", None)
     return named if isinstance(named, torch.dtype) else torch.bfloat16
+
+
+def refusal(config: Any) -> str:
+    """Why the engine serves no model of this configuration, as half a sentence; "" where it may."""
+    if other := sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()) - LAYER_TYPES):
+        return f"it has layers of type {', '.join(other)}"
+    if kind := length_dependent(config):
+        return f"its position encoding ({kind}) depends on the longest sequence in the batch"
+    return ""
 
 
 def _misfit(problem: str) -> str:

@@ -24,5 +24,6 @@ def slime_engines() -> dict[str, Lazy]:
             "slime_engine_local.engine:LocalEngine",
             "continuous batching on the Hugging Face model, in this process",
             reads_options=("LocalEngineArguments",),
+            check="slime_engine_local.checks:check",
         )
     }

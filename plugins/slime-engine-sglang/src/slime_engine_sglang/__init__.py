@@ -32,6 +32,7 @@ Options:
     arguments.py   slime's own
     low_precision.py  which machine serves a quantised checkpoint
     options.py     those of the installed SGLang and router, passed through
+    checks.py      what is seen of a run before it starts
     errors.py      `SGLangError`
     plugin.py      what slime finds
 """

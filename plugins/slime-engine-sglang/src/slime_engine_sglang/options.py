@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import create_model, model_validator
 
 from slime_core.contracts.options import ArgumentGroup, option
-from slime_core.errors import ArgumentError, did_you_mean
+from slime_core.errors import ArgumentError, NotInstalled, did_you_mean
 from slime_engine_sglang.arguments import SGLangArguments
 
 INSTALL = "pip install 'sglang==0.5.23' 'sglang-router==0.3.2'"
@@ -145,13 +145,13 @@ def _parser(family: OptionFamily) -> argparse.ArgumentParser:
     """Return a parser with the program's options.
 
     Raises:
-        ArgumentError: the program cannot be imported.
+        NotInstalled: the program cannot be imported.
     """
     module, _, name = family.parser.partition(":")
     try:
         options = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ArgumentError(
+        raise NotInstalled(
             f"The options --{family.prefix.rstrip('_')}-… are those of {family.program}, which cannot be imported here "
             f"({error}). Install it with: {INSTALL}"
         ) from error

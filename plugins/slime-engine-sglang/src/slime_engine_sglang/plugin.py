@@ -24,5 +24,6 @@ def slime_engines() -> dict[str, Lazy]:
             "slime_engine_sglang.engine:SGLangEngine",
             "SGLang servers, started or external, behind SGLang's router",
             reads_options=("SGLangArguments", "SglangOptions", "RouterOptions"),
+            check="slime_engine_sglang.checks:check",
         )
     }

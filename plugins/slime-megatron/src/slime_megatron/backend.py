@@ -66,13 +66,6 @@ class MegatronBackend:
         self._optimizer: Any = None
         self._saver: Saver | None = None
 
-    @staticmethod
-    def remarks(args: MegatronRunArguments) -> list[str]:
-        """What `slime check` says of options without effect; those whose effect depends on the model are told at the start."""
-        from slime_megatron import refusals
-
-        return refusals.remarks(args)
-
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Read the configuration, build this rank's part of the model, fill it from the checkpoint, make the optimizer."""
         args = self.args

@@ -41,6 +41,7 @@ def slime_train_backends() -> dict[str, Lazy]:
                 "MegatronModelArguments",
                 *(f"{name}?fp8_format" for name in _OF_FP8),
             ),
+            check="slime_megatron.checks:check",
         )
     }
 

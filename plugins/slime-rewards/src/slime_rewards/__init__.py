@@ -2,6 +2,7 @@
 
 plugin.py         what this distribution gives to slime
 arguments.py      the options of the rewards
+checks.py         what is seen of a run before it starts
 exact_match.py    is the response the label?
 final_answer.py   does the response end in the right number?
 math.py           is the answer the label? `math`, `deepscaler`, `math_verify`

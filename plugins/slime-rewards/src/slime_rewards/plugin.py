@@ -24,10 +24,21 @@ def slime_commands() -> dict[str, Lazy]:
     }
 
 
+_CHECKS = {
+    **{name: name for name in ("exact_match", "final_answer", "f1", "gpqa", "dapo")},
+    **{name: name for name in ("math", "boxed_math", "deepscaler", "math_verify")},
+    "remote_rm": "remote",
+}
+"""What checks a run with a reward before it starts, by the reward's name."""
+
+
 @hookimpl
 def slime_rewards() -> dict[str, Lazy]:
     def reward(target: str, summary: str, *reads: str) -> Lazy:
-        return Lazy(f"slime_rewards.{target}", summary, reads_options=reads)
+        check = _CHECKS.get(target.partition(":")[2], "")
+        return Lazy(
+            f"slime_rewards.{target}", summary, reads_options=reads, check=check and f"slime_rewards.checks:{check}"
+        )
 
     return {
         "exact_match": reward("exact_match:exact_match", "1 when response and label are the same text"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
-from slime_core.data.checkpoint_folders import require_hugging_face
+from slime_core.data.checkpoint_folders import require_folder, require_hugging_face
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
@@ -240,8 +240,4 @@ def check_checkpoint(folder: str, option: str = "--hf-checkpoint") -> None:
         option: that names the folder, for messages.
     """
     require_hugging_face(folder, option)
-    if not (Path(folder) / "config.json").is_file():
-        raise ArgumentError(
-            f"{option} {folder} is not a Hugging Face checkpoint: there is no {Path(folder) / 'config.json'}. "
-            "Give the path of a downloaded model folder."
-        )
+    require_folder(folder, option)

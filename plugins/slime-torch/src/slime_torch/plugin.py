@@ -33,5 +33,6 @@ def slime_train_backends() -> dict[str, Lazy]:
                 "reuse_grad_buf_for_mxfp8_param_ag?fp8_format",
                 "activation_func_fp8_input_store?fp8_format",
             ),
+            check="slime_torch.checks:check",
         )
     }

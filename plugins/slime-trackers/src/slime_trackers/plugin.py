@@ -24,10 +24,12 @@ def slime_trackers() -> dict[str, Lazy]:
             "slime_trackers.tensorboard_tracker:TensorboardTracker",
             "TensorBoard event files",
             reads_options=("TensorboardArguments", "tensorboard_dir"),
+            check="slime_trackers.checks:tensorboard",
         ),
         "wandb": Lazy(
             "slime_trackers.wandb_tracker:WandbTracker",
             "Weights & Biases, online or offline",
             reads_options=("WandbArguments",),
+            check="slime_trackers.checks:wandb",
         ),
     }

@@ -1,0 +1,58 @@
+"""What rewards see of a run before it starts: their options, and the labels of the first row of every file.
+
+Named by the plugin (`slime_core.contracts.checking`). A reward that costs nothing is tried on an empty response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.checking import Checking
+from slime_core.sample import Sample, reward_of
+from slime_rewards.arguments import RemoteRunArguments
+
+_TRIED = {
+    **{name: f"slime_rewards.{name}" for name in ("exact_match", "final_answer", "f1", "gpqa")},
+    **dict.fromkeys(("math", "boxed_math", "deepscaler", "math_verify"), "slime_rewards.math"),
+}
+"""Functions that compare texts, by their module. With an empty response none of them needs a process of its own."""
+
+
+def _tries(name: str) -> Callable[[RunArguments, Checking], None]:
+    """A check that calls a reward with an empty response to the first prompt of every file."""
+
+    def check(args: RunArguments, checking: Checking) -> None:
+        reward: Callable[..., Any] = getattr(import_module(_TRIED[name]), name)
+        for sample in checking.samples:
+            with checking.noting():
+                asyncio.run(reward(args, replace(sample, response="")))
+
+    return check
+
+
+exact_match, final_answer, f1, gpqa, math, boxed_math, deepscaler, math_verify = map(_tries, _TRIED)
+
+
+def dapo(args: RunArguments, checking: Checking) -> None:
+    """The reward is several numbers, of which `--reward-key` names the one to train with; labels are there."""
+    from slime_rewards.dapo import dapo as reward
+
+    for sample in checking.samples or [Sample(label="1")]:
+        with checking.noting():
+            scored = replace(sample, response="")
+            scored.reward = asyncio.run(reward(args, scored))
+            if "reward_key" not in checking.set_aside:
+                reward_of(scored, args.reward_key)
+
+
+def remote(args: RemoteRunArguments, checking: Checking) -> None:
+    """There is a URL. The service is not asked."""
+    url = args.rm_url
+    if not url or urlsplit(url).scheme not in ("http", "https"):
+        checking.error(f"--rm-type remote_rm needs --rm-url http://host:port/path; given was {url!r}.")

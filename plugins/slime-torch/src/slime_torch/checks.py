@@ -1,0 +1,50 @@
+"""What the torch backend sees of a run before it starts: the checkpoints, and the layers of adapters. Named by the plugin
+(`slime_core.contracts.checking`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slime_core.contracts.checking import Checking
+from slime_core.data.checkpoint_folders import require_hugging_face
+from slime_core.errors import ArgumentError
+from slime_core.training.adapters import ALL_LINEAR, target_layers
+from slime_core.training.checkpoint_check import check_checkpoints, stored_linear
+
+if TYPE_CHECKING:
+    from slime_torch.arguments import TorchRunArguments
+
+
+def check(args: TorchRunArguments, checking: Checking) -> None:
+    """Say what would end the run when the model is loaded."""
+    before = len(checking.found)
+    config = check_checkpoints(checking)
+    broken = any(finding.weight == "error" for finding in checking.found[before:])
+    if args.ref_load:
+        with checking.noting():
+            require_hugging_face(args.ref_load, "--ref-load")
+    if config is None:
+        return
+    with checking.noting():
+        _require_causal_model(config, args.hf_checkpoint)
+    if (
+        args.lora_rank
+        and not broken
+        and ALL_LINEAR not in args.target_modules
+        and "target_modules" not in checking.set_aside
+    ):
+        linear = stored_linear(args.ref_load or args.hf_checkpoint)
+        if linear:
+            with checking.noting():
+                target_layers(linear, args.target_modules, f"a {config.model_type} model")
+
+
+def _require_causal_model(config: Any, folder: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    mapping: Any = AutoModelForCausalLM._model_mapping  # not public
+    auto = getattr(config, "auto_map", None) or {}
+    if type(config) not in mapping and "AutoModelForCausalLM" not in auto:
+        raise ArgumentError(
+            f"--hf-checkpoint {folder} holds a {config.model_type} model, which transformers has as no causal language model."
+        )

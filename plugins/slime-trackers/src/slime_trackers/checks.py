@@ -1,0 +1,27 @@
+"""What trackers see of a run before it starts: the package that they need. Named by the plugin
+(`slime_core.contracts.checking`)."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from slime_core.contracts.checking import Checking
+
+
+def tensorboard(args: Any, checking: Checking) -> None:
+    """The package tensorboard is installed."""
+    _require("tensorboard", "--use-tensorboard", checking)
+
+
+def wandb(args: Any, checking: Checking) -> None:
+    """The package wandb is installed. The service is not asked."""
+    _require("wandb", "--use-wandb", checking)
+
+
+def _require(package: str, option: str, checking: Checking) -> None:
+    if find_spec(package) is None:
+        checking.error(
+            f"{option} needs the package {package}, which is not installed; install it with: "
+            f"pip install slime-trackers[{package}]"
+        )

@@ -1,0 +1,50 @@
+"""What the checks of rollout functions share (`slime_core.contracts.checking`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+from slime_core.contracts.checking import Checking
+from slime_core.data import Columns, evaluation_sets
+from slime_core.errors import ArgumentError, DataError
+from slime_core.sample import Sample
+
+
+def first_evaluated(checking: Checking, columns: Columns | None = None) -> list[Sample]:
+    """Return the first sample of every evaluation set, and say which sets have none.
+
+    Args:
+        columns: of the evaluation sets, where they differ from those of the training data.
+    """
+    found: list[Sample] = []
+    if not checking.args.eval_prompt_data or "eval_prompt_data" in checking.set_aside:
+        return found
+    try:
+        sets = evaluation_sets(checking.args, columns)
+    except ArgumentError:  # told already
+        return found
+    for evaluation_set in sets:
+        try:
+            found += islice(evaluation_set.samples(Counter()), 1)
+        except DataError as error:
+            checking.error(f"The evaluation set {evaluation_set.name}: {error}")
+    for number, sample in enumerate(found):
+        sample.index = sample.group_index = number
+    return found
+
+
+def check_early_stopping(checking: Checking, measured: Sequence[str], why: str) -> None:
+    """Say that `--early-stopping-metric` is not measured by the rollout function's evaluations.
+
+    Args:
+        measured: the short names that are, "loss" or "reward".
+        why: the other one is not, as half a sentence.
+    """
+    args = checking.args
+    metric = args.early_stopping_metric
+    if not (args.early_stopping_patience and args.eval_prompt_data) or "early_stopping_metric" in checking.set_aside:
+        return
+    if metric.removeprefix("-").rpartition("/")[2] in {"loss", "reward"} - set(measured):
+        checking.error(f"--early-stopping-metric is {metric!r}, but {why}. Measured is {' and '.join(measured)}.")

@@ -1,0 +1,62 @@
+"""The tokenizer, and the first row of every file that is trained on."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from slime_core.contracts.data import ShowsFirstRows
+from slime_core.data.checkpoint_folders import require_folder
+from slime_core.errors import DataError
+from slime_core.run.looks.look import Look, Scene
+from slime_core.sample import Sample
+
+
+def tokenizer(scene: Scene) -> None:
+    """The tokenizer of `--hf-checkpoint` can be loaded, if this machine can load any."""
+    if importlib.util.find_spec("transformers") is None:
+        scene.not_seen(
+            "transformers is not installed here: neither tokenizer nor configuration of --hf-checkpoint were looked at, and no "
+            "row was rendered."
+        )
+        return
+    from slime_core.data.tokenizer import load_tokenizer
+
+    if scene.is_elsewhere(scene.args.hf_checkpoint):
+        scene.not_seen(
+            f"--hf-checkpoint {scene.args.hf_checkpoint} is not on this machine: its tokenizer and its files were not looked at, and "
+            "no row was rendered."
+        )
+        return
+    if not Path(scene.args.hf_checkpoint).is_dir():
+        require_folder(scene.args.hf_checkpoint, "--hf-checkpoint")
+    scene.tokenizer = load_tokenizer(scene.args.hf_checkpoint)
+
+
+def rows(scene: Scene) -> None:
+    """The first row of every file has the columns that the options name."""
+    if scene.data_source is None:
+        return
+    if not isinstance(scene.data_source, ShowsFirstRows):
+        scene.not_seen(
+            f"No row was looked at: the {scene.components.rollouts.data_source.label} does not show any (it has no "
+            "first_samples)."
+        )
+        return
+    found: list[Sample] = []
+    for first in scene.data_source.first_samples():
+        if isinstance(first, Sample):
+            first.index = first.group_index = len(found)
+            found.append(first)
+        elif scene.args.malformed_row == "skip":
+            scene.remark(f"{first} Rows like that are left out (--malformed-row skip).")
+        else:
+            with scene.noting():
+                raise DataError(f"{first} (--malformed-row skip leaves such rows out.)")
+    scene.samples = found
+
+
+LOOKS = (
+    Look("tokenizer", "the tokenizer of --hf-checkpoint", tokenizer),
+    Look("rows", "the first row of every file of --prompt-data", rows),
+)

@@ -1,0 +1,82 @@
+"""Where a run writes: the folders can be made and written into, and hold nothing that would be lost; and whether its weights are
+kept at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from slime_core.errors import ArgumentError
+from slime_core.run import checkpoints
+from slime_core.run.looks.look import Look, Scene
+
+
+def folders(scene: Scene) -> None:
+    """`--run-dir`, `--save` and `--save-hf` are folders, or can become such, and can be written into."""
+    args = scene.args
+    trains = not args.debug_rollout_only
+    given = {"--run-dir": args.run_dir, "--save": args.save if trains else None}
+    if trains and args.save_hf:
+        given["--save-hf"] = args.save_hf.replace("{rollout_id}", "0")
+    tried: set[Path] = set()
+    for option, folder in given.items():
+        if folder:
+            with scene.noting():
+                _require_writable(option, Path(folder), tried)
+    if trains and args.save_hf and _same(args.save_hf, args.hf_checkpoint):
+        scene.error(
+            f"--save-hf {args.save_hf} is the folder of --hf-checkpoint, which the export would overwrite. Choose another one."
+        )
+
+
+def earlier_checkpoints(scene: Scene) -> None:
+    """`--load` is there, and `--save` holds no checkpoint that this run would overwrite."""
+    args = scene.args
+    if args.save and not args.debug_rollout_only:
+        with scene.noting():
+            checkpoints.require_own(Path(args.save))
+    checkpoints.checkpoint_to_load(args)
+
+
+def kept_weights(scene: Scene) -> None:
+    """Something keeps what is trained."""
+    args = scene.args
+    if not (args.save or args.save_hf or args.debug_rollout_only or args.debug_train_only or args.num_rollout == 0):
+        scene.remark("Neither --save nor --save-hf is given: the trained weights are gone when the run ends.")
+
+
+def _require_writable(option: str, folder: Path, tried: set[Path]) -> None:
+    """Check that a folder can be made, and written into.
+
+    Args:
+        tried: folders in which something was made and removed again.
+
+    Raises:
+        ArgumentError: it cannot.
+    """
+    advice = f"Choose another folder for {option}."
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        what = f"{there} is a file" if there.exists() else f"{there} is a link to nothing"
+        raise ArgumentError(f"{option} {folder} cannot be made: {what}, no folder. {advice}")
+    if there.resolve() in tried:
+        return
+    tried.add(there.resolve())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".slime-check-", dir=there))
+    except OSError as error:
+        raise ArgumentError(
+            f"{option} {folder} cannot be written: {there}: {error.strerror or error}. {advice}"
+        ) from None
+
+
+def _same(first: str, second: str) -> bool:
+    return Path(first).resolve() == Path(second).resolve()
+
+
+LOOKS = (
+    Look("folders", "the folders of --run-dir, --save and --save-hf, in which a folder is made and removed", folders),
+    Look("earlier checkpoints", "what --load and --save hold", earlier_checkpoints),
+    Look("kept weights", "nothing", kept_weights),
+)

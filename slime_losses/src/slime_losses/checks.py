@@ -1,0 +1,34 @@
+"""What losses and estimators see of a run before it starts: that it would learn nothing from its rewards, or from its KL term.
+
+Named by the plugin (`slime_core.contracts.checking`). Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slime_core.contracts.checking import Checking
+
+if TYPE_CHECKING:
+    from slime_losses.arguments import LossRunArguments
+
+
+def policy(args: LossRunArguments, checking: Checking) -> None:
+    """Say that a KL term in the loss has no gradient of the divergence."""
+    if args.use_kl_loss and args.kl_loss_coef and args.kl_loss_type == "k1":
+        checking.remark(
+            "--kl-loss-type k1 with --use-kl-loss: the gradient of log(policy / reference) at the policy's own tokens is 0 in "
+            "expectation, so that this term pulls towards the reference not at all and only adds noise. Use k2 or k3 in the "
+            "loss; k1 is for --kl-coef, which takes the divergence off the rewards."
+        )
+
+
+def groups(args: LossRunArguments, checking: Checking) -> None:
+    """Say that rewards which are compared within a group of one teach nothing."""
+    if args.n_samples_per_prompt > 1 or args.disable_rewards_normalization or args.custom_reward_post_process_path:
+        return
+    checking.remark(
+        f"--n-samples-per-prompt 1 with --advantage-estimator {args.advantage_estimator}: rewards are compared within their group, "
+        "and in a group of one every advantage is 0, so that the run learns nothing from them. Give at least 2 samples per prompt, "
+        "--disable-rewards-normalization, or an estimator without groups."
+    )

@@ -1,0 +1,82 @@
+"""What the rollouts of reinforcement learning see of a run before it starts: the engine, prompts, rewards, sizes.
+
+Named by the plugin as the check of both rollout functions (`slime_core.contracts.checking`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from slime_core.contracts.checking import Checking
+from slime_core.data.prompts import read_prompt
+from slime_core.errors import ArgumentError, DataError
+from slime_core.plugins import Selected
+from slime_core.rollout.checks import check_early_stopping, first_evaluated
+from slime_core.sample import Sample
+from slime_rollout_sglang.evaluation import columns_of
+
+if TYPE_CHECKING:
+    from slime_rollout_sglang.arguments import RlRunArguments
+
+
+def check(args: RlRunArguments, checking: Checking) -> None:
+    """Say what would end the run in its first rollout or evaluation."""
+    if args.load_debug_rollout_data:
+        return
+    if (args.over_sampling_batch_size or args.rollout_batch_size) < args.rollout_batch_size:
+        checking.error(
+            f"--over-sampling-batch-size is {args.over_sampling_batch_size}; expected at least --rollout-batch-size "
+            f"{args.rollout_batch_size}."
+        )
+    if checking.components.rollouts.engine is None and "rollout_engine" not in checking.set_aside:
+        checking.error(
+            "The rollout generates text, which needs an inference engine: add --rollout-engine local (and leave out "
+            "--debug-train-only)."
+        )
+    _prompts(args, checking, checking.samples)
+    _scored(args, checking, checking.samples)
+    if asked := first_evaluated(checking, columns_of(args)):
+        _prompts(args, checking, asked)
+        _scored(args, checking, asked)
+        reward = checking.components.rollouts.further.get("reward")
+        if reward is not None:
+            checking.ask(reward, asked)
+    check_early_stopping(checking, measured=("reward",), why="an evaluation of generated answers measures no loss")
+
+
+def _prompts(args: RlRunArguments, checking: Checking, samples: Sequence[Sample]) -> None:
+    """Each of these prompts can be rendered and tokenised."""
+    if checking.tokenizer is None:
+        return
+    for sample in samples:
+        try:
+            read_prompt(sample, checking.tokenizer, args, args.apply_chat_template)
+        except ArgumentError as error:
+            checking.error(str(error))
+            return  # it is the same for all
+        except DataError as error:
+            told = checking.error if args.malformed_row == "error" else checking.remark
+            told(str(error))
+
+
+def _scored(args: RlRunArguments, checking: Checking, samples: Sequence[Sample]) -> None:
+    """Something scores each of these samples, and the rewards that rows name are there."""
+    further = checking.components.rollouts.further
+    if args.custom_rm_path or "rm_type" in checking.set_aside or "custom_rm_path" in checking.set_aside:
+        return
+    named: dict[str, list[Sample]] = {}
+    for sample in samples:
+        name = sample.metadata.get("rm_type")
+        if isinstance(name, str):
+            named.setdefault(name, []).append(sample)
+        elif "reward" not in further and not args.custom_generate_function_path:
+            checking.error(
+                f"Nothing scores {sample.source}: choose a reward with --rm-type or --custom-rm-path, name one in the row's "
+                'metadata as "rm_type", or set the reward in your generate function.'
+            )
+            break
+    for name, own in named.items():
+        with checking.noting():
+            reward: Selected[float] = checking.plugins.select("reward", name)
+            checking.ask(reward, own)
