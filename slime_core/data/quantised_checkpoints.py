@@ -15,7 +15,6 @@ from slime_core.plugins import Plugins
 
 INDEX = "model.safetensors.index.json"
 _ENTRY = "quantization_config"
-_EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 _LARGEST_TABLE = 100 << 20  # bytes; what safetensors itself reads at most
 
 
@@ -99,11 +98,6 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; the checkpoint is incomplete."
         )
     return [folder / name for name in listed]
-
-
-def is_low_precision(tensor: StoredTensor) -> bool:
-    """Whether its numbers are floats of 8 bits, which mean nothing without scales."""
-    return tensor.dtype in _EIGHT_BITS
 
 
 def _table(path: Path) -> dict[str, StoredTensor]:
