@@ -76,13 +76,13 @@ def components(name: str) -> Any:
 
         def linear(name: str) -> Any:
             product = new_product(name)
-            both = product.operands.both
+            whole = product.forward
 
-            def in_float32(role: str, matrix: Tensor) -> Any:
+            def in_float32(input: Tensor, weight: Tensor) -> Any:
                 with torch._C.DisableTorchFunction():
-                    return both(role, matrix)
+                    return whole(input, weight)
 
-            product.operands.both = in_float32
+            product.forward = in_float32
             return product
 
         made.linear = linear

@@ -51,7 +51,7 @@ TWO = [
     Case("qwen3, wide", data=2, double=True, options=fp8("delayed")),
     *(Case("qwen3_moe, wide", data=2, expert=2, double=True, options=options) for options in FEW),
     Case("qwen3, wide", tensor=2, sequence=True, double=True, options=fp8("delayed", **RECOMPUTED)),
-    Case("qwen3_moe, wide", **EXPERTS, options=fp8("delayed", "hybrid", **MOE_AGAIN)),
+    Case("qwen3_moe", tensor=2, expert=2, sequence=True, options=fp8("tensorwise", "hybrid", **MOE_AGAIN)),
     Case("qwen3_moe, wide", **EXPERTS, options=fp8("tensorwise", fp8_modules_to_not_convert=SOME)),
 ]
 FOUR = [
