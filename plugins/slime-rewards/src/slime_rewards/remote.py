@@ -25,6 +25,8 @@ AT_ONCE = 64
 """Requests that are made at the same time; others wait for their turn."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts to reach a service that is away."""
+WORTH_TELLING = 1.0
+"""The pause before which a service is reported to be away; a connection that is reset now and then is not."""
 AWAY = (429, 502, 503, 504)
 """What services and the proxies before them answer while they are overloaded, or start."""
 
@@ -60,7 +62,7 @@ async def remote_rm(args: RemoteRunArguments, sample: Sample) -> float | dict[st
             left = given_up - time.monotonic()
             if left <= 0:
                 raise PluginError(f"{url} cannot be asked for a reward: {error}") from None
-            if url not in _away:
+            if pause >= WORTH_TELLING and url not in _away:
                 _away.add(url)
                 logger.warning(
                     "%s cannot be asked for a reward (%s); it is waited for, up to %g s (--rm-patience).",
