@@ -131,7 +131,7 @@ FAULTS = {
     "syntax error": Fault(
         "def it(:", PICK_LOSS, ["There is no loss named 'it'", "SyntaxError: invalid syntax (faulty.py"]
     ),
-    "exit at import": Fault("raise SystemExit('bye')", PICK_LOSS, ["SystemExit: bye"]),
+    "exit at import": Fault("raise SystemExit('bye')", PICK_LOSS, ["SystemExit(bye)"]),
     "misspelt hook": Fault("@hookimpl\ndef slime_lossez(): return {}", PICK_LOSS, ["unknown hook 'slime_lossez'"]),
     "hook with arguments": Fault(
         "@hookimpl\ndef slime_losses(config): return {}",
