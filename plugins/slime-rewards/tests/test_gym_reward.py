@@ -81,6 +81,26 @@ def test_an_answer_is_never_executed(tmp_path: Path) -> None:
         assert not bait.exists()
 
 
+@pytest.mark.parametrize("where", ["answer", "label", "metadata"])
+@pytest.mark.parametrize(
+    "task", ["number_sorting", "bitwise_arithmetic", "countdown", "puzzle24", "polynomial_multiplication", "n_queens"]
+)
+def test_code_in_an_answer_a_label_or_the_metadata_has_no_effect(tmp_path: Path, task: str, where: str) -> None:
+    bait = tmp_path / "bait"
+    entry = next(entries(task, {}, 5))
+    for code in (f"open({str(bait)!r}, 'w')", f"__import__('os').mkdir({str(bait)!r})"):
+        given = {"question": entry["question"], "answer": entry["answer"], "metadata": dict(entry["metadata"])}
+        answer = "[1]"
+        if where == "answer":
+            answer = f"[{code}]" if task == "n_queens" else code
+        elif where == "label":
+            given["answer"] = f"{code} and [1]"
+        else:
+            given["metadata"] = {key: code if isinstance(v, str) else v for key, v in given["metadata"].items()}
+        gym_worker.score(task, {}, given, answer)
+        assert not bait.exists()
+
+
 def test_metadata_of_another_origin_is_an_error() -> None:
     with pytest.raises(DataError, match=r"sample 3 .* has \['origin'\]"):
         asyncio.run(

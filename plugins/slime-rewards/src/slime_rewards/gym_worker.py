@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from reasoning_gym import create_dataset
 from reasoning_gym.dataset import ProceduralDataset
 
-# These scorers read an answer that looks like a Python list with eval(): whatever a model writes would be executed. What
-# they are after is a literal.
+# These scorers read an answer or a label that looks like a Python list with eval(): whatever a model or a row writes would be
+# executed. What they are after is a literal. Others evaluate expressions, by themselves or through sympy: see `_refuse`.
 for _name in (
     "algorithmic.binary_matrix",
+    "algorithmic.number_sorting",
     "algorithmic.spiral_matrix",
     "algorithmic.string_insertion",
     "games.n_queens",
@@ -40,9 +45,54 @@ def score(task: str, settings: dict[str, Any], entry: dict[str, Any], answer: st
         board = tuple(tuple(line) for line in entry["metadata"]["output"])
         entry = {**entry, "metadata": {**entry["metadata"], "output": board}}
     try:
-        return float(dataset.score_answer(answer, entry))
+        with _without_effects():
+            return float(dataset.score_answer(answer, entry))
     except Exception:  # several scorers raise when they cannot parse an answer
         return 0.0
+
+
+class _Guard(threading.local):
+    """Whether a scorer is at work in this thread, so that effects outside this process are refused."""
+
+    is_on = False
+
+
+_guard = _Guard()
+_REFUSED = (
+    "os.",
+    "shutil.",
+    "subprocess.",
+    "socket.",
+    "ctypes.",
+    "pty.",
+    "signal.",
+    "tempfile.",
+    "urllib.",
+    "webbrowser.",
+)
+_HARMLESS = {"os.listdir", "os.scandir", "os.walk", "os.fwalk"}  # which imports use
+
+
+@contextmanager
+def _without_effects() -> Iterator[None]:
+    """Refuse whatever reaches outside this process: scorers evaluate what answers, labels and metadata say."""
+    _guard.is_on = True
+    try:
+        yield
+    finally:
+        _guard.is_on = False
+
+
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    """Python tells audit hooks of what is about to happen; an exception here keeps it from happening."""
+    if not _guard.is_on:
+        return
+    writes = event == "open" and (args[1] is None or bool(set(args[1]) & set("wax+")))
+    if writes or (event.startswith(_REFUSED) and event not in _HARMLESS):
+        raise PermissionError(f"a scorer of reasoning-gym may not {event}: an answer or a row would choose code")
+
+
+sys.addaudithook(_refuse)  # for good: hooks cannot be taken away again
 
 
 @lru_cache(maxsize=128)
