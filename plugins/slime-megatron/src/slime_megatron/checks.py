@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slime_core.contracts.checking import Checking
+from slime_core.tensors.quantised_weights import in_high_precision
 from slime_core.training.checkpoint_check import check_checkpoints
 from slime_megatron import refusals
 from slime_megatron.configuration import read_spec
@@ -21,4 +22,4 @@ def check(args: MegatronRunArguments, checking: Checking) -> None:
     config = check_checkpoints(checking)
     if config is not None and not args.debug_rollout_only:
         with checking.noting():
-            read_spec(config, f"--hf-checkpoint {args.hf_checkpoint}", args, args.tensor_model_parallel_size)
+            read_spec(in_high_precision(config), f"--hf-checkpoint {args.hf_checkpoint}", args, args.tensor_model_parallel_size)
