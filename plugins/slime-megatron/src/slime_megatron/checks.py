@@ -22,4 +22,9 @@ def check(args: MegatronRunArguments, checking: Checking) -> None:
     config = check_checkpoints(checking)
     if config is not None and not args.debug_rollout_only:
         with checking.noting():
-            read_spec(in_high_precision(config), f"--hf-checkpoint {args.hf_checkpoint}", args, args.tensor_model_parallel_size)
+            read_spec(
+                in_high_precision(config),
+                f"--hf-checkpoint {args.hf_checkpoint}",
+                args,
+                args.tensor_model_parallel_size,
+            )
