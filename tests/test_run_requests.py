@@ -29,12 +29,19 @@ def loss(args, inputs):
     return sft_loss(args, inputs)
 """
 
+STARTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they start in the background ignore it
+from slime_core.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def interrupted(tmp_path: Path, words: list[str], *numbers: int) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own that is sent these signals in its second rollout."""
     (tmp_path / "asks.py").write_text(LOSS.format(numbers=tuple(int(number) for number in numbers)))
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    command = [sys.executable, "-m", "slime_core", "train", *words, "--num-rollout", "5"]
+    command = [sys.executable, "-c", STARTED, "train", *words, "--num-rollout", "5"]
     command += ["--loss-type", "custom_loss", "--custom-loss-function-path", "asks.loss"]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -168,8 +168,10 @@ def _check_loss(result: Any, args: tuple[Any, ...]) -> str | None:
     for name, value in {"the loss": result.loss, **{f"the metric {n!r}": v for n, v in result.metrics.items()}}.items():
         if getattr(value, "shape", None) != () or not hasattr(value, "dtype"):
             return f"{shape_of(value)} as {name}; expected a tensor with one number, built with inputs.reduce or inputs.measured"
-    predicted = args[1].values if args[1].values is not None else args[1].log_probs
-    if predicted is not None and predicted.requires_grad and not result.loss.requires_grad and args[1].loss_mask.any():
+    inputs = args[1]
+    predicted = getattr(inputs, "values", None)  # of a critic
+    predicted = getattr(inputs, "log_probs", None) if predicted is None else predicted
+    if predicted is not None and predicted.requires_grad and not result.loss.requires_grad and inputs.loss_mask.any():
         return (
             "a loss without a gradient, from which nothing is learned; expected one that is computed from inputs.log_probs (a critic's: "
             "inputs.values) without detach, item or torch.no_grad"

@@ -168,7 +168,7 @@ class Selected(Generic[Result]):
             self._sign(error)
             raise
         except EXITS as error:
-            if self.kind == "command":  # which a person calls, and which ends with a status
+            if self.kind in ("command", "checkpoint_conversion"):  # which a person calls, and which end with a status
                 raise
             raise self._exit(error) from error
         finally:
