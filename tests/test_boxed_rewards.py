@@ -58,7 +58,15 @@ def test_a_row_may_ask_for_the_box_too(install_plugin):
 
 
 def test_a_boxed_reward_that_does_not_exist_is_named(sft, capsys):
-    words = ["--rollout-function-path", "rl", "--rollout-engine", "local", "--rm-type", "boxed_exact_mach"]
+    words = [
+        "--rollout-function-path",
+        "rl",
+        "--rollout-engine",
+        "local",
+        "--rm-type",
+        "boxed_exact_mach",
+        "--apply-chat-template",
+    ]
     assert main(["check", *sft, *words]) == 1
     message = capsys.readouterr().err
     assert "There is no reward named 'exact_mach' for --rm-type. Did you mean 'exact_match'?" in message

@@ -261,7 +261,9 @@ def test_components_of_reinforcement_learning_are_called_as_their_contracts_say(
 def test_the_end_of_a_run_is_told_once_with_the_error_that_ended_it(
     watcher, tiny_model, tmp_path, monkeypatch, capsys, caplog
 ):
-    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "No answer."}]}\n' * 4)
+    good = '{"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "3"}]}\n'
+    bad = '{"messages": [{"role": "user", "content": "No answer."}]}\n'  # behind the first row, which is looked at before the run
+    (tmp_path / "rows.jsonl").write_text(good + bad * 3)
     (tmp_path / "clumsy.py").write_text(TRACKER)
     monkeypatch.syspath_prepend(tmp_path)
     words = flags(tiny_model, tmp_path / "rows.jsonl", tmp_path / "run")

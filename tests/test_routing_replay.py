@@ -91,7 +91,9 @@ def trained(tmp_path: Path) -> Trained:
             for group in GROUPS
             for name, field in group.model_fields.items()
         }
-        args: Any = SimpleNamespace(**{**defaults, "replays": True, "num_steps_per_rollout": 2, **options})
+        args: Any = SimpleNamespace(
+            **{**defaults, "hf_checkpoint": str(tmp_path), "replays": True, "num_steps_per_rollout": 2, **options}
+        )
         plugins = Plugins([])
         components = TrainComponents(
             train_backend=plugins.select("train_backend", f"{__name__}.Backend"),

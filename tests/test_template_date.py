@@ -18,7 +18,7 @@ from slime_core.sample import Sample
 
 
 def day(**given: Any) -> Any:
-    args = SimpleNamespace(**{"chat_template_date": None, "load": None, **given})
+    args = SimpleNamespace(**{"chat_template_date": None, "load": None, "ckpt_step": None, **given})
     resolved: Any = SimpleNamespace(
         args=args, updated=lambda why, **values: SimpleNamespace(args=SimpleNamespace(**values))
     )

@@ -127,8 +127,6 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             error.add_note(how_to_resume(args))
         raise
     finally:
-        for line in summary.lines(args, run_dir):
-            console.say(line)
         with ExitStack() as stack:  # each of these, also if the one before fails
             stack.callback(plugins.notify, "slime_run_finished", args=args, error=error)
             if tracking:
@@ -139,6 +137,8 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             stack.callback(plan.close)
             if workers is not None:
                 stack.callback(workers.close)
+            for line in summary.lines(args, run_dir):
+                console.say(line)
     return run_dir
 
 

@@ -131,7 +131,7 @@ def survey(
     resolved, set_aside = resolution.resolved.with_absolute_folders(), set(resolution.set_aside)
     with _noting(found):
         policies(resolved.args.failure_policy)
-    components, resolved = _choose(resolved, plugins, found, set_aside)
+    components, resolved = _choose(resolved, plugins, found, set_aside, starts)
     if components is None:
         return Survey(None, found)
     args = resolved.args
@@ -165,10 +165,11 @@ def survey(
 
 
 def _choose(
-    resolved: Resolved, plugins: Plugins, found: list[Finding], set_aside: set[str]
+    resolved: Resolved, plugins: Plugins, found: list[Finding], set_aside: set[str], starts: bool
 ) -> tuple[Components | None, Resolved]:
     """Choose the components. Where one cannot be had, that is noted, its option is set aside, and the default takes its place,
-    so that the others are chosen all the same; None if the default does not help.
+    so that the others are chosen all the same; None if the default does not help, or
+    if the run is to start: then nobody waits for the others, which may take seconds to import.
 
     Args:
         found, set_aside: are added to.
@@ -180,7 +181,7 @@ def _choose(
             found.append(Finding("error", str(error), error))
             name = error.option.removeprefix("--").replace("-", "_")
             option = resolved.namespace.options.get(name)
-            if option is None or name in set_aside or getattr(resolved.args, name) == option.default:
+            if starts or option is None or name in set_aside or getattr(resolved.args, name) == option.default:
                 return None, resolved
             set_aside.add(name)
             values = {name: option.default}

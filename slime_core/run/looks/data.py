@@ -35,7 +35,7 @@ def tokenizer(scene: Scene) -> None:
 
 def rows(scene: Scene) -> None:
     """The first row of every file has the columns that the options name."""
-    if scene.data_source is None:
+    if scene.data_source is None or scene.args.num_rollout == 0:  # only evaluated: no row of it is read
         return
     if not isinstance(scene.data_source, ShowsFirstRows):
         scene.not_seen(
