@@ -42,7 +42,7 @@ def save_model(folder: Path) -> None:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     config = DeepseekV3Config(
-        vocab_size=251,
+        vocab_size=259,
         hidden_size=32,
         intermediate_size=48,
         moe_intermediate_size=16,

@@ -372,28 +372,14 @@ def test_experts_are_repeated_where_there_are_experts_and_several_steps_on_what_
 
 def test_check_prints_what_has_no_effect_in_this_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from slime_core.cli.main import main
+    from slime_core.testing import tiny_checkpoint
 
+    (tmp_path / "model").mkdir()
     (tmp_path / "rows.jsonl").write_text('{"input": [1, 2, 3]}\n')
-    words = [
-        "check",
-        "--train-backend",
-        "megatron",
-        "--hf-checkpoint",
-        "Qwen3-4B",
-        "--num-rollout",
-        "1",
-        "--debug-train-only",
-    ]
-    words += [
-        "--prompt-data",
-        str(tmp_path / "rows.jsonl"),
-        "--rollout-batch-size",
-        "1",
-        "--rollout-function-path",
-        "sft",
-    ]
-    words += ["--loss-type", "sft_loss", "--disable-compute-advantages-and-returns", "--sequence-parallel"]
-    assert main(words) == 0
+    words = ["check", "--train-backend", "megatron", "--hf-checkpoint", str(tiny_checkpoint(tmp_path / "model"))]
+    words += ["--prompt-data", str(tmp_path / "rows.jsonl"), "--rollout-batch-size", "1", "--num-rollout", "1"]
+    words += ["--rollout-function-path", "sft", "--loss-type", "sft_loss", "--disable-compute-advantages-and-returns"]
+    assert main([*words, "--debug-train-only", "--sequence-parallel"]) == 0
     told = "--sequence-parallel has no effect with --tensor-model-parallel-size 1."
     assert told in capsys.readouterr().out.partition("notes")[2]
 

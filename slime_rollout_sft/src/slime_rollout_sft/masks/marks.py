@@ -38,8 +38,10 @@ def trained_besides(template: Template, messages: list[Message], text: str, mark
     """Say what `marked` turns train that the assistant does not generate, such as headers, or line ends behind the end."""
     try:
         turns = assistant_turns(template, messages, text)
-    except DataError:  # they cannot be told apart; then the marks are all there is to go by
-        return []
+    except DataError as error:  # the marks are all there is to go by
+        return [
+            f"the marks of the chat template may also train what the assistant does not generate, which cannot be checked: {error}"
+        ]
     besides: defaultdict[str, list[str]] = defaultdict(list)
     for mark in marked:
         position = mark.start
