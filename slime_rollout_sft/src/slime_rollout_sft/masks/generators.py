@@ -100,7 +100,7 @@ def _from_rendering(
     last = max(i for i, message in enumerate(rendered) if message["role"] == "assistant")
     besides: list[str] = []
     if (with_reasoning := _with_dropped_reasoning(template, conversation, rendered, dropped)) is not None:
-        text, turns = with_reasoning
+        text, turns, besides = with_reasoning
         dropped = [item for item in dropped if item.number != last + 1]
     elif template.has_generation_marks:
         turns = marked_turns(template, rendered, text)
@@ -117,9 +117,9 @@ def _ends_with_answer(messages: list[Message]) -> bool:
 
 def _with_dropped_reasoning(
     template: Template, conversation: Conversation, rendered: list[Message], dropped: list[Dropped]
-) -> tuple[str, list[Turn]] | None:
-    """Return text and turns with the last answer as the data has it, if the template leaves out nothing but its reasoning
-    and writes all before it as it does otherwise; else None."""
+) -> tuple[str, list[Turn], list[str]] | None:
+    """Return text and turns with the last answer as the data has it, and what marks of the template train besides, if the template
+    leaves out nothing but its reasoning and writes all before it as it does otherwise; else None."""
     last = len(rendered)
     of_last = {item.what for item in dropped if item.number == last}
     if (
@@ -134,12 +134,10 @@ def _with_dropped_reasoning(
     text, turn = _verbatim(template, before, conversation.messages[-1])
     if earlier is None or not text.startswith(earlier):
         return None
-    turns = (
-        marked_turns(template, before, earlier)
-        if template.has_generation_marks
-        else assistant_turns(template, before, earlier)
-    )
-    return text, [*turns, turn]
+    if not template.has_generation_marks:
+        return text, [*assistant_turns(template, before, earlier), turn], []
+    marked = marked_turns(template, before, earlier)
+    return text, [*marked, turn], trained_besides(template, before, earlier, marked)
 
 
 def _verbatim(template: Template, before: list[Message], last: Message) -> tuple[str, Turn]:
