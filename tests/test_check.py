@@ -276,9 +276,13 @@ def test_a_run_begins_with_the_same_looks(check: Any, tmp_path: Path) -> None:
     right = [{"few": "0", "--eval-prompt-data": "--eval-interval"}.get(word, word) for word in right]
     place = right.index("--eval-interval")
     right[place + 1 : place + 1] = ["1", "--eval-prompt-data"]
+    status, said = check(*RL, *right, command="train")  # nor one with a component that cannot be had
+    assert status == 1
+    assert [text in said for text in FOUND[3:5]] == [True, False]
+    right[right.index("what")] = "policy_loss"
     status, said = check(*RL, *right, command="train")
     assert status == 2
-    assert [text for text in FOUND[3:-1] if text not in said] == []
+    assert [text for text in FOUND[4:-1] if text not in said] == []
     assert list(tmp_path.iterdir()) == []
 
 
