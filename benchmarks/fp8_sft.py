@@ -21,12 +21,12 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.fp8 import RECIPES
 from benchmarks.processes import measured_environment, prepared, run_process, unwind_on_signals
 from benchmarks.report import RESULTS, machine, tell, versions
 from slime_core.run.tracking import read_metrics
 
 FP32 = "fp32"
-RECIPES = ("tensorwise", "delayed", "blockwise", "mxfp8")
 WINDOW, EVERY = 20, 50
 PACKAGES = ("slime-core", "slime-fp8", "slime-torch", "torch", "transformers")
 

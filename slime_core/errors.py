@@ -15,6 +15,11 @@ EXITS = (SystemExit, GeneratorExit, asyncio.CancelledError)
 """Exceptions that no `except Exception` sees, and that end a program, a generator or a task. Of other people's code they are errors."""
 
 
+def exit_in_words(error: BaseException) -> str:
+    """One of `EXITS` as it would be written, such as "SystemExit(0)"."""
+    return f"{type(error).__name__}{f'({error})' if str(error) else ''}"
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM ended the run, as Ctrl-C does."""
 

@@ -88,7 +88,9 @@ def test_a_file_asks_for_a_checkpoint(sft, tmp_path, capsys):
     assert main(["train", *sft, "--num-rollout", "3", *save]) == 0
     assert [path.name for path in sorted((tmp_path / "s").glob("iter_*"))] == ["iter_0000000", "iter_0000002"]
     assert not trigger.exists()
+    trigger.touch()
     assert main(["train", *sft, "--run-dir", str(tmp_path / "r"), "--save-trigger", str(trigger)]) == 0
+    assert trigger.exists(), "nothing was saved"
     assert "--save-trigger has no effect without --save." in capsys.readouterr().err
 
 

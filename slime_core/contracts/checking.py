@@ -16,7 +16,7 @@ and no service is asked that counts or costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -49,6 +49,15 @@ class Finding:
     weight: Weight
     text: str
     error: SlimeError | None = None
+
+
+@contextmanager
+def noting(found: list[Finding]) -> Iterator[None]:
+    """Take note of a `SlimeError` that the block raises, as an error, and go on behind the block."""
+    try:
+        yield
+    except SlimeError as error:
+        found.append(Finding("error", str(error), error))
 
 
 @dataclass
@@ -89,13 +98,9 @@ class Checking:
         """Whether a folder that is not here may be on the machines of the cluster that the run joins (`--ray-address`)."""
         return self.args.ray_address not in (None, "local") and not Path(folder).exists()
 
-    @contextmanager
-    def noting(self) -> Iterator[None]:
+    def noting(self) -> AbstractContextManager[None]:
         """Take note of a `SlimeError` that the block raises, as an error, and go on behind the block."""
-        try:
-            yield
-        except SlimeError as error:
-            self.found.append(Finding("error", str(error), error))
+        return noting(self.found)
 
     def ask(self, component: Selected[Any], samples: Sequence[Sample] | None = None) -> None:
         """Let a component check the run. One that has no check says nothing.

@@ -63,6 +63,15 @@ def quantization_config(folder: str | Path | None) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
+def num_layers(config: Mapping[str, Any]) -> int | None:
+    """Layers of the language model, of the content of a config.json; None where it does not tell."""
+    for part in (config.get("text_config") or {}, config):
+        for name in ("num_hidden_layers", "n_layer"):
+            if isinstance(part.get(name), int):
+                return int(part[name])
+    return None
+
+
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a config.json for the same model in high precision."""
     left = {key: value for key, value in config.items() if key != _ENTRY}
@@ -90,7 +99,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         found = sorted(folder.glob("*.safetensors"))
         if not found:
-            raise CheckpointError(f"{folder} has no *.safetensors files, from which weights are read.")
+            raise CheckpointError(f"{folder} has no safetensors files. Save the checkpoint with safetensors first.")
         return found
     listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     if missing := [name for name in listed if not (folder / name).is_file()]:

@@ -10,7 +10,7 @@ import sysconfig
 from types import ModuleType
 from typing import Any
 
-from slime_core.errors import EXITS, PluginError
+from slime_core.errors import EXITS, PluginError, exit_in_words
 
 
 def resolve(target: str) -> Any:
@@ -36,7 +36,7 @@ def _imported(module: str) -> ModuleType:
         return importlib.import_module(module)
     except EXITS as error:
         raise PluginError(
-            f"Importing {module} raised {type(error).__name__}{f'({error})' if str(error) else ''}, which would end the program; "
+            f"Importing {module} raised {exit_in_words(error)}, which would end the program; "
             'leave that to code under `if __name__ == "__main__"`.'
         ) from error
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from slime_core.contracts.checking import Checking
 from slime_core.contracts.kind import Check
 from slime_core.contracts.kinds import KINDS
-from slime_core.errors import EXITS, DataError, PluginError, SlimeError
+from slime_core.errors import EXITS, DataError, PluginError, SlimeError, exit_in_words
 from slime_core.plugins.import_path import resolve
 from slime_core.plugins.signatures import accepted_extras
 from slime_core.sample import RolloutOutput, Sample, plain_reward
@@ -188,21 +188,8 @@ class Selected(Generic[Result]):
         return result
 
     def _signed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        @contextmanager
-        def watched() -> Iterator[None]:
-            started, task = time.perf_counter(), _current_task()
-            try:
-                yield
-            except Exception as error:
-                self._sign(error, f"{name} of ")
-                raise
-            except EXITS as error:
-                if _ended_from_outside(error, task):
-                    raise
-                raise self._exit(error, f"{name} of ") from error
-            finally:
-                self._go_home()
-                self.timings.add(f"{self.kind}.{name}", time.perf_counter() - started)
+        def watched() -> AbstractContextManager[None]:
+            return self._watched(f"{self.kind}.{name}", time.perf_counter(), f"{name} of ")
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -217,19 +204,30 @@ class Selected(Generic[Result]):
         return call_async if inspect.iscoroutinefunction(method) else call
 
     async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...], started: float) -> Any:
+        with self._watched(self.kind, started):
+            return self._checked(await result, args)
+
+    @contextmanager
+    def _watched(self, timed_as: str, started: float, place: str = "") -> Iterator[None]:
+        """Sign what the block raises, time it, and return to the current folder of the run behind it.
+
+        Args:
+            started: when the call began, on the clock of `time.perf_counter`.
+            place: what of the component runs, for errors ("log of "); "" for the component itself.
+        """
         task = _current_task()
         try:
-            return self._checked(await result, args)
+            yield
         except Exception as error:
-            self._sign(error)
+            self._sign(error, place)
             raise
         except EXITS as error:
             if _ended_from_outside(error, task):
                 raise
-            raise self._exit(error) from error
+            raise self._exit(error, place) from error
         finally:
             self._go_home()
-            self.timings.add(self.kind, time.perf_counter() - started)
+            self.timings.add(timed_as, time.perf_counter() - started)
 
     def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
         if self.kind == "reward":
@@ -265,9 +263,8 @@ class Selected(Generic[Result]):
 
     def _exit(self, error: BaseException, place: str = "") -> PluginError:
         """The error for an exception that would have ended the program or its event loop without a word."""
-        text = f"{type(error).__name__}{f'({error})' if str(error) else ''}"
         found = PluginError(
-            f"It raised {text}, which would end the run in silence; return, or raise an error that says why."
+            f"It raised {exit_in_words(error)}, which would end the run in silence; return, or raise an error that says why."
         )
         self._sign(found, place)
         return found

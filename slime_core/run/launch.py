@@ -19,7 +19,6 @@ from slime_core.errors import ArgumentError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.selection import at_home
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
-from slime_core.run.checkpoints import require_own
 from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.plan import Plan
@@ -49,7 +48,6 @@ def launch(plan: Plan, ahead: bool) -> Path:
         plan = _with_free_run_dir(plan)
         claims.claim("--run-dir", Path(derived(plan.args.run_dir)))
         if plan.args.save and not plan.args.debug_rollout_only:
-            require_own(Path(plan.args.save))
             claims.claim("--save", Path(plan.args.save))
         return _launch(plan, ahead)
 
@@ -146,16 +144,15 @@ def _with_free_run_dir(plan: Plan) -> Plan:
     """A run directory that is called by the time of start gets a number, if another run started in the same second."""
     if not plan.resolved.run_dir_by_time:
         return plan
-    name = derived(plan.args.run_dir)
-    for number in count(1):
-        folder = Path(name if number == 1 else f"{name}-{number}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    first = folder = Path(derived(plan.args.run_dir))
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(2):
         try:
             folder.mkdir()
+            break
         except FileExistsError:
-            continue
-        return replace(plan, resolved=plan.resolved.updated(BY_TIME, run_dir=str(folder)))
-    raise AssertionError
+            folder = first.with_name(f"{first.name}-{number}")
+    return replace(plan, resolved=plan.resolved.updated(BY_TIME, run_dir=str(folder)))
 
 
 def _check_command(plan: Plan, ahead: bool, in_background: bool) -> None:

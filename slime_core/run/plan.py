@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -16,7 +16,7 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import without_effect
 from slime_core.arguments.resolve import Resolution, Resolved, with_data_length
-from slime_core.contracts.checking import Finding
+from slime_core.contracts.checking import Finding, noting
 from slime_core.contracts.data import Closes, DataSource
 from slime_core.contracts.engine import Offloads
 from slime_core.contracts.train_backend import SavesInBackground
@@ -99,8 +99,7 @@ class Survey:
 
     def remarks(self) -> list[str]:
         """Everything else that was said."""
-        marks = {"remark": "", "not seen": "not looked at: "}
-        return [f"{marks[finding.weight]}{finding.text}" for finding in self.findings if finding.weight != "error"]
+        return _remarks(self.findings)
 
 
 def make_plan(resolved: Resolved, plugins: Plugins) -> Plan:
@@ -129,37 +128,37 @@ def survey(
     if resolution.resolved is None or (starts and found):  # a run with wrong options ends before anything is imported
         return Survey(None, found)
     resolved, set_aside = resolution.resolved.with_absolute_folders(), set(resolution.set_aside)
-    with _noting(found):
+    with noting(found):
         policies(resolved.args.failure_policy)
     components, resolved = _choose(resolved, plugins, found, set_aside, starts)
     if components is None:
         return Survey(None, found)
     args = resolved.args
     layout, remarks = None, list[str]()
-    with _noting(found):
+    with noting(found):
         layout, remarks = make_layout(args, components.rollouts.engine)
     if args.offload and args.colocate:
-        with _noting(found):
+        with noting(found):
             _require_offload(components)
     with ExitStack() as opened:
         data_source: DataSource | None = None
         length = None
         if "prompt_data" not in set_aside:
-            with _noting(found):
+            with noting(found):
                 data_source = components.rollouts.open_data(args)
                 if isinstance(data_source, Closes):
                     opened.callback(data_source.close)
                 length = len(data_source)
                 if resolved.args.num_rollout is not None or resolved.args.num_epoch is not None:
                     resolved = _with_length(resolved, length)
-        with _noting(found):
+        with noting(found):
             resolved = _with_template_date(resolved)
         seen = _with_stand_ins(resolved.args, to_come or {})
         scene = Scene(seen, plugins, components, set_aside=frozenset(set_aside), found=found, data_source=data_source)
         look_at(scene, LOOKS)
         if data_source is None or any(finding.weight == "error" for finding in found):
             return Survey(None, _unique(found))
-        notes = _notes(resolved, components, plugins, layout, length, [*remarks, *Survey(None, found).remarks()])
+        notes = _notes(resolved, components, plugins, layout, length, [*remarks, *_remarks(found)])
         plan = Plan(resolved, plugins, components, data_source, notes, layout, opened=opened.pop_all())
         return Survey(plan, _unique(found))
 
@@ -168,8 +167,8 @@ def _choose(
     resolved: Resolved, plugins: Plugins, found: list[Finding], set_aside: set[str], starts: bool
 ) -> tuple[Components | None, Resolved]:
     """Choose the components. Where one cannot be had, that is noted, its option is set aside, and the default takes its place,
-    so that the others are chosen all the same; None if the default does not help, or
-    if the run is to start: then nobody waits for the others, which may take seconds to import.
+    so that the others are chosen all the same. None if the default does not help, or if the run is to start: then nobody
+    waits for the others, which may take seconds to import.
 
     Args:
         found, set_aside: are added to.
@@ -202,13 +201,9 @@ def _with_stand_ins(args: RunArguments, to_come: Mapping[str, str]) -> RunArgume
     return args.model_copy(update=values)
 
 
-@contextmanager
-def _noting(found: list[Finding]) -> Iterator[None]:
-    """Take note of a `SlimeError` that the block raises, and go on behind it."""
-    try:
-        yield
-    except SlimeError as error:
-        found.append(Finding("error", str(error), error))
+def _remarks(found: list[Finding]) -> list[str]:
+    marks = {"remark": "", "not seen": "not looked at: "}
+    return [f"{marks[finding.weight]}{finding.text}" for finding in found if finding.weight != "error"]
 
 
 def _unique(found: list[Finding]) -> list[Finding]:

@@ -47,18 +47,19 @@ def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict
         if (before := state["arguments"].get(name, defaults[name])) != (after := identity["arguments"][name])
     }
     data = _changes_of_data(state["data"], identity["data"])
-    allowed = [text for name, text in options.items() if f"{name}=allow" in permissions]
-    refused = [text for name, text in options.items() if f"{name}=allow" not in permissions] + data
+    forbidden = {name: text for name, text in options.items() if f"{name}=allow" not in permissions}
+    refused = [*forbidden.values(), *data]
     for difference in fingerprint_differences(state["plugins"], identity["plugins"]):
         logger.warning("plugins differ between the checkpoint (there) and this run (here): %s", difference)
     if refused and "warn" not in permissions:
         advice = "Restore them, or go on all the same with --on-resume-change warn"
-        changed = [name for name in options if f"{name}=allow" not in permissions]
-        if changed and not data:
-            advice += " or " + " ".join(f"{name.replace('_', '-')}=allow" for name in changed)
+        if not data:
+            advice += " or " + " ".join(f"{name.replace('_', '-')}=allow" for name in forbidden)
         raise CheckpointError(f"This is not the run that {checkpoint} was saved by: {'; '.join(refused)}. {advice}.")
-    if refused or allowed:
-        logger.warning("This is not the run that %s was saved by: %s.", checkpoint, "; ".join(allowed + refused))
+    if options or data:
+        logger.warning(
+            "This is not the run that %s was saved by: %s.", checkpoint, "; ".join([*options.values(), *data])
+        )
 
 
 def _changes_of_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

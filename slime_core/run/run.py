@@ -179,7 +179,7 @@ class Run:
         if self._checkpoints is not None:
             self._checkpoints.advance(to_the_end=False)
         due = last or (args.save_interval is not None and (rollout_id + 1) % args.save_interval == 0)
-        asked = self.requests.take_save() or self.requests.end
+        asked = self._checkpoints is not None and (self.requests.take_save() or self.requests.end)
         if self.trainer is None or not (due or asked):
             return
         if self._checkpoints is not None:

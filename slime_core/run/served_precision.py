@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slime_core.arguments import RunArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.contracts.precision import PrecisionRecipe
+from slime_core.data.quantised_checkpoints import num_layers
 from slime_core.errors import ArgumentError
 from slime_core.run.components import Components
 from slime_core.training.initial_weights import option_of, with_initial_weights
@@ -95,11 +96,9 @@ def _stores_the_same(recipe: PrecisionRecipe, served: QuantisedCheckpoint) -> bo
 
 def _num_layers(folder: Path) -> int:
     """Layers of the language model, of config.json."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for part in (config.get("text_config") or {}, config):
-        for name in ("num_hidden_layers", "n_layer"):
-            if isinstance(part.get(name), int):
-                return int(part[name])
+    found = num_layers(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if found is not None:
+        return found
     raise ArgumentError(f"{folder / 'config.json'} has no num_hidden_layers; expected the number of layers.")
 
 

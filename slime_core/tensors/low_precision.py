@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slime_core.contracts.precision import Hardware, PrecisionRecipe, Remembers
 from slime_core.errors import ArgumentError
+from slime_core.tensors.experts import TOGETHER
 from slime_core.tensors.low_precision_experts import expert_matrices, swap_experts
 from slime_core.tensors.low_precision_products import Products, product_of
 
@@ -46,7 +47,7 @@ def swap_linears(model: nn.Module, recipe: PrecisionRecipe, hardware: Hardware |
     stacks = {name: expert_matrices(name, module) for name, module in model.named_modules()}
     experts = [n for n, found in stacks.items() if any(recipe.quantises(*one) for own in found for one in own.items())]
     known = {f"{n}.weight" for n in linears} | {
-        f"{n}.{stack}" for n, found in stacks.items() if found for stack in ("gate_up_proj", "down_proj")
+        f"{n}.{stack}" for n, found in stacks.items() if found for stack in TOGETHER
     }
     others = [n for n, p in model.named_parameters() if n not in known and _missed(recipe, n, p)]
     if others:

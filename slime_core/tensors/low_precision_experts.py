@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slime_core.contracts.precision import Hardware, PrecisionRecipe
+from slime_core.tensors.experts import TOGETHER
 from slime_core.tensors.low_precision_products import Products
 
 Shapes = dict[str, tuple[int, ...]]
@@ -62,7 +63,7 @@ def expert_matrices(name: str, module: nn.Module) -> Sequence[Shapes]:
     layout["has_post_expert_norm"] = False
     if any(getattr(own, key, None) is not value for key, value in layout.items()):
         return []
-    (count, width, hidden), projections = both.shape, ("gate_proj", "up_proj", "down_proj")
+    (count, width, hidden), projections = both.shape, (*TOGETHER["gate_up_proj"], *TOGETHER["down_proj"])
     shapes = [(width // 2, hidden), (width // 2, hidden), tuple(down.shape[1:])]
     return [
         {f"{name}.{expert}.{kind}.weight": shape for kind, shape in zip(projections, shapes, strict=True)}
@@ -73,7 +74,8 @@ def expert_matrices(name: str, module: nn.Module) -> Sequence[Shapes]:
 def swap_experts(
     module: nn.Module, matrices: Sequence[Shapes], recipe: PrecisionRecipe, hardware: Hardware | None
 ) -> None:
-    """Let a module with these matrices compute by a recipe, on hardware or emulated (None). The module keeps its parameters, and becomes a `LowPrecisionExperts`."""
+    """Let a module with these matrices compute by a recipe, on hardware or emulated (None). The module keeps its parameters, and
+    becomes a `LowPrecisionExperts`."""
     products = Products(recipe, {name: shape for own in matrices for name, shape in own.items()}, hardware)
     kind = type(module)
     module.__class__ = type(f"LowPrecision{kind.__name__}", (LowPrecisionExperts, kind), {})

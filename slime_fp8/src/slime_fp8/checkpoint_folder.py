@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from slime_core.data.quantised_checkpoints import INDEX, num_layers, weight_files
 from slime_core.errors import CheckpointError
 from slime_fp8.safetensors_stream import NAMES, Layout, write_stream
 
-INDEX = "model.safetensors.index.json"
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
@@ -47,10 +47,8 @@ class CheckpointFolder:
         Raises:
             CheckpointError: config.json does not tell.
         """
-        for config in (self.config.get("text_config", {}), self.config):
-            for name in ("num_hidden_layers", "n_layer"):
-                if isinstance(config.get(name), int):
-                    return int(config[name])
+        if (found := num_layers(self.config)) is not None:
+            return found
         raise CheckpointError(f"{self.folder / 'config.json'} has no num_hidden_layers; expected the number of layers.")
 
 
@@ -67,18 +65,7 @@ def read_folder(folder: Path) -> CheckpointFolder:
         raise CheckpointError(
             f"{path} cannot be read: {error}. Expected the folder of a Hugging Face checkpoint."
         ) from None
-    names = sorted(file.name for file in folder.glob("*.safetensors"))
-    index = folder / INDEX
-    if index.exists():
-        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(listed - set(names)):
-            raise CheckpointError(
-                f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; the checkpoint is incomplete."
-            )
-        names = sorted(listed)
-    if not names:
-        raise CheckpointError(f"{folder} has no safetensors files. Save the checkpoint with safetensors first.")
-    return CheckpointFolder(folder, config, {name: _layouts(folder / name) for name in names})
+    return CheckpointFolder(folder, config, {file.name: _layouts(file) for file in weight_files(folder)})
 
 
 def _layouts(path: Path) -> dict[str, Layout]:
