@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # The folders of these distributions have the names of their packages, and pytest would take the folders for the packages when
 # it imports the tests in them, unless the packages are there already.
@@ -24,6 +25,12 @@ ROOT = Path(__file__).parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A property is tried on the same inputs in every run, so that a run fails for what was changed; new inputs are looked for by
+# `pytest --hypothesis-profile=search`.
+settings.register_profile("same-inputs", derandomize=True)
+settings.register_profile("search", derandomize=False, max_examples=1000)
+settings.load_profile("same-inputs")
 
 
 @pytest.fixture(scope="session")
