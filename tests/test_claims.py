@@ -89,25 +89,24 @@ def test_a_second_run_is_refused_before_it_loads_anything(holder, sft, tmp_path,
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
-def test_metrics_of_an_earlier_run_are_not_overwritten(sft, tmp_path, capsys):
-    assert main(["train", *sft, "--num-rollout", "2"]) == 0
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert main(["train", *sft]) != 0
-    assert "holds the metrics of an earlier run, which a new one would overwrite" in capsys.readouterr().err
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-
-
-def test_metrics_of_an_attempt_without_a_checkpoint_are_set_aside_where_the_same_command_starts_again(
-    sft, tmp_path, capsys
-):
-    words = ["train", *sft, "--run-dir", str(tmp_path / "kept"), "--save", str(tmp_path / "kept")]
-    words += ["--load", str(tmp_path / "kept"), "--save-interval", "5"]
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "metrics.jsonl").write_text('{"rollout_id": 0, "train/loss": 7.0}\n')
-    assert main(words) == 0
-    assert "are now in metrics-1.jsonl" in capsys.readouterr().err
-    assert read_metrics(tmp_path / "kept" / "metrics-1.jsonl") == [{"rollout_id": 0, "train/loss": 7.0}]
-    assert len(read_metrics(tmp_path / "kept" / "metrics.jsonl")) == 1
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_an_earlier_run_wrote_is_set_aside(sft, tmp_path, capsys, goes_on):
+    """Also where the same command starts again after an attempt that left no checkpoint."""
+    folder = tmp_path / "run"
+    words = ["train", *sft]
+    words += ["--save", str(folder), "--load", str(folder), "--save-interval", "5"] if goes_on else []
+    (folder / "eval").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"rollout_id": 0, "train/loss": 7.0}\n')
+    (folder / "config.yaml").write_text("mine")
+    (folder / "eval" / "rollout_0000000.jsonl").write_text("answers")
+    for n in (1,) if goes_on else (1, 2):
+        assert main(words) == 0
+        assert f"of an earlier run are now in {folder / f'earlier-{n}'}" in capsys.readouterr().err
+        assert len(read_metrics(folder / "metrics.jsonl")) == 1
+    assert read_metrics(folder / "earlier-1" / "metrics.jsonl") == [{"rollout_id": 0, "train/loss": 7.0}]
+    assert (folder / "earlier-1" / "config.yaml").read_text() == "mine"
+    assert (folder / "earlier-1" / "eval" / "rollout_0000000.jsonl").read_text() == "answers"
+    assert not (folder / "eval").exists()
 
 
 def test_two_runs_of_one_second_get_folders_of_their_own(sft, tmp_path, monkeypatch):

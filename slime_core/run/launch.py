@@ -23,7 +23,7 @@ from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
-from slime_core.run.resume import find_previous, how_to_resume, set_earlier_metrics_aside
+from slime_core.run.resume import find_previous, how_to_resume, set_earlier_run_aside
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
 from slime_core.run.summary import Summary
@@ -63,14 +63,14 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     }
     previous, start, state = find_previous(plan, identity)
     early = _early_stopping(args, state)
-    set_aside = set_earlier_metrics_aside(args, run_dir) if previous is None else None
+    set_aside = set_earlier_run_aside(run_dir) if previous is None else None
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
     _write_config(run_dir / "config.yaml", config)
     console = Console(total=num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
     if set_aside:
-        console.say(f"note: metrics of an earlier attempt, which left no checkpoint, are now in {set_aside.name}")
+        console.say(f"note: metrics, configuration and evaluations of an earlier run are now in {set_aside}")
     for role, component in config["components"].items():
         console.say(f"{role}: {component}")
     for note in plan.notes:

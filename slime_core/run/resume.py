@@ -75,23 +75,22 @@ def _changes_of_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def set_earlier_metrics_aside(args: RunArguments, run_dir: Path) -> Path | None:
-    """Where a run begins in a folder with metrics of an earlier one: rename these if it was to go on from there, and there was no
-    checkpoint yet.
+_OF_A_RUN = ("metrics.jsonl", "config.yaml", "eval")
+"""What every run writes into its run directory."""
 
-    Raises:
-        CheckpointError: nothing says that the earlier run is to be gone on with.
-    """
+
+def set_earlier_run_aside(run_dir: Path) -> Path | None:
+    """Where a run begins in the folder of an earlier one that has ended: move what that one wrote into `earlier-N`, the first that
+    is free, and return this folder. None if there are no metrics of an earlier run."""
     metrics = run_dir / "metrics.jsonl"
     if not metrics.exists() or not metrics.stat().st_size:
         return None
-    if not args.load or run_dir.resolve() not in (Path(args.load).resolve(), Path(args.save or args.load).resolve()):
-        raise CheckpointError(
-            f"--run-dir {run_dir} holds the metrics of an earlier run, which a new one would overwrite. Choose another folder, or give "
-            "--load with that run's --save to go on with it."
-        )
-    aside = next(path for n in count(1) if not (path := run_dir / f"metrics-{n}.jsonl").exists())
-    return metrics.rename(aside)
+    aside = next(path for n in count(1) if not (path := run_dir / f"earlier-{n}").exists())
+    aside.mkdir()
+    for name in _OF_A_RUN:
+        if (run_dir / name).exists():
+            (run_dir / name).rename(aside / name)
+    return aside
 
 
 def how_to_resume(args: RunArguments) -> str:
