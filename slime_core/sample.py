@@ -37,7 +37,10 @@ class Sample:
 
     Attributes:
         group_index: number of the prompt in this run, counted from 0; all samples of a group share it.
-        index: number of the sample in this run, counted from 0, unique.
+        index: number of the sample that the data source handed out, counted from 0 in this run and unique among those. What a
+            generate function makes of it keeps the number.
+        rollout_id: number of the trajectory: the samples that one call of a generate function returned, its *segments*, share
+            one and count together as one (`slime_core.trajectories`). None means `index`.
         prompt: text, or a list of chat messages (`{"role": ..., "content": ...}`). From a data source also a list of token
             ids, with a `loss_mask` for them; the rollout function puts their text in its place.
         tokens: token ids of prompt and response, one flat list.
@@ -56,6 +59,7 @@ class Sample:
 
     group_index: int | None = None
     index: int | None = None
+    rollout_id: int | None = None
     prompt: str | list[dict[str, Any]] = ""
     tokens: list[int] = field(default_factory=list)
     response: str = ""
@@ -173,7 +177,17 @@ _MADE_PLAIN: dict[str, Callable[[Any, str], Any]] = {
     "rollout_log_probs": partial(_plain_numbers, kind=float),
 }
 _SET_BY_HOOKS = (
-    *("prompt", "tokens", "response_length", "label", "reward", "loss_mask", "rollout_log_probs", "weight_versions"),
+    *(
+        "rollout_id",
+        "prompt",
+        "tokens",
+        "response_length",
+        "label",
+        "reward",
+        "loss_mask",
+        "rollout_log_probs",
+        "weight_versions",
+    ),
     "metadata",
 )
 
@@ -242,7 +256,7 @@ def number_groups(groups: Sequence[Group]) -> None:
 def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None:
     """Raise `SampleError` naming sample and rule when a sample breaks an invariant.
 
-    The rules: at least one response token and fewer than all tokens; the loss mask, log-probs and weight versions,
+    The rules: `rollout_id` is an int or None; at least one response token and fewer than all tokens; the loss mask, log-probs and weight versions,
     where present, have `response_length` entries; the mask holds 0 and 1 only; log-probs are finite and at most 0;
     a reward is present and finite unless the sample was aborted (checked when `need_reward`).
     """
@@ -254,6 +268,8 @@ def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None
 
 def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
     n, r = len(sample.tokens), sample.response_length
+    if isinstance(sample.rollout_id, bool) or not isinstance(sample.rollout_id, int | None):
+        return f"its rollout_id is {sample.rollout_id!r}; expected an int, or None for that of its index."
     if not 0 <= r <= n:
         return f"response_length is {r}, but there are {n} tokens; it must lie between 0 and the number of tokens."
     for name in ("loss_mask", "rollout_log_probs", "weight_versions"):

@@ -85,7 +85,8 @@ class Background:
 
 
 async def generate(args: RunArguments, sample: Sample, sampling_params: dict[str, Any]) -> Sample | list[Sample]:
-    """Complete one sample, with as many calls of the engine as it takes. May return several samples.
+    """Complete one sample, with as many calls of the engine as it takes. May return several samples: the segments of
+    one trajectory, which get the `rollout_id` of the given one where they have none, and share its weight.
 
     Args:
         sample: `prompt` is text or messages, `tokens` its token ids as the model will read them, followed by what an
@@ -135,7 +136,7 @@ def eval_rollout_log(
 
 def convert_samples(args: RunArguments, samples: list[Sample]) -> dict[str, list[Any]]:
     """The training data of a rollout, one entry per sample in every list: "tokens", "response_lengths", "rewards",
-    "loss_masks", and optionally "rollout_log_probs". What it leaves out stays as the samples have it."""
+    "loss_masks", and optionally "rollout_log_probs" and "rollout_ids". What it leaves out stays as the samples have it."""
     raise NotImplementedError
 
 
@@ -154,7 +155,7 @@ def _check_generated(result: Any, args: tuple[Any, ...]) -> str | None:
     return f"{shown(result)}; expected a Sample or a list of at least one"
 
 
-_PER_SAMPLE = {"tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs"}
+_PER_SAMPLE = {"tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs", "rollout_ids"}
 
 
 def _check_train_data(result: Any, args: tuple[Any, ...]) -> str | None:

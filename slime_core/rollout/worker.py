@@ -19,6 +19,7 @@ from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.rollout.weight_intake import WeightIntake
 from slime_core.sample import Group, RolloutOutput, Sample, check_rollout, number_groups
+from slime_core.trajectories import gather_trajectories
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,6 +180,7 @@ def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> No
         check_rollout(groups, need_reward)
         if need_reward:  # it is trained on
             number_groups(groups)
+            gather_trajectories(groups)
     except SampleError as error:
         error.add_note(f"returned by the {rollout.label}")
         raise
@@ -191,6 +193,7 @@ _TRAIN_DATA = {
     "rewards": "reward",
     "loss_masks": "loss_mask",
     "rollout_log_probs": "rollout_log_probs",
+    "rollout_ids": "rollout_id",
 }
 
 

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slime_core.errors import ArgumentError, PluginError, first_error
+from slime_core.errors import ArgumentError, PluginError, SampleError, first_error
 from slime_core.plugins.calls import DROPPED, Caller, Dropped
 from slime_core.plugins.signatures import accepted_extras
 from slime_core.rollout.rewards import Rewards, scores_groups
 from slime_core.sample import Group, Sample, Status
+from slime_core.trajectories import as_one_trajectory
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of
 from slime_rollout_sglang.partial import FINISHED, mask_first, times_continued
 from slime_rollout_sglang.requests import Requests, Session
@@ -153,6 +154,12 @@ class GroupRunner:
         made = result if isinstance(result, list) else [result]
         for one in made:
             self._check(one)
+        try:
+            made = as_one_trajectory(sample, made)
+        except SampleError as error:
+            raise PluginError(
+                f"The {self._generator.selected.label} returned segments that disagree. {error}"
+            ) from None
         if self._mask_earlier and sample.response_length:
             known = sample.tokens
             made = [mask_first(s, sample.response_length) if s.tokens[: len(known)] == known else s for s in made]

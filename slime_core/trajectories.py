@@ -1,0 +1,105 @@
+"""Trajectories: what losses, baselines and means count as one. Pure functions.
+
+A generate function may return several samples for one: the turns of a conversation whose context is rewritten in between, or
+the answers of several agents. They are the *segments* of one trajectory and share its weight, however many they are. The
+number of a trajectory is the `rollout_id` of its samples or, where that is None, their `index`. Without such generate
+functions every sample is a trajectory of its own, and nothing here has any effect.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from slime_core.errors import SampleError
+from slime_core.sample import Group, Sample
+
+
+def number_of(sample: Sample) -> int | None:
+    """The number of the trajectory of a sample; None for one without `rollout_id` and `index`, which is one of its own."""
+    return sample.index if sample.rollout_id is None else sample.rollout_id
+
+
+def trajectory_numbers(samples: Iterable[Sample]) -> list[int]:
+    """For each sample the place of its trajectory, 0 … R-1, in the order in which they first occur."""
+    places: dict[int | tuple[int], int] = {}
+    found = []
+    for position, sample in enumerate(samples):
+        number = number_of(sample)
+        found.append(places.setdefault((position,) if number is None else number, len(places)))
+    return found
+
+
+def in_trajectories(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The samples of each trajectory, in the order in which trajectories first occur."""
+    found: dict[int, list[Sample]] = {}
+    for place, sample in zip(trajectory_numbers(samples), samples, strict=True):
+        found.setdefault(place, []).append(sample)
+    return list(found.values())
+
+
+def sample_shares(samples: Sequence[Sample]) -> list[float]:
+    """For each sample its weight in a mean that counts trajectories: 1 / (R · k), with R trajectories, of which its own has k
+    segments. The sum is 1."""
+    numbers = trajectory_numbers(samples)
+    segments = Counter(numbers)
+    return [1.0 / (len(segments) * segments[number]) for number in numbers]
+
+
+def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
+    """The samples that were made of `given` as the segments of its trajectory.
+
+    Where they have no `index`, `group_index` or `rollout_id` they get those of `given`; a single one that has its `index` needs
+    no `rollout_id`.
+
+    Raises:
+        SampleError: they have different `rollout_id`s; names them.
+    """
+    chosen = {one.rollout_id for one in made if one.rollout_id is not None}
+    if len(chosen) > 1:
+        raise SampleError(
+            f"The {len(made)} samples that were made of {given.name} have the rollout_ids "
+            f"{', '.join(map(str, sorted(chosen)))}; the segments of one trajectory share one. Leave them out, or set "
+            f"sample.rollout_id = {number_of(given)} in each."
+        )
+    number = chosen.pop() if chosen else number_of(given)
+    segments = []
+    for one in made:
+        index = given.index if one.index is None else one.index
+        group_index = given.group_index if one.group_index is None else one.group_index
+        needs_none = len(made) == 1 and index == number
+        segments.append(
+            replace(one, index=index, group_index=group_index, rollout_id=one.rollout_id if needs_none else number)
+        )
+    return segments
+
+
+def gather_trajectories(groups: Sequence[Group]) -> None:
+    """Put the segments of a trajectory next to each other in their group, in place; all else keeps its order.
+
+    Raises:
+        SampleError: a trajectory has samples in two groups, or two samples have the same `index` and no `rollout_id`; names
+            them.
+    """
+    owners: dict[int, tuple[int, Sample]] = {}
+    for place, group in enumerate(groups):
+        for sample in group:
+            number = number_of(sample)
+            if number is None:
+                continue
+            owner, first = owners.setdefault(number, (place, sample))
+            if first is sample:
+                continue
+            if owner != place:
+                raise SampleError(
+                    f"The rollout returned {first.name} of group {first.group_index} and {sample.name} of group "
+                    f"{sample.group_index} as parts of the trajectory {number} (their rollout_id or, without one, their index); "
+                    "every trajectory belongs to one group."
+                )
+            if first.rollout_id is None and sample.rollout_id is None:
+                raise SampleError(
+                    f"The rollout returned two samples with the index {number} and no rollout_id. Give every sample an index of "
+                    "its own or, if they are segments of one trajectory, set their rollout_id."
+                )
+        group[:] = [sample for segments in in_trajectories(group) for sample in segments]

@@ -1,0 +1,90 @@
+"""Which samples are segments of one trajectory, and what each of them counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from slime_core.errors import SampleError
+from slime_core.sample import Sample, check_rollout
+from slime_core.trajectories import (
+    as_one_trajectory,
+    gather_trajectories,
+    in_trajectories,
+    number_of,
+    sample_shares,
+    trajectory_numbers,
+)
+
+
+def sample(index: int | None = None, rollout_id: int | None = None, **fields) -> Sample:
+    return Sample(**{"group_index": 0, "index": index, "rollout_id": rollout_id, **fields})
+
+
+def test_without_a_rollout_id_the_index_is_the_trajectory():
+    assert [number_of(s) for s in (sample(4), sample(4, 9), sample(), sample(None, 2))] == [4, 9, None, 2]
+
+
+def test_samples_without_any_number_are_trajectories_of_their_own():
+    assert trajectory_numbers([sample(), sample(3), sample(), sample(5, 3), sample(0)]) == [0, 1, 2, 1, 3]
+
+
+def test_the_shares_of_a_trajectory_do_not_grow_with_its_segments():
+    samples = [sample(0, 0), sample(0, 0), sample(0, 0), sample(1), sample(2, 2), sample(2, 2)]
+    assert sample_shares(samples) == [1 / 9] * 3 + [1 / 3] + [1 / 6] * 2
+    assert [len(one) for one in in_trajectories(samples)] == [3, 1, 2]
+    assert sample_shares([]) == []
+
+
+def test_what_was_made_of_a_sample_becomes_its_trajectory():
+    given = sample(6, group_index=2)
+    made = as_one_trajectory(given, [replace(given, response="a"), Sample(response="b"), replace(given, rollout_id=6)])
+    assert [(s.index, s.group_index, s.rollout_id) for s in made] == [(6, 2, 6)] * 3
+    assert as_one_trajectory(given, [Sample(response="a")]) == [sample(6, group_index=2, response="a")]
+
+
+def test_a_number_that_one_segment_has_is_that_of_all():
+    made = as_one_trajectory(sample(6), [sample(6, 40), sample(6), sample(7)])
+    assert [(s.index, s.rollout_id) for s in made] == [(6, 40), (6, 40), (7, 40)]
+
+
+def test_a_continued_trajectory_keeps_its_number():
+    given = sample(6, 40)
+    assert [s.rollout_id for s in as_one_trajectory(given, [sample(6)])] == [40]
+    assert [s.rollout_id for s in as_one_trajectory(given, [sample(6), sample(6)])] == [40, 40]
+
+
+def test_siblings_that_disagree_are_an_error():
+    with pytest.raises(
+        SampleError, match=r"2 samples that were made of sample 6 have the rollout_ids 6, 7; .* = 6 in each"
+    ):
+        as_one_trajectory(sample(6), [sample(6, 6), sample(6, 7)])
+
+
+def test_segments_become_neighbours_and_all_else_keeps_its_order():
+    group = [sample(0, 0), sample(1), sample(0, 0), sample(3), sample(2, 1)]
+    gather_trajectories([group])
+    assert [(s.index, s.rollout_id) for s in group] == [(0, 0), (0, 0), (1, None), (2, 1), (3, None)]
+
+
+def test_a_trajectory_in_two_groups_is_an_error():
+    with pytest.raises(SampleError, match="sample 0 of group 0 and sample 7 of group 1 as parts of the trajectory 0"):
+        gather_trajectories([[sample(0)], [sample(7, 0, group_index=1)]])
+
+
+def test_two_samples_with_one_index_must_say_whether_they_are_segments():
+    with pytest.raises(SampleError, match="two samples with the index 3 and no rollout_id"):
+        gather_trajectories([[sample(3), sample(3)]])
+    gather_trajectories([[sample(3), sample(3, 4)], [sample(None), sample(None)]])
+
+
+@pytest.mark.parametrize("wrong", ["a", 1.5, True])
+def test_a_rollout_id_that_is_no_number_is_named(wrong):
+    with pytest.raises(SampleError, match=r"rollout_id is .* expected an int"):
+        check_rollout([[sample(0, wrong, tokens=[1, 2], response_length=1, reward=0.0)]], need_reward=True)
+
+
+def test_a_sample_keeps_its_trajectory_in_storage():
+    assert Sample.from_dict(sample(1, 5).to_dict()) == sample(1, 5)
+    assert Sample.from_dict({"index": 1}).rollout_id is None  # written before there were trajectories
