@@ -35,6 +35,7 @@ EXTRAS = {
     "importance_weight": "the component that `--custom-tis-function-path` chooses, or None",
     "quantised": "`--hf-checkpoint` as a [`QuantisedCheckpoint`](#quantisedcheckpoint), or None where it is not quantised",
     "engine": "the run's `InferenceEngine`, or None",
+    "evaluation": "whether the sample is of an evaluation set",
     "background": "a [`Background`](#background), where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""

@@ -6,7 +6,9 @@ some of these hooks with `@slime_core.hookimpl`. There are two kinds of hooks, n
 **Providers** take no arguments and return `{name: component}`. A component is the object itself or, so that listing
 plugins imports nothing heavy, a `slime_core.Lazy("package.module:attribute")`. The run's options pick components by
 name; an import path `package.module.attribute` picks an object that no plugin provides. The contract of a component is
-the function or class in `slime_core.contracts` that the hook's text names; it is checked when the component is selected.
+the function or class in `slime_core.contracts` that the hook's text names; it is checked when the component is selected. The
+parameters of a contract are passed by position, so a component may call them as it likes; those with a default, and the
+further ones that it may ask for, are passed by name.
 
 **Observers** are told something and return nothing. They are called in order of plugin name, those marked `tryfirst`
 before and those marked `trylast` after the others. Nobody selects an observer,

@@ -42,7 +42,8 @@ class Sample:
         rollout_id: number of the trajectory: the samples that one call of a generate function returned, its *segments*, share
             one and count together as one (`slime_core.trajectories`). None means `index`.
         prompt: text, or a list of chat messages (`{"role": ..., "content": ...}`). From a data source also a list of token
-            ids, with a `loss_mask` for them; the rollout function puts their text in its place.
+            ids, with a `loss_mask` for them. Where a rollout function renders messages or is given ids, their text takes this
+            place, so that hooks find what the model reads; see `asked`.
         tokens: token ids of prompt and response, one flat list.
         response: text of the response.
         response_length: R, how many of the last tokens are response.
@@ -95,8 +96,22 @@ class Sample:
         tools: list[Any] | None = self._noted("tools")
         return tools
 
+    @property
+    def asked(self) -> str | list[dict[str, Any]]:
+        """What the prompt was before a chat template rendered it: messages or text; the prompt where none has."""
+        return self._noted("asked") or self.prompt
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether a chat template has made the text of the prompt."""
+        return self._noted("asked") is not None
+
+    def get_reward_value(self, args: Any) -> Any:
+        """The reward or, of one that is a dict, what it has under `args.reward_key`; slime's name for it."""
+        return self.reward[args.reward_key] if isinstance(self.reward, dict) and args.reward_key else self.reward
+
     def note(self, **values: Any) -> None:
-        """Set `source`, `dataset` or `tools`. The metadata becomes another object: samples may share one."""
+        """Set `source`, `dataset`, `tools` or `asked`. The metadata becomes another object: samples may share one."""
         noted = self.metadata.get(RESERVED)
         self.metadata = {**self.metadata, RESERVED: {**(noted if isinstance(noted, dict) else {}), **values}}
 

@@ -82,10 +82,10 @@ FAULTS = {
     "extra argument": Fault(
         loss("def it(args, inputs, more): ..."), PICK_LOSS, ["it requires a parameter 'more' that nothing passes"]
     ),
-    "renamed argument": Fault(
-        loss("def it(args, batch): ..."),
+    "argument that goes by its name alone": Fault(
+        loss("def it(args, *, inputs): ..."),
         PICK_LOSS,
-        ["does not take the parameter 'inputs'", "requires a parameter 'batch'"],
+        ["does not take the parameter 'inputs' by position"],
     ),
     "arguments in another order": Fault(
         loss("def it(inputs, args): ..."), PICK_LOSS, ["parameter 'args' is number 2, expected number 1"]
@@ -324,7 +324,7 @@ FAULTS = {
     "log with the arguments of the evaluation's": Fault(
         provided("slime_rollout_logs", "def it(rollout_id, args, data, extra_metrics): ..."),
         PICK_LOG,
-        ["it does not take the parameter 'samples'", "it requires a parameter 'data' that nothing passes"],
+        ["does not fit --custom-rollout-log-function-path: it does not take the parameter 'rollout_time'"],
     ),
     "correction with a further argument": Fault(
         provided("slime_importance_weights", "def it(args, inputs, bound): ..."),

@@ -89,13 +89,14 @@ async def generate(args: RunArguments, sample: Sample, sampling_params: dict[str
     one trajectory, which get the `rollout_id` of the given one where they have none, and share its weight.
 
     Args:
-        sample: `prompt` is text or messages, `tokens` its token ids as the model will read them, followed by what an
+        sample: `prompt` is the text that the model reads, `tokens` its token ids, followed by what an
             aborted call has generated already (`response_length` of them). The function appends to `tokens`, `response`,
             `response_length`, `rollout_log_probs`, `weight_versions` and, for tokens that the model did not produce (tool
             results), a `loss_mask` of 0; and sets `status`: completed, truncated or, when the engine was aborted, aborted.
         sampling_params: for the engine, its `seed` and `max_new_tokens` included.
 
-    A function that calls the engine names one more parameter, `engine` (`slime_core.contracts.engine.Generates`).
+    A function that calls the engine names one more parameter, `engine` (`slime_core.contracts.engine.Generates`). One that names
+    `evaluation` is told there whether it answers an evaluation set.
     """
     raise NotImplementedError
 
@@ -121,14 +122,14 @@ def rollout_log(
     samples: list[Sample],
     rollout_extra_metrics: dict[str, float],
     rollout_time: float,
-) -> bool:
+) -> bool | None:
     """Log a rollout oneself. True: slime shall not log its own metrics of it."""
     raise NotImplementedError
 
 
 def eval_rollout_log(
     rollout_id: int, args: RunArguments, data: dict[str, dict[str, Any]], extra_metrics: dict[str, float]
-) -> bool:
+) -> bool | None:
     """Log an evaluation oneself: per set {"rewards": [...], "truncated": [...], "samples": [...]}. True: slime shall not
     log its own metrics of it."""
     raise NotImplementedError
@@ -195,7 +196,7 @@ KINDS = (
         "slime_generators",
         generate,
         ("--custom-generate-function-path",),
-        extras=("engine",),
+        extras=("engine", "evaluation"),
         check=_check_generated,
         policy=FailurePolicy(timeout=3600.0, on_failure="drop", abort_after=20),
     ),

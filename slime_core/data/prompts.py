@@ -25,8 +25,8 @@ def read_prompt(
     """Return the text that the model reads, and its token ids.
 
     Where they are to be rendered, messages are rendered with the chat template, generation prompt included, and text as one
-    message of the user. Where not, text is tokenised as it is; no special tokens are put around it. Token ids are used as they
-    are.
+    message of the user. Where not, and where it was rendered already, text is tokenised as it is; no special tokens are put
+    around it. Token ids are used as they are.
 
     Args:
         args: `apply_chat_template_kwargs` and `chat_template_date` are read.
@@ -39,7 +39,7 @@ def read_prompt(
     prompt: Any = sample.prompt
     if is_tokenised(prompt):
         return cast("str", tokenizer.decode(prompt)), _known(sample, prompt, tokenizer)
-    text = _rendered(sample, tokenizer, args) if render else prompt
+    text = _rendered(sample, tokenizer, args) if render and not sample.is_rendered else prompt
     if not isinstance(text, str):
         raise ArgumentError(
             f"{_place(sample)}: the prompt is a list of messages, which the model cannot read as it is. Give "

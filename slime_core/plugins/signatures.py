@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from slime_core.contracts.kind import Kind
+from slime_core.contracts.kinds import KINDS
 
 _NEAR = 0.85
 """How alike two names must be (`difflib`) for one to be taken for the other."""
@@ -18,7 +21,8 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 def problems(component: Any, contract: Callable[..., Any], extras: tuple[str, ...] = ()) -> list[str]:
     """Everything in which `component` differs from `contract`, as sentences; empty when it fits.
 
-    A function contract asks for a callable that takes the contract's parameters by position under the same names.
+    A function contract asks for a callable that takes the contract's parameters by position, whatever it calls them; a name of
+    the contract in another place is a mistake. Parameters with a default in the contract, and `extras`, go by their names.
     A class contract asks for a class (or factory) with the contract's public methods, each of which fits.
     """
     if inspect.isclass(contract):
@@ -93,8 +97,17 @@ def _annotation_problem(own: Any, wanted: Any) -> str | None:
     mine, theirs = _annotation_name(own), _annotation_name(wanted)
     if not mine or not theirs or "Any" in (mine, theirs) or mine == theirs:
         return None
-    # Only plain names are compared: unions, protocols and type variables may well fit.
-    return f"{mine}, expected {theirs}" if mine.isidentifier() and theirs.isidentifier() else None
+    # Only plain names are compared: unions, protocols and type variables may well fit, and so may a class of somebody else's.
+    known = mine in _contract_names() or hasattr(builtins, mine)
+    return f"{mine}, expected {theirs}" if known and theirs.isidentifier() else None
+
+
+@functools.cache
+def _contract_names() -> frozenset[str]:
+    """The plain names among the annotations of all contracts that are functions."""
+    functions = [row.contract for row in KINDS.values() if not inspect.isclass(row.contract)]
+    found = (_annotation_name(note) for function in functions for note in inspect.get_annotations(function).values())
+    return frozenset(name for name in found if name.isidentifier())
 
 
 def _annotation_name(annotation: Any) -> str:
@@ -112,32 +125,38 @@ def _call_problems(own: Callable[..., Any], contract: Callable[..., Any], extras
     want = inspect.signature(contract).parameters
     takes_any_keyword = any(p.kind is p.VAR_KEYWORD for p in have.values())
     takes_any_positional = any(p.kind is p.VAR_POSITIONAL for p in have.values())
-    found = []
     positional = [name for name, p in have.items() if p.kind in _POSITIONAL]
     wanted = [name for name, p in want.items() if p.kind in _POSITIONAL]
+    found, passed = [], set(wanted)
     for position, name in enumerate(wanted):
-        if name in have:
-            if name in positional and positional.index(name) != position and not takes_any_positional:
+        given_as = name
+        if name in positional:
+            if positional.index(name) != position and not takes_any_positional:
                 found.append(
                     f"parameter {name!r} is number {positional.index(name) + 1}, expected number {position + 1}"
                 )
-        elif want[name].default is not inspect.Parameter.empty and takes_any_keyword:
-            continue
+        elif want[name].default is not inspect.Parameter.empty:
+            if name not in have and not takes_any_keyword and not takes_any_positional:
+                found.append(f"it does not take the parameter {name!r}")
+        elif position < len(positional) and positional[position] not in (*wanted, *extras):
+            given_as = positional[position]
+            passed.add(given_as)
         elif not takes_any_positional:
-            found.append(f"it does not take the parameter {name!r}")
+            by_name = " by position" if name in have else ""
+            found.append(f"it does not take the parameter {name!r}{by_name}")
         # What `args` is called is everybody's own: any group of options, or a class of several.
         if (
-            name in have
+            given_as in have
             and name != "args"
-            and (problem := _annotation_problem(have[name].annotation, want[name].annotation))
+            and (problem := _annotation_problem(have[given_as].annotation, want[name].annotation))
         ):
-            found.append(f"parameter {name!r} is annotated {problem}")
+            found.append(f"parameter {given_as!r} is annotated {problem}")
     for name, parameter in have.items():
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
         )
-        if name not in want and required and name not in extras:
+        if name not in passed and required and name not in extras:
             found.append(f"it requires a parameter {name!r} that nothing passes")
     if problem := _annotation_problem(
         inspect.signature(own).return_annotation, inspect.signature(contract).return_annotation

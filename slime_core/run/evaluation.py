@@ -69,9 +69,10 @@ def _rewards(generations: list[Sample]) -> dict[str, float]:
 
 
 def _question(sample: Sample) -> str:
-    if isinstance(sample.prompt, str):
-        return sample.prompt
-    return next((str(m.get("content")) for m in reversed(sample.prompt) if m.get("role") == "user"), "")
+    asked = sample.asked
+    if isinstance(asked, str):
+        return asked
+    return next((str(m.get("content")) for m in reversed(asked) if m.get("role") == "user"), "")
 
 
 def _one_line(text: str, width: int = 160) -> str:

@@ -181,6 +181,14 @@ def echo(args: Any, sample: Sample) -> float:
     return float(sample.response == sample.label)
 
 
+def reads_on(args: Any, sample: Sample) -> float:
+    """1 when prompt and response, put together as text, are the tokens of the sample."""
+    from slime_core.data.tokenizer import load_tokenizer
+
+    tokens = load_tokenizer(args.hf_checkpoint)(sample.prompt + sample.response, add_special_tokens=False)["input_ids"]
+    return float(tokens == sample.tokens[: len(tokens)] and sample.tokens[len(tokens) :] in ([], [END]))
+
+
 async def two_numbers(args: Any, sample: Sample) -> dict[str, float]:
     return {"score": float(sample.response_length), "format": float(sample.index % 2)}
 
@@ -223,6 +231,16 @@ async def sometimes(args: Any, sample: Sample, sampling_params: dict[str, Any], 
         raise answer
     sample.status = answer or sample.status
     return sample
+
+
+async def told(
+    args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False, engine: Any = None
+) -> Sample:
+    """Writes down whether it answers an evaluation; a single turn."""
+    from slime_rollout_sglang.generate import generate
+
+    calls[f"evaluation={evaluation}"] += 1
+    return await generate(args, sample, sampling_params, engine)
 
 
 async def silent(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:

@@ -41,6 +41,15 @@ def test_a_group_reward_scores_all_samples_that_came_of_a_group(arguments, plugi
     assert rollout_cases.calls["group reward"] == 3
 
 
+def test_a_generator_that_asks_is_told_whether_it_answers_an_evaluation(arguments, plugins) -> None:
+    args = arguments(2, custom_generate_function_path="rollout_cases.told")
+    args = args.model_copy(update={"eval_prompt_data": ["held", *args.prompt_data]})
+    rollout(args, plugins)
+    assert rollout_cases.calls["evaluation=False"] == 6
+    rollout(args, plugins, evaluation=True)
+    assert (rollout_cases.calls["evaluation=True"], rollout_cases.calls["evaluation=False"]) == (2, 6)
+
+
 def test_a_reward_that_the_generator_set_is_not_computed_again(arguments, plugins) -> None:
     args = arguments(custom_generate_function_path="rollout_cases.self_scored", custom_rm_path=None)
     assert {s.reward for s in rollout(args, plugins).samples} == {0.25}

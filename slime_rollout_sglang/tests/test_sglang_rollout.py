@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,9 @@ from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_core.rollout.boxed import last_box
 from slime_core.rollout.components import choose_rollout_components
-from slime_core.sample import Status
+from slime_core.sample import Sample, Status
 from slime_core.testing import check_distribution
+from slime_rollout_sglang.partial import fresh
 from slime_rollout_sglang.rollout import generate_rollout
 
 
@@ -105,9 +107,32 @@ def test_text_is_one_message_of_the_user_where_the_template_is_asked_for(argumen
     expected = [sample.tokens for sample in rollout(arguments([message], apply_chat_template=True), plugins).samples]
     output = rollout(arguments([{"input": "w7"}], apply_chat_template=True), plugins)
     assert [sample.tokens for sample in output.samples] == expected
-    assert {sample.prompt for sample in output.samples} == {"w7"}
+    assert {(sample.prompt, sample.asked) for sample in output.samples} == {("<user> w7 <end> <assistant> ", "w7")}
     plain = rollout(arguments([{"input": "w7"}]), plugins).samples[0]
     assert plain.tokens[: -plain.response_length] == [7]
+
+
+def test_hooks_find_the_text_that_the_model_reads_in_training_and_in_evaluations(arguments, plugins, tmp_path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps(CHAT))
+    template = {"apply_chat_template": True, "apply_chat_template_kwargs": {"quiet": True}}
+    args = arguments([CHAT], **template, custom_rm_path="rollout_cases.reads_on", eval_prompt_data=["held", str(held)])
+    text = "<user> w7 <end> 2 <assistant> w39 "
+    for samples in (rollout(args, plugins).samples, rollout(args, plugins, evaluation=True).generations):
+        assert {sample.reward for sample in samples} == {1.0}, "prompt + response is not what the tokens say"
+        assert {sample.prompt for sample in samples} == {text}
+        assert all(sample.asked == CHAT["input"] and Sample.from_dict(sample.to_dict()) == sample for sample in samples)
+
+
+def test_a_prompt_is_rendered_once_also_when_a_hook_takes_its_tokens_away(arguments, plugins) -> None:
+    args = arguments([CHAT], apply_chat_template=True)
+    source = GlobalDataSource(args)
+    first = rollout(args, plugins, source=source).groups
+    source.add_samples([[fresh(replace(s, tokens=[], response_length=0)) for s in group] for group in first])
+    again = rollout(args, plugins, source=source).groups
+    assert [[s.prompt for s in group] for group in again] == [[s.prompt for s in group] for group in first]
+    assert {tuple(s.tokens[: -s.response_length]) for group in [*first, *again] for s in group} == {(1, 7, 3, 0, 2)}
+    assert all(s.asked == CHAT["input"] for group in again for s in group)
 
 
 def test_messages_without_the_flag_are_an_error_that_names_the_row_and_the_flag(arguments, plugins) -> None:

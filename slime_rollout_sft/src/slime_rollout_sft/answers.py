@@ -7,12 +7,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.engine import Generates
 from slime_core.data import read_conversation
 from slime_core.data.ends import trained_end
-from slime_core.data.tokenizer import template_variables
+from slime_core.data.prompts import read_prompt
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
@@ -87,16 +87,7 @@ async def _answer(
     question: Sample,
     ends: list[int],
 ) -> Sample:
-    messages: Any = question.prompt
-    rendered = tokenizer.apply_chat_template(
-        messages,
-        tools=question.tools,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        **template_variables(tokenizer, args),
-    )
-    prompt = cast(list[int], rendered)
+    text, prompt = read_prompt(question, tokenizer, args, render=True)
     temperature = args.eval_temperature or 0.0
     params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len or 256, "temperature": temperature}
     if ends:  # besides the checkpoint's own
@@ -104,8 +95,10 @@ async def _answer(
     if temperature > 0:
         params["seed"] = args.rollout_seed + (question.index or 0)
     generation = await engine.generate(prompt, params)
+    question.note(asked=question.prompt)
     return replace(
         question,
+        prompt=text,
         tokens=[*prompt, *generation.tokens],
         response=generation.text,
         response_length=len(generation.tokens),

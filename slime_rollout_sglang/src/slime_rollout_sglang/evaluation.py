@@ -59,7 +59,8 @@ async def evaluate(
         prompts = PromptTokenizer(args, *prompt_limit(args, evaluation=True))
         groups = _groups(args, evaluation_set, prompts, numbers)
         runner = GroupRunner(
-            args, requests, generator, rewards, eval_parameters(args), (args.rollout_seed, "eval", name)
+            *(args, requests, generator, rewards, eval_parameters(args), (args.rollout_seed, "eval", name)),
+            evaluation=True,
         )
         answered = await _answer(runner, groups)
         answers = [sample for group in answered for sample in group]

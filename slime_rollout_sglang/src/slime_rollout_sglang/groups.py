@@ -75,6 +75,7 @@ class GroupRunner:
         seed: names the run and what is sampled. The seed of a sample follows from this, its index and how often it was
             continued, so it does not depend on the order in which samples are finished.
         mask_earlier: whether tokens that were there before this rollout are left out of training.
+        evaluation: whether evaluation sets are answered, as generate functions that ask for it are told.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class GroupRunner:
         parameters: SamplingParameters,
         seed: tuple[int | str, ...],
         mask_earlier: bool = False,
+        evaluation: bool = False,
     ) -> None:
         self._args, self._requests, self._generator, self._rewards = args, requests, generator, rewards
         self._parameters, self._seed, self._mask_earlier = parameters, seed, mask_earlier
-        self._wants_engine = bool(accepted_extras(generator.selected.target, ("engine",)))
+        self._evaluation = evaluation
+        self._wanted_extras = accepted_extras(generator.selected.target, ("engine", "evaluation"))
 
     def scores_whole_groups(self, sample: Sample) -> bool:
         """Whether the reward of a sample scores the whole group at once."""
@@ -140,7 +143,8 @@ class GroupRunner:
         if params["max_new_tokens"] < 1:
             return [_untrained_if_empty(replace(sample, status=Status.TRUNCATED))]
         session = Session(self._requests)
-        extras: dict[str, Any] = {"engine": session} if self._wants_engine else {}
+        offered: dict[str, Any] = {"engine": session, "evaluation": self._evaluation}
+        extras = {name: offered[name] for name in self._wanted_extras}
         result: Sample | list[Sample] | Dropped
         failed: Exception | None = None
         try:

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class PromptTokenizer:
     """Gives groups their prompt tokens, and counts the prompts that cannot be used.
 
-    They are read by `slime_core.data.prompts.read_prompt`. Where a prompt is token ids, the text that they stand for becomes the
-    sample's prompt.
+    They are read by `slime_core.data.prompts.read_prompt`. The text that the model reads becomes the sample's prompt; what a chat
+    template rendered is its `asked` from then on.
 
     Attributes:
         args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs`, `chat_template_date` and `malformed_row`
@@ -49,11 +49,12 @@ class PromptTokenizer:
             ArgumentError: the prompt has messages, and --apply-chat-template is not given.
             DataError: the prompt cannot be rendered or has no tokens, and --malformed-row is "error".
         """
-        text, tokens = "", None
+        text, tokens, read = "", None, None
         for sample in group:
             if sample.tokens:
                 continue
-            if tokens is None or sample.prompt != group[0].prompt:
+            if tokens is None or sample.prompt != read:
+                read = sample.prompt
                 try:
                     text, tokens = read_prompt(sample, self._tokenizer, self.args, self.args.apply_chat_template)
                 except DataError as error:
@@ -68,8 +69,10 @@ class PromptTokenizer:
                 )
             sample.tokens = list(tokens)
             if is_tokenised(sample.prompt):
-                sample.prompt = text
                 sample.loss_mask = None  # of the row's tokens, while a sample's is of its response
+            elif self.args.apply_chat_template and not sample.is_rendered:
+                sample.note(asked=sample.prompt)
+            sample.prompt = text
         return True
 
     def take(self, data_source: DataSource, count: int) -> list[Group]:
