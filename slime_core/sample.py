@@ -7,8 +7,9 @@ invariants stated here.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
+from slime_core.turns import append_turn, spread_over_turns
 
 RESERVED = "slime"
 """The key of a sample's metadata that is slime's; all others are the row's and the hooks' own."""
@@ -51,11 +53,15 @@ class Sample:
         label: what the reward compares with.
         reward: a number, or a dict from which `--reward-key` picks one.
         rollout_log_probs: R floats, log-prob of each response token under the distribution it was sampled from.
-        weight_versions: R strings or ints, the weights that produced each response token.
+        weight_versions: R strings or ints, the weights that produced each response token. A hook may leave one for each turn
+            of the model instead; they are spread over the tokens of the turns.
         status: see `Status`.
         metadata: anything the data row or a hook attached, as plain JSON data. What slime notes stands under the reserved
             key "slime", and is read through `source`, `dataset` and `tools`.
         remove_sample: keep the sample in the batch, train none of its tokens.
+
+    Hooks may set further attributes for each other, such as a count of tool calls that the reward reads. They are plain JSON
+    data too, and are stored with the sample.
     """
 
     group_index: int | None = None
@@ -106,10 +112,6 @@ class Sample:
         """Whether a chat template has made the text of the prompt."""
         return self._noted("asked") is not None
 
-    def get_reward_value(self, args: Any) -> Any:
-        """The reward or, of one that is a dict, what it has under `args.reward_key`; slime's name for it."""
-        return self.reward[args.reward_key] if isinstance(self.reward, dict) and args.reward_key else self.reward
-
     def note(self, **values: Any) -> None:
         """Set `source`, `dataset`, `tools` or `asked`. The metadata becomes another object: samples may share one."""
         noted = self.metadata.get(RESERVED)
@@ -129,8 +131,11 @@ class Sample:
                 after = _MADE_PLAIN.get(name, plain)(before, name)
                 if after is not before:
                     setattr(self, name, after)
+            for name, before in self.further_attributes.items():
+                setattr(self, name, plain(before, name))
         except DataError as error:
             raise SampleError(f"{self.name}: {error}.") from None
+        self.weight_versions = spread_over_turns(self.weight_versions, self.loss_mask, self.response_length)
 
     def _noted(self, key: str) -> Any:
         noted = self.metadata.get(RESERVED)
@@ -143,17 +148,82 @@ class Sample:
             return [0] * self.response_length
         return self.loss_mask if self.loss_mask is not None else [1] * self.response_length
 
+    @property
+    def effective_response_length(self) -> int:
+        """How many response tokens the loss mask leaves in training."""
+        return self.response_length if self.loss_mask is None else sum(self.loss_mask)
+
+    @property
+    def further_attributes(self) -> dict[str, Any]:
+        """What hooks have set on this sample besides its fields."""
+        return {name: value for name, value in vars(self).items() if name not in _FIELDS}
+
+    def get_reward_value(self, args: Any) -> float:
+        """Return the number that is trained on: the reward or, of a reward that is a dict, the one of `args.reward_key`.
+
+        Raises:
+            SampleError: there is none.
+        """
+        return reward_of(self, args.reward_key)
+
+    def append_response_tokens(
+        self,
+        args: Any = None,
+        *,
+        tokens: Iterable[int] | None = None,
+        log_probs: Iterable[float] | None = None,
+        trainable: bool = True,
+        meta_info: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        update_terminal_info: bool = True,
+    ) -> None:
+        """Append a turn to the response, and keep `loss_mask`, `rollout_log_probs` and `weight_versions` as long as it.
+
+        Args:
+            args: nothing is read from it; slime's hooks pass it.
+            tokens: the token ids of the turn; lists, arrays and tensors will do.
+            log_probs: their log-probs, needed for tokens that are trained. Others have none, and count 0.
+            trainable: whether the model generated them (they are trained) or not (tool results; they are masked).
+            meta_info: what SGLang's `/generate` said of the turn: `finish_reason` and `weight_version` are read.
+            text: is appended to `response`; None leaves that to the caller.
+            update_terminal_info: whether `status` is set to what `finish_reason` says.
+
+        Raises:
+            SampleError: tokens and log-probs do not fit together or to what is there, or `meta_info` holds something that
+                training would have to replay and that nothing here keeps.
+        """
+        status = append_turn(self, self.name, tokens, log_probs, trainable, meta_info or {})
+        if text is not None:
+            self.response += text
+        if update_terminal_info and status is not None:
+            self.status = Status(status)
+
+    def changed(self, **changes: Any) -> Sample:
+        """Return a copy with other values in some fields. What hooks have set besides is kept, which `dataclasses.replace`
+        does not do; what is not changed is shared with this sample."""
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain data (what checkpoints and dumps hold)."""
-        return {**asdict(self), "status": self.status.value}
+        """All fields as plain data (what checkpoints and dumps hold), and under "attributes" what hooks have set besides."""
+        further = self.further_attributes
+        return {**asdict(self), "status": self.status.value, **({"attributes": further} if further else {})}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sample:
         """Make a sample from what `to_dict` returned. Unknown keys are an error: they would be lost in silence."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(data) - known):
+        values = {name: value for name, value in data.items() if name != "attributes"}
+        if unknown := sorted(set(values) - _FIELDS):
             raise SampleError(f"A stored sample has fields that Sample does not know: {', '.join(unknown)}.")
-        return cls(**{**data, "status": Status(data.get("status", "pending"))})
+        sample = cls(**{**values, "status": Status(data.get("status", "pending"))})
+        for name, value in data.get("attributes", {}).items():
+            setattr(sample, name, value)
+        return sample
+
+
+_FIELDS = frozenset(f.name for f in fields(Sample))
 
 
 def plain_reward(reward: Any, what: str = "the reward") -> Any:

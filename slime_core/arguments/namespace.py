@@ -135,7 +135,9 @@ class Namespace:
         return of_another_program(name) or did_you_mean("--" + name.replace("_", "-"), flags)
 
     def _make_model(self) -> type[RunArguments]:
-        groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups)
+        further = {name: value for group in self._plugin_groups for name, value in group.attributes.items()}
+        mixin = type("Attributes", (), {name: value for name, value in further.items() if name not in self.options})
+        groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups, mixin)
         model: type[RunArguments] = create_model("Arguments", __base__=groups)
         return model
 

@@ -36,12 +36,15 @@ class ArgumentGroup(BaseModel):
         families: {prefix: "module:function"} for options that another program defines, such as all those of a server that
             a plugin starts. When somebody sets options whose names begin with the prefix and that do not exist, the function
             is called with these names and returns an `ArgumentGroup` with them, or raises `ArgumentError`.
+        attributes: {name: value} of what functions that were written for another program read from `args` and nobody can set
+            here. An option of the same name goes before.
     """
 
     # Only the model of all groups together validates anything, so no group builds a validator of its own.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, defer_build=True)
     read_by_core: ClassVar[bool] = False
     families: ClassVar[dict[str, str]] = {}
+    attributes: ClassVar[dict[str, Any]] = {}
 
 
 def option(

@@ -70,7 +70,8 @@ class Rewards:
     """
 
     def __init__(self, args: RunArguments, plugins: Plugins, chosen: Selected[Any] | None, key: str | None) -> None:
-        self._args, self._plugins, self._chosen, self._key = args, plugins, chosen, key
+        self.plugins = plugins
+        self._args, self._chosen, self._key = args, chosen, key
         self._callers: dict[str | None, Caller | None] = {}
 
     def caller(self, sample: Sample) -> Caller | None:
@@ -81,7 +82,7 @@ class Rewards:
         if name not in self._callers:
             selected = self._chosen
             if name and not self._args.custom_rm_path:
-                selected = self._plugins.select("reward", name)
+                selected = self.plugins.select("reward", name)
             caller = reward_caller(self._args, selected) if selected is not None else None
             if caller is not None:
                 caller.selected = replace(caller.selected, further_check=self._check)
@@ -146,4 +147,4 @@ def _boxed(scored: Sample | list[Sample]) -> Any:
     if isinstance(scored, list):
         return [_boxed(sample) for sample in scored]
     box = last_box(scored.response)
-    return replace(scored, response=(box.content if box else None) or "")
+    return scored.changed(response=(box.content if box else None) or "")

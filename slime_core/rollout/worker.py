@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,4 +210,4 @@ def converted(groups: list[Group], data: dict[str, list[Any]]) -> list[Group]:
             f"{', '.join(_TRAIN_DATA)}."
         )
     rows = iter([{_TRAIN_DATA[n]: values[i] for n, values in data.items()} for i in range(count)])
-    return [[replace(s, **new) for s, new in zip(group, islice(rows, len(group)), strict=True)] for group in groups]
+    return [[s.changed(**new) for s, new in zip(group, islice(rows, len(group)), strict=True)] for group in groups]

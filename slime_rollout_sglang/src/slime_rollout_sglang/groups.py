@@ -9,13 +9,15 @@ import asyncio
 import copy
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.errors import ArgumentError, PluginError, SampleError, first_error
 from slime_core.plugins.calls import DROPPED, Caller, Dropped
 from slime_core.plugins.signatures import accepted_extras
 from slime_core.rollout.rewards import Rewards, scores_groups
+from slime_core.rollout.surroundings import Surroundings, surrounded_by
 from slime_core.sample import Group, Sample, Status
 from slime_core.trajectories import as_one_trajectory
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of
@@ -141,14 +143,15 @@ class GroupRunner:
     async def _generate(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
         params = self._parameters.for_sample(sample, seed_of(*self._seed, sample.index, times_continued(sample)))
         if params["max_new_tokens"] < 1:
-            return [_untrained_if_empty(replace(sample, status=Status.TRUNCATED))]
+            return [_untrained_if_empty(sample.changed(status=Status.TRUNCATED))]
         session = Session(self._requests)
         offered: dict[str, Any] = {"engine": session, "evaluation": self._evaluation}
         extras = {name: offered[name] for name in self._wanted_extras}
         result: Sample | list[Sample] | Dropped
         failed: Exception | None = None
         try:
-            result = await self._generator.call_async(self._args, sample, params, item=sample.name, **extras)
+            with self._surround(session):
+                result = await self._generator.call_async(self._args, sample, params, item=sample.name, **extras)
         except PluginError as error:
             result, failed = DROPPED, error
         finally:
@@ -199,8 +202,17 @@ class GroupRunner:
         """
         if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in samples):
             return
-        if await self._unless_stopped(self._rewards.score(samples)) is False:
+        with self._surround(Session(self._requests)):
+            scored = await self._unless_stopped(self._rewards.score(samples))
+        if scored is False:
             raise GroupLost("reward")
+
+    def _surround(self, session: Session) -> AbstractContextManager[None]:
+        """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""
+        stopped = self._requests.stopped.is_set
+        return surrounded_by(
+            Surroundings(self._args, session, self._rewards, self._rewards.plugins, stopped, self._evaluation)
+        )
 
     async def _unless_stopped(self, work: Awaitable[Result]) -> Result | None:
         """Return the result of `work`, or None if sampling was stopped and the grace period has passed without one."""
@@ -219,4 +231,4 @@ class GroupRunner:
 
 def _untrained_if_empty(sample: Sample) -> Sample:
     """Leave a finished sample without any response token out of training; its reward counts in its group all the same."""
-    return replace(sample, remove_sample=True) if sample.status in FINISHED and not sample.response_length else sample
+    return sample.changed(remove_sample=True) if sample.status in FINISHED and not sample.response_length else sample

@@ -7,8 +7,6 @@ begun, and, if it is to be continued, `times_continued`, how often that has happ
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from slime_core.sample import Group, Sample, Status
 
 FINISHED = (Status.COMPLETED, Status.TRUNCATED)
@@ -48,7 +46,7 @@ def resumable(sample: Sample, rollout_id: int) -> Sample:
     metadata = {_START: rollout_id, **sample.metadata}
     if sample.status is Status.ABORTED:
         metadata[_CONTINUED] = times_continued(sample) + 1
-    return replace(sample, metadata=metadata)
+    return sample.changed(metadata=metadata)
 
 
 def put_back(given: Group, results: list[list[Sample]], rollout_id: int, keep: bool, mask_earlier: bool) -> Group:
@@ -72,4 +70,4 @@ def put_back(given: Group, results: list[list[Sample]], rollout_id: int, keep: b
 def mask_first(sample: Sample, count: int) -> Sample:
     """Return the sample with a loss mask that leaves its first `count` response tokens out of training."""
     mask = sample.loss_mask if sample.loss_mask is not None else [1] * sample.response_length
-    return replace(sample, loss_mask=[0] * count + list(mask[count:]))
+    return sample.changed(loss_mask=[0] * count + list(mask[count:]))
