@@ -33,6 +33,7 @@ EXTRAS = {
     "components": "the components that a rollout function or a train backend may call in turn "
     "(`slime_core.rollout.components.RolloutComponents`, `slime_core.training.components.TrainComponents`)",
     "importance_weight": "the component that `--custom-tis-function-path` chooses, or None",
+    "pg_loss_reducer": "the component that `--custom-pg-loss-reducer-function-path` chooses, or None",
     "quantised": "`--hf-checkpoint` as a [`QuantisedCheckpoint`](#quantisedcheckpoint), or None where it is not quantised",
     "engine": "the run's `InferenceEngine`, or None",
     "evaluation": "whether the sample is of an evaluation set",

@@ -182,6 +182,13 @@ def slime_importance_weights() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_pg_loss_reducers() -> Mapping[str, Lazy | Any]:
+    """How the policy loss of tokens becomes one number. Contract: `contracts.loss.pg_loss_reducer`. Chosen by
+    `--custom-pg-loss-reducer-function-path`. Runs in the training process."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_losses() -> Mapping[str, Lazy | Any]:
     """What is minimised. Contract: `contracts.loss.loss`. Chosen by `--loss-type`, or by `--custom-loss-function-path`
     under `--loss-type custom_loss`. Runs in the training process."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from good_components import able_backend, good_advantage, good_importance_weight, torch_backend
+from good_components import able_backend, good_advantage, good_importance_weight, good_pg_loss_reducer, torch_backend
 
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.loss import LossOutputs, needs_gradient_at_zero_advantage, reads
@@ -87,6 +87,19 @@ def first_group_advantage(args, inputs):
 def scaling_advantage(args, inputs):
     inputs.rewards.mul_(2)
     return good_advantage(args, inputs)
+
+
+def maskless_reducer(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda losses: losses.sum()
+
+
+def vector_reducer(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    return lambda losses: losses
+
+
+def averaging_reducer(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    reduce = good_pg_loss_reducer(total_lengths, response_lengths, loss_masks)
+    return lambda losses: reduce(losses) / max(1, len(loss_masks))
 
 
 def weighed(change):
@@ -232,6 +245,9 @@ BROKEN = [
     ("advantage", standardised_advantage, "copes with equal rewards", "NaN or Inf, at samples"),
     ("advantage", first_group_advantage, "gives a sample the same", "by inputs.group_index and inputs.sample_index"),
     ("advantage", scaling_advantage, "does not change its inputs", "it changed inputs.rewards in place"),
+    ("pg_loss_reducer", maskless_reducer, "makes one finite number", "multiply losses by loss_masks"),
+    ("pg_loss_reducer", vector_reducer, "makes one finite number", "expected one finite number"),
+    ("pg_loss_reducer", averaging_reducer, "sums to the same number", "add up what each sample gives"),
     ("importance_weight", weighed(lambda w, i: w[1:]), "returns a finite weight", r"expected a tensor of shape \(21,\)"),
     ("importance_weight", weighed(lambda w, i: -w), "returns a finite weight", "expected finite ones, not below 0"),
     ("importance_weight", weighed(lambda w, i: w * i.log_probs), "returns a finite weight", "expected them detached"),

@@ -108,6 +108,14 @@ def good_importance_weight(args, inputs):
     return weights, {"weight": inputs.measured(weights)}
 
 
+def good_pg_loss_reducer(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    def reduce(losses):
+        own = zip(losses.split(response_lengths), loss_masks, strict=True)
+        return sum(((x * mask).sum() / 7 for x, mask in own), losses.new_zeros(()))
+
+    return reduce
+
+
 class AbleSource(GlobalDataSource):
     """A data source that holds something."""
 
@@ -215,6 +223,7 @@ GOOD = {
     "sample_converter": good_sample_converter,
     "advantage": good_advantage,
     "importance_weight": good_importance_weight,
+    "pg_loss_reducer": good_pg_loss_reducer,
     "data_source": GlobalDataSource,
     "tracker": GoodTracker,
     "command": good_command,

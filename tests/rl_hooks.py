@@ -69,3 +69,12 @@ def pop_newest(args, rollout_id, buffer: list[list[Sample]], num_samples: int) -
     groups = buffer[::-1][:num_samples]
     del buffer[-num_samples:]
     return groups
+
+
+def over_three_tokens(total_lengths, response_lengths, loss_masks, calculate_per_token_loss=False):
+    """A reducer of the policy loss: every sample over the same number of tokens, as Dr. GRPO has it."""
+
+    def reduce(x):
+        return sum((own * mask).sum() / 3 for own, mask in zip(x.split(response_lengths), loss_masks, strict=True))
+
+    return reduce

@@ -43,6 +43,13 @@ _CHOSEN_ELSEWHERE = {
     *("command", "checkpoint_conversion", "converter"),  # by the command line
     *("tracker", "rollout_log", "eval_rollout_log"),  # by the driver
     *("rollout", "data_source", "buffer_pop", "sample_converter", "engine"),  # by the rollout worker
-    *("loss", "advantage", "importance_weight", "reward_post_process", "train_backend"),  # by training
+    *(
+        "loss",
+        "advantage",
+        "importance_weight",
+        "pg_loss_reducer",
+        "reward_post_process",
+        "train_backend",
+    ),  # by training
     "checkpoint_format",  # by a checkpoint
 }

@@ -9,7 +9,7 @@ Importing this module does not import torch; the tensors bring it along.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slime_core.arguments import RunArguments
+    from slime_core.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Reduce:
 
 
 @dataclass(frozen=True)
+class Responses:
+    """The responses that the tokens of a micro-batch lie in, with their untrained tokens; for what averages in a way of its own.
+
+    Attributes:
+        samples: of the micro-batch, S of them, those without a trained token too.
+        divisor: what makes a mean of a sum over the samples of the global batch: their number, or under
+            `--calculate-per-token-loss` that of their trained tokens.
+    """
+
+    samples: Sequence[Sample]
+    divisor: float
+
+
+@dataclass(frozen=True)
 class LossInputs:
     """Per-token tensors of one micro-batch, T tokens, in the order of its samples. All trained tokens of a sample are in
     one micro-batch. The tokens are the response positions that are trained. Everything is in the dtype of `log_probs` unless said.
@@ -52,9 +67,12 @@ class LossInputs:
         entropy: (T,) entropy of the next-token distribution, with gradient; present when the loss `reads` it.
         old_log_probs: (T,) under the weights before the first step of this rollout. None where there is only one step:
             then they are `log_probs.detach()`.
+        trainer_log_probs: (T,) the same, where `--use-rollout-logprobs` makes `old_log_probs` the engine's; present when the loss
+            `reads` it and there are several steps.
         ref_log_probs, rollout_log_probs, advantages, returns: (T,) or None.
         values: (T,) a critic's predictions, with gradient; only a critic's loss has them (and no `log_probs`: they are
             the same tensor). `old_values`: before its first step.
+        responses: whole responses; see `Responses`. All train backends of slime give them.
     """
 
     log_probs: Tensor
@@ -70,6 +88,8 @@ class LossInputs:
     returns: Tensor | None = None
     values: Tensor | None = None
     old_values: Tensor | None = None
+    trainer_log_probs: Tensor | None = None
+    responses: Responses | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,10 @@ LossFunction = Callable[..., LossOutputs]
 Declaring = Callable[[Any], Iterable[str]]
 """What a loss or estimator reads under given arguments, as names of `READS`."""
 
-READS = ("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages", "returns", "values", "entropy")
+READS = (
+    *("old_log_probs", "ref_log_probs", "rollout_log_probs", "trainer_log_probs"),
+    *("advantages", "returns", "values", "entropy"),
+)
 """What a loss or an advantage estimator may say that it reads."""
 
 
@@ -150,7 +173,8 @@ def loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
     """This micro-batch's share of the loss of the global batch.
 
     A loss that names one more parameter, `importance_weight`, is given the function that `--custom-tis-function-path`
-    chooses, or None. One that reads more than log-probs, mask and advantages says so with `reads`.
+    chooses, or None; one that names `pg_loss_reducer` that of `--custom-pg-loss-reducer-function-path`. One that reads more than
+    log-probs, mask and advantages says so with `reads`.
     """
     raise NotImplementedError
 
@@ -158,6 +182,23 @@ def loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
 def importance_weight(args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
     """Correction for tokens sampled by an engine that differs from the trainer: (T,) weights, detached, that multiply the
     policy loss of each token, and metrics built with `inputs.measured`. Reads `old_log_probs` and `rollout_log_probs`."""
+    raise NotImplementedError
+
+
+def pg_loss_reducer(
+    total_lengths: list[int],
+    response_lengths: list[int],
+    loss_masks: list[Tensor],
+    calculate_per_token_loss: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Return what turns the policy losses of a micro-batch's response tokens, laid end to end, into one number with gradient: what
+    its samples add to a sum over the global batch. That is divided by the number of samples in the global batch, or of its trained
+    tokens under `--calculate-per-token-loss`.
+
+    Args:
+        total_lengths, response_lengths: tokens of each sample, and of its response.
+        loss_masks: per sample 1 for trained tokens of the response, 0 for others, whose losses are 0.
+    """
     raise NotImplementedError
 
 
@@ -179,6 +220,14 @@ def _check_loss(result: Any, args: tuple[Any, ...]) -> str | None:
     return None
 
 
+def _check_reducer(result: Any, args: tuple[Any, ...]) -> str | None:
+    return (
+        None
+        if callable(result)
+        else f"{shown(result)}; expected a function from the losses of all tokens to one number"
+    )
+
+
 def _check_weights(result: Any, args: tuple[Any, ...]) -> str | None:
     # Runs for every micro-batch, so it looks at no value: that would wait for the device.
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
@@ -197,7 +246,7 @@ KINDS = (
         "slime_losses",
         loss,
         ("--loss-type", "--custom-loss-function-path"),
-        extras=("importance_weight",),
+        extras=("importance_weight", "pg_loss_reducer"),
         marks=("slime_reads", "slime_needs_zero_advantage"),
         check=_check_loss,
     ),
@@ -207,5 +256,12 @@ KINDS = (
         importance_weight,
         ("--custom-tis-function-path",),
         check=_check_weights,
+    ),
+    Kind(
+        "pg_loss_reducer",
+        "slime_pg_loss_reducers",
+        pg_loss_reducer,
+        ("--custom-pg-loss-reducer-function-path",),
+        check=_check_reducer,
     ),
 )

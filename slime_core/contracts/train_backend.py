@@ -34,6 +34,7 @@ class TrainBatch:
         micro_batches: indices into `samples`, one list per micro-batch. Samples in none of them are not computed.
         weights: per sample, the weight of each of its trained tokens in the loss; see `token_weights`.
         measured: the same over the samples in `micro_batches` alone: for diagnostics that need the model's output.
+        divisor: see `slime_core.contracts.loss.Responses`.
         columns: further per-token values such as "advantages"; per sample a list of `response_length` floats. Named
             like the fields of `slime_core.contracts.loss.LossInputs`.
         temperature: the logits are divided by it before log-probs are taken, as they were when the tokens were sampled.
@@ -47,6 +48,7 @@ class TrainBatch:
     columns: dict[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     temperature: float = 1.0
     share_prompts: bool = False
+    divisor: float = 1.0
 
     def of_rank(self, rank: int, ranks: int) -> Sequence[Sequence[int]]:
         """The micro-batches that data-parallel rank `rank` of `ranks` computes, one of each round.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from slime_core.contracts.loss import LossInputs, Reduce
+from slime_core.contracts.loss import LossInputs, Reduce, Responses
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.tensors.packed_rows import PackedRow, pack_samples, trained_places
 from slime_core.tensors.ranks import Ranks
@@ -76,6 +76,7 @@ def loss_inputs(
         measured=reduce(batch.measured),
         entropy=entropy,
         values=predicted if critic else None,
+        responses=Responses([batch.samples[i] for i in micro_batch], batch.divisor),
         **row.columns,
     )
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slime_core.contracts.loss import LossInputs, Reduce
+from slime_core.contracts.loss import LossInputs, Reduce, Responses
 from slime_core.sample import Group, Sample, Status
 
 if TYPE_CHECKING:
@@ -136,18 +136,25 @@ def loss_inputs(
         "values": normal(0.5),
         "old_values": normal(0.5),
     }
+    columns["trainer_log_probs"] = columns["old_log_probs"].clone()
+    whole = [
+        Sample(tokens=[0] * (n + padding + 1), response_length=n + padding, loss_mask=[1] * n + [0] * padding)
+        for n in lengths
+    ]
     weights = shares.to(torch.float64)[owner] * mask
     made = []
     for samples in micro_batches:
         chosen = torch.tensor([int(s) in samples for s in owner], dtype=torch.bool)
         number = torch.tensor([list(samples).index(int(s)) for s in owner[chosen]], dtype=torch.int64)
+        of_tokens: dict[str, Any] = {name: column[chosen].clone() for name, column in columns.items()}
         made.append(
             LossInputs(
                 log_probs=log_probs[chosen].clone().requires_grad_(),
                 sample_index=number,
                 reduce=Reduce(weights[chosen]),
                 measured=Reduce(weights[chosen]),
-                **{name: column[chosen].clone() for name, column in columns.items()},
+                responses=Responses([whole[s] for s in samples], sum(lengths) if per_token else len(lengths)),
+                **of_tokens,
             )
         )
     return made

@@ -19,7 +19,7 @@ from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
 
-COMPUTED = frozenset({"old_log_probs", "ref_log_probs", "values"})
+COMPUTED = frozenset({"old_log_probs", "ref_log_probs", "trainer_log_probs", "values"})
 """What models compute, by the names under which losses and estimators read it."""
 
 
@@ -100,7 +100,8 @@ class ColumnMaker:
                 )
             columns[name] = columns["rollout_log_probs"]
             return
-        if name == "old_log_probs" and len(parts) == 1 and "advantages" in columns:
+        of_actor = name in ("old_log_probs", "trainer_log_probs")
+        if of_actor and len(parts) == 1 and "advantages" in columns:
             return  # the only step finds them itself
         found: list[Sequence[float]] = []
         for part in parts:
@@ -109,10 +110,10 @@ class ColumnMaker:
                 found += self._critic.values(batch)
             elif name == "ref_log_probs" and self._reference is not None:
                 found += self._reference.log_probs(batch)
-            elif name == "old_log_probs" and len(parts) > 1 and self._replays:
+            elif of_actor and len(parts) > 1 and self._replays:
                 found += self._replays.remember_routing(batch)
                 self._remembered.append(batch.micro_batches)
-            elif name == "old_log_probs":
+            elif of_actor:
                 found += self._actor.log_probs(batch)
         columns["old_values" if name == "values" else name] = found
 

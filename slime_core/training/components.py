@@ -3,7 +3,7 @@ process of every training rank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from slime_core.contracts.train_backend import TrainBackend
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
+from slime_core.plugins.signatures import accepted_extras
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ class TrainComponents:
     Attributes:
         train_backend, loss: what every run has.
         advantage: None under `--disable-compute-advantages-and-returns`.
-        reward_post_process, importance_weight: None unless chosen.
+        reward_post_process, importance_weight, pg_loss_reducer: None unless chosen.
         critic_loss: present when the loss or the estimator reads values.
         further: components of other kinds, by kind, whose options the backend, the loss or the estimator reads.
         quantised: the checkpoints of the run that are quantised, by the folder that an option names. Weights for an engine are
@@ -40,6 +41,7 @@ class TrainComponents:
     advantage: Selected[AdvantageOutputs] | None = None
     reward_post_process: Selected[tuple[list[float], list[float]]] | None = None
     importance_weight: Selected[tuple[Tensor, dict[str, Tensor]]] | None = None
+    pg_loss_reducer: Selected[Callable[[Tensor], Tensor]] | None = None
     critic_loss: Selected[LossOutputs] | None = None
     further: Mapping[str, Selected[Any]] = field(default_factory=dict)
     quantised: Mapping[str, QuantisedCheckpoint] = field(default_factory=dict)
@@ -62,10 +64,11 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         advantage = _either(plugins, "advantage", args, "custom_advantage_function_path", "advantage_estimator")
         if args.custom_reward_post_process_path:
             post_process = plugins.select("reward_post_process", args.custom_reward_post_process_path)
-        if args.use_tis or args.custom_tis_function_path:
+        if args.use_tis or args.get_mismatch_metrics or args.custom_tis_function_path:
             weight = plugins.select("importance_weight", args.custom_tis_function_path or "tis")
         if "values" in what_reads(loss, args) | what_reads(advantage, args):
             critic = plugins.select("loss", args.critic_loss_type, "--critic-loss-type")
+    reducer = _reducer(args, plugins, loss)
     backend: Selected[TrainBackend] = plugins.select("train_backend", args.train_backend)
     readers = [component for component in (loss, advantage, backend) if component is not None]
     further = choose_further(args, plugins, readers)
@@ -76,14 +79,34 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         )
     return TrainComponents(
         train_backend=backend,
-        loss=loss.bind(importance_weight=weight),
+        loss=loss.bind(importance_weight=weight, pg_loss_reducer=reducer),
         advantage=advantage,
         reward_post_process=post_process,
         importance_weight=weight,
+        pg_loss_reducer=reducer,
         critic_loss=critic.bind(importance_weight=weight) if critic is not None else None,
         further=further,
         quantised=quantised,
     )
+
+
+def _reducer(
+    args: RunArguments, plugins: Plugins, loss: Selected[LossOutputs]
+) -> Selected[Callable[[Tensor], Tensor]] | None:
+    """What reduces the policy loss, if it is not the mean.
+
+    Raises:
+        ArgumentError: the loss does not call it.
+    """
+    path = args.custom_pg_loss_reducer_function_path
+    if not path:
+        return None
+    if not accepted_extras(loss.target, ("pg_loss_reducer",)):
+        raise ArgumentError(
+            f"--custom-pg-loss-reducer-function-path {path}: the {loss.label} does not call it, as it names no parameter "
+            "pg_loss_reducer. Leave the option out, or choose --loss-type policy_loss, gspo or cispo."
+        )
+    return plugins.select("pg_loss_reducer", path)
 
 
 def _quantised(args: RunArguments, plugins: Plugins) -> dict[str, QuantisedCheckpoint]:

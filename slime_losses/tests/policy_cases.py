@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slime_core.contracts.loss import LossInputs, LossOutputs, Reduce
+from slime_core.contracts.loss import LossInputs, LossOutputs, Reduce, Responses
 from slime_core.sample import Sample
 from slime_core.training.batches import Mean, token_weights
 from slime_losses.arguments import AdvantageArguments, OffPolicyArguments, OverlongArguments, PolicyArguments
@@ -28,6 +28,9 @@ def arguments(**changes: Any) -> SimpleNamespace:
         "advantage_estimator": "grpo",
         "custom_advantage_function_path": None,
         "use_tis": False,
+        "get_mismatch_metrics": False,
+        "custom_pg_loss_reducer_function_path": None,
+        "calculate_per_token_loss": False,
         "use_rollout_logprobs": False,
         "rollout_max_response_len": 1024,
         "reward_key": None,
@@ -56,14 +59,22 @@ def rows(seed: int, lengths: Sequence[int] = (3, 5, 1, 4), spread: float = 0.3) 
     return made
 
 
+def samples_of(batch: Sequence[Row]) -> list[Sample]:
+    """The samples that the rows are responses of, each behind a prompt of one token."""
+    return [Sample(tokens=[0] * (len(r.mask) + 1), response_length=len(r.mask), loss_mask=r.mask) for r in batch]
+
+
 def weights_of(batch: Sequence[Row], mean: Mean) -> list[float]:
     """The weight of each sample's trained tokens, as the core gives it."""
-    samples = [Sample(tokens=[0] * (len(r.mask) + 1), response_length=len(r.mask), loss_mask=r.mask) for r in batch]
-    return token_weights(samples, mean, 7.0)
+    return token_weights(samples_of(batch), mean, 7.0)
 
 
 def loss_inputs(
-    batch: Sequence[Row], weights: Sequence[float], chosen: Sequence[int] | None = None, **changes: Any
+    batch: Sequence[Row],
+    weights: Sequence[float],
+    chosen: Sequence[int] | None = None,
+    divisor: float = 1.0,
+    **changes: Any,
 ) -> LossInputs:
     """One micro-batch of the samples numbered `chosen` (all by default), float64."""
     chosen = range(len(batch)) if chosen is None else chosen
@@ -80,6 +91,7 @@ def loss_inputs(
         "sample_index": torch.tensor([s for s, row in enumerate(picked) for _ in row.mask], dtype=torch.int64),
         "reduce": reduce,
         "measured": reduce,
+        "responses": Responses(samples_of(picked), divisor),
     }
     return LossInputs(**{**fields, **changes})
 
@@ -96,10 +108,12 @@ def clamp(x: float, low: float, high: float) -> float:
     return min(max(x, low), high)
 
 
-def kl_reference(log_p: float, log_base: float, kind: str) -> float:
+def kl_reference(log_p: float, log_base: float, kind: str, weight: float = 1.0) -> float:
+    """`weight`: of the probability of p over that of the policy that sampled the token."""
     ratio = math.exp(log_base - log_p)
-    k3 = ratio - 1 - math.log(ratio)
-    return {"k1": math.log(1 / ratio), "k2": math.log(ratio) ** 2 / 2, "k3": k3, "low_var_kl": clamp(k3, -10, 10)}[kind]
+    k3 = weight * (ratio - 1 - math.log(ratio))
+    k1, k2 = weight * math.log(1 / ratio), weight * math.log(ratio) ** 2 / 2
+    return {"k1": k1, "k2": k2, "k3": k3, "low_var_kl": clamp(k3, -10, 10)}[kind]
 
 
 def weight_reference(args: Any, row: Row, t: int) -> float:
@@ -132,9 +146,12 @@ def policy_reference(
     low = 1 - args.eps_clip
     total = dict.fromkeys(("loss", "pg_loss", "kl_loss", "entropy_loss", "ppo_kl", "ratio", "pg_clipfrac"), 0.0)
     total |= {"train_rollout_logprob_abs_diff": 0.0, "train_rollout_kl": 0.0}
+    if args.use_opsm:
+        total["opsm_clipfrac"] = 0.0
     for row, now, weight in zip(batch, moved, weights, strict=True):
         trained = [t for t, m in enumerate(row.mask) if m]
         old = row.columns["old_log_probs"]
+        moved_away = sum(old[t] - row.log_probs[t] for t in trained) / max(1, len(trained))
         for t in trained:
             advantage = row.columns["advantages"][t]
             clipped = False
@@ -152,7 +169,11 @@ def policy_reference(
                     objective = max(objective, args.eps_clip_c * advantage)
                 loss = -objective
             loss *= weight_reference(args, row, t) if args.use_tis else 1.0
-            kl = kl_reference(now[t], row.columns["ref_log_probs"][t], args.kl_loss_type)
+            if args.use_opsm and advantage < 0 and moved_away > args.opsm_delta:
+                loss = 0.0
+                total["opsm_clipfrac"] += weight
+            behaviour = math.exp(now[t] - old[t]) if args.use_unbiased_kl else 1.0
+            kl = kl_reference(now[t], row.columns["ref_log_probs"][t], args.kl_loss_type, behaviour)
             entropy, engine = row.columns["entropy"][t], row.columns["rollout_log_probs"][t]
             total["pg_loss"] += weight * loss
             total["kl_loss"] += weight * kl

@@ -13,9 +13,10 @@ from policy_cases import Row, arguments, gradient, loss_inputs, policy_reference
 
 from slime_core.contracts.loss import LossInputs, LossOutputs, Reduce, may_skip_zero_advantage, what_reads
 from slime_core.errors import ArgumentError
-from slime_losses import importance, objective, policy, surrogate
+from slime_losses import divergence, importance, objective, policy, surrogate
 from slime_losses.cispo import cispo
 from slime_losses.gspo import gspo
+from slime_losses.opsm import left_behind
 from slime_losses.policy import policy_loss
 
 KL = {"use_kl_loss": True, "kl_loss_coef": 0.3}
@@ -32,12 +33,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "k3": {**KL, "kl_loss_type": "k3"},
     "low_var_kl": {**KL, "kl_loss_type": "low_var_kl"},
     "kl measured only": {"use_kl_loss": True, "kl_loss_type": "k3"},
+    **{f"unbiased {kind}": {**KL, "use_unbiased_kl": True, "kl_loss_type": kind} for kind in ("k1", "k2", "k3")},
+    "unbiased low_var_kl": {**KL, "use_unbiased_kl": True, "kl_loss_type": "low_var_kl"},
+    "unbiased kl of cispo": {**KL, "use_unbiased_kl": True, "kl_loss_type": "k3", "advantage_estimator": "cispo"},
+    "opsm": {"use_opsm": True, "opsm_delta": 0.02},
+    "opsm of gspo": {"use_opsm": True, "advantage_estimator": "gspo", "eps_clip": 0.03},
     "entropy": {"entropy_coef": 0.01},
     "engine's old log-probs": {"use_rollout_logprobs": True},
     "tis": {**TIS, "rule": "tis"},
     "icepop": {**TIS, "rule": "icepop"},
     "sequence_tis": {**TIS, "rule": "sequence_tis"},
     "geometric_mask": {**TIS, "rule": "geometric_mask", "tis_clip_low": 0.9, "tis_clip": 1.1},
+    "mismatch metrics": {"get_mismatch_metrics": True},
+    "opsm, tis and unbiased kl": {
+        **KL,
+        **TIS,
+        "rule": "tis",
+        "use_opsm": True,
+        "use_unbiased_kl": True,
+        "kl_loss_type": "k3",
+    },
     "everything": {**KL, **TIS, "rule": "tis", "kl_loss_type": "k3", "entropy_coef": 0.1, "eps_clip_c": 1.3},
 }
 MEANS = ("sample", "token", "constant")
@@ -83,7 +98,9 @@ def test_loss_and_metrics_equal_the_papers_formulas(variant: str, mean: Any) -> 
         expected = policy_reference(args, batch, weights)
         assert outputs.loss.item() == pytest.approx(expected.pop("loss"), rel=1e-12, abs=1e-13)
         assert {n: outputs.metrics[n].item() for n in expected} == pytest.approx(expected, rel=1e-12, abs=1e-13)
-        assert set(outputs.metrics) - set(expected) == ({"tis", "tis_abs", "tis_clipfrac"} if args.use_tis else set())
+        assert set(outputs.metrics) - set(expected) == (
+            {"tis", "tis_abs", "tis_clipfrac"} if args.use_tis or args.get_mismatch_metrics else set()
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -102,13 +119,19 @@ def test_every_clip_is_met_by_the_cases() -> None:
         batch = rows(0)
         outputs = run(arguments(**VARIANTS[variant]), loss_inputs(batch, weights_of(batch, "token")))
         assert 0 < outputs.metrics["pg_clipfrac"].item() < 1, variant
+    for variant in ("opsm", "opsm of gspo", "opsm, tis and unbiased kl"):
+        batch = rows(0)
+        outputs = run(arguments(**VARIANTS[variant]), loss_inputs(batch, weights_of(batch, "token")))
+        assert 0 < outputs.metrics["opsm_clipfrac"].item() < 1, variant
     limited, free = ({**VARIANTS["dual clip"], "eps_clip_c": c} for c in (1.1, None))
     batch = rows(0)
     losses = [run(arguments(**v), loss_inputs(batch, weights_of(batch, "token"))).loss for v in (limited, free)]
     assert losses[0] < losses[1]
 
 
-@pytest.mark.parametrize("variant", ["everything", "gspo", "cispo", "sequence_tis", "geometric_mask"])
+@pytest.mark.parametrize(
+    "variant", ["everything", "gspo", "cispo", "sequence_tis", "geometric_mask", "opsm, tis and unbiased kl"]
+)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), owners=st.lists(st.integers(0, 3), min_size=6, max_size=6))
 def test_any_cut_into_micro_batches_gives_the_same_numbers(variant: str, seed: int, owners: list[int]) -> None:
@@ -199,6 +222,11 @@ def test_only_what_is_read_is_asked_for(loss: Any) -> None:
     assert may_skip_zero_advantage(loss, arguments(use_kl_loss=True))
     assert not may_skip_zero_advantage(loss, arguments(**KL))
     assert not may_skip_zero_advantage(loss, arguments(entropy_coef=0.1))
+    mismatch = arguments(get_mismatch_metrics=True)
+    assert what_reads(loss, mismatch) == always
+    assert may_skip_zero_advantage(loss, mismatch)
+    engines = arguments(get_mismatch_metrics=True, use_rollout_logprobs=True)
+    assert what_reads(loss, engines) == always | {"trainer_log_probs"}
 
 
 @pytest.mark.parametrize("variant", ["ppo", "dual clip", "gspo", "cispo", "icepop", "kl measured only"])
@@ -230,7 +258,7 @@ def test_without_advantages_or_engine_log_probs_the_message_says_what_to_do() ->
     weights = weights_of(batch, "sample")
     with pytest.raises(ArgumentError, match="leave out --disable-compute-advantages-and-returns"):
         policy_loss(arguments(), loss_inputs(batch, weights, advantages=None))
-    with pytest.raises(ArgumentError, match="or leave out --use-tis"):
+    with pytest.raises(ArgumentError, match="or leave the option out"):
         policy_loss(arguments(use_tis=True), loss_inputs(batch, weights, rollout_log_probs=None))
     with pytest.raises(ArgumentError, match="KL divergence from the reference model needs log-probs"):
         policy_loss(arguments(use_kl_loss=True), loss_inputs(batch, weights, ref_log_probs=None))
@@ -247,8 +275,18 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     ),
     "a token ratio in gspo": (policy, "_SURROGATES", {}, "gspo"),
     "k3 the wrong way round": (
-        *(objective, "approximate_kl", lambda p, q, kind: (p - q).exp() - 1 - (p - q)),
+        *(objective, "approximate_kl", lambda p, q, kind, ratio=None: (p - q).exp() - 1 - (p - q)),
         "k3",
+    ),
+    "the ratio left out": (
+        *(objective, "approximate_kl", lambda p, q, kind, ratio=None: divergence.approximate_kl(p, q, kind)),
+        "unbiased k3",
+    ),
+    "positive advantages masked too": (
+        objective,
+        "left_behind",
+        lambda a, i, old, adv: left_behind(a, i, old, -adv),
+        "opsm",
     ),
     "old for rollout": (importance, "_difference", lambda inputs: inputs.log_probs.detach() * 0, "tis"),
 }

@@ -54,7 +54,20 @@ class TrainArguments(ArgumentGroup):
     custom_tis_function_path: str | None = option(
         None,
         "How --use-tis weighs tokens whose engine and trainer disagree: a name or import path. Default: tis.",
-        when="use_tis",
+        when="use_tis|get_mismatch_metrics",
+    )
+    get_mismatch_metrics: bool = option(
+        False,
+        "Measure what --use-tis measures of the difference between engine and trainer, without weighing any token. With "
+        "--use-rollout-logprobs the trainer then takes log-probs all the same.",
+        read_by_core=False,
+        when="!disable_compute_advantages_and_returns",
+    )
+    custom_pg_loss_reducer_function_path: str | None = option(
+        None,
+        "How the policy loss of tokens becomes one number, in place of its mean: a name or import path. Metrics, KL and entropy "
+        "terms keep the mean.",
+        read_by_core=False,
     )
     share_prompts: bool = option(
         True,

@@ -174,6 +174,7 @@ def tensors(inputs: LossInputs) -> dict[str, Tensor]:
     """Return the tensors of the inputs by the names of their fields."""
     fields = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
     fields |= {name: fields[name].weights for name in ("reduce", "measured")}
+    del fields["responses"]
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -11,6 +11,8 @@ sft.py         negative log-likelihood
 objective.py   the terms that all policy losses share
 surrogate.py   how a ratio of probabilities is clipped
 divergence.py  ratios and KL divergences from log-probs
+opsm.py        off-policy sequence masking
+reducer.py     how the policy loss of tokens becomes one number
 sequences.py   sums and means over each sample's tokens
 importance.py  corrections for tokens that an engine sampled with other probabilities
 overlong.py    a penalty on rewards of responses near the length limit

@@ -32,6 +32,23 @@ class PolicyArguments(ArgumentGroup):
         "k1",
         "How KL divergences are estimated from log-probs; low_var_kl is k3 limited to ±10.",
     )
+    use_unbiased_kl: bool = option(
+        False,
+        "Weigh the KL divergence of each token in the loss by its ratio of new to old probability, so that its gradient estimates that "
+        "of the KL whatever policy sampled the tokens (DeepSeek-V3.2).",
+        when="use_kl_loss",
+    )
+    use_opsm: bool = option(
+        False,
+        "Leave sequences of negative advantage out of the policy loss that the policy has moved away from by more than "
+        "--opsm-delta (off-policy sequence masking, DeepSeek-V3.2).",
+    )
+    opsm_delta: float = option(
+        1e-4,
+        "How far, as the mean of log(old / new probability) over a sequence's trained tokens, with --use-opsm.",
+        ge=0,
+        when="use_opsm",
+    )
     entropy_coef: float = option(0.0, "Weight of the entropy of the policy, which is rewarded.", ge=0)
     value_clip: float = option(
         0.2,
@@ -93,13 +110,13 @@ class OffPolicyArguments(ArgumentGroup):
         2.0,
         "Upper limit for ratios of the trainer's to the engine's probability, with --use-tis.",
         gt=0,
-        when="use_tis",
+        when="use_tis|get_mismatch_metrics",
     )
     tis_clip_low: float = option(
         0.0,
         "Lower limit for ratios of the trainer's to the engine's probability, with --use-tis.",
         ge=0,
-        when="use_tis",
+        when="use_tis|get_mismatch_metrics",
     )
 
     @model_validator(mode="after")

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 def policy(args: LossRunArguments, checking: Checking) -> None:
-    """Say that a KL term in the loss has no gradient of the divergence."""
-    if args.use_kl_loss and args.kl_loss_coef and args.kl_loss_type == "k1":
+    """Say that a KL term in the loss has no gradient of the divergence, and that no sequence can be off-policy."""
+    if args.use_kl_loss and args.kl_loss_coef and args.kl_loss_type == "k1" and not args.use_unbiased_kl:
         checking.remark(
             "--kl-loss-type k1 with --use-kl-loss: the gradient of log(policy / reference) at the policy's own tokens is 0 in "
             "expectation, so that this term pulls towards the reference not at all and only adds noise. Use k2 or k3 in the "
-            "loss; k1 is for --kl-coef, which takes the divergence off the rewards."
+            "loss, or --use-unbiased-kl; k1 is for --kl-coef, which takes the divergence off the rewards."
+        )
+    if args.use_opsm and args.num_steps_per_rollout == 1 and not args.use_rollout_logprobs:
+        checking.remark(
+            "--use-opsm has no effect: with one optimizer step in a rollout the old log-probs are the policy's own, from which no "
+            "sequence has moved away. Give several steps (--num-steps-per-rollout), or --use-rollout-logprobs."
         )
 
 

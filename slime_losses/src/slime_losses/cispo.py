@@ -9,6 +9,7 @@ from slime_losses.arguments import LossRunArguments, PolicyArguments
 from slime_losses.divergence import bounded_exp
 from slime_losses.importance import ImportanceWeight
 from slime_losses.objective import has_other_terms, policy_objective, policy_reads
+from slime_losses.reducer import PgLossReducer
 from slime_losses.surrogate import Surrogate, clip_range
 
 
@@ -24,6 +25,11 @@ def cispo_surrogate(args: PolicyArguments, inputs: LossInputs, log_ratio: Tensor
 
 @reads(policy_reads)
 @needs_gradient_at_zero_advantage(has_other_terms)
-def cispo(args: LossRunArguments, inputs: LossInputs, importance_weight: ImportanceWeight | None = None) -> LossOutputs:
+def cispo(
+    args: LossRunArguments,
+    inputs: LossInputs,
+    importance_weight: ImportanceWeight | None = None,
+    pg_loss_reducer: PgLossReducer | None = None,
+) -> LossOutputs:
     """Return the surrogate of CISPO with the terms of `slime_losses.objective`."""
-    return policy_objective(args, inputs, cispo_surrogate, importance_weight)
+    return policy_objective(args, inputs, cispo_surrogate, importance_weight, pg_loss_reducer)

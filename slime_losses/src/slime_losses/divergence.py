@@ -18,7 +18,7 @@ def bounded_exp(exponent: Tensor) -> Tensor:
     return exponent.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).exp()
 
 
-def approximate_kl(log_probs: Tensor, base: Tensor, kind: str) -> Tensor:
+def approximate_kl(log_probs: Tensor, base: Tensor, kind: str, ratio: Tensor | None = None) -> Tensor:
     """Estimate KL(p ‖ base) from each of the (T,) tokens that p sampled (http://joschu.net/blog/kl-approx.html).
 
     With x = log p - log base:
@@ -27,13 +27,21 @@ def approximate_kl(log_probs: Tensor, base: Tensor, kind: str) -> Tensor:
     * "k2": x² / 2. Never negative; the only one whose gradient estimates the gradient of the KL.
     * "k3": exp(-x) - 1 + x. Unbiased and never negative.
     * "low_var_kl": k3, limited to ±10.
+
+    Args:
+        ratio: (T,) p / q, with gradient, where another policy q sampled the tokens; the estimate is multiplied by it before it is
+            limited. The gradient of k1 and k3 then estimates that of the KL, whatever q is, also where q is p itself
+            (DeepSeek-V3.2, arXiv 2512.02556, eq. 7).
     """
     difference = log_probs - base
     if kind == "k1":
-        return difference
-    if kind == "k2":
-        return difference.square() / 2
-    estimate = bounded_exp(-difference) - 1 + difference
+        estimate = difference
+    elif kind == "k2":
+        estimate = difference.square() / 2
+    else:
+        estimate = bounded_exp(-difference) - 1 + difference
+    if ratio is not None:
+        estimate = ratio * estimate
     return estimate.clamp(-10, 10) if kind == "low_var_kl" else estimate
 
 

@@ -8,6 +8,7 @@ from slime_core.contracts.loss import LossInputs, LossOutputs, needs_gradient_at
 from slime_losses.arguments import LossRunArguments, PolicyArguments
 from slime_losses.importance import ImportanceWeight
 from slime_losses.objective import has_other_terms, policy_objective, policy_reads
+from slime_losses.reducer import PgLossReducer
 from slime_losses.sequences import sequence_mean
 from slime_losses.surrogate import Surrogate, clipped_surrogate
 
@@ -23,6 +24,11 @@ def gspo_surrogate(args: PolicyArguments, inputs: LossInputs, log_ratio: Tensor,
 
 @reads(policy_reads)
 @needs_gradient_at_zero_advantage(has_other_terms)
-def gspo(args: LossRunArguments, inputs: LossInputs, importance_weight: ImportanceWeight | None = None) -> LossOutputs:
+def gspo(
+    args: LossRunArguments,
+    inputs: LossInputs,
+    importance_weight: ImportanceWeight | None = None,
+    pg_loss_reducer: PgLossReducer | None = None,
+) -> LossOutputs:
     """Return the sequence-level surrogate with the terms of `slime_losses.objective`."""
-    return policy_objective(args, inputs, gspo_surrogate, importance_weight)
+    return policy_objective(args, inputs, gspo_surrogate, importance_weight, pg_loss_reducer)

@@ -1,5 +1,5 @@
 """Corrections for tokens that an engine sampled with other probabilities than the trainer's. `--custom-tis-function-path`
-chooses one of them under `--use-tis`.
+chooses one of them under `--use-tis`; `--get-mismatch-metrics` takes their metrics alone.
 
 With d = log π_old - log π_engine of a token, all weights are functions of exp(d), of its product over the sample's
 trained tokens, or of its geometric mean over them. They carry no gradient.
@@ -65,8 +65,8 @@ def _difference(inputs: LossInputs) -> Tensor:
     """Return d of each token, without gradient."""
     if inputs.rollout_log_probs is None:
         raise ArgumentError(
-            "--use-tis needs the log-probs of the engine, but the samples have no rollout_log_probs. Let the rollout set "
-            "them, or leave out --use-tis."
+            "--use-tis and --get-mismatch-metrics need the log-probs of the engine, but the samples have no rollout_log_probs. Let the "
+            "rollout set them, or leave the option out."
         )
     return old_log_probs(inputs).detach() - inputs.rollout_log_probs
 

@@ -19,7 +19,16 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 
 _POLICY = (
     *("eps_clip", "eps_clip_high", "use_kl_loss", "kl_loss_coef", "kl_loss_type?use_kl_loss", "entropy_coef"),
-    *("use_tis", "tis_clip", "tis_clip_low"),
+    *(
+        "use_unbiased_kl?use_kl_loss",
+        "use_opsm",
+        "opsm_delta",
+        "use_tis",
+        "tis_clip",
+        "tis_clip_low",
+        "get_mismatch_metrics",
+    ),
+    "custom_pg_loss_reducer_function_path",
 )
 """Options that every policy loss reads."""
 _OF_POLICIES = "slime_losses.checks:policy"

@@ -1,0 +1,51 @@
+"""`--custom-pg-loss-reducer-function-path`: how the policy loss of tokens becomes one number. Called by
+`slime_losses.objective`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from slime_core.contracts.loss import LossInputs
+from slime_core.contracts.results import shape_of
+from slime_core.errors import ArgumentError, PluginError
+from slime_losses.arguments import LossRunArguments
+
+PgLossReducer = Callable[[list[int], list[int], list[Tensor], bool], Callable[[Tensor], Tensor]]
+"""See `slime_core.contracts.loss.pg_loss_reducer`."""
+
+
+def reduced(args: LossRunArguments, inputs: LossInputs, token_loss: Tensor, reducer: PgLossReducer | None) -> Tensor:
+    """Return this micro-batch's share of the policy loss: the mean of the (T,) losses of tokens, or what the reducer makes of them,
+    over `Responses.divisor`.
+
+    Raises:
+        ArgumentError: the train backend does not tell whole responses.
+        PluginError: the reducer made no number with a gradient.
+    """
+    if reducer is None:
+        return inputs.reduce(token_loss)
+    if inputs.responses is None:
+        raise ArgumentError(
+            "--custom-pg-loss-reducer-function-path needs whole responses, which this train backend does not give to a loss "
+            "(LossInputs.responses). Leave the option out, or choose another --train-backend."
+        )
+    samples = inputs.responses.samples
+    lengths = [sample.response_length for sample in samples]
+    mask = token_loss.new_tensor([trained for sample in samples for trained in sample.trained_mask])
+    losses = torch.zeros_like(mask).masked_scatter(mask > 0, token_loss[inputs.loss_mask > 0])
+    reduce = reducer(
+        [len(sample.tokens) for sample in samples],
+        lengths,
+        list(torch.split(mask, lengths)),
+        args.calculate_per_token_loss,
+    )
+    loss = reduce(losses)
+    if getattr(loss, "shape", None) != () or (token_loss.requires_grad and len(token_loss) and not loss.requires_grad):
+        raise PluginError(
+            f"What --custom-pg-loss-reducer-function-path {args.custom_pg_loss_reducer_function_path} returned made {shape_of(loss)} of the "
+            "losses of a micro-batch; expected a tensor with one number, computed from them without detach or item."
+        )
+    return loss / inputs.responses.divisor
