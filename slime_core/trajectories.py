@@ -60,7 +60,7 @@ def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
     if len(chosen) > 1:
         raise SampleError(
             f"The {len(made)} samples that were made of {given.name} have the rollout_ids "
-            f"{', '.join(map(str, sorted(chosen)))}; the segments of one trajectory share one. Leave them out, or set "
+            f"{', '.join(sorted(map(str, chosen)))}; the segments of one trajectory share one. Leave them out, or set "
             f"sample.rollout_id = {number_of(given)} in each."
         )
     number = chosen.pop() if chosen else number_of(given)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_core.contracts.train_backend import prompt_tokens, shared_runs
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, SampleError
 from slime_core.sample import Sample
 from slime_core.training.batches import make_train_batch, token_weights
 from slime_core.training.packing import pack_by_tokens
+from slime_core.training.steps import Steps
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -49,6 +55,71 @@ def test_the_three_means_are_those_of_their_definitions():
     assert token_weights(SAMPLES, "token") == [1 / 9, 0.0, 1 / 9, 1 / 9]
     assert token_weights(SAMPLES, "sample") == [1 / (4 * 2), 0.0, 1 / (4 * 5), 1 / (4 * 2)]
     assert token_weights(SAMPLES, "constant", 10) == [1 / 40, 0.0, 1 / 40, 1 / 40]
+
+
+@st.composite
+def trajectories(draw: st.DrawFn) -> list[list[list[int]]]:
+    """Per trajectory the loss masks of its segments."""
+    mask = st.lists(st.integers(0, 1), min_size=1, max_size=6)
+    return draw(st.lists(st.lists(mask, min_size=1, max_size=4), min_size=1, max_size=6))
+
+
+def segments(trajectories: list[list[list[int]]]) -> list[Sample]:
+    return [
+        replace(sample(2, mask), index=t, rollout_id=t if len(masks) > 1 else None)
+        for t, masks in enumerate(trajectories)
+        for mask in masks
+    ]
+
+
+@given(trajectories(), st.integers(0, 1000))
+def test_the_means_count_trajectories_as_their_definitions_do(trajectories, seed):
+    samples, draw = segments(trajectories), random.Random(seed)
+    losses = [[draw.gauss(0, 1) for _ in s.loss_mask] for s in samples]
+    rows = iter(losses)
+    of_trajectories = [
+        [loss for mask in masks for loss, m in zip(next(rows), mask, strict=True) if m] for masks in trajectories
+    ]
+    every = [loss for trained in of_trajectories for loss in trained]
+    expected = {
+        "sample": math.fsum(math.fsum(trained) / len(trained) for trained in of_trajectories if trained)
+        / len(trajectories),
+        "token": math.fsum(every) / max(1, len(every)),
+        "constant": math.fsum(every) / 12 / len(trajectories),
+    }
+    for mean, wanted in expected.items():
+        weights = token_weights(samples, mean, 12)
+        found = [
+            w * loss
+            for w, row, s in zip(weights, losses, samples, strict=True)
+            for loss, m in zip(row, s.trained_mask, strict=True)
+            if m
+        ]
+        assert math.fsum(found) == pytest.approx(wanted, rel=1e-12, abs=1e-14)
+
+
+@given(trajectories(), st.integers(1, 8))
+def test_an_optimizer_step_has_whole_trajectories_and_steps_have_equally_many(trajectories, count):
+    samples = segments(trajectories)
+    steps = Steps(SimpleNamespace(num_steps_per_rollout=count), has_advantages=True, may_skip=False)
+    if len(trajectories) < count:
+        with pytest.raises(
+            SampleError, match=f"{len(trajectories)} trajectories .* too few for {count} optimizer steps"
+        ):
+            steps.parts(samples)
+        return
+    parts = list(steps.parts(samples))
+    assert [s for part in parts for s in samples[part]] == samples
+    numbers = [{s.index for s in samples[part]} for part in parts]
+    assert sum(map(len, numbers)) == len(trajectories)
+    assert max(map(len, numbers)) - min(map(len, numbers)) <= 1
+
+
+def test_what_is_measured_counts_the_trajectories_that_are_computed():
+    samples = segments([[[1, 1], [1]], [[1, 0], [0]], [[1]]])
+    batch = make_train_batch(samples, skipped={1, 2, 3})
+    assert batch.weights == [1 / 9, 1 / 9, 1 / 3, 0.0, 1 / 3]
+    assert batch.measured == [1 / 4, 0.0, 0.0, 0.0, 1 / 2]
 
 
 @given(st.sets(st.integers(0, 3)), st.sampled_from(["token", "sample"]))

@@ -35,6 +35,11 @@ def test_the_signals_keep_the_order_of_groups_samples_and_tokens():
     assert inputs.ref_log_probs is None
 
 
+def test_segments_of_a_trajectory_share_its_number():
+    groups = [[sample(1, index=4, rollout_id=4), sample(1, index=4, rollout_id=4)], [sample(1, index=9)]]
+    assert advantage_inputs(groups, [1.0, 2.0, 3.0], False, {}).trajectory_index.tolist() == [0, 0, 1]
+
+
 def test_an_answer_comes_back_per_sample():
     found = columns_of(AdvantageOutputs(torch.arange(6.0), torch.ones(6)), SAMPLES)
     assert found == {"advantages": [[0, 1], [2, 3, 4], [], [5]], "returns": [[1, 1], [1, 1, 1], [], [1]]}

@@ -30,6 +30,8 @@ class AdvantageInputs:
         lengths: (S,) int64, response tokens of each sample; their sum is T.
         loss_mask: (T,) 1 for trained tokens.
         sample_index: (T,) int64, 0 … S-1.
+        trajectory_index: (S,) int64, 0 … R-1: the segments of a trajectory share it (`slime_core.trajectories`). None: every
+            sample is a trajectory of its own.
         rewards_are_final: a `--custom-reward-post-process-path` made them; they are not to be normalised again.
         log_probs: (T,) under the weights before training, 0 at untrained tokens; None unless the estimator `reads`
             "old_log_probs".
@@ -41,6 +43,7 @@ class AdvantageInputs:
     lengths: Tensor
     loss_mask: Tensor
     sample_index: Tensor
+    trajectory_index: Tensor | None = None
     rewards_are_final: bool = False
     log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None

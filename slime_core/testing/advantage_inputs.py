@@ -40,6 +40,7 @@ def advantage_inputs(
         lengths=counts,
         loss_mask=mask,
         sample_index=owner,
+        trajectory_index=torch.arange(len(counts)),
         rewards_are_final=rewards_are_final,
         log_probs=log_probs,
         ref_log_probs=(log_probs + 0.3 * noise[1]).clamp(max=0.0) * mask,

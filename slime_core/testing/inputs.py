@@ -105,7 +105,7 @@ def loss_inputs(
 
     Args:
         micro_batches: the numbers of the samples that each holds; an empty one holds no token.
-        per_token: weigh tokens for the mean over all tokens, and not for the mean over samples; see
+        per_token: weigh tokens for the mean over all tokens, and not for the mean over trajectories, of which each sample is one; see
             `slime_core.training.batches.token_weights`.
         padding: how many tokens with mask 0 follow the tokens of each sample.
 

@@ -14,6 +14,7 @@ from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import ArgumentError
 from slime_core.sample import Sample
 from slime_core.training.packing import Packing, balanced_micro_batches, micro_batches_in_order
+from slime_core.trajectories import trajectory_numbers
 
 Mean = Literal["sample", "token", "constant"]
 
@@ -72,16 +73,21 @@ def make_train_batch(
 def token_weights(samples: Sequence[Sample], mean: Mean, constant: float = 1.0) -> list[float]:
     """The weight of each trained token of a sample in the loss, per sample; 0 where a sample has no trained token.
 
-    With N samples, n_s trained tokens in sample s and M trained tokens in all:
+    With R trajectories, n_r trained tokens in all segments of trajectory r together and M trained tokens in all:
 
     * "token" (`--calculate-per-token-loss`): 1 / M;
-    * "sample" (the default): 1 / (N · n_s). A sample without trained tokens contributes nothing and still counts in N;
-    * "constant" (Dr. GRPO, arXiv 2503.20783): 1 / (N · constant), so that long samples are not favoured.
+    * "sample" (the default): 1 / (R · n_r). One without trained tokens contributes nothing and still counts in R;
+    * "constant" (Dr. GRPO, arXiv 2503.20783): 1 / (R · constant), so that long trajectories are not favoured.
     """
     counts = [sum(sample.trained_mask) for sample in samples]
+    numbers = trajectory_numbers(samples)
+    of_trajectories = [0] * len(set(numbers))
+    for number, count in zip(numbers, counts, strict=True):
+        of_trajectories[number] += count
     divisors: dict[Mean, Callable[[int], float]] = {
-        "token": lambda count: max(1, sum(counts)),
-        "sample": lambda count: len(samples) * count,
-        "constant": lambda count: len(samples) * constant,
+        "token": lambda number: sum(counts),
+        "sample": lambda number: len(of_trajectories) * of_trajectories[number],
+        "constant": lambda number: len(of_trajectories) * constant,
     }
-    return [1.0 / divisors[mean](count) if count else 0.0 for count in counts]
+    divisor = divisors[mean]
+    return [1.0 / divisor(number) if count else 0.0 for number, count in zip(numbers, counts, strict=True)]

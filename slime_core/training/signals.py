@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.sample import Group, Sample
+from slime_core.trajectories import trajectory_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ def advantage_inputs(
         lengths=lengths,
         loss_mask=torch.tensor([x for sample in samples for x in sample.trained_mask], dtype=torch.float64),
         sample_index=numbers.repeat_interleave(lengths),
+        trajectory_index=torch.tensor(trajectory_numbers(samples), dtype=torch.int64),
         rewards_are_final=final,
         log_probs=flat("old_log_probs"),
         ref_log_probs=flat("ref_log_probs"),

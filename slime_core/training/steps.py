@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from slime_core.errors import SampleError
 from slime_core.sample import Sample
 from slime_core.training.batches import make_train_batch
 from slime_core.training.signals import Column
+from slime_core.trajectories import in_trajectories
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,24 @@ class Steps:
     context_ranks: int = 1
     shares_prompts: bool = False
 
-    def parts(self, count: int) -> Iterator[slice]:
-        """Cut `count` samples into the steps of a rollout, of equal size where that is possible.
+    def parts(self, samples: Sequence[Sample]) -> Iterator[slice]:
+        """Cut the samples of a rollout into its steps, with equally many trajectories in each where that is possible.
+
+        Args:
+            samples: the segments of every trajectory are neighbours (`slime_core.trajectories.gather_trajectories`).
 
         Raises:
-            SampleError: there are fewer samples than steps.
+            SampleError: there are fewer trajectories than steps.
         """
         steps = derived(self.args.num_steps_per_rollout)
+        ends = list(itertools.accumulate(map(len, in_trajectories(samples)), initial=0))
+        count = len(ends) - 1
         if count < steps:
             raise SampleError(
-                f"The rollout has {count} samples, too few for {steps} optimizer steps (--num-steps-per-rollout)."
+                f"The rollout has {count} trajectories ({len(samples)} samples), too few for {steps} optimizer steps "
+                "(--num-steps-per-rollout)."
             )
-        return (slice(k * count // steps, (k + 1) * count // steps) for k in range(steps))
+        return (slice(ends[k * count // steps], ends[(k + 1) * count // steps]) for k in range(steps))
 
     def without_gradient(self, samples: Sequence[Sample], columns: Mapping[str, Column]) -> set[int]:
         """The indices of samples that contribute no gradient, since all their trained tokens have the advantage 0."""

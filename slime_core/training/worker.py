@@ -120,7 +120,7 @@ class TrainWorker:
         samples = [sample for group in groups for sample in group]
         if self._rank == 0:
             self._ends.note(samples)
-        parts = list(self._steps.parts(len(samples)))
+        parts = list(self._steps.parts(samples))
         columns: dict[str, Column] = {}
         timings: dict[str, float] = {}
         if self._components.advantage is not None:

@@ -20,7 +20,7 @@ from slime_core.errors import ArgumentError
 from slime_losses.advantages import grpo as grpo_file
 from slime_losses.advantages import tokens
 from slime_losses.advantages.dr_grpo import dr_grpo
-from slime_losses.advantages.groups import centred
+from slime_losses.advantages.groups import centred, standardised
 from slime_losses.advantages.grpo import grpo
 from slime_losses.advantages.ppo import ppo
 from slime_losses.advantages.reinforce_plus_plus import reinforce_plus_plus
@@ -30,7 +30,7 @@ from slime_losses.advantages.rloo import rloo
 
 @dataclass
 class Rollout:
-    """S samples in plain Python; the columns hold one list per sample."""
+    """S samples in plain Python; the columns hold one list per sample. Without `trajectories` each is one of its own."""
 
     rewards: list[float]
     groups: list[int]
@@ -38,12 +38,23 @@ class Rollout:
     log_probs: list[list[float]] = field(default_factory=list)
     ref_log_probs: list[list[float]] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
+    trajectories: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.trajectories = self.trajectories or list(range(len(self.rewards)))
 
 
-def rollout(seed: int, sizes: Sequence[int] = (4, 3, 1), longest: int = 20) -> Rollout:
-    """Groups of the given sizes with random rewards and lengths; some tokens are masked, some samples wholly."""
+def rollout(seed: int, sizes: Sequence[int] = (4, 3, 1), longest: int = 20, segments: int = 1) -> Rollout:
+    """Groups of the given sizes with random rewards and lengths; some tokens are masked, some samples wholly.
+
+    Args:
+        sizes: the trajectories of each group.
+        segments: the most that a trajectory has; their rewards differ.
+    """
     draw = random.Random(seed)
-    numbers = [g for g, size in enumerate(sizes) for _ in range(size)]
+    owners = [(g, draw.randint(1, segments)) for g, size in enumerate(sizes) for _ in range(size)]
+    trajectories = [t for t, (_, count) in enumerate(owners) for _ in range(count)]
+    numbers = [owners[t][0] for t in trajectories]
     masks = [[int(draw.random() < 0.7) for _ in range(draw.randint(1, longest))] for _ in numbers]
     masks[0] = [0] * len(masks[0])
     masks[1][-1] = 0
@@ -53,7 +64,8 @@ def rollout(seed: int, sizes: Sequence[int] = (4, 3, 1), longest: int = 20) -> R
 
     log_probs = [[-draw.expovariate(1.0) * m for m in mask] for mask in masks]
     reference = [[lp + draw.gauss(0, 0.3) * (lp != 0) for lp in row] for row in log_probs]
-    return Rollout([draw.gauss(0, 2) for _ in numbers], numbers, masks, log_probs, reference, column(1.0))
+    rewards = [draw.gauss(0, 2) for _ in numbers]
+    return Rollout(rewards, numbers, masks, log_probs, reference, column(1.0), trajectories)
 
 
 def inputs_of(r: Rollout, **changes: Any) -> AdvantageInputs:
@@ -69,6 +81,7 @@ def inputs_of(r: Rollout, **changes: Any) -> AdvantageInputs:
         "log_probs": flat(r.log_probs),
         "ref_log_probs": flat(r.ref_log_probs),
         "values": flat(r.values),
+        "trajectory_index": torch.tensor(r.trajectories),
     }
     return AdvantageInputs(**{**fields, **changes})
 
@@ -76,24 +89,31 @@ def inputs_of(r: Rollout, **changes: Any) -> AdvantageInputs:
 # ------------------------------------------------------------------------------------------------ from the papers
 
 
-def others(r: Rollout, s: int, with_itself: bool) -> list[float]:
-    return [x for u, x in enumerate(r.rewards) if r.groups[u] == r.groups[s] and (with_itself or u != s)]
-
-
-def standardised_reward(r: Rollout, s: int) -> float:
-    group = others(r, s, True)
-    spread = statistics.stdev(group) if len(group) > 1 else 0.0
-    return (r.rewards[s] - math.fsum(group) / len(group)) / (spread + 1e-6)
+def rewards_of_group(r: Rollout, s: int) -> dict[int, list[float]]:
+    """For each trajectory of the group of sample s the rewards of its segments."""
+    found: dict[int, list[float]] = {}
+    for reward, group, trajectory in zip(r.rewards, r.groups, r.trajectories, strict=True):
+        if group == r.groups[s]:
+            found.setdefault(trajectory, []).append(reward)
+    return found
 
 
 def centred_reward(r: Rollout, s: int) -> float:
-    group = others(r, s, True)
-    return r.rewards[s] - math.fsum(group) / len(group)
+    return r.rewards[s] - statistics.fmean(map(statistics.fmean, rewards_of_group(r, s).values()))
+
+
+def standardised_reward(r: Rollout, s: int) -> float:
+    group = rewards_of_group(r, s)
+    mean = statistics.fmean(map(statistics.fmean, group.values()))
+    squares = math.fsum(statistics.fmean([(x - mean) ** 2 for x in segments]) for segments in group.values())
+    return (r.rewards[s] - mean) / (math.sqrt(squares / max(1, len(group) - 1)) + 1e-6)
 
 
 def left_out_reward(r: Rollout, s: int) -> float:
-    rest = others(r, s, False)
-    return r.rewards[s] - math.fsum(rest) / len(rest) if rest else 0.0
+    group = rewards_of_group(r, s)
+    own = group.pop(r.trajectories[s])
+    rest = [statistics.fmean(segments) for segments in group.values()]
+    return r.rewards[s] - statistics.fmean(rest or own)
 
 
 def raw_reward(r: Rollout, s: int) -> float:
@@ -194,8 +214,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], Callable[[Any, Rollout], list[float]
 def test_advantages_equal_the_papers_formulas(case: str) -> None:
     estimator, options, reference = CASES[case]
     args = arguments(**options)
-    for seed in range(5):
-        r = rollout(seed)
+    for seed, segments in [*((seed, 1) for seed in range(5)), *((seed, 4) for seed in range(5))]:
+        r = rollout(seed, segments=segments)
         found = estimator(args, inputs_of(r)).advantages
         assert found.tolist() == pytest.approx(reference(args, r), rel=1e-11, abs=1e-12)
         assert not found[inputs_of(r).loss_mask == 0].any()
@@ -239,22 +259,27 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_order_of_samples_and_groups_does_not_matter(name: str) -> None:
-    r = rollout(3)
+    r = rollout(3, segments=3)
     args = arguments(kl_coef=0.1)
     plain = ESTIMATORS[name](args, inputs_of(r)).advantages.split([len(mask) for mask in r.masks])
     order = list(range(len(r.rewards)))
     random.Random(0).shuffle(order)
     renamed = {old: new for new, old in enumerate(dict.fromkeys(r.groups[i] for i in order))}
     columns = {name: [getattr(r, name)[i] for i in order] for name in ("masks", "log_probs", "ref_log_probs", "values")}
-    mixed = Rollout([r.rewards[i] for i in order], [renamed[r.groups[i]] for i in order], **columns)
+    owners = [r.trajectories[i] for i in order]
+    trajectories = [list(dict.fromkeys(owners)).index(owner) for owner in owners]
+    groups = [renamed[r.groups[i]] for i in order]
+    mixed = Rollout([r.rewards[i] for i in order], groups, **columns, trajectories=trajectories)
     found = ESTIMATORS[name](args, inputs_of(mixed)).advantages
     assert torch.allclose(found, torch.cat([plain[i] for i in order]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"])
 @pytest.mark.parametrize("reward", [0.1, 1.0, -1 / 3, 1e9])
-def test_a_group_without_spread_has_exactly_no_advantage(name: str, reward: float) -> None:
+@pytest.mark.parametrize("segments", [1, 3])
+def test_a_group_without_spread_has_exactly_no_advantage(name: str, reward: float, segments: int) -> None:
     r = Rollout([reward] * 3 + [0.7] * 7, [0] * 3 + [1] * 7, [[1, 1]] * 10)
+    r.trajectories = list(range(10)) if segments == 1 else [0, 0, 1, *(2 + n // 3 for n in range(7))]
     inputs = inputs_of(r, log_probs=None, ref_log_probs=None, values=None)
     found = ESTIMATORS[name](arguments(), inputs).advantages
     assert found.tolist() == [0.0] * 20
@@ -265,6 +290,17 @@ def test_a_group_without_spread_has_exactly_no_advantage(name: str, reward: floa
 def test_a_group_of_one_has_no_advantage(name: str) -> None:
     found = ESTIMATORS[name](arguments(), inputs_of(Rollout([3.0], [0], [[1, 1]]), values=None)).advantages
     assert found.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_how_many_segments_a_trajectory_has_changes_no_advantage(name: str) -> None:
+    rewards = [1.0, 0.0, 0.0, 0.25]
+    alone = ESTIMATORS[name](arguments(), inputs_of(Rollout(rewards, [0] * 4, [[1]] * 4), values=None)).advantages
+    owners = [0, 1, 1, 1, 2, 3, 3]
+    r = Rollout([rewards[t] for t in owners], [0] * 7, [[1]] * 7, trajectories=owners)
+    assert torch.equal(ESTIMATORS[name](arguments(), inputs_of(r, values=None)).advantages, alone[owners])
+    counted = inputs_of(r, values=None, trajectory_index=None)  # the samples as units
+    assert not torch.allclose(ESTIMATORS[name](arguments(), counted).advantages, alone[owners], rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
@@ -304,7 +340,8 @@ def test_ppo_without_a_critic_is_an_error() -> None:
 
 
 FAULTS: dict[str, tuple[Any, str, Any, str]] = {
-    "std of all rewards": (grpo_file, "standardised", lambda r, g: centred(r, g) / (r.std() + 1e-6), "grpo"),
+    "std of all rewards": (grpo_file, "standardised", lambda r, g, t: centred(r, g, t) / (r.std() + 1e-6), "grpo"),
+    "segments counted as trajectories": (grpo_file, "standardised", lambda r, g, t: standardised(r, g), "grpo"),
     "the next sample's value after the end": (
         *(tokens, "following", lambda v, o, d=1: torch.cat([v[d:], torch.zeros(d).double()])),
         "ppo",
@@ -323,5 +360,6 @@ def test_the_comparison_catches(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
     estimator, options, reference = CASES[case]
     args: SimpleNamespace = arguments(**options)
     monkeypatch.setattr(where, name, wrong)
-    found = estimator(args, inputs_of(rollout(0))).advantages.tolist()
-    assert found != pytest.approx(reference(args, rollout(0)), rel=1e-6, abs=1e-6)
+    r = rollout(0, segments=4)
+    found = estimator(args, inputs_of(r)).advantages.tolist()
+    assert found != pytest.approx(reference(args, r), rel=1e-6, abs=1e-6)

@@ -63,6 +63,15 @@ def test_the_normalisation_is_the_estimators(options: dict[str, object], expecte
     assert trained == pytest.approx(expected, rel=1e-12)
 
 
+def test_segments_of_one_trajectory_count_once_in_the_normalisation() -> None:
+    given = samples()
+    given[1].rollout_id = given[2].rollout_id = 40  # with the shaped rewards 0 and -2, which are -1 together
+    _, trained = dapo_overlong(arguments(**LENGTHS, disable_grpo_std_normalization=True), given)
+    assert trained[:3] == pytest.approx([1.0, 0.0, -2.0], rel=1e-12)
+    _, trained = dapo_overlong(arguments(**LENGTHS, advantage_estimator="rloo"), given)
+    assert trained[:3] == pytest.approx([2.0, -1.0, -3.0], rel=1e-12)
+
+
 @pytest.mark.parametrize("off", [(), ("disable_rewards_normalization",), ("disable_grpo_std_normalization",)])
 @pytest.mark.parametrize("name", slime_advantages())
 def test_a_penalty_of_0_changes_no_bit_of_any_estimators_advantages(name: str, off: tuple[str, ...]) -> None:

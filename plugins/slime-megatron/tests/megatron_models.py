@@ -253,6 +253,10 @@ MASKS = [
     (2, [0, 0, 1, 1, 0, 1]),
 ]
 """Length of the prompt, and which tokens of the response are trained: gaps, untrained ends, a sample without any."""
+CONSTANT = 9.0
+"""What the mean "constant" divides by."""
+TRAJECTORIES = (0, 1, 2, 2, 4, 5, 5, 5)
+"""The trajectory of each."""
 
 
 def make_samples() -> list[Sample]:
@@ -262,6 +266,7 @@ def make_samples() -> list[Sample]:
         Sample(
             index=number,
             group_index=number // 2,
+            rollout_id=TRAJECTORIES[number],
             tokens=[generator.randrange(VOCABULARY) for _ in range(prompt + len(mask))],
             response_length=len(mask),
             loss_mask=list(mask),
@@ -278,7 +283,7 @@ def make_batch(
     Args:
         rows: the micro-batches, where they are not to be cut by their tokens.
     """
-    options: dict[str, Any] = {"max_tokens": 24, "constant": 9.0, "temperature": 0.8}
+    options: dict[str, Any] = {"max_tokens": 24, "constant": CONSTANT, "temperature": 0.8}
     batch = make_train_batch(make_samples(), mean=mean, columns=dict(columns), ranks=ranks, **options)
     return replace(batch, micro_batches=rows) if rows else batch
 

@@ -13,7 +13,19 @@ from typing import Any, Literal
 
 import torch
 from megatron_adapters import merged, plain, with_peft
-from megatron_models import BETAS, CLIP, EPS, LR, WEIGHT_DECAY, as_in_a_file, make_arguments, make_batch, make_samples
+from megatron_models import (
+    BETAS,
+    CLIP,
+    CONSTANT,
+    EPS,
+    LR,
+    TRAJECTORIES,
+    WEIGHT_DECAY,
+    as_in_a_file,
+    make_arguments,
+    make_batch,
+    make_samples,
+)
 from torch import Tensor
 
 from slime_core.contracts.loss import LossFunction, LossInputs, Reduce
@@ -87,7 +99,7 @@ def compute_truth(model: Any, loss: Loss = "policy", mean: Mean = "sample", lora
     for _ in range(STEPS):
         optimizer.zero_grad()
         found = _predictions(model, samples)
-        outputs = LOSSES[loss](make_arguments(), _loss_inputs(batch, found))
+        outputs = LOSSES[loss](make_arguments(), _loss_inputs(batch, found, _weights(samples, mean)))
         outputs.loss.backward()
         losses.append(outputs.loss.item())
         if first is None:
@@ -147,7 +159,20 @@ def _columns(samples: list[Sample], log_probs: list[list[float]]) -> dict[str, l
     }
 
 
-def _loss_inputs(batch: TrainBatch, found: list[tuple[Tensor, Tensor]]) -> LossInputs:
+def _weights(samples: list[Sample], mean: Mean) -> list[float]:
+    """The weight of each sample's trained tokens, from the definitions in docs/rl.md."""
+    trained = [sum(sample.trained_mask) for sample in samples]
+    together = [sum(n for n, t in zip(trained, TRAJECTORIES, strict=True) if t == own) for own in TRAJECTORIES]
+    trajectories = len(set(TRAJECTORIES))
+    divisors = {
+        "sample": [trajectories * n for n in together],
+        "token": [sum(trained)] * len(samples),
+        "constant": [trajectories * CONSTANT] * len(samples),
+    }
+    return [1 / divisor if n else 0.0 for divisor, n in zip(divisors[mean], trained, strict=True)]
+
+
+def _loss_inputs(batch: TrainBatch, found: list[tuple[Tensor, Tensor]], weights: list[float]) -> LossInputs:
     """All trained tokens of the batch as one micro-batch."""
     log_probs = torch.cat([log_probs for log_probs, _ in found])
     counts = torch.tensor([len(log_probs) for log_probs, _ in found])
@@ -167,8 +192,8 @@ def _loss_inputs(batch: TrainBatch, found: list[tuple[Tensor, Tensor]]) -> LossI
         log_probs=log_probs,
         loss_mask=torch.ones_like(log_probs),
         sample_index=sample_index,
-        reduce=Reduce(torch.tensor(batch.weights)[sample_index]),
-        measured=Reduce(torch.tensor(batch.measured)[sample_index]),
+        reduce=Reduce(torch.tensor(weights)[sample_index]),
+        measured=Reduce(torch.tensor(weights)[sample_index]),
         entropy=torch.cat([entropy for _, entropy in found]),
         **columns,
     )

@@ -29,7 +29,10 @@ class RolloutArguments(ArgumentGroup):
     rollout_batch_size: int = option(REQUIRED, "Prompts per rollout.", ge=1)
     n_samples_per_prompt: int = option(1, "Samples per prompt.", ge=1)
     global_batch_size: int | None = option(
-        None, "Samples per optimizer step. Default: all samples of a rollout, or from --num-steps-per-rollout.", ge=1
+        None,
+        "Samples per optimizer step; what a generate function made of one counts as one. Default: all samples of a rollout, or "
+        "from --num-steps-per-rollout.",
+        ge=1,
     )
     num_steps_per_rollout: int | None = option(None, "Optimizer steps per rollout.", ge=1)
     rollout_max_context_len: int | None = option(

@@ -13,11 +13,11 @@ class TrainArguments(ArgumentGroup):
     train_backend: str = option("torch", "What trains the model: a component name or import path.")
     loss_type: str = option("policy_loss", "The loss: a component name ('sft_loss') or import path.")
     calculate_per_token_loss: bool = option(
-        False, "Average over all trained tokens of the global batch instead of over samples."
+        False, "Average over all trained tokens of the global batch instead of over trajectories."
     )
     constant_length_loss: bool = option(
         False,
-        "Divide the loss of every sample by --rollout-max-response-len instead of by its length (Dr. GRPO).",
+        "Divide the loss of every trajectory by --rollout-max-response-len instead of by its length (Dr. GRPO).",
         when="!calculate_per_token_loss",
     )
     custom_loss_function_path: str | None = option(None, "Import path of your own loss; with --loss-type custom_loss.")

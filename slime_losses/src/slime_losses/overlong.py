@@ -10,14 +10,15 @@ from torch import Tensor
 
 from slime_core.errors import ArgumentError, SampleError
 from slime_core.sample import Sample, reward_of
+from slime_core.trajectories import trajectory_numbers
 from slime_losses.advantages import dr_grpo, grpo, reinforce_plus_plus_baseline, rloo
 from slime_losses.arguments import AdvantageArguments, LossRunArguments, unknown_to_overlong
 
-Normalise = Callable[[AdvantageArguments, Tensor, Tensor], Tensor]
-"""Called with the options, S rewards and the group of each (int64, 0 … G-1); returns S rewards."""
+Normalise = Callable[[AdvantageArguments, Tensor, Tensor, Tensor], Tensor]
+"""Called with the options, S rewards, the group of each (int64, 0 … G-1) and its trajectory (int64, 0 … R-1); returns S rewards."""
 
 
-def _as_they_are(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+def _as_they_are(args: AdvantageArguments, rewards: Tensor, group_index: Tensor, trajectory_index: Tensor) -> Tensor:
     return rewards
 
 
@@ -60,7 +61,9 @@ def dapo_overlong(args: LossRunArguments, samples: list[Sample]) -> tuple[list[f
         for reward, sample in zip(raw, samples, strict=True)
     ]
     normalise = NORMALISED_BY[args.custom_advantage_function_path or args.advantage_estimator]
-    return raw, normalise(args, torch.tensor(shaped, dtype=torch.float64), _group_numbers(samples)).tolist()
+    trajectories = torch.tensor(trajectory_numbers(samples), dtype=torch.int64)
+    rewards = torch.tensor(shaped, dtype=torch.float64)
+    return raw, normalise(args, rewards, _group_numbers(samples), trajectories).tolist()
 
 
 def _group_numbers(samples: Sequence[Sample]) -> Tensor:

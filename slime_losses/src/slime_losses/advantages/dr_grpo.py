@@ -10,9 +10,11 @@ from slime_losses.advantages.groups import centred
 from slime_losses.arguments import AdvantageArguments
 
 
-def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+def normalised_rewards(
+    args: AdvantageArguments, rewards: Tensor, group_index: Tensor, trajectory_index: Tensor | None = None
+) -> Tensor:
     """Return r - mean over the group (Dr. GRPO, arXiv 2503.20783), and r under `--disable-rewards-normalization`."""
-    return rewards if args.disable_rewards_normalization else centred(rewards, group_index)
+    return rewards if args.disable_rewards_normalization else centred(rewards, group_index, trajectory_index)
 
 
 def dr_grpo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
@@ -20,5 +22,5 @@ def dr_grpo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutpu
     `--constant-length-loss`."""
     rewards = inputs.rewards
     if not inputs.rewards_are_final:
-        rewards = normalised_rewards(args, rewards, inputs.group_index)
+        rewards = normalised_rewards(args, rewards, inputs.group_index, inputs.trajectory_index)
     return tokens.outputs(args, inputs, tokens.trained(inputs, rewards[inputs.sample_index]))

@@ -10,19 +10,21 @@ from slime_losses.advantages.groups import centred, standardised
 from slime_losses.arguments import AdvantageArguments
 
 
-def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+def normalised_rewards(
+    args: AdvantageArguments, rewards: Tensor, group_index: Tensor, trajectory_index: Tensor | None = None
+) -> Tensor:
     """Return (r - mean) / (std + 1e-6) over the group (DeepSeekMath, arXiv 2402.03300, §4.1.2); r - mean under
     `--disable-grpo-std-normalization`, and r under `--disable-rewards-normalization`."""
     if args.disable_rewards_normalization:
         return rewards
     if args.disable_grpo_std_normalization:
-        return centred(rewards, group_index)
-    return standardised(rewards, group_index)
+        return centred(rewards, group_index, trajectory_index)
+    return standardised(rewards, group_index, trajectory_index)
 
 
 def grpo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
     """Give every token of a sample the sample's `normalised_rewards`, or its final reward."""
     rewards = inputs.rewards
     if not inputs.rewards_are_final:
-        rewards = normalised_rewards(args, rewards, inputs.group_index)
+        rewards = normalised_rewards(args, rewards, inputs.group_index, inputs.trajectory_index)
     return tokens.outputs(args, inputs, tokens.trained(inputs, rewards[inputs.sample_index]))

@@ -12,9 +12,11 @@ from slime_losses.advantages.groups import centred
 from slime_losses.arguments import AdvantageArguments, LossRunArguments
 
 
-def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+def normalised_rewards(
+    args: AdvantageArguments, rewards: Tensor, group_index: Tensor, trajectory_index: Tensor | None = None
+) -> Tensor:
     """Return r - mean over the group, and r under `--disable-rewards-normalization`."""
-    return rewards if args.disable_rewards_normalization else centred(rewards, group_index)
+    return rewards if args.disable_rewards_normalization else centred(rewards, group_index, trajectory_index)
 
 
 @reads(tokens.kl_penalty_reads)
@@ -23,6 +25,6 @@ def reinforce_plus_plus_baseline(args: LossRunArguments, inputs: AdvantageInputs
     differences over all trained tokens of the rollout, with or without `--normalize-advantages`."""
     rewards = inputs.rewards
     if not inputs.rewards_are_final:
-        rewards = normalised_rewards(args, rewards, inputs.group_index)
+        rewards = normalised_rewards(args, rewards, inputs.group_index, inputs.trajectory_index)
     advantages = tokens.trained(inputs, rewards[inputs.sample_index]) - tokens.kl_penalty(args, inputs)
     return tokens.outputs(args, inputs, advantages, whiten=True)

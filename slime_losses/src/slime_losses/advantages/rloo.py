@@ -10,15 +10,17 @@ from slime_losses.advantages.groups import leave_one_out
 from slime_losses.arguments import AdvantageArguments
 
 
-def normalised_rewards(args: AdvantageArguments, rewards: Tensor, group_index: Tensor) -> Tensor:
+def normalised_rewards(
+    args: AdvantageArguments, rewards: Tensor, group_index: Tensor, trajectory_index: Tensor | None = None
+) -> Tensor:
     """Return r - mean of the group's other rewards (RLOO, arXiv 2402.14740), and r under
     `--disable-rewards-normalization`."""
-    return rewards if args.disable_rewards_normalization else leave_one_out(rewards, group_index)
+    return rewards if args.disable_rewards_normalization else leave_one_out(rewards, group_index, trajectory_index)
 
 
 def rloo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
     """Give every token of a sample the sample's `normalised_rewards`, or its final reward."""
     rewards = inputs.rewards
     if not inputs.rewards_are_final:
-        rewards = normalised_rewards(args, rewards, inputs.group_index)
+        rewards = normalised_rewards(args, rewards, inputs.group_index, inputs.trajectory_index)
     return tokens.outputs(args, inputs, tokens.trained(inputs, rewards[inputs.sample_index]))
