@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from slime_core.errors import SampleError
 from slime_core.sample import Group, Sample
@@ -70,7 +69,7 @@ def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
         group_index = given.group_index if one.group_index is None else one.group_index
         needs_none = len(made) == 1 and index == number
         segments.append(
-            replace(one, index=index, group_index=group_index, rollout_id=one.rollout_id if needs_none else number)
+            one.changed(index=index, group_index=group_index, rollout_id=one.rollout_id if needs_none else number)
         )
     return segments
 
