@@ -44,7 +44,7 @@ class Responses:
 
     Attributes:
         samples: of the micro-batch, S of them, those without a trained token too.
-        divisor: what makes a mean of a sum over the samples of the global batch: their number, or under
+        divisor: what makes a mean of a sum over the samples of the global batch: the number of their trajectories, or under
             `--calculate-per-token-loss` that of their trained tokens.
     """
 
@@ -192,8 +192,8 @@ def pg_loss_reducer(
     calculate_per_token_loss: bool = False,
 ) -> Callable[[Tensor], Tensor]:
     """Return what turns the policy losses of a micro-batch's response tokens, laid end to end, into one number with gradient: what
-    its samples add to a sum over the global batch. That is divided by the number of samples in the global batch, or of its trained
-    tokens under `--calculate-per-token-loss`.
+    its samples add to a sum over the global batch. That is divided by the number of trajectories in it, or of its trained tokens
+    under `--calculate-per-token-loss`.
 
     Args:
         total_lengths, response_lengths: tokens of each sample, and of its response.

@@ -66,7 +66,9 @@ def make_train_batch(
         columns=columns or {},
         temperature=temperature,
         share_prompts=share_prompts,
-        divisor=max(1, sum(sum(sample.trained_mask) for sample in samples)) if mean == "token" else len(samples),
+        divisor=max(1, sum(sum(sample.trained_mask) for sample in samples))
+        if mean == "token"
+        else len(set(trajectory_numbers(samples))),
     )
 
 
