@@ -6,6 +6,7 @@ readers.py       which options the components of a run read
 further.py       components that are chosen because others read the options that name them
 command_line.py  the flags
 elsewhere.py     options of other programs, told from mistyped ones
+from_slime.py    what becomes of each option of slime
 of_a_command.py  the options of a command that is no run
 recipe.py        recipe files
 derived.py       options that are known once the arguments are resolved

@@ -4,6 +4,7 @@ main.py          the command; its subcommands are components like everything els
 switches.py      the options that every command understands
 train.py         `slime train`, `slime train-async`, `slime check`
 parity.py        the options of `slime check --parity`
+as_slime/        `slime check --as-slime`: what becomes of a launch script of slime
 convert.py       `slime convert`
 plugins.py       `slime plugins`
 new.py           `slime plugins new`

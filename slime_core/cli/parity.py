@@ -17,6 +17,8 @@ HELP = f"""{EVERYWHERE} Of `slime check` alone:
   --gradients [few]   with --parity: compare every gradient too; few: of the layers the first, a middle and the last one
   --parity-rows N     with --parity: how many rows of the data are computed (default: 4, and 2 for each data-parallel rank)
   --parity-tokens N   with --parity: longer rows are cut to so many tokens (default: 512)
+  --as-slime [SCRIPT] say first what becomes of the options of this launch script of slime, or of the words behind; options behind
+                      the script win over its own (docs/from-slime.md)
 """
 
 FLAGS = ("--parity", "--gradients", "--parity-rows", "--parity-tokens")
@@ -65,6 +67,11 @@ def read_parity(argv: Sequence[str]) -> tuple[ParityOptions | None, list[str]]:
 
 def refuse_parity(argv: Sequence[str], prog: str) -> None:
     """Raise `ArgumentError` for an option that `slime check` alone has."""
+    if any(word.partition("=")[0] == "--as-slime" for word in argv):
+        raise ArgumentError(
+            "--as-slime belongs to `slime check`, which says what becomes of a launch script's options. Run "
+            f"`slime check --as-slime SCRIPT` first, and then `{prog}` with the options that are here."
+        )
     for word in argv:
         if (flag := word.partition("=")[0]) in FLAGS:
             raise ArgumentError(

@@ -13,6 +13,7 @@ from slime_core.arguments.derived import derived
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import Resolution, read_sources
+from slime_core.cli.as_slime.report import judge, read_as_slime
 from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError, SlimeError, together
@@ -33,8 +34,13 @@ def train_async(argv: list[str], plugins: Plugins) -> int:
 
 def check(argv: list[str], plugins: Plugins) -> int:
     """Print the run that a recipe describes and everything that is wrong with it, and start nothing; with `--parity`, compare
-    its train backend with transformers."""
+    its train backend with transformers; with `--as-slime`, say first what becomes of the options of a launch script of slime."""
     parity, argv = read_parity(argv)
+    if (as_slime := read_as_slime(argv)) is not None:
+        namespace = Namespace(plugins)
+        report = judge(*as_slime, namespace)
+        print("\n".join(report.lines(namespace)), end="\n\n", flush=True)
+        argv = report.argv
     with _plans(argv, plugins, "slime check") as plans:
         print("\n\n".join(describe(plan) for plan in plans), flush=True)
         if parity is not None:
