@@ -78,6 +78,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "rows": row,
         "unlabelled": {"messages": messages},
         "untrained": {"messages": messages[:1], "label": "2"},
+        "empty label": {**row, "label": None},
+        "long": {**row, "messages": [{"role": "user", "content": "1+1=" * 300}]},
         "own reward": {**row, "metadata": {"rm_type": "nothing_of_the_kind"}},
         "roles": {"messages": [{"role": "oracle", "content": 3}], "label": "2"},
     }.items():
@@ -157,6 +159,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "several numbers without a key": ([*RL, "--rm-type", "dapo"], "name one of them with --reward-key"),
     "a key that holds no number": ([*RL, "--rm-type", "dapo", "--reward-key", "pred"], "expected a number"),
     "labels that are no letters": ([*RL, "--rm-type", "gpqa"], "needs the letter of the right choice"),
+    "labels that are no text": (
+        [*RL, "--rm-type", "exact_match", "--label-key", "messages"],
+        "compares with text, a number, or a list of those",
+    ),
     "a reward that needs labels": (
         [*RL, "--rm-type", "math", "--label-key", "other", "--prompt-data", "{rows}"],
         "no key 'other'",
@@ -196,6 +202,18 @@ REMARKS: dict[str, tuple[list[str], str]] = {
     ),
     "no weights are kept": (REWARDED, "the trained weights are gone"),
     "an option without effect": ([*REWARDED, "--max-tokens-per-gpu", "9"], "--max-tokens-per-gpu has no effect"),
+    "a row whose label is empty": (
+        [*RL, "--rm-type", "exact_match", "--prompt-data", "{rows}", "{place}/empty label.jsonl"],
+        "has none; name its column with --label-key. Where the failure policy of rewards is to drop",
+    ),
+    "a prompt beyond the model's context": (
+        [*REWARDED, "--prompt-data", "{rows}", "{place}/long.jsonl"],
+        "more than the 511 that the model's context (max_position_embeddings in config.json) allows",
+    ),
+    "a limit beyond the model's context": (
+        [*REWARDED, "--rollout-max-context-len", "9999"],
+        "no sequence becomes longer",
+    ),
     "a malformed row that is left out": (
         [*REWARDED, "--prompt-data", "{rows}", "{place}/unlabelled.jsonl", "--malformed-row", "skip"],
         "unlabelled.jsonl:1: the row has no key 'label'",

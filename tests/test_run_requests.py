@@ -136,7 +136,15 @@ def test_the_summary_names_scores_losses_of_data_and_places(sft, tmp_path, capsy
 def test_scores_are_the_first_the_best_and_the_last():
     summary = Summary(9, 2)
     for number, (loss, reward) in enumerate([(3.0, 0.1), (1.0, 0.9), (2.0, 0.4)]):
-        summary.note({"train/loss": loss, "rollout/raw_reward": reward, "rollout/truncated": 2.0}, 2 + number)
+        summary.note(
+            {
+                "train/loss": loss,
+                "rollout/raw_reward": reward,
+                "rollout/truncated": 2.0,
+                "rollout/truncated_ratio": 1.0,
+            },
+            2 + number,
+        )
     args = type("Args", (), {"save": None, "save_hf": "m", "debug_rollout_only": False})
     lines = summary.lines(args, Path("r"))  # type: ignore[arg-type]  # what it reads of them
     assert lines[0].startswith("5 of 9 rollouts are done, 2 of them earlier; ")

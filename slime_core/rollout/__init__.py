@@ -6,6 +6,7 @@ weight_intake.py  weights that arrive bucket by bucket, for the engine
 checks.py         what the checks of rollout functions share
 rewards.py        scores finished samples
 surroundings.py   what of the run a generate function or reward can reach that is being called
+stop_strings.py   where a response ends because of a stop string
 boxed.py          reads what stands in the last \\boxed{…} of a text
 in_flight.py      the state of a data source from which groups were taken that are not finished
 debug_data.py     rollouts that are written to files and read again

@@ -12,9 +12,13 @@ from slime_core.arguments import RunArguments
 from slime_core.run.checkpoints import find_latest
 from slime_core.run.tracking import clock
 
-LOST = ("skipped", "dropped", "truncated", "malformed", "with_dropped_text")
+LOST = ("skipped", "dropped", "truncated", "malformed", "with_dropped_text", "lost", "cut_to_context")
 """Words in the names of metrics that count data which was not trained as it stands."""
 TRAINING = ("rollout/raw_reward", "train/loss")
+
+
+def _counts_losses(metric: str) -> bool:
+    return not metric.endswith("_ratio") and any(word in metric for word in LOST)
 
 
 class Summary:
@@ -38,7 +42,7 @@ class Summary:
         for name, value in metrics.items():
             if name in TRAINING or (name.startswith("eval/") and name.rpartition("/")[2] in ("loss", "reward")):
                 self._scores.setdefault(name, []).append(value)
-            elif not name.startswith("perf/") and any(word in name.rpartition("/")[2] for word in LOST):
+            elif not name.startswith("perf/") and _counts_losses(name.rpartition("/")[2]):
                 self._lost[name] += int(value)
 
     def lines(self, args: RunArguments, run_dir: Path) -> list[str]:

@@ -166,7 +166,7 @@ def test_verdicts_are_read_from_all_forms() -> None:
     assert read_verdict(SimpleNamespace(keep=False, reason=None)) == (False, "filtered")
 
 
-def test_a_group_passes_when_its_rewards_differ_however_little_or_much() -> None:
+def test_a_group_passes_when_its_rewards_differ_however_small_or_large_they_are() -> None:
     args = SimpleNamespace(reward_key=None)
 
     def keeps(*rewards: float) -> bool:

@@ -26,7 +26,7 @@ class SamplingArguments(ArgumentGroup):
     rollout_max_prompt_len: int | None = option(
         None,
         "Longest prompt in tokens. Longer ones are left out, replaced by the next, and counted. Default: what "
-        "--rollout-max-context-len leaves room for.",
+        "--rollout-max-context-len, or the model's context, leaves room for.",
         ge=1,
     )
     over_sampling_batch_size: int | None = option(

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slime_core.contracts.checking import Checking
+from slime_core.data.context import CONTEXT_IN_WORDS, context_of
 from slime_core.data.prompts import read_prompt
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
 from slime_core.rollout.checks import check_early_stopping, first_evaluated
 from slime_core.sample import Sample
 from slime_rollout_sglang.evaluation import columns_of
+from slime_rollout_sglang.parameters import prompt_limit
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments
@@ -34,10 +36,11 @@ def check(args: RlRunArguments, checking: Checking) -> None:
             "The rollout generates text, which needs an inference engine: add --rollout-engine local (and leave out "
             "--debug-train-only)."
         )
+    _context(args, checking)
     _prompts(args, checking, checking.samples)
     _scored(args, checking, checking.samples)
     if asked := first_evaluated(checking, columns_of(args)):
-        _prompts(args, checking, asked)
+        _prompts(args, checking, asked, evaluation=True)
         _scored(args, checking, asked)
         reward = checking.components.rollouts.further.get("reward")
         if reward is not None:
@@ -45,13 +48,30 @@ def check(args: RlRunArguments, checking: Checking) -> None:
     check_early_stopping(checking, measured=("reward",), why="an evaluation of generated answers measures no loss")
 
 
-def _prompts(args: RlRunArguments, checking: Checking, samples: Sequence[Sample]) -> None:
-    """Each of these prompts can be rendered and tokenised."""
+def _context(args: RlRunArguments, checking: Checking) -> None:
+    """No option asks for more than the model's context."""
+    model = context_of(args.hf_checkpoint) if args.hf_checkpoint else None
+    for option in ("rollout_max_context_len", "eval_max_context_len"):
+        given = getattr(args, option)
+        if model is not None and given is not None and given > model:
+            checking.remark(
+                f"--{option.replace('_', '-')} is {given}, but {CONTEXT_IN_WORDS} is {model}: no sequence becomes longer than that."
+            )
+
+
+def _prompts(args: RlRunArguments, checking: Checking, samples: Sequence[Sample], evaluation: bool = False) -> None:
+    """Each of these prompts can be rendered and tokenised; those that are left out are named."""
     if checking.tokenizer is None:
         return
+    limit, set_by = prompt_limit(args, evaluation)
     for sample in samples:
         try:
-            read_prompt(sample, checking.tokenizer, args, args.apply_chat_template)
+            _, tokens = read_prompt(sample, checking.tokenizer, args, args.apply_chat_template)
+            if limit is not None and len(tokens) > limit:
+                checking.remark(
+                    f"{sample.source}: the prompt has {len(tokens)} tokens, more than the {limit} that {set_by} allows. Such prompts "
+                    "are left out, and counted."
+                )
         except ArgumentError as error:
             checking.error(str(error))
             return  # it is the same for all

@@ -66,7 +66,7 @@ async def evaluate(
         answers = [sample for group in answered for sample in group]
         for sample in answers:
             _choose_number(sample, key)
-        found = {kind: float(count) for kind, count in prompts.counts.items()}
+        found = {kind: float(count) for kind, count in (prompts.counts + runner.counts).items()}
         lost = sum(map(len, groups)) - len(answers)
         if lost > 0:
             found["answers_lost"] = float(lost)

@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     from slime_core.arguments.groups.training import TrainArguments
 
 
+TOLERANCE = 1e-6
+"""Rewards whose difference is smaller than this part of the largest are taken for equal."""
+
+
 def check_reward_nonzero_std(args: TrainArguments, samples: list[Sample], **kwargs: Any) -> tuple[bool, str]:
     """Keep groups whose rewards differ. Where all are equal, a group-normalised advantage is 0 (DAPO, arXiv 2503.14476).
+
+    Rewards differ where they do so by more than a millionth of the largest: 0.3 and 0.1 + 0.2 are equal.
 
     Args:
         args: `reward_key` says which number of a reward that is a dict is compared.
@@ -21,7 +27,8 @@ def check_reward_nonzero_std(args: TrainArguments, samples: list[Sample], **kwar
         "zero_std_1.0".
     """
     rewards = [reward_of(sample, args.reward_key) for sample in samples]
-    return len(set(rewards)) > 1, f"zero_std_{rewards[0]:.1f}"
+    spread = max(rewards) - min(rewards)
+    return spread > TOLERANCE * max(map(abs, rewards)), f"zero_std_{rewards[0]:.1f}"
 
 
 def read_verdict(answer: object) -> tuple[bool, str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, PluginError, SampleError, first_error
 from slime_core.plugins.calls import DROPPED, Caller, Dropped
 from slime_core.plugins.signatures import accepted_extras
@@ -78,6 +80,9 @@ class GroupRunner:
             continued, so it does not depend on the order in which samples are finished.
         mask_earlier: whether tokens that were there before this rollout are left out of training.
         evaluation: whether evaluation sets are answered, as generate functions that ask for it are told.
+
+    Attributes:
+        counts: of what was done to samples, as "cut_to_context".
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class GroupRunner:
         self._parameters, self._seed, self._mask_earlier = parameters, seed, mask_earlier
         self._evaluation = evaluation
         self._wanted_extras = accepted_extras(generator.selected.target, ("engine", "evaluation"))
+        self.counts = Counter[str]()
 
     def scores_whole_groups(self, sample: Sample) -> bool:
         """Whether the reward of a sample scores the whole group at once."""
@@ -144,7 +150,7 @@ class GroupRunner:
         params = self._parameters.for_sample(sample, seed_of(*self._seed, sample.index, times_continued(sample)))
         if params["max_new_tokens"] < 1:
             return [_untrained_if_empty(sample.changed(status=Status.TRUNCATED))]
-        session = Session(self._requests)
+        session = self._session(sample)
         offered: dict[str, Any] = {"engine": session, "evaluation": self._evaluation}
         extras = {name: offered[name] for name in self._wanted_extras}
         result: Sample | list[Sample] | Dropped
@@ -159,8 +165,10 @@ class GroupRunner:
         if isinstance(result, Dropped):
             raise self._reason(session.failure, failed)
         made = result if isinstance(result, list) else [result]
+        made = [self._within_context(one) for one in made]
         for one in made:
             self._check(one)
+            session.note_turn(one)
         try:
             made = as_one_trajectory(sample, made)
         except SampleError as error:
@@ -184,6 +192,34 @@ class GroupRunner:
             return generator_failed or GroupLost("generator")
         return engine_failed
 
+    def _decode(self, tokens: list[int], skip_special: bool) -> str:
+        return str(load_tokenizer(self._args.hf_checkpoint).decode(tokens, skip_special_tokens=skip_special))
+
+    def _within_context(self, made: Sample) -> Sample:
+        """Cut a sample at the end of the context, if a generate function has gone on beyond it (with what a tool wrote)."""
+        limit = self._parameters.max_context_len
+        excess = len(made.tokens) - limit if limit is not None else 0
+        if excess <= 0 or excess > made.response_length:
+            return made
+        if not self.counts["cut_to_context"]:
+            logger.warning(
+                "%s came back with %d tokens, more than the %d of --rollout-max-context-len or the model's context, and is cut "
+                "there. Further ones are counted in the metric cut_to_context.",
+                *(made.name, len(made.tokens), limit),
+            )
+        self.counts["cut_to_context"] += 1
+        length = made.response_length - excess
+        tokens = made.tokens[:limit]
+        return made.changed(
+            tokens=tokens,
+            response_length=length,
+            response=self._decode(tokens[len(tokens) - length :], True),
+            loss_mask=None if made.loss_mask is None else made.loss_mask[:length],
+            rollout_log_probs=None if made.rollout_log_probs is None else made.rollout_log_probs[:length],
+            weight_versions=made.weight_versions[:length],
+            status=Status.TRUNCATED if made.status is Status.COMPLETED else made.status,
+        )
+
     def _check(self, made: Sample) -> None:
         if made.status is Status.PENDING:
             raise PluginError(
@@ -202,10 +238,13 @@ class GroupRunner:
         """
         if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in samples):
             return
-        with self._surround(Session(self._requests)):
+        with self._surround(self._session(samples[0])):
             scored = await self._unless_stopped(self._rewards.score(samples))
         if scored is False:
             raise GroupLost("reward")
+
+    def _session(self, sample: Sample) -> Session:
+        return Session(self._requests, sample, self._parameters.max_context_len, self._decode)
 
     def _surround(self, session: Session) -> AbstractContextManager[None]:
         """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slime_core.data.context import CONTEXT_IN_WORDS, context_of
 from slime_core.data.ends import ends_of_weights
 from slime_core.sample import Sample
 
@@ -23,7 +24,8 @@ class SamplingParameters:
     Attributes:
         fixed: the `sampling_params` of `InferenceEngine.generate` that are the same for all samples.
         max_response_len: the longest response in tokens.
-        max_context_len: the longest prompt and response together in tokens; None for no limit.
+        max_context_len: the longest prompt and response together in tokens, all turns and what tools wrote included; None for no
+            limit.
     """
 
     fixed: dict[str, Any]
@@ -46,7 +48,7 @@ def rollout_parameters(args: RlRunArguments) -> SamplingParameters:
     return SamplingParameters(
         _fixed(args, args.rollout_temperature, args.rollout_top_p, args.rollout_top_k),
         args.rollout_max_response_len,
-        args.rollout_max_context_len,
+        _context_limit(args)[0],
     )
 
 
@@ -63,22 +65,30 @@ def eval_parameters(args: RlRunArguments) -> SamplingParameters:
     return SamplingParameters(
         fixed,
         _or_default(args.eval_max_response_len, args.rollout_max_response_len),
-        _or_default(args.eval_max_context_len, args.rollout_max_context_len),
+        _context_limit(args, evaluation=True)[0],
     )
 
 
 def prompt_limit(args: RlRunArguments, evaluation: bool = False) -> tuple[int | None, str]:
-    """Return (the longest prompt in tokens or None, the option that sets it). A prompt must leave room for one token."""
+    """Return (the longest prompt in tokens or None, what sets it). A prompt must leave room for one token."""
     prompt: tuple[int | None, str] = (args.rollout_max_prompt_len, "--rollout-max-prompt-len")
-    context: tuple[int | None, str] = (args.rollout_max_context_len, "--rollout-max-context-len")
     if evaluation and args.eval_max_prompt_len is not None:
         prompt = (args.eval_max_prompt_len, "--eval-max-prompt-len")
-    if evaluation and args.eval_max_context_len is not None:
-        context = (args.eval_max_context_len, "--eval-max-context-len")
     limits = [
-        (length - reserved, option) for (length, option), reserved in ((prompt, 0), (context, 1)) if length is not None
+        (length - reserved, option)
+        for (length, option), reserved in ((prompt, 0), (_context_limit(args, evaluation), 1))
+        if length is not None
     ]
     return min(limits, default=(None, ""))
+
+
+def _context_limit(args: RlRunArguments, evaluation: bool = False) -> tuple[int | None, str]:
+    """Return (the longest prompt and response together, what sets it): an option, or the model's context where that is shorter."""
+    given: tuple[int | None, str] = (args.rollout_max_context_len, "--rollout-max-context-len")
+    if evaluation and args.eval_max_context_len is not None:
+        given = (args.eval_max_context_len, "--eval-max-context-len")
+    model = context_of(args.hf_checkpoint) if args.hf_checkpoint else None
+    return given if given[0] is not None and (model is None or given[0] <= model) else (model, CONTEXT_IN_WORDS)
 
 
 def seed_of(*parts: object) -> int:

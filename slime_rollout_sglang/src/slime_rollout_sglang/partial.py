@@ -2,18 +2,20 @@
 next rollout finds them. Pure functions.
 
 The metadata of a sample that goes back with a response has `start_rollout_id`, the rollout in which the response was
-begun, and, if it is to be continued, `times_continued`, how often that has happened.
+begun, and, if it is to be continued, `times_continued`, how often that has happened. Where the turn began that was cut, stands
+under slime's own key.
 """
 
 from __future__ import annotations
 
-from slime_core.sample import Group, Sample, Status
+from slime_core.sample import RESERVED, Group, Sample, Status
 
 FINISHED = (Status.COMPLETED, Status.TRUNCATED)
 """The states of a sample whose response is not continued."""
 
 _START = "start_rollout_id"
 _CONTINUED = "times_continued"
+_TURN = "turn_start"
 
 
 def times_continued(sample: Sample) -> int:
@@ -21,9 +23,23 @@ def times_continued(sample: Sample) -> int:
     return int(sample.metadata.get(_CONTINUED, 0))
 
 
+def turn_start(sample: Sample) -> int | None:
+    """Return at which of its tokens the turn of the model begins that an abort has cut; None where none was."""
+    noted = sample.metadata.get(RESERVED)
+    begin = noted.get(_TURN) if isinstance(noted, dict) else None
+    return begin if isinstance(begin, int) else None
+
+
+def note_turn_start(sample: Sample, begin: int | None) -> None:
+    """Set what `turn_start` returns."""
+    noted = sample.metadata.get(RESERVED)
+    kept = {key: value for key, value in (noted if isinstance(noted, dict) else {}).items() if key != _TURN}
+    sample.metadata = {**sample.metadata, RESERVED: kept if begin is None else {**kept, _TURN: begin}}
+
+
 def fresh(sample: Sample) -> Sample:
     """Return the prompt of the sample alone, as if nothing had been generated."""
-    return Sample(
+    made = Sample(
         group_index=sample.group_index,
         index=sample.index,
         prompt=sample.prompt,
@@ -31,6 +47,9 @@ def fresh(sample: Sample) -> Sample:
         label=sample.label,
         metadata={key: value for key, value in sample.metadata.items() if key not in (_START, _CONTINUED)},
     )
+    if turn_start(made) is not None:
+        note_turn_start(made, None)
+    return made
 
 
 def resumable(sample: Sample, rollout_id: int) -> Sample:

@@ -108,7 +108,13 @@ class RolloutPipeline:
         self.prompts.counts["skipped_malformed"] += malformed - self._malformed
         self._malformed = malformed
         calls = [caller.metrics() for caller in self._callers] + [self._rewards.metrics()]
-        total = Counter({**self.prompts.counts, **{name: n for found in calls for name, n in found.items()}})
+        total = Counter(
+            {**self.prompts.counts, **self.runner.counts, **{name: n for found in calls for name, n in found.items()}}
+        )
         new = {name: float(n - self._reported[name]) for name, n in total.items()}
         self._reported = total
-        return {name: n for name, n in new.items() if n or name not in self.prompts.counts}
+        return {
+            name: n
+            for name, n in new.items()
+            if n or (name not in self.prompts.counts and name not in self.runner.counts)
+        }

@@ -33,7 +33,7 @@ class PromptTokenizer:
         args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs`, `chat_template_date` and `malformed_row`
             are read.
         limit: the longest prompt in tokens; None for no limit.
-        limit_option: the option that sets the limit, for messages.
+        limit_option: what sets the limit, for messages: an option, or the model's context.
         counts: how many prompts were left out, as "skipped_over_long_prompt" and "skipped_malformed".
     """
 

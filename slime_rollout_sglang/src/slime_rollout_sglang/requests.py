@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.engine import Generation, Holds
+from slime_core.rollout.stop_strings import first_completed
+from slime_core.sample import Sample, Status
 from slime_rollout_sglang.parameters import seed_of
+from slime_rollout_sglang.partial import note_turn_start, turn_start
 
 if TYPE_CHECKING:
     from slime_core.contracts.engine import InferenceEngine
@@ -78,15 +81,30 @@ class EngineHold:
 class Session:
     """The engine as the generate function of one sample sees it (`slime_core.contracts.engine.Generates`).
 
+    It keeps what sampling promises, whatever the generate function asks for: no sequence becomes longer than `max_context_len`,
+    and a turn that an abort has cut in two ends where it would have ended in one (`min_new_tokens`, stop strings).
+
+    Args:
+        sample: as the generate function is given it.
+        max_context_len: the longest prompt and response in tokens; None for no limit.
+        decode: turns token ids into text; the second argument says whether special tokens are left out.
+
     Attributes:
         generated: how many tokens the engine has generated for the sample.
         failure: the last exception that the engine itself raised.
     """
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(
+        self, requests: Requests, sample: Sample, max_context_len: int | None, decode: Callable[[list[int], bool], str]
+    ) -> None:
         self.generated = 0
         self.failure: Exception | None = None
         self._requests = requests
+        self._given, self._turn_start = sample.tokens, turn_start(sample)
+        self._max_context_len, self._decode = max_context_len, decode
+        self._aborted_turn: tuple[int, int] | None = (
+            None  # where the tokens of the last turn begin and end, if it was aborted
+        )
         self._running: set[str] = set()
         self._calls = 0
 
@@ -95,19 +113,33 @@ class Session:
     ) -> Generation:
         """Return one response, as `slime_core.contracts.engine.InferenceEngine.generate` does.
 
-        The second and every later call with the same seed draw other random numbers than the first.
+        The second and every later call with the same seed draw other random numbers than the first. Where `input_ids` leave no
+        room in the context, the answer is empty, with the finish reason "length".
         """
+        ids = [int(token) for token in input_ids]
+        earlier = ids[self._turn_start :] if self._turn_start is not None and ids == self._given else []
+        begin = len(ids) - len(earlier)
+        self._aborted_turn = (begin, len(ids))  # as long as there is no answer
         if self._requests.stopped.is_set():
             return Generation([], [], "abort")
         params = dict(sampling_params)
+        if self._max_context_len is not None:
+            room = self._max_context_len - len(ids)
+            params["max_new_tokens"] = min(params.get("max_new_tokens", room), room)
+            if room < 1:
+                self._aborted_turn = None
+                return Generation([], [], "length")
         if self._calls and params.get("seed") is not None:
             params["seed"] = seed_of(params["seed"], self._calls)
         self._calls += 1
+        shortest = params.get("min_new_tokens") or 0
+        if earlier and shortest:
+            params["min_new_tokens"] = max(0, shortest - len(earlier))
         name = request_id or self._requests.next_name()
         self._running.add(name)
         self._requests.running.add(name)
         try:
-            generation = await self._requests.engine.generate(input_ids, params, name)
+            generation = await self._requests.engine.generate(ids, params, name)
         except Exception as error:
             self.failure = error
             raise
@@ -115,8 +147,36 @@ class Session:
             self._running.discard(name)
             self._requests.running.discard(name)
         self.generated += len(generation.tokens)
+        if earlier and params.get("stop"):
+            generation = self._cut_at_stop_string(earlier, generation, params["stop"], shortest)
+        is_aborted = generation.finish_reason == "abort"
+        self._aborted_turn = (begin, len(ids) + len(generation.tokens)) if is_aborted else None
         return generation
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
         """End these requests or, for None, all requests of this session."""
         await self._requests.engine.abort(sorted(self._running) if request_ids is None else request_ids)
+
+    def note_turn(self, made: Sample) -> None:
+        """Note in a sample that goes back to the data source where the turn began in which it was aborted."""
+        begin, end = self._aborted_turn or (0, -1)
+        is_open = made.status is Status.ABORTED and len(made.tokens) == end
+        if is_open or turn_start(made) is not None:
+            note_turn_start(made, begin if is_open else None)
+
+    def _cut_at_stop_string(
+        self, earlier: list[int], generation: Generation, stop: str | Sequence[str], shortest: int
+    ) -> Generation:
+        """End a continued response at a stop string that began before the abort, which the engine has not seen whole."""
+        texts = [stop] if isinstance(stop, str) else list(stop)
+        count = first_completed(lambda tokens: self._decode(tokens, False), earlier, generation.tokens, texts, shortest)
+        if count is None:
+            return generation
+        tokens = generation.tokens[:count]
+        return Generation(
+            tokens,
+            generation.log_probs[:count],
+            "stop",
+            generation.weight_versions[:count],
+            self._decode(tokens, True),
+        )

@@ -1,6 +1,7 @@
 """Dynamic sampling: many groups are completed at once, until enough of them have passed the filter.
 
-Prompts are taken `--over-sampling-batch-size` at a time, and again whenever the groups that may still pass are too few.
+Prompts are taken `--over-sampling-batch-size` at a time, and again whenever the groups that may still pass are too few. Where
+groups were lost to failures of generators or rewards, and no more are missing than those, just as many take their place.
 Finished groups are judged one by one. The moment enough have passed, everything else is stopped.
 
 With the order "finished", groups are judged as their last response is finished (however long their rewards take); groups
@@ -48,7 +49,7 @@ class Sampled:
         stopped: groups that were not judged by the time there were enough, finished or not.
         reasons: how many groups the filter rejected for which reason; groups that were kept in the end for want of better
             ones are included.
-        rounds: how many times prompts were taken.
+        rounds: how many times `--over-sampling-batch-size` prompts were taken, begun ones counted whole.
         made_up: how many of the kept groups the filter had rejected.
     """
 
@@ -91,6 +92,7 @@ class DynamicSampling:
         self._generated: set[GroupInProgress] = set()  # those among them whose responses are all there
         self._to_judge: asyncio.Queue[GroupInProgress] = asyncio.Queue()
         self._started = 0
+        self._replaced = 0  # lost groups in whose place others were started
         self._sampled = Sampled()
         self._hold = EngineHold(requests.engine)
 
@@ -116,18 +118,21 @@ class DynamicSampling:
 
     async def _sample_until_full(self, tasks: asyncio.TaskGroup) -> None:
         sampled, wanted = self._sampled, self._args.rollout_batch_size
+        per_round = self._args.over_sampling_batch_size or wanted
         while len(sampled.kept) < wanted:
-            may_pass = len(sampled.kept) + len(self._tasks)
-            if may_pass < wanted and sampled.rounds < self._args.max_dynamic_sampling_rounds:
-                self._start_round(tasks)
+            missing = wanted - len(sampled.kept) - len(self._tasks)
+            room = self._args.max_dynamic_sampling_rounds * per_round - self._started
+            if missing > 0 and room > 0:
+                only_lost = missing <= len(sampled.lost) - self._replaced
+                self._replaced += missing if only_lost else 0
+                self._start(tasks, min(missing if only_lost else per_round, room))
+                sampled.rounds = -(-self._started // per_round)
             elif self._tasks:
                 await self._judge_next()
             else:
                 fill_with_rejected(self._args, sampled)
 
-    def _start_round(self, tasks: asyncio.TaskGroup) -> None:
-        self._sampled.rounds += 1
-        count = self._args.over_sampling_batch_size or self._args.rollout_batch_size
+    def _start(self, tasks: asyncio.TaskGroup, count: int) -> None:
         for given in self._prompts.take(self._data_source, count):
             group = GroupInProgress(self._started, given)
             self._started += 1

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from itertools import count
 from typing import Literal
 
+from slime_core.rollout.stop_strings import completes_stop_string
 from slime_engine_local.cache import CachedSequence
 from slime_engine_local.sampling import SamplingParams
 
@@ -75,20 +76,11 @@ class Request:
         self.log_probs.append(log_prob)
         self.versions.append(version)
         if len(self.tokens) >= self.params.min_new_tokens and (
-            token in self.params.stop_token_ids or self._completes_stop_string()
+            token in self.params.stop_token_ids or completes_stop_string(self.decode, self.tokens, self.params.stop)
         ):
             self.finish("stop")
         elif len(self.tokens) >= self.limit:
             self.finish("length")
-
-    def _completes_stop_string(self) -> bool:
-        if not self.params.stop:
-            return False
-        # A token is at least one byte. A few more are decoded, since the text of the first ones depends on those before
-        # them.
-        longest = max(len(text.encode()) for text in self.params.stop)
-        tail = self.decode(self.tokens[-longest - 4 :])
-        return any(text in tail for text in self.params.stop)
 
     # `done` may be cancelled at any moment by whoever waits for it.
 

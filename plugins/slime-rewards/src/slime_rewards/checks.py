@@ -6,7 +6,8 @@ Named by the plugin (`slime_core.contracts.checking`). A reward that costs nothi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,21 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.checking import Checking
 from slime_core.sample import Sample, reward_of
 from slime_rewards.arguments import RemoteRunArguments
+from slime_rewards.labels import MissingLabelError
+
+
+@contextmanager
+def _one_row_may_lack_its_label(args: RunArguments, checking: Checking) -> Iterator[None]:
+    """Where the column of the labels is named, and there, a row in which it is empty costs no more than that row's group."""
+    try:
+        yield
+    except MissingLabelError as error:
+        if args.label_key is None:
+            raise
+        checking.remark(
+            f"{error} Where the failure policy of rewards is to drop, the group of such a row is dropped and counted."
+        )
+
 
 _TRIED = {
     **{name: f"slime_rewards.{name}" for name in ("exact_match", "final_answer", "f1", "gpqa")},
@@ -30,7 +46,7 @@ def _tries(name: str) -> Callable[[RunArguments, Checking], None]:
     def check(args: RunArguments, checking: Checking) -> None:
         reward: Callable[..., Any] = getattr(import_module(_TRIED[name]), name)
         for sample in checking.samples:
-            with checking.noting():
+            with checking.noting(), _one_row_may_lack_its_label(args, checking):
                 asyncio.run(reward(args, replace(sample, response="")))
 
     return check
@@ -44,7 +60,7 @@ def dapo(args: RunArguments, checking: Checking) -> None:
     from slime_rewards.dapo import dapo as reward
 
     for sample in checking.samples or [Sample(label="1")]:
-        with checking.noting():
+        with checking.noting(), _one_row_may_lack_its_label(args, checking):
             scored = replace(sample, response="")
             scored.reward = asyncio.run(reward(args, scored))
             if "reward_key" not in checking.set_aside:

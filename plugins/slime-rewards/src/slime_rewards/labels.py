@@ -9,6 +9,10 @@ from slime_core.errors import DataError
 from slime_core.sample import Sample
 
 
+class MissingLabelError(DataError):
+    """A row has no label, or an empty one."""
+
+
 def text_labels(reward: str, sample: Sample) -> list[str]:
     """Return the label as texts, any of which is right: one for text or a number, several for a list of those.
 
@@ -18,12 +22,13 @@ def text_labels(reward: str, sample: Sample) -> list[str]:
         reward: who asks, for messages.
 
     Raises:
-        DataError: the sample has no label, or an empty one, or one that holds anything else, such as an object.
+        MissingLabelError: the sample has no label, or an empty one.
+        DataError: the label holds anything else, such as an object.
     """
     label = sample.label
     texts = [_text(reward, sample, one) for one in (label if isinstance(label, list) else [label])]
     if not texts or not all(texts):
-        raise DataError(
+        raise MissingLabelError(
             f"The reward {reward!r} compares with a label, but {sample.name} has none"
             f"{f' ({label!r})' if label not in (None, '') else ''}; name its column with --label-key."
         )
