@@ -33,18 +33,19 @@ def reward_caller(args: RunArguments, selected: Selected[Any]) -> Caller:
     return Caller(selected, policies(args.failure_policy)["reward"])
 
 
-def scores_groups(caller: Caller) -> bool:
-    """Whether a reward scores all samples of a group at once: its second parameter is called `samples`."""
-    return "samples" in inspect.signature(caller.selected.target).parameters
+def scores_groups(caller: Caller, args: RunArguments) -> bool:
+    """Whether a reward scores all samples of a group at once: its second parameter is called `samples` or, as in slime,
+    `--group-rm` is given for the reward of `--custom-rm-path`."""
+    asked = args.group_rm and args.custom_rm_path is not None
+    return asked or "samples" in inspect.signature(caller.selected.target).parameters
 
 
 async def score(caller: Caller, args: RunArguments, samples: Sequence[Sample]) -> list[Any] | Dropped:
     """One reward for each sample, or `DROPPED` when one of them could not be had.
 
-    A reward whose second parameter is called `samples` scores the group at once, any other one sample at a time, all
-    at the same time.
+    A reward that `scores_groups` is given all of them at once, any other one sample at a time, all at the same time.
     """
-    if scores_groups(caller):
+    if scores_groups(caller, args):
         names = ", ".join(sample.name for sample in samples)
         scores: list[Any] | Dropped = await caller.call_async(args, list(samples), item=names)
         return scores

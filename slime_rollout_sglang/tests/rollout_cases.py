@@ -213,6 +213,15 @@ async def two_turns(args: Any, sample: Sample, sampling_params: dict[str, Any], 
     return sample
 
 
+async def own_text(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
+    """Takes the engine's text as it is."""
+    generation = await engine.generate(sample.tokens, sampling_params)
+    calls["own text"] += 1
+    sample.tokens, sample.response_length = [*sample.tokens, *generation.tokens], len(generation.tokens)
+    sample.rollout_log_probs, sample.response, sample.status = generation.log_probs, generation.text, Status.COMPLETED
+    return sample
+
+
 async def twins(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> list[Sample]:
     """Two samples for each."""
     from slime_rollout_sglang.generate import generate

@@ -13,8 +13,8 @@ from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError
-from slime_core.sample import RolloutOutput, Sample
-from slime_rollout_sglang.evaluation import pass_at, pass_at_k
+from slime_core.sample import RolloutOutput
+from slime_rollout_sglang.asked_metrics import pass_at_k
 
 
 @pytest.fixture
@@ -93,7 +93,10 @@ def test_pass_at_k_is_reported_for_powers_of_two_when_rewards_are_0_or_1(evaluat
     assert metrics["easy/pass@1"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert metrics["easy/pass@2"] == pytest.approx((1 + 0 + 0.8) / 3)
     assert metrics["easy/pass@4"] == pytest.approx((1 + 0 + 1) / 3)
-    assert pass_at([[Sample(reward=0.5)]]) == {}
+    rollout_cases.state.answers = {0: [1.0], 1: [0.5], 2: [1.0, 0.0]}
+    assert "easy/pass@1" not in evaluate(ScriptedEngine(), n_samples_per_eval_prompt=6).metrics
+    asked = evaluate(ScriptedEngine(), n_samples_per_eval_prompt=6, log_passrate=True).metrics
+    assert asked["easy/pass@2"] == pytest.approx((1 + 0 + 0.8) / 3)  # a reward of 0.5 is not correct
 
 
 def test_cut_off_answers_are_counted_per_set(evaluate) -> None:

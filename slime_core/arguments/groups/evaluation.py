@@ -46,6 +46,13 @@ class EvalArguments(ArgumentGroup):
         "How generated answers are scored against their labels: the name of a reward.",
         read_by_core=False,
     )
+    group_rm: bool = option(
+        False,
+        "Hand the reward of --custom-rm-path all samples of a group at once; it returns a list. One whose second parameter is called "
+        "samples is given them anyway.",
+        read_by_core=False,
+        when="custom_rm_path",
+    )
     eval_max_response_len: int | None = option(
         None,
         "Longest answer in an evaluation, in tokens. Default: --rollout-max-response-len; 256 in SFT.",

@@ -32,6 +32,7 @@ def slime_rollouts() -> dict[str, Lazy]:
             reads_options=(
                 *("SftArguments", "apply_chat_template_kwargs", "chat_template_date"),
                 *("eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
+                "group_rm?eval_generate",
                 *("eval_max_response_len?eval_generate", "eval_temperature?eval_generate"),
             ),
             check="slime_rollout_sft.checks:check",

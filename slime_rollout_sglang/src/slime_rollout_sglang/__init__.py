@@ -18,6 +18,7 @@ requests.py     the requests to the engine
 filters.py      a dynamic filter, and how the answer of any is read
 partial.py      groups that were stopped go back to the data source
 metrics.py      the numbers of a rollout
+asked_metrics.py those that options ask for: pass rates, turns, categories of rewards
 """
 
 __version__ = "0.1.0"

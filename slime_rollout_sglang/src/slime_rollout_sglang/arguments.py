@@ -72,6 +72,29 @@ class SamplingArguments(ArgumentGroup):
         None, "How a prompt becomes a response: a name or import path. Default: one response of the engine."
     )
 
+    rollout_skip_special_tokens: bool = option(
+        True,
+        "Leave special tokens such as <|im_end|> out of the text of responses. They stay among their tokens either way.",
+    )
+    log_passrate: bool = option(
+        False,
+        "Log pass@k of rollouts, k = 1, 2, 4, …: the chance that one of k responses to a prompt has the reward 1. Evaluations log it "
+        "by themselves where rewards are 0 and 1, and with this option always.",
+        affects_result=False,
+    )
+    log_multi_turn: bool = option(
+        False,
+        "Log the lengths of responses with and without what tools wrote, and metadata's round_number where generate functions "
+        "set it.",
+        affects_result=False,
+    )
+    log_reward_category: str | None = option(
+        None,
+        "Log which share of samples has each value that rewards, which are dicts, have under this key, such as why an answer is "
+        "wrong.",
+        affects_result=False,
+    )
+
     @field_validator("rollout_top_k")
     @classmethod
     def _rollout_top_k_is_not_zero(cls, value: int) -> int:

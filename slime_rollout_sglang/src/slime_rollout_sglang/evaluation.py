@@ -6,8 +6,6 @@ import asyncio
 import copy
 import itertools
 import logging
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,8 @@ from slime_core.data import Columns, EvaluationSet, evaluation_sets
 from slime_core.errors import DataError, first_error_only
 from slime_core.rollout.rewards import Rewards
 from slime_core.sample import Group, RolloutOutput, Sample, reward_of
+from slime_core.trajectories import in_trajectories
+from slime_rollout_sglang.asked_metrics import pass_rates, reward_categories, trajectory_rewards
 from slime_rollout_sglang.generators import generator_caller
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.metrics import response_metrics, reward_numbers
@@ -42,7 +42,7 @@ async def evaluate(
     Returns:
         No groups; all answers, with the name of their set as `dataset` and a number as `reward` (of a reward
         that is a dict the one of `--eval-reward-key`, while `metadata["rewards"]` has all of them); and for each set the
-        metrics of `response_metrics`, `reward_numbers` and `pass_at`.
+        metrics of `response_metrics`, `reward_numbers` and `pass_rates`.
 
     Raises:
         DataError: a row cannot be used and --malformed-row is "error", or no row of a set can be used.
@@ -67,13 +67,14 @@ async def evaluate(
         for sample in answers:
             _choose_number(sample, key)
         found = {kind: float(count) for kind, count in (prompts.counts + runner.counts).items()}
-        lost = sum(map(len, groups)) - len(answers)
+        lost = sum(map(len, groups)) - sum(len(in_trajectories(group)) for group in answered)
         if lost > 0:
             found["answers_lost"] = float(lost)
         if answers:
-            complete = [group for group in answered if len(group) == args.n_samples_per_eval_prompt]
             dicts = [sample.metadata.get("rewards") for sample in answers]
-            found |= {**response_metrics(answers), **reward_numbers(dicts), **pass_at(complete)}
+            found |= {**response_metrics(answers), **reward_numbers(dicts), **_pass_rates(args, answered)}
+            if args.log_reward_category:
+                found |= reward_categories(dicts, args.log_reward_category)
         else:
             logger.warning("The evaluation set %s has no answer at all; the warnings above say why.", name)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
@@ -83,30 +84,12 @@ async def evaluate(
     return RolloutOutput([], {**metrics, **rewards.metrics()}, generations)
 
 
-def pass_at(groups: Sequence[Group]) -> dict[str, float]:
-    """Return "pass@k" for k = 1, 2, 4, … up to the number of answers to a prompt; {} where a reward is neither 0 nor 1.
-
-    It is the mean over the prompts of `pass_at_k`, the unbiased estimator of Chen et al. (arXiv 2107.03374).
-
-    Args:
-        groups: the answers to each prompt, equally many.
-    """
-    rewards = [[reward_of(sample, None) for sample in group] for group in groups]
-    if not rewards or not all(reward in (0.0, 1.0) for group in rewards for reward in group):
-        return {}
-    n = len(rewards[0])
-    return {
-        f"pass@{k}": statistics.fmean(pass_at_k(n, int(sum(group)), k) for group in rewards)
-        for k in (2**i for i in range(n.bit_length()))
-    }
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Return the probability that at least one of k answers, drawn from n without replacement, is correct.
-
-    That is 1 - C(n - correct, k) / C(n, k), where `correct` of the n answers are.
-    """
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+def _pass_rates(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, float]:
+    """Return the pass rates of a set, of the prompts whose answers are all there: where rewards are 0 and 1, or if asked for."""
+    rewards = [trajectory_rewards(group, None) for group in groups]
+    complete = [of_group for of_group in rewards if len(of_group) == args.n_samples_per_eval_prompt]
+    binary = all(reward in (0.0, 1.0) for of_group in complete for reward in of_group)
+    return pass_rates(complete) if binary or args.log_passrate else {}
 
 
 def columns_of(args: RlRunArguments) -> Columns:

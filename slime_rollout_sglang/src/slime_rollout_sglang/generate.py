@@ -9,13 +9,13 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.sample import Sample, Status
 
 if TYPE_CHECKING:
-    from slime_core.arguments.groups.model import ModelArguments
     from slime_core.contracts.engine import Generates
+    from slime_rollout_sglang.arguments import RlRunArguments
 
 _STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
-async def generate(args: ModelArguments, sample: Sample, sampling_params: dict[str, Any], engine: Generates) -> Sample:
+async def generate(args: RlRunArguments, sample: Sample, sampling_params: dict[str, Any], engine: Generates) -> Sample:
     """Return the sample with one response of the engine or, if an aborted call has begun the response, with the rest of it.
 
     Tokens that are generated here are trained.
@@ -25,8 +25,8 @@ async def generate(args: ModelArguments, sample: Sample, sampling_params: dict[s
     length = sample.response_length + len(generation.tokens)
     response = generation.text
     if sample.response_length and generation.tokens:  # a character may begin in one part and end in the other
-        whole = load_tokenizer(args.hf_checkpoint).decode(tokens[-length:], skip_special_tokens=True)
-        response = cast("str", whole)
+        tokenizer, skip = load_tokenizer(args.hf_checkpoint), args.rollout_skip_special_tokens
+        response = cast("str", tokenizer.decode(tokens[-length:], skip_special_tokens=skip))
     return replace(
         sample,
         tokens=tokens,

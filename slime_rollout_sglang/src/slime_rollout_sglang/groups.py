@@ -105,7 +105,7 @@ class GroupRunner:
     def scores_whole_groups(self, sample: Sample) -> bool:
         """Whether the reward of a sample scores the whole group at once."""
         caller = self._rewards.caller(sample)
-        return caller is not None and scores_groups(caller)
+        return caller is not None and scores_groups(caller, self._args)
 
     async def run(self, group: GroupInProgress, generated: Callable[[], None] = lambda: None) -> None:
         """Generate and score the samples of a group. After `Requests.stop`, return with what there is by then.
@@ -213,7 +213,7 @@ class GroupRunner:
         return made.changed(
             tokens=tokens,
             response_length=length,
-            response=self._decode(tokens[len(tokens) - length :], True),
+            response=self._decode(tokens[len(tokens) - length :], self._args.rollout_skip_special_tokens),
             loss_mask=None if made.loss_mask is None else made.loss_mask[:length],
             rollout_log_probs=None if made.rollout_log_probs is None else made.rollout_log_probs[:length],
             weight_versions=made.weight_versions[:length],
@@ -244,7 +244,8 @@ class GroupRunner:
             raise GroupLost("reward")
 
     def _session(self, sample: Sample) -> Session:
-        return Session(self._requests, sample, self._parameters.max_context_len, self._decode)
+        skip_special = self._args.rollout_skip_special_tokens
+        return Session(self._requests, sample, self._parameters.max_context_len, self._decode, skip_special)
 
     def _surround(self, session: Session) -> AbstractContextManager[None]:
         """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""

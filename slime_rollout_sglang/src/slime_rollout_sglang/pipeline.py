@@ -11,6 +11,7 @@ from slime_core.contracts.engine import TakesMetrics
 from slime_core.plugins.calls import Caller, policies
 from slime_core.rollout.rewards import Rewards
 from slime_core.sample import Group, RolloutOutput
+from slime_rollout_sglang.asked_metrics import asked_metrics
 from slime_rollout_sglang.generators import generator_caller
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.metrics import rollout_metrics
@@ -89,7 +90,7 @@ class RolloutPipeline:
         args, engine = self._args, self.requests.engine
         groups = [group.samples for group in sampled.kept]
         trained_version = None if args.debug_rollout_only else rollout_id  # rollout n trains version n
-        metrics = rollout_metrics(args, sampled, returned, trained_version)
+        metrics = {**rollout_metrics(args, sampled, returned, trained_version), **asked_metrics(args, groups)}
         if isinstance(engine, TakesMetrics):
             metrics |= engine.take_metrics()
         if self._filter_samples:

@@ -18,12 +18,20 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
 
 
 _GENERATES = (
-    *("apply_chat_template", "rollout_temperature", "rollout_max_response_len", "custom_rm_path", "rm_type"),
+    *(
+        "apply_chat_template",
+        "rollout_temperature",
+        "rollout_max_response_len",
+        "custom_rm_path",
+        "rm_type",
+        "group_rm",
+    ),
     *("rollout_top_p", "rollout_top_k", "rollout_stop", "rollout_stop_token_ids", "rollout_max_prompt_len"),
     *("apply_chat_template_kwargs?apply_chat_template", "chat_template_date?apply_chat_template"),
     *("dynamic_sampling_filter_path", "max_dynamic_sampling_rounds", "partial_rollout"),
     *("mask_offpolicy_in_partial_rollout", "rollout_sample_filter_path", "rollout_all_samples_process_path"),
-    "custom_generate_function_path",
+    *("custom_generate_function_path", "rollout_skip_special_tokens"),
+    *("log_passrate", "log_multi_turn", "log_reward_category"),
     *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),
     "EvalSamplingArguments?eval_prompt_data",
 )

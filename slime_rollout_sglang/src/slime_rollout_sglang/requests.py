@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.engine import Generation, Holds
@@ -88,6 +89,7 @@ class Session:
         sample: as the generate function is given it.
         max_context_len: the longest prompt and response in tokens; None for no limit.
         decode: turns token ids into text; the second argument says whether special tokens are left out.
+        skip_special: whether special tokens are left out of the texts of responses (--rollout-skip-special-tokens).
 
     Attributes:
         generated: how many tokens the engine has generated for the sample.
@@ -95,13 +97,18 @@ class Session:
     """
 
     def __init__(
-        self, requests: Requests, sample: Sample, max_context_len: int | None, decode: Callable[[list[int], bool], str]
+        self,
+        requests: Requests,
+        sample: Sample,
+        max_context_len: int | None,
+        decode: Callable[[list[int], bool], str],
+        skip_special: bool = True,
     ) -> None:
         self.generated = 0
         self.failure: Exception | None = None
         self._requests = requests
         self._given, self._turn_start = sample.tokens, turn_start(sample)
-        self._max_context_len, self._decode = max_context_len, decode
+        self._max_context_len, self._decode, self._skip_special = max_context_len, decode, skip_special
         self._aborted_turn: tuple[int, int] | None = (
             None  # where the tokens of the last turn begin and end, if it was aborted
         )
@@ -149,6 +156,8 @@ class Session:
         self.generated += len(generation.tokens)
         if earlier and params.get("stop"):
             generation = self._cut_at_stop_string(earlier, generation, params["stop"], shortest)
+        if not self._skip_special:
+            generation = replace(generation, text=self._decode(generation.tokens, False))
         is_aborted = generation.finish_reason == "abort"
         self._aborted_turn = (begin, len(ids) + len(generation.tokens)) if is_aborted else None
         return generation
@@ -178,5 +187,5 @@ class Session:
             generation.log_probs[:count],
             "stop",
             generation.weight_versions[:count],
-            self._decode(tokens, True),
+            self._decode(tokens, self._skip_special),
         )
