@@ -7,6 +7,7 @@ loading.py     imports a plugin and sees whether it is one, or sets it aside
 builtin.py     the components that come with the core, as a plugin
 registry.py    the plugins of a process; selects components by name
 selection.py   a component in use: its calls are named in errors, checked and timed
+own_arguments.py  the arguments as somebody's own functions are given them, which may be changed
 signatures.py  compares a component with its contract
 clock.py       how long a call has worked, without what it waits for
 calls.py       time limits, retries, and what happens when a component fails for good

@@ -21,6 +21,7 @@ from slime_core.contracts.kind import Check
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import EXITS, DataError, PluginError, SlimeError, exit_in_words
 from slime_core.plugins.import_path import resolve
+from slime_core.plugins.own_arguments import own_arguments
 from slime_core.plugins.signatures import accepted_extras
 from slime_core.sample import RolloutOutput, Sample, plain_reward
 
@@ -153,6 +154,8 @@ class Selected(Generic[Result]):
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         """Call it and check what it returns; for an async function this is an awaitable of the same."""
         started, is_async = time.perf_counter(), False
+        if self.is_own:
+            args = tuple(map(own_arguments, args))
         try:
             result = self.target(*args, **self.bound, **kwargs)
             if not inspect.iscoroutine(result):
@@ -268,6 +271,11 @@ class Selected(Generic[Result]):
         )
         self._sign(found, place)
         return found
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is somebody's own function, chosen by its import path, and of no distribution."""
+        return not self.distribution
 
     @property
     def label(self) -> str:

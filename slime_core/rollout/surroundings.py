@@ -35,6 +35,8 @@ class Surroundings:
         plugins: of the run.
         stopped: whether sampling was stopped, so that nothing more shall be begun.
         evaluation: whether evaluation prompts are answered.
+        seed: for what is generated with sampling parameters of the function's own; calls of the engine with one seed draw
+            different random numbers.
         loop: where the engine is asked.
     """
 
@@ -44,6 +46,7 @@ class Surroundings:
     plugins: Plugins
     stopped: Callable[[], bool]
     evaluation: bool = False
+    seed: int | None = None
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     async def in_loop(self, asked: Coroutine[Any, Any, Result]) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.tokenizer import load_tokenizer
@@ -27,8 +26,7 @@ async def generate(args: RlRunArguments, sample: Sample, sampling_params: dict[s
     if sample.response_length and generation.tokens:  # a character may begin in one part and end in the other
         tokenizer, skip = load_tokenizer(args.hf_checkpoint), args.rollout_skip_special_tokens
         response = cast("str", tokenizer.decode(tokens[-length:], skip_special_tokens=skip))
-    return replace(
-        sample,
+    return sample.changed(
         tokens=tokens,
         response=response if generation.tokens else sample.response,
         response_length=length,

@@ -22,7 +22,7 @@ from slime_core.rollout.rewards import Rewards, scores_groups
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
 from slime_core.sample import Group, Sample, Status
 from slime_core.trajectories import as_one_trajectory
-from slime_rollout_sglang.parameters import SamplingParameters, seed_of
+from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, mask_first, times_continued
 from slime_rollout_sglang.requests import Requests, Session
 
@@ -150,13 +150,15 @@ class GroupRunner:
         params = self._parameters.for_sample(sample, seed_of(*self._seed, sample.index, times_continued(sample)))
         if params["max_new_tokens"] < 1:
             return [_untrained_if_empty(sample.changed(status=Status.TRUNCATED))]
+        if "engine" not in self._wanted_extras:
+            params |= text_parameters(self._args)
         session = self._session(sample)
         offered: dict[str, Any] = {"engine": session, "evaluation": self._evaluation}
         extras = {name: offered[name] for name in self._wanted_extras}
         result: Sample | list[Sample] | Dropped
         failed: Exception | None = None
         try:
-            with self._surround(session):
+            with self._surround(session, params["seed"]):
                 result = await self._generator.call_async(self._args, sample, params, item=sample.name, **extras)
         except PluginError as error:
             result, failed = DROPPED, error
@@ -238,7 +240,7 @@ class GroupRunner:
         """
         if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in samples):
             return
-        with self._surround(self._session(samples[0])):
+        with self._surround(self._session(samples[0]), seed_of(*self._seed, samples[0].index, "reward")):
             scored = await self._unless_stopped(self._rewards.score(samples))
         if scored is False:
             raise GroupLost("reward")
@@ -247,11 +249,11 @@ class GroupRunner:
         skip_special = self._args.rollout_skip_special_tokens
         return Session(self._requests, sample, self._parameters.max_context_len, self._decode, skip_special)
 
-    def _surround(self, session: Session) -> AbstractContextManager[None]:
+    def _surround(self, session: Session, seed: int) -> AbstractContextManager[None]:
         """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""
-        stopped = self._requests.stopped.is_set
+        rewards, stopped = self._rewards, self._requests.stopped.is_set
         return surrounded_by(
-            Surroundings(self._args, session, self._rewards, self._rewards.plugins, stopped, self._evaluation)
+            Surroundings(self._args, session, rewards, rewards.plugins, stopped, self._evaluation, seed)
         )
 
     async def _unless_stopped(self, work: Awaitable[Result]) -> Result | None:

@@ -69,6 +69,16 @@ def eval_parameters(args: RlRunArguments) -> SamplingParameters:
     )
 
 
+def text_parameters(args: RlRunArguments) -> dict[str, Any]:
+    """Return how SGLang shall write the text of a response, which a generate function that reaches the engine in SGLang's
+    format is told: what ended it stays. An engine that is called directly has no such parameters."""
+    return {
+        "skip_special_tokens": args.rollout_skip_special_tokens,
+        "no_stop_trim": True,
+        "spaces_between_special_tokens": False,
+    }
+
+
 def prompt_limit(args: RlRunArguments, evaluation: bool = False) -> tuple[int | None, str]:
     """Return (the longest prompt in tokens or None, what sets it). A prompt must leave room for one token."""
     prompt: tuple[int | None, str] = (args.rollout_max_prompt_len, "--rollout-max-prompt-len")

@@ -1,0 +1,55 @@
+"""The arguments as a function of somebody's own is given them: it may set what it likes on them, and the run's stay as they are.
+
+Functions that were written for slime leave things on `args` for the functions that they call, and for their own next call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slime_core.contracts.options import ArgumentGroup
+
+_SETTABLE = "_slime_settable"  # where the class of a run's arguments keeps the one whose instances can be changed
+
+
+def own_arguments(args: Any) -> Any:
+    """Return a copy of a run's arguments on which any attribute can be set; of anything else, the very object.
+
+    What is set is seen where this copy goes, and in copies of it. A name that no option has can be read from later copies too, until
+    they set it themselves; options begin with the run's value in each copy.
+    """
+    from slime_core.contracts.options import ArgumentGroup  # imports pydantic, which listing plugins does not need
+
+    if not isinstance(args, ArgumentGroup) or hasattr(type(args), "_slime_left"):
+        return args
+    kind = type(args)
+    if _SETTABLE not in vars(kind):
+        setattr(kind, _SETTABLE, _settable(kind))
+    copied = args.model_copy()
+    object.__setattr__(copied, "__class__", vars(kind)[_SETTABLE])
+    return copied
+
+
+def _settable(kind: type[ArgumentGroup]) -> type[ArgumentGroup]:
+    """Return a subclass of a run's class of arguments whose instances can be changed."""
+    left: dict[str, Any] = {}
+
+    def set_attribute(self: ArgumentGroup, name: str, value: Any) -> None:
+        self.__dict__[name] = value
+        if name not in kind.model_fields:
+            left[name] = value
+
+    def get_missing(self: ArgumentGroup, name: str) -> Any:
+        if name in left:
+            return left[name]
+        raise AttributeError(f"There is no option {name!r} in this run, and nobody has set args.{name}.")
+
+    members = {
+        "__module__": kind.__module__,
+        "__setattr__": set_attribute,
+        "__delattr__": object.__delattr__,
+        "__getattr__": get_missing,
+        "_slime_left": left,
+    }
+    return type.__new__(type(kind), kind.__name__, (kind,), members)
