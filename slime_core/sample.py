@@ -113,7 +113,7 @@ class Sample:
         return self._noted("asked") is not None
 
     def note(self, **values: Any) -> None:
-        """Set `source`, `dataset`, `tools` or `asked`. The metadata becomes another object: samples may share one."""
+        """Set `source`, `dataset`, `tools`, `asked` or `final_reward`. The metadata becomes another object: samples may share one."""
         noted = self.metadata.get(RESERVED)
         self.metadata = {**self.metadata, RESERVED: {**(noted if isinstance(noted, dict) else {}), **values}}
 
@@ -157,6 +157,11 @@ class Sample:
     def further_attributes(self) -> dict[str, Any]:
         """What hooks have set on this sample besides its fields."""
         return {name: value for name, value in vars(self).items() if name not in _FIELDS}
+
+    @property
+    def reward_is_final(self) -> bool:
+        """Whether the reward is trained with as it is: neither an estimator nor a post-processing normalises it."""
+        return self._noted("final_reward") is True
 
     def get_reward_value(self, args: Any) -> float:
         """Return the number that is trained on: the reward or, of a reward that is a dict, the one of `args.reward_key`.

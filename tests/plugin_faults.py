@@ -254,7 +254,6 @@ FAULTS = {
             RETURNED,
         ],
     ),
-    "changes the arguments": Fault(rollout("args.lr = 5"), PICK_ROLLOUT, ["Instance is frozen", "lr"]),
     "advantages of another shape": Fault(
         provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.rewards)"),
         PICK_ADVANTAGE,

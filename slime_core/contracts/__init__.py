@@ -5,6 +5,7 @@ what comes back, and the row of each of its kinds in the table `kinds.KINDS`.
     checking.py       what a component says of a run before it starts
     data.py           converters, data sources, buffer filters, loss masks
     rollout.py        rollout functions and the hooks around them; work that goes on in the background
+    rollout_outputs.py  rollouts in slime's forms, read as `RolloutOutput`
     engine.py         inference engines, and the further abilities that they may have
     reward.py         rewards, and what becomes of them before advantages are taken
     advantage.py      advantage estimators
@@ -21,7 +22,8 @@ what comes back, and the row of each of its kinds in the table `kinds.KINDS`.
 
 A component is compared with its contract when it is selected, and what it returns whenever it is called. The functions
 and classes that are contracts are never called or subclassed: people read them to write their own. A component function
-must accept the contract's parameters by these names; it may add parameters that have defaults.
+is given the contract's parameters by position, and those that have a default by their names; it may add parameters that have
+defaults.
 
 Nothing here imports torch; the tensors of a contract bring it along.
 """

@@ -31,7 +31,7 @@ class DataSource(Protocol):
     """Hands out groups of samples and takes unfinished ones back. Made once per run as `DataSource(args)`.
 
     One that names the parameter `buffer_pop` is given the function that `--buffer-filter-path` chooses. Its further
-    abilities are `HasMetrics`, `CountsMalformedRows` and `Closes`.
+    abilities are `HasMetrics`, `CountsMalformedRows`, `FollowsRollouts`, `ShowsFirstRows` and `Closes`.
     """
 
     def __init__(self, args: RunArguments) -> None: ...
@@ -84,6 +84,15 @@ class CountsMalformedRows(Protocol):
 
 
 @runtime_checkable
+class FollowsRollouts(Protocol):
+    """A data source that wants to know which rollout its groups are for, such as for its buffer filter."""
+
+    def rollout_started(self, rollout_id: int) -> None:
+        """A rollout is asked for; the groups that are taken from now on are for it, or for later ones."""
+        raise NotImplementedError
+
+
+@runtime_checkable
 class ShowsFirstRows(Protocol):
     """A data source that can be looked into before a run."""
 
@@ -106,7 +115,12 @@ def malformed_rows(source: DataSource) -> int:
 
 
 def buffer_pop(args: RunArguments, rollout_id: int | None, buffer: list[Group], num_samples: int) -> list[Group]:
-    """Remove at most `num_samples` groups from `buffer` (in place) and return them."""
+    """Remove at most `num_samples` groups from `buffer` (in place) and return them.
+
+    Args:
+        rollout_id: the rollout that they are for; of a group that was begun in an earlier one, the samples' metadata has the
+            number of that as `start_rollout_id`. None where a data source is used outside of a run.
+    """
     raise NotImplementedError
 
 
@@ -167,7 +181,7 @@ KINDS = (
         DataSource,
         ("--data-source-path",),
         extras=("buffer_pop",),
-        abilities=(HasMetrics, CountsMalformedRows, ShowsFirstRows, Closes),
+        abilities=(HasMetrics, CountsMalformedRows, FollowsRollouts, ShowsFirstRows, Closes),
     ),
     Kind("buffer_pop", "slime_buffer_pops", buffer_pop, ("--buffer-filter-path",), check=_check_popped),
     Kind(

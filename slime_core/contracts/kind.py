@@ -46,6 +46,8 @@ class Kind:
             compared with them, and names that nearly match are reported.
         marks: attributes, set by decorators, that a component may carry.
         prefixes: a name may begin with one of these; whoever calls the component says what that means.
+        normalise: makes of other forms in which a component may return something the one of its contract; what it does not know
+            it returns as it is, for `check`.
         check: compares what a component returns with its contract.
         policy: what happens when a component fails, unless `--failure-policy` says otherwise. None: a failure always ends
             the run, and `--failure-policy` refuses the kind.
@@ -60,6 +62,7 @@ class Kind:
     abilities: tuple[type, ...] = ()
     marks: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
+    normalise: Callable[[Any], Any] | None = None
     check: Check | None = None
     policy: FailurePolicy | None = None
 

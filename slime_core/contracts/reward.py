@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.kind import FailurePolicy, Kind
 from slime_core.contracts.results import is_finite_number, shown
-from slime_core.sample import Sample
+from slime_core.plain import plain
+from slime_core.sample import Sample, plain_reward
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
@@ -64,6 +65,13 @@ def check_reward_key(rewards: Any, key: str | None) -> str | None:
     return None
 
 
+def _plain_pair(result: Any) -> Any:
+    """A pair of lists, arrays or tensors of rewards as a pair of lists of numbers."""
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        return result
+    return tuple(plain(part, what) for part, what in zip(result, ("the raw rewards", "the rewards"), strict=True))
+
+
 def _check_post_processed(result: Any, args: tuple[Any, ...]) -> str | None:
     count = len(args[1])
     if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(part, (list, tuple)) for part in result):
@@ -84,6 +92,7 @@ KINDS = (
         ("--rm-type", "--custom-rm-path"),
         alternative=group_reward,
         prefixes=(BOXED,),
+        normalise=plain_reward,
         check=_check_reward,
         policy=FailurePolicy(timeout=120.0, retries=2, on_failure="drop", abort_after=20),
     ),
@@ -92,6 +101,7 @@ KINDS = (
         "slime_reward_post_processes",
         reward_post_process,
         ("--custom-reward-post-process-path",),
+        normalise=_plain_pair,
         check=_check_post_processed,
     ),
 )

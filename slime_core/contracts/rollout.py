@@ -5,12 +5,14 @@ A rollout function that goes on working between its calls names the parameter `b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from slime_core.contracts.kind import FailurePolicy, Kind
 from slime_core.contracts.results import is_a, is_finite_number, is_none, is_truth, shown
+from slime_core.contracts.rollout_outputs import as_rollout_output
+from slime_core.plain import plain
 from slime_core.sample import Group, RolloutOutput, Sample
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ def generate_rollout(
     args: RunArguments, rollout_id: int, data_source: DataSource, evaluation: bool = False
 ) -> RolloutOutput:
     """Produce the samples of one rollout, or with `evaluation=True` the samples of all evaluation sets.
+
+    What slime's rollout functions return is read too: a list of groups or an object with `samples` and `metrics`, and for an
+    evaluation {set: {"rewards": [...], "samples": [...]}} or an object with that as `data`, and `metrics`.
 
     A function may name further parameters:
 
@@ -136,8 +141,13 @@ def eval_rollout_log(
 
 
 def convert_samples(args: RunArguments, samples: list[Sample]) -> dict[str, list[Any]]:
-    """The training data of a rollout, one entry per sample in every list: "tokens", "response_lengths", "rewards",
-    "loss_masks", and optionally "rollout_log_probs" and "rollout_ids". What it leaves out stays as the samples have it."""
+    """The training data of a rollout, one entry per sample in every list, in their order: "tokens", "response_lengths", "rewards",
+    "loss_masks", "rollout_log_probs", "rollout_ids", "sample_indices", "truncated" (0 or 1) and, for the metrics alone,
+    "raw_reward". What it leaves out stays as the samples have it.
+
+    Rewards that it returns are final: they are trained with as they are, and neither the estimator nor
+    `--custom-reward-post-process-path` normalises them.
+    """
     raise NotImplementedError
 
 
@@ -156,14 +166,11 @@ def _check_generated(result: Any, args: tuple[Any, ...]) -> str | None:
     return f"{shown(result)}; expected a Sample or a list of at least one"
 
 
-_PER_SAMPLE = {"tokens", "response_lengths", "rewards", "loss_masks", "rollout_log_probs", "rollout_ids"}
-
-
 def _check_train_data(result: Any, args: tuple[Any, ...]) -> str | None:
     samples: Sequence[Sample] = args[1]
     if not isinstance(result, dict):
         return f"{shown(result)}; expected a dict of lists"
-    for name in result.keys() & _PER_SAMPLE:
+    for name in result:
         if not isinstance(result[name], (list, tuple)) or len(result[name]) != len(samples):
             return (
                 f"{shown(result[name])} as {name!r}; expected a list with one entry for each of {len(samples)} samples"
@@ -189,6 +196,7 @@ KINDS = (
         ("--rollout-function-path", "--eval-function-path"),
         extras=("plugins", "components", "engine", "background"),
         marks=("slime_engine_use",),
+        normalise=as_rollout_output,
         check=is_a(RolloutOutput),
     ),
     Kind(
@@ -243,6 +251,7 @@ KINDS = (
         "slime_sample_converters",
         convert_samples,
         ("--custom-convert-samples-to-train-data-path",),
+        normalise=lambda result: plain(dict(result), "the training data") if isinstance(result, Mapping) else result,
         check=_check_train_data,
     ),
 )

@@ -97,6 +97,7 @@ class GlobalDataSource:
         self.buffer: list[Group] = []
         self.counts = {"malformed_rows": 0}
         self._buffer_pop = buffer_pop
+        self._rollout_id: int | None = None
         self._next_group = 0
         self._next_sample = 0
         self._columns = Columns.of(args)
@@ -132,6 +133,10 @@ class GlobalDataSource:
             for name, reader, taken in zip(self._names, self._readers, self._mixture.chosen, strict=False)
             for metric, value in (("prompts", taken), ("epoch", reader.epoch))
         }
+
+    def rollout_started(self, rollout_id: int) -> None:
+        """Tell the buffer filter from now on that its groups are for this rollout."""
+        self._rollout_id = rollout_id
 
     def get_samples(self, num_samples: int) -> list[Group]:
         """Return the next `num_samples` groups: from the buffer first, then from the files.
@@ -196,7 +201,7 @@ class GlobalDataSource:
     def _from_buffer(self, num_samples: int) -> list[Group]:
         if not self.buffer or num_samples < 1:
             return []
-        return list(self._buffer_pop(self.args, None, self.buffer, num_samples))
+        return list(self._buffer_pop(self.args, self._rollout_id, self.buffer, num_samples))
 
     def _new_group(self) -> Group:
         first = self._next_good_sample()

@@ -23,7 +23,7 @@ from slime_core.errors import EXITS, DataError, PluginError, SlimeError, exit_in
 from slime_core.plugins.import_path import resolve
 from slime_core.plugins.own_arguments import own_arguments
 from slime_core.plugins.signatures import accepted_extras
-from slime_core.sample import RolloutOutput, Sample, plain_reward
+from slime_core.sample import RolloutOutput, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -233,11 +233,11 @@ class Selected(Generic[Result]):
             self.timings.add(timed_as, time.perf_counter() - started)
 
     def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
-        if self.kind == "reward":
+        if normalise := KINDS[self.kind].normalise:
             try:
-                result = plain_reward(result)
+                result = normalise(result)
             except DataError as error:
-                raise PluginError(f"What it returned cannot be stored: {error}.") from None
+                raise PluginError(f"What it returned cannot be used: {error}.") from None
         for value in (result,) if self.kind == "buffer_pop" else (result, *args):
             for sample in _samples_in(value):
                 sample.make_plain()

@@ -5,6 +5,7 @@ worker.py         runs the rollout functions, checks what they return
 weight_intake.py  weights that arrive bucket by bucket, for the engine
 checks.py         what the checks of rollout functions share
 rewards.py        scores finished samples
+train_data.py     training data that a hook made of samples, put into them
 surroundings.py   what of the run a generate function or reward can reach that is being called
 stop_strings.py   where a response ends because of a stop string
 boxed.py          reads what stands in the last \\boxed{…} of a text

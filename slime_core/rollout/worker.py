@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments import RunArguments
-from slime_core.contracts.data import Closes, DataSource, HasMetrics
+from slime_core.contracts.data import Closes, DataSource, FollowsRollouts, HasMetrics
 from slime_core.contracts.engine import InferenceEngine, Offloads, SendsWeights, WeightSender
 from slime_core.contracts.rollout import Background
-from slime_core.errors import PluginError, SampleError
+from slime_core.errors import SampleError
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
+from slime_core.rollout.train_data import converted
 from slime_core.rollout.weight_intake import WeightIntake
 from slime_core.sample import Group, RolloutOutput, Sample, check_rollout, number_groups
 from slime_core.trajectories import gather_trajectories
@@ -85,6 +85,8 @@ class RolloutWorker:
         if args.load_debug_rollout_data:
             output = read_debug_data(Path(args.load_debug_rollout_data.replace("{rollout_id}", str(rollout_id))))
         else:
+            if isinstance(self._data_source, FollowsRollouts):
+                self._data_source.rollout_started(rollout_id)
             output = self._rollout(args, rollout_id, self._data_source, evaluation=False)
             if isinstance(self._data_source, HasMetrics):
                 output.metrics |= self._data_source.metrics()
@@ -100,7 +102,7 @@ class RolloutWorker:
             "slime_rollout_finished", args=args, rollout_id=rollout_id, groups=output.groups, metrics=output.metrics
         )
         if self._convert is not None:
-            output = RolloutOutput(converted(output.groups, self._convert(args, output.samples)), output.metrics)
+            output = converted(output, self._convert(args, output.samples))
             _check(output.groups, self._convert, need_reward=True)
         state = self._background.data_state(self._data_source)
         return RolloutResult(output, state, time.perf_counter() - started)
@@ -184,30 +186,3 @@ def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> No
     except SampleError as error:
         error.add_note(f"returned by the {rollout.label}")
         raise
-
-
-# What `--custom-convert-samples-to-train-data-path` calls its columns → the fields of a sample.
-_TRAIN_DATA = {
-    "tokens": "tokens",
-    "response_lengths": "response_length",
-    "rewards": "reward",
-    "loss_masks": "loss_mask",
-    "rollout_log_probs": "rollout_log_probs",
-    "rollout_ids": "rollout_id",
-}
-
-
-def converted(groups: list[Group], data: dict[str, list[Any]]) -> list[Group]:
-    """The groups with the values of `contracts.convert_samples` in place of their own.
-
-    Raises:
-        PluginError: a column is unknown.
-    """
-    count = sum(len(group) for group in groups)
-    if unknown := sorted(data.keys() - _TRAIN_DATA):
-        raise PluginError(
-            f"--custom-convert-samples-to-train-data-path returned {unknown[0]!r}, which training does not know; it knows "
-            f"{', '.join(_TRAIN_DATA)}."
-        )
-    rows = iter([{_TRAIN_DATA[n]: values[i] for n, values in data.items()} for i in range(count)])
-    return [[s.changed(**new) for s, new in zip(group, islice(rows, len(group)), strict=True)] for group in groups]

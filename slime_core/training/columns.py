@@ -119,6 +119,8 @@ class ColumnMaker:
 
     def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
         """The rewards to train with, and whether they are not to be normalised again."""
+        if samples and all(sample.reward_is_final for sample in samples):
+            return [reward_of(sample, None) for sample in samples], True
         if self._components.reward_post_process is None:
             return [reward_of(sample, self._args.reward_key) for sample in samples], False
         return list(self._components.reward_post_process(self._args, samples)[1]), True

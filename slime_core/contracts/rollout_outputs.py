@@ -1,0 +1,63 @@
+"""Reads what a rollout function returned in slime's forms as a `RolloutOutput`. Called for every rollout. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slime_core.errors import DataError
+from slime_core.plain import plain
+from slime_core.sample import Group, RolloutOutput, Sample
+
+
+def as_rollout_output(result: Any) -> Any:
+    """Return a `RolloutOutput` for the forms in which slime's rollout functions answer; what is none of them as it is.
+
+    For training those are a list of groups, or an object with `samples`, which is one, and `metrics`. For evaluation, a dict
+    with {"rewards": [...], "samples": [...]} of every set, or an object with `data`, which is one, and `metrics`. A group may hold
+    lists of samples: the segments of one trajectory.
+
+    Raises:
+        DataError: an evaluation has no samples, or rewards for others than it has.
+    """
+    if isinstance(result, (RolloutOutput, Sample)) or result is None:
+        return result
+    metrics = _numbers(getattr(result, "metrics", None))
+    data = getattr(result, "data", result)
+    if isinstance(data, Mapping):
+        return RolloutOutput([], metrics, [sample for name in data for sample in _answers(str(name), data[name])])
+    groups = getattr(result, "samples", result)
+    if isinstance(groups, list) and groups and all(isinstance(group, list) for group in groups):
+        return RolloutOutput([_flat(group) for group in groups], metrics)
+    return result
+
+
+def _flat(group: list[Any]) -> Group:
+    def samples(members: list[Any]) -> Iterator[Sample]:
+        for member in members:
+            if isinstance(member, list):
+                yield from samples(member)
+            else:
+                yield member
+
+    return list(samples(group))
+
+
+def _answers(name: str, found: Any) -> Iterator[Sample]:
+    """Yield the answers to one evaluation set, each with its reward and the name of the set."""
+    samples = _flat(found.get("samples") or []) if isinstance(found, Mapping) else []
+    if not samples:
+        raise DataError(f'the evaluation set {name!r} has no "samples", which are written and counted')
+    rewards = plain(found.get("rewards", [sample.reward for sample in samples]), f"the rewards of {name!r}")
+    if len(rewards) != len(samples):
+        raise DataError(f"the evaluation set {name!r} has {len(rewards)} rewards for {len(samples)} samples")
+    for sample, reward in zip(samples, rewards, strict=True):
+        sample.note(dataset=name)
+        sample.reward = reward
+        yield sample
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    """The numbers among metrics, which alone can be logged."""
+    values = plain(dict(metrics or {}), "the metrics")
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}

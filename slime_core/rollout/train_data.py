@@ -1,0 +1,83 @@
+"""What `--custom-convert-samples-to-train-data-path` returned, put into the samples that are trained on. Called by the rollout
+worker."""
+
+from __future__ import annotations
+
+import statistics
+from itertools import islice
+from typing import Any
+
+from slime_core.contracts.results import is_finite_number
+from slime_core.errors import PluginError
+from slime_core.sample import Group, RolloutOutput, Sample, Status
+
+_FIELDS = {
+    "tokens": "tokens",
+    "response_lengths": "response_length",
+    "rewards": "reward",
+    "loss_masks": "loss_mask",
+    "rollout_log_probs": "rollout_log_probs",
+    "rollout_ids": "rollout_id",
+    "sample_indices": "index",
+}
+"""Columns of slime → the fields of a sample."""
+
+_KNOWN_OTHERWISE = ("raw_reward", "truncated", "round_number", "source_names", "rollout_mask_sums")
+"""Columns for slime's logging, or that follow from others: they may be there. Of these, `raw_reward` is logged, and `truncated`
+becomes the status."""
+
+_NOT_TRAINED = {
+    "metadata": "what a sample carries for its loss; read the sample's metadata in a rollout or reward function",
+    "multimodal_train_inputs": "images",
+    "teacher_log_probs": "log-probs of a teacher",
+    "rollout_routed_experts": "the experts of the engine; --use-routing-replay repeats those of the trainer",
+    "rollout_top_p_token_ids": "the tokens that the engine's top-p left",
+    "rollout_top_p_token_offsets": "the tokens that the engine's top-p left",
+}
+"""Columns of slime that training here has no use for."""
+
+
+def converted(output: RolloutOutput, data: dict[str, list[Any]]) -> RolloutOutput:
+    """Return the rollout with the values of `contracts.rollout.convert_samples` in place of its own.
+
+    Rewards that are among them are final: neither the estimator nor `--custom-reward-post-process-path` normalises them again,
+    and `raw_reward` goes on saying what the answers were worth.
+
+    Raises:
+        PluginError: a column is unknown, or holds what training has no use for.
+    """
+    for name in sorted(data.keys() - {*_FIELDS, *_KNOWN_OTHERWISE}):
+        if name not in _NOT_TRAINED:
+            raise PluginError(
+                f"--custom-convert-samples-to-train-data-path returned {name!r}, which training does not know; it knows "
+                f"{', '.join([*_FIELDS, *_KNOWN_OTHERWISE])}."
+            )
+        if any(value is not None for value in data[name]):
+            raise PluginError(
+                f"--custom-convert-samples-to-train-data-path returned {name!r}, which training here has no use for "
+                f"({_NOT_TRAINED[name]}). Leave it out."
+            )
+    rows = iter([_converted(sample, data, number) for number, sample in enumerate(output.samples)])
+    groups: list[Group] = [list(islice(rows, len(group))) for group in output.groups]
+    return RolloutOutput(groups, _with_raw_reward(output, data))
+
+
+def _converted(sample: Sample, data: dict[str, list[Any]], number: int) -> Sample:
+    changes = {field: data[name][number] for name, field in _FIELDS.items() if name in data}
+    if "truncated" in data and bool(data["truncated"][number]) != (sample.status is Status.TRUNCATED):
+        changes["status"] = Status.TRUNCATED if data["truncated"][number] else Status.COMPLETED
+    made = sample.changed(**changes)
+    if "rewards" in data:
+        made.note(final_reward=True)
+    return made
+
+
+def _with_raw_reward(output: RolloutOutput, data: dict[str, list[Any]]) -> dict[str, float]:
+    """The metrics of the rollout, with the mean of what its answers were worth where they have other rewards from now on."""
+    if "rewards" not in data:
+        return output.metrics
+    before = [sample.reward for sample in output.samples]
+    numbers = [value for value in data.get("raw_reward", before) if is_finite_number(value)]
+    if not numbers or ("raw_reward" in output.metrics and "raw_reward" not in data):
+        return output.metrics
+    return {**output.metrics, "raw_reward": float(statistics.mean(numbers))}
