@@ -214,8 +214,6 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
             yield "--eval-prompt-data needs --eval-interval N, or --num-rollout 0 to evaluate only."
     elif args.num_rollout == 0 and "eval_prompt_data" not in set_aside:
         yield "--num-rollout 0 evaluates only, so it needs --eval-prompt-data."
-    if args.rm_type and args.custom_rm_path:
-        yield "--rm-type and --custom-rm-path both choose the reward; give only one of them."
     if args.calculate_per_token_loss and args.constant_length_loss:
         yield "--calculate-per-token-loss and --constant-length-loss contradict each other; give one."
     if (args.loss_type == "custom_loss") != (args.custom_loss_function_path is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
     from slime_core.errors import DataError
     from slime_core.sample import Group, Sample
+
+UNKNOWN_LENGTH = sys.maxsize
+"""The `len` of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
+nothing greater."""
 
 BufferPop = Callable[..., "list[Group]"]
 """The type of functions that keep the contract `buffer_pop`."""

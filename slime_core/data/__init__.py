@@ -30,13 +30,13 @@
 No file is ever held in memory whole. pyarrow is imported when the first Arrow or Parquet file is opened.
 """
 
+from slime_core.contracts.data import UNKNOWN_LENGTH
 from slime_core.data.conversation import Conversation, chat_messages, read_conversation
 from slime_core.data.convert import convert_file
 from slime_core.data.evaluation import EvaluationSet, evaluation_sets
 from slime_core.data.rows import Rows, open_rows
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.source import GlobalDataSource, StreamingDataSource, pop_first
-from slime_core.data.streams import UNKNOWN_LENGTH
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
 
 __all__ = [

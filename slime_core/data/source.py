@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from slime_core.contracts.data import UNKNOWN_LENGTH
 from slime_core.data.epochs import EpochReader
 from slime_core.data.mixture import Mixture
 from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, sample_from_row
-from slime_core.data.streams import UNKNOWN_LENGTH, StreamError, StreamReader
+from slime_core.data.streams import StreamError, StreamReader
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
 from slime_core.sample import Group, Sample
 

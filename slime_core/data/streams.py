@@ -12,7 +12,6 @@ import hashlib
 import io
 import logging
 import random
-import sys
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,16 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slime_core.contracts.data import UNKNOWN_LENGTH
 from slime_core.data.files import matching, parse_spec
 from slime_core.data.jsonl import BOM, SPACE, parse_json
 from slime_core.data.rows import object_row
 from slime_core.errors import CheckpointError, DataError
 
 logger = logging.getLogger(__name__)
-
-UNKNOWN_LENGTH = sys.maxsize
-"""The `len` of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
-nothing greater."""
 
 _PIECE = 1 << 20
 

@@ -9,6 +9,7 @@ registry.py    the plugins of a process; selects components by name
 selection.py   a component in use: its calls are named in errors, checked and timed
 own_arguments.py  the arguments as somebody's own functions are given them, which may be changed
 signatures.py  compares a component with its contract
+slime_shapes/  components of slime's own shapes, made to fit the contracts here
 clock.py       how long a call has worked, without what it waits for
 calls.py       time limits, retries, and what happens when a component fails for good
 """

@@ -23,6 +23,7 @@ from slime_core.plugins.import_path import looked_in, names_a_module, resolve
 from slime_core.plugins.loading import Hooks, load, set_aside
 from slime_core.plugins.selection import Selected, Timings
 from slime_core.plugins.signatures import ability_problems, accepted_extras, near_misses, problems
+from slime_core.plugins.slime_shapes import made_to_fit, what_to_change
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +179,10 @@ class Plugins:
                 raise PluginError(
                     f"The {kind} {name!r} of {origin}, chosen by {option}, cannot be imported: {why} {advice}"
                 ) from error
+        value = made_to_fit(kind, value)
         if found := contract_problems(kind, value):
             raise PluginError(
-                f"The {kind} {name!r} of {origin} does not fit {option}: {'; '.join(found)}. "
+                f"The {kind} {name!r} of {origin} does not fit {option}: {'; '.join(found)}.{what_to_change(kind, value)} "
                 f"See {KINDS[kind].contract_path}."
             )
         return Selected(

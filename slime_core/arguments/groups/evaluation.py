@@ -38,13 +38,14 @@ class EvalArguments(ArgumentGroup):
     )
     custom_rm_path: str | None = option(
         None,
-        "Import path of your own reward function, in place of --rm-type.",
+        "Import path of your own reward function. It goes before --rm-type and before the reward that a row names.",
         read_by_core=False,
     )
     rm_type: str | None = option(
         None,
         "How generated answers are scored against their labels: the name of a reward.",
         read_by_core=False,
+        when="!custom_rm_path",
     )
     group_rm: bool = option(
         False,
