@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -89,3 +90,29 @@ def test_a_name_that_nobody_has_set_is_an_error_that_says_so(run_args: Any) -> N
 
 def test_components_of_plugins_are_given_the_arguments_of_the_run_themselves(run_args: Any) -> None:
     assert called(lambda args: args, run_args, distribution="slime-losses") is run_args
+
+
+def test_lists_and_tables_of_options_are_copies_too(run_args: Any) -> None:
+    def function(args: Any) -> None:
+        args.prompt_data.append("another.jsonl")
+
+    called(function, run_args)
+    assert run_args.prompt_data == ["rows.jsonl"]
+
+
+def test_arguments_can_be_sent_to_a_process_that_does_not_have_their_class(run_args: Any) -> None:
+    args = own_arguments(run_args)
+    args.mine = 3
+    received = pickle.loads(pickle.dumps(args))
+    assert (received.mine, received.prompt_data) == (3, ["rows.jsonl"])
+
+
+def test_a_function_that_sets_an_option_is_told_once_that_the_run_goes_by_its_own(run_args: Any, caplog: Any) -> None:
+    def function(args: Any) -> None:
+        args.rollout_batch_size, args.mine = 999, 1
+
+    for _ in range(2):
+        called(function, run_args)
+    assert [record.getMessage() for record in caplog.records] == [
+        "A function has set args.rollout_batch_size to 999. That is its own: the run goes by its own --rollout-batch-size, 2."
+    ]

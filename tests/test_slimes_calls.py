@@ -18,7 +18,7 @@ from slime_core.cli.main import main
 from slime_core.contracts.advantage import AdvantageInputs
 from slime_core.contracts.loss import LossInputs, Reduce
 from slime_core.errors import PluginError
-from slime_core.plugins import Plugins, own_arguments
+from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 
@@ -172,7 +172,6 @@ def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
         parts[f"{kind}_given"] = [name.split(":")[0].split("=")[0].strip() for name in by_author[author]]
     (tmp_path / f"{module}.py").write_text(MODULE.format(**parts))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(own_arguments, "_said", set())
     rows = tmp_path / "rows.jsonl"
     chats = [[{"role": "user", "content": f"What is {n} plus 1?"}] for n in range(12)]
     rows.write_text("".join(json.dumps({"messages": chat, "label": "1"}) + "\n" for chat in chats))

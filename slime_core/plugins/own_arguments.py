@@ -5,10 +5,15 @@ Functions that were written for slime leave things on `args` for the functions t
 
 from __future__ import annotations
 
+import argparse
+import copy
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slime_core.contracts.options import ArgumentGroup
+
+logger = logging.getLogger(__name__)
 
 _SETTABLE = "_slime_settable"  # where the class of a run's arguments keeps the one whose instances can be changed
 
@@ -27,6 +32,8 @@ def own_arguments(args: Any) -> Any:
     if _SETTABLE not in vars(kind):
         setattr(kind, _SETTABLE, _settable(kind))
     copied = args.model_copy()
+    values = vars(copied)
+    values |= {name: copy.deepcopy(value) for name, value in values.items() if type(value) in (list, dict)}
     object.__setattr__(copied, "__class__", vars(kind)[_SETTABLE])
     return copied
 
@@ -34,11 +41,18 @@ def own_arguments(args: Any) -> Any:
 def _settable(kind: type[ArgumentGroup]) -> type[ArgumentGroup]:
     """Return a subclass of a run's class of arguments whose instances can be changed."""
     left: dict[str, Any] = {}
+    told: set[str] = set()
 
     def set_attribute(self: ArgumentGroup, name: str, value: Any) -> None:
-        self.__dict__[name] = value
         if name not in kind.model_fields:
             left[name] = value
+        elif name not in told:
+            told.add(name)
+            logger.warning(
+                "A function has set args.%s to %r. That is its own: the run goes by its own --%s, %r.",
+                *(name, value, name.replace("_", "-"), getattr(self, name, None)),
+            )
+        self.__dict__[name] = value
 
     def get_missing(self: ArgumentGroup, name: str) -> Any:
         if name in left:
@@ -50,6 +64,12 @@ def _settable(kind: type[ArgumentGroup]) -> type[ArgumentGroup]:
         "__setattr__": set_attribute,
         "__delattr__": object.__delattr__,
         "__getattr__": get_missing,
+        "__reduce__": lambda self: (_namespace, ({**left, **vars(self)},)),
         "_slime_left": left,
     }
     return type.__new__(type(kind), kind.__name__, (kind,), members)
+
+
+def _namespace(values: dict[str, Any]) -> argparse.Namespace:
+    """Make what another process can read of arguments whose class only this one has."""
+    return argparse.Namespace(**values)
