@@ -3,6 +3,7 @@ never stopped."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,29 @@ def test_sequences_that_the_policy_has_left_are_masked(flags, tmp_path):
     assert any(line["train/opsm_clipfrac"] > 0 for line in lines)
     run(tmp_path / "wide", flags, *more, "--num-rollout", "2", "--opsm-delta", "100")
     assert furthest(tmp_path / "run", tmp_path / "wide") > 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(["--reset-optimizer-states", "--num-steps-per-rollout", "2"], id="reset"),
+        pytest.param(["--only-train-params-name-list", r"layers\.1\."], id="a part"),
+        pytest.param(["--use-kl-loss", "--kl-loss-coef", "0.1", "--use-unbiased-kl", "--use-opsm"], id="loss"),
+    ],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(flags, tmp_path, more):
+    run(tmp_path / "whole", flags, *more)
+    resumed(tmp_path, flags, *more)
+    assert furthest(tmp_path / "rest", tmp_path / "whole") == 0.0
+    run(tmp_path / "plain", flags)
+    assert furthest(tmp_path / "plain", tmp_path / "whole") > 0, "the options act"
+
+
+def resumed(folder: Path, flags: list[str], *more: str, after: int = 1, command: str = "train") -> None:
+    """The same run, stopped after so many rollouts and gone on with; its folder is `rest`."""
+    save = ("--save", str(folder / "save"), "--save-interval", "1")
+    run(folder / "part", flags, *more, *save, command=command)
+    for newer in (folder / "save").glob("iter_*"):
+        if int(newer.name.removeprefix("iter_")) >= after:
+            shutil.rmtree(newer)
+    run(folder / "rest", flags, *more, "--load", str(folder / "save"), command=command)

@@ -92,7 +92,7 @@ class TrainBackend(Protocol):
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
-    `ReplaysRouting`, `GivesGradients` and `slime_core.contracts.engine.Offloads`.
+    `ReplaysRouting`, `ResetsOptimizer`, `GivesGradients` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -228,6 +228,16 @@ class ReplaysRouting(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class ResetsOptimizer(Protocol):
+    """A backend whose optimizer can begin anew (`--reset-optimizer-states`)."""
+
+    def reset_optimizer(self) -> None:
+        """Let the next step be the first one for the optimizer: its means of gradients, and how many steps it has taken, are 0. The
+        weights, copies of them in another dtype, and the schedule stay as they are."""
+        raise NotImplementedError
+
+
 class GivesLogProbs(Protocol):
     """What a reference model must be able to do."""
 
@@ -270,6 +280,7 @@ KINDS = (
             SavesInBackground,
             HasReference,
             ReplaysRouting,
+            ResetsOptimizer,
             GivesGradients,
             Offloads,
         ),

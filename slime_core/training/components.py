@@ -12,7 +12,7 @@ from slime_core.arguments.further import choose_further
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.contracts.loss import LossOutputs, what_reads
-from slime_core.contracts.train_backend import TrainBackend
+from slime_core.contracts.train_backend import ResetsOptimizer, TrainBackend
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
@@ -70,6 +70,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
             critic = plugins.select("loss", args.critic_loss_type, "--critic-loss-type")
     reducer = _reducer(args, plugins, loss)
     backend: Selected[TrainBackend] = plugins.select("train_backend", args.train_backend)
+    _require_abilities(args, backend)
     readers = [component for component in (loss, advantage, backend) if component is not None]
     further = choose_further(args, plugins, readers)
     if args.fp8_format and "precision_recipe" not in further:
@@ -88,6 +89,22 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         further=further,
         quantised=quantised,
     )
+
+
+def _require_abilities(args: RunArguments, backend: Selected[TrainBackend]) -> None:
+    """Refuse what the backend cannot do.
+
+    Raises:
+        ArgumentError: names the option and the method that the backend lacks.
+    """
+    wanted = {"reset_optimizer_states": ResetsOptimizer}
+    for option, ability in wanted.items():
+        if getattr(args, option) and not issubclass(backend.target, ability):  # type: ignore[arg-type]  # is a class
+            methods = " and ".join(name for name in vars(ability) if not name.startswith("_"))
+            raise ArgumentError(
+                f"--{option.replace('_', '-')}: the {backend.label} cannot do that (it has no method {methods}). Leave the option "
+                "out, or choose another --train-backend."
+            )
 
 
 def _reducer(

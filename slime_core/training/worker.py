@@ -28,6 +28,7 @@ from slime_core.contracts.train_backend import (
     GivesLogProbs,
     HasReference,
     ReplaysRouting,
+    ResetsOptimizer,
     SavesInBackground,
     SharesPrompts,
     TrainBackend,
@@ -128,6 +129,10 @@ class TrainWorker:
             started = time.perf_counter()
             columns = self._columns.make(self._components.advantage, groups, parts)
             timings["perf/signals_time"] = time.perf_counter() - started
+        if self._args.reset_optimizer_states:
+            for model in (self._actor, self._critic):
+                if isinstance(model, ResetsOptimizer):
+                    model.reset_optimizer()
         collected: list[dict[str, float]] = []
         for number, part in enumerate(parts):
             own = {name: values[part] for name, values in columns.items()}

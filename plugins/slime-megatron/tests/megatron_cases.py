@@ -7,6 +7,7 @@ writes down how far it is off; the tests read that.
 from __future__ import annotations
 
 import gc
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -107,7 +108,13 @@ class Case:
     @property
     def truth(self) -> str:
         """The name of the file with what transformers computes."""
-        return f"{', '.join([self.checkpoint, self.loss, self.mean, *self.lora])}.pt"
+        named = "".join(f" {option[:4]} {' '.join(patterns)}" for option, patterns in self.lists.items())
+        return f"{', '.join([self.checkpoint, self.loss, self.mean, *self.lora])}{named}.pt"
+
+    @property
+    def lists(self) -> dict[str, list[str]]:
+        """The lists among the options that say which parameters are trained."""
+        return {name: value for name, value in self.options.items() if name.endswith("_params_name_list")}
 
     @property
     def checkpoint(self) -> str:
@@ -126,6 +133,10 @@ def prepare(case: Case, folder: Path) -> None:
         model = double_model(case.model, model) if case.double else model
     if not (folder / case.checkpoint).is_dir():
         save(model, folder / case.checkpoint)
+    for option, patterns in case.lists.items():
+        for name, parameter in model.named_parameters():
+            named = any(re.search(pattern, name) for pattern in patterns)
+            parameter.requires_grad_(named == option.startswith("only"))
     with number_type():
         compute_truth(model, case.loss, case.mean, case.lora).write(folder / case.truth)
     torch.set_num_threads(threads)

@@ -118,6 +118,19 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "lr": 0.01,
         "gradient_checkpointing": True,
     },
+    "grpo, embedding and first layer frozen": {
+        "architecture": "qwen3",
+        "batch": groups,
+        "loss": policy_gradient,
+        "lr": 0.01,
+        "freeze_params_name_list": ["embed_tokens", r"layers\.0\."],
+    },
+    "sft, experts alone": {
+        "architecture": "qwen3_moe",
+        "batch": odd_samples,
+        "lr": 0.01,
+        "only_train_params_name_list": ["experts"],
+    },
     "lora": {"architecture": "qwen2", "batch": groups, "loss": policy_gradient, "lr": 0.01, "lora_rank": 2},
     "critic": {"architecture": "llama", "batch": groups, "loss": squared_error, "lr": 0.01, "role": "critic"},
     "critic, untied": {
@@ -153,6 +166,7 @@ SCENARIOS |= {
     },
 }
 WHOLE = ("sft", "grpo", "grpo, one rank without a sample", "grpo, experts", "grpo, recomputed", "lora")
+WHOLE += ("grpo, embedding and first layer frozen",)
 SCENARIOS |= {f"{name}, layers kept whole": {**SCENARIOS[name], "fsdp_reshard_after_forward": False} for name in WHOLE}
 SCENARIOS["lora, offloaded between steps"] = {**SCENARIOS["lora"], "offloaded": True}
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+from pydantic import model_validator
+
+from slime_core.arguments.groups.lora import LoraArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -88,6 +93,22 @@ class TrainArguments(ArgumentGroup):
     )
     critic_lr: float | None = option(None, "Learning rate of the critic. Default: --lr.", ge=0, read_by_core=False)
     num_critic_only_steps: int = option(0, "Train only the critic on so many first rollouts.", ge=0, read_by_core=False)
+    only_train_params_name_list: list[str] | None = option(
+        None,
+        "Train only parameters in whose name one of these regular expressions is found. The names are Hugging Face's, whatever the "
+        "train backend: 'layers.2[0-3].', q_proj, embed_tokens. A critic's value head is always trained.",
+        read_by_core=False,
+    )
+    freeze_params_name_list: list[str] | None = option(
+        None,
+        "Leave parameters as they are in whose name one of these regular expressions is found; the names are Hugging Face's.",
+        read_by_core=False,
+    )
+    reset_optimizer_states: bool = option(
+        False,
+        "Let the optimizer forget its means of gradients and its count of steps before the first step of every rollout, the "
+        "critic's too. The learning-rate schedule goes on.",
+    )
     micro_batch_size: int = option(1, "Samples per micro-batch.", ge=1, when="!use_dynamic_batch_size")
     use_dynamic_batch_size: bool = option(
         False, "Fill micro-batches up to --max-tokens-per-gpu tokens instead of counting samples."
@@ -101,3 +122,24 @@ class TrainArguments(ArgumentGroup):
         ge=1,
         when="use_dynamic_batch_size",
     )
+
+    @model_validator(mode="after")
+    def _check_trained_parameters(self) -> TrainArguments:
+        lists = {
+            "--only-train-params-name-list": self.only_train_params_name_list,
+            "--freeze-params-name-list": self.freeze_params_name_list,
+        }
+        given = [option for option, patterns in lists.items() if patterns]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say what is trained; give only one of them.")
+        if given and isinstance(self, LoraArguments) and self.lora_rank:
+            raise ValueError(
+                f"{given[0]} and --lora-rank: with LoRA only the adapters are trained. --target-modules says which layers get one; "
+                f"leave {given[0]} out."
+            )
+        for pattern in [*(self.only_train_params_name_list or ()), *(self.freeze_params_name_list or ())]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{given[0]}: {pattern!r} is no regular expression: {error}.") from None
+        return self

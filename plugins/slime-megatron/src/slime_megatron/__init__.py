@@ -30,6 +30,7 @@ low_precision_experts.py  which tokens of an expert are quantised together
 rank_parts.py        parts of tensor-parallel ranks, put together and taken apart
 adapter.py           LoRA adapters of a layer that is cut over ranks
 lora.py              which layers get one, merged weights, adapters on disk
+frozen.py            parameters that are not trained
 inventory.py         all weights of a whole model, by their names
 offload.py           memory that is given back while the engine generates
 weights.py           weights between files and this rank's parts

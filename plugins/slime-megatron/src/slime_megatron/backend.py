@@ -78,6 +78,7 @@ class MegatronBackend:
         from slime_megatron import (
             checkpoint_files,
             configuration,
+            frozen,
             lora,
             low_precision,
             model,
@@ -132,6 +133,8 @@ class MegatronBackend:
             if recipe is not None and not engine:
                 low_precision.swap_linears(built, recipe)
             head = model.add_value_head(built) if role == "critic" else None
+            if role != "reference":
+                frozen.freeze(built, args)
             with open_weights(folder, option_of(args), spec, self._quantised(folder)) as reader:
                 weights.load(built, reader.read)
             built.module.to(device)
@@ -245,6 +248,12 @@ class MegatronBackend:
         finally:
             self._zero_grad()
             self._wrapped.train(was_training)
+
+    def reset_optimizer(self) -> None:
+        """Let the next step be the first one for the optimizer."""
+        from slime_megatron.optimizer import forget_steps
+
+        forget_steps(self._trained())
 
     def save_state(self, path: Path) -> None:
         """Write this rank's part of model, optimizer and random states; see `slime_megatron.state`."""

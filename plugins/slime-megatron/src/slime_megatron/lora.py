@@ -59,7 +59,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
     model.module.requires_grad_(False)
     model.module.trains_adapters = True
     own: dict[str, Adapter] = {}
-    for name, linear in _own_linears(model):
+    for name, linear in own_linears(model):
         rule, files = model.names.of(weights.whole_model_name(model, f"{name}.weight"))
         layers = [file.removesuffix(".weight") for file in files]
         adapter = None
@@ -70,7 +70,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
             parent, _, place = name.rpartition(".")
             model.module.get_submodule(parent).add_module(place + _BESIDE, adapter)
             own |= dict.fromkeys(wanted, adapter)
-        linear.forward = partial(_forward, linear.forward, adapter)
+        linear.forward = partial(forward_rows, linear.forward, adapter)
     if not own:
         raise ArgumentError(
             f"--target-modules {' '.join(args.target_modules)}: no layer of pipeline stage "
@@ -81,8 +81,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
         if layer in own:
             own[layer].fill(_last(layer), start)
     if model.module.pre_process:
-        # Layers that are computed again in the backward pass get no gradient unless their input asks for one.
-        model.module.embedding.register_forward_hook(_ask_for_gradient)
+        model.module.embedding.register_forward_hook(ask_for_gradient)
 
 
 def linear_layers(config: Any) -> Sizes:
@@ -170,7 +169,7 @@ class BaseModel:
             return self._actor.log_probs(batch)
 
 
-def _forward(plain: Any, adapter: Adapter | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def forward_rows(plain: Any, adapter: Adapter | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """A linear layer with its adapter, if it has one, in place of its own `forward`.
 
     It multiplies matrices: with a further dimension torch chooses another way for weights that are frozen, which is slower and
@@ -183,12 +182,14 @@ def _forward(plain: Any, adapter: Adapter | None, x: Tensor) -> tuple[Tensor, Te
     return output.unflatten(0, (-1, *x.shape[1:-1])), bias
 
 
-def _ask_for_gradient(module: nn.Module, given: Any, output: Tensor) -> None:
+def ask_for_gradient(module: nn.Module, given: Any, output: Tensor) -> None:
+    """A hook of a frozen embedding: layers that are computed again in the backward pass get no gradient unless their input asks for
+    one."""
     if torch.is_grad_enabled():
         output.requires_grad_(True)
 
 
-def _own_linears(model: BuiltModel) -> Iterator[tuple[str, Any]]:
+def own_linears(model: BuiltModel) -> Iterator[tuple[str, Any]]:
     """The linear layers in this rank's blocks, but for those of experts."""
     for name, module in list(model.module.named_modules()):
         if (

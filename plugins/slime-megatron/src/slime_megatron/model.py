@@ -43,9 +43,10 @@ class HiddenStates(GPTModel):  # type: ignore[misc]  # megatron-core has no type
 
     Attributes:
         trains_adapters: its weights are frozen, and adapters trained.
+        freezes_weights: some of its weights are frozen.
     """
 
-    trains_adapters = False
+    trains_adapters = freezes_weights = False
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states

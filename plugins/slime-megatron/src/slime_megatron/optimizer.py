@@ -108,6 +108,19 @@ def let_go(wrapped: Any) -> None:
             kept[name] = None
 
 
+def forget_steps(optimizer: Any) -> None:
+    """Set the optimizer's means and counts of steps to 0, in place: as in a new one. Copies of the weights, which Transformer
+    Engine's Adam has among its state, stay."""
+    for inner in (part.optimizer for part in parts_of(optimizer)):
+        for group in inner.param_groups if inner is not None else ():
+            if "step" in group:
+                group["step"] = 0
+        for values in inner.state.values() if inner is not None else ():
+            for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if isinstance(values.get(key), Tensor):
+                    values[key].zero_()
+
+
 @contextmanager
 def on_device(optimizer: Any, offloaded: bool) -> Iterator[None]:
     """Have the optimizer's state where its parameters are inside of this context, and in host memory afterwards; nothing

@@ -36,6 +36,8 @@ def slime_train_backends() -> dict[str, Lazy]:
             reads_options=(
                 "OptimizerArguments",
                 "LoraArguments",
+                "only_train_params_name_list",
+                "freeze_params_name_list",
                 "MegatronLayoutArguments",
                 "MegatronComputeArguments",
                 "MegatronModelArguments",

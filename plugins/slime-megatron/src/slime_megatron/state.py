@@ -106,6 +106,8 @@ def _describe(built: BuiltModel, wrapped: nn.Module, optimizer: Any, loading: bo
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "chained_optim_avoid_prefix": True,  # names do not tell which of two optimizers a tensor is of
+        # Else layers are stored as one tensor, and the optimizer has nothing of those that are frozen.
+        "non_homogeneous_layers": _inner(wrapped).freezes_weights,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     model = lora.trained_alone(_inner(wrapped), _inner(wrapped).sharded_state_dict(metadata=metadata))

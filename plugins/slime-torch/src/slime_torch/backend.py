@@ -30,15 +30,24 @@ from slime_core.tensors.packed_rows import check_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
 from slime_core.tensors.rotary import looks_at_length
+from slime_core.training.frozen import freezes
 from slime_core.training.initial_weights import option_of
 from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state
 from slime_torch.arguments import TorchRunArguments, refused
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
-from slime_torch.model import add_value_head, check_checkpoint, empty_model, load_model, prepare, vocabulary_size
+from slime_torch.model import (
+    add_value_head,
+    check_checkpoint,
+    empty_model,
+    freeze,
+    load_model,
+    prepare,
+    vocabulary_size,
+)
 from slime_torch.offload import HOST, held, move_state, on_device
-from slime_torch.optimizer import build_optimizer, clip, gradient_norm, gradients_of
+from slime_torch.optimizer import build_optimizer, clip, forget_steps, gradient_norm, gradients_of
 from slime_torch.predictor import Predictor
 from slime_torch.rms_norm import speed_up_norms
 from slime_torch.sharding import Sharded, whole
@@ -131,6 +140,8 @@ class TorchBackend:
                 model.requires_grad_(False).train(False)
             elif self.args.lora_rank:
                 lora.add_adapters(model, self.args)
+            else:
+                freeze(model, self.args)
         self._sharded = None
         if ranks.size > 1:
             self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)
@@ -230,11 +241,19 @@ class TorchBackend:
             optimizer.zero_grad()
             self.model.train(was_training)
 
+    def reset_optimizer(self) -> None:
+        """Let the next step be the first one for the optimizer."""
+        forget_steps(self._trained()[0])
+
     def save_state(self, path: Path) -> None:
         """Write trained weights, optimizer, schedule and random states. With `--async-save` they are copied to host
         memory and written while training goes on."""
         optimizer, _ = self._trained()
-        self._saver.save(path, state.collect(self.model, optimizer, self._step), background=self.args.async_save)
+        self._saver.save(
+            path,
+            state.collect(self.model, optimizer, self._step, whole=freezes(self.args)),
+            background=self.args.async_save,
+        )
 
     def saved(self, wait: bool = True) -> bool:
         """Whether the last `save_state` is on disk; raises what kept it from getting there."""
@@ -243,7 +262,7 @@ class TorchBackend:
     def load_state(self, path: Path) -> None:
         """Restore what `save_state` wrote, bit for bit."""
         optimizer, _ = self._trained()
-        self._step = state.load(path, self.model, optimizer)
+        self._step = state.load(path, self.model, optimizer, whole=freezes(self.args))
         if self.args.optimizer_cpu_offload:
             move_state(optimizer, HOST)
 

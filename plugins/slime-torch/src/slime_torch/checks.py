@@ -10,6 +10,7 @@ from slime_core.data.checkpoint_folders import require_hugging_face
 from slime_core.errors import ArgumentError
 from slime_core.training.adapters import ALL_LINEAR, target_layers
 from slime_core.training.checkpoint_check import check_checkpoints, stored_linear
+from slime_core.training.frozen import NAME_LISTS, freezes, trained_names
 
 if TYPE_CHECKING:
     from slime_torch.arguments import TorchRunArguments
@@ -27,6 +28,12 @@ def check(args: TorchRunArguments, checking: Checking) -> None:
         return
     with checking.noting():
         _require_causal_model(config, args.hf_checkpoint)
+    if freezes(args) and not broken and checking.set_aside.isdisjoint(NAME_LISTS):
+        from slime_torch.model import empty_model
+
+        with checking.noting():
+            model = empty_model(args.ref_load or args.hf_checkpoint)
+            trained_names(args, [name for name, _ in model.named_parameters()], type(model).__name__)
     if (
         args.lora_rank
         and not broken

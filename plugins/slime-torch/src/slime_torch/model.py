@@ -4,7 +4,7 @@
 log-probabilities of a packed row with what the untouched model gives for each sequence alone, one of which reaches as far as
 the model can read. A model with attention, positions, state or logits that this backend does not know therefore cannot train
 wrongly in silence: it is refused.
-`add_value_head` makes a critic of a language model.
+`add_value_head` makes a critic of a language model; `freeze` takes parameters out of training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import require_folder, require_hugging_face
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
@@ -27,6 +28,7 @@ from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import Segments, pack_samples
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import per_sequence
+from slime_core.training.frozen import trained_names
 from slime_torch.attention import PACKED
 
 VALUE_HEAD = "value_head"
@@ -164,6 +166,17 @@ def add_value_head(model: PreTrainedModel, folder: str | None = None) -> nn.Line
     for parameter in output.parameters():
         parameter.requires_grad_(parameter is embedding)
     return head
+
+
+def freeze(model: PreTrainedModel, args: TrainArguments) -> None:
+    """Let only those parameters ask for gradients that the options say are trained, and a critic's head.
+
+    Raises:
+        ArgumentError: see `slime_core.training.frozen.trained_names`.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if not n.startswith(f"{VALUE_HEAD}.")}
+    for name in parameters.keys() - trained_names(args, list(parameters), type(model).__name__):
+        parameters[name].requires_grad_(False)
 
 
 def find_head(model: PreTrainedModel) -> Head:

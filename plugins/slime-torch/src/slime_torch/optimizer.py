@@ -30,6 +30,14 @@ def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]
     return torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=args.adam_eps, fused=True)
 
 
+def forget_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Set the optimizer's means and counts of steps to 0, in place: as in a new one."""
+    for values in optimizer.state.values():
+        for value in values.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
 def gradients_of(model: nn.Module) -> list[Tensor]:
     """This rank's parts of the gradients of all trained parameters; 0 for a parameter that nothing reached."""
     gradients = []

@@ -26,6 +26,8 @@ def slime_train_backends() -> dict[str, Lazy]:
             reads_options=(
                 "OptimizerArguments",
                 "LoraArguments",
+                "only_train_params_name_list",
+                "freeze_params_name_list",
                 "TorchArguments",
                 "fp8_recipe?fp8_format",
                 "fp8_emulation?fp8_format",

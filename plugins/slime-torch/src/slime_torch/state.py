@@ -3,8 +3,8 @@
 It is a checkpoint of torch.distributed.checkpoint: every rank writes the part that it holds, and any number of ranks
 can read it. What is in it:
 
-    model.NAME             trained parameters, and buffers, those with scales of FP8 among them; frozen ones are those of
-                           --hf-checkpoint
+    model.NAME             parameters, and buffers, those with scales of FP8 among them; with LoRA the trained ones alone, and
+                           frozen ones are those of --hf-checkpoint
     optimizer.NAME.KEY     what the optimizer keeps for that parameter
     rank_00000, …          each rank's number of finished steps and random states
 
@@ -38,10 +38,14 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or
 logger = logging.getLogger(__name__)
 
 
-def collect(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
-    """The state by its names on disk. The tensors are those of the model, which training goes on changing."""
+def collect(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, whole: bool = False) -> dict[str, Tensor]:
+    """The state by its names on disk. The tensors are those of the model, which training goes on changing.
+
+    Args:
+        whole: parameters that are not trained belong to it too.
+    """
     own = {"optimizer": type(optimizer).__name__, "step": step, "random": random_states()}
-    return {**_model_tensors(model), **_optimizer_tensors(model, optimizer), _rank_name(_rank()): _packed(own)}
+    return {**_model_tensors(model, whole), **_optimizer_tensors(model, optimizer), _rank_name(_rank()): _packed(own)}
 
 
 class Saver:
@@ -83,8 +87,8 @@ class Saver:
         return self._writing is None
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what was saved by any number of ranks, and return the number of finished steps.
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, whole: bool = False) -> int:
+    """Restore what was saved by any number of ranks, and return the number of finished steps. `whole`: as in `collect`.
 
     The random states are this rank's own, or rank 0's if it was saved by another number of ranks. Learning rates,
     weight decay and the like stay as the options of this run set them.
@@ -101,7 +105,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     raw = torch.empty(stored[name].size, dtype=torch.uint8)
     _read(path, {name: raw})
     own = _unpacked(path, raw)
-    state = _model_tensors(model)
+    state = _model_tensors(model, whole)
     kept = {key: meta for key, meta in stored.items() if key.startswith("optimizer.")}
     _check_fits(path, state, stored, kept, own["optimizer"], type(optimizer).__name__)
     parameters = dict(model.named_parameters())
@@ -125,10 +129,10 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return finished
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters, tied ones once, and the buffers that belong to a checkpoint."""
+def _model_tensors(model: nn.Module, whole: bool) -> dict[str, Tensor]:
+    """Parameters, only trained ones unless `whole`, tied ones once, and the buffers that belong to a checkpoint."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad or whole}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in every}
     return {f"model.{name}": tensor for name, tensor in {**trained, **buffers}.items()}
 

@@ -1,0 +1,101 @@
+"""What `slime check` says of slime's training flags: where one has no effect, contradicts another one, or cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slime_core.cli.main import main
+
+SFT = ["--rollout-function-path", "sft", "--loss-type", "sft_loss", "--disable-compute-advantages-and-returns"]
+KL = ["--use-kl-loss", "--kl-loss-coef", "0.1"]
+LORA = ["--lora-rank", "2"]
+
+
+@pytest.fixture
+def check(tiny_model: Path, chat_rows: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Checks a GRPO run with further words, and returns the status and what was said."""
+
+    def call(*words: str) -> tuple[int, str]:
+        flags = [
+            *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
+            *("--apply-chat-template", "--rollout-engine", "local", "--custom-rm-path", "rl_hooks.even_tokens"),
+            *("--rollout-batch-size", "4", "--n-samples-per-prompt", "2", "--num-rollout", "2"),
+        ]
+        capsys.readouterr()
+        status = main(["check", *flags, *words])
+        told = capsys.readouterr()
+        return status, " ".join(f"{told.out} {told.err}".split())
+
+    return call
+
+
+REMARKS: dict[str, tuple[list[str], str]] = {
+    "k1 as a loss": ([*KL, "--kl-loss-type", "k1"], "0 in expectation"),
+    "the default as a loss": (KL, "0 in expectation"),
+    "masking of sequences that cannot be off-policy": (
+        ["--use-opsm"],
+        "--use-opsm has no effect: with one optimizer step",
+    ),
+    "a threshold without masking": (["--opsm-delta", "1"], "--opsm-delta has no effect without --use-opsm"),
+    "a weighed KL that is not measured": (
+        ["--use-unbiased-kl"],
+        "--use-unbiased-kl has no effect without --use-kl-loss",
+    ),
+    "mismatch of SFT": ([*SFT, "--get-mismatch-metrics"], "--get-mismatch-metrics has no effect"),
+}
+SILENT: dict[str, list[str]] = {
+    "k1 that is measured": ["--use-kl-loss", "--kl-loss-type", "k1"],
+    "k1 with a coefficient of 0": ["--use-kl-loss", "--kl-loss-coef", "0", "--kl-loss-type", "k1"],
+    "k3 as a loss": [*KL, "--kl-loss-type", "k3"],
+    "k1 that is weighed": [*KL, "--kl-loss-type", "k1", "--use-unbiased-kl"],
+    "k1 in rewards": ["--kl-coef", "0.1", "--kl-loss-type", "k1", "--advantage-estimator", "reinforce_plus_plus"],
+    "masking in several steps": ["--use-opsm", "--num-steps-per-rollout", "2"],
+    "masking of what the engine's log-probs say": ["--use-opsm", "--use-rollout-logprobs"],
+    "frozen parameters": ["--freeze-params-name-list", "embed", "--reset-optimizer-states"],
+}
+ERRORS: dict[str, tuple[list[str], str]] = {
+    "a reducer of a loss that calls none": (
+        [*SFT, "--custom-pg-loss-reducer-function-path", "rl_hooks.over_three_tokens"],
+        "names no parameter pg_loss_reducer",
+    ),
+    "both lists of trained parameters": (
+        ["--only-train-params-name-list", "mlp", "--freeze-params-name-list", "norm"],
+        "both say what is trained",
+    ),
+    "trained parameters and adapters": (
+        ["--freeze-params-name-list", "norm", *LORA],
+        "--target-modules says which layers get one",
+    ),
+    "an expression that is none": (["--freeze-params-name-list", "layers.["], "is no regular expression"),
+    "a name that no parameter has": (
+        ["--only-train-params-name-list", "self_attention.linear_qkv"],
+        "linear_qkv is q_proj, k_proj and v_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REMARKS)
+def test_what_may_not_be_meant_is_said(what: str, check: Callable[..., tuple[int, str]]) -> None:
+    words, message = REMARKS[what]
+    status, said = check(*words)
+    assert status == 0, said
+    assert message in said
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_what_is_meant_is_not_spoken_of(what: str, check: Callable[..., tuple[int, str]]) -> None:
+    status, said = check(*SILENT[what])
+    assert status == 0, said
+    assert "in expectation" not in said
+    assert "no effect" not in said
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_what_contradicts_itself_or_names_nothing_is_an_error(what: str, check: Callable[..., tuple[int, str]]) -> None:
+    words, message = ERRORS[what]
+    status, said = check(*words)
+    assert status in (1, 2), said
+    assert message in said
