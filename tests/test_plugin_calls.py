@@ -29,6 +29,7 @@ def caller(
     return Caller(selected, policies([policy])["reward"])
 
 
+ARGS: Any = SimpleNamespace(group_rm=False, custom_rm_path=None)
 SAMPLES = [Sample(index=3, metadata={"slime": {"source": "rows.jsonl:4"}}), Sample(index=4)]
 
 
@@ -52,7 +53,7 @@ SAMPLES = [Sample(index=3, metadata={"slime": {"source": "rows.jsonl:4"}}), Samp
 def test_a_faulty_reward_names_itself_and_the_sample(definition, says, tmp_path, monkeypatch):
     failing = caller(definition, tmp_path, monkeypatch)
     with pytest.raises(PluginError) as error:
-        asyncio.run(score(failing, None, SAMPLES))
+        asyncio.run(score(failing, ARGS, SAMPLES))
     message = str(error.value)
     assert says in message
     assert f"The reward '{failing.selected.name}' of import path for sample 3 (rows.jsonl:4)" in message
@@ -63,8 +64,8 @@ def test_a_faulty_reward_names_itself_and_the_sample(definition, says, tmp_path,
 def test_a_dropped_reward_is_counted_and_the_others_go_on(tmp_path, monkeypatch):
     code = "def it(args, sample): return 1.0 if sample.index == 4 else 1 / 0"
     dropping = caller(code, tmp_path, monkeypatch, "reward:retries=1,backoff=0,on_failure=drop")
-    assert repr(asyncio.run(score(dropping, None, SAMPLES[:1]))) == "DROPPED"
-    assert asyncio.run(score(dropping, None, SAMPLES[1:])) == [1.0]
+    assert repr(asyncio.run(score(dropping, ARGS, SAMPLES[:1]))) == "DROPPED"
+    assert asyncio.run(score(dropping, ARGS, SAMPLES[1:])) == [1.0]
     assert dropping.metrics() == {"hooks/reward/failures": 2, "hooks/reward/timeouts": 0, "hooks/reward/dropped": 1}
     assert (dropping.calls, dropping.selected.timings.take()["perf/hooks/reward/calls"]) == (2, 3)
 
@@ -74,7 +75,7 @@ def test_a_plain_function_that_ends_after_its_time_ends_in_silence(tmp_path, mon
     for code in ("def it(args, sample): time.sleep(0.5); return 1.0", "def it(args, sample): time.sleep(0.5); 1 / 0"):
         slow = caller(code, tmp_path, monkeypatch)
         with pytest.raises(PluginError, match="did not answer within"):
-            asyncio.run(score(slow, None, SAMPLES[:1]))
+            asyncio.run(score(slow, ARGS, SAMPLES[:1]))
         with pytest.raises(PluginError, match="did not answer within"):
             slow.call(None, SAMPLES[0])
         for thread in [t for t in threading.enumerate() if t.name == "plugin-call"]:
@@ -84,7 +85,7 @@ def test_a_plain_function_that_ends_after_its_time_ends_in_silence(tmp_path, mon
 def test_a_retry_may_succeed(tmp_path, monkeypatch):
     code = "seen = []\nasync def it(args, sample):\n    seen.append(1)\n    return 2.0 if len(seen) == 3 else 1 / 0"
     retrying = caller(code, tmp_path, monkeypatch, "reward:retries=2,backoff=0.01,on_failure=raise")
-    assert asyncio.run(score(retrying, None, SAMPLES[:1])) == [2.0]
+    assert asyncio.run(score(retrying, ARGS, SAMPLES[:1])) == [2.0]
     assert (retrying.calls, retrying.failures, retrying.dropped) == (1, 2, 0)
 
 
@@ -103,7 +104,7 @@ def test_what_is_wrong_with_a_row_is_not_tried_again(tmp_path, monkeypatch, capl
         "from slime_core.errors import DataError\ndef it(args, sample): raise DataError(f'{sample.name} has no label.')"
     )
     dropping = caller(code, tmp_path, monkeypatch, "reward:retries=3,backoff=9,on_failure=drop")
-    assert repr(asyncio.run(score(dropping, None, SAMPLES[:1]))) == "DROPPED"
+    assert repr(asyncio.run(score(dropping, ARGS, SAMPLES[:1]))) == "DROPPED"
     assert dropping.failures == 1
     assert "failed and is dropped: sample 3 (rows.jsonl:4) has no label." in caplog.text
 
@@ -113,10 +114,10 @@ def test_samples_of_one_group_are_one_failure_in_a_row(tmp_path, monkeypatch):
     dropping = caller("def it(args, sample): return sample.reward / 0", tmp_path, monkeypatch, policy)
     for number in range(2):
         group = [Sample(index=i, group_index=number, reward=1.0) for i in range(24)]
-        assert repr(asyncio.run(score(dropping, None, group))) == "DROPPED"
+        assert repr(asyncio.run(score(dropping, ARGS, group))) == "DROPPED"
     assert dropping.dropped == 48
     with pytest.raises(PluginError, match="It was the failure number 3 in a row, so the run ends"):
-        asyncio.run(score(dropping, None, [Sample(index=0, group_index=2, reward=1.0)]))
+        asyncio.run(score(dropping, ARGS, [Sample(index=0, group_index=2, reward=1.0)]))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_samples_of_one_group_are_one_failure_in_a_row(tmp_path, monkeypatch):
 def test_waiting_for_a_turn_is_not_the_time_of_the_work(work, done, tmp_path, monkeypatch):
     code = f"from slime_core.plugins.clock import waiting\n{work}"
     timed = caller(code, tmp_path, monkeypatch, "reward:timeout=1,retries=0,on_failure=drop")
-    found = asyncio.run(score(timed, None, SAMPLES[:1]))
+    found = asyncio.run(score(timed, ARGS, SAMPLES[:1]))
     assert (found == [1.0], timed.timeouts) == (done, 0 if done else 1)
     if "async" not in work:
         assert (timed.call(None, SAMPLES[0]) == 1.0) == done

@@ -130,7 +130,8 @@ def test_slimes_own_hook_functions_run_unchanged(tmp_path, monkeypatch):
     popped = plugins.select("buffer_pop", "slime_hooks.pop_first")(None, 0, buffer, 2)
     assert ([g[0].index for g in popped], [g[0].index for g in buffer]) == ([0, 1], [2])
     scoring = Caller(plugins.select("reward", "slime_hooks.my_reward"), policies([])["reward"])
-    assert asyncio.run(score(scoring, None, [Sample(response="4", label="4"), Sample(response="5", label="4")])) == [
+    args = SimpleNamespace(group_rm=False, custom_rm_path=None)
+    assert asyncio.run(score(scoring, args, [Sample(response="4", label="4"), Sample(response="5", label="4")])) == [
         1.0,
         0.0,
     ]
