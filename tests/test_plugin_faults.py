@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from plugin_faults import FAULTS, PICK_LOSS, Fault, loss
