@@ -22,6 +22,9 @@ MAX_DEPTH = 100
 """How many lists and objects may stand inside each other. What reads data goes into it level by level, and Python allows
 only so many levels."""
 
+MAX_ROW_BYTES = 64 << 20
+"""Bytes that a row may have, a row of text or of Arrow. What follows from a row takes many times its size in memory."""
+
 _TOO_DEEP = f"nested too deeply to be read (more than {MAX_DEPTH} levels)"
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
@@ -48,6 +51,16 @@ def read_json(text: str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _require_depth(value)
     return value
+
+
+def require_row_size(size: int) -> None:
+    """Refuse a row of more than `MAX_ROW_BYTES`.
+
+    Raises:
+        DataError: without file and row.
+    """
+    if size > MAX_ROW_BYTES:
+        raise DataError(f"the row has {size} bytes; at most {MAX_ROW_BYTES} (64 MiB) are read")
 
 
 def plain(value: Any, what: str) -> Any:

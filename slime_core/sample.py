@@ -222,13 +222,47 @@ class Sample:
         values = {name: value for name, value in data.items() if name != "attributes"}
         if unknown := sorted(set(values) - _FIELDS):
             raise SampleError(f"A stored sample has fields that Sample does not know: {', '.join(unknown)}.")
-        sample = cls(**{**values, "status": Status(data.get("status", "pending"))})
+        try:
+            status = Status(data.get("status", "pending"))
+        except ValueError:
+            raise SampleError(f"A stored sample has the status {data['status']!r}, which there is not.") from None
+        for name, fits in _STORED.items():
+            if name in values and not fits(values[name]):
+                raise SampleError(f"A stored sample has {name} that is none: {str(values[name])[:60]!r}.")
+        sample = cls(**{**values, "status": status})
         for name, value in data.get("attributes", {}).items():
+            if hasattr(cls, name):
+                raise SampleError(f"A stored sample has the attribute {name!r}, which is no hook's.")
             setattr(sample, name, value)
         return sample
 
 
 _FIELDS = frozenset(f.name for f in fields(Sample))
+
+
+def _are(*kinds: type) -> Callable[[Any], bool]:
+    """Whether a value is a list of such values."""
+    return lambda value: type(value) is list and set(kinds).issuperset(map(type, value))
+
+
+def _is(*kinds: type | None) -> Callable[[Any], bool]:
+    """Whether a value is of one of these types, or None where that is among them."""
+    return lambda value: type(value) in kinds or (value is None and None in kinds)
+
+
+_STORED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("group_index", "index", "rollout_id"), _is(int, None)),
+    "prompt": _is(str, list),
+    "tokens": _are(int),
+    "response": _is(str),
+    "response_length": _is(int),
+    "loss_mask": lambda value: value is None or _are(int)(value),
+    "rollout_log_probs": lambda value: value is None or _are(int, float)(value),
+    "weight_versions": _are(int, str),
+    "metadata": _is(dict),
+    "remove_sample": _is(bool),
+}
+"""What the fields of a stored sample are; the others may be anything."""
 
 
 def plain_reward(reward: Any, what: str = "the reward") -> Any:

@@ -21,6 +21,7 @@ from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage
 from slime_core.errors import ArgumentError, SlimeError, together
+from slime_core.remote_code import trust_remote_code
 
 BY_TIME = "the time of start"
 
@@ -143,6 +144,7 @@ def read_sources(
                 return Resolution(None, errors, frozenset(set_aside))
             set_aside |= wrong_names
             values = {name: value for name, value in values.items() if name not in wrong_names}
+    trust_remote_code(args.trust_remote_code)
     everywhere = {name: provenance.get(name, "default") for name in namespace.options}
     suffix = f"-stage{recipe.number}" if recipe and recipe.number else ""
     resolved = derive(Resolved(args, everywhere, namespace), suffix)

@@ -5,6 +5,7 @@
     jsonl.py         JSON Lines, read by byte offset
     json_array.py    JSON arrays
     arrow.py         Arrow, Parquet and folders written by Hugging Face `datasets`, read through a memory map
+    arrow_validity.py  whether reading a record batch is safe
     arrow_values.py  what the values of an Arrow column mean
     rows.py          `open_rows`: all of these as one sequence of rows
     conversation.py  what a conversation must look like, and its one form for loss masks

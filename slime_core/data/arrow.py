@@ -2,6 +2,9 @@
 
 Parquet and compressed Arrow cannot be read row by row, so they are copied once into an uncompressed Arrow file in the
 cache folder.
+
+pyarrow believes what a file says of itself, and reading a row of a damaged one may end the process. So every batch is
+validated before the first of its rows is read, its offsets and its text included.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.arrow_validity import validate
 from slime_core.data.arrow_values import Meaning, meaning
 from slime_core.data.cache import cached_copy
 from slime_core.data.files import content_digest
 from slime_core.errors import DataError
+from slime_core.plain import MAX_ROW_BYTES, require_row_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 JSON_COLUMNS = b"slime_json_columns"
 """Key of the schema metadata that lists, as JSON, the columns whose strings hold JSON: `["tools"]`, and
 `["messages", "tool_calls"]` for a field of the structs in a list. Written by `slime_core.data.convert`."""
+
+MAX_UNPACKED, MIN_UNPACKED = 1000, 1 << 28
+"""A compressed file may unpack to so many times its size, and to so many bytes more."""
 
 _BATCH = 1024  # rows
 _READS_BETWEEN_DROPS = 128
@@ -44,9 +52,13 @@ class ArrowFile:
             batches = self._map_batches(path) if path.suffix.lower() != ".parquet" else None
             if batches is None:
                 batches = self._map_batches(self._copy()) or []
-        except (pa.ArrowException, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Write the file again.") from None
+        except (pa.ArrowException, ValueError, EOFError, MemoryError, OverflowError) as error:
+            raise DataError(
+                f"{path} cannot be read as {path.suffix[1:]}: {_first_line(error)}. Write the file again."
+            ) from None
         self._batches = batches
+        self._valid: set[int] = set()
+        self._large: set[int] = set()  # batches that are larger than a row may be
         self._ends = list(accumulate(batch.num_rows for batch in batches))
         self._meanings = _meanings(batches[0].schema) if batches else {}
 
@@ -62,7 +74,11 @@ class ArrowFile:
         self._count_read()
         batch = bisect_right(self._ends, index)
         start = self._ends[batch - 1] if batch else 0
+        if batch not in self._valid:
+            self._validate(batch)
         one = self._batches[batch].slice(index - start, 1)
+        if batch in self._large:
+            require_row_size(one.nbytes)
         try:
             row: dict[str, Any] = one.to_pylist()[0]
         except (ValueError, OverflowError):  # text that is no UTF-8, or a time that Python has no object for
@@ -85,6 +101,18 @@ class ArrowFile:
             self._digest = content_digest(self.path)
         return self._digest
 
+    def _validate(self, batch: int) -> None:
+        """Check that whatever the batch points to lies in it. Raises `DataError` without file and row."""
+        import pyarrow as pa
+
+        try:
+            validate(self._batches[batch])
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(f"the file is damaged here: {_first_line(error)}") from None
+        if self._batches[batch].nbytes > MAX_ROW_BYTES:
+            self._large.add(batch)
+        self._valid.add(batch)
+
     def _copy(self) -> Path:
         return cached_copy(self.path, self.digest(), ".arrow", partial(_write_batches, self.path))
 
@@ -97,7 +125,8 @@ class ArrowFile:
         whole = pa.py_buffer(self._map)
         batches = []
         for batch in _batches(_ipc_reader(whole, self._map[:6])):
-            if not all(whole.address <= part.address < whole.address + whole.size for part in _buffers(batch)):
+            inside = range(whole.address, whole.address + whole.size + 1)
+            if not all(part.address in inside and part.address + part.size in inside for part in _buffers(batch)):
                 return None
             batches.append(batch)
             self._count_read()
@@ -117,7 +146,12 @@ def _write_batches(original: Path, copy: Path) -> None:
 
     schema, batches = _stream(original)
     with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        written, most = 0, MAX_UNPACKED * original.stat().st_size + MIN_UNPACKED
         for batch in batches:
+            validate(batch)
+            written += batch.nbytes
+            if written > most:
+                raise ValueError(f"it unpacks to more than {MAX_UNPACKED} times its size")
             writer.write_batch(batch)
 
 
@@ -167,6 +201,10 @@ def _meanings(schema: pa.Schema) -> dict[str, Meaning]:
         if meant is not None:
             meanings[field.name] = meant
     return meanings
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _first(name: str, column: pa.Array) -> Any:

@@ -7,6 +7,7 @@ made from: it can never be stale, and may be deleted at any time.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,9 +30,10 @@ def cached_copy(original: Path, digest: str, suffix: str, write: Callable[[Path]
     copy = folder / f"{digest}{suffix}"
     if copy.is_file():
         return copy
-    unfinished = folder / f"{digest}.{os.getpid()}.tmp"
+    unfinished = folder / f"{digest}.{secrets.token_hex(8)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        unfinished.touch(exist_ok=False)  # so it is no link that somebody put there
         write(unfinished)
         unfinished.replace(copy)
     except OSError as error:

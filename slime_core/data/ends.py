@@ -103,10 +103,9 @@ class TrainedEnds:
 def stored_trained_ends(folder: Path) -> list[int]:
     """Return the ends that a checkpoint of a run keeps in this folder; [] where it keeps none."""
     try:
-        found: list[int] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _of(json.loads((folder / _FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return []
-    return found
 
 
 def add_ends(export: Path, ends: Sequence[int]) -> list[int]:
@@ -134,7 +133,7 @@ def _stored_ends(folder: Path, files: Sequence[str]) -> list[int]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -14,6 +14,7 @@ from slime_core.data.cache import cached_copy
 from slime_core.data.files import content_digest
 from slime_core.data.jsonl import BOM, SPACE, JsonLinesFile
 from slime_core.errors import DataError
+from slime_core.plain import require_row_size
 
 _PIECE = 4 << 20  # bytes
 _DEPTH = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
@@ -86,7 +87,8 @@ def array_elements(file: BinaryIO) -> Iterator[bytes]:
 
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events)
-    depth, parts = 0, []
+    parts: list[bytes] = []
+    depth = size = 0
     try:
         for piece in _pieces(file):
             parser.send(_HARD.sub(b"1111", piece))
@@ -95,10 +97,12 @@ def array_elements(file: BinaryIO) -> Iterator[bytes]:
                 if depth == 1 and event not in ("start_map", "end_array"):
                     raise DataError(f"found {_NAMES.get(event, event)} in the place of an object")
                 depth += _DEPTH.get(event, 0)
+            size += len(piece)
+            require_row_size(size)
             if depth == 1 and events and events[-1][0] == "end_map":
                 element = b"".join(parts)
                 yield element[element.index(b"{") :]
-                parts = []
+                parts, size = [], 0
             events.clear()
         parser.close()
     except (ijson.JSONError, ValueError) as error:
@@ -110,5 +114,6 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     rest = file.read(len(BOM)).removeprefix(BOM)
     while piece := file.read(max(_PIECE, len(rest))):  # doubles while there is no } in it
         *whole, rest = (rest + piece).split(b"}")
+        require_row_size(len(rest))
         yield from (part + b"}" for part in whole)
     yield rest

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.errors import DataError
-from slime_core.plain import read_json
+from slime_core.plain import read_json, require_row_size
 
 _PIECE = 4 << 20
 BOM = b"\xef\xbb\xbf"
@@ -42,6 +42,7 @@ class JsonLinesFile:
     def read(self, index: int) -> Any:
         """Return row `index`, parsed. Raises `DataError` with the column, without file and row."""
         start, end = self._starts[index], self._starts[index + 1]
+        require_row_size(end - start)
         raw = os.pread(self._file.fileno(), end - start, start)
         return parse_json(raw.rstrip(SPACE))
 
@@ -55,26 +56,25 @@ class JsonLinesFile:
 
     def _index_lines(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        starts, position, carried = self._starts, 0, b""
+        starts, position = self._starts, 0
+        start, blank = 0, True  # of the line: where it begins, and whether it is blank so far
         while piece := self._file.read(_PIECE):
             digest.update(piece)
-            piece, cursor = carried + piece, 0
+            cursor = 0
             if position == 0 and piece.startswith(BOM):
-                cursor = len(BOM)
+                cursor = start = len(BOM)
             while (newline := piece.find(b"\n", cursor)) >= 0:
-                self._add_line(position + cursor, piece[cursor:newline])
-                cursor = newline + 1
-            carried, position = piece[cursor:], position + cursor
-        if carried.strip(SPACE):
-            starts.append(position)
-        starts.append(position + len(carried))
+                if blank and not piece[cursor:newline].strip(SPACE):
+                    self._blank_lines.append(len(starts))
+                else:
+                    starts.append(start)
+                cursor, start, blank = newline + 1, position + newline + 1, True
+            blank = blank and not piece[cursor:].strip(SPACE)
+            position += len(piece)
+        if not blank:
+            starts.append(start)
+        starts.append(position)
         return digest.hexdigest()
-
-    def _add_line(self, start: int, line: bytes) -> None:
-        if line.strip(SPACE):
-            self._starts.append(start)
-        else:
-            self._blank_lines.append(len(self._starts))
 
 
 def parse_json(raw: bytes) -> Any:

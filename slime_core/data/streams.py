@@ -25,6 +25,7 @@ from slime_core.data.files import matching, parse_spec
 from slime_core.data.jsonl import BOM, SPACE, parse_json
 from slime_core.data.rows import object_row
 from slime_core.errors import CheckpointError, DataError
+from slime_core.plain import MAX_ROW_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -193,11 +194,15 @@ class StreamReader:
                 self._close_file = weakref.finalize(self, self._open.close)  # also when the reader is dropped
             position = self._position
             try:
-                line = self._open.readline()
+                line = self._open.readline(MAX_ROW_BYTES + 1)
             except (OSError, EOFError, zlib.error) as error:
                 raise StreamError(
                     f"{self._where(position)}: the file cannot be read on: {error}. Write the file again."
                 ) from None
+            if len(line) > MAX_ROW_BYTES:
+                raise StreamError(
+                    f"{self._where(position)}: the row has more than {MAX_ROW_BYTES} bytes (64 MiB), and is not read. Take it out."
+                )
             if not line:
                 if position.file + 1 == len(self._files):
                     return None
@@ -254,7 +259,8 @@ def _first_row(path: Path) -> dict[str, Any]:
     """The first row of a file, which is opened and closed for it. Raises `DataError` with file and row."""
     try:
         with _open_at(path, 0) as file:
-            line = next((line for line in file if line.removeprefix(BOM).strip(SPACE)), b"").removeprefix(BOM)
+            lines = iter(lambda: file.readline(MAX_ROW_BYTES + 1), b"")
+            line = next((line for line in lines if line.removeprefix(BOM).strip(SPACE)), b"").removeprefix(BOM)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
     return object_row(lambda: parse_json(line), lambda: f"{path}:1")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.data.checkpoint_folders import require_hugging_face
 from slime_core.errors import ArgumentError
+from slime_core.remote_code import from_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, path)
+    except ArgumentError as error:
+        raise ArgumentError(f"--hf-checkpoint {error}") from error
     except Exception as error:  # the library that reads tokenizer.json raises bare ones, for a file newer than itself
         require_hugging_face(path, "--hf-checkpoint")
         raise ArgumentError(

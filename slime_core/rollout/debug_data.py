@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slime_core.errors import DataError
+from slime_core.errors import DataError, SampleError
+from slime_core.plain import read_json
 from slime_core.sample import Group, RolloutOutput, Sample
 
 
@@ -25,12 +26,19 @@ def read_debug_data(path: Path) -> RolloutOutput:
         DataError: there is no such file, or it holds something else.
     """
     try:
-        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        head, *lines = [read_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         groups: dict[int, Group] = {}
         for line in lines:
-            groups.setdefault(line.pop("group"), []).append(Sample.from_dict(line))
-        return RolloutOutput(list(groups.values()), head["metrics"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            groups.setdefault(int(line.pop("group")), []).append(Sample.from_dict(line))
+        return RolloutOutput(list(groups.values()), _numbers(head["metrics"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError, SampleError) as error:
         raise DataError(
             f"--load-debug-rollout-data: {path} cannot be read: {error}. Give the path that --save-debug-rollout-data wrote."
         ) from error
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    """Return metrics. Raises `DataError` where they are none."""
+    if not isinstance(metrics, dict) or not all(type(value) in (int, float) for value in metrics.values()):
+        raise DataError("its metrics are no object of numbers")
+    return metrics

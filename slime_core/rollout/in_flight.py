@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from slime_core.contracts.data import DataSource
+from slime_core.errors import CheckpointError
 from slime_core.sample import Group, Sample
 
 _IN_FLIGHT = "in_flight"
@@ -19,9 +20,19 @@ def state_with(source: DataSource, in_flight: list[Group]) -> dict[str, Any]:
 
 def load_state(source: DataSource, state: dict[str, Any]) -> None:
     """Restore a data source from what `state_with` or its own `state_dict` returned. Groups that were in flight are put into
-    its buffer."""
+    its buffer.
+
+    Raises:
+        CheckpointError: it is none that this source can go on from.
+    """
     own = dict(state)
     in_flight = own.pop(_IN_FLIGHT, [])
-    source.load_state_dict(own)
-    if in_flight:
-        source.add_samples([[Sample.from_dict(sample) for sample in group] for group in in_flight])
+    try:
+        source.load_state_dict(own)
+        if in_flight:
+            source.add_samples([[Sample.from_dict(sample) for sample in group] for group in in_flight])
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"The state of the data source in the checkpoint cannot be gone on from ({type(error).__name__}: {error}). Go on from an "
+            "earlier checkpoint, or with the --data-source-path that it was saved with."
+        ) from error

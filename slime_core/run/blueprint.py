@@ -17,6 +17,7 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.namespace import Namespace
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import Switches
+from slime_core.remote_code import trust_remote_code
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.plan import Plan
 from slime_core.run.workers import make_rollout_worker, make_train_worker
@@ -67,7 +68,9 @@ class Blueprint:
         # mean to import the program that defines them.
         family: dict[str, Any] = dict.fromkeys(self.arguments.keys() - namespace.options.keys(), (Any, None))
         model = create_model("Arguments", __base__=namespace.model, **family) if family else namespace.model
-        return model(**self.arguments), plugins
+        args = model(**self.arguments)
+        trust_remote_code(args.trust_remote_code)
+        return args, plugins
 
 
 @dataclass(frozen=True)

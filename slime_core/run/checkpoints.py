@@ -7,7 +7,8 @@
     DIR/latest_checkpointed_iteration.txt
 
 A checkpoint is written into a hidden folder, flushed to disk and then renamed, so a folder that is called `iter_…` and has a
-manifest is complete. On loading, every file is compared with the manifest. Folders of other programs may have the same name
+manifest is complete. On loading, every file is compared with the manifest, and one in `trainer/` that it does not list is refused;
+nothing in a checkpoint is executed. Folders of other programs may have the same name
 (`slime_core.data.checkpoint_folders`): they are not looked at here, never removed, and none is written beside them.
 """
 
@@ -23,11 +24,13 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iterations
-from slime_core.errors import CheckpointError
+from slime_core.errors import CheckpointError, DataError
+from slime_core.plain import read_json
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import Console
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker
+from slime_core.whole_file import write_whole
 
 
 class Saving:
@@ -197,25 +200,25 @@ def find_checkpoint(load: Path, step: int | None) -> Path | None:
 def stored_arguments(checkpoint: Path) -> dict[str, Any]:
     """The arguments of the run that wrote a checkpoint; {} where they cannot be read, which `load_state` reports."""
     try:
-        arguments: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["arguments"]
-    except (OSError, ValueError, KeyError):
+        return dict(require_state(read_json((checkpoint / "state.json").read_text(encoding="utf-8")))["arguments"])
+    except (OSError, UnicodeDecodeError, DataError, CheckpointError):
         return {}
-    return arguments
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Verify every file of a checkpoint against its manifest and return its state.
 
     Raises:
-        CheckpointError: a file is missing, truncated or changed.
+        CheckpointError: a file is missing, truncated, changed or not in the manifest.
     """
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        damaged = [n for n, d in manifest.items() if not (checkpoint / n).is_file() or _describe(checkpoint / n) != d]
+        damaged = _differences(checkpoint, read_json((checkpoint / "manifest.json").read_text(encoding="utf-8")))
         if not damaged:
-            state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-            return state
-    except (OSError, ValueError) as error:
+            state = read_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+            if isinstance(state, dict):
+                return state
+            damaged = ["state.json holds no object"]
+    except (OSError, UnicodeDecodeError, DataError) as error:
         damaged = [str(error)]
     others = [path.name for path in _all(checkpoint.parent) if path.name != checkpoint.name]
     instead = (
@@ -224,6 +227,37 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         else "There is no other one beside it; without --load the run starts anew, with another --save."
     )
     raise CheckpointError(f"The checkpoint {checkpoint} is damaged: {', '.join(damaged[:5])}. {instead}")
+
+
+def _differences(checkpoint: Path, manifest: Any) -> list[str]:
+    """The files that are not as the manifest says; and those under `trainer` that it does not list, which a train backend could
+    take for its own. Elsewhere further files are nobody's, and are not read."""
+    if not isinstance(manifest, dict) or "state.json" not in manifest:
+        return ["manifest.json lists no state.json"]
+    found = []
+    for name, described in manifest.items():
+        path = checkpoint / name
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts and not path.is_symlink()
+        if not inside or not path.is_file() or _describe(path) != described:
+            found.append(name)
+    files = (path for path in (checkpoint / "trainer").rglob("*") if not path.is_dir() or path.is_symlink())
+    unlisted = [str(path.relative_to(checkpoint)) for path in files if not path.name.startswith(".nfs")]
+    return found + [f"{name} is not in its manifest" for name in sorted(set(unlisted) - manifest.keys())]
+
+
+_STATE: dict[str, Any] = {"rollout_id": int, "data_source": dict, "arguments": dict, "data": dict, "plugins": dict}
+
+
+def require_state(state: Any) -> dict[str, Any]:
+    """Return what `load_state` gave, if it has what every run stores.
+
+    Raises:
+        CheckpointError: says what is missing.
+    """
+    for name, kind in _STATE.items():
+        if not isinstance(state, dict) or not isinstance(state.get(name), kind):
+            raise CheckpointError(f"The state.json of the checkpoint has no {name!r} of a run. Go on from another one.")
+    return dict(state)
 
 
 def require_own(folder: Path) -> None:
@@ -297,6 +331,4 @@ def _flush(path: Path) -> None:
 
 
 def _write_latest(folder: Path, rollout_id: int) -> None:
-    temporary = folder / f".{LATEST}"
-    temporary.write_text(f"{rollout_id}\n", encoding="utf-8")
-    os.replace(temporary, folder / LATEST)
+    write_whole(folder / LATEST, f"{rollout_id}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
@@ -33,6 +32,7 @@ from slime_core.runtime.handles import wait
 from slime_core.runtime.layout import require_ray
 from slime_core.training.initial_weights import start_in_words
 from slime_core.training.worker import TrainWorker
+from slime_core.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,4 @@ def _early_stopping(args: RunArguments, state: dict[str, Any] | None) -> EarlySt
 
 
 def _write_config(path: Path, config: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

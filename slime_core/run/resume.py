@@ -25,7 +25,7 @@ def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, in
     newest = checkpoints.checkpoint_to_load(args)
     if newest is None:
         return None, 0, None
-    state = checkpoints.load_state(newest)
+    state = checkpoints.require_state(checkpoints.load_state(newest))
     if args.num_rollout:
         _compare(plan, newest, state, identity)
     return newest, state["rollout_id"] + 1, state

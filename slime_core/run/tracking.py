@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.contracts.tracker import Tracker
 from slime_core.plugins import Selected
+from slime_core.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ class JsonlTracker:
         kept = b""
         if resume_after is not None and path.exists():
             kept = b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _keep(line, resume_after))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(kept)
-        os.replace(temporary, path)
+        write_whole(path, kept)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

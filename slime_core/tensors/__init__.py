@@ -12,6 +12,7 @@ rotary.py                rotary embeddings that depend on the length of what is 
 norm.py                  the norm of a gradient
 ranks.py                 the training ranks: how they meet, and their small exchanges
 random_states.py         the states of all random number generators
+dcp_metadata.py          checkpoints of torch.distributed.checkpoint are read without executing anything in them
 adapter_files.py         LoRA adapters on disk
 low_precision.py         linear layers of a torch model compute by a precision recipe
 low_precision_experts.py   its experts do

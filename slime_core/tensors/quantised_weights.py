@@ -17,6 +17,7 @@ from torch import Tensor
 from slime_core.contracts.checkpoint_format import CheckpointFormat, QuantisedCheckpoint
 from slime_core.data.quantised_checkpoints import INDEX, weight_files
 from slime_core.errors import CheckpointError, TrainingError
+from slime_core.remote_code import from_config, from_pretrained
 from slime_core.tensors.experts import taken_apart
 from slime_core.tensors.weight_buckets import in_buckets
 
@@ -132,9 +133,9 @@ def load_restored(
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = in_high_precision(AutoConfig.from_pretrained(checkpoint.folder, **settings))
+    config: Any = in_high_precision(from_pretrained(AutoConfig, checkpoint.folder, **settings))
     with init_empty_weights():
-        kind: Any = type(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]  # not annotated
+        kind: Any = type(from_config(AutoModelForCausalLM, config))
     weights = dict(read_restored(checkpoint, dtype))
     loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True

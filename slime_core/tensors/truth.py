@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.errors import ArgumentError, CheckpointError
+from slime_core.remote_code import from_pretrained
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import check_samples, trained_places
 from slime_core.tensors.quantised_weights import load_restored
@@ -45,15 +46,20 @@ class Truth:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            config: Any = AutoConfig.from_pretrained(folder)
+            config: Any = from_pretrained(AutoConfig, folder)
             config._experts_implementation = "eager"
             loaded: Any
             if quantised is not None:
                 plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
                 loaded = load_restored(quantised, torch.float32, **plain)
             else:
-                loaded = AutoModelForCausalLM.from_pretrained(
-                    folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+                loaded = from_pretrained(
+                    AutoModelForCausalLM,
+                    folder,
+                    config=config,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    output_loading_info=True,
                 )
         except (OSError, ValueError, KeyError, RuntimeError, CheckpointError) as error:
             raise ArgumentError(

@@ -10,6 +10,7 @@ from typing import Any
 from slime_core.contracts.checking import Checking
 from slime_core.data.checkpoint_folders import recognise, require_folder, require_hugging_face
 from slime_core.errors import ArgumentError
+from slime_core.remote_code import from_pretrained
 from slime_core.training.initial_weights import foreign_weights
 
 
@@ -50,7 +51,9 @@ def read_configuration(folder: str, option: str) -> Any:
 
     require_folder(folder, option)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return from_pretrained(AutoConfig, folder)
+    except ArgumentError as error:
+        raise ArgumentError(f"{option} {error}") from error
     except Exception as error:  # transformers raises whatever its parsers raise
         text = " ".join(str(error).split()) or type(error).__name__
         raise ArgumentError(f"{option} {folder} holds no model configuration that can be loaded: {text}") from error

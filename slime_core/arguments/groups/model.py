@@ -15,6 +15,10 @@ class ModelArguments(ArgumentGroup):
     hf_checkpoint: str = option(
         REQUIRED, "Hugging Face checkpoint folder: the model's configuration, tokenizer and initial weights."
     )
+    trust_remote_code: bool = option(
+        False,
+        "Execute Python code that a model folder brings (auto_map in its configuration). Without this, such a model is refused.",
+    )
     load: str | None = option(
         None,
         "Folder of checkpoints to go on from; the newest complete one is taken. When it holds none, the run starts "

@@ -7,6 +7,7 @@ import math
 from slime_core.contracts.engine import Offloads
 from slime_core.contracts.loss import LossInputs, reads
 from slime_core.contracts.train_backend import GivesGradients, SavesInBackground, TrainBackend
+from slime_core.remote_code import from_pretrained
 from slime_core.testing.behaviour.backend_runs import (
     equal,
     expect_per_token,
@@ -84,7 +85,7 @@ def exports_what_it_trained(subject: Subject[TrainBackend]) -> None:
     backend = ready_backend(subject)
     backend.train_step(two_groups())
     backend.export_hf(folder)
-    loaded = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    loaded = dict(from_pretrained(AutoModelForCausalLM, folder).named_parameters())
     weights = weights_of(backend)
     subject.expect(
         set(weights) == set(loaded),

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
+from slime_core.remote_code import trust_remote_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,7 @@ def add_preview(commands: Commands) -> None:
     add = preview.add_argument
     add("input", nargs="+", help="files, globs, dataset folders, slices: as --prompt-data")
     add("--hf-checkpoint", required=True, help="folder with the tokenizer")
+    add("--trust-remote-code", action="store_true", help="execute Python code that this folder brings")
     add("--input-key", default="input", help="column with the messages")
     add("--label-key", help="column with the label")
     add("--tool-key", default="tools", help="column with the tools")
@@ -87,6 +89,7 @@ def preview(options: argparse.Namespace, plugins: Plugins) -> int:
     from slime_rollout_sft.preview import LISTED_ROWS, counts, wrong_rows
 
     _require_sense(options)
+    trust_remote_code(options.trust_remote_code)
     tokenizer, args, notices = load_tokenizer(options.hf_checkpoint), _arguments(options), Notices(warn)
     look = _look(options, args, tokenizer, plugins, notices)
     rows, tally = open_rows(options.input), Tally()

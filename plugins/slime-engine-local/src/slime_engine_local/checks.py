@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoConfig
 
 from slime_core.contracts.checking import Checking
+from slime_core.remote_code import from_pretrained
 from slime_engine_local.model import refusal
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def check(args: LocalRunArguments, checking: Checking) -> None:
     if not Path(args.hf_checkpoint).is_dir():
         return
     try:
-        config = AutoConfig.from_pretrained(args.hf_checkpoint)
+        config = from_pretrained(AutoConfig, args.hf_checkpoint)
     except Exception:  # transformers raises whatever its parsers raise
         return
     if reason := refusal(config):

@@ -17,6 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 from slime_core.contracts.engine import Generation
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
+from slime_core.remote_code import from_pretrained
 from slime_core.tensors.quantised_weights import restored
 from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.model import LanguageModel, dtype_of
@@ -61,7 +62,7 @@ class LocalEngine:
         check_device(args)
         self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
-        config = AutoConfig.from_pretrained(self._checkpoint).get_text_config()
+        config = from_pretrained(AutoConfig, self._checkpoint).get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(self._checkpoint)

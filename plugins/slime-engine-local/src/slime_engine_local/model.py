@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.errors import SlimeError
+from slime_core.remote_code import from_config, from_pretrained
 from slime_core.tensors.experts import put_together
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import length_dependent
@@ -65,13 +66,16 @@ class LanguageModel:
         self._checkpoint = checkpoint
         self.dtype, self.device = _dtype_and_device(weights)
         self._decoder: FusedDecoder | None = None
-        config = in_high_precision(AutoConfig.from_pretrained(checkpoint))
+        config = in_high_precision(from_pretrained(AutoConfig, checkpoint))
         if reason := refusal(config):
             raise self._refusal(reason)
         self._layers: int = config.get_text_config().num_hidden_layers
         with init_empty_weights(include_buffers=False):
-            self._module: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # not annotated
-                config, dtype=self.dtype, attn_implementation=attention.NAME
+            self._module: Any = from_config(
+                AutoModelForCausalLM,
+                config,
+                dtype=self.dtype,
+                attn_implementation=attention.NAME,
             )
         self._module.eval()
         self._module.tie_weights()
@@ -98,7 +102,7 @@ class LanguageModel:
                 if quantised is not None:
                     module, _ = load_restored(quantised, dtype_of(checkpoint))
                 else:
-                    module = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+                    module = from_pretrained(AutoModelForCausalLM, checkpoint, dtype=dtype)
                 module = module.to(device)
         except (OSError, ValueError, SlimeError) as error:
             raise EngineError(
@@ -290,7 +294,7 @@ def dtype_of(checkpoint: str) -> torch.dtype:
     """The dtype in which the engine computes with a quantised checkpoint: that of its configuration on a GPU, float32 on a CPU."""
     if not torch.cuda.is_available():
         return torch.float32
-    named = getattr(AutoConfig.from_pretrained(checkpoint).get_text_config(), "dtype", None)
+    named = getattr(from_pretrained(AutoConfig, checkpoint).get_text_config(), "dtype", None)
     return named if isinstance(named, torch.dtype) else torch.bfloat16
 
 

@@ -20,6 +20,7 @@ import httpx
 from slime_core.contracts.engine import Generation
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import first_error_only
+from slime_core.remote_code import from_pretrained
 from slime_core.runtime.handles import wait
 from slime_engine_sglang import placement
 from slime_engine_sglang.answers import response_room, sglang_sampling_params
@@ -78,7 +79,7 @@ class SGLangEngine:
         placement.require_gpus(args, servers)
         router = Router(args, self._logs / "router.log")
         command_line(SERVER, vars(args))  # which checks SGLang's own options
-        config = AutoConfig.from_pretrained(args.hf_checkpoint).get_text_config()
+        config = from_pretrained(AutoConfig, args.hf_checkpoint).get_text_config()
         given = getattr(args, "sglang_context_length", None)  # exists if somebody set it
         self._context: int | None = int(given) if given else getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size

@@ -17,6 +17,7 @@ from torch import Tensor
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.quantised_checkpoints import without_quantization
 from slime_core.errors import ArgumentError
+from slime_core.remote_code import from_pretrained
 
 _INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 4 * 2**30
@@ -46,7 +47,7 @@ def read_config(folder: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return from_pretrained(AutoConfig, folder)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{folder} holds no model configuration that can be loaded: {error}") from error
 

@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
+from slime_core.remote_code import from_config
 from slime_core.tensors.adapter_files import write_adapter
 from slime_core.training.adapters import target_layers
 from slime_megatron import weights
@@ -90,8 +91,7 @@ def linear_layers(config: Any) -> Sizes:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        of_config: Any = AutoModelForCausalLM.from_config  # transformers does not annotate it
-        whole = of_config(copy.deepcopy(config))
+        whole = from_config(AutoModelForCausalLM, copy.deepcopy(config))
     found = {}
     for name, module in whole.base_model.named_modules():
         if isinstance(module, nn.Linear) and ".experts." not in name:

@@ -67,6 +67,7 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
     """
     _prime(optimizer)
     versions.advise_no_other_format()
+    versions.execute_nothing()
     wanted = _describe(model, wrapped, optimizer, loading=True)
     try:
         stored = dist_checkpointing.load_common_state_dict(str(folder)).get("sizes", {})

@@ -15,28 +15,17 @@ import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.dcp_metadata import read_metadata
 
 GROUPS = "groups of heads"
 """What a run calls, in `common.pt`, how many groups of heads its model has with those of zeros that fill up its layout."""
-
-_KNOWN = {
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
-        *("TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-    "collections": {"OrderedDict", "defaultdict"},
-    "builtins": {"dict", "list", "set", "tuple"},
-}
 
 
 class TorchDistFolder:
@@ -52,18 +41,13 @@ class TorchDistFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            with (folder / ".metadata").open("rb") as file:
-                found = _Unpickler(file).load()
-            self.tensors: dict[str, TensorStorageMetadata] = {
-                name: about
-                for name, about in found.state_dict_metadata.items()
-                if isinstance(about, TensorStorageMetadata)
-            }
-            self._places: dict[MetadataIndex, Any] = found.storage_data
-        except Exception as error:  # damaged bytes can fail in any way
-            raise CheckpointError(
-                f"{folder} is no complete torch_dist checkpoint: its .metadata cannot be read ({error!r})."
-            ) from error
+            found = read_metadata(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"This is no complete torch_dist checkpoint. {error}") from error
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            name: about for name, about in found.state_dict_metadata.items() if isinstance(about, TensorStorageMetadata)
+        }
+        self._places: dict[MetadataIndex, Any] = found.storage_data
         self._last: tuple[Any, Tensor] | None = None
         self._common: dict[Any, Any] | None = None
 
@@ -129,28 +113,3 @@ class TorchDistFolder:
             return tensor
         except Exception as error:
             raise CheckpointError(f"{path} is damaged: {name} cannot be read from it ({error!r}).") from error
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes what a `.metadata` consists of, and a stand-in for everything else: programs put objects of their own beside it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-
-    def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(module, name) if name in _KNOWN.get(module, ()) else _StandIn
-
-
-class _StandIn:
-    """An object of a class that is not needed here."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def append(self, item: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def __hash__(self) -> int:
-        return id(self)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import common, filesystem_async
 from megatron.core.dist_checkpointing.strategies import torch as torch_dist
 from torch import Tensor
+from torch.distributed.checkpoint._traverse import set_element
+
+from slime_core.tensors.dcp_metadata import PlainReader
 
 _FILES_OF_A_RANK = 2
 """As many `.distcp` files each rank writes at most: 0.16's number. 0.19 would write a single one."""
@@ -62,6 +66,14 @@ def write_states_by(write: Callable[..., None], results: Callable[[], Any]) -> N
     _replace(filesystem_async, ("_get_write_results_queue", "get_write_results_queue"), results)
 
 
+def execute_nothing() -> None:
+    """Let megatron-core read states without executing what a file says: it would unpickle the folder's `.metadata`, and each
+    object that is no tensor. What it needs of them are numbers, text, tensors, and lists and dicts of these."""
+    torch_dist.FileSystemReader = PlainReader
+    torch_dist.CachedMetadataFileSystemReader = PlainReader
+    torch_dist.MCoreLoadPlanner.load_bytes = _load_plain
+
+
 def files_as_before() -> dict[str, Any]:
     """What `dist_checkpointing.save` must be told so that every version writes the files that 0.16 writes, and reads those of
     every other one.
@@ -89,6 +101,15 @@ class _CommonApart(torch_dist.TorchDistSaveShardedStrategy):  # type: ignore[mis
         if dist.get_rank() == 0:
             torch.save(found, Path(checkpoint_dir) / common.COMMON_STATE_FNAME)
         return super().async_save(sharded_state_dict, checkpoint_dir, async_strategy)
+
+
+def _load_plain(planner: Any, item: Any, value: io.BytesIO) -> None:
+    """In place of `DefaultLoadPlanner.load_bytes`."""
+    name, found = item.dest_index.fqn, torch.load(value, weights_only=True)
+    if planner.flatten_state_dict:
+        set_element(planner.original_state_dict, planner.mappings[name], found)
+    else:
+        planner.state_dict[name] = found
 
 
 def _replace(owner: Any, names: tuple[str, ...], by: Any) -> None:

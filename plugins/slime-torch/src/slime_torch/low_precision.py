@@ -17,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.contracts.train_backend import Role, TrainBatch
+from slime_core.remote_code import from_pretrained
 from slime_core.runtime.hardware import hardware_of
 from slime_core.tensors.low_precision import nothing_remembered, remembering, swap_linears
 from slime_core.tensors.ranks import Ranks
@@ -38,7 +39,7 @@ def require_recipe(
     if not args.fp8_format:
         return
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = from_pretrained(AutoConfig, folder)
     except (OSError, ValueError, KeyError):  # who loads the weights says what is wrong
         return
     recipe, hardware = recipe_of(args, components, layers_of(config), role), computing(args, device)

@@ -23,6 +23,7 @@ from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import require_folder, require_hugging_face
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
+from slime_core.remote_code import from_config, from_pretrained
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import Segments, pack_samples
@@ -57,7 +58,7 @@ def load_model(
         if quantised is not None:
             loaded = load_restored(quantised, torch.float32)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            loaded = from_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, output_loading_info=True)
         model, info = loaded
     except (OSError, ValueError, KeyError, RuntimeError, CheckpointError) as error:
         raise ArgumentError(
@@ -77,9 +78,8 @@ def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel
     """Make the model in `folder` with its parameters on the meta device, for a rank that gets them from another one."""
     check_checkpoint(folder, option)
     with init_empty_weights(include_buffers=False):
-        config = in_high_precision(AutoConfig.from_pretrained(folder))
-        of_config: Any = AutoModelForCausalLM.from_config  # transformers does not annotate it
-        model: PreTrainedModel = of_config(config, dtype=torch.float32)
+        config = in_high_precision(from_pretrained(AutoConfig, folder))
+        model: PreTrainedModel = from_config(AutoModelForCausalLM, config, dtype=torch.float32)
     model.tie_weights()
     model.train(False)
     return model

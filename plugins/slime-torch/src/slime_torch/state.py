@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +25,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.dcp_metadata import PlainReader, read_metadata, require_sizes_of_files
 from slime_core.tensors.random_states import random_states, set_random_states
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
@@ -170,9 +170,9 @@ def _packed(data: dict[str, Any]) -> Tensor:
 def _unpacked(path: Path, data: Tensor) -> dict[str, Any]:
     try:
         found: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        return {name: found[name] for name in ("optimizer", "step", "random")}
+    except Exception as error:  # damaged bytes can fail in any way
         raise _unreadable(path, error) from error
-    return found
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def _write(path: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None
 def _read(path: Path, state: dict[str, Tensor]) -> None:
     """Fill the tensors in `state` from the checkpoint. Every rank reads for itself."""
     try:
-        load_checkpoint(state, storage_reader=FileSystemReader(path), no_dist=True)
+        load_checkpoint(state, storage_reader=PlainReader(path), no_dist=True)
     except CheckpointException as error:
         raise _unreadable(path, _first(error)) from error
     except Exception as error:  # damaged bytes can fail in any way
@@ -201,10 +201,11 @@ def _read(path: Path, state: dict[str, Tensor]) -> None:
 def _stored(path: Path) -> dict[str, TensorStorageMetadata]:
     """The size and dtype of all tensors that the folder holds, by name."""
     try:
-        found = FileSystemReader(path).read_metadata().state_dict_metadata
-        return {name: meta for name, meta in found.items() if isinstance(meta, TensorStorageMetadata)}
-    except Exception as error:
+        found = read_metadata(path)
+        require_sizes_of_files(path, found)
+    except CheckpointError as error:
         raise _unreadable(path, error) from error
+    return {name: meta for name, meta in found.state_dict_metadata.items() if isinstance(meta, TensorStorageMetadata)}
 
 
 def _first(error: CheckpointException) -> BaseException:

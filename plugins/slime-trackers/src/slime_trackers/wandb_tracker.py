@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import PluginError
+from slime_core.whole_file import write_whole
 
 if TYPE_CHECKING:
     from slime_core.contracts.tracker import Tracker
@@ -104,9 +104,7 @@ class WandbTracker:
     def _remember(self) -> None:
         """Write the id and what was logged last into the run directory."""
         state = {"id": self._id, "last_step": self._last, "last_names": self._last_names}
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
-        os.replace(temporary, self._file)
+        write_whole(self._file, json.dumps(state))
 
 
 @contextmanager

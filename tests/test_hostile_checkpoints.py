@@ -1,0 +1,207 @@
+"""Nothing in a checkpoint, a dump or a model folder is executed, and none of them takes a run down without an error that names it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
+from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
+
+from slime_core.data.ends import stored_trained_ends
+from slime_core.errors import CheckpointError, DataError
+from slime_core.rollout.debug_data import read_debug_data
+from slime_core.run import checkpoints
+from slime_core.tensors.dcp_metadata import PlainReader, read_metadata, require_sizes_of_files
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+STATE: dict[str, Any] = {"rollout_id": 3, "data_source": {}, "arguments": {}, "data": {}, "plugins": {}}
+
+
+class Bomb:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    return tmp_path / "executed"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_dcp({"model.w": torch.arange(6.0), "object": {"x": 1}}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    return tmp_path / "dcp"
+
+
+def metadata_of(folder: Path) -> Any:
+    return pickle.loads((folder / ".metadata").read_bytes())
+
+
+def test_the_reader_gives_what_torchs_own_gives(folder: Path) -> None:
+    found = read_metadata(folder)
+    assert found.state_dict_metadata == metadata_of(folder).state_dict_metadata
+    assert found.storage_data == metadata_of(folder).storage_data
+    read = {"model.w": torch.empty(6)}
+    load_dcp(read, storage_reader=PlainReader(folder), no_dist=True)
+    assert torch.equal(read["model.w"], torch.arange(6.0))
+    require_sizes_of_files(folder, found)
+
+
+@pytest.mark.parametrize("place", ["the whole file", "beside the tensors", "as an attribute", "as a key"])
+def test_metadata_executes_nothing(place: str, folder: Path, mark: Path) -> None:
+    data, bomb = metadata_of(folder), Bomb(mark)
+    if place == "the whole file":
+        data = bomb
+    elif place == "beside the tensors":
+        data.state_dict_metadata["bomb"] = bomb
+    elif place == "as an attribute":
+        data.planner_data = bomb
+    else:
+        data.state_dict_metadata[(1, bomb)] = None
+    (folder / ".metadata").write_bytes(pickle.dumps(data))
+    with suppress(CheckpointError):  # a stand-in beside the tensors hurts nobody
+        read_metadata(folder)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert mark.exists()  # it would have been seen
+
+
+def test_chunks_execute_nothing(folder: Path, mark: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    place = next(p for i, p in metadata_of(folder).storage_data.items() if i.fqn == "model.w")
+    evil = io.BytesIO()
+    torch.save(Bomb(mark), evil)
+    raw = file.read_bytes()
+    data = metadata_of(folder)
+    next(p for i, p in data.storage_data.items() if i.fqn == "model.w").offset = len(raw)
+    next(p for i, p in data.storage_data.items() if i.fqn == "model.w").length = len(evil.getvalue())
+    file.write_bytes(raw + evil.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(data))
+    assert place.offset < len(raw)
+    with pytest.raises(BaseException, match=r"[Ww]eights"):
+        load_dcp({"model.w": torch.empty(6)}, storage_reader=PlainReader(folder), no_dist=True)
+    assert not mark.exists()
+
+
+def test_metadata_names_only_files_of_its_folder(folder: Path) -> None:
+    data = metadata_of(folder)
+    next(iter(data.storage_data.values())).relative_path = "../../dev/zero"
+    (folder / ".metadata").write_bytes(pickle.dumps(data))
+    with pytest.raises(CheckpointError, match=r"it names the file '\.\./\.\./dev/zero', which is not in the folder"):
+        read_metadata(folder)
+
+
+def test_a_tensor_has_no_more_bytes_than_its_files(folder: Path) -> None:
+    data = metadata_of(folder)
+    data.state_dict_metadata["model.w"].size = torch.Size([10**15])
+    (folder / ".metadata").write_bytes(pickle.dumps(data))
+    with pytest.raises(
+        CheckpointError, match=r"model\.w would have 4000000000000000 bytes, and all files there have \d+"
+    ):
+        require_sizes_of_files(folder, read_metadata(folder))
+
+
+def saved(folder: Path) -> Path:
+    with checkpoints.Saving(folder, 3) as saving:
+        (saving.trainer / "weights.bin").write_bytes(b"w" * 100)
+        return saving.finish(STATE)
+
+
+def _lists(path: Path, name: str) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest[name] = checkpoints._describe(path / name)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _further(path: Path) -> None:
+    (path / "trainer" / "random_00009.pt").write_bytes(pickle.dumps(1))
+
+
+def _link(path: Path) -> None:
+    (path / "trainer" / "weights.bin").rename(path.parent / "elsewhere")
+    (path / "trainer" / "weights.bin").symlink_to(path.parent / "elsewhere")
+
+
+def _outside(path: Path) -> None:
+    (path.parent / "outside").write_bytes(b"x")
+    _lists(path, "../outside")
+
+
+def _deep(path: Path) -> None:
+    (path / "manifest.json").write_text("[" * 100_000)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a file that is not listed": (_further, r"trainer/random_00009\.pt is not in its manifest"),
+    "a link in the place of a file": (_link, r"damaged: trainer/weights\.bin"),
+    "a file outside": (_outside, r"damaged: \.\./outside"),
+    "a manifest that is a list": (lambda path: (path / "manifest.json").write_text("[]"), "lists no state.json"),
+    "a manifest of nothing": (lambda path: (path / "manifest.json").write_text("{}"), "lists no state.json"),
+    "a manifest nested for ever": (_deep, "nested too deeply"),
+    "a manifest that is no text": (lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"), "can't decode"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_checkpoint_is_what_its_manifest_lists(name: str, tmp_path: Path) -> None:
+    change, message = HOSTILE[name]
+    path = saved(tmp_path / "run")
+    assert checkpoints.load_state(path) == STATE
+    change(path)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load_state(path)
+
+
+@pytest.mark.parametrize("key", STATE)
+def test_a_state_has_what_every_run_stores(key: str) -> None:
+    for state in ({**STATE, key: None}, {**STATE, key: [1]}, {k: v for k, v in STATE.items() if k != key}):
+        with pytest.raises(CheckpointError, match=f"has no '{key}' of a run"):
+            checkpoints.require_state(state)
+
+
+SAMPLE = {"group": 0, "tokens": [1, 2], "response_length": 1, "reward": 1.0, "status": "completed"}
+DUMPS: dict[str, tuple[Any, str]] = {
+    "a pickle": (b"\x80\x04cos\nsystem\n(S'touch x'\ntR.", "cannot be read"),
+    "a method": (
+        [{"metrics": {}}, {**SAMPLE, "attributes": {"to_dict": 1}}],
+        "has the attribute 'to_dict', which is no hook's",
+    ),
+    "a class": ([{"metrics": {}}, {**SAMPLE, "attributes": {"__class__": "os"}}], "has the attribute '__class__'"),
+    "tokens of text": ([{"metrics": {}}, {**SAMPLE, "tokens": ["__import__('os')"]}], "has tokens that is none"),
+    "a mask of text": ([{"metrics": {}}, {**SAMPLE, "loss_mask": "1"}], "has loss_mask that is none"),
+    "a status": ([{"metrics": {}}, {**SAMPLE, "status": "os.system"}], "has the status 'os.system'"),
+    "a field": ([{"metrics": {}}, {**SAMPLE, "__reduce__": 1}], "fields that Sample does not know: __reduce__"),
+    "metrics of text": ([{"metrics": {"x": "y"}}, SAMPLE], "no object of numbers"),
+    "no object": ([{"metrics": {}}, 5], "cannot be read"),
+    "nested for ever": (b'{"metrics": {}}\n' + b"[" * 100_000, "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("name", DUMPS)
+def test_a_dump_of_a_rollout_is_data(name: str, tmp_path: Path) -> None:
+    content, message = DUMPS[name]
+    file = tmp_path / "dump.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else "\n".join(map(json.dumps, content)).encode())
+    with pytest.raises(DataError, match=message):
+        read_debug_data(file)
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a": 1}', '["x", null, 5]', "5"])
+def test_trained_ends_are_numbers(content: str, tmp_path: Path) -> None:
+    (tmp_path / "trained_ends.json").write_text(content)
+    assert stored_trained_ends(tmp_path) == [number for number in (5,) if "5" in content]
