@@ -8,7 +8,7 @@ functions every sample is a trajectory of its own, and nothing here has any effe
 
 from __future__ import annotations
 
-from collections import Counter
+import statistics
 from collections.abc import Iterable, Sequence
 
 from slime_core.errors import SampleError
@@ -38,19 +38,23 @@ def in_trajectories(samples: Sequence[Sample]) -> list[list[Sample]]:
     return list(found.values())
 
 
-def sample_shares(samples: Sequence[Sample]) -> list[float]:
-    """For each sample its weight in a mean that counts trajectories: 1 / (R · k), with R trajectories, of which its own has k
-    segments. The sum is 1."""
-    numbers = trajectory_numbers(samples)
-    segments = Counter(numbers)
-    return [1.0 / (len(segments) * segments[number]) for number in numbers]
+def means_of_trajectories(samples: Sequence[Sample], values: Sequence[float]) -> list[float]:
+    """For each trajectory the mean of its segments' values, in the order in which trajectories first occur.
+
+    Args:
+        values: one for each sample.
+    """
+    found: dict[int, list[float]] = {}
+    for place, value in zip(trajectory_numbers(samples), values, strict=True):
+        found.setdefault(place, []).append(value)
+    return [statistics.mean(of_segments) for of_segments in found.values()]
 
 
 def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
     """The samples that were made of `given` as the segments of its trajectory.
 
-    Where they have no `index`, `group_index` or `rollout_id` they get those of `given`; a single one that has its `index` needs
-    no `rollout_id`.
+    Where they have no `index`, `group_index` or `rollout_id` they get those of `given`, whose own `rollout_id` wins, since it is
+    that of a trajectory which goes on; a single one that has its `index` needs no `rollout_id`.
 
     Raises:
         SampleError: they have different `rollout_id`s; names them.
@@ -62,7 +66,7 @@ def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
             f"{', '.join(sorted(map(str, chosen)))}; the segments of one trajectory share one. Leave them out, or set "
             f"sample.rollout_id = {number_of(given)} in each."
         )
-    number = chosen.pop() if chosen else number_of(given)
+    number = chosen.pop() if chosen and given.rollout_id is None else number_of(given)
     segments = []
     for one in made:
         index = given.index if one.index is None else one.index

@@ -12,8 +12,8 @@ from slime_core.trajectories import (
     as_one_trajectory,
     gather_trajectories,
     in_trajectories,
+    means_of_trajectories,
     number_of,
-    sample_shares,
     trajectory_numbers,
 )
 
@@ -30,11 +30,11 @@ def test_samples_without_any_number_are_trajectories_of_their_own():
     assert trajectory_numbers([sample(), sample(3), sample(), sample(5, 3), sample(0)]) == [0, 1, 2, 1, 3]
 
 
-def test_the_shares_of_a_trajectory_do_not_grow_with_its_segments():
+def test_a_trajectory_has_one_value_however_many_segments_it_has():
     samples = [sample(0, 0), sample(0, 0), sample(0, 0), sample(1), sample(2, 2), sample(2, 2)]
-    assert sample_shares(samples) == [1 / 9] * 3 + [1 / 3] + [1 / 6] * 2
+    assert means_of_trajectories(samples, [1.0, 2.0, 6.0, 0.5, 0.1, 0.1]) == [3.0, 0.5, 0.1]
     assert [len(one) for one in in_trajectories(samples)] == [3, 1, 2]
-    assert sample_shares([]) == []
+    assert means_of_trajectories([], []) == []
 
 
 def test_what_was_made_of_a_sample_becomes_its_trajectory():
@@ -52,6 +52,7 @@ def test_a_number_that_one_segment_has_is_that_of_all():
 def test_a_continued_trajectory_keeps_its_number():
     given = sample(6, 40)
     assert [s.rollout_id for s in as_one_trajectory(given, [sample(6)])] == [40]
+    assert [s.rollout_id for s in as_one_trajectory(given, [sample(6, 41)])] == [40]
     assert [s.rollout_id for s in as_one_trajectory(given, [sample(6), sample(6)])] == [40, 40]
 
 

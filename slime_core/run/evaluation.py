@@ -11,6 +11,7 @@ from slime_core.arguments import RunArguments
 from slime_core.plugins import Selected
 from slime_core.run.tracking import Tracking, prefixed
 from slime_core.sample import RolloutOutput, Sample, Status
+from slime_core.trajectories import means_of_trajectories
 
 
 def log_evaluation(
@@ -61,11 +62,15 @@ def _by_set(generations: list[Sample]) -> dict[str, dict[str, Any]]:
 
 
 def _rewards(generations: list[Sample]) -> dict[str, float]:
-    by_set: dict[str, list[float]] = {}
+    """The mean reward of the trajectories of each set."""
+    by_set: dict[str, tuple[list[Sample], list[float]]] = {}
     for sample in generations:
         if isinstance(sample.reward, (int, float)):
-            by_set.setdefault(str(sample.dataset), []).append(float(sample.reward))
-    return {f"{name}/reward": sum(rewards) / len(rewards) for name, rewards in by_set.items()}
+            samples, rewards = by_set.setdefault(str(sample.dataset), ([], []))
+            samples.append(sample)
+            rewards.append(float(sample.reward))
+    means = {name: means_of_trajectories(*found) for name, found in by_set.items()}
+    return {f"{name}/reward": sum(rewards) / len(rewards) for name, rewards in means.items()}
 
 
 def _question(sample: Sample) -> str:

@@ -22,6 +22,7 @@ from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
 from slime_core.sample import Sample, reward_of
 from slime_core.training.worker import TrainWorker
+from slime_core.trajectories import means_of_trajectories
 
 
 @dataclass
@@ -224,7 +225,8 @@ class Run:
 
 
 def raw_rewards(samples: list[Sample], args: RunArguments) -> dict[str, float]:
-    """The mean reward of a rollout, where samples have one to train on."""
+    """The mean reward of a rollout's trajectories, where samples have one to train on."""
     if args.disable_compute_advantages_and_returns or not samples:
         return {}
-    return {"raw_reward": sum(reward_of(sample, args.reward_key) for sample in samples) / len(samples)}
+    rewards = means_of_trajectories(samples, [reward_of(sample, args.reward_key) for sample in samples])
+    return {"raw_reward": sum(rewards) / len(rewards)}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.results import shown
 from slime_core.errors import SampleError
-from slime_core.sample import Group, Sample, reward_of
-from slime_core.trajectories import in_trajectories
+from slime_core.sample import Group, Sample
+from slime_core.trajectories import trajectory_rewards
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments
@@ -34,15 +34,6 @@ def asked_metrics(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, fl
     if args.log_reward_category:
         found |= reward_categories([sample.reward for sample in samples], args.log_reward_category)
     return found
-
-
-def trajectory_rewards(group: Group, key: str | None) -> list[float]:
-    """Return the reward of each trajectory of a group: the mean of those of its segments.
-
-    Args:
-        key: which number of a reward that is a dict counts.
-    """
-    return [statistics.fmean(reward_of(segment, key) for segment in segments) for segments in in_trajectories(group)]
 
 
 def pass_rates(groups: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from slime_core.data import Columns, EvaluationSet, evaluation_sets
 from slime_core.errors import DataError, first_error_only
 from slime_core.rollout.rewards import Rewards
 from slime_core.sample import Group, RolloutOutput, Sample, reward_of
-from slime_core.trajectories import in_trajectories
-from slime_rollout_sglang.asked_metrics import pass_rates, reward_categories, trajectory_rewards
+from slime_core.trajectories import in_trajectories, trajectory_rewards
+from slime_rollout_sglang.asked_metrics import pass_rates, reward_categories
 from slime_rollout_sglang.generators import generator_caller
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.metrics import response_metrics, reward_numbers
@@ -72,7 +72,7 @@ async def evaluate(
             found["answers_lost"] = float(lost)
         if answers:
             dicts = [sample.metadata.get("rewards") for sample in answers]
-            found |= {**response_metrics(answers), **reward_numbers(dicts), **_pass_rates(args, answered)}
+            found |= {**response_metrics(answers), **reward_numbers(answers, dicts), **_pass_rates(args, answered)}
             if args.log_reward_category:
                 found |= reward_categories(dicts, args.log_reward_category)
         else:

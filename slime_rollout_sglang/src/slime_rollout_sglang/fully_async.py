@@ -23,7 +23,7 @@ from slime_core.sample import Group, RolloutOutput
 from slime_rollout_sglang import staleness
 from slime_rollout_sglang.evaluation import evaluate
 from slime_rollout_sglang.groups import GRACE_PERIOD, GroupInProgress
-from slime_rollout_sglang.partial import fresh
+from slime_rollout_sglang.partial import earlier_segments, fresh
 from slime_rollout_sglang.pipeline import RolloutPipeline
 from slime_rollout_sglang.rollout import require_engine
 from slime_rollout_sglang.sampling import Sampled, fill_with_rejected, passes
@@ -248,7 +248,7 @@ class ContinuousSampling:
         A group with tokens that would be too old, which an earlier run left, starts afresh.
         """
         args = self._args
-        oldest = staleness.oldest_version(given)
+        oldest = staleness.oldest_version(earlier_segments(given))
         if oldest is not None:
             due = oldest + args.max_staleness
             if staleness.on_time([*self._due.values(), due], self._rollout_id, args.rollout_batch_size):

@@ -21,9 +21,9 @@ from slime_core.plugins.signatures import accepted_extras
 from slime_core.rollout.rewards import Rewards, scores_groups
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
 from slime_core.sample import Group, Sample, Status
-from slime_core.trajectories import as_one_trajectory
+from slime_core.trajectories import as_one_trajectory, number_of
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
-from slime_rollout_sglang.partial import FINISHED, mask_first, times_continued
+from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
 from slime_rollout_sglang.requests import Requests, Session
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class GroupInProgress:
     Attributes:
         number: how many groups were started before it.
         given: the group as the data source gave it, with prompt tokens; never changed.
-        results: for each of its samples the samples that its generate function returned; [] until it has returned.
+        results: for each of its samples the segments of its trajectory; [] until its generate function has returned.
         generated_tokens: how many tokens the engine has generated for it in this rollout.
         lost: why it has no result ("generator", "reward", …), else None.
     """
@@ -123,28 +123,34 @@ class GroupRunner:
                 for position in range(len(group.given)):
                     tasks.create_task(self._complete(group, position, waiting, generated, together))
             if together:
-                await self._score(group.samples)
+                await self._score(group.samples, group.samples)
         except* GroupLost as lost:
             group.lost = str(first_error(lost))
 
     async def _complete(
         self, group: GroupInProgress, position: int, waiting: set[int], generated: Callable[[], None], together: bool
     ) -> None:
-        sample = copy.deepcopy(group.given[position])
-        if sample.status in FINISHED:
-            made = [mask_first(sample, sample.response_length) if self._mask_earlier else sample]
+        given = group.given[position]
+        earlier = segments_of(given)
+        unfinished = to_continue(earlier) if earlier else copy.deepcopy(given)
+        if unfinished is None:
+            made = earlier
         else:
-            generated_now = await self._unless_stopped(self._generate(group, sample))
+            generated_now = await self._unless_stopped(self._generate(group, unfinished))
             if generated_now is None:  # it holds the end of sampling up; what was there before is kept
-                group.results[position] = [sample] if sample.response_length else []
+                group.results[position] = earlier
                 return
-            made = generated_now
+            made = joined(earlier, unfinished, generated_now) if earlier else generated_now
+        if self._mask_earlier:
+            for known in earlier:
+                made = [mask_known(one, known.tokens) for one in made]
+        self._check_number(group, position, made)
         group.results[position] = made
         waiting.discard(position)
         if not waiting:
             generated()
         if not together:
-            await self._score(made)
+            await self._score([one for one in made if one.reward is None], made)
 
     async def _generate(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
         params = self._parameters.for_sample(sample, seed_of(*self._seed, sample.index, times_continued(sample)))
@@ -177,10 +183,17 @@ class GroupRunner:
             raise PluginError(
                 f"The {self._generator.selected.label} returned segments that disagree. {error}"
             ) from None
-        if self._mask_earlier and sample.response_length:
-            known = sample.tokens
-            made = [mask_first(s, sample.response_length) if s.tokens[: len(known)] == known else s for s in made]
         return [_untrained_if_empty(one) for one in made]
+
+    def _check_number(self, group: GroupInProgress, position: int, made: list[Sample]) -> None:
+        """Raise `PluginError` if what was made of one sample of a group has the number of another one's trajectory."""
+        for other, segments in zip(group.given, group.results, strict=True):
+            if segments and number_of(segments[0]) == number_of(made[0]) is not None:
+                raise PluginError(
+                    f"The {self._generator.selected.label} gave what it made of {other.name} and of "
+                    f"{group.given[position].name} the same rollout_id {number_of(made[0])}; every sample that it is given is the "
+                    "beginning of a trajectory of its own. Leave rollout_id as it is, or set sample.rollout_id = sample.index."
+                )
 
     def _reason(self, engine_failed: Exception | None, generator_failed: Exception | None) -> Exception:
         """Return what to raise when there is no response.
@@ -232,13 +245,13 @@ class GroupRunner:
             logger.warning("%s came back with the status %s; its group is dropped.", made.name, made.status.name)
             raise GroupLost(made.status.value)
 
-    async def _score(self, samples: list[Sample]) -> None:
-        """Set the rewards that are missing, if all samples are finished.
+    async def _score(self, samples: list[Sample], needed: list[Sample]) -> None:
+        """Score samples, if there are any without a reward and all that are `needed` for it are finished.
 
         Once sampling is stopped, rewards that have begun get `GRACE_PERIOD` seconds more, so that what goes back to the
         data source does not depend on the clock unless one hangs. The next rollout computes the others.
         """
-        if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in samples):
+        if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in needed):
             return
         with self._surround(self._session(samples[0]), seed_of(*self._seed, samples[0].index, "reward")):
             scored = await self._unless_stopped(self._rewards.score(samples))

@@ -5,6 +5,8 @@ Response tokens are conserved, which `token_counts` makes visible:
     generated + taken from the buffer + inserted = returned + put back + discarded
 
 where "inserted" are tokens that a generate function adds itself, such as the results of tools; 0 for a single turn.
+
+Means count trajectories: the segments of one share its weight (`slime_core.trajectories`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.results import is_finite_number
 from slime_core.sample import Group, Sample, Status, reward_of
-from slime_rollout_sglang.partial import FINISHED
+from slime_core.trajectories import in_trajectories, means_of_trajectories
+from slime_rollout_sglang.partial import earlier_segments, segments_of, to_continue
 from slime_rollout_sglang.sampling import Sampled
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ def rollout_metrics(
     return {
         **response_metrics(samples),
         **_reward_metrics(groups, args.reward_key),
-        **reward_numbers([sample.reward for sample in samples]),
+        **reward_numbers(samples, [sample.reward for sample in samples]),
         **_group_metrics(sampled),
         **_staleness(samples, trained_version),
         **token_counts(sampled, returned),
@@ -47,26 +50,42 @@ def rollout_metrics(
 
 
 def response_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Return the lengths of responses in tokens, and how many were cut off or empty."""
+    """Return the lengths of responses in tokens, how many were cut off or empty, and, where generate functions made several samples
+    of one, how many."""
     lengths = [sample.response_length for sample in samples]
     found = {
-        "response_len/mean": statistics.fmean(lengths),
+        "response_len/mean": statistics.fmean(means_of_trajectories(samples, lengths)),
         "response_len/min": float(min(lengths)),
         "response_len/max": float(max(lengths)),
-        "truncated_ratio": sum(s.status is Status.TRUNCATED for s in samples) / len(samples),
+        "truncated_ratio": statistics.fmean(
+            means_of_trajectories(samples, [float(s.status is Status.TRUNCATED) for s in samples])
+        ),
     }
-    empty = lengths.count(0)
-    return {**found, **({"empty_responses": float(empty)} if empty else {})}
+    if empty := lengths.count(0):
+        found["empty_responses"] = float(empty)
+    segments = [len(trajectory) for trajectory in in_trajectories(samples)]
+    if len(segments) < len(samples):
+        found |= {"segments/mean": statistics.fmean(segments), "segments/max": float(max(segments))}
+    return found
 
 
-def reward_numbers(rewards: Sequence[Any]) -> dict[str, float]:
-    """Return the mean of every number that rewards which are dicts have, as "reward/KEY", over those that have it."""
-    found: dict[str, list[float]] = {}
-    for reward in rewards:
+def reward_numbers(samples: Sequence[Sample], rewards: Sequence[Any]) -> dict[str, float]:
+    """Return the mean of every number that rewards which are dicts have, as "reward/KEY", over those that have it.
+
+    Args:
+        rewards: one for each sample.
+    """
+    found: dict[str, tuple[list[Sample], list[float]]] = {}
+    for sample, reward in zip(samples, rewards, strict=True):
         for key, value in reward.items() if isinstance(reward, dict) else ():
             if is_finite_number(value):
-                found.setdefault(key, []).append(value)
-    return {f"reward/{key}": float(statistics.mean(values)) for key, values in sorted(found.items())}
+                owners, values = found.setdefault(key, ([], []))
+                owners.append(sample)
+                values.append(value)
+    return {
+        f"reward/{key}": float(statistics.mean(means_of_trajectories(owners, values)))
+        for key, (owners, values) in sorted(found.items())
+    }
 
 
 def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float]:
@@ -77,7 +96,7 @@ def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float
     """
     taken = generated = inserted = rejected = 0
     for group in sampled.started:
-        before, held = _length(group.given), _length(group.samples)
+        before, held = _length(earlier_segments(group.given)), _length(group.samples)
         taken += before
         generated += group.generated_tokens
         if group.lost:
@@ -86,13 +105,14 @@ def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float
         inserted += max(0, held - before - group.generated_tokens)
         rejected += max(0, before + group.generated_tokens - held)  # of attempts that failed and were made again
     rejected += sum(_length(group.samples) for group in sampled.rejected)
-    aborted = sum(_length(group.samples) - _length(back) for group, back in zip(sampled.stopped, returned, strict=True))
+    put_back = [_length(earlier_segments(group)) for group in returned]
+    aborted = sum(_length(group.samples) - back for group, back in zip(sampled.stopped, put_back, strict=True))
     counts = {
         "generated_tokens": generated,
         "buffered_tokens_taken": taken,
         "inserted_tokens": inserted,
         "returned_tokens": sum(_length(group.samples) for group in sampled.kept),
-        "buffered_tokens_put_back": sum(map(_length, returned)),
+        "buffered_tokens_put_back": sum(put_back),
         "aborted_tokens_discarded": aborted,
         "discarded_tokens": rejected + aborted,
     }
@@ -100,9 +120,9 @@ def token_counts(sampled: Sampled, returned: Sequence[Group]) -> dict[str, float
 
 
 def _reward_metrics(groups: Sequence[Group], key: str | None) -> dict[str, float]:
-    """Return mean and spread of the rewards, and how many groups have equal ones."""
+    """Return mean and spread of the rewards of trajectories, and how many groups have equal ones."""
     rewards = [[reward_of(sample, key) for sample in group] for group in groups]
-    every = [reward for group in rewards for reward in group]
+    every = [mean for group, own in zip(groups, rewards, strict=True) for mean in means_of_trajectories(group, own)]
     equal = Counter(f"{group[0]:.1f}" for group in rewards if len(set(group)) == 1)
     return {
         "raw_reward": float(statistics.mean(every)),  # `fmean` and squares overflow for huge rewards
@@ -115,7 +135,7 @@ def _reward_metrics(groups: Sequence[Group], key: str | None) -> dict[str, float
 def _group_metrics(sampled: Sampled) -> dict[str, float]:
     """Return how many groups were started, filtered out, stopped and lost."""
     started = sampled.started
-    taken = [sample for group in started for sample in group.given]
+    taken = [earlier for group in started for sample in group.given if (earlier := segments_of(sample))]
     lost = Counter(group.lost for group in sampled.lost)
     return {
         "sampling/rounds": float(sampled.rounds),
@@ -123,8 +143,8 @@ def _group_metrics(sampled: Sampled) -> dict[str, float]:
         "sampling/groups_filtered": float(sum(sampled.reasons.values())),
         "sampling/groups_stopped": float(len(sampled.stopped)),
         "sampling/groups_made_up": float(sampled.made_up),
-        "sampling/samples_continued": float(sum(s.response_length > 0 and s.status not in FINISHED for s in taken)),
-        "sampling/samples_reused": float(sum(s.status in FINISHED for s in taken)),
+        "sampling/samples_continued": float(sum(to_continue(earlier) is not None for earlier in taken)),
+        "sampling/samples_reused": float(sum(to_continue(earlier) is None for earlier in taken)),
         **{f"dynamic_filter/drop_{reason}": float(count) for reason, count in sorted(sampled.reasons.items())},
         **{f"sampling/groups_lost_{why}": float(count) for why, count in sorted(lost.items())},
     }
