@@ -12,7 +12,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from slime_core.errors import SampleError
-from slime_core.sample import Group, Sample
+from slime_core.sample import RESERVED, Group, Sample, reward_of
+
+_FINISHED = "finished_segments"
 
 
 def number_of(sample: Sample) -> int | None:
@@ -48,6 +50,35 @@ def means_of_trajectories(samples: Sequence[Sample], values: Sequence[float]) ->
     for place, value in zip(trajectory_numbers(samples), values, strict=True):
         found.setdefault(place, []).append(value)
     return [statistics.mean(of_segments) for of_segments in found.values()]
+
+
+def trajectory_rewards(samples: Sequence[Sample], key: str | None) -> list[float]:
+    """The reward of each trajectory: the mean of those of its segments.
+
+    Args:
+        key: which number of a reward that is a dict counts.
+
+    Raises:
+        SampleError: a sample has no such number.
+    """
+    return means_of_trajectories(samples, [reward_of(sample, key) for sample in samples])
+
+
+def finished_segments(sample: Sample) -> list[Sample]:
+    """What a generate function that goes on with the segment `sample` need not make again: the segments of its trajectory that
+    earlier rollouts have finished, in their order. They stay without being returned."""
+    noted = sample.metadata.get(RESERVED)
+    return [Sample.from_dict(one) for one in noted.get(_FINISHED, ())] if isinstance(noted, dict) else []
+
+
+def with_finished_segments(sample: Sample, finished: Sequence[Sample]) -> Sample:
+    """The sample, with what `finished_segments` then returns."""
+    noted = dict(sample.metadata.get(RESERVED) or {})
+    noted.pop(_FINISHED, None)
+    if finished:
+        noted[_FINISHED] = [one.to_dict() for one in finished]
+    metadata = {key: value for key, value in sample.metadata.items() if key != RESERVED}
+    return sample.changed(metadata={**metadata, RESERVED: noted} if noted else metadata)
 
 
 def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:

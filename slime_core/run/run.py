@@ -20,9 +20,9 @@ from slime_core.run.requests import Requests
 from slime_core.run.tracking import Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
-from slime_core.sample import Sample, reward_of
+from slime_core.sample import Sample
 from slime_core.training.worker import TrainWorker
-from slime_core.trajectories import means_of_trajectories
+from slime_core.trajectories import trajectory_rewards
 
 
 @dataclass
@@ -228,5 +228,5 @@ def raw_rewards(samples: list[Sample], args: RunArguments) -> dict[str, float]:
     """The mean reward of a rollout's trajectories, where samples have one to train on."""
     if args.disable_compute_advantages_and_returns or not samples:
         return {}
-    rewards = means_of_trajectories(samples, [reward_of(sample, args.reward_key) for sample in samples])
+    rewards = trajectory_rewards(samples, args.reward_key)
     return {"raw_reward": sum(rewards) / len(rewards)}

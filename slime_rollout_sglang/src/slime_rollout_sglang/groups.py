@@ -21,7 +21,7 @@ from slime_core.plugins.signatures import accepted_extras
 from slime_core.rollout.rewards import Rewards, scores_groups
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
 from slime_core.sample import Group, Sample, Status
-from slime_core.trajectories import as_one_trajectory, number_of
+from slime_core.trajectories import as_one_trajectory, number_of, with_finished_segments
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
 from slime_rollout_sglang.requests import Requests, Session
@@ -136,11 +136,15 @@ class GroupRunner:
         if unfinished is None:
             made = earlier
         else:
-            generated_now = await self._unless_stopped(self._generate(group, unfinished))
+            finished = [segment for segment in earlier if segment is not unfinished]
+            generated_now = await self._unless_stopped(
+                self._generate(group, with_finished_segments(unfinished, finished))
+            )
             if generated_now is None:  # it holds the end of sampling up; what was there before is kept
                 group.results[position] = earlier
                 return
-            made = joined(earlier, unfinished, generated_now) if earlier else generated_now
+            made = [with_finished_segments(one, []) for one in generated_now]
+            made = joined(earlier, unfinished, made) if earlier else made
         if self._mask_earlier:
             for known in earlier:
                 made = [mask_known(one, known.tokens) for one in made]
@@ -173,16 +177,16 @@ class GroupRunner:
         if isinstance(result, Dropped):
             raise self._reason(session.failure, failed)
         made = result if isinstance(result, list) else [result]
-        made = [self._within_context(one) for one in made]
-        for one in made:
-            self._check(one)
-            session.note_turn(one)
         try:
             made = as_one_trajectory(sample, made)
         except SampleError as error:
             raise PluginError(
                 f"The {self._generator.selected.label} returned segments that disagree. {error}"
             ) from None
+        made = [self._within_context(one) for one in made]
+        for one in made:
+            self._check(one)
+            session.note_turn(one)
         return [_untrained_if_empty(one) for one in made]
 
     def _check_number(self, group: GroupInProgress, position: int, made: list[Sample]) -> None:

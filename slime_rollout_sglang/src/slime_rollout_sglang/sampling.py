@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.errors import SampleError, first_error_only
 from slime_core.plugins.calls import Caller, Dropped
-from slime_core.sample import reward_of
-from slime_core.trajectories import means_of_trajectories
+from slime_core.trajectories import trajectory_rewards
 from slime_rollout_sglang.filters import read_verdict
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.prompts import PromptTokenizer
@@ -222,5 +221,5 @@ def fill_with_rejected(args: RlRunArguments, sampled: Sampled) -> None:
 
 def _reward_spread(group: GroupInProgress, key: str | None) -> float:
     """Return the standard deviation of the rewards of a group's trajectories."""
-    rewards = means_of_trajectories(group.samples, [reward_of(sample, key) for sample in group.samples])
+    rewards = trajectory_rewards(group.samples, key)
     return statistics.pstdev(rewards) if len(rewards) > 1 else 0.0
