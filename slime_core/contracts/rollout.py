@@ -100,6 +100,10 @@ async def generate(args: RunArguments, sample: Sample, sampling_params: dict[str
             results), a `loss_mask` of 0; and sets `status`: completed, truncated or, when the engine was aborted, aborted.
         sampling_params: for the engine, its `seed` and `max_new_tokens` included.
 
+    With `--partial-rollout` a trajectory that was stopped is continued by one further call, with the first of its segments that is
+    not finished. What that returns takes the place of the segment; finished ones stay as they are and need not be returned
+    (`slime_core.trajectories.finished_segments` lists them), and others that are not finished are dropped.
+
     A function that calls the engine names one more parameter, `engine` (`slime_core.contracts.engine.Generates`). One that names
     `evaluation` is told there whether it answers an evaluation set.
     """
