@@ -213,8 +213,11 @@ class Sample:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain data (what checkpoints and dumps hold), and under "attributes" what hooks have set besides."""
+        own = {
+            name: value for name, value in asdict(self).items() if name in _FIELDS
+        }  # those of a subclass are further ones
         further = self.further_attributes
-        return {**asdict(self), "status": self.status.value, **({"attributes": further} if further else {})}
+        return {**own, "status": self.status.value, **({"attributes": further} if further else {})}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sample:
@@ -390,7 +393,8 @@ def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None
                 raise SampleError(f"The rollout returned a bad {sample.name}: {problem}")
 
 
-def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
+def misaligned(sample: Sample) -> str | None:
+    """Return which of the rules of `check_rollout` on lengths a sample breaks, as a sentence; None where it keeps all."""
     n, r = len(sample.tokens), sample.response_length
     if isinstance(sample.rollout_id, bool) or not isinstance(sample.rollout_id, int | None):
         return f"its rollout_id is {sample.rollout_id!r}; expected an int, or None for that of its index."
@@ -400,6 +404,13 @@ def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
         values = getattr(sample, name)
         if (values or (name == "loss_mask" and values is not None)) and len(values) != r:
             return f"{name} has {len(values)} entries, but response_length is {r}; they must be equal."
+    return None
+
+
+def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
+    if problem := misaligned(sample):
+        return problem
+    n, r = len(sample.tokens), sample.response_length
     if r == n and n > 0 and sample.trained_mask[0]:
         return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
     if sample.loss_mask is not None and set(sample.loss_mask) - {0, 1}:

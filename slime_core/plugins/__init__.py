@@ -10,6 +10,9 @@ selection.py   a component in use: its calls are named in errors, checked and ti
 own_arguments.py  the arguments as somebody's own functions are given them, which may be changed
 signatures.py  compares a component with its contract
 slime_shapes/  components of slime's own shapes, made to fit the contracts here
+sample_changes.py what a component did to samples that it was given
+boundaries.py  what a component may not do to the process of the run
+watchdog.py    ends calls that block their event loop
 clock.py       how long a call has worked, without what it waits for
 calls.py       time limits, retries, and what happens when a component fails for good
 """

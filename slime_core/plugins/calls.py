@@ -20,7 +20,7 @@ import tenacity
 from slime_core.contracts.kind import FailurePolicy
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError, DataError, PluginError, SlimeError, did_you_mean
-from slime_core.plugins.clock import in_thread, result_within, within
+from slime_core.plugins.clock import LeftBehindError, in_thread, result_within, within
 from slime_core.plugins.selection import Selected, raised_in
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,12 @@ class Caller:
             self.failures += 1
             if isinstance(error, TimeoutError) and not raised_in(error):  # ours, not the component's own
                 self.timeouts += 1
-                raise PluginError(f"It did not answer within {self.policy.timeout:g} s.") from None
+                left = (
+                    " It does not end when it is cancelled, and is left behind."
+                    if isinstance(error, LeftBehindError)
+                    else ""
+                )
+                raise PluginError(f"It did not answer within {self.policy.timeout:g} s.{left}") from None
             raise
         self._lost.clear()
 

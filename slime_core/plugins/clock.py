@@ -15,6 +15,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from slime_core.plugins.watchdog import WATCHDOG
+
+LEAVE_AFTER = 1.0
+"""Seconds for which a call is waited for that has been told to end."""
+
 
 class Clock:
     """Counts the seconds of one call. Any thread may pause it.
@@ -72,31 +77,65 @@ def waiting() -> Iterator[None]:
         yield
 
 
+class LeftBehindError(TimeoutError):
+    """A call took longer than it may and does not end when it is cancelled, so nobody waits for it any more."""
+
+
 async def within(limit: float | None, start: Callable[[], Awaitable[Any]]) -> Any:
-    """Await what `start` returns for `limit` seconds of work, as `asyncio.wait_for` does by the clock on the wall.
+    """Await what `start` returns for `limit` seconds of work, as `asyncio.wait_for` does by the clock on the wall. None is no limit.
+
+    Also where it is cancelled from outside, nobody waits longer than `LEAVE_AFTER` for a call that swallows that. One that blocks the
+    event loop for longer than the limit gets a `PluginError` (`slime_core.plugins.watchdog`).
 
     Raises:
         TimeoutError: it took longer; it is cancelled.
+        LeftBehindError: the same, and it goes on all the same.
     """
-    if limit is None:
-        return await start()
     loop, deadline = asyncio.get_running_loop(), asyncio.timeout(limit)
 
     def set_deadline() -> None:
         with suppress(RuntimeError):  # the call has ended
-            deadline.reschedule(None if clock.is_paused else loop.time() + limit - clock.seconds())
+            deadline.reschedule(None if clock.is_paused else loop.time() + (limit or 0.0) - clock.seconds())
 
     def changed() -> None:
         with suppress(RuntimeError):  # the loop has ended; only a thread that nobody waits for is still there
             loop.call_soon_threadsafe(set_deadline)
 
-    clock = Clock(changed)
+    clock = Clock(changed if limit is not None else lambda: None)
     token = _clock.set(clock)  # what is called from here on has this clock
     try:
-        async with deadline:
-            return await start()
+        task = asyncio.ensure_future(start())
     finally:
         _clock.reset(token)
+    end_watch: Callable[[], None] = lambda: None  # noqa: E731
+    if isinstance(task, asyncio.Task) and limit is not None:
+        end_watch = WATCHDOG.watch(task, clock.seconds, limit)
+    try:
+        async with deadline:
+            await asyncio.wait({task})
+    except TimeoutError:
+        if not task.done():
+            raise (TimeoutError if await _ended(task) else LeftBehindError) from None
+    except asyncio.CancelledError:
+        await _ended(task)
+        raise
+    finally:
+        end_watch()
+    return task.result()
+
+
+async def _ended(task: asyncio.Future[Any]) -> bool:
+    """Cancel a call and return whether it has ended. One that has not is forgotten: the event loop does not wait for it at its end."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=LEAVE_AFTER)
+    if task.done():
+        if not task.cancelled():
+            task.exception()  # nobody else asks for it
+        return True
+    if isinstance(task, asyncio.Task):
+        asyncio._unregister_task(task)  # documented under "Extending asyncio"
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather does
+    return False
 
 
 def result_within(limit: float, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

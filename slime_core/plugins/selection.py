@@ -20,10 +20,12 @@ from slime_core.contracts.checking import Checking
 from slime_core.contracts.kind import Check
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import EXITS, DataError, PluginError, SlimeError, exit_in_words
+from slime_core.plugins import sample_changes
+from slime_core.plugins.boundaries import settle
 from slime_core.plugins.import_path import resolve
 from slime_core.plugins.own_arguments import own_arguments
+from slime_core.plugins.sample_changes import samples_in
 from slime_core.plugins.signatures import accepted_extras
-from slime_core.sample import RolloutOutput, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -74,22 +76,6 @@ def raised_in(error: BaseException) -> tuple[RaisedIn, ...]:
 Result = TypeVar("Result")
 
 
-_home: str | None = None
-_left_home: set[tuple[str, str]] = set()
-
-
-@contextmanager
-def at_home() -> Iterator[None]:
-    """Within this context, every component that changes the current folder has it changed back when it returns."""
-    global _home
-    before, _home = _home, os.getcwd()
-    try:
-        yield
-    finally:
-        _home = before
-        _left_home.clear()
-
-
 def _current_task() -> asyncio.Task[Any] | None:
     """The task that this code runs in; None outside of an event loop."""
     try:
@@ -103,17 +89,6 @@ def _ended_from_outside(error: BaseException, task: asyncio.Task[Any] | None) ->
     if isinstance(error, asyncio.CancelledError):
         return task is not None and task.cancelling() > 0
     return isinstance(error, GeneratorExit) and (task is None or _current_task() is not task)
-
-
-def _samples_in(value: Any) -> Iterator[Sample]:
-    """Yield the samples of what components take and return: samples, groups, lists of groups, rollouts."""
-    if isinstance(value, Sample):
-        yield value
-    elif isinstance(value, RolloutOutput):
-        yield from (*value.samples, *value.generations)
-    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple, Sample)):
-        for inner in value:
-            yield from _samples_in(inner)
 
 
 @dataclass(frozen=True)
@@ -153,17 +128,18 @@ class Selected(Generic[Result]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         """Call it and check what it returns; for an async function this is an awaitable of the same."""
-        started, is_async = time.perf_counter(), False
+        started, process, is_async = time.perf_counter(), os.getpid(), False
         if self.is_own:
             args = tuple(map(own_arguments, args))
+        given = sample_changes.before(self.kind, args)
         try:
             result = self.target(*args, **self.bound, **kwargs)
             if not inspect.iscoroutine(result):
-                made: Result = self._with_signed_methods(self._checked(result, args))
+                made: Result = self._with_signed_methods(self._checked(result, args, given))
                 return made
             is_async = inspect.iscoroutinefunction(KINDS[self.kind].contract)
             if is_async:
-                awaited: Any = self._awaited(result, args, started)
+                awaited: Any = self._awaited(result, args, started, given)
                 return awaited  # type: ignore[no-any-return]  # of an async component, `Result` is an awaitable
             result.close()
             raise PluginError("It returned a coroutine; it is async, expected a plain function.")
@@ -175,7 +151,7 @@ class Selected(Generic[Result]):
                 raise
             raise self._exit(error) from error
         finally:
-            self._go_home()
+            settle(self.label, process)
             if not is_async:
                 self.timings.add(self.kind, time.perf_counter() - started)
 
@@ -206,9 +182,11 @@ class Selected(Generic[Result]):
 
         return call_async if inspect.iscoroutinefunction(method) else call
 
-    async def _awaited(self, result: Awaitable[Any], args: tuple[Any, ...], started: float) -> Any:
+    async def _awaited(
+        self, result: Awaitable[Any], args: tuple[Any, ...], started: float, given: list[sample_changes.Before]
+    ) -> Any:
         with self._watched(self.kind, started):
-            return self._checked(await result, args)
+            return self._checked(await result, args, given)
 
     @contextmanager
     def _watched(self, timed_as: str, started: float, place: str = "") -> Iterator[None]:
@@ -218,7 +196,7 @@ class Selected(Generic[Result]):
             started: when the call began, on the clock of `time.perf_counter`.
             place: what of the component runs, for errors ("log of "); "" for the component itself.
         """
-        task = _current_task()
+        task, process = _current_task(), os.getpid()
         try:
             yield
         except Exception as error:
@@ -229,18 +207,19 @@ class Selected(Generic[Result]):
                 raise
             raise self._exit(error, place) from error
         finally:
-            self._go_home()
+            settle(self.label, process)
             self.timings.add(timed_as, time.perf_counter() - started)
 
-    def _checked(self, result: Any, args: tuple[Any, ...]) -> Any:
+    def _checked(self, result: Any, args: tuple[Any, ...], given: list[sample_changes.Before]) -> Any:
         if normalise := KINDS[self.kind].normalise:
             try:
                 result = normalise(result)
             except DataError as error:
                 raise PluginError(f"What it returned cannot be used: {error}.") from None
         for value in (result,) if self.kind == "buffer_pop" else (result, *args):
-            for sample in _samples_in(value):
+            for sample in samples_in(value):
                 sample.make_plain()
+        sample_changes.check(given)
         for check in filter(None, (KINDS[self.kind].check, self.further_check)):
             if problem := check(result, args):
                 raise PluginError(f"It returned {problem}.")
@@ -255,14 +234,6 @@ class Selected(Generic[Result]):
         error.add_note(note)
         told = (*told, RaisedIn(self.kind, self.distribution, note))
         error.slime_raised_in = told  # type: ignore[attr-defined]
-
-    def _go_home(self) -> None:
-        """Return to the current folder of the run, which relative paths are read from, if the component has left it."""
-        if _home is not None and os.getcwd() != _home:
-            os.chdir(_home)
-            if (self.kind, self.name) not in _left_home:
-                _left_home.add((self.kind, self.name))
-                logger.warning("The %s changed the current folder; it is %s again", self.label, _home)
 
     def _exit(self, error: BaseException, place: str = "") -> PluginError:
         """The error for an exception that would have ended the program or its event loop without a word."""

@@ -16,7 +16,7 @@ from slime_core.arguments.derived import derived
 from slime_core.arguments.resolve import BY_TIME
 from slime_core.errors import ArgumentError, WorkerDied
 from slime_core.loop import train
-from slime_core.plugins.selection import at_home
+from slime_core.plugins.boundaries import at_home, children
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
 from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
@@ -62,6 +62,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
         "plugins": plugins.fingerprint(),
     }
     previous, start, state = find_previous(plan, identity)
+    started_before = set(children())
     early = _early_stopping(args, state)
     set_aside = set_earlier_run_aside(run_dir) if previous is None else None
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
@@ -133,11 +134,21 @@ def _launch(plan: Plan, ahead: bool) -> Path:
                 stack.callback(jsonl.close)
                 stack.callback(console.close)
             stack.callback(plan.close)
+            stack.callback(_name_left_behind, started_before)
             if workers is not None:
                 stack.callback(workers.close)
             for line in summary.lines(args, run_dir):
                 console.say(line)
     return run_dir
+
+
+def _name_left_behind(started_before: set[int]) -> None:
+    """Say which processes components have started that are still there when everything is closed."""
+    for number, words in children().items():
+        if number not in started_before:
+            logger.warning(
+                "process %d, which a component of the run has started, is still there: %s", number, words[:200]
+            )
 
 
 def _with_free_run_dir(plan: Plan) -> Plan:

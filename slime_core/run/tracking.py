@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +41,9 @@ class JsonlTracker:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one line, which is on disk when this returns."""
-        self._file.write(json.dumps({"rollout_id": step, "time": round(time.time(), 3), **metrics}) + "\n")
+        """Write one line, which is on disk when this returns. NaN and infinities, which JSON does not have, become null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"rollout_id": step, "time": round(time.time(), 3), **finite}) + "\n")
         self._file.flush()
 
     def close(self) -> None:

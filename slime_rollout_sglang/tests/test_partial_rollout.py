@@ -156,7 +156,7 @@ def test_with_masking_a_finished_surplus_group_starts_afresh_since_it_would_trai
 def test_every_token_that_the_engine_generates_is_returned_put_back_or_counted_as_discarded(
     arguments, plugins, partial, generator, order
 ) -> None:
-    rollout_cases.state.answers = {n: [1.0] for n in range(0, 40, 3)}
+    rollout_cases.state.answers = {n: [1.0] for n in range(0, 80, 3)}
     rollout_cases.state.answers[4] = RuntimeError("no reward for this one")
     args = arguments(
         over_sampling_batch_size=7,
@@ -167,7 +167,7 @@ def test_every_token_that_the_engine_generates_is_returned_put_back_or_counted_a
     )
     source = GlobalDataSource(args)
     doomed_lost = 0
-    for rollout_id in range(5):
+    for rollout_id in range(8):
         engine = ScriptedEngine(slow_later)
         waiting = buffered(source)
         doomed = [g[0].group_index for g in source.buffer if all(s.status is Status.ABORTED for s in g)]

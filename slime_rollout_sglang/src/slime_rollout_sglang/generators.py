@@ -13,6 +13,7 @@ from slime_core.contracts.kind import FailurePolicy
 from slime_core.contracts.results import is_finite_number, shown
 from slime_core.contracts.reward import check_reward_key
 from slime_core.plugins.calls import Caller, policies
+from slime_core.sample import misaligned
 
 if TYPE_CHECKING:
     from slime_core.plugins import Plugins
@@ -32,6 +33,9 @@ def generator_caller(args: RlRunArguments, components: RolloutComponents, plugin
 
     def check(result: Any, given: tuple[Any, ...]) -> str | None:
         rewards = [sample.reward for sample in (result if isinstance(result, list) else [result])]
+        for sample in result if isinstance(result, list) else [result]:
+            if problem := misaligned(sample):
+                return f"a bad {sample.name}: {problem}"
         wrong = next((r for r in rewards if not (r is None or isinstance(r, dict) or is_finite_number(r))), None)
         return (
             f"the reward {shown(wrong)}; expected a finite number"

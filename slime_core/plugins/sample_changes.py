@@ -1,0 +1,80 @@
+"""What a component did to samples that it was given, found when its call is over: rewards and filters may write into a sample, but
+what is trained must still be what was generated. Used by `slime_core.plugins.selection`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from slime_core.errors import SampleError
+from slime_core.sample import RolloutOutput, Sample, Status, misaligned
+
+KINDS = ("reward", "dynamic_filter", "sample_filter", "all_samples_process")
+"""Kinds of components that judge finished samples, and do not make any."""
+
+
+def samples_in(value: Any) -> Iterator[Sample]:
+    """Yield the samples of what components take and return: samples, groups, lists of groups, rollouts."""
+    if isinstance(value, Sample):
+        yield value
+    elif isinstance(value, RolloutOutput):
+        yield from (*value.samples, *value.generations)
+    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple, Sample)):
+        for inner in value:
+            yield from samples_in(inner)
+
+
+@dataclass(frozen=True)
+class Before:
+    """A sample as it was given: its prompt and its numbers in the run."""
+
+    sample: Sample
+    name: str
+    prompt_tokens: list[int]
+    numbers: tuple[Any, ...]
+
+
+def before(kind: str, args: Iterable[Any]) -> list[Before]:
+    """Note what a component of a kind is given that is in `KINDS`."""
+    if kind not in KINDS:
+        return []
+    return [
+        Before(sample, sample.name, sample.tokens[: len(sample.tokens) - sample.response_length], _numbers(sample))
+        for value in args
+        for sample in samples_in(value)
+    ]
+
+
+def check(given: Iterable[Before]) -> None:
+    """Raise for the first sample that cannot be trained any more as it was generated.
+
+    A response may be cut or its mask changed, as long as masks, log-probs and weight versions are as long as it.
+
+    Raises:
+        SampleError: says what was changed.
+    """
+    for was in given:
+        sample = was.sample
+        if sample.status in tuple(Status) and not isinstance(sample.status, Status):
+            sample.status = Status(sample.status)
+        if not isinstance(sample.status, Status):
+            raise SampleError(
+                f"It set the status of {was.name} to {sample.status!r}; expected one of Sample.Status, such as "
+                "Sample.Status.COMPLETED."
+            )
+        prompt = sample.tokens[: len(sample.tokens) - sample.response_length]
+        if prompt != was.prompt_tokens:
+            raise SampleError(
+                f"It changed the tokens of {was.name}: {len(was.prompt_tokens)} tokens stood before the response, and now "
+                f"{len(prompt)} that are not the same do, so that masks and log-probs belong to other tokens. Change tokens, "
+                "response_length, loss_mask and rollout_log_probs together, and leave the prompt as it is."
+            )
+        if _numbers(sample) != was.numbers:
+            raise SampleError(f"It changed index, group_index or rollout_id of {was.name}; these belong to the run.")
+        if problem := misaligned(sample):
+            raise SampleError(f"It left {was.name} in a state that cannot be trained: {problem}")
+
+
+def _numbers(sample: Sample) -> tuple[Any, ...]:
+    return sample.index, sample.group_index, sample.rollout_id
