@@ -32,7 +32,8 @@ class AdvantageInputs:
         sample_index: (T,) int64, 0 … S-1.
         trajectory_index: (S,) int64, 0 … R-1: the segments of a trajectory share it (`slime_core.trajectories`). None: every
             sample is a trajectory of its own.
-        rewards_are_final: a `--custom-reward-post-process-path` made them; they are not to be normalised again.
+        rewards_are_final: a `--custom-reward-post-process-path` or `--custom-convert-samples-to-train-data-path` made them; they are
+            not to be normalised again.
         log_probs: (T,) under the weights before training, 0 at untrained tokens; None unless the estimator `reads`
             "old_log_probs".
         ref_log_probs, values: (T,) likewise; "ref_log_probs", "values".

@@ -80,6 +80,7 @@ class Rewards:
         name = sample.metadata.get("rm_type")
         if name is not None and not isinstance(name, str):
             raise SampleError(f"The rm_type of {sample.name} is {name!r}; expected the name of a reward.")
+        name = name.strip() if name else None
         if name not in self._callers:
             selected = self._chosen
             if name and not self._args.custom_rm_path:

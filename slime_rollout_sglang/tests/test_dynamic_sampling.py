@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import rollout_cases
+import torch
 from rollout_cases import END, HoldingEngine, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.sample import RolloutOutput, Sample
-from slime_rollout_sglang.filters import check_reward_nonzero_std, read_verdict
+from slime_rollout_sglang.filters import Verdict, check_reward_nonzero_std, read_verdict
 
 FILTER = {"dynamic_sampling_filter_path": "slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std"}
 EQUAL = [1.0]  # what `rollout_cases.by_group` answers for a group that the filter drops
@@ -161,9 +162,28 @@ def test_filters_may_answer_in_any_of_the_ways_that_are_in_use(arguments, plugin
 
 
 def test_verdicts_are_read_from_all_forms() -> None:
-    assert read_verdict(True) == (True, "filtered")
-    assert read_verdict((False, "why")) == (False, "why")
-    assert read_verdict(SimpleNamespace(keep=False, reason=None)) == (False, "filtered")
+    assert read_verdict(True) == Verdict(True, "filtered")
+    assert read_verdict((False, "why")) == Verdict(False, "why")
+    assert read_verdict(SimpleNamespace(keep=False, reason=None)) == Verdict(False, "filtered")
+    scarce = SimpleNamespace(keep=torch.tensor(False), reason="flat", keep_when_insufficient=True)
+    assert read_verdict(scarce) == Verdict(False, "flat", keep_when_insufficient=True)
+
+
+@pytest.mark.parametrize(
+    ("over", "kept", "made_up", "rounds"), [(3, [0, 1, 2], 2, 1), (5, [1, 3, 4], 0, 1), (4, [1, 2, 3], 1, 1)]
+)
+def test_a_group_that_is_kept_where_there_are_too_few_others_costs_no_further_prompts(
+    arguments, plugins, over, kept, made_up, rounds
+) -> None:
+    rollout_cases.state.answers = {0: EQUAL, 2: EQUAL}
+    args = arguments(
+        dynamic_sampling_filter_path="check_reward_nonzero_std_with_fallback",
+        over_sampling_batch_size=over,
+        dynamic_sampling_order="prompt",
+    )
+    output = rollout(args, plugins, ScriptedEngine(slower_prompts))
+    assert (sorted(prompts_of(output)), output.metrics["sampling/groups_made_up"]) == (kept, made_up)
+    assert output.metrics["sampling/rounds"] == rounds
 
 
 def test_a_group_passes_when_its_rewards_differ_however_small_or_large_they_are() -> None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slime_core.sample import Sample, reward_of
 
 if TYPE_CHECKING:
     from slime_core.arguments.groups.training import TrainArguments
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a group is trained.
+
+    Attributes:
+        keep: whether it passes.
+        reason: why it does not.
+        keep_when_insufficient: a group that does not pass is kept all the same where more prompts would have to be taken for
+            it (slime's name).
+    """
+
+    keep: bool
+    reason: str = "filtered"
+    keep_when_insufficient: bool = False
 
 
 TOLERANCE = 1e-6
@@ -31,14 +48,22 @@ def check_reward_nonzero_std(args: TrainArguments, samples: list[Sample], **kwar
     return spread > TOLERANCE * max(map(abs, rewards)), f"zero_std_{rewards[0]:.1f}"
 
 
-def read_verdict(answer: object) -> tuple[bool, str]:
-    """Return (whether the group is kept, the reason) from what a dynamic filter answered.
+def check_reward_nonzero_std_with_fallback(args: TrainArguments, samples: list[Sample], **kwargs: Any) -> Verdict:
+    """Prefer groups whose rewards differ, but keep any other where more prompts would have to be taken for it."""
+    return Verdict(*check_reward_nonzero_std(args, samples, **kwargs), keep_when_insufficient=True)
+
+
+def read_verdict(answer: object) -> Verdict:
+    """Return what a dynamic filter answered as a `Verdict`.
 
     Args:
-        answer: a truth value of any library, a pair of such a value and a reason, or an object with the attributes `keep`
-            and, optionally, `reason`.
+        answer: a truth value of any library, a pair of such a value and a reason, or an object with the attribute `keep`
+            and, optionally, the others of a `Verdict`.
     """
-    keep, reason = answer if isinstance(answer, tuple) else (answer, None)
-    if hasattr(keep, "keep"):
-        keep, reason = keep.keep, getattr(keep, "reason", None)
-    return bool(keep), str(reason) if reason else "filtered"
+    scarce = False
+    if hasattr(answer, "keep"):
+        keep, reason = answer.keep, getattr(answer, "reason", None)
+        scarce = bool(getattr(answer, "keep_when_insufficient", False))
+    else:
+        keep, reason = answer if isinstance(answer, tuple) else (answer, None)
+    return Verdict(bool(keep), str(reason) if reason else "filtered", scarce)

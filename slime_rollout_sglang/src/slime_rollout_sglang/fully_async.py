@@ -22,6 +22,7 @@ from slime_core.rollout.in_flight import state_with
 from slime_core.sample import Group, RolloutOutput
 from slime_rollout_sglang import staleness
 from slime_rollout_sglang.evaluation import evaluate
+from slime_rollout_sglang.filters import Verdict
 from slime_rollout_sglang.groups import GRACE_PERIOD, GroupInProgress
 from slime_rollout_sglang.partial import earlier_segments, fresh
 from slime_rollout_sglang.pipeline import RolloutPipeline
@@ -261,14 +262,14 @@ class ContinuousSampling:
         await self._pipeline.runner.run(group)
         if self._closing.is_set():
             return
-        keep, reason = (False, "") if group.lost else passes(self._args, self._pipeline.filter, group)
-        if keep:
+        verdict = Verdict(False) if group.lost else passes(self._args, self._pipeline.filter, group)
+        if verdict.keep:  # `keep_when_insufficient` does not matter: there are always further groups
             self._finished.add(group)
         else:
             del self._due[group]
             (self._judged.lost if group.lost else self._judged.rejected).append(group)
             if not group.lost:
-                self._judged.reasons[reason] += 1
+                self._judged.reasons[verdict.reason] += 1
             self._start_groups()
         self._changed.set()
 

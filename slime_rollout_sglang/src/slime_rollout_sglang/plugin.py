@@ -79,5 +79,11 @@ def slime_dynamic_filters() -> dict[str, Lazy]:
             "groups whose rewards are not all equal",
             reads_options=("reward_key",),
             aliases=("slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std",),
-        )
+        ),
+        "check_reward_nonzero_std_with_fallback": Lazy(
+            "slime_rollout_sglang.filters:check_reward_nonzero_std_with_fallback",
+            "the same, but others too where more prompts would have to be taken",
+            reads_options=("reward_key",),
+            aliases=("slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std_with_fallback",),
+        ),
     }

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from slime_core.errors import SampleError, first_error_only
 from slime_core.plugins.calls import Caller, Dropped
 from slime_core.trajectories import trajectory_rewards
-from slime_rollout_sglang.filters import read_verdict
+from slime_rollout_sglang.filters import Verdict, read_verdict
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.prompts import PromptTokenizer
 from slime_rollout_sglang.requests import EngineHold, Requests
@@ -176,20 +176,22 @@ class DynamicSampling:
         if group.lost:
             sampled.lost.append(group)
             return
-        keep, reason = passes(self._args, self._filter, group)
-        if keep:
+        verdict = passes(self._args, self._filter, group)
+        scarce = len(sampled.kept) + len(self._tasks) < self._args.rollout_batch_size
+        if verdict.keep or (verdict.keep_when_insufficient and scarce):
             sampled.kept.append(group)
+            sampled.made_up += not verdict.keep
         else:
             sampled.rejected.append(group)
-            sampled.reasons[reason] += 1
+            sampled.reasons[verdict.reason] += 1
 
 
-def passes(args: RlRunArguments, filter: Caller | None, group: GroupInProgress) -> tuple[bool, str]:
-    """Return (whether a finished group is trained, the reason why not). Without a filter every group is."""
+def passes(args: RlRunArguments, filter: Caller | None, group: GroupInProgress) -> Verdict:
+    """Return whether a finished group is trained, and the reason why not. Without a filter every group is."""
     if filter is None:
-        return True, ""
+        return Verdict(True)
     answer = filter.call(args, group.samples, item=f"prompt {group.given[0].group_index}")
-    return (False, "filter_failed") if isinstance(answer, Dropped) else read_verdict(answer)
+    return Verdict(False, "filter_failed") if isinstance(answer, Dropped) else read_verdict(answer)
 
 
 def fill_with_rejected(args: RlRunArguments, sampled: Sampled) -> None:
@@ -216,7 +218,7 @@ def fill_with_rejected(args: RlRunArguments, sampled: Sampled) -> None:
     for group in best:
         sampled.rejected.remove(group)
     sampled.kept += best
-    sampled.made_up = missing
+    sampled.made_up += missing
 
 
 def _reward_spread(group: GroupInProgress, key: str | None) -> float:
