@@ -37,6 +37,7 @@ EXTRAS = {
     "quantised": "`--hf-checkpoint` as a [`QuantisedCheckpoint`](#quantisedcheckpoint), or None where it is not quantised",
     "engine": "the run's `InferenceEngine`, or None",
     "evaluation": "whether the sample is of an evaluation set",
+    "rollout_id": "the number of the rollout; in an evaluation that of the one before it",
     "background": "a [`Background`](#background), where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""

@@ -113,6 +113,13 @@ def slime_generators() -> Mapping[str, Lazy | Any]:
 
 
 @hookspec
+def slime_sample_hooks() -> Mapping[str, Lazy | Any]:
+    """What sees, or changes, every generated sample before it is scored. Contract: `contracts.rollout.sample_hook`. Chosen by
+    `--rollout-sample-hook-path`, of which there may be several."""
+    raise NotImplementedError
+
+
+@hookspec
 def slime_dynamic_filters() -> Mapping[str, Lazy | Any]:
     """Which finished groups are worth training on. Contract: `contracts.rollout.dynamic_filter`. Chosen by
     `--dynamic-sampling-filter-path`."""
@@ -164,6 +171,13 @@ def slime_eval_rollout_logs() -> Mapping[str, Lazy | Any]:
 def slime_sample_converters() -> Mapping[str, Lazy | Any]:
     """How samples become training data. Contract: `contracts.rollout.convert_samples`. Chosen by
     `--custom-convert-samples-to-train-data-path`."""
+    raise NotImplementedError
+
+
+@hookspec
+def slime_rollout_data_postprocesses() -> Mapping[str, Lazy | Any]:
+    """What changes the data of a rollout after advantages have been computed. Contract: `contracts.rollout.rollout_data_postprocess`.
+    Chosen by `--rollout-data-postprocess-path`. Runs in the training process."""
     raise NotImplementedError
 
 

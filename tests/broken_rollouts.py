@@ -161,6 +161,34 @@ def popping_eval_log(rollout_id, args, data, extra_metrics):
     data["heldout"]["samples"].pop()
 
 
+def counting_hook(args, sample):
+    return sample.response_length
+
+
+def cutting_hook(args, sample):
+    sample.response_length -= 1
+
+
+def dropping_postprocess(args, rollout_id, rollout_data):
+    rollout_data["tokens"].pop()
+
+
+def weighing_postprocess(args, rollout_id, rollout_data):
+    rollout_data["loss_masks"] = [mask * 0.5 for mask in rollout_data["loss_masks"]]
+
+
+def short_postprocess(args, rollout_id, rollout_data):
+    rollout_data["advantages"][0] = rollout_data["advantages"][0][1:]
+
+
+def endless_postprocess(args, rollout_id, rollout_data):
+    rollout_data["advantages"][0] /= 0
+
+
+def wordy_postprocess(args, rollout_id, rollout_data):
+    rollout_data["why"] = "because"
+
+
 def converted(**changes):
     """A converter that does well, and then changes entries."""
 
@@ -200,6 +228,13 @@ BROKEN = [
     ("generator", forgetful_generator, "completes a sample", "rollout_log_probs has 1 entries, but response_length is 8"),
     ("generator", promptless_generator, "completes a sample", "`tokens` holds the prompt's and then the response's"),
     ("generator", changing_generator, "does not change the sampling", "which all samples share; work on a copy"),
+    ("sample_hook", counting_hook, "leaves samples", "expected a Sample, or None"),
+    ("sample_hook", cutting_hook, "leaves samples", "but response_length is"),
+    ("rollout_data_postprocess", dropping_postprocess, "leaves data", "other 'tokens' than it was given"),
+    ("rollout_data_postprocess", weighing_postprocess, "leaves data", "other numbers than 0 and 1 among the 'loss_masks'"),
+    ("rollout_data_postprocess", short_postprocess, "leaves data", "as many finite numbers as its response has tokens"),
+    ("rollout_data_postprocess", endless_postprocess, "leaves data", "as many finite numbers as its response has tokens"),
+    ("rollout_data_postprocess", wordy_postprocess, "leaves data", "it must be one finite number for each sample"),
     ("all_samples_process", clearing_process, "leaves the groups", "it changed the groups; work on a copy"),
     ("all_samples_process", returning_process, "leaves the groups", "expected None: it looks at the groups"),
     ("all_samples_process", draining_process, "leaves a data source", r"give groups back with data_source.add_samples"),

@@ -73,6 +73,17 @@ async def good_generator(args, sample, sampling_params, engine):
     )
 
 
+async def good_sample_hook(args, sample, rollout_id=None):
+    sample.metadata["words"] = len(sample.response.split())
+    return sample if rollout_id else None
+
+
+def good_rollout_data_postprocess(args, rollout_id, rollout_data):
+    for mask, advantages in zip(rollout_data["loss_masks"], rollout_data["advantages"], strict=True):
+        mask[advantages.abs() < 1e-3] = 0
+    rollout_data["kept"] = [float(mask.sum()) for mask in rollout_data["loss_masks"]]
+
+
 def good_all_samples_process(args, all_samples, data_source):
     data_source.add_samples(data_source.get_samples(1))
 
@@ -216,6 +227,8 @@ GOOD = {
     "loss_mask": good_loss_mask,
     "rollout": good_rollout,
     "generator": good_generator,
+    "sample_hook": good_sample_hook,
+    "rollout_data_postprocess": good_rollout_data_postprocess,
     "all_samples_process": good_all_samples_process,
     "reward_post_process": good_reward_post_process,
     "rollout_log": good_rollout_log,

@@ -220,7 +220,7 @@ def test_a_wrong_failure_policy_is_refused_before_the_run(setting, says, sft, ca
     assert says in capsys.readouterr().err
 
 
-WITH_POLICY = ("reward", "generator", "dynamic_filter", "sample_filter", "all_samples_process")
+WITH_POLICY = ("reward", "generator", "sample_hook", "dynamic_filter", "sample_filter", "all_samples_process")
 
 
 @pytest.mark.parametrize("kind", WITH_POLICY)

@@ -107,7 +107,8 @@ def add_option(section: Any, option: Option) -> None:
     if option.is_flag:
         section.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=help_text)
     elif option.is_list:
-        section.add_argument(option.flag, nargs="*", metavar="VALUE", help=help_text)
+        action = "extend" if option.repeatable else "store"
+        section.add_argument(option.flag, nargs="*", action=action, metavar="VALUE", help=help_text)
     else:
         metavar = "{" + ",".join(map(str, option.choices)) + "}" if option.choices else "VALUE"
         section.add_argument(option.flag, metavar=metavar, help=help_text)

@@ -69,6 +69,10 @@ class Option:
         return self._meta("affects_result") is not False
 
     @property
+    def repeatable(self) -> bool:
+        return self._meta("repeatable") is True
+
+    @property
     def required(self) -> bool:
         return self.field.is_required()
 

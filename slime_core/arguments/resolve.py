@@ -172,6 +172,10 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
         )
     if args.load_debug_rollout_data and not args.debug_train_only:
         resolved = resolved.updated("--load-debug-rollout-data", debug_train_only=True)
+    if args.dump_details:
+        for name, folder in (("save_debug_rollout_data", "rollout_data"), ("save_debug_train_data", "train_data")):
+            path = os.path.join(args.dump_details, folder, "{rollout_id}.jsonl")
+            resolved = resolved.updated("--dump-details", **{name: path})
     if args.eval_function_path is None:
         resolved = resolved.updated("--rollout-function-path", eval_function_path=args.rollout_function_path)
     if args.run_dir is None:
@@ -223,7 +227,14 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
     if args.debug_rollout_only and (args.debug_train_only or args.load_debug_rollout_data):
         other = "--debug-train-only" if args.debug_train_only else "--load-debug-rollout-data"
         yield f"--debug-rollout-only and {other} contradict each other; give one of them."
-    for name in ("save_debug_rollout_data", "load_debug_rollout_data"):
+    for name in ("save_debug_rollout_data", "save_debug_train_data"):
+        if args.dump_details and getattr(args, name):
+            yield f"--dump-details and --{name.replace('_', '-')} both say where details of a rollout go; give only one of them."
+    if args.save_debug_train_data and args.save_debug_train_data == args.save_debug_rollout_data:
+        yield "--save-debug-train-data and --save-debug-rollout-data are the same file; give each its own."
+    if args.save_debug_train_data and args.debug_rollout_only:
+        yield "--save-debug-train-data has nothing to write under --debug-rollout-only, which trains nothing."
+    for name in ("save_debug_rollout_data", "save_debug_train_data", "load_debug_rollout_data"):
         template = getattr(args, name)
         if template and "{rollout_id}" not in template and args.num_rollout != 1:
             yield f"--{name.replace('_', '-')} is {template!r}, one file for all rollouts. Put {{rollout_id}} in it."

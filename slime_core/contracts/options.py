@@ -55,6 +55,7 @@ def option(
     when: str | None = None,
     env: str | None = None,
     affects_result: bool = True,
+    repeatable: bool = False,
     **constraints: Any,
 ) -> Any:
     """Declare an option.
@@ -69,6 +70,7 @@ def option(
         env: environment variable that sets it (weaker than the command line, stronger than the recipe).
         affects_result: False for options that cannot change the trained weights (paths, logging, how long to run);
             they may differ when a run is resumed.
+        repeatable: of a list: a flag that is given again adds to the values that it was given before.
         constraints: pydantic constraints such as `ge=0`.
     """
     meta: dict[str, Any] = {
@@ -76,6 +78,7 @@ def option(
         "when": when,
         "env": env,
         "affects_result": affects_result,
+        "repeatable": repeatable,
     }
     return Field(default, description=help, json_schema_extra={"slime": meta}, **constraints)
 

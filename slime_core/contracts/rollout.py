@@ -110,6 +110,15 @@ async def generate(args: RunArguments, sample: Sample, sampling_params: dict[str
     raise NotImplementedError
 
 
+async def sample_hook(args: RunArguments, sample: Sample) -> Sample | None:
+    """Look at a generated sample before it is scored, or change it: in place, or by returning another one. May also be a plain
+    function. Several are called one after the other; each is given what the one before left.
+
+    One that names `rollout_id` or `evaluation` is told there which rollout it is, and whether it answers an evaluation set.
+    """
+    raise NotImplementedError
+
+
 def dynamic_filter(args: RunArguments, samples: list[Sample], **kwargs: Any) -> bool | tuple[bool, str]:
     """Keep this finished group for training? A reason may come with the answer; reasons are counted."""
     raise NotImplementedError
@@ -153,6 +162,23 @@ def convert_samples(args: RunArguments, samples: list[Sample]) -> dict[str, list
     `--custom-reward-post-process-path` normalises them.
     """
     raise NotImplementedError
+
+
+def rollout_data_postprocess(args: RunArguments, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    """Change what a rollout is trained with, after log-probs and advantages have been computed and before the first optimizer
+    step: masks above all. Called in every training rank with the whole rollout, so it must do the same in each.
+
+    Args:
+        rollout_data: lists with one entry for each sample: "tokens", "response_lengths", "total_lengths", "rewards", "sample_indices",
+            "rollout_ids", "truncated", which must stay as they are; "loss_masks" and, where they have been computed, "log_probs",
+            "ref_log_probs", "rollout_log_probs", "values", "advantages" and "returns": tensors of response_length numbers, to be
+            changed in place or replaced. A further list of one number for each sample is logged, as its mean.
+    """
+    raise NotImplementedError
+
+
+def _check_hooked(result: Any, args: tuple[Any, ...]) -> str | None:
+    return None if result is None or isinstance(result, Sample) else f"{shown(result)}; expected a Sample, or None"
 
 
 def _check_verdict(result: Any, args: tuple[Any, ...]) -> str | None:
@@ -213,6 +239,15 @@ KINDS = (
         policy=FailurePolicy(timeout=3600.0, on_failure="drop", abort_after=20),
     ),
     Kind(
+        "sample_hook",
+        "slime_sample_hooks",
+        sample_hook,
+        ("--rollout-sample-hook-path",),
+        extras=("rollout_id", "evaluation"),
+        check=_check_hooked,
+        policy=FailurePolicy(),
+    ),
+    Kind(
         "dynamic_filter",
         "slime_dynamic_filters",
         dynamic_filter,
@@ -257,5 +292,12 @@ KINDS = (
         ("--custom-convert-samples-to-train-data-path",),
         normalise=lambda result: plain(dict(result), "the training data") if isinstance(result, Mapping) else result,
         check=_check_train_data,
+    ),
+    Kind(
+        "rollout_data_postprocess",
+        "slime_rollout_data_postprocesses",
+        rollout_data_postprocess,
+        ("--rollout-data-postprocess-path",),
+        check=is_none("it changes rollout_data in place"),
     ),
 )

@@ -16,7 +16,7 @@ from slime_core.contracts.engine import InferenceEngine
 from slime_core.contracts.rollout import EngineUse
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.plugins import Plugins, Selected
-from slime_core.sample import Group, RolloutOutput
+from slime_core.sample import Group, RolloutOutput, Sample
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class RolloutComponents:
         rollout, eval_rollout: the rollout functions.
         data_source, buffer_pop: where prompts come from, and how groups leave its buffer.
         sample_converter: None unless chosen.
+        sample_hooks: what sees every sample before it is scored, in this order.
         further: those of other kinds that the rollout functions read the options of, by kind: rewards, filters, loss masks.
         engine: None without one.
         quantised: `--hf-checkpoint`, if it is quantised and there is an engine that serves it.
@@ -37,6 +38,7 @@ class RolloutComponents:
     data_source: Selected[DataSource]
     buffer_pop: Selected[list[Group]]
     sample_converter: Selected[dict[str, list[Any]]] | None = None
+    sample_hooks: tuple[Selected[Sample | None], ...] = ()
     further: Mapping[str, Selected[Any]] = field(default_factory=dict)
     engine: Selected[InferenceEngine] | None = None
     quantised: QuantisedCheckpoint | None = None
@@ -78,6 +80,7 @@ def choose_rollout_components(args: RunArguments, plugins: Plugins) -> RolloutCo
         data_source,
         buffer_pop=plugins.select("buffer_pop", args.buffer_filter_path),
         sample_converter=plugins.select("sample_converter", converter) if converter else None,
+        sample_hooks=tuple(plugins.select("sample_hook", path) for path in args.rollout_sample_hook_path),
         further=choose_further(args, plugins, (rollout, eval_rollout, data_source)),
     )
 

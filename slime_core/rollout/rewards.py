@@ -26,18 +26,20 @@ def reward_caller(args: RunArguments, selected: Selected[Any]) -> Caller:
     """Return the caller that applies the failure policy of rewards to a selected reward.
 
     One that was selected as `boxed_NAME` is the reward NAME, given what the last `\\boxed{…}` of a response holds in place
-    of the response (nothing, if there is no box that is closed).
+    of the response (nothing, if there is no box that is closed). With `--group-rm`, that of `--custom-rm-path` scores whole groups,
+    whatever its parameters are called.
     """
     if selected.prefix == BOXED:
         selected = replace(selected, target=_given_boxes(selected.target))
+    if selected.option == "--custom-rm-path" and args.group_rm:
+        selected = replace(selected, target=_given_groups(selected.target))
     return Caller(selected, policies(args.failure_policy)["reward"])
 
 
-def scores_groups(caller: Caller, args: RunArguments) -> bool:
-    """Whether a reward scores all samples of a group at once: its second parameter is called `samples` or, as in slime,
-    `--group-rm` is given for the reward of `--custom-rm-path`."""
-    asked = args.group_rm and args.custom_rm_path is not None
-    return asked or "samples" in inspect.signature(caller.selected.target).parameters
+def scores_groups(caller: Caller) -> bool:
+    """Whether a reward scores all samples of a group at once: its second parameter is called `samples`, or `reward_caller` has made
+    it do so."""
+    return "samples" in inspect.signature(caller.selected.target).parameters
 
 
 async def score(caller: Caller, args: RunArguments, samples: Sequence[Sample]) -> list[Any] | Dropped:
@@ -45,7 +47,7 @@ async def score(caller: Caller, args: RunArguments, samples: Sequence[Sample]) -
 
     A reward that `scores_groups` is given all of them at once, any other one sample at a time, all at the same time.
     """
-    if scores_groups(caller, args):
+    if scores_groups(caller):
         names = ", ".join(sample.name for sample in samples)
         scores: list[Any] | Dropped = await caller.call_async(args, list(samples), item=names)
         return scores
@@ -126,6 +128,18 @@ class Rewards:
             for name, value in caller.metrics().items() if caller else ():
                 total[name] = total.get(name, 0.0) + value
         return total
+
+
+def _given_groups(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The reward as one of whole groups, which its second parameter is called by."""
+
+    async def awaited(args: Any, samples: list[Sample]) -> Any:
+        return await target(args, samples)
+
+    def called(args: Any, samples: list[Sample]) -> Any:
+        return target(args, samples)
+
+    return awaited if inspect.iscoroutinefunction(target) else called
 
 
 def _given_boxes(target: Callable[..., Any]) -> Callable[..., Any]:

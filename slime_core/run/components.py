@@ -38,6 +38,8 @@ class Components:
                 value = getattr(part, field.name)
                 if isinstance(value, Selected):
                     yield field.name.replace("_", " "), value
+                elif field.name == "sample_hooks":
+                    yield from (("sample hook", hook) for hook in value)
                 elif field.name == "further":
                     yield from ((kind.replace("_", " "), component) for kind, component in value.items())
         yield from ((f"tracker {tracker.name}", tracker) for tracker in self.trackers)

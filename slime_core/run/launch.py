@@ -14,6 +14,7 @@ import yaml
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.resolve import BY_TIME
+from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
@@ -67,6 +68,8 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     set_aside = set_earlier_run_aside(run_dir) if previous is None else None
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
     _write_config(run_dir / "config.yaml", config)
+    if args.dump_details:
+        load_tokenizer(args.hf_checkpoint).save_pretrained(os.path.join(args.dump_details, "tokenizer"))
     console = Console(total=num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")

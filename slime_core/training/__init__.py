@@ -11,6 +11,7 @@ adapters.py    which layers get a LoRA adapter
 frozen.py      which parameters are trained
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
 signals.py     between samples and the flat tensors of an advantage estimator
+postprocess.py  what a hook changes of a rollout, and a file keeps of it, before it is trained
 parity.py      a training rank that compares its backend with transformers
 precision.py   the precision recipe of a run, as train backends meet it
 schedule.py    the learning rate of every step

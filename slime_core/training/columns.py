@@ -69,14 +69,13 @@ class ColumnMaker:
         # What the estimator did not need can leave out the samples that have no gradient.
         for name in sorted((what_reads(self._components.loss, args) & COMPUTED) - first):
             self._add(name, columns, samples, parts)
-        if len(parts) > 1:
-            self._remember_routing(columns, samples, parts)
+        self.remember_routing(columns, samples, parts)
         return columns
 
-    def _remember_routing(self, columns: dict[str, Column], samples: Sequence[Sample], parts: Sequence[slice]) -> None:
-        """Have the actor remember the experts of all tokens, where it repeats them, unless it has done so for the batches that
-        are trained on."""
-        if self._replays is None:
+    def remember_routing(self, columns: dict[str, Column], samples: Sequence[Sample], parts: Sequence[slice]) -> None:
+        """Before several optimizer steps, have the actor remember the experts of all tokens, where it repeats them, unless it has done
+        so for the batches that are trained on."""
+        if self._replays is None or len(parts) == 1:
             return
         batches = [self._batch(samples, part, columns) for part in parts]
         if [batch.micro_batches for batch in batches] != self._remembered:

@@ -29,7 +29,7 @@ class TrainComponents:
     Attributes:
         train_backend, loss: what every run has.
         advantage: None under `--disable-compute-advantages-and-returns`.
-        reward_post_process, importance_weight, pg_loss_reducer: None unless chosen.
+        reward_post_process, data_postprocess, importance_weight, pg_loss_reducer: None unless chosen.
         critic_loss: present when the loss or the estimator reads values.
         further: components of other kinds, by kind, whose options the backend, the loss or the estimator reads.
         quantised: the checkpoints of the run that are quantised, by the folder that an option names. Weights for an engine are
@@ -40,6 +40,7 @@ class TrainComponents:
     loss: Selected[LossOutputs]
     advantage: Selected[AdvantageOutputs] | None = None
     reward_post_process: Selected[tuple[list[float], list[float]]] | None = None
+    data_postprocess: Selected[None] | None = None
     importance_weight: Selected[tuple[Tensor, dict[str, Tensor]]] | None = None
     pg_loss_reducer: Selected[Callable[[Tensor], Tensor]] | None = None
     critic_loss: Selected[LossOutputs] | None = None
@@ -69,6 +70,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         if "values" in what_reads(loss, args) | what_reads(advantage, args):
             critic = plugins.select("loss", args.critic_loss_type, "--critic-loss-type")
     reducer = _reducer(args, plugins, loss)
+    postprocess = args.rollout_data_postprocess_path
     backend: Selected[TrainBackend] = plugins.select("train_backend", args.train_backend)
     _require_abilities(args, backend)
     readers = [component for component in (loss, advantage, backend) if component is not None]
@@ -83,6 +85,7 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         loss=loss.bind(importance_weight=weight, pg_loss_reducer=reducer),
         advantage=advantage,
         reward_post_process=post_process,
+        data_postprocess=plugins.select("rollout_data_postprocess", postprocess) if postprocess else None,
         importance_weight=weight,
         pg_loss_reducer=reducer,
         critic_loss=critic.bind(importance_weight=weight) if critic is not None else None,

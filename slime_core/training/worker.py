@@ -41,6 +41,7 @@ from slime_core.tensors.weight_buckets import in_buckets
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
 from slime_core.training.initial_weights import with_initial_weights
+from slime_core.training.postprocess import postprocessed, write_train_data
 from slime_core.training.profiling import Profiler
 from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
@@ -123,7 +124,8 @@ class TrainWorker:
             self._ends.note(samples)
         parts = list(self._steps.parts(samples))
         columns: dict[str, Column] = {}
-        timings: dict[str, float] = {}
+        timings: dict[str, float] = {}  # and what a hook measures
+        own_old_log_probs = False
         if self._components.advantage is not None:
             self._plugins.notify("slime_before_log_probs", args=self._args, rollout_id=rollout_id)
             started = time.perf_counter()
@@ -133,12 +135,23 @@ class TrainWorker:
             for model in (self._actor, self._critic):
                 if isinstance(model, ResetsOptimizer):
                     model.reset_optimizer()
+        if self._components.data_postprocess is not None:
+            hook = self._components.data_postprocess
+            given = columns.get("old_log_probs")
+            samples, columns, own = postprocessed(self._args, rollout_id, samples, columns, hook)
+            timings |= own
+            own_old_log_probs = columns.get("old_log_probs") is not given
+            if self._components.advantage is not None:
+                self._columns.remember_routing(columns, samples, parts)  # what is skipped may have changed
+        if self._args.save_debug_train_data and self._rank == 0:
+            path = self._args.save_debug_train_data.replace("{rollout_id}", str(rollout_id))
+            write_train_data(Path(path), samples, columns)
         collected: list[dict[str, float]] = []
         for number, part in enumerate(parts):
-            own = {name: values[part] for name, values in columns.items()}
-            if number == 0 and not self._args.use_rollout_logprobs:
-                own.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
-            collected.append(self._step(rollout_id, number, samples[part], own))
+            of_step = {name: values[part] for name, values in columns.items()}
+            if number == 0 and not self._args.use_rollout_logprobs and not own_old_log_probs:
+                of_step.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
+            collected.append(self._step(rollout_id, number, samples[part], of_step))
         if isinstance(self._actor, ReplaysRouting):
             self._actor.forget_routing()
         names = dict.fromkeys(name for metrics in collected for name in metrics)

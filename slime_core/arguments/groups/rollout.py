@@ -53,6 +53,13 @@ class RolloutArguments(ArgumentGroup):
         ge=1,
         read_by_core="constant_length_loss",
     )
+    rollout_sample_hook_path: list[str] = option(
+        [],
+        "Import paths of functions that see or change every generated sample before it is scored, one after the other. May be "
+        "repeated.",
+        read_by_core=False,
+        repeatable=True,
+    )
     custom_rollout_log_function_path: str | None = option(
         None, "Import path of a function that logs rollouts in place of slime's own metrics.", affects_result=False
     )
@@ -70,6 +77,12 @@ class RolloutArguments(ArgumentGroup):
     load_debug_rollout_data: str | None = option(
         None,
         "Train on the samples in this path ('{rollout_id}' is filled in) instead of generating any. No engine starts.",
+    )
+    dump_details: str | None = option(
+        None,
+        "Folder for all details of a run: the tokenizer, and the same as --save-debug-rollout-data rollout_data/{rollout_id}.jsonl and "
+        "--save-debug-train-data train_data/{rollout_id}.jsonl in it.",
+        affects_result=False,
     )
     debug_train_only: bool = option(
         False, "Start no inference engine even if --rollout-engine names one; the rollout function must not need it."

@@ -43,6 +43,17 @@ class TrainArguments(ArgumentGroup):
         "import path.",
         when="!disable_compute_advantages_and_returns",
     )
+    rollout_data_postprocess_path: str | None = option(
+        None,
+        "Import path of a function that changes what a rollout is trained with, such as its masks, once log-probs and advantages "
+        "have been computed.",
+    )
+    save_debug_train_data: str | None = option(
+        None,
+        "Write what every rollout is trained with (masks, log-probs, advantages) to this path, as JSON lines; '{rollout_id}' in it is "
+        "filled in.",
+        affects_result=False,
+    )
     reward_key: str | None = option(None, "Which number of a reward that is a dict is trained on.")
     use_rollout_logprobs: bool = option(
         False,

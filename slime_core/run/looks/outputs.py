@@ -13,10 +13,10 @@ from slime_core.run.looks.look import Look, Scene
 
 
 def folders(scene: Scene) -> None:
-    """`--run-dir`, `--save` and `--save-hf` are folders, or can become such, and can be written into."""
+    """`--run-dir`, `--save`, `--save-hf` and `--dump-details` are folders, or can become such, and can be written into."""
     args = scene.args
     trains = not args.debug_rollout_only
-    given = {"--run-dir": args.run_dir, "--save": args.save if trains else None}
+    given = {"--run-dir": args.run_dir, "--save": args.save if trains else None, "--dump-details": args.dump_details}
     if trains and args.save_hf:
         given["--save-hf"] = args.save_hf.replace("{rollout_id}", "0")
     tried: set[Path] = set()

@@ -35,6 +35,8 @@ CHECKS: dict[str, list[Check]] = {
     "sample_filter": rewards.SAMPLE_FILTER,
     "reward": rewards.REWARD,
     "all_samples_process": after_rollout.ALL_SAMPLES_PROCESS,
+    "sample_hook": after_rollout.SAMPLE_HOOK,
+    "rollout_data_postprocess": after_rollout.ROLLOUT_DATA_POSTPROCESS,
     "reward_post_process": after_rollout.REWARD_POST_PROCESS,
     "rollout_log": after_rollout.ROLLOUT_LOG,
     "eval_rollout_log": after_rollout.EVAL_ROLLOUT_LOG,

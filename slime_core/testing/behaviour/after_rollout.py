@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 from slime_core.data import GlobalDataSource
+from slime_core.plugins.signatures import accepted_extras
 from slime_core.sample import Group, Sample, Status, check_rollout
 from slime_core.testing.inputs import groups
 from slime_core.testing.subject import Check, Subject
+from slime_core.training.postprocess import postprocessed
 
 METRICS = {"tokens": 17.0, "perf/generate_time": 0.5}
 
@@ -31,6 +33,28 @@ def leaves_a_working_source(subject: Subject[None]) -> None:
         len(taken) == 2 and all(isinstance(sample, Sample) for group in taken for sample in group),
         f"after it the data source hands out {taken!r:.80}; give groups back with data_source.add_samples(groups).",
     )
+
+
+def leaves_good_samples(subject: Subject[Sample | None]) -> None:
+    """leaves samples that can be scored and trained"""
+    for sample in _rollouts(subject)[0]:
+        sample.reward = None
+        offered = {"rollout_id": 0, "evaluation": False}
+        with subject.takes("finished samples without a reward"):
+            made = subject.call(
+                subject.args, sample, extras={n: offered[n] for n in accepted_extras(subject.target, tuple(offered))}
+            )
+        check_rollout([[sample if made is None else made]], need_reward=False)
+
+
+def leaves_good_train_data(subject: Subject[None]) -> None:
+    """leaves data that can be trained"""
+    subject.need("torch")
+    for samples in _rollouts(subject):
+        rows = [[0.5 - 0.1 * place for place in range(sample.response_length)] for sample in samples]
+        columns = dict.fromkeys(("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages"), rows)
+        with subject.takes("samples of groups of four"):
+            postprocessed(subject.args, 0, samples, columns, subject.selected)
 
 
 def makes_rewards(subject: Subject[tuple[list[float], list[float]]]) -> None:
@@ -122,6 +146,8 @@ def _plain_with(samples: list[Sample], metrics: dict[str, float]) -> object:
     return _plain(samples), dict(metrics)
 
 
+SAMPLE_HOOK: list[Check] = [leaves_good_samples]
+ROLLOUT_DATA_POSTPROCESS: list[Check] = [leaves_good_train_data]
 ALL_SAMPLES_PROCESS: list[Check] = [leaves_trained_samples, leaves_a_working_source]
 REWARD_POST_PROCESS: list[Check] = [makes_rewards, leaves_samples_alone]
 ROLLOUT_LOG: list[Check] = [logs_rollouts, leaves_rollouts_alone]

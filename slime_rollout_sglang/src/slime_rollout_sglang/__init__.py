@@ -14,6 +14,7 @@ sampling.py     dynamic sampling: groups are started, judged and stopped
 groups.py       one group is generated and scored
 generators.py   the generate function under its failure policy
 generate.py     the generate function of a single turn
+sample_hooks.py what sees finished samples before they are scored
 requests.py     the requests to the engine
 filters.py      a dynamic filter, and how the answer of any is read
 partial.py      groups that were stopped go back to the data source

@@ -21,6 +21,7 @@ from slime_rollout_sglang.metrics import response_metrics, reward_numbers
 from slime_rollout_sglang.parameters import eval_parameters, prompt_limit
 from slime_rollout_sglang.prompts import PromptTokenizer
 from slime_rollout_sglang.requests import Requests
+from slime_rollout_sglang.sample_hooks import SampleHooks
 
 if TYPE_CHECKING:
     from slime_core.contracts.engine import InferenceEngine
@@ -51,6 +52,8 @@ async def evaluate(
     requests = Requests(engine, f"eval-{rollout_id}")
     rewards = Rewards(args, plugins, components.further.get("reward"), key)
     generator = generator_caller(args, components, plugins, key)
+    hooks = SampleHooks(args, components, evaluation=True)
+    hooks.rollout_id = rollout_id
     generations: list[Sample] = []
     numbers = itertools.count()
     metrics: dict[str, float] = {}
@@ -61,6 +64,7 @@ async def evaluate(
         runner = GroupRunner(
             *(args, requests, generator, rewards, eval_parameters(args), (args.rollout_seed, "eval", name)),
             evaluation=True,
+            hooks=hooks,
         )
         answered = await _answer(runner, groups)
         answers = [sample for group in answered for sample in group]
@@ -81,6 +85,8 @@ async def evaluate(
         generations += answers
     if args.custom_generate_function_path:
         metrics |= generator.metrics()
+    for caller in hooks.callers:
+        metrics |= caller.metrics()
     return RolloutOutput([], {**metrics, **rewards.metrics()}, generations)
 
 

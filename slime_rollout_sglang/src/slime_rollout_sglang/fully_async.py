@@ -188,7 +188,7 @@ class ContinuousSampling:
                 f"The rollout 'fully_async' was asked for rollout {rollout_id} and expected {self._rollout_id}: what it has "
                 "begun is for one rollout after the other."
             )
-        self._rollout_id = self._version = rollout_id
+        self._rollout_id = self._version = self._pipeline.hooks.rollout_id = rollout_id
         self._start_groups()
         while (chosen := self._batch()) is None:
             self._changed.clear()

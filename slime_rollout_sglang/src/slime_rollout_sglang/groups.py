@@ -25,6 +25,7 @@ from slime_core.trajectories import as_one_trajectory, number_of, with_finished_
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
 from slime_rollout_sglang.requests import Requests, Session
+from slime_rollout_sglang.sample_hooks import SampleHooks
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments
@@ -80,6 +81,7 @@ class GroupRunner:
             continued, so it does not depend on the order in which samples are finished.
         mask_earlier: whether tokens that were there before this rollout are left out of training.
         evaluation: whether evaluation sets are answered, as generate functions that ask for it are told.
+        hooks: see, or change, finished samples before they are scored.
 
     Attributes:
         counts: of what was done to samples, as "cut_to_context".
@@ -95,17 +97,18 @@ class GroupRunner:
         seed: tuple[int | str, ...],
         mask_earlier: bool = False,
         evaluation: bool = False,
+        hooks: SampleHooks | None = None,
     ) -> None:
         self._args, self._requests, self._generator, self._rewards = args, requests, generator, rewards
         self._parameters, self._seed, self._mask_earlier = parameters, seed, mask_earlier
-        self._evaluation = evaluation
+        self._evaluation, self._hooks = evaluation, hooks
         self._wanted_extras = accepted_extras(generator.selected.target, ("engine", "evaluation"))
         self.counts = Counter[str]()
 
     def scores_whole_groups(self, sample: Sample) -> bool:
         """Whether the reward of a sample scores the whole group at once."""
         caller = self._rewards.caller(sample)
-        return caller is not None and scores_groups(caller, self._args)
+        return caller is not None and scores_groups(caller)
 
     async def run(self, group: GroupInProgress, generated: Callable[[], None] = lambda: None) -> None:
         """Generate and score the samples of a group. After `Requests.stop`, return with what there is by then.
@@ -138,7 +141,7 @@ class GroupRunner:
         else:
             finished = [segment for segment in earlier if segment is not unfinished]
             generated_now = await self._unless_stopped(
-                self._generate(group, with_finished_segments(unfinished, finished))
+                self._generate_and_hook(group, with_finished_segments(unfinished, finished))
             )
             if generated_now is None:  # it holds the end of sampling up; what was there before is kept
                 group.results[position] = earlier
@@ -155,6 +158,20 @@ class GroupRunner:
             generated()
         if not together:
             await self._score([one for one in made if one.reward is None], made)
+
+    async def _generate_and_hook(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
+        """Generate, and let the hooks see what is finished. What an abort has cut off they see once it is whole."""
+        made = await self._generate(group, sample)
+        if self._hooks is None:
+            return made
+        hooked = []
+        for one in made:
+            left = await self._hooks.apply(one) if one.status in FINISHED else one
+            if left is None:
+                raise GroupLost("sample_hook")
+            self._check(left)
+            hooked.append(_untrained_if_empty(left))
+        return hooked
 
     async def _generate(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
         params = self._parameters.for_sample(sample, seed_of(*self._seed, sample.index, times_continued(sample)))

@@ -19,6 +19,7 @@ from slime_rollout_sglang.parameters import prompt_limit, rollout_parameters
 from slime_rollout_sglang.partial import put_back
 from slime_rollout_sglang.prompts import PromptTokenizer
 from slime_rollout_sglang.requests import Requests
+from slime_rollout_sglang.sample_hooks import SampleHooks
 from slime_rollout_sglang.sampling import Sampled
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class RolloutPipeline:
         prompts: gives groups their prompt tokens.
         requests: the requests to the engine.
         runner: generates and scores groups.
+        hooks: see samples before they are scored.
         filter: the dynamic filter, if one is chosen.
     """
 
@@ -61,18 +63,20 @@ class RolloutPipeline:
         self._masks_earlier = args.partial_rollout and args.mask_offpolicy_in_partial_rollout
         self.prompts = PromptTokenizer(args, *prompt_limit(args))
         self.requests = Requests(engine, name)
+        self.hooks = SampleHooks(args, components, evaluation=False)
         generator = generator_caller(args, components, plugins, args.reward_key)
         self._rewards = Rewards(args, plugins, components.further.get("reward"), args.reward_key)
         self.runner = GroupRunner(
             *(args, self.requests, generator, self._rewards, rollout_parameters(args), (args.rollout_seed,)),
             mask_earlier=self._masks_earlier,
+            hooks=self.hooks,
         )
         self.filter = chosen("dynamic_filter")
         self._filter_samples = chosen("sample_filter")
         self._process_all = chosen("all_samples_process")
         custom = generator if args.custom_generate_function_path else None
         callers = (custom, self.filter, self._filter_samples, self._process_all)
-        self._callers = [caller for caller in callers if caller]
+        self._callers = [*(caller for caller in callers if caller), *self.hooks.callers]
         self._malformed = malformed_rows(data_source)
         self._reported = Counter[str]()  # the counts that earlier rollouts were given
 

@@ -87,6 +87,7 @@ async def roll_out(
 ) -> RolloutOutput:
     """Make one rollout in the event loop of the caller. However it ends, nothing of it is running any more then."""
     pipeline = RolloutPipeline(args, data_source, components, plugins, engine, f"rollout-{rollout_id}")
+    pipeline.hooks.rollout_id = rollout_id
     sampling = DynamicSampling(args, data_source, pipeline.prompts, pipeline.runner, pipeline.requests, pipeline.filter)
     sampled = await sampling.sample()
     returned = [pipeline.put_back(group, rollout_id) for group in sampled.stopped]

@@ -1,0 +1,151 @@
+"""What `--rollout-data-postprocess-path` and `--save-debug-train-data` see of a rollout that is about to be trained: everything
+that was computed for it, in slime's layout. Called by `TrainWorker`, in every training rank alike; torch is imported when a function
+is called."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slime_core.arguments import RunArguments
+from slime_core.contracts.results import is_finite_number, shown
+from slime_core.errors import PluginError
+from slime_core.plugins import Selected
+from slime_core.sample import Sample, Status, reward_of
+from slime_core.training.signals import Column
+from slime_core.trajectories import number_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OURS = {"log_probs": "old_log_probs", "values": "old_values"}
+"""What slime calls a column → what it is called here, where that differs."""
+COLUMNS = ("log_probs", "ref_log_probs", "rollout_log_probs", "trainer_log_probs", "values", "advantages", "returns")
+_FIXED = ("tokens", "response_lengths", "total_lengths", "rewards", "sample_indices", "rollout_ids", "truncated")
+
+
+def rollout_data_of(
+    args: RunArguments, samples: Sequence[Sample], columns: Mapping[str, Column]
+) -> dict[str, list[Any]]:
+    """Return a rollout as slime's hooks know it: lists with one entry for each sample, tensors for what tokens have."""
+    import torch
+
+    has_rewards = not args.disable_compute_advantages_and_returns
+    data: dict[str, list[Any]] = {
+        "tokens": [torch.tensor(sample.tokens, dtype=torch.int64) for sample in samples],
+        "response_lengths": [sample.response_length for sample in samples],
+        "total_lengths": [len(sample.tokens) for sample in samples],
+        "loss_masks": [torch.tensor(sample.trained_mask, dtype=torch.int64) for sample in samples],
+        "rewards": [reward_of(sample, args.reward_key) if has_rewards else 0.0 for sample in samples],
+        "sample_indices": [sample.index for sample in samples],
+        "rollout_ids": [number_of(sample) for sample in samples],
+        "truncated": [int(sample.status is Status.TRUNCATED) for sample in samples],
+    }
+    for name in COLUMNS:
+        column = columns.get(OURS.get(name, name))
+        if column is not None:
+            data[name] = [torch.tensor(list(row), dtype=torch.float64) for row in column]
+    return data
+
+
+def postprocessed(
+    args: RunArguments,
+    rollout_id: int,
+    samples: Sequence[Sample],
+    columns: Mapping[str, Column],
+    hook: Selected[None],
+) -> tuple[list[Sample], dict[str, Column], dict[str, float]]:
+    """Call the hook, and return the samples with the masks, the columns with the numbers, and the metrics that it leaves: the mean
+    of every further list of numbers, one for each sample.
+
+    Raises:
+        PluginError: it leaves something that cannot be trained on, or changes what is fixed by now.
+    """
+    data = rollout_data_of(args, samples, columns)
+    hook(args, rollout_id, data)
+    before = rollout_data_of(args, samples, columns)
+
+    def refuse(what: str) -> PluginError:
+        return PluginError(f"The {hook.label} left {what}.")
+
+    for name in _FIXED:
+        if not _equal(data.get(name), before[name]):
+            raise refuse(
+                f"other {name!r} than it was given, which log-probs and advantages have been computed from. It may change loss_masks, "
+                f"{', '.join(name for name in COLUMNS if name in before)}"
+            )
+    changed = {
+        name: data.get(name) for name in before if name not in _FIXED and not _equal(data.get(name), before[name])
+    }
+    made, new_columns = list(samples), dict(columns)
+    for name, rows in changed.items():
+        numbers = _rows(rows, samples)
+        if numbers is None or not all(math.isfinite(number) for row in numbers for number in row):
+            raise refuse(
+                f"{shown(rows)} as {name!r}; expected for each sample as many finite numbers as its response has tokens"
+            )
+        if name != "loss_masks":
+            new_columns[OURS.get(name, name)] = numbers
+        elif any(number not in (0, 1) for row in numbers for number in row):
+            raise refuse("other numbers than 0 and 1 among the 'loss_masks'; 1 stands for tokens that are trained")
+        else:
+            masks = [[int(number) for number in row] for row in numbers]
+            made = [
+                sample.changed(loss_mask=mask, remove_sample=False) for sample, mask in zip(samples, masks, strict=True)
+            ]
+    metrics = {}
+    for name in data.keys() - before.keys():
+        values = _numbers(data[name])
+        if len(values) != len(samples) or not all(map(is_finite_number, values)):
+            raise refuse(
+                f"{shown(data[name])} as {name!r}; what it adds is logged, so it must be one finite number for each sample"
+            )
+        metrics[name] = math.fsum(values) / len(values)
+    return made, new_columns, metrics
+
+
+def write_train_data(path: Path, samples: Sequence[Sample], columns: Mapping[str, Column]) -> None:
+    """Write what a rollout is trained with, one JSON line for each sample, as `--save-debug-train-data` asks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for place, sample in enumerate(samples):
+            line: dict[str, Any] = {
+                "index": sample.index,
+                "group_index": sample.group_index,
+                "rollout_id": number_of(sample),
+                "tokens": sample.tokens,
+                "response_length": sample.response_length,
+                "reward": sample.reward,
+                "loss_mask": sample.trained_mask,
+                **{name: list(columns[own][place]) for name in COLUMNS if (own := OURS.get(name, name)) in columns},
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def _rows(rows: Any, samples: Sequence[Sample]) -> list[list[float]] | None:
+    """Rows of numbers, one for each sample and token of its response; None if they are something else."""
+    if not isinstance(rows, (list, tuple)) or len(rows) != len(samples):
+        return None
+    made = [_numbers(row) for row in rows]
+    fits = all(len(row) == sample.response_length for row, sample in zip(made, samples, strict=True))
+    return made if fits and all(isinstance(n, (int, float)) for row in made for n in row) else None
+
+
+def _numbers(row: Any) -> list[Any]:
+    made = row.tolist() if hasattr(row, "tolist") else row
+    return [n.item() if hasattr(n, "item") else n for n in made] if isinstance(made, (list, tuple)) else []
+
+
+def _equal(own: Any, given: list[Any]) -> bool:
+    """Whether a list is as it was."""
+    if not isinstance(own, (list, tuple)) or len(own) != len(given):
+        return False
+    return all(_same(a, b) for a, b in zip(own, given, strict=True))
+
+
+def _same(own: Any, given: Any) -> bool:
+    tensor: Tensor | None = given if hasattr(given, "tolist") else None
+    return _numbers(own) == tensor.tolist() if tensor is not None else bool(own == given)

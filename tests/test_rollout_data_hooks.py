@@ -1,0 +1,179 @@
+"""What `--rollout-data-postprocess-path` changes is what is trained; `--rollout-sample-hook-path` changes what is scored;
+`--dump-details` keeps all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slime_core.cli.main import main
+from slime_core.run.tracking import read_metrics
+from slime_core.sample import Sample
+
+HOOK = "--rollout-data-postprocess-path"
+
+
+def first_three(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    """Trains the first three tokens of every response, by new masks."""
+    rollout_data["loss_masks"] = [(torch.arange(len(mask)) < 3).int() for mask in rollout_data["loss_masks"]]
+
+
+def first_three_in_place(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    for mask in rollout_data["loss_masks"]:
+        mask[3:] = 0
+    rollout_data["kept_share"] = [mask.float().mean() for mask in rollout_data["loss_masks"]]
+
+
+def first_three_sample_hook(args: Any, sample: Sample, *, rollout_id: int, evaluation: bool) -> None:
+    """The same, before samples are scored."""
+    sample.loss_mask = [int(place < 3) for place in range(sample.response_length)]
+    sample.metadata["hooked"] = [*sample.metadata.get("hooked", []), rollout_id, evaluation]
+
+
+async def another_sample_hook(args: Any, sample: Sample) -> Sample:
+    return Sample(**{**vars(sample), "index": None, "metadata": {**sample.metadata, "second": True}})
+
+
+def doubled(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    rollout_data["advantages"] = [2 * row for row in rollout_data["advantages"]]
+
+
+def nothing(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    assert {"advantages", "log_probs", "rollout_log_probs"} <= rollout_data.keys()
+
+
+def reward_of_hooked(args: Any, sample: Sample) -> float:
+    assert sample.metadata["hooked"] == [sample.metadata["hooked"][0], False]
+    assert sample.metadata["second"] is True
+    return float(sample.tokens[-1] % 2)
+
+
+def longer(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    rollout_data["tokens"][0][0] += 1
+
+
+@pytest.fixture
+def flags(tiny_model: Path, chat_rows: Path) -> list[str]:
+    return [
+        *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
+        *("--apply-chat-template", "--rollout-engine", "local", "--custom-rm-path", "rl_hooks.even_tokens"),
+        *("--rollout-batch-size", "2", "--n-samples-per-prompt", "2", "--rollout-max-response-len", "6"),
+        *(
+            "--lr",
+            "1e-2",
+            "--num-rollout",
+            "2",
+            "--num-steps-per-rollout",
+            "2",
+            "--optimizer",
+            "sgd",
+            "--clip-grad",
+            "0",
+        ),
+    ]
+
+
+def run(folder: Path, flags: list[str], *more: str) -> list[dict[str, Any]]:
+    assert main(["train", *flags, *more, "--run-dir", str(folder), "--save-hf", str(folder / "hf")]) == 0
+    return [line for line in read_metrics(folder / "metrics.jsonl") if "train/loss" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "hf" / "model.safetensors")
+
+
+def differ(one: Path, other: Path) -> bool:
+    theirs = weights(other)
+    return any(not torch.equal(tensor, theirs[name]) for name, tensor in weights(one).items())
+
+
+def test_masks_that_a_hook_leaves_are_those_that_are_trained_bit_for_bit(flags: list[str], tmp_path: Path) -> None:
+    run(tmp_path / "plain", flags)
+    run(tmp_path / "nothing", flags, HOOK, "test_rollout_data_hooks.nothing")
+    assert not differ(tmp_path / "plain", tmp_path / "nothing")
+    lines = run(tmp_path / "in place", flags, HOOK, "test_rollout_data_hooks.first_three_in_place")
+    assert all(0 < line["train/kept_share"] <= 1 for line in lines)
+    run(tmp_path / "new", flags, HOOK, "test_rollout_data_hooks.first_three")
+    assert differ(tmp_path / "plain", tmp_path / "new")
+    assert not differ(tmp_path / "in place", tmp_path / "new")
+    hook = ("--rollout-sample-hook-path", "test_rollout_data_hooks.first_three_sample_hook")
+    run(tmp_path / "sample hook", flags, *hook)
+    new = weights(tmp_path / "new")  # old log-probs of fewer tokens are computed here, whose last digits may be others
+    assert max((t - new[name]).abs().max() for name, t in weights(tmp_path / "sample hook").items()) < 1e-6
+
+
+def test_advantages_that_a_hook_doubles_are_twice_the_step(flags: list[str], tmp_path: Path) -> None:
+    once = [*flags, "--num-rollout", "1", "--num-steps-per-rollout", "1", "--weight-decay", "0"]
+    run(tmp_path / "half", once, "--lr", "1e-2", HOOK, "test_rollout_data_hooks.doubled")
+    run(tmp_path / "whole", once, "--lr", "2e-2")
+    whole = weights(tmp_path / "whole")
+    assert max((t - whole[name]).abs().max() for name, t in weights(tmp_path / "half").items()) < 1e-6
+
+
+def test_what_is_fixed_by_then_is_refused(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *flags, HOOK, "test_rollout_data_hooks.longer", "--run-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "'test_rollout_data_hooks.longer'" in said
+    assert "other 'tokens' than it was given" in said
+    assert "It may change loss_masks, log_probs, rollout_log_probs, advantages" in said
+
+
+def test_hooks_follow_each_other_and_rewards_see_what_they_leave(flags: list[str], tmp_path: Path) -> None:
+    own = [word if word != "rl_hooks.even_tokens" else "test_rollout_data_hooks.reward_of_hooked" for word in flags]
+    first, second = "test_rollout_data_hooks.first_three_sample_hook", "test_rollout_data_hooks.another_sample_hook"
+    run(tmp_path / "run", own, "--rollout-sample-hook-path", first, "--rollout-sample-hook-path", second,
+        "--dump-details", str(tmp_path / "details"))  # fmt: skip
+    for rollout_id in range(2):
+        lines = (tmp_path / "details" / "rollout_data" / f"{rollout_id}.jsonl").read_text().splitlines()[1:]
+        samples = [json.loads(line) for line in lines]
+        assert [sample["index"] for sample in samples] == [4 * rollout_id + n for n in range(4)]
+        assert all(sample["metadata"]["hooked"] == [rollout_id, False] for sample in samples)
+        rows = (tmp_path / "details" / "train_data" / f"{rollout_id}.jsonl").read_text().splitlines()
+        trained = [json.loads(row) for row in rows]
+        assert [row["index"] for row in trained] == [sample["index"] for sample in samples]
+        for row, sample in zip(trained, samples, strict=True):
+            assert row["loss_mask"] == sample["loss_mask"] == [1, 1, 1, 0, 0, 0][: sample["response_length"]]
+            assert row["rollout_log_probs"] == sample["rollout_log_probs"]
+            assert len(row["advantages"]) == len(row["log_probs"]) == row["response_length"]
+    assert (tmp_path / "details" / "tokenizer" / "tokenizer_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["--dump-details", "d", "--save-debug-train-data", "x{rollout_id}"],
+            "--dump-details and --save-debug-train-data both say",
+        ),
+        (
+            ["--dump-details", "d", "--save-debug-rollout-data", "x{rollout_id}"],
+            "--dump-details and --save-debug-rollout-data both",
+        ),
+        (["--save-debug-train-data", "x"], "one file for all rollouts"),
+        (["--save-debug-train-data", "{rollout_id}", "--save-debug-rollout-data", "{rollout_id}"], "are the same file"),
+        (["--save-debug-train-data", "{rollout_id}", "--debug-rollout-only"], "trains nothing"),
+        (["--rollout-sample-hook-path", "no_such.hook"], "no_such"),
+    ],
+)
+def test_options_of_dumps_that_do_not_go_together_are_refused(
+    more: list[str], said: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *flags, *more]) != 0
+    assert said in capsys.readouterr().err
+
+
+def counting_sample_hook(args: Any, sample: Sample) -> int:
+    return sample.response_length
+
+
+def test_a_sample_hook_that_returns_something_else_ends_the_run_by_name(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hook = ("--rollout-sample-hook-path", "test_rollout_data_hooks.counting_sample_hook")
+    assert main(["train", *flags, *hook, "--run-dir", str(tmp_path)]) == 1
+    assert "expected a Sample, or None" in capsys.readouterr().err
