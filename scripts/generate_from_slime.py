@@ -63,8 +63,9 @@ slime train … --custom-rm-path my_reward.score --custom-generate-function-path
   `response_length`, `loss_mask` (0 for what a tool wrote), `rollout_log_probs` and `status` set, or a list of samples.
 * A **filter** is `def keep(args, samples, **kwargs)` and returns a truth value, or an object with `keep` and `reason`.
 
-`args` has every option under its flat name; options of your own come from `--custom-config-path` or, checked and with `--help`, from
-[a plugin](write-a-plugin.md). The types of the other hooks are in [Hooks and contracts](hooks.md).
+What to know of the others says [Functions written for slime](rl.md#functions-written-for-slime). `args` has every option under its flat
+name; options of your own come from `--custom-config-path` or, checked and with `--help`, from [a plugin](write-a-plugin.md). All types
+are in [Hooks and contracts](hooks.md).
 """.strip()
 
 
@@ -117,7 +118,7 @@ def _defaults(namespace: Namespace) -> Iterator[str]:
                     else ""
                 )
                 here = shown(namespace.options[fate.name].default)
-                yield f"| `{fate.flag}` | {shown(fate.default)}{where} | {here} | {fate.why} |"
+                yield f"| `{fate.flag}` | {shown(fate.default)}{where} | {here} | {_cell(fate.why)} |"
 
 
 def _hooks() -> Iterator[str]:
@@ -153,8 +154,11 @@ def _table(chosen: Iterable[Fate]) -> Iterator[str]:
 
 
 def _told(fate: Fate) -> str:
-    text = fate.text.replace("|", "\\|")
-    return f"**{fate.verdict}**" + (f": {text}" if text else "")
+    return f"**{fate.verdict}**" + (f": {_cell(fate.text)}" if fate.text else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
     _write_config(run_dir / "config.yaml", config)
     if args.dump_details:
-        load_tokenizer(args.hf_checkpoint).save_pretrained(os.path.join(args.dump_details, "tokenizer"))
+        load_tokenizer(args.hf_checkpoint).save_pretrained(Path(args.dump_details) / "tokenizer")
     console = Console(total=num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
