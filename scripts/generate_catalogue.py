@@ -9,12 +9,14 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.utils import canonicalize_name
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.contracts.kinds import KINDS
 from slime_core.plugins import Plugins
+from slime_core.plugins.catalogue import IMPORT
 from slime_core.plugins.discovery import discover
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +25,12 @@ FILE = ROOT / "slime_core" / "plugins" / "catalogue.json"
 
 def distributions() -> list[str]:
     """The names of slime's own distributions."""
-    projects = [ROOT / "pyproject.toml", *ROOT.glob("slime_*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")]
-    return [tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"] for path in projects]
+    return [project["project"]["name"] for project in _projects()]
+
+
+def _projects() -> list[dict[str, Any]]:
+    paths = [ROOT / "pyproject.toml", *ROOT.glob("slime_*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")]
+    return [tomllib.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def catalogue() -> str:
@@ -38,6 +44,7 @@ def catalogue() -> str:
         raise SystemExit(f"These distributions are not installed: {', '.join(sorted(missing))}")
     found = {kind: dict(sorted(_names(plugins, kind))) for kind in sorted(KINDS)}
     found["option"] = dict(sorted(_options(namespace)))
+    found[IMPORT] = dict(sorted(_imports()))
     return json.dumps({kind: names for kind, names in found.items() if names}, indent=1) + "\n"
 
 
@@ -46,6 +53,15 @@ def _names(plugins: Plugins, kind: str) -> Iterator[tuple[str, str]]:
     for provided in plugins.components(kind).values():
         for name in (provided.name, *provided.aliases):
             yield name, provided.plugin.distribution
+
+
+def _imports() -> Iterator[tuple[str, str]]:
+    """(import name, distribution) of all packages that are not called like their distribution."""
+    for project in _projects():
+        name = project["project"]["name"]
+        for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+            if Path(package).name != name.replace("-", "_"):
+                yield Path(package).name, name
 
 
 def _options(namespace: Namespace) -> Iterator[tuple[str, str]]:

@@ -90,7 +90,9 @@ def exists(name: str) -> bool:
 
 
 def test_every_dotted_name_in_docstrings_comments_and_guides_exists() -> None:
-    packages = "|".join(folder.name for folder in PACKAGES)
+    packages = "|".join(
+        folder.name for folder in PACKAGES if folder.name != "slime"
+    )  # whose names are slime's, here or not
     name = re.compile(rf"(?<![\w./-])((?:{packages})(?:\.[A-Za-z_]\w*)+)(?![\w/])")
     files = [*(file for folder in PACKAGES for file in folder.rglob("*.py"))]
     files += [

@@ -79,11 +79,13 @@ def metadata(wheels: dict[str, Path]) -> dict[str, Message]:
 @pytest.mark.parametrize("folder", FOLDERS, ids=name)
 def test_a_wheel_holds_the_whole_package_its_types_and_its_licence(wheels: dict[str, Path], folder: Path) -> None:
     source = package(folder)
-    files = {path.relative_to(source.parent).as_posix() for path in source.rglob("*") if path.is_file()}
+    packages = [source] if folder == ROOT else [path.parent for path in source.parent.glob("*/__init__.py")]
+    inside = [path for source in packages for path in source.rglob("*") if path.is_file()]
+    files = {path.relative_to(source.parent).as_posix() for path in inside}
     with zipfile.ZipFile(wheels[name(folder)]) as wheel:
         members = {member for member in wheel.namelist() if ".dist-info/" not in member}
         assert members == {file for file in files if "__pycache__" not in file}
-        assert f"{source.name}/py.typed" in members
+        assert {f"{source.name}/py.typed" for source in packages} <= members
         (licence,) = (member for member in wheel.namelist() if member.endswith(".dist-info/licenses/LICENSE"))
         assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
 

@@ -2,7 +2,7 @@
 
 `catalogue.json` is written by `scripts/generate_catalogue.py` from what the distributions of the repository provide:
 {kind: {name or alias: distribution}}. Options of plugins are there as the kind "option"; a name that ends with "*" stands for
-all options that begin with it.
+all options that begin with it. The kind "import" has import names that are not those of their distributions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ _ELSEWHERE = {
 
 FIRST_PARTY = frozenset(distribution for names in _CATALOGUE.values() for distribution in names.values())
 """The names of slime's own distributions."""
+
+
+IMPORT = "import"
+"""The kind of import names in the catalogue."""
+
+
+def imports() -> dict[str, str]:
+    """{import name: the one of slime's own distributions that provides it}, of names that are not those of distributions."""
+    return _CATALOGUE.get(IMPORT, {})
 
 
 def brought_by(kind: str, name: str) -> str:

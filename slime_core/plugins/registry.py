@@ -7,6 +7,7 @@ chosen by name, by alias or by import path, never by load order.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import EXITS, PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
-from slime_core.plugins.catalogue import where_to_get
+from slime_core.plugins.catalogue import IMPORT, imports, where_to_get
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.import_path import looked_in, names_a_module, resolve
 from slime_core.plugins.loading import Hooks, load, set_aside
@@ -175,10 +176,12 @@ class Plugins:
                 if provided is None:
                     advice = self._unknown(kind, name, option)
                     if not self.where_to_get(kind, name):
-                        advice = looked_in(error) + advice
+                        advice = self._of_import_names(name, error) or looked_in(error) + advice
                 raise PluginError(
                     f"The {kind} {name!r} of {origin}, chosen by {option}, cannot be imported: {why} {advice}"
                 ) from error
+        if provided is None and (told := self._of_import_names(name, None)):
+            raise PluginError(f"The {kind} {name!r}, chosen by {option}, was written for another program. {told}")
         value = made_to_fit(kind, value)
         if found := contract_problems(kind, value):
             raise PluginError(
@@ -198,6 +201,21 @@ class Plugins:
             remarks=tuple(near_misses(KINDS[kind], value)),
             timings=self._timings,
         )
+
+    def _of_import_names(self, path: str, error: Exception | None) -> str:
+        """What to do about a module of somebody's own, of which `path` is a member, that imports a name which one of slime's own
+        distributions provides, and which is not there (`error`), or is another's because that distribution could not take it; ""
+        if there is no such name."""
+        for name, distribution in imports().items():
+            if path.replace(":", ".").partition(".")[0] == name:
+                continue
+            for info in self.infos:
+                if info.distribution == distribution and info.status == "broken" and name in sys.modules:
+                    return f"It imports {name!r}, which {distribution} could not provide: {info.reason}"
+            missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == name
+            if missing and (where := self.where_to_get(IMPORT, name)):
+                return f"It imports {name!r}.{where}"
+        return ""
 
     def _unknown(self, kind: str, name: str, option: str) -> str:
         known = sorted(self.components(kind))

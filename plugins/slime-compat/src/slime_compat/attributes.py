@@ -1,0 +1,49 @@
+"""What hook files of slime read from `args` and nobody can set here. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from slime_core.contracts.options import ArgumentGroup
+
+ENGINE_HOST, ENGINE_PORT = "engine.invalid", 30000
+"""The address by which hooks name the run's engine where no router was named. No name service knows a host of the domain
+`invalid` (RFC 2606): what is not sent by `post` fails, and reaches nobody else's server."""
+
+
+class SlimeAttributes(ArgumentGroup):
+    """Hook files of slime"""
+
+    attributes: ClassVar[dict[str, Any]] = {
+        "sglang_router_ip": ENGINE_HOST,
+        "sglang_router_port": ENGINE_PORT,
+        "sglang_model_routers": None,
+        "sglang_server_concurrency": 512,
+        "sglang_dp_size": 1,
+        "sglang_enable_deterministic_inference": False,
+        "sglang_speculative_algorithm": None,
+        "router_policy": None,
+        "context_parallel_size": 1,
+        "use_rollout_routing_replay": False,
+        "use_distributed_post": False,
+        "rollout_global_dataset": True,
+        "rollout_skip_special_tokens": False,
+        "rollout_num_engines": 1,
+        "multimodal_keys": None,
+        "group_rm": False,
+        "ci_test": False,
+    }
+
+
+def is_the_engine(url: str, args: Any) -> bool:
+    """Whether a URL names the run's engine: it is built from `args.sglang_router_ip` and `args.sglang_router_port`, or from the
+    address that stands for them.
+
+    Args:
+        args: the arguments of the run, None where there is none.
+    """
+    own = [(ENGINE_HOST, ENGINE_PORT)]
+    if args is not None:
+        own.append((args.sglang_router_ip, args.sglang_router_port))
+    return urlsplit(url).netloc in {f"{host}:{port}" for host, port in own}

@@ -1,0 +1,149 @@
+"""A request in the format of SGLang's `/generate` becomes one of the run's engine. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slime_core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_LENGTH = 128
+"""SGLang's `max_new_tokens` of a request that names none."""
+
+_OF_THE_TEXT = {"skip_special_tokens", "no_stop_trim", "spaces_between_special_tokens"}
+"""Sampling parameters that say how the text of a response is written."""
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "min_p"), (0,)),
+    **dict.fromkeys(("repetition_penalty", "n"), (1,)),
+}
+"""Sampling parameters of SGLang that the engines here do not have, with the values that change nothing; None is one for all."""
+
+_NO_EFFECT = {"model", "priority", "session_id", "routing_key"}
+"""What merely says where or when SGLang serves a request."""
+
+_UNSET: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "top_logprobs_num": (0,),
+    "logprob_start_len": (-1,),
+    **dict.fromkeys(("return_hidden_states", "return_routed_experts", "return_prompt_token_ids"), (False,)),
+    **dict.fromkeys(("image_data", "video_data", "audio_data", "input_embeds", "lora_path"), ([],)),
+    **dict.fromkeys(("token_ids_logprob", "custom_logit_processor", "session_params"), ()),
+}
+"""Fields of a request that ask for what is not here, with the values that ask for nothing."""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What is asked of the engine, and how the answer shall be written.
+
+    Attributes:
+        input_ids: the prompt.
+        params: the sampling parameters under slime-core's names.
+        stops: strings that end the response.
+        stop_token_ids: tokens that end it, besides those of the model.
+        rid: the name of the request, if it has one.
+        return_logprob: whether log-probs are part of the answer.
+        text_of_tokens: whether they name the text of each token.
+        skip_special_tokens: whether special tokens are left out of the text.
+        trim_stop: whether the text ends before what ended the response.
+    """
+
+    input_ids: list[int]
+    params: dict[str, Any]
+    stops: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    rid: str | None = None
+    return_logprob: bool = False
+    text_of_tokens: bool = False
+    skip_special_tokens: bool = True
+    trim_stop: bool = True
+
+
+def is_batch(payload: Mapping[str, Any]) -> bool:
+    """Whether a payload asks for several responses at once, by a list of texts or of lists of token ids."""
+    text, ids = payload.get("text"), payload.get("input_ids")
+    return isinstance(text, list) or (isinstance(ids, list) and bool(ids) and isinstance(ids[0], list))
+
+
+def single_payloads(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the payloads of a batch one by one. Fields that are lists in a batch are taken apart.
+
+    Raises:
+        ArgumentError: such a list has another length.
+    """
+    prompts = "text" if isinstance(payload.get("text"), list) else "input_ids"
+    count = len(payload[prompts])
+    found = [dict(payload) for _ in range(count)]
+    for name in (prompts, "sampling_params", "rid", "return_logprob"):
+        values = payload.get(name)
+        if not isinstance(values, list):
+            continue
+        if len(values) != count:
+            raise ArgumentError(
+                f"A request to the engine has {count} prompts and {len(values)} {name}; expected one each."
+            )
+        for single, value in zip(found, values, strict=True):
+            single[name] = value
+    return found
+
+
+def read_payload(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int | None) -> GenerateRequest:
+    """Read the payload of a request for one response.
+
+    Args:
+        tokenizer: reads `text`, with the special tokens that it puts around texts, as SGLang does.
+        seed: that of the sample, for a request that names none.
+
+    Raises:
+        ArgumentError: there is no prompt, or the payload asks for something that the engines here do not do.
+    """
+    known = {"text", "input_ids", "sampling_params", "rid", "return_logprob", "return_text_in_logprobs"}
+    for name, value in payload.items():
+        if name in known or name in _NO_EFFECT or value is None or value in _UNSET.get(name, ()):
+            continue
+        raise ArgumentError(
+            f"A request to the run's engine asks for {name}={value!r}, which the engines here do not do. They take text or "
+            "input_ids, sampling_params, return_logprob, return_text_in_logprobs and rid."
+        )
+    asked = payload.get("sampling_params") or {}
+    given = engine_params(asked)
+    if seed is not None:
+        given.setdefault("seed", seed)
+    stops = given.get("stop") or ()
+    return GenerateRequest(
+        _prompt(payload, tokenizer),
+        {"max_new_tokens": DEFAULT_LENGTH, **given},
+        (stops,) if isinstance(stops, str) else tuple(stops),
+        frozenset(given.get("stop_token_ids") or ()),
+        rid=payload.get("rid"),
+        return_logprob=bool(payload.get("return_logprob")),
+        text_of_tokens=bool(payload.get("return_text_in_logprobs")),
+        skip_special_tokens=bool(asked.get("skip_special_tokens", True)),
+        trim_stop=not asked.get("no_stop_trim", False),
+    )
+
+
+def engine_params(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sampling parameters of SGLang under slime-core's names, without those that say how the text is written and those
+    that change nothing. What is left is the engine's to know or to refuse."""
+    found = {name: value for name, value in given.items() if value is not None and name not in _OF_THE_TEXT}
+    if "sampling_seed" in found:
+        found["seed"] = found.pop("sampling_seed")
+    return {name: value for name, value in found.items() if value not in _NEUTRAL.get(name, ())}
+
+
+def _prompt(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids, text = payload.get("input_ids"), payload.get("text")
+    if ids is not None and not isinstance(ids, str):
+        return [int(token) for token in ids]
+    if isinstance(text, str):
+        read: Sequence[int] = tokenizer.encode(text)
+        return list(read)
+    raise ArgumentError(
+        f"A request to the run's engine needs a prompt: text, or input_ids, a list of token ids. Given were {', '.join(payload)}."
+    )
