@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from slime_core.errors import SampleError
-from slime_core.sample import Sample, check_rollout
+from slime_core.contracts.rollout_outputs import as_rollout_output
+from slime_core.errors import DataError, SampleError
+from slime_core.rollout.train_data import converted
+from slime_core.sample import RolloutOutput, Sample, check_rollout
 from slime_core.trajectories import (
     as_one_trajectory,
     gather_trajectories,
@@ -89,3 +91,20 @@ def test_a_rollout_id_that_is_no_number_is_named(wrong):
 def test_a_sample_keeps_its_trajectory_in_storage():
     assert Sample.from_dict(sample(1, 5).to_dict()) == sample(1, 5)
     assert Sample.from_dict({"index": 1}).rollout_id is None  # written before there were trajectories
+
+
+def test_lists_within_a_group_of_a_slime_rollout_are_segments_of_one_trajectory():
+    made = [[sample(0), [sample(1), sample(1)]], [[[sample(2), sample(2, 8)], [sample(3)]]]]
+    output = as_rollout_output(made)
+    numbers = [[(s.index, s.rollout_id) for s in group] for group in output.groups]
+    assert numbers == [[(0, None), (1, 1), (1, 1)], [(2, 8), (2, 8), (3, None)]]
+    with pytest.raises(DataError, match="have the rollout_ids 5, 6"):
+        as_rollout_output([[[sample(1, 5), sample(1, 6)]]])
+
+
+def test_what_a_train_data_converter_says_of_trajectories_is_taken():
+    groups = [[sample(0, 0, reward=1.0), sample(0, 0, reward=1.0), sample(1, reward=0.0)]]
+    output = converted(RolloutOutput(groups), {"rewards": [0.5, 0.5, -0.5]})
+    assert output.metrics["raw_reward"] == 0.5  # of two trajectories
+    output = converted(RolloutOutput(groups), {"rollout_ids": [4, 5, 5]})
+    assert [s.rollout_id for s in output.samples] == [4, 5, 5]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slime_core.errors import DataError
+from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
 from slime_core.sample import Group, RolloutOutput, Sample
+from slime_core.trajectories import as_one_trajectory
 
 
 def as_rollout_output(result: Any) -> Any:
@@ -15,10 +16,10 @@ def as_rollout_output(result: Any) -> Any:
 
     For training those are a list of groups, or an object with `samples`, which is one, and `metrics`. For evaluation, a dict
     with {"rewards": [...], "samples": [...]} of every set, or an object with `data`, which is one, and `metrics`. A group may hold
-    lists of samples: the segments of one trajectory.
+    lists of samples: the segments of one trajectory, which get one `rollout_id` where they have none.
 
     Raises:
-        DataError: an evaluation has no samples, or rewards for others than it has.
+        DataError: segments of one trajectory have different `rollout_id`s, or an evaluation has no samples, or rewards for others than it has.
     """
     if isinstance(result, (RolloutOutput, Sample)) or result is None:
         return result
@@ -33,14 +34,25 @@ def as_rollout_output(result: Any) -> Any:
 
 
 def _flat(group: list[Any]) -> Group:
+    """The samples of a group whose members are samples or, at any depth, lists of segments."""
+
     def samples(members: list[Any]) -> Iterator[Sample]:
         for member in members:
-            if isinstance(member, list):
-                yield from samples(member)
-            else:
+            if not isinstance(member, list):
                 yield member
+            elif member and all(isinstance(one, Sample) for one in member):
+                yield from _one_trajectory(member)
+            else:
+                yield from samples(member)
 
     return list(samples(group))
+
+
+def _one_trajectory(segments: list[Sample]) -> list[Sample]:
+    try:
+        return as_one_trajectory(segments[0], segments)
+    except SampleError as error:
+        raise DataError(str(error).rstrip(".")) from None
 
 
 def _answers(name: str, found: Any) -> Iterator[Sample]:

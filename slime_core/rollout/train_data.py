@@ -10,6 +10,7 @@ from typing import Any
 from slime_core.contracts.results import is_finite_number
 from slime_core.errors import PluginError
 from slime_core.sample import Group, RolloutOutput, Sample, Status
+from slime_core.trajectories import means_of_trajectories
 
 _FIELDS = {
     "tokens": "tokens",
@@ -73,11 +74,15 @@ def _converted(sample: Sample, data: dict[str, list[Any]], number: int) -> Sampl
 
 
 def _with_raw_reward(output: RolloutOutput, data: dict[str, list[Any]]) -> dict[str, float]:
-    """The metrics of the rollout, with the mean of what its answers were worth where they have other rewards from now on."""
+    """The metrics of the rollout, with the mean of what its trajectories were worth where they have other rewards from now on."""
     if "rewards" not in data:
         return output.metrics
     before = [sample.reward for sample in output.samples]
-    numbers = [value for value in data.get("raw_reward", before) if is_finite_number(value)]
-    if not numbers or ("raw_reward" in output.metrics and "raw_reward" not in data):
+    worth = [
+        (s, value)
+        for s, value in zip(output.samples, data.get("raw_reward", before), strict=True)
+        if is_finite_number(value)
+    ]
+    if not worth or ("raw_reward" in output.metrics and "raw_reward" not in data):
         return output.metrics
-    return {**output.metrics, "raw_reward": float(statistics.mean(numbers))}
+    return {**output.metrics, "raw_reward": float(statistics.mean(means_of_trajectories(*zip(*worth, strict=True))))}
