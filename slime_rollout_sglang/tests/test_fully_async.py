@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import rollout_cases
+import trajectory_cases
 from rollout_cases import END, ScriptedEngine, random_words, rollout
 
 from slime_core.contracts.rollout import Background
@@ -21,6 +22,7 @@ from slime_core.rollout.components import choose_rollout_components
 from slime_core.rollout.in_flight import load_state
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.sample import RolloutOutput, Sample, check_rollout
+from slime_core.trajectories import gather_trajectories, in_trajectories
 from slime_rollout_sglang.fully_async import generate_rollout
 
 
@@ -373,3 +375,31 @@ def test_tokens_that_would_be_too_old_after_a_resume_start_afresh(start) -> None
     rest.rollout(5)
     assert rest.metrics[5]["in_flight/started_afresh"] > 0
     assert rest.metrics[5]["staleness/max"] == 0
+
+
+def test_trajectories_of_several_segments_stay_whole_in_flight_and_across_a_restart(start, monkeypatch) -> None:
+    monkeypatch.setattr(trajectory_cases.state, "kinds", ("parts", "copies"))
+    monkeypatch.setattr(trajectory_cases.state, "failures", False)
+    options = {
+        "custom_generate_function_path": "trajectory_cases.agent",
+        "custom_rm_path": "trajectory_cases.reward",
+        "max_staleness": 2,
+        "partial_rollout": True,
+    }
+    run = start(200, **options)
+    seen: list[int | None] = []
+    for rollout_id in range(6):
+        if rollout_id in (2, 4):
+            state = run.state()
+            for group in state["in_flight"]:
+                first = group[0]["group_index"]
+                assert [sample["index"] for sample in group] == [2 * first, 2 * first + 1]
+            run = start(200, state=state, **options)
+        groups = run.rollout(rollout_id).groups
+        gather_trajectories(groups)
+        for group in groups:
+            trajectories = in_trajectories(group)
+            assert [t[0].index for t in trajectories] == [2 * group[0].group_index, 2 * group[0].group_index + 1]
+            assert [len(t) for t in trajectories] == [trajectory_cases.plan(t[0].index)[1] for t in trajectories]
+            seen.append(group[0].group_index)
+    assert len(set(seen)) == len(seen) == 18

@@ -15,14 +15,14 @@ from slime_core.trajectories import finished_segments
 
 TOOL = [50, 51]
 KINDS = ("turns", "parts", "copies", "single")
-state = SimpleNamespace(seed=0, calls=Counter(), failures=True)
-"""`calls`: of the generate function in this rollout, by the index of the sample."""
+state = SimpleNamespace(seed=0, calls=Counter(), failures=True, kinds=KINDS)
+"""`kinds`: those of this test's trajectories. `calls`: of the generate function in this rollout, by the index of the sample."""
 
 
 def plan(index: int) -> tuple[str, int]:
     """How the trajectory of a sample is made, and of how many segments."""
     draw = random.Random(f"{state.seed} {index}")
-    kind = draw.choice(KINDS)
+    kind = draw.choice(state.kinds)
     return kind, 1 if kind == "single" else draw.randint(1, 4)
 
 
