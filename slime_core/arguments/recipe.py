@@ -61,8 +61,12 @@ class Stage:
         return values, errors
 
 
-def read_recipe(path: str) -> list[Stage]:
-    """The runs of a recipe file, in their order.
+def read_mapping(path: str, what: str, of: str) -> dict[Any, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        what: the file is called by in messages, such as "The recipe".
+        of: what the mapping is of, such as "option names to values".
 
     Raises:
         ArgumentError: the file cannot be read or is no mapping.
@@ -70,17 +74,25 @@ def read_recipe(path: str) -> list[Stage]:
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise ArgumentError(f"The recipe {path} cannot be read: {error.strerror}. Check the path.") from None
+        raise ArgumentError(f"{what} {path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError as error:
-        raise ArgumentError(
-            f"The recipe {path} is no text in UTF-8 (byte {error.start + 1}). Save it as UTF-8."
-        ) from None
+        raise ArgumentError(f"{what} {path} is no text in UTF-8 (byte {error.start + 1}). Save it as UTF-8.") from None
     except RecursionError:
-        raise ArgumentError(f"The recipe {path} is nested too deeply to be read.") from None
+        raise ArgumentError(f"{what} {path} is nested too deeply to be read.") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ArgumentError(f"The recipe {path} is not valid YAML: {error}") from None
+        raise ArgumentError(f"{what} {path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise ArgumentError(f"The recipe {path} must be a YAML mapping of option names to values.")
+        raise ArgumentError(f"{what} {path} must be a YAML mapping of {of}.")
+    return data
+
+
+def read_recipe(path: str) -> list[Stage]:
+    """The runs of a recipe file, in their order.
+
+    Raises:
+        ArgumentError: the file cannot be read or is no mapping.
+    """
+    data = read_mapping(path, "The recipe", "option names to values")
     if "stages" not in data:
         return [Stage(path, data)]
     stages = data.pop("stages")

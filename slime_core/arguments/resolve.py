@@ -1,6 +1,6 @@
 """From defaults, recipe, environment and command line to the run's frozen arguments, with where each value came from.
 
-Later sources win: defaults < recipe < environment < command line. Values that follow from others are computed once,
+Later sources win: defaults < recipe < environment < command line < --custom-config-path. Values that follow from others are computed once,
 in `derive`, after all sources have been read. An unknown name is an error that offers the nearest one.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_core.arguments.command_line import parse_command_line
+from slime_core.arguments.custom_config import read_custom_config
 from slime_core.arguments.derived import derived
 from slime_core.arguments.groups import RunArguments
 from slime_core.arguments.groups.evaluation import eval_sets
@@ -124,6 +125,12 @@ def read_sources(
         for name, value in source.items():
             values[name] = value
             provenance[name] = where if where != "environment" else f"environment {namespace.options[name].env}"
+    if path := values.get("custom_config_path"):
+        own, wrong = read_custom_config(namespace, str(path), values.get("custom_config"))
+        errors += wrong
+        for name, value in own.items():
+            also = f", not {values[name]!r} of {provenance[name]}" if name in values and name != "custom_config" else ""
+            values[name], provenance[name] = value, f"custom config {path}{also}"
     errors += [
         ArgumentError(f"{o.flag} is required: {o.field.description}")
         for o in namespace.options.values()

@@ -22,7 +22,7 @@ def own_arguments(args: Any) -> Any:
     """Return a copy of a run's arguments on which any attribute can be set; of anything else, the very object.
 
     What is set is seen where this copy goes, and in copies of it. A name that no option has can be read from later copies too, until
-    they set it themselves; options begin with the run's value in each copy.
+    they set it themselves; options begin with the run's value in each copy. The values of `--custom-config` are attributes too.
     """
     from slime_core.contracts.options import ArgumentGroup  # imports pydantic, which listing plugins does not need
 
@@ -55,8 +55,9 @@ def _settable(kind: type[ArgumentGroup]) -> type[ArgumentGroup]:
         self.__dict__[name] = value
 
     def get_missing(self: ArgumentGroup, name: str) -> Any:
-        if name in left:
-            return left[name]
+        for values in (left, _custom(self)):
+            if name in values:
+                return values[name]
         raise AttributeError(f"There is no option {name!r} in this run, and nobody has set args.{name}.")
 
     members = {
@@ -64,10 +65,16 @@ def _settable(kind: type[ArgumentGroup]) -> type[ArgumentGroup]:
         "__setattr__": set_attribute,
         "__delattr__": object.__delattr__,
         "__getattr__": get_missing,
-        "__reduce__": lambda self: (_namespace, ({**left, **vars(self)},)),
+        "__reduce__": lambda self: (_namespace, ({**_custom(self), **left, **vars(self)},)),
         "_slime_left": left,
     }
     return type.__new__(type(kind), kind.__name__, (kind,), members)
+
+
+def _custom(args: ArgumentGroup) -> dict[str, Any]:
+    """The values of `--custom-config`."""
+    found: dict[str, Any] = vars(args).get("custom_config", {})
+    return found
 
 
 def _namespace(values: dict[str, Any]) -> argparse.Namespace:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from pydantic import field_validator
+
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
 
 
@@ -60,6 +65,15 @@ class RolloutArguments(ArgumentGroup):
         read_by_core=False,
         repeatable=True,
     )
+    custom_config_path: str | None = option(
+        None,
+        "YAML file of values for functions of your own, which they read as args.NAME. What is the name of an option sets it, and wins "
+        "over the command line.",
+        affects_result=False,
+    )
+    custom_config: dict[str, Any] = option(
+        {}, "The same values without a file, as a JSON object; --custom-config-path adds to them."
+    )
     custom_rollout_log_function_path: str | None = option(
         None, "Import path of a function that logs rollouts in place of slime's own metrics.", affects_result=False
     )
@@ -90,3 +104,12 @@ class RolloutArguments(ArgumentGroup):
     debug_rollout_only: bool = option(
         False, "Generate, but do not load the model for training: the engine keeps the weights of --hf-checkpoint."
     )
+
+    @field_validator("custom_config", mode="before")
+    @classmethod
+    def _custom_config_is_an_object(cls, value: object) -> object:
+        """Parse JSON text, which is what the command line gives."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"expected a JSON object: {error}") from None
