@@ -8,7 +8,8 @@ import pytest
 
 from slime_core.errors import DataError, PluginError
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
-from slime_core.rollout.worker import RolloutResult, converted
+from slime_core.rollout.train_data import converted
+from slime_core.rollout.worker import RolloutResult
 from slime_core.sample import RolloutOutput, Sample, Status
 
 
@@ -51,12 +52,46 @@ def test_a_file_that_is_no_dump_is_refused(tmp_path):
 
 
 def test_converted_samples_get_the_given_columns_and_keep_the_rest():
-    found = converted(groups(), {"rewards": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0], "loss_masks": [[0]] * 6})
-    assert [[s.reward for s in group] for group in found] == [[9, 8], [7, 6], [5, 4]]
-    assert {tuple(s.loss_mask) for group in found for s in group} == {(0,)}
-    assert [s.index for group in found for s in group] == list(range(6))
+    made = converted(
+        RolloutOutput(groups(), {"rounds": 2.0}),
+        {
+            "rewards": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0],
+            "loss_masks": [[0]] * 6,
+            "truncated": [1, 0, 0, 0, 0, 0],
+            "round_number": [0] * 6,
+            "metadata": [None] * 6,
+        },
+    )
+    assert [[s.reward for s in group] for group in made.groups] == [[9, 8], [7, 6], [5, 4]]
+    assert {tuple(s.loss_mask) for s in made.samples} == {(0,)}
+    assert [s.index for s in made.samples] == list(range(6))
+    assert [s.status for s in made.samples] == [Status.TRUNCATED, *[Status.COMPLETED] * 5]
+    assert all(s.reward_is_final and Sample.from_dict(s.to_dict()).reward_is_final for s in made.samples)
+    assert made.metrics == {"rounds": 2.0, "raw_reward": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "data", "raw"),
+    [
+        ({"raw_reward": 0.25}, {"rewards": [9.0] * 6}, 0.25),
+        ({"raw_reward": 0.25}, {"rewards": [9.0] * 6, "raw_reward": [1.0, 3.0] * 3}, 2.0),
+        ({}, {"rewards": [9.0] * 6, "raw_reward": [1.0, 3.0] * 3}, 2.0),
+        ({"raw_reward": 0.25}, {"loss_masks": [[1]] * 6}, 0.25),
+    ],
+)
+def test_what_answers_were_worth_is_logged_however_they_are_converted(metrics, data, raw):
+    made = converted(RolloutOutput(groups(), metrics), data)
+    assert made.metrics["raw_reward"] == raw
+    assert {s.reward_is_final for s in made.samples} == {"rewards" in data}
 
 
 def test_converted_samples_of_an_unknown_column_are_refused():
     with pytest.raises(PluginError, match="'images', which training does not know"):
-        converted(groups(), {"images": []})
+        converted(RolloutOutput(groups()), {"images": []})
+
+
+def test_a_column_of_slime_that_training_has_no_use_for_says_what_it_is():
+    with pytest.raises(
+        PluginError, match="'teacher_log_probs', which training here has no use for \\(log-probs of a teacher\\)"
+    ):
+        converted(RolloutOutput(groups()), {"teacher_log_probs": [[-1.0]] * 6})

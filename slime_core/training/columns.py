@@ -6,6 +6,7 @@ What neither the loss nor the advantage estimator reads is not computed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from slime_core.arguments import RunArguments
@@ -18,6 +19,8 @@ from slime_core.sample import Group, Sample, reward_of
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
+
+logger = logging.getLogger(__name__)
 
 COMPUTED = frozenset({"old_log_probs", "ref_log_probs", "trainer_log_probs", "values"})
 """What models compute, by the names under which losses and estimators read it."""
@@ -43,6 +46,7 @@ class ColumnMaker:
         self._args, self._components, self._steps = args, components, steps
         self._actor, self._reference, self._critic = actor, reference, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
+        self._told_final = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
     def make(
@@ -119,6 +123,12 @@ class ColumnMaker:
     def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
         """The rewards to train with, and whether they are not to be normalised again."""
         if samples and all(sample.reward_is_final for sample in samples):
+            if self._components.reward_post_process is not None and not self._told_final:
+                self._told_final = True
+                logger.warning(
+                    "The %s is not called: --custom-convert-samples-to-train-data-path returned rewards, which are final.",
+                    self._components.reward_post_process.label,
+                )
             return [reward_of(sample, None) for sample in samples], True
         if self._components.reward_post_process is None:
             return [reward_of(sample, self._args.reward_key) for sample in samples], False
