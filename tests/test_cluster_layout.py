@@ -180,6 +180,28 @@ def test_without_gpus_ranks_take_cpus_and_fewer_than_one_each_is_said():
     assert "2 CPUs for 3 processes" in tight.notes[0]
 
 
+def test_training_nodes_get_a_machine_each_where_they_can():
+    two = layout(actor_num_nodes=2)
+    assert place(two, [machine(0, 2), machine(0, 1)]).machines in {(0, 1), (1, 0)}
+    assert place(two, [machine(0, 8), machine(0, 0), machine(0, 8)]).machines in {(0, 2), (2, 0)}
+    assert place(layout(actor_num_nodes=2, actor_num_gpus_per_node=4), [machine(8, 64)] * 2).machines in {
+        (0, 1),
+        (1, 0),
+    }
+    assert place(layout(actor_num_gpus_per_node=2), [machine(0, 2), machine(0, 2)]).machines is None
+    for where in ([machine(0, 3)], [machine(0, 3), machine(0, 0)]):
+        packed = place(two, where)
+        assert packed.machines is None
+        assert "--actor-num-nodes 2: training nodes share machines" in packed.notes[0]
+        assert "no 2 machines with 1 CPU each" in packed.notes[0]
+
+
+def test_a_machine_of_one_cpu_takes_a_rank_and_the_rollout_worker():
+    found = place(layout(actor_num_nodes=2), [machine(0, 1), machine(0, 1)])
+    assert (found.rank, found.machines) == ({"CPU": 0.5}, (0, 1))
+    assert "2 CPUs for 3 processes, so each counts as 0.5 of one" in found.notes[0]
+
+
 def test_an_engine_with_servers_must_be_told_its_devices():
     with pytest.raises(ArgumentError, match="--rollout-num-gpus N, or --colocate"):
         make_layout(args(), engine(Servers))

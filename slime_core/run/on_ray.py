@@ -8,7 +8,7 @@ sees those of the ranks on its machine; else it takes a CPU anywhere. An engine 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,14 +26,17 @@ from slime_core.run.tracking import Console
 from slime_core.run.workers import Workers
 from slime_core.runtime.actor import Maker, WorkerActor
 from slime_core.runtime.actor_handles import ActorHandle, Member, Watch
-from slime_core.runtime.connect import connect
-from slime_core.runtime.handles import wait
-from slime_core.runtime.layout import Layout, Placement, place
+from slime_core.runtime.connect import Machine, connect
+from slime_core.runtime.handles import wait, wait_all
+from slime_core.runtime.layout import Layout, Placement, Resources, place
 from slime_core.runtime.slots import Slot, slots_beside_ranks
 from slime_core.training.worker import TrainWorker
 
-_ROOM_S, _START_S = 300.0, 600.0
-"""How long other users of the cluster may keep us waiting for our places, and an actor for its process."""
+_ROOM_S, _CHOSEN_S, _START_S = 300.0, 20.0, 600.0
+"""How long other users of the cluster may keep us waiting for places, for those on the machines that were chosen, and an actor
+for its process."""
+_ON_IT = 0.001
+"""Of the resource that Ray gives each machine under its own address: who asks for a little of it is placed there."""
 
 
 @dataclass
@@ -62,10 +65,11 @@ def on_cluster(
     with ExitStack() as stack:
         connection = connect(layout.address)
         stack.callback(connection.close)
-        placement = place(layout, connection.nodes())
+        machines = connection.machines()
+        placement = place(layout, [machine.resources for machine in machines])
         for note in placement.notes:
             console.say(f"note: {note}")
-        train, engine = _reserve(layout, placement, stack)
+        train, engine = _reserve(layout, placement, machines, console.say, stack)
         options = {f"training rank {n}": Slot(*own, placement.rank).options() for n, own in enumerate(train)}
         if layout.engine == "worker":
             worker = Slot(*engine[0], placement.worker).options()
@@ -74,7 +78,7 @@ def on_cluster(
         members = _start_processes(options | {"rollout worker": worker}, stack)
         for member in members:
             console.say(f"{member.name}: process {member.where.pid} on {member.where.node}")
-        watch = Watch(members)
+        watch = Watch(members, machines)
         rollouts: ActorHandle[RolloutWorker] = ActorHandle(members[-1:], watch)
         stack.callback(rollouts.close)
         trainer: ActorHandle[TrainWorker] | None = ActorHandle(members[:-1], watch) if train else None
@@ -86,8 +90,7 @@ def on_cluster(
         if trainer is not None:
             environments = _environments(layout, placement, members)
             starting.append(trainer.start([TrainMaker(blueprint)] * len(environments), environments))
-        for future in starting:
-            wait(future, "the workers to start")
+        wait_all(starting, "the workers to start")
         return ClusterWorkers(rollouts, trainer, stack.pop_all())
 
 
@@ -104,13 +107,14 @@ def ranks_on_cluster(layout: Layout, maker: Maker, say: Callable[[str], None]) -
     with ExitStack() as stack:
         connection = connect(layout.address)
         stack.callback(connection.close)
-        placement = place(layout, connection.nodes())
-        train, _ = _reserve(layout, placement, stack)
+        machines = connection.machines()
+        placement = place(layout, [machine.resources for machine in machines])
+        train, _ = _reserve(layout, placement, machines, say, stack)
         options = {f"training rank {n}": Slot(*own, placement.rank).options() for n, own in enumerate(train)}
         members = _start_processes(options, stack)
         for text in (*placement.notes, *(f"{m.name}: process {m.where.pid} on {m.where.node}" for m in members)):
             say(text)
-        handle: ActorHandle[Any] = ActorHandle(members, Watch(members))
+        handle: ActorHandle[Any] = ActorHandle(members, Watch(members, machines))
         stack.callback(handle.close)
         environments = _environments(layout, placement, members)
         wait(handle.start([maker] * len(environments), environments), "the training ranks to start")
@@ -120,27 +124,59 @@ def ranks_on_cluster(layout: Layout, maker: Maker, say: Callable[[str], None]) -
 Place = tuple[PlacementGroup, int]  # a bundle
 
 
-def _reserve(layout: Layout, placement: Placement, stack: ExitStack) -> tuple[list[Place], list[Place]]:
-    """Reserve bundles of Ray placement groups until `stack` ends, and return (one for each training rank, those of the engine)."""
-    asked = [(bundles, "STRICT_PACK") for bundles in placement.nodes]
-    if placement.engine:
-        asked.append((placement.engine, "PACK"))
-    groups: list[PlacementGroup] = []
-    for bundles, strategy in asked:
-        groups.append(group := placement_group(bundles, strategy=strategy))
-        stack.callback(remove_placement_group, group)
+def _reserve(
+    layout: Layout, placement: Placement, machines: Sequence[Machine], say: Callable[[str], None], stack: ExitStack
+) -> tuple[list[Place], list[Place]]:
+    """Reserve bundles of Ray placement groups until `stack` ends, and return (one for each training rank, those of the engine).
+    Training nodes get the machines that were chosen for them, unless others use these."""
+    engine = [(placement.engine, "PACK")] if placement.engine else []
+    anywhere = [*((bundles, "STRICT_PACK") for bundles in placement.nodes), *engine]
     deadline = time.monotonic() + _ROOM_S
-    for group in groups:
-        if not group.wait(max(1.0, deadline - time.monotonic())):
-            resources = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without types
-            free = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
-            raise ClusterError(
-                f"The cluster is large enough, but busy: after {_ROOM_S:.0f} s there is no room for {group.bundle_specs}. "
-                f"Free are {free or 'no CPU and no GPU'}. End what else runs there, or try again later."
+    groups: list[PlacementGroup] = []
+    busy: list[Resources] | None = None
+    if placement.machines is not None:
+        chosen = [machines[number].address for number in placement.machines]
+        pinned = [
+            ([{**bundles[0], f"node:{address}": _ON_IT}, *bundles[1:]], "STRICT_PACK")
+            for bundles, address in zip(placement.nodes, chosen, strict=True)
+        ]
+        groups, busy = _reserve_groups([*pinned, *engine], time.monotonic() + _CHOSEN_S)
+        if busy is not None:
+            say(
+                f"note: after {_CHOSEN_S:.0f} s there is no room for a training node on each of {', '.join(chosen)} "
+                "(--actor-num-nodes), because others use them; they go where there is room, maybe on one machine"
             )
+    if placement.machines is None or busy is not None:
+        groups, busy = _reserve_groups(anywhere, deadline)
+    for group in groups:
+        stack.callback(remove_placement_group, group)
+    if busy is not None:
+        resources = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+        free = {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
+        raise ClusterError(
+            f"The cluster is large enough, but busy: after {_ROOM_S:.0f} s there is no room for {busy}. "
+            f"Free are {free or 'no CPU and no GPU'}. End what else runs there, or try again later."
+        )
     train = [(group, bundle) for group in groups[: layout.nodes] for bundle in range(layout.ranks_per_node)]
     own = [(group, bundle) for group in groups[layout.nodes :] for bundle in range(len(placement.engine))]
     return train, own or train
+
+
+def _reserve_groups(
+    asked: list[tuple[list[Resources], str]], deadline: float
+) -> tuple[list[PlacementGroup], list[Resources] | None]:
+    """Make placement groups and wait for them. Return (all, None), or (none, the bundles for which there was no room until the
+    deadline)."""
+    groups: list[PlacementGroup] = []
+    with ExitStack() as stack:
+        for bundles, strategy in asked:
+            groups.append(group := placement_group(bundles, strategy=strategy))
+            stack.callback(remove_placement_group, group)
+        for group, (bundles, _) in zip(groups, asked, strict=True):
+            if not group.wait(max(1.0, deadline - time.monotonic())):
+                return [], bundles
+        stack.pop_all()
+    return groups, None
 
 
 def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> list[Member]:

@@ -4,6 +4,7 @@ processes, in Ray actors.
 handles.py        `LocalHandle`: a worker in this process; waiting, and saying what for
 actor_handles.py  `ActorHandle`: the driver's side of workers in Ray actors, with the interface of `LocalHandle`
 actor.py          the Ray actor around a worker
+machines.py       whether the other machines of a run answer
 layout.py         what a run asks for, and whether a cluster has room for it; pure
 connect.py        joins or starts a Ray cluster
 slots.py          where an engine may start servers of its own

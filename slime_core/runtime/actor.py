@@ -53,6 +53,7 @@ class WorkerActor:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._who = f"{name} (process {os.getpid()} on {_own_address()})"
         self._worker: Any = None
         self._plugins: Plugins | None = None
 
@@ -75,7 +76,7 @@ class WorkerActor:
             self._worker, self._plugins = maker.make()
             share_tensors_by_bytes()
         except BaseException as error:
-            return Failure.of(error, self._name), None
+            return Failure.of(error, self._who), None
         return None, None
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Failure | None, Any]:
@@ -83,7 +84,7 @@ class WorkerActor:
         try:
             return None, getattr(self._worker, method)(*args, **kwargs)
         except BaseException as error:
-            return Failure.of(error, self._name), None
+            return Failure.of(error, self._who), None
 
     # The driver calls these while `call` is at work; they run on threads of their own.
 

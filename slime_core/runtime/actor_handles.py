@@ -6,6 +6,7 @@ a rank that waits in a collective for one that is no more keeps nobody waiting.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,12 @@ from ray.exceptions import OutOfMemoryError, RayError
 
 from slime_core.errors import SlimeError, WorkerDied
 from slime_core.runtime.actor import ActorLocation, Maker
+from slime_core.runtime.connect import Machine
+from slime_core.runtime.failures import Failure
 from slime_core.runtime.handles import Parameters, Result, Worker
+from slime_core.runtime.machines import Outlook
+
+logger = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """After the first error of a rank, how long its cause may take to show: another rank's error, or its death."""
@@ -37,13 +43,31 @@ class Member:
     actor: Any
     where: ActorLocation
 
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.where.pid} on {self.where.node})"
+
     def died(self, error: Exception) -> WorkerDied:
         """The error to raise when Ray reports that this actor is gone."""
+        said = str(error).lower()
+        if "node" in said and any(
+            word in said for word in ("node has died", "node was dead", "node is dead", "node died")
+        ):
+            return _cut_off(str(self), "Ray has given the machine up")
         why = "its machine ran out of memory" if isinstance(error, OutOfMemoryError) else "it was killed, or crashed"
-        return WorkerDied(
-            f"The {self.name} (process {self.where.pid} on {self.where.node}) has ended: {why}. What it printed last stands "
-            "above."
-        )
+        return WorkerDied(f"The {self} has ended: {why}. What it printed last stands above.")
+
+
+def _cut_off(what: str, why: str) -> WorkerDied:
+    """The error to raise when a machine is gone, and what is on it."""
+    return WorkerDied(
+        f"The {what.removeprefix('the ')} is lost with its machine: {why}. The machine is down, or the network to it. When it is "
+        "back, `ray start` there brings it into the cluster again."
+    )
+
+
+def _head_address() -> str:
+    address: str = ray.get_runtime_context().gcs_address
+    return address.rpartition(":")[0]
 
 
 class Watch:
@@ -51,9 +75,10 @@ class Watch:
 
     Args:
         members: all actors of the run.
+        machines: all machines of the cluster. Those of members are looked at, unless the driver is on them.
     """
 
-    def __init__(self, members: list[Member]) -> None:
+    def __init__(self, members: list[Member], machines: Sequence[Machine]) -> None:
         self._lock = threading.Lock()
         self._waiting: set[Future[Any]] = set()
         self._over = threading.Event()
@@ -61,6 +86,19 @@ class Watch:
         self._members = {member.actor.lives.remote(): member for member in members}
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._thread.start()
+        on: dict[str, list[str]] = {_head_address(): ["the head of the Ray cluster"]}
+        for member in members:
+            on.setdefault(member.where.node, []).append(str(member))
+        here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+        self._outlook = Outlook(
+            [machine for machine in machines if machine.address in on and machine.address != here],
+            {address: " and ".join(there) for address, there in on.items()},
+            lambda address, why: self.lost(_cut_off(on[address][-1], why)),
+        )
+
+    def is_cut_off(self, member: Member) -> bool:
+        """Whether the machine of this actor does not answer at present."""
+        return self._outlook.is_silent(member.where.node)
 
     def future(self) -> Future[Any]:
         """A new future, which fails when any worker of the run is gone."""
@@ -85,6 +123,7 @@ class Watch:
 
     def close(self) -> None:
         """Stop watching: from now on workers may end."""
+        self._outlook.close()
         self._over.set()
         self._thread.join()
 
@@ -159,7 +198,7 @@ class ActorHandle(Generic[Worker]):
     def close(self) -> None:
         """Let the workers give back what they hold, and end their processes."""
         self._watch.close()
-        refs = [member.actor.close.remote() for member in self._members]
+        refs = [member.actor.close.remote() for member in self._members if not self._watch.is_cut_off(member)]
         with suppress(RayError):
             ray.wait(refs, num_returns=len(refs), timeout=_BESIDE_S)
         for member in self._members:
@@ -212,9 +251,19 @@ class ActorHandle(Generic[Worker]):
                     self._watch.lost(died)
                     raise died from None
                 if failure is not None:
-                    found[member.name] = failure.error()
+                    found[member.name] = _placed(failure, member)
+                    if deadline is None and members:
+                        logger.warning("the %s failed: %s", member, failure.text.split("\n")[0])
                     deadline = deadline or time.monotonic() + GRACE_S
         return [found[member.name] for member in self._members if member.name in found]
+
+
+def _placed(failure: Failure, member: Member) -> BaseException:
+    """The error of a member, with a note where that runs, unless the message says so."""
+    error = failure.error()
+    if f"process {member.where.pid}" not in "\n".join([failure.text, *failure.notes]):
+        error.add_note(f"in the {member}")
+    return error
 
 
 def _cause(failures: list[BaseException]) -> BaseException:

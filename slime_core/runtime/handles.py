@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from concurrent.futures import wait as first_of
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from slime_core.contracts.data import Closes
 
@@ -149,3 +150,14 @@ def wait(future: Future[Result], what: str) -> Result:
             if future.done():  # the work itself raised a TimeoutError
                 raise
             notices.say_if_due()
+
+
+def wait_all(futures: Sequence[Future[Any]], what: str) -> None:
+    """Wait for all of the futures like `wait`, or until the first of them fails, and raise its error then."""
+    notices = Notices(what)
+    left = set(futures)
+    while left:
+        done, left = first_of(left, timeout=notices.left, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        notices.say_if_due()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from slime_core.arguments import RunArguments
@@ -26,6 +26,8 @@ Engine = Literal["none", "worker", "servers", "elsewhere"]
 
 RANK_SHARE, ENGINE_SHARE = 0.5, 0.4
 """Of a GPU that a rank and a slot share. Ray only counts with them: both see the whole GPU."""
+_MOST_ON_A_CPU = 32
+"""Processes, where there are fewer CPUs than processes."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Placement:
             engine is in there: each of its slots beside a rank, or the rollout worker beside the first of all.
         engine: what is reserved for an engine with devices of its own.
         rank, slot, worker: what a training rank, a slot of the engine and the rollout worker take.
+        machines: the machine for each training node, as its place in the list of machines: another one for each. None where
+            that cannot be, or there is one training node alone, which may be on any machine.
         notes: what a person should know.
     """
 
@@ -97,6 +101,7 @@ class Placement:
     rank: Resources
     slot: Resources
     worker: Resources
+    machines: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -176,54 +181,88 @@ def place(layout: Layout, nodes: Sequence[Resources]) -> Placement:
         ClusterError: the cluster is too small; says what it has and what the run needs.
     """
     gpus, cpus = (sum(node.get(name, 0) for node in nodes) for name in ("GPU", "CPU"))
-    apart = layout.engine_devices if layout.engine == "worker" else 0  # devices that the rollout worker takes
-    shared = layout.colocated and layout.engine == "servers"
-    slot_cpus = 1 if gpus or shared else layout.devices_per_server
-    processes = layout.ranks + layout.slots * slot_cpus + (1 if gpus else max(1, apart))
-    share = min(1.0, math.floor(100 * cpus / processes) / 100)
+    whole = _ask(layout, bool(gpus), share=1)
+    processes = sum(bundle["CPU"] for bundles in [*whole.nodes, _others(layout, whole)] for bundle in bundles)
+    most = min(1.0, math.floor(100 * cpus / processes) / 100)
+    # Machines have whole CPUs, so the largest share that there is room for may be one of an even cut.
+    shares = [most, *(cut for n in range(2, _MOST_ON_A_CPU + 1) if (cut := math.floor(100 / n) / 100) < most)]
+    asked = ((share, _ask(layout, bool(gpus), share)) for share in shares if share > 0)
+    share, found = next(((s, a) for s, a in asked if _machines(layout, a, nodes) is not None), (0, whole))
+    if not share:
+        raise ClusterError(_too_small(layout, whole.device, nodes))
     notes = []
     if share < 1:
-        notes.append(f"the cluster has {cpus:g} CPUs for {processes} processes, so each counts as {share:g} of one")
+        notes.append(f"the cluster has {cpus:g} CPUs for {processes:g} processes, so each counts as {share:g} of one")
+    if layout.nodes < 2:
+        return replace(found, notes=tuple(notes))
+    spread = _machines(layout, found, nodes, spread=True)
+    if spread is None:
+        wanted = " and ".join(f"{amount:g} {name}" for name, amount in _sum(found.nodes[0]).items())
+        notes.append(
+            f"--actor-num-nodes {layout.nodes}: training nodes share machines, because there are no {layout.nodes} machines "
+            f"with {wanted} each, beside what else the run needs. The machines of the cluster have: {_has(nodes)}"
+        )
+    return replace(found, machines=spread, notes=tuple(notes))
+
+
+def _ask(layout: Layout, on_gpus: bool, share: float) -> Placement:
+    """What the layout takes, if a process takes `share` of a CPU."""
+    apart = layout.engine_devices if layout.engine == "worker" else 0  # devices that the rollout worker takes
+    shared = layout.colocated and layout.engine == "servers"
+    slot_cpus = 1 if on_gpus or shared else layout.devices_per_server
 
     def takes(part: float, cpus: float = 1) -> Resources:
-        return {"CPU": cpus * share} | ({"GPU": part} if gpus and part else {})
+        return {"CPU": cpus * share} | ({"GPU": part} if on_gpus and part else {})
 
-    rank = takes(RANK_SHARE if shared else 1)
     slot = takes(ENGINE_SHARE if shared else layout.devices_per_server, slot_cpus)
-    worker = takes(apart, 1 if gpus else max(1, apart))
+    worker = takes(apart, 1 if on_gpus else max(1, apart))
     # Ranks with a process of the engine beside them: every one that is the first of a server's, or the first of all.
     beside = range(0, layout.ranks, layout.devices_per_server) if shared else range(int(layout.colocated))
     # A bundle is one device, so that Ray cannot put two ranks on one.
     bundles = [takes(1, 2 if number in beside else 1) for number in range(layout.ranks)]
     width = layout.ranks_per_node
-    placement = Placement(
-        device="GPU" if gpus else "CPU",
+    return Placement(
+        device="GPU" if on_gpus else "CPU",
         nodes=[bundles[n * width : (n + 1) * width] for n in range(layout.nodes)],
         engine=[worker] if apart else [] if shared else [slot] * layout.slots,
-        rank=rank,
+        rank=takes(RANK_SHARE if shared else 1),
         slot=slot,
         worker=worker,
-        notes=tuple(notes),
     )
-    if share <= 0 or not _fits(layout, placement, nodes):
-        raise ClusterError(_too_small(layout, placement.device, nodes))
-    return placement
 
 
-def _fits(layout: Layout, placement: Placement, nodes: Sequence[Resources]) -> bool:
-    """Whether there is room for the ranks of every training node on one machine each, and for the rest on any machine."""
-    asked = [_sum(bundles) for bundles in placement.nodes] + placement.engine
-    asked += [placement.worker] * (layout.engine != "worker")  # with an engine in it, it is among the others
+def _others(layout: Layout, placement: Placement) -> list[Resources]:
+    """What is taken beside the training nodes; a rollout worker with an engine in it is among the engine's or theirs."""
+    return [*placement.engine, *[placement.worker] * (layout.engine != "worker")]
+
+
+def _machines(
+    layout: Layout, placement: Placement, nodes: Sequence[Resources], spread: bool = False
+) -> tuple[int, ...] | None:
+    """The machine for the ranks of each training node, so that there is room for the rest on any machine; None if there is
+    no such choice.
+
+    Args:
+        spread: no two training nodes on one machine.
+    """
+    training = [_sum(bundles) for bundles in placement.nodes]
     free = [dict(resources) for resources in nodes]
-    for wanted in asked:
-        fitting = [n for n in free if all(n.get(name, 0) + 1e-6 >= amount for name, amount in wanted.items())]
+    chosen: list[int] = []
+    for number, wanted in enumerate([*training, *_others(layout, placement)]):
+        fitting = [
+            n
+            for n, room in enumerate(free)
+            if all(room.get(name, 0) + 1e-6 >= amount for name, amount in wanted.items())
+            and not (spread and number < len(training) and n in chosen)
+        ]
         if not fitting:
-            return False
+            return None
         # The fullest machine that has room, so that room for whole training nodes is kept.
-        chosen = min(fitting, key=lambda n: n.get(placement.device, 0))
+        best = min(fitting, key=lambda n: free[n].get(placement.device, 0))
+        chosen.append(best)
         for name, amount in wanted.items():
-            chosen[name] -= amount
-    return True
+            free[best][name] -= amount
+    return tuple(chosen[: len(training)])
 
 
 def _sum(bundles: list[Resources]) -> Resources:
@@ -231,7 +270,6 @@ def _sum(bundles: list[Resources]) -> Resources:
 
 
 def _too_small(layout: Layout, device: str, nodes: Sequence[Resources]) -> str:
-    has = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes) or "no machine"
     train = (
         f"{_count(layout.ranks, device)} for training ({layout.nodes} × {layout.ranks_per_node} on one machine each)"
     )
@@ -242,9 +280,13 @@ def _too_small(layout: Layout, device: str, nodes: Sequence[Resources]) -> str:
     )
     return (
         f"The cluster is too small. The run needs {train}{engines}, and a CPU for each process. The machines of the "
-        f"cluster have: {has}. Start more Ray nodes, or lower --actor-num-nodes, --actor-num-gpus-per-node or "
+        f"cluster have: {_has(nodes)}. Start more Ray nodes, or lower --actor-num-nodes, --actor-num-gpus-per-node or "
         "--rollout-num-gpus; --colocate lets training and engine share devices."
     )
+
+
+def _has(nodes: Sequence[Resources]) -> str:
+    return "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes) or "no machine"
 
 
 def _count(number: int, what: str) -> str:

@@ -10,7 +10,9 @@ not_finite.py            the errors for a loss or gradient that is NaN or Inf
 embedding.py             the embedding has a row for every token, and is tied only where the weights are
 rotary.py                rotary embeddings that depend on the length of what is read
 norm.py                  the norm of a gradient
-ranks.py                 the training ranks: how they meet, and their small exchanges
+ranks.py                 the training ranks, and their small exchanges
+meeting.py               how the ranks find each other, and what they say where they do not
+interfaces.py            the network interface that reaches another machine
 random_states.py         the states of all random number generators
 dcp_metadata.py          checkpoints of torch.distributed.checkpoint are read without executing anything in them
 adapter_files.py         LoRA adapters on disk

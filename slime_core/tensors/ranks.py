@@ -8,7 +8,6 @@ whoever starts them sets. A process without WORLD_SIZE is the only rank, and not
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slime_core.errors import ClusterError, SlimeError
+from slime_core.tensors.meeting import Meeting
 
 
 @dataclass(frozen=True)
@@ -124,33 +124,18 @@ class Ranks:
 
 
 def _start(rank: int, size: int, device: torch.device, timeout_minutes: float) -> None:
-    host, port, timeout = _text("MASTER_ADDR"), _number("MASTER_PORT"), timedelta(minutes=timeout_minutes)
-    if host == "localhost" or host.startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo listens where the machine's own name leads
+    meeting = Meeting(rank, size, _text("MASTER_ADDR"), _number("MASTER_PORT"), timeout_minutes)
+    store, timeout = meeting.hold(), timedelta(minutes=timeout_minutes)
     try:
-        # A store that is given a socket listens on that address alone, not on all of the machine's.
-        listening = _listen(host, port) if rank == 0 else None
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.TCPStore(  # type: ignore[attr-defined]  # torch documents it under this name
-                host, port, size, is_master=rank == 0, timeout=timeout, master_listen_fd=listening, use_libuv=True
-            ),
+            store=store,
             timeout=timeout,
             rank=rank,
             world_size=size,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"Training rank {rank} did not find the other ranks at {host}:{port} within {timeout_minutes:g} minutes "
-            f"(--distributed-timeout-minutes): {str(error).splitlines()[0]} Check that {size} ranks were started "
-            "(WORLD_SIZE), each with a number of its own (RANK), and that this machine can reach that address."
-        ) from error
-
-
-def _listen(host: str, port: int) -> int:
-    """Listen on that address alone and return the number of the socket, which the caller owns."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family).detach()
+        raise meeting.failed(f"{str(error).splitlines()[0]}.") from error
 
 
 def _device() -> torch.device:
