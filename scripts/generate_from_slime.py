@@ -60,7 +60,8 @@ slime train … --custom-rm-path my_reward.score --custom-generate-function-path
 * A **reward** is `async def score(args, sample)` and returns a number, or a dict of which `--reward-key` names one. With
   `--group-rm`, or where its second parameter is called `samples`, it is given whole groups and returns a list.
 * A **generator** is `async def generate(args, sample, sampling_params)` and returns the sample with `tokens`, `response`,
-  `response_length`, `loss_mask` (0 for what a tool wrote), `rollout_log_probs` and `status` set, or a list of samples.
+  `response_length`, `loss_mask` (0 for what a tool wrote), `rollout_log_probs` and `status` set, or a list of samples, which
+  are one [trajectory](rl.md#trajectories): they get one `rollout_id` where they have none, and count together as one.
 * A **filter** is `def keep(args, samples, **kwargs)` and returns a truth value, or an object with `keep` and `reason`.
 
 What to know of the others says [Functions written for slime](rl.md#functions-written-for-slime). `args` has every option under its flat
