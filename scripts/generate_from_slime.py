@@ -64,6 +64,9 @@ slime train … --custom-rm-path my_reward.score --custom-generate-function-path
   are one [trajectory](rl.md#trajectories): they get one `rollout_id` where they have none, and count together as one.
 * A **filter** is `def keep(args, samples, **kwargs)` and returns a truth value, or an object with `keep` and `reason`.
 
+Files that import `slime` (`from slime.utils.types import Sample`, `GenerateState`, `post`, `async_rm`) run as they are with
+`pip install slime-compat`: [Hook files of slime](slime-compat.md).
+
 What to know of the others says [Functions written for slime](rl.md#functions-written-for-slime). `args` has every option under its flat
 name; options of your own come from `--custom-config-path` or, checked and with `--help`, from [a plugin](write-a-plugin.md). All types
 are in [Hooks and contracts](hooks.md).

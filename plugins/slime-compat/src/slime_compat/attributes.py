@@ -28,10 +28,8 @@ class SlimeAttributes(ArgumentGroup):
         "use_rollout_routing_replay": False,
         "use_distributed_post": False,
         "rollout_global_dataset": True,
-        "rollout_skip_special_tokens": False,
         "rollout_num_engines": 1,
         "multimodal_keys": None,
-        "group_rm": False,
         "ci_test": False,
     }
 
