@@ -8,6 +8,7 @@ invariants stated here.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,10 @@ from typing import Any
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
 from slime_core.turns import append_turn, spread_over_turns
+
+logger = logging.getLogger(__name__)
+
+_told: set[str] = set()  # fields of slime that hooks have set, each of which is told of once
 
 RESERVED = "slime"
 """The key of a sample's metadata that is slime's; all others are the row's and the hooks' own."""
@@ -61,7 +66,7 @@ class Sample:
         remove_sample: keep the sample in the batch, train none of its tokens.
 
     Hooks may set further attributes for each other, such as a count of tool calls that the reward reads. They are plain JSON
-    data too, and are stored with the sample.
+    data too, and are stored with the sample. Fields that samples have in slime alone, such as `multimodal_inputs`, are None.
     """
 
     group_index: int | None = None
@@ -132,6 +137,12 @@ class Sample:
                 if after is not before:
                     setattr(self, name, after)
             for name, before in self.further_attributes.items():
+                if before is not None and name in _OF_SLIME_ALONE and name not in _told:
+                    _told.add(name)
+                    logger.warning(
+                        "A hook has set %r on %s. slime reads that: it is %s. Here nothing does, but other hooks.",
+                        *(name, self.name, _OF_SLIME_ALONE[name]),
+                    )
                 setattr(self, name, plain(before, name))
         except DataError as error:
             raise SampleError(f"{self.name}: {error}.") from None
@@ -317,6 +328,19 @@ _SET_BY_HOOKS = (
     ),
     "metadata",
 )
+
+_OF_SLIME_ALONE = {
+    **dict.fromkeys(("multimodal_inputs", "multimodal_train_inputs"), "images and sound for the model"),
+    **dict.fromkeys(("rollout_top_p_token_ids", "rollout_top_p_token_offsets"), "what top-p left to choose from"),
+    "rollout_routed_experts": "which experts tokens were routed to",
+    "teacher_log_probs": "what a teacher says of the tokens",
+    "train_metadata": "what the loss is told of the sample",
+    "generate_function_path": "the generate function of this sample alone",
+    "custom_rm_path": "the reward of this sample alone (metadata['rm_type'] here)",
+}
+"""Fields of samples in slime that nothing reads here, and what they are there."""
+for _name in (*_OF_SLIME_ALONE, "session_id"):
+    setattr(Sample, _name, None)  # hooks of slime look at them
 
 Sample.Status = Status  # type: ignore[attr-defined]  # `Sample.Status.ABORTED` reads as it does in slime
 

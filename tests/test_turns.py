@@ -165,5 +165,20 @@ def test_what_hooks_set_besides_the_fields_is_stored_and_copied_with_the_sample(
         sample.make_plain()
 
 
+def test_fields_that_slime_alone_has_are_none_and_setting_one_is_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slime_core.sample._told", set())
+    seen: Any = Sample(index=1)
+    assert (seen.multimodal_inputs, seen.session_id, seen.custom_rm_path) == (None, None, None)
+    assert seen.further_attributes == {}
+    for name in ("session_id", "rollout_top_p_token_ids", "teacher_log_probs", "teacher_log_probs"):
+        sample: Any = Sample(index=2)
+        setattr(sample, name, None if name.startswith("rollout") else [0.5])
+        sample.make_plain()
+    (record,) = caplog.records
+    assert "'teacher_log_probs' on sample 2" in record.getMessage()
+
+
 def test_a_sample_with_fields_alone_is_stored_without_further_attributes() -> None:
     assert "attributes" not in Sample(index=1).to_dict()
