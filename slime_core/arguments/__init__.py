@@ -10,6 +10,7 @@ from_slime.py    what becomes of each option of slime
 of_a_command.py  the options of a command that is no run
 recipe.py        recipe files
 custom_config.py values for functions of somebody's own
+eval_config.py   evaluation sets with options of their own
 derived.py       options that are known once the arguments are resolved
 resolve.py       merges the sources, derives the rest
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from slime_core.arguments.command_line import parse_command_line
 from slime_core.arguments.custom_config import read_custom_config
 from slime_core.arguments.derived import derived
+from slime_core.arguments.eval_config import METADATA, read_eval_config
 from slime_core.arguments.groups import RunArguments
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
@@ -131,6 +132,15 @@ def read_sources(
         for name, value in own.items():
             also = f", not {values[name]!r} of {provenance[name]}" if name in values and name != "custom_config" else ""
             values[name], provenance[name] = value, f"custom config {path}{also}"
+    if path := values.get("eval_config"):
+        try:
+            pairs, of_sets = read_eval_config(str(path))
+        except ArgumentError as error:
+            errors.append(error)
+        else:
+            for name, value in (("eval_prompt_data", pairs), ("eval_set_options", of_sets)):
+                also = f", not {values[name]!r} of {provenance[name]}" if name in values else ""
+                values[name], provenance[name] = value, f"eval config {path}{also}"
     errors += [
         ArgumentError(f"{o.flag} is required: {o.field.description}")
         for o in namespace.options.values()
@@ -151,12 +161,45 @@ def read_sources(
                 return Resolution(None, errors, frozenset(set_aside))
             set_aside |= wrong_names
             values = {name: value for name, value in values.items() if name not in wrong_names}
+    args, wrong = _with_set_options(args, values, namespace, provenance)
+    errors += wrong
     trust_remote_code(args.trust_remote_code)
     everywhere = {name: provenance.get(name, "default") for name in namespace.options}
     suffix = f"-stage{recipe.number}" if recipe and recipe.number else ""
     resolved = derive(Resolved(args, everywhere, namespace), suffix)
     errors += [ArgumentError(text) for text in _contradictions(args, set_aside)]
     return Resolution(resolved, errors, frozenset(set_aside))
+
+
+def _with_set_options(
+    args: RunArguments, values: dict[str, Any], namespace: Namespace, provenance: dict[str, str]
+) -> tuple[RunArguments, list[SlimeError]]:
+    """The arguments with what evaluation sets have of their own as the types that the options have, and what is wrong with it."""
+    found: dict[str, dict[str, Any]] = {}
+    errors: list[SlimeError] = []
+    try:
+        named = {name for name, _ in eval_sets(args)}
+    except ArgumentError:  # told with --eval-prompt-data
+        named = set(args.eval_set_options)
+    for name, given in args.eval_set_options.items():
+        where = f"The evaluation set {name!r} ({provenance.get('eval_set_options', 'default')})"
+        own = {key: value for key, value in given.items() if key != METADATA}
+        if name not in named:
+            errors.append(
+                ArgumentError(f"{where} is not among those of --eval-prompt-data: {', '.join(sorted(named))}.")
+            )
+        elif unknown := sorted(own.keys() - namespace.options.keys()):
+            errors.append(
+                ArgumentError(f"{where} sets {unknown[0]!r}, which is no option.{namespace.advice(unknown[0])}")
+            )
+        else:
+            try:
+                made = namespace.model(**{**values, **own})
+                found[name] = {**given, **{key: getattr(made, key) for key in own}}
+            except ValidationError as invalid:
+                told = [_readable(e, namespace, {}) for e in invalid.errors() if e["loc"] and e["loc"][0] in own]
+                errors += [ArgumentError(f"{where}: {text}") for text in told]
+    return args.model_copy(update={"eval_set_options": found}) if args.eval_set_options else args, errors
 
 
 def derive(resolved: Resolved, suffix: str = "") -> Resolved:

@@ -6,19 +6,19 @@ Called by the rollout functions. What becomes of a sample (whether it is masked,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-from slime_core.arguments.groups.evaluation import eval_sets
+from slime_core.arguments import RunArguments
+from slime_core.arguments.groups.evaluation import args_of_set, eval_sets, metadata_of_set
 from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.errors import DataError
 from slime_core.sample import Sample
 
-if TYPE_CHECKING:
-    from slime_core.arguments import RunArguments
+Arguments = TypeVar("Arguments", bound=RunArguments)
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class EvaluationSet:
         spec: its file, glob or folder, with an optional slice.
         columns: which columns of its rows hold what.
         malformed_row: what to do with a row that cannot be read: stop, or skip and count it.
+        metadata: what goes into the metadata of every row.
     """
 
     name: str
     spec: str
     columns: Columns
     malformed_row: Literal["error", "skip"]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def samples(self, counts: Counter[str]) -> Iterator[Sample]:
         """Yield the samples of the rows in their order, without numbers; `dataset` is the set's name.
@@ -57,18 +59,22 @@ class EvaluationSet:
                     raise
                 counts["skipped_malformed"] += 1
                 continue
+            if self.metadata:
+                sample.metadata = {**sample.metadata, **self.metadata}
             sample.note(dataset=self.name)
             yield sample
 
 
-def evaluation_sets(args: RunArguments, columns: Columns | None = None) -> tuple[EvaluationSet, ...]:
+def evaluation_sets(args: Arguments, columns: Callable[[Arguments], Columns] = Columns.of) -> tuple[EvaluationSet, ...]:
     """Return the sets that `--eval-prompt-data` names; none is opened yet.
 
     Args:
-        columns: the columns of the evaluation sets, where they differ from those of the training data.
+        columns: the columns of an evaluation set, from the arguments as they are for it.
 
     Raises:
         ArgumentError: `--eval-prompt-data` is not made of pairs of name and path, or a name occurs twice.
     """
-    read = columns or Columns.of(args)
-    return tuple(EvaluationSet(name, spec, read, args.malformed_row) for name, spec in eval_sets(args))
+    return tuple(
+        EvaluationSet(name, spec, columns(args_of_set(args, name)), args.malformed_row, metadata_of_set(args, name))
+        for name, spec in eval_sets(args)
+    )

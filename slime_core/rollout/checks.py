@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 from slime_core.contracts.checking import Checking
 from slime_core.data import Columns, evaluation_sets
@@ -12,11 +13,11 @@ from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample
 
 
-def first_evaluated(checking: Checking, columns: Columns | None = None) -> list[Sample]:
+def first_evaluated(checking: Checking, columns: Callable[[Any], Columns] = Columns.of) -> list[Sample]:
     """Return the first sample of every evaluation set, and say which sets have none.
 
     Args:
-        columns: of the evaluation sets, where they differ from those of the training data.
+        columns: of an evaluation set, from the arguments as they are for it.
     """
     found: list[Sample] = []
     if not checking.args.eval_prompt_data or "eval_prompt_data" in checking.set_aside:

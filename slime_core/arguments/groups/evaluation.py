@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import field_validator
 
 from slime_core.contracts.options import ArgumentGroup, option
 from slime_core.errors import ArgumentError
+
+Arguments = TypeVar("Arguments", bound="EvalArguments")
 
 
 class EvalArguments(ArgumentGroup):
@@ -16,6 +22,18 @@ class EvalArguments(ArgumentGroup):
     eval_prompt_data: list[str] | None = option(
         None,
         "Evaluation sets: one path, or pairs 'name path name path …'.",
+        affects_result=False,
+    )
+    eval_config: str | None = option(
+        None,
+        "YAML file of evaluation sets in slime's format, each with sampling, columns and reward of its own; in place of "
+        "--eval-prompt-data.",
+        affects_result=False,
+    )
+    eval_set_options: dict[str, dict[str, Any]] = option(
+        {},
+        "What evaluation sets have of their own, as a JSON object of their names to options; --eval-config writes it.",
+        read_by_core=False,
         affects_result=False,
     )
     eval_interval: int | None = option(
@@ -80,6 +98,28 @@ class EvalArguments(ArgumentGroup):
         "name such as 'eval/heldout/loss'; '-' in front of a full name: highest wins.",
         when="early_stopping_patience",
     )
+
+    @field_validator("eval_set_options", mode="before")
+    @classmethod
+    def _eval_set_options_are_an_object(cls, value: object) -> object:
+        """Parse JSON text, which is what the command line gives."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"expected a JSON object: {error}") from None
+
+
+def args_of_set(args: Arguments, name: str) -> Arguments:
+    """The arguments as they are for one evaluation set."""
+    own = {key: value for key, value in args.eval_set_options.get(name, {}).items() if key in type(args).model_fields}
+    return args.model_copy(update=own) if own else args
+
+
+def metadata_of_set(args: EvalArguments, name: str) -> dict[str, Any]:
+    """What goes into the metadata of every row of an evaluation set: its own reward, and what it says besides."""
+    own = args.eval_set_options.get(name, {})
+    reward = {"rm_type": own["rm_type"]} if own.get("rm_type") else {}
+    return {**reward, **own.get("metadata_overrides", {})}
 
 
 def eval_sets(args: EvalArguments) -> list[tuple[str, str]]:

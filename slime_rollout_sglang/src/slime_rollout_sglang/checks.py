@@ -5,9 +5,10 @@ Named by the plugin as the check of both rollout functions (`slime_core.contract
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.checking import Checking
 from slime_core.data.context import CONTEXT_IN_WORDS, context_of
 from slime_core.data.prompts import read_prompt
@@ -15,7 +16,7 @@ from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
 from slime_core.rollout.checks import check_early_stopping, first_evaluated
 from slime_core.sample import Sample
-from slime_rollout_sglang.evaluation import columns_of
+from slime_rollout_sglang.evaluation import columns_of, components_of_set
 from slime_rollout_sglang.parameters import prompt_limit
 
 if TYPE_CHECKING:
@@ -38,13 +39,15 @@ def check(args: RlRunArguments, checking: Checking) -> None:
         )
     _context(args, checking)
     _prompts(args, checking, checking.samples)
-    _scored(args, checking, checking.samples)
-    if asked := first_evaluated(checking, columns_of(args)):
-        _prompts(args, checking, asked, evaluation=True)
-        _scored(args, checking, asked)
-        reward = checking.components.rollouts.further.get("reward")
-        if reward is not None:
-            checking.ask(reward, asked)
+    _scored(args, checking, checking.samples, checking.components.rollouts.further)
+    for sample in first_evaluated(checking, columns_of):
+        own = args_of_set(args, str(sample.dataset))
+        _prompts(own, checking, [sample], evaluation=True)
+        with checking.noting():
+            components = components_of_set(args, own, checking.components.rollouts, checking.plugins)
+            _scored(own, checking, [sample], components.further)
+            if (reward := components.further.get("reward")) is not None:
+                checking.ask(reward, [sample])
     check_early_stopping(checking, measured=("reward",), why="an evaluation of generated answers measures no loss")
 
 
@@ -80,9 +83,10 @@ def _prompts(args: RlRunArguments, checking: Checking, samples: Sequence[Sample]
             told(str(error))
 
 
-def _scored(args: RlRunArguments, checking: Checking, samples: Sequence[Sample]) -> None:
+def _scored(
+    args: RlRunArguments, checking: Checking, samples: Sequence[Sample], further: Mapping[str, Selected[Any]]
+) -> None:
     """Something scores each of these samples, and the rewards that rows name are there."""
-    further = checking.components.rollouts.further
     if args.custom_rm_path or "rm_type" in checking.set_aside or "custom_rm_path" in checking.set_aside:
         return
     named: dict[str, list[Sample]] = {}

@@ -6,9 +6,12 @@ import asyncio
 import copy
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.data import Columns, EvaluationSet, evaluation_sets
 from slime_core.errors import DataError, first_error_only
 from slime_core.rollout.rewards import Rewards
@@ -50,19 +53,22 @@ async def evaluate(
     """
     key = args.reward_key if args.eval_reward_key is None else args.eval_reward_key
     requests = Requests(engine, f"eval-{rollout_id}")
-    rewards = Rewards(args, plugins, components.further.get("reward"), key)
-    generator = generator_caller(args, components, plugins, key)
     hooks = SampleHooks(args, components, evaluation=True)
     hooks.rollout_id = rollout_id
     generations: list[Sample] = []
-    numbers = itertools.count()
+    numbers, group_numbers = itertools.count(), itertools.count()
     metrics: dict[str, float] = {}
-    for evaluation_set in evaluation_sets(args, columns_of(args)):
+    calls = Counter[str]()
+    for evaluation_set in evaluation_sets(args, columns_of):
         name = evaluation_set.name
-        prompts = PromptTokenizer(args, *prompt_limit(args, evaluation=True))
-        groups = _groups(args, evaluation_set, prompts, numbers)
+        own = args_of_set(args, name)
+        chosen = components_of_set(args, own, components, plugins)
+        rewards = Rewards(own, plugins, chosen.further.get("reward"), key)
+        generator = generator_caller(own, chosen, plugins, key)
+        prompts = PromptTokenizer(own, *prompt_limit(own, evaluation=True))
+        groups = _groups(own, evaluation_set, prompts, numbers, group_numbers)
         runner = GroupRunner(
-            *(args, requests, generator, rewards, eval_parameters(args), (args.rollout_seed, "eval", name)),
+            *(own, requests, generator, rewards, eval_parameters(own), (args.rollout_seed, "eval", name)),
             evaluation=True,
             hooks=hooks,
         )
@@ -76,18 +82,41 @@ async def evaluate(
             found["answers_lost"] = float(lost)
         if answers:
             dicts = [sample.metadata.get("rewards") for sample in answers]
-            found |= {**response_metrics(answers), **reward_numbers(answers, dicts), **_pass_rates(args, answered)}
+            found |= {**response_metrics(answers), **reward_numbers(answers, dicts), **_pass_rates(own, answered)}
             if args.log_reward_category:
                 found |= reward_categories(dicts, args.log_reward_category)
         else:
             logger.warning("The evaluation set %s has no answer at all; the warnings above say why.", name)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         generations += answers
-    if args.custom_generate_function_path:
-        metrics |= generator.metrics()
+        calls.update({**(generator.metrics() if own.custom_generate_function_path else {}), **rewards.metrics()})
     for caller in hooks.callers:
         metrics |= caller.metrics()
-    return RolloutOutput([], {**metrics, **rewards.metrics()}, generations)
+    return RolloutOutput([], {**metrics, **calls}, generations)
+
+
+def components_of_set(
+    args: RlRunArguments, own: RlRunArguments, components: RolloutComponents, plugins: Plugins
+) -> RolloutComponents:
+    """Return the components that an evaluation set is answered and scored by.
+
+    Args:
+        args: of the run.
+        own: of the set.
+
+    Raises:
+        PluginError: one that the set names is missing, or does not fit.
+    """
+    further = dict(components.further)
+    if own.custom_rm_path != args.custom_rm_path and own.custom_rm_path:
+        further["reward"] = plugins.select("reward", own.custom_rm_path, "--custom-rm-path")
+    elif own.rm_type != args.rm_type and own.rm_type and not own.custom_rm_path:
+        further["reward"] = plugins.select("reward", own.rm_type, "--rm-type")
+    if own.custom_generate_function_path != args.custom_generate_function_path and own.custom_generate_function_path:
+        further["generator"] = plugins.select(
+            "generator", own.custom_generate_function_path, "--custom-generate-function-path"
+        )
+    return replace(components, further=further)
 
 
 def _pass_rates(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, float]:
@@ -109,7 +138,11 @@ def columns_of(args: RlRunArguments) -> Columns:
 
 
 def _groups(
-    args: RlRunArguments, evaluation_set: EvaluationSet, prompts: PromptTokenizer, numbers: Iterator[int]
+    args: RlRunArguments,
+    evaluation_set: EvaluationSet,
+    prompts: PromptTokenizer,
+    numbers: Iterator[int],
+    group_numbers: Iterator[int],
 ) -> list[Group]:
     """Return the samples to answer, one group for each prompt that can be used.
 
@@ -119,10 +152,9 @@ def _groups(
     count = args.n_samples_per_eval_prompt
     groups: list[Group] = []
     for row in evaluation_set.samples(prompts.counts):
-        group = [copy.deepcopy(row) for _ in range(count)]
+        group, number = [copy.deepcopy(row) for _ in range(count)], next(group_numbers)
         for sample in group:
-            sample.index = next(numbers)
-            sample.group_index = sample.index // count
+            sample.index, sample.group_index = next(numbers), number
         if prompts.tokenize(group):
             groups.append(group)
     if not groups:

@@ -34,6 +34,7 @@ _GENERATES = (
     *("log_passrate", "log_multi_turn", "log_reward_category"),
     *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),
     "EvalSamplingArguments?eval_prompt_data",
+    "eval_set_options?eval_prompt_data",
 )
 """The options that both rollout functions read."""
 _CHECK = "slime_rollout_sglang.checks:check"
