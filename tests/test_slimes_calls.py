@@ -68,6 +68,11 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "contract tests": ("args", "samples"),
         "own": ("cfg", "flat"),
     },
+    "post_process": {
+        "guide": ("args", "samples"),
+        "contract tests": ("args", "samples"),
+        "own": ("cfg", "everything"),
+    },
     "advantage": {
         "guide": ("args", "rollout_data"),
         "contract tests": ("args", "rollout_data: dict"),
@@ -141,12 +146,19 @@ def eval_log({eval_log}):
 def convert({convert}):
     samples = {convert_given[1]}
     note("convert", len(samples))
+    if {both}:
+        return dict(loss_masks=[s.trained_mask for s in samples])
     return dict(
         tokens=[s.tokens for s in samples], response_lengths=[s.response_length for s in samples],
         rewards=torch.tensor([10.0 * s.reward + 3.0 for s in samples]), raw_reward=[s.reward for s in samples],
         truncated=[1 for s in samples], sample_indices=[s.index for s in samples],
         loss_masks=[s.trained_mask for s in samples],
     )
+
+def post_process({post_process}):
+    raw = [s.get_reward_value({post_process_given[0]}) for s in {post_process_given[1]}]
+    note("post_process", len(raw))
+    return raw, torch.tensor([5.0 * r + 1.0 for r in raw])
 
 def advantage({advantage}):
     data = {advantage_given[1]}
@@ -161,12 +173,22 @@ def tis({tis}):
 """
 
 
-@pytest.mark.parametrize("author", ["guide", "contract tests", "own"])
+CHOSEN = {"convert": "--custom-convert-samples-to-train-data-path", "post_process": "--custom-reward-post-process-path"}
+
+
+@pytest.mark.parametrize(
+    ("author", "makes_rewards", "rewards"),
+    [
+        ("guide", ["convert"], {3.0, 13.0}),
+        ("contract tests", ["post_process"], {1.0, 6.0}),
+        ("own", ["convert", "post_process"], {1.0, 6.0}),
+    ],
+)
 def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
-    author, tiny_model, tmp_path, monkeypatch, caplog
+    author, makes_rewards, rewards, tiny_model, tmp_path, monkeypatch, caplog
 ):
     module = f"hooks_of_{author.replace(' ', '_')}"
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"both": len(makes_rewards) == 2}
     for kind, by_author in NAMES.items():
         parts[kind] = ", ".join(by_author[author])
         parts[f"{kind}_given"] = [name.split(":")[0].split("=")[0].strip() for name in by_author[author]]
@@ -196,13 +218,13 @@ def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
         *("--rollout-all-samples-process-path", f"{module}.all_samples"),
         *("--custom-rollout-log-function-path", f"{module}.rollout_log"),
         *("--custom-eval-rollout-log-function-path", f"{module}.eval_log"),
-        *("--custom-convert-samples-to-train-data-path", f"{module}.convert"),
+        *(word for kind in makes_rewards for word in (CHOSEN[kind], f"{module}.{kind}")),
         *("--custom-advantage-function-path", f"{module}.advantage", "--custom-tis-function-path", f"{module}.tis"),
         *("--run-dir", str(tmp_path / "run"), "--save-debug-rollout-data", str(tmp_path / "{rollout_id}.jsonl")),
     ]
     assert main(["train", *words]) == 0
     seen = importlib.import_module(module).seen
-    assert {kind for kind in NAMES if kind not in seen} == set()
+    assert set(seen) == {kind for kind in NAMES if kind not in CHOSEN or kind in makes_rewards}
 
     asked = "evaluation" in " ".join(NAMES["generate"][author])
     assert {told for told, _, _ in seen["generate"]} == ({True, False} if asked else {"not asked"})
@@ -215,7 +237,7 @@ def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
     assert [told[:4] for told in seen["rollout_log"]] == [(n, 4, True, True) for n in range(2)]
     assert all(scored > 0 and processed >= 2 for *_, scored, processed in seen["rollout_log"])
     assert seen["eval_log"] == [(1, {"held": 2})]
-    assert all(set(rewards) <= {3.0, 13.0} for rewards, _ in seen["advantage"])
+    assert [set(given) for given, _ in seen["advantage"]] == [rewards] * 2
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/tis" in line]
     assert len(lines) == 2
     assert all(line["rollout/raw_reward"] == 0.5 and line["train/grad_norm"] > 0 for line in lines)
