@@ -57,7 +57,7 @@ def sample(**changes: Any) -> Sample:
     fields: dict[str, Any] = {
         "group_index": 0,
         "index": 0,
-        "prompt": [{"role": "user", "content": "What is 3 + 4?"}],
+        "prompt": "user: What is 3 + 4?\nassistant: ",
         "tokens": [11, 12, 13, 14, 21, 22, 23],
         "response": "3 + 4 = 7",
         "response_length": 3,
@@ -67,7 +67,7 @@ def sample(**changes: Any) -> Sample:
         "rollout_log_probs": [-0.1, -0.5, -0.2],
         "weight_versions": [0, 0, 0],
         "status": Status.COMPLETED,
-        "metadata": {"slime": {"source": "rows.jsonl:1"}},
+        "metadata": {"slime": {"source": "rows.jsonl:1", "asked": [{"role": "user", "content": "What is 3 + 4?"}]}},
     }
     return Sample(**copy.deepcopy({**fields, **changes}))
 

@@ -107,7 +107,7 @@ def completes_samples(subject: Subject[Generated]) -> None:
     for sample in _pending(subject):
         prompt = list(sample.tokens)
         engine = EchoEngine(subject.args)
-        with subject.takes("samples (a question as messages, the prompt's tokens in `tokens`)"):
+        with subject.takes("samples (a rendered question, the prompt's tokens in `tokens`)"):
             result = subject.call(subject.args, sample, dict(SAMPLING), extras={"engine": engine})
         for made in result if isinstance(result, list) else [result]:
             check_rollout([[made]], need_reward=False)
@@ -144,7 +144,9 @@ def _pending(subject: Subject[Generated]) -> list[Sample]:
         question = row["messages"][:1]
         rendered = chat_tokenizer().apply_chat_template(question, tokenize=False, add_generation_prompt=True)
         tokens = chat_tokenizer()(rendered, add_special_tokens=False)["input_ids"]
-        made.append(Sample(group_index=index, index=index, prompt=question, tokens=tokens, label=row["label"]))
+        sample = Sample(group_index=index, index=index, prompt=rendered, tokens=tokens, label=row["label"])
+        sample.note(asked=question)
+        made.append(sample)
     return made
 
 
