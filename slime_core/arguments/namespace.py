@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from slime_core.arguments.elsewhere import of_another_program
 from slime_core.arguments.groups import GROUPS, RunArguments
-from slime_core.contracts.options import ArgumentGroup
+from slime_core.contracts.options import FURTHER_ATTRIBUTES, ArgumentGroup
 from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.plugins.catalogue import brought_by
@@ -140,7 +140,8 @@ class Namespace:
 
     def _make_model(self) -> type[RunArguments]:
         further = {name: value for group in self._plugin_groups for name, value in group.attributes.items()}
-        mixin = type("Attributes", (), {name: value for name, value in further.items() if name not in self.options})
+        missing = {name: value for name, value in further.items() if name not in self.options}
+        mixin = type("Attributes", (), {**missing, FURTHER_ATTRIBUTES: further})
         groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups, mixin)
         model: type[RunArguments] = create_model("Arguments", __base__=groups)
         return model

@@ -25,6 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 REQUIRED: Any = ...
 
+FURTHER_ATTRIBUTES = "_slime_attributes"
+"""Where the class of a run's arguments has the `attributes` of all groups."""
+
 Component = TypeVar("Component")
 
 
@@ -36,8 +39,8 @@ class ArgumentGroup(BaseModel):
         families: {prefix: "module:function"} for options that another program defines, such as all those of a server that
             a plugin starts. When somebody sets options whose names begin with the prefix and that do not exist, the function
             is called with these names and returns an `ArgumentGroup` with them, or raises `ArgumentError`.
-        attributes: {name: value} of what functions that were written for another program read from `args` and nobody can set
-            here. An option of the same name goes before.
+        attributes: {name: value} of what functions that were written for another program read from `args` and nobody need set
+            here. An option of the same name goes before, unless it is None where such a function is called.
     """
 
     # Only the model of all groups together validates anything, so no group builds a validator of its own.

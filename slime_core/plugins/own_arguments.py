@@ -24,7 +24,10 @@ def own_arguments(args: Any) -> Any:
     What is set is seen where this copy goes, and in copies of it. A name that no option has can be read from later copies too, until
     they set it themselves; options begin with the run's value in each copy. The values of `--custom-config` are attributes too.
     """
-    from slime_core.contracts.options import ArgumentGroup  # imports pydantic, which listing plugins does not need
+    from slime_core.contracts.options import (
+        FURTHER_ATTRIBUTES,
+        ArgumentGroup,
+    )  # imports pydantic, which listing plugins does not need
 
     if not isinstance(args, ArgumentGroup) or hasattr(type(args), "_slime_left"):
         return args
@@ -35,6 +38,9 @@ def own_arguments(args: Any) -> Any:
     values = vars(copied)
     values |= {name: copy.deepcopy(value) for name, value in values.items() if type(value) in (list, dict)}
     object.__setattr__(copied, "__class__", vars(kind)[_SETTABLE])
+    for name, value in getattr(kind, FURTHER_ATTRIBUTES, {}).items():
+        if copied.__dict__.get(name, value) is None:
+            copied.__dict__[name] = value
     return copied
 
 

@@ -20,6 +20,7 @@ from slime_core.arguments.resolve import resolve
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import PluginInfo, discover
+from slime_core.plugins.own_arguments import own_arguments
 from slime_core.sample import Sample
 
 HOOKS = (
@@ -92,7 +93,8 @@ def test_hooks_find_what_slime_has_among_its_arguments(writer: Path) -> None:
     own: Any = resolve(
         Namespace(Plugins()), [*words, "--sglang-router-ip", "10.0.0.1", "--sglang-router-port", "4"], env={}
     )
-    assert (own.args.sglang_router_ip, own.args.sglang_router_port) == ("10.0.0.1", 4)
+    named = own_arguments(own.args)
+    assert (named.sglang_router_ip, named.sglang_router_port) == ("10.0.0.1", 4)
 
 
 # ---------------------------------------------------------------------------------------------------- graders
