@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from slime_core.arguments.namespace import Namespace
 from slime_core.cli.as_slime.bash_words import UNKNOWN, expand, tokens
 from slime_core.cli.as_slime.launch_script import read_launch_script
+from slime_core.cli.as_slime.report import judge
 from slime_core.cli.main import main
 from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
 
 VALUES = {"A": "a b", "EMPTY": "", "N": "6", "LIST": ["x y", "z"], "NONE": []}
 
@@ -185,6 +188,12 @@ def test_every_option_is_explained_and_the_run_with_the_others_is_checked(
     assert "for slime's: --actor-num-gpus-per-node 8 --offload --train-backend megatron" in said
     assert "--rollout-engine slime" not in said  # it is given
     assert "4 prompts, 1 rollouts of 2 samples" in said
+
+
+def test_an_option_that_may_be_repeated_keeps_all_its_values_and_any_other_the_last() -> None:
+    words = ["--rollout-sample-hook-path", "a.b", "--lr", "1", "--rollout-sample-hook-path", "c.d", "--lr", "2"]
+    argv = judge(None, words, Namespace(Plugins())).argv
+    assert sorted(argv) == sorted(["--rollout-sample-hook-path", "a.b", "c.d", "--lr", "2"])
 
 
 def test_words_alone_are_those_of_train_py(launched: list[str], capsys: pytest.CaptureFixture[str]) -> None:

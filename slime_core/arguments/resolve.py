@@ -270,6 +270,11 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
             yield "--eval-prompt-data needs --eval-interval N, or --num-rollout 0 to evaluate only."
     elif args.num_rollout == 0 and "eval_prompt_data" not in set_aside:
         yield "--num-rollout 0 evaluates only, so it needs --eval-prompt-data."
+    if args.start_rollout_id and args.num_rollout is not None and args.start_rollout_id >= args.num_rollout:
+        yield (
+            f"--start-rollout-id {args.start_rollout_id} leaves nothing to do of --num-rollout {args.num_rollout}, the number of rollouts "
+            "in all. Raise --num-rollout, or lower --start-rollout-id."
+        )
     if args.calculate_per_token_loss and args.constant_length_loss:
         yield "--calculate-per-token-loss and --constant-length-loss contradict each other; give one."
     if (args.loss_type == "custom_loss") != (args.custom_loss_function_path is not None):

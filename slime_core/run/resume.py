@@ -24,11 +24,30 @@ def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, in
     args = plan.args
     newest = checkpoints.checkpoint_to_load(args)
     if newest is None:
-        return None, 0, None
+        return None, args.start_rollout_id or 0, None
     state = checkpoints.require_state(checkpoints.load_state(newest))
     if args.num_rollout:
         _compare(plan, newest, state, identity)
-    return newest, state["rollout_id"] + 1, state
+    follows = state["rollout_id"] + 1
+    if args.start_rollout_id in (None, follows):
+        return newest, follows, state
+    return newest, args.start_rollout_id, _counted_anew(args, newest, state)
+
+
+def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint for a run that counts its rollouts from `--start-rollout-id`: it has the models and their
+    optimizers, begins with the data at its beginning, and knows nothing of rollouts that were waiting.
+
+    Raises:
+        CheckpointError: its checkpoints would stand among those that count otherwise.
+    """
+    if args.save and Path(args.save).resolve() == checkpoint.parent.resolve():
+        raise CheckpointError(
+            f"--start-rollout-id is {args.start_rollout_id}, but {checkpoint} goes on with rollout {state['rollout_id'] + 1}, and the new "
+            "checkpoints would stand among those that are counted otherwise. Leave --start-rollout-id out to go on, or give --save "
+            "another folder to count anew."
+        )
+    return {**state, "data_source": None, "prefetched": None, "early_stopping": None, "evaluation_due": False}
 
 
 def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:

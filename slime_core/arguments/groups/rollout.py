@@ -25,6 +25,13 @@ class RolloutArguments(ArgumentGroup):
         "How many rollouts to run in all. 0 with --eval-prompt-data evaluates only. Default: from --num-epoch.",
         ge=0,
     )
+    start_rollout_id: int | None = option(
+        None,
+        "Number of the first rollout. Default: the one behind the checkpoint of --load, or 0. With another number than that one, models "
+        "and optimizers are those of the checkpoint and the data begins at its beginning.",
+        ge=0,
+        affects_result=False,
+    )
     num_epoch: int | None = option(
         None,
         "How many times to go through the data: that many times its prompts make rollouts of --rollout-batch-size, which go on "

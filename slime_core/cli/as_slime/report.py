@@ -129,7 +129,10 @@ def judge(script: str | None, words: Sequence[str], namespace: Namespace) -> Rep
         command, own, source, remarks = read.command, read.words, script, list(read.remarks)
     given: dict[str, list[str]] = {}
     for option in [*_options(own, remarks), *_options(words, None)]:
-        given[_name(option[0]).removeprefix("no_")] = option
+        name = _name(option[0]).removeprefix("no_")
+        own_option = namespace.options.get(name)
+        earlier = given[name][1:] if own_option is not None and own_option.repeatable and name in given else []
+        given[name] = [option[0], *earlier, *option[1:]]
     judged = [_judge(option, namespace) for option in given.values()]
     known = {one.name.removeprefix("no_") for one in judged if one.is_kept}
     defaults = [
