@@ -142,7 +142,7 @@ def _pending(subject: Subject[Generated]) -> list[Sample]:
     made = []
     for index, row in enumerate(CHAT_ROWS[:2]):
         question = row["messages"][:1]
-        rendered = chat_tokenizer().apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        rendered = str(chat_tokenizer().apply_chat_template(question, tokenize=False, add_generation_prompt=True))
         tokens = chat_tokenizer()(rendered, add_special_tokens=False)["input_ids"]
         sample = Sample(group_index=index, index=index, prompt=rendered, tokens=tokens, label=row["label"])
         sample.note(asked=question)
