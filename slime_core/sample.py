@@ -245,7 +245,7 @@ class Sample:
                 raise SampleError(f"A stored sample has {name} that is none: {str(values[name])[:60]!r}.")
         sample = cls(**{**values, "status": status})
         for name, value in data.get("attributes", {}).items():
-            if hasattr(cls, name):
+            if getattr(cls, name, None) is not None:  # those of slime's fields alone are None
                 raise SampleError(f"A stored sample has the attribute {name!r}, which is no hook's.")
             setattr(sample, name, value)
         return sample

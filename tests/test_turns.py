@@ -176,6 +176,7 @@ def test_fields_that_slime_alone_has_are_none_and_setting_one_is_told_of_once(
         sample: Any = Sample(index=2)
         setattr(sample, name, None if name.startswith("rollout") else [0.5])
         sample.make_plain()
+        assert Sample.from_dict(sample.to_dict()).further_attributes == sample.further_attributes
     (record,) = caplog.records
     assert "'teacher_log_probs' on sample 2" in record.getMessage()
 

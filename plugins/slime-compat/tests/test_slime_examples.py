@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ def test_the_hooks_of_an_example_run_unchanged(name: str, assets: Callable[[str]
     ]
     path = os.pathsep.join([str(Path(EXAMPLES, example.path).resolve()), *filter(None, sys.path)])
     searches = tmp_path / "searches.txt"
-    with search_server(searches):
+    searches.touch()
+    with search_server(searches) if name == "search-r1" else nullcontext():
         done = subprocess.run(
             [sys.executable, "-m", "slime_core", "train", *words],
             env={**os.environ, "PYTHONPATH": path},
