@@ -17,6 +17,7 @@ from slime_core.testing.checkpoint import chat_tokenizer
 from slime_core.testing.engine import EchoEngine
 from slime_core.testing.inputs import CHAT_ROWS
 from slime_core.testing.subject import Check, Subject
+from slime_core.trajectories import in_trajectories
 
 Generated = Sample | list[Sample]
 
@@ -24,27 +25,29 @@ SAMPLING = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": -1, 
 
 
 def fills_rollouts(subject: Subject[RolloutOutput]) -> None:
-    """returns full rollouts of good samples, each with a number of its own"""
+    """returns full rollouts of good samples, each trajectory with a number of its own"""
     args, source = subject.args, GlobalDataSource(subject.args)
     numbers: list[int | None] = []
     for rollout_id in range(2):
         output = _roll_out(subject, rollout_id, source)
         expected = (args.rollout_batch_size, args.n_samples_per_prompt)
-        sizes = [len(group) for group in output.groups]
+        sizes = [len(in_trajectories(group)) for group in output.groups]
         subject.expect(
             sum(sizes) == expected[0] * expected[1],
-            f"it returned groups of {sizes} samples; expected --rollout-batch-size × --n-samples-per-prompt = "
-            f"{expected[0]} × {expected[1]} samples in all.",
+            f"it returned groups of {sizes} samples (segments of one rollout_id counted once); expected --rollout-batch-size × "
+            f"--n-samples-per-prompt = {expected[0]} × {expected[1]} in all.",
         )
         check_rollout(output.groups, need_reward=True)
         for sample in output.samples:
             subject.expect(
                 sample.response_length > 0, f"{sample.name} has no response token; train something or take another row."
             )
-        numbers += [sample.index for sample in output.samples]
+        numbers += [sample.index for sample in output.samples if sample.rollout_id is None]
+        numbers += {sample.rollout_id for sample in output.samples if sample.rollout_id is not None}
     subject.expect(
         len(set(numbers)) == len(numbers),
-        f"two samples have the same index ({numbers}); keep the numbers that the data source gave them.",
+        f"two samples have the same index ({numbers}); keep the numbers that the data source gave them, and set the rollout_id of "
+        "segments of one trajectory.",
     )
 
 
