@@ -73,6 +73,10 @@ class Option:
         return self._meta("repeatable") is True
 
     @property
+    def is_secret(self) -> bool:
+        return self._meta("secret") is True
+
+    @property
     def required(self) -> bool:
         return self.field.is_required()
 

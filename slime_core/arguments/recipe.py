@@ -20,6 +20,9 @@ import yaml
 from slime_core.arguments.namespace import Namespace
 from slime_core.errors import ArgumentError, SlimeError
 
+MAX_BYTES, MAX_VALUES = 1 << 20, 10_000
+"""What a recipe may have: bytes, and values with those that anchors repeat."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -72,15 +75,18 @@ def read_mapping(path: str, what: str, of: str) -> dict[Any, Any]:
         ArgumentError: the file cannot be read or is no mapping.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        data = _parsed(path, _text(path, what), what)
     except OSError as error:
         raise ArgumentError(f"{what} {path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{what} {path} is no text in UTF-8 (byte {error.start + 1}). Save it as UTF-8.") from None
     except RecursionError:
         raise ArgumentError(f"{what} {path} is nested too deeply to be read.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ArgumentError(f"{what} {path} is not valid YAML: {error}") from None
+    except ArgumentError:
+        raise
+    except Exception as error:  # yaml's constructors raise whatever Python raises
+        text = str(error) if isinstance(error, (yaml.YAMLError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ArgumentError(f"{what} {path} is not valid YAML: {text}") from None
     if not isinstance(data, dict):
         raise ArgumentError(f"{what} {path} must be a YAML mapping of {of}.")
     return data
@@ -101,6 +107,39 @@ def read_recipe(path: str) -> list[Stage]:
     return [Stage(f"{path}, stage {n}", _merged(data, stage), n) for n, stage in enumerate(stages, start=1)]
 
 
+def _text(path: str, what: str) -> str:
+    with Path(path).open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ArgumentError(
+            f"The recipe {path} has more than {MAX_BYTES} bytes, which no recipe needs. Check the path."
+        )
+    return content.decode("utf-8")
+
+
+def _parsed(path: str, text: str, what: str) -> Any:
+    """The value of a document. Values that anchors repeat count as often as they are there."""
+    loader = _Loader(text)
+    loader.name = path
+    try:
+        data = loader.get_single_data()
+    finally:
+        loader.dispose()
+    count, left = 0, [data]
+    while left:
+        value = left.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ArgumentError(
+                f"{what} {path} has more than {MAX_VALUES} values, which anchors may repeat (&name, *name). Write out what it needs."
+            )
+        if isinstance(value, (dict, list, tuple, set)):
+            left.extend(value)
+        if isinstance(value, dict):
+            left.extend(value.values())
+    return data
+
+
 def _merged(shared: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
     """What a stage sets: its own options win over the shared ones, with whichever dashes they are written."""
     names = {str(key).lstrip("-").replace("-", "_") for key in own}
@@ -111,6 +150,11 @@ def _merged(shared: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
     """Reads YAML, but for what it would change in silence: a key that is there twice, and whole numbers that begin with 0 or
     have colons, which YAML takes for octal ones and for times."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:  # merged ones
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_VALUES} keys", node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -127,6 +171,16 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
             )
         return int(super().construct_yaml_int(node))
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        if ":" in str(node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"what is the number {str(node.value)!r}? Write it in decimal", node.start_mark
+            )
+        return float(super().construct_yaml_float(node))
+
 
 _ODD = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9_]+)+)")
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+for _kind in ("binary", "set", "omap", "pairs"):  # no option has such values
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_undefined)

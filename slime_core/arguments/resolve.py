@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from slime_core.arguments.command_line import parse_command_line
 from slime_core.arguments.custom_config import read_custom_config
@@ -20,10 +22,11 @@ from slime_core.arguments.derived import derived
 from slime_core.arguments.eval_config import METADATA, read_eval_config
 from slime_core.arguments.groups import RunArguments
 from slime_core.arguments.groups.evaluation import eval_sets
-from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.namespace import Namespace, Option
 from slime_core.arguments.recipe import Stage
 from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.remote_code import trust_remote_code
+from slime_core.secrets import MASK, masked, masked_data, remember_secret, secret_from
 
 BY_TIME = "the time of start"
 
@@ -66,7 +69,7 @@ class Resolved:
     def result_arguments(self) -> dict[str, Any]:
         """The values that can change the trained weights, as plain data: what a resumed run is compared with."""
         options = self.namespace.options
-        return {n: v for n, v in self.args.model_dump(mode="json").items() if options[n].affects_result}
+        return {n: v for n, v in shown_arguments(self.args).items() if options[n].affects_result}
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def read_sources(
             for name, value in (("eval_prompt_data", pairs), ("eval_set_options", of_sets)):
                 also = f", not {values[name]!r} of {provenance[name]}" if name in values else ""
                 values[name], provenance[name] = value, f"eval config {path}{also}"
+    errors += _with_secrets(namespace, values)
     errors += [
         ArgumentError(f"{o.flag} is required: {o.field.description}")
         for o in namespace.options.values()
@@ -163,6 +167,7 @@ def read_sources(
             values = {name: value for name, value in values.items() if name not in wrong_names}
     args, wrong = _with_set_options(args, values, namespace, provenance)
     errors += wrong
+    remember_secrets(args)
     trust_remote_code(args.trust_remote_code)
     everywhere = {name: provenance.get(name, "default") for name in namespace.options}
     suffix = f"-stage{recipe.number}" if recipe and recipe.number else ""
@@ -330,13 +335,44 @@ def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str,
     return {o.name: env[o.env] for o in namespace.options.values() if o.env and env.get(o.env)}
 
 
+def _with_secrets(namespace: Namespace, values: dict[str, Any]) -> list[SlimeError]:
+    """Put what `env:NAME` stands for into the values of secrets, and return what is wrong with them."""
+    errors: list[SlimeError] = []
+    for name in [name for name in values if name in namespace.options and namespace.options[name].is_secret]:
+        try:
+            values[name] = secret_from(values[name], namespace.options[name].flag)
+        except ArgumentError as error:
+            errors.append(error)
+    return errors
+
+
+def remember_secrets(args: RunArguments) -> None:
+    """Let the secrets among the arguments of a run be masked in whatever this process says."""
+    for value in vars(args).values():
+        if isinstance(value, SecretStr):
+            remember_secret(value.get_secret_value())
+        elif isinstance(value, str) and "://" in value:
+            with suppress(ValueError):  # no URL after all
+                remember_secret(urlsplit(value).password or "")
+
+
+def shown_arguments(args: RunArguments) -> dict[str, Any]:
+    """The arguments of a run as plain data without secrets, for whatever is shown, stored or compared."""
+    shown: dict[str, Any] = masked_data(args.model_dump(mode="json"))
+    return shown
+
+
 def _readable(error: Any, namespace: Namespace, provenance: dict[str, str]) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     message: str = error["msg"].removeprefix("Value error, ")
     if name not in namespace.options:
         return message
     option = namespace.options[name]
-    return f"{option.flag}: given {error['input']!r} ({provenance.get(name, 'default')}). {message}. It means: {option.field.description}"
+    return f"{option.flag}: given {_given(option, error)} ({provenance.get(name, 'default')}). {message}. It means: {option.field.description}"
+
+
+def _given(option: Option, error: Any) -> str:
+    return MASK if option.is_secret else masked(repr(error["input"]))
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from slime_core import __version__
 from slime_core.cli.switches import HELP, read_switches
+from slime_core.display import tell_plainly, told
 from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.plugins.selection import raised_in
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     name = "--help"
+    tell_plainly()
     if argv is None:
         _import_from_here()
     try:
@@ -60,14 +62,14 @@ def _run(argv: list[str] | None) -> int:
             _leave_what_hangs(status)
         return status
     except SlimeError as error:
-        print(f"slime {name}: {_with_notes(error)}", file=sys.stderr)
+        print(told(f"slime {name}: {_with_notes(error)}"), file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread_streams():
             raise
         if all(component.distribution == CORE for component in raised_in(error)):
             raise  # a defect of slime itself: the whole traceback
-        print(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}", file=sys.stderr)
+        print(told(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}"), file=sys.stderr)
         return 1
     except Terminated:
         print("slime: terminated", file=sys.stderr)

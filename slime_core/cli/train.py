@@ -16,6 +16,7 @@ from slime_core.arguments.resolve import Resolution, read_sources
 from slime_core.cli.as_slime.report import judge, read_as_slime
 from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
+from slime_core.display import told
 from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.plugins import Plugins
 from slime_core.run.plan import Plan, survey
@@ -39,10 +40,10 @@ def check(argv: list[str], plugins: Plugins) -> int:
     if (as_slime := read_as_slime(argv)) is not None:
         namespace = Namespace(plugins)
         report = judge(*as_slime, namespace)
-        print("\n".join(report.lines(namespace)), end="\n\n", flush=True)
+        print(told("\n".join(report.lines(namespace))), end="\n\n", flush=True)
         argv = report.argv
     with _plans(argv, plugins, "slime check") as plans:
-        print("\n\n".join(describe(plan) for plan in plans), flush=True)
+        print(told("\n\n".join(describe(plan) for plan in plans)), flush=True)
         if parity is not None:
             from slime_core.run.parity import check_parity
 
@@ -93,7 +94,7 @@ def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]
                 raise together(list(errors.values()))
         except SlimeError as error:
             if remarks and prog == "slime check":
-                print("\n".join(["notes", *(f"  {remark}" for remark in remarks)]), flush=True)
+                print(told("\n".join(["notes", *(f"  {remark}" for remark in remarks)])), flush=True)
             if isinstance(error, ArgumentError):  # the option may be one of a plugin that is not there
                 for info in plugins.infos:
                     if info.status == "broken":

@@ -59,6 +59,7 @@ def option(
     env: str | None = None,
     affects_result: bool = True,
     repeatable: bool = False,
+    secret: bool = False,
     **constraints: Any,
 ) -> Any:
     """Declare an option.
@@ -74,6 +75,8 @@ def option(
         affects_result: False for options that cannot change the trained weights (paths, logging, how long to run);
             they may differ when a run is resumed.
         repeatable: of a list: a flag that is given again adds to the values that it was given before.
+        secret: `env:NAME` stands for what an environment variable holds. Give such an option the type `SecretStr`, which is
+            shown nowhere; of a URL, passwords alone are masked.
         constraints: pydantic constraints such as `ge=0`.
     """
     meta: dict[str, Any] = {
@@ -82,6 +85,7 @@ def option(
         "env": env,
         "affects_result": affects_result,
         "repeatable": repeatable,
+        "secret": secret,
     }
     return Field(default, description=help, json_schema_extra={"slime": meta}, **constraints)
 

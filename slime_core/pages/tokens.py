@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from unicodedata import category
+
+from slime_core.display import named_if_unseen
 
 _VISIBLE = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u00a0": "⍽", "\u200b": "[ZWSP]", "\ufeff": "[BOM]"}
-_UNSEEN = (
-    "Cc",
-    "Cf",
-    "Co",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # controls, marks of direction, joiners, private use, separators of lines
 
 
 @dataclass(frozen=True)
@@ -43,4 +36,4 @@ def visible(text: str) -> str:
 def _visible(character: str) -> str:
     if (name := _VISIBLE.get(character)) is not None:
         return name
-    return f"[U+{ord(character):04X}]" if category(character) in _UNSEEN else character
+    return named_if_unseen(character)

@@ -15,6 +15,7 @@ from pydantic import create_model
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.resolve import remember_secrets
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import Switches
 from slime_core.remote_code import trust_remote_code
@@ -69,6 +70,7 @@ class Blueprint:
         family: dict[str, Any] = dict.fromkeys(self.arguments.keys() - namespace.options.keys(), (Any, None))
         model = create_model("Arguments", __base__=namespace.model, **family) if family else namespace.model
         args = model(**self.arguments)
+        remember_secrets(args)
         trust_remote_code(args.trust_remote_code)
         return args, plugins
 

@@ -15,7 +15,7 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import without_effect
-from slime_core.arguments.resolve import Resolution, Resolved, with_data_length
+from slime_core.arguments.resolve import Resolution, Resolved, shown_arguments, with_data_length
 from slime_core.contracts.checking import Finding, noting
 from slime_core.contracts.data import Closes, DataSource
 from slime_core.contracts.engine import Offloads
@@ -59,7 +59,7 @@ class Plan:
     def config(self) -> dict[str, Any]:
         """The run as plain data, for the run directory, trackers and checkpoints."""
         return {
-            "arguments": self.args.model_dump(mode="json"),
+            "arguments": shown_arguments(self.args),
             "provenance": self.resolved.provenance,
             "components": {role: f"{c.name} of {c.origin}" for role, c in self.components.roles()},
             "plugins": self.plugins.fingerprint(),

@@ -14,6 +14,7 @@ from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
 from slime_core.run import checkpoints
 from slime_core.run.plan import Plan
+from slime_core.secrets import masked_data
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict
     options = {
         name: f"--{name.replace('_', '-')} was {before!r} and is {after!r}"
         for name in sorted(compared)  # one that did not exist then had its default
-        if (before := state["arguments"].get(name, defaults[name])) != (after := identity["arguments"][name])
+        if (before := masked_data(state["arguments"].get(name, defaults[name])))
+        != (after := identity["arguments"][name])
     }
     data = _changes_of_data(state["data"], identity["data"])
     forbidden = {name: text for name, text in options.items() if f"{name}=allow" not in permissions}

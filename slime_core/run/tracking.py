@@ -19,6 +19,7 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.tracker import Tracker
+from slime_core.display import told
 from slime_core.plugins import Selected
 from slime_core.whole_file import write_whole
 
@@ -92,7 +93,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line of plain text."""
-        self._console.print(text, markup=False)
+        self._console.print(told(text), markup=False)
 
     def rollout(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
         """Print the line of a rollout that has been trained on, and move the progress bar."""

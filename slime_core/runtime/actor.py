@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import ray
 
 from slime_core.contracts.data import Closes
+from slime_core.display import tell_plainly
 from slime_core.plugins import Plugins
 from slime_core.runtime.failures import Failure
 from slime_core.runtime.tensors import share_tensors_by_bytes
@@ -72,6 +73,7 @@ class WorkerActor:
         """Make the worker, with these environment variables set."""
         try:
             logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+            tell_plainly()
             os.environ.update(environment)
             self._worker, self._plugins = maker.make()
             share_tensors_by_bytes()

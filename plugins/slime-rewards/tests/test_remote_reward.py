@@ -212,3 +212,72 @@ def test_a_run_ends_when_every_call_fails() -> None:
 def test_everything_in_this_distribution_keeps_its_contract() -> None:
     with service(lambda body: (200, b"1")) as url:
         check_distribution("slime-rewards", options=["--rm-url", url])
+
+
+def test_an_answer_that_is_large_is_refused() -> None:
+    with service(lambda body: (200, b"1" * (remote.MAX_ANSWER_BYTES + 1))) as url:
+        with pytest.raises(PluginError, match=r"answered with more than 1048576 bytes; expected a JSON number"):
+            ask(arguments(url), SAMPLE)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"9" * 5000, b"1e999", b"NaN", b"null", b"", b"\xff"])
+def test_an_answer_that_is_no_number_is_shown(content: bytes) -> None:
+    with service(lambda body: (200, content)) as url, pytest.raises(PluginError, match="expected a JSON number"):
+        ask(arguments(url), SAMPLE)
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Notes who asks, and sends everybody elsewhere or answers."""
+
+    seen: list[tuple[str, str | None]]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append((self.path, self.headers["Authorization"]))
+        self.send_response(302 if self.path == "/moved" else 200)
+        if self.path == "/moved":
+            self.send_header("Location", "http://user:geheim@127.0.0.1:1/elsewhere")
+        self.end_headers()
+        if self.path != "/moved":
+            self.wfile.write(b"1")
+
+    do_GET = do_POST
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def recorder() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    handler = type("Handler", (Recorder,), {"seen": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", handler.seen  # type: ignore[attr-defined]  # of its own
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_redirects_are_not_followed(recorder: tuple[str, list[Any]]) -> None:
+    address, seen = recorder
+    with pytest.raises(
+        PluginError, match=r"status 302 and sends to http://\*\*\*@127\.0\.0\.1:1/elsewhere; redirects are not"
+    ):
+        ask(arguments(f"http://{address}/moved"), SAMPLE)
+    assert [path for path, _ in seen] == ["/moved"]
+
+
+def test_a_password_goes_to_the_service_and_into_no_message(recorder: tuple[str, list[Any]]) -> None:
+    address, seen = recorder
+    assert ask(arguments(f"http://me:ge%40heim@{address}/score"), SAMPLE) == 1.0
+    assert seen == [("/score", "Basic bWU6Z2VAaGVpbQ==")]
+    with pytest.raises(PluginError) as error:
+        ask(arguments(f"http://me:geheim@{address}/moved"), SAMPLE)
+    assert "geheim" not in str(error.value)
+    for wrong in ("ftp://me:geheim@host/", "http://me:geheim@host:port/", "http://me:geheim@/"):
+        with pytest.raises(ArgumentError, match="--rm-url") as refused:
+            ask(arguments(wrong), SAMPLE)
+        assert "geheim" not in str(refused.value)

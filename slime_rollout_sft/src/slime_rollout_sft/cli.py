@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slime_core.display import told
 from slime_core.plugins import Plugins
 from slime_rollout_sft.preview_command import add_preview, preview, warn
 
@@ -50,7 +51,7 @@ def _convert(options: argparse.Namespace, plugins: Plugins) -> int:
         options.on_error,
         say=warn,
     )
-    print(f"{options.output}: {report.written} rows written, {report.skipped} skipped")
+    print(f"{told(options.output)}: {report.written} rows written, {report.skipped} skipped")
     for reason in report.reasons:
-        print(f"  skipped {reason}")
+        print(f"  skipped {told(reason)}")
     return 0

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from slime_core.display import told
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.remote_code import trust_remote_code
@@ -165,7 +166,7 @@ class _Shown:
 
 def warn(sentence: str) -> None:
     """Say something on stderr."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    print(f"warning: {told(sentence)}", file=sys.stderr)
 
 
 def _look(

@@ -11,17 +11,22 @@ import argparse
 import functools
 import importlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pydantic import create_model, model_validator
+from pydantic import SecretStr, create_model, model_validator
 
 from slime_core.contracts.options import ArgumentGroup, option
 from slime_core.errors import ArgumentError, NotInstalled, did_you_mean
 from slime_engine_sglang.arguments import SGLangArguments
 
 INSTALL = "pip install 'sglang==0.5.23' 'sglang-router==0.3.2'"
+
+
+_SECRET = re.compile(r"(api_key|password|secret|auth_token|access_token)$")
+"""Names of options of these programs whose values are secrets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +192,9 @@ def _group(family: OptionFamily, names: Sequence[str]) -> type[ArgumentGroup]:
     fields: dict[str, Any] = {}
     for name in names:
         help_text = " ".join((flags[name][1].help or "").split())
-        fields[name] = (_type(flags[name][1]), option(None, help_text, affects_result=family is SERVER))
+        secret = _SECRET.search(name) is not None
+        kind = SecretStr | None if secret else _type(flags[name][1])
+        fields[name] = (kind, option(None, help_text, affects_result=family is SERVER and not secret, secret=secret))
     return create_model(
         f"{family.prefix.title().rstrip('_')}Options",
         __base__=ArgumentGroup,
@@ -225,7 +232,13 @@ def _flag_and_values(flag: str, action: argparse.Action, value: Any) -> Iterable
     if isinstance(value, bool):
         return [flag] if value else []
     values = value if isinstance(value, list) else [value]
-    return [flag, *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return [flag, *map(_word, values)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return str(value.get_secret_value())
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _shown(family: OptionFamily, flag: str) -> str:

@@ -34,7 +34,10 @@ class RemoteArguments(ArgumentGroup):
     """Remote reward"""
 
     rm_url: str | None = option(
-        None, "Where to POST the JSON object with prompt, response and label; the service answers with the reward."
+        None,
+        "Where to POST the JSON object with prompt, response and label; the service answers with the reward. A user and a password "
+        "in it are shown nowhere; env:NAME takes the URL from an environment variable.",
+        secret=True,
     )
     rm_patience: float = option(
         300.0,

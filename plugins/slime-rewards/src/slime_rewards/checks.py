@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
-from urllib.parse import urlsplit
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.checking import Checking
@@ -69,6 +68,7 @@ def dapo(args: RunArguments, checking: Checking) -> None:
 
 def remote(args: RemoteRunArguments, checking: Checking) -> None:
     """There is a URL. The service is not asked."""
-    url = args.rm_url
-    if not url or urlsplit(url).scheme not in ("http", "https"):
-        checking.error(f"--rm-type remote_rm needs --rm-url http://host:port/path; given was {url!r}.")
+    from slime_rewards.remote import require_url
+
+    with checking.noting():
+        require_url(args.rm_url)

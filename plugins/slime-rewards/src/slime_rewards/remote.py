@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import time
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 from weakref import WeakKeyDictionary
 
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins.calls import policies
 from slime_core.plugins.clock import in_thread, waiting
 from slime_core.sample import Sample
+from slime_core.secrets import masked
 from slime_rewards.arguments import RemoteRunArguments
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,19 @@ WORTH_TELLING = 1.0
 AWAY = (429, 502, 503, 504)
 """What services and the proxies before them answer while they are overloaded, or start."""
 
+MAX_ANSWER_BYTES = 1 << 20
+"""Bytes that an answer may have."""
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """An answer that names another address is an error: prompts and passwords go where `--rm-url` says."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """Name no other request, which makes the answer an `HTTPError`."""
+
+
 # Reward services are neighbours: a proxy meant for the outside world is not asked.
-_OPENER = build_opener(ProxyHandler({}))
+_OPENER = build_opener(ProxyHandler({}), _NoRedirects())
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 _away: set[str] = set()  # the services that have been reported to be away
 
@@ -48,11 +61,10 @@ async def remote_rm(args: RemoteRunArguments, sample: Sample) -> float | dict[st
         PluginError: the service stays away, a status other than 2xx, or an answer that is no number; the failure policy
             decides whether to try again.
     """
-    url = args.rm_url
-    if not url or urlsplit(url).scheme not in ("http", "https"):
-        raise ArgumentError(f"--rm-type remote_rm needs --rm-url http://host:port/path; given was {url!r}.")
+    given = require_url(args.rm_url)
+    url, headers = _without_password(given)
     body = {"prompt": sample.prompt, "response": sample.response, "label": sample.label}
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
     timeout = policies(args.failure_policy)["reward"].timeout
     given_up, pause = time.monotonic() + args.rm_patience, FIRST_PAUSE
     while True:
@@ -94,10 +106,16 @@ def _ask(request: Request, timeout: float | None) -> bytes:
     url = request.full_url
     try:
         with _OPENER.open(request, timeout=timeout) as answer:
-            content: bytes = answer.read()
+            content: bytes = answer.read(MAX_ANSWER_BYTES + 1)
     except HTTPError as error:
         with error:
             text = error.read(300).decode(errors="replace").strip() or error.reason
+        if 300 <= error.code < 400:
+            there = masked(str(error.headers.get("Location", "another address")))
+            raise PluginError(
+                f"{url} answered with status {error.code} and sends to {there}; redirects are not followed. Give the address "
+                "of the service itself with --rm-url."
+            ) from None
         if error.code in AWAY:
             raise _Away(f"it answered with status {error.code}: {text}") from None
         raise PluginError(f"{url} answered with status {error.code}: {text}") from None
@@ -107,7 +125,36 @@ def _ask(request: Request, timeout: float | None) -> bytes:
             raise PluginError(f"{url} did not answer within {timeout:g} s.") from None
         raise _Away(str(reason) or type(reason).__name__) from None
     _away.discard(url)
+    if len(content) > MAX_ANSWER_BYTES:
+        raise PluginError(
+            f"{url} answered with more than {MAX_ANSWER_BYTES} bytes; expected a JSON number or a small object."
+        )
     return content
+
+
+def require_url(url: str | None) -> str:
+    """Return `--rm-url`.
+
+    Raises:
+        ArgumentError: it is missing or no URL.
+    """
+    try:
+        if url and urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname and urlsplit(url).port != 0:
+            return url
+    except ValueError:  # such as a port that is no number
+        pass
+    shown = masked(repr(url))
+    raise ArgumentError(f"--rm-type remote_rm needs --rm-url http://host:port/path; given was {shown}.")
+
+
+def _without_password(url: str) -> tuple[str, dict[str, str]]:
+    """Return the URL without user and password, and the headers that say them."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url, {}
+    user, _, host = parts.netloc.rpartition("@")
+    word = base64.b64encode(unquote(user).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {word}"}
 
 
 def _number(url: str, content: bytes) -> float | dict[str, Any]:
@@ -118,11 +165,11 @@ def _number(url: str, content: bytes) -> float | dict[str, Any]:
     """
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict) and value:
         return value
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and abs(value) < 1e300:
         return float(value)
     text = content[:200].decode(errors="replace")
     raise PluginError(f"{url} answered {text!r}; expected a JSON number, or an object with numbers in it.")

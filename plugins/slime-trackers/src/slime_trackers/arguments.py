@@ -36,6 +36,7 @@ class WandbArguments(ArgumentGroup):
     wandb_key: SecretStr | None = option(
         None,
         "API key, used for this run and stored nowhere. Other users of the machine can read command lines: prefer "
-        "`wandb login` or WANDB_API_KEY.",
+        "`wandb login`, WANDB_API_KEY, or env:NAME for another environment variable.",
         affects_result=False,
+        secret=True,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import PluginError
+from slime_core.secrets import masked, remember_secret
 from slime_core.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class WandbTracker:
         self._last: int | None = previous.get("last_step")
         self._last_names: list[str] = previous.get("last_names", [])
         self._known_last, self._known_names = self._last, frozenset(self._last_names)
+        if args.wandb_key:
+            remember_secret(args.wandb_key.get_secret_value())
         key = args.wandb_key.get_secret_value() if args.wandb_key else None
         # The console is not captured: wandb would replace the streams that the progress bar draws on.
         own: dict[str, Any] = {"base_url": args.wandb_host, "api_key": key, "console": "off"}
@@ -58,7 +61,7 @@ class WandbTracker:
         folder = Path(args.wandb_dir or run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with _hidden_from_command_line(key):
+            with _hidden_from_command_line():
                 self._run = wandb.init(
                     entity=args.wandb_team,
                     project=args.wandb_project,
@@ -108,11 +111,10 @@ class WandbTracker:
 
 
 @contextmanager
-def _hidden_from_command_line(secret: str | None) -> Iterator[None]:
-    """Replace a secret on the command line meanwhile: wandb stores the command line with the run."""
+def _hidden_from_command_line() -> Iterator[None]:
+    """Mask secrets on the command line meanwhile: wandb stores the command line with the run."""
     given = sys.argv
-    if secret:
-        sys.argv = [word.replace(secret, "***") for word in given]
+    sys.argv = [masked(word) for word in given]
     try:
         yield
     finally:

@@ -1,0 +1,49 @@
+"""What is told to a person: without secrets, and with everything visible that a terminal would obey or hide.
+
+Rows, file names and what services answer end up in messages. A control character among them could move the cursor, change colours
+or hide a line, and marks of direction could make a name look like another.
+
+    named_if_unseen(character)  one character
+    told(text)                  a message of any number of lines
+    tell_plainly()              the same for the log messages of this process
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from unicodedata import category
+
+from slime_core.secrets import masked
+
+UNSEEN = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+"""Categories of characters without a shape: controls, marks of direction and joiners, private use, halves of surrogate pairs,
+separators of lines."""
+
+
+def named_if_unseen(character: str) -> str:
+    """Return a character, or `[U+202E]` where it has no shape."""
+    return f"[U+{ord(character):04X}]" if category(character) in UNSEEN else character
+
+
+def told(text: str) -> str:
+    """Return a message as it may be printed. Line ends and tabs stay."""
+    text = masked(text)
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if c in "\n\t" else named_if_unseen(c) for c in text)
+
+
+_record = logging.getLogRecordFactory()
+
+
+def tell_plainly() -> None:
+    """Let `told` make the log messages of slime and of its plugins, in this process."""
+    logging.setLogRecordFactory(_plain_record)
+
+
+def _plain_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = _record(*args, **kwargs)
+    if record.name.startswith("slime"):
+        record.msg, record.args = told(record.getMessage()), ()
+    return record
