@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from slime_core.errors import ClusterError
 from slime_core.runtime.layout import Resources
+from slime_core.secrets import remember_secret
 
 _ANSWER_S = 4.0
 _ATTEMPTS = 3
@@ -103,6 +105,7 @@ def start_local(**settings: Any) -> None:
     """
     import ray
 
+    _require_token()
     for attempt in range(_ATTEMPTS):
         try:
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, **settings)
@@ -111,6 +114,14 @@ def start_local(**settings: Any) -> None:
             ray.shutdown()  # what has been started of it
             if attempt == _ATTEMPTS - 1:
                 raise
+
+
+def _require_token() -> None:
+    """Let the cluster obey only who knows a token that is made for it: others on this machine could run code in it otherwise. Who
+    has set `RAY_AUTH_MODE` decides himself."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        remember_secret(os.environ["RAY_AUTH_TOKEN"])
 
 
 def prepare(address: str) -> None:

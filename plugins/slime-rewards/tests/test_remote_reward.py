@@ -56,7 +56,7 @@ def service(answer: Callable[[dict[str, Any]], Answer], port: int = 0) -> Iterat
 
 
 def arguments(url: str | None, *policy: str, patience: float = 0.0) -> Any:
-    return SimpleNamespace(rm_url=url, failure_policy=list(policy), rm_patience=patience)
+    return SimpleNamespace(rm_url=url, failure_policy=list(policy), rm_patience=patience, group_rm=False)
 
 
 def ask(args: Any, sample: Sample) -> Any:
