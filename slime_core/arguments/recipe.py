@@ -111,9 +111,7 @@ def _text(path: str, what: str) -> str:
     with Path(path).open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ArgumentError(
-            f"The recipe {path} has more than {MAX_BYTES} bytes, which no recipe needs. Check the path."
-        )
+        raise ArgumentError(f"{what} {path} has more than {MAX_BYTES} bytes, which none needs. Check the path.")
     return content.decode("utf-8")
 
 
