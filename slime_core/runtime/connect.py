@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,6 @@ def start_local(**settings: Any) -> None:
     """
     import ray
 
-    _require_token()
     for attempt in range(_ATTEMPTS):
         try:
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, **settings)
@@ -118,8 +118,8 @@ def start_local(**settings: Any) -> None:
 
 def _require_token() -> None:
     """Let the cluster obey only who knows a token that is made for it: others on this machine could run code in it otherwise. Who
-    has set `RAY_AUTH_MODE` decides himself."""
-    if "RAY_AUTH_MODE" not in os.environ:
+    has set `RAY_AUTH_MODE`, or imported Ray, which reads it then, decides himself."""
+    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         remember_secret(os.environ["RAY_AUTH_TOKEN"])
 
@@ -129,6 +129,7 @@ def prepare(address: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)  # what it says about itself is of no use here
     if address == "local":  # makes it listen on 127.0.0.1 only, as it does on these two systems
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        _require_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
 
