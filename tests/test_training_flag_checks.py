@@ -44,6 +44,22 @@ REMARKS: dict[str, tuple[list[str], str]] = {
         ["--use-unbiased-kl"],
         "--use-unbiased-kl has no effect without --use-kl-loss",
     ),
+    "a reference model that nothing reads": (
+        ["--ref-update-interval", "2"],
+        "--ref-update-interval has no effect: neither loss nor advantage estimator reads a reference model",
+    ),
+    "an old actor that nothing reads": (
+        ["--keep-old-actor", "--use-rollout-logprobs"],
+        "--keep-old-actor has no effect: nothing reads the trainer's old log-probs",
+    ),
+    "old log-probs of SFT": (
+        [*SFT, "--keep-old-actor"],
+        "--keep-old-actor has no effect with --disable-compute-advantages-and-returns",
+    ),
+    "an interval without an engine in training": (
+        [*SFT, "--update-weights-interval", "2"],
+        "--update-weights-interval has no effect: no engine generates what is trained on",
+    ),
     "mismatch of SFT": ([*SFT, "--get-mismatch-metrics"], "--get-mismatch-metrics has no effect"),
 }
 SILENT: dict[str, list[str]] = {
@@ -54,6 +70,11 @@ SILENT: dict[str, list[str]] = {
     "k1 in rewards": ["--kl-coef", "0.1", "--kl-loss-type", "k1", "--advantage-estimator", "reinforce_plus_plus"],
     "masking in several steps": ["--use-opsm", "--num-steps-per-rollout", "2"],
     "masking of what the engine's log-probs say": ["--use-opsm", "--use-rollout-logprobs"],
+    "a reference model that follows": [*KL, "--kl-loss-type", "k3", "--ref-update-interval", "2", *LORA],
+    "an old actor": ["--keep-old-actor", "--update-weights-interval", "2"],
+    "an old actor beside the engine's log-probs": [
+        *("--keep-old-actor", "--use-rollout-logprobs", "--get-mismatch-metrics"),
+    ],
     "frozen parameters": ["--freeze-params-name-list", "embed", "--reset-optimizer-states"],
 }
 ERRORS: dict[str, tuple[list[str], str]] = {
@@ -68,6 +89,14 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "trained parameters and adapters": (
         ["--freeze-params-name-list", "norm", *LORA],
         "--target-modules says which layers get one",
+    ),
+    "an old actor of samples of many versions": (
+        ["--rollout-function-path", "fully_async", "--keep-old-actor"],
+        "--keep-old-actor: the rollout 'fully_async'",
+    ),
+    "an interval of an engine that gets all weights": (
+        ["--rollout-function-path", "fully_async", "--update-weights-interval", "2"],
+        "--update-weights-interval: the rollout 'fully_async'",
     ),
     "an expression that is none": (["--freeze-params-name-list", "layers.["], "is no regular expression"),
     "a name that no parameter has": (

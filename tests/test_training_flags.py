@@ -3,6 +3,7 @@ never stopped."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,96 @@ def test_sequences_that_the_policy_has_left_are_masked(flags, tmp_path):
     assert furthest(tmp_path / "run", tmp_path / "wide") > 0
 
 
+KL = ("--use-kl-loss", "--kl-loss-coef", "0.1", "--kl-loss-type", "k3")
+LORA = ("--lora-rank", "2", "--lr", "1e-2")
+
+
+@pytest.mark.parametrize("more", [(), LORA, ("--freeze-params-name-list", "embed")], ids=["all", "lora", "frozen"])
+def test_the_reference_model_becomes_the_actor_every_so_many_rollouts(flags, tmp_path, more):
+    lines = run(tmp_path / "run", flags, *more, *KL, "--ref-update-interval", "2", "--num-rollout", "5")
+    # One step in a rollout: where the reference is the actor, every token's divergence is exactly 0.
+    assert [line["train/kl_loss"] == 0.0 for line in lines] == [True, False, True, False, True]
+    fixed = run(tmp_path / "fixed", flags, *more, *KL, "--num-rollout", "5")
+    assert [line["train/kl_loss"] == 0.0 for line in fixed] == [True, False, False, False, False]
+
+
+def test_a_reference_model_of_its_own_weights_is_kept_until_the_first_update(flags, tiny_model, tmp_path):
+    run(tmp_path / "before", flags, "--num-rollout", "1", "--lr", "1e-2")
+    more = (*KL, "--ref-update-interval", "2", "--num-rollout", "4")
+    foreign = ("--load", str(tmp_path / "before" / "hf"))
+    lines = run(tmp_path / "whole", flags, *more, *foreign, *saving(tmp_path))
+    assert [line["train/kl_loss"] == 0.0 for line in lines] == [False, False, True, False]
+    for after in (1, 3):
+        go_on(tmp_path, after, flags, *more)
+        assert furthest(tmp_path / f"rest{after}", tmp_path / "whole") == 0.0
+
+
+def versions(folder: Path) -> list[set[int]]:
+    """The weights that every rollout was generated with."""
+    files = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
+    return [
+        {v for line in file.read_text().splitlines() for v in json.loads(line).get("weight_versions") or ()}
+        for file in files
+    ]
+
+
+@pytest.mark.parametrize(("command", "expected"), [("train", [0, 0, 2, 2, 4]), ("train-async", [0, 0, 0, 2, 2])])
+def test_the_engine_gets_new_weights_every_so_many_rollouts(flags, chat_rows, tmp_path, command, expected):
+    dump = ("--save-debug-rollout-data", str(tmp_path / "dump" / "{rollout_id}.jsonl"))
+    evaluated = ("--eval-prompt-data", "few", f"{chat_rows}@[0:2]", "--eval-interval", "1")  # changes nothing
+    more = ("--update-weights-interval", "2", "--num-rollout", "5", *evaluated)
+    run(tmp_path / "run", flags, *more, *dump, command=command)
+    assert versions(tmp_path / "dump") == [{version} for version in expected]
+
+
+@pytest.mark.parametrize(
+    ("command", "interval", "generated"),
+    [("train", "2", [0, 0, 2, 2]), ("train-async", "1", [0, 0, 1, 2]), ("train-async", "2", [0, 0, 0, 2])],
+)
+@pytest.mark.parametrize("steps", ["1", "3"])
+def test_old_log_probs_are_those_of_the_weights_that_generated(flags, tmp_path, command, interval, generated, steps):
+    more = (
+        "--update-weights-interval",
+        interval,
+        "--num-rollout",
+        "4",
+        "--num-steps-per-rollout",
+        steps,
+        "--lr",
+        "1e-2",
+    )
+    kept = run(tmp_path / "kept", flags, *more, "--keep-old-actor", command=command)
+    # The engine's own log-probs are of those weights, too.
+    assert all(line["train/train_rollout_logprob_abs_diff"] < 1e-5 for line in kept)
+    moved = [version != rollout_id for rollout_id, version in enumerate(generated)]
+    if steps == "1":
+        assert [line["train/ratio"] != 1.0 for line in kept] == moved
+    plain = run(tmp_path / "plain", flags, *more, command=command)
+    assert [line["train/train_rollout_logprob_abs_diff"] > 1e-5 for line in plain] == moved
+    engines = run(tmp_path / "engine", flags, *more, "--use-rollout-logprobs", command=command)
+    assert kept[1]["train/pg_loss"] == pytest.approx(engines[1]["train/pg_loss"], abs=1e-5)
+    assert kept[1]["train/grad_norm"] == pytest.approx(engines[1]["train/grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        pytest.param("train", ["--ref-update-interval", "2", *KL], id="reference"),
+        pytest.param("train-async", ["--ref-update-interval", "2", *KL, *LORA], id="reference with adapters"),
+        pytest.param("train", ["--update-weights-interval", "3"], id="interval"),
+        pytest.param("train-async", ["--update-weights-interval", "2"], id="interval, one rollout ahead"),
+        pytest.param("train", ["--update-weights-interval", "2", "--keep-old-actor"], id="interval and old actor"),
+        pytest.param("train-async", ["--keep-old-actor", "--num-steps-per-rollout", "2"], id="old actor"),
+    ],
+)
+def test_a_run_with_earlier_weights_goes_on_bit_for_bit(flags, tmp_path, command, more):
+    more = [*more, "--num-rollout", "5"]
+    run(tmp_path / "whole", flags, *more, *saving(tmp_path), command=command)
+    for after in (1, 4):
+        go_on(tmp_path, after, flags, *more, command=command)
+        assert furthest(tmp_path / f"rest{after}", tmp_path / "whole") == 0.0
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -80,18 +171,21 @@ def test_sequences_that_the_policy_has_left_are_masked(flags, tmp_path):
     ],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(flags, tmp_path, more):
-    run(tmp_path / "whole", flags, *more)
-    resumed(tmp_path, flags, *more)
-    assert furthest(tmp_path / "rest", tmp_path / "whole") == 0.0
+    run(tmp_path / "whole", flags, *more, *saving(tmp_path))
+    go_on(tmp_path, 1, flags, *more)
+    assert furthest(tmp_path / "rest1", tmp_path / "whole") == 0.0
     run(tmp_path / "plain", flags)
     assert furthest(tmp_path / "plain", tmp_path / "whole") > 0, "the options act"
 
 
-def resumed(folder: Path, flags: list[str], *more: str, after: int = 1, command: str = "train") -> None:
-    """The same run, stopped after so many rollouts and gone on with; its folder is `rest`."""
-    save = ("--save", str(folder / "save"), "--save-interval", "1")
-    run(folder / "part", flags, *more, *save, command=command)
-    for newer in (folder / "save").glob("iter_*"):
+def saving(folder: Path) -> tuple[str, ...]:
+    return ("--save", str(folder / "save"), "--save-interval", "1")
+
+
+def go_on(folder: Path, after: int, flags: list[str], *more: str, command: str = "train") -> None:
+    """Go on from what a run has saved after so many rollouts; the run's folder is `rest` and their number."""
+    copy = shutil.copytree(folder / "save", folder / f"save{after}")
+    for newer in copy.glob("iter_*"):
         if int(newer.name.removeprefix("iter_")) >= after:
             shutil.rmtree(newer)
-    run(folder / "rest", flags, *more, "--load", str(folder / "save"), command=command)
+    run(folder / f"rest{after}", flags, *more, "--load", str(copy), command=command)

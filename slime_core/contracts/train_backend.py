@@ -7,6 +7,7 @@ by the loop through its methods, one call at a time. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -92,7 +93,7 @@ class TrainBackend(Protocol):
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
-    `ReplaysRouting`, `ResetsOptimizer`, `GivesGradients` and `slime_core.contracts.engine.Offloads`.
+    `ReplaysRouting`, `ResetsOptimizer`, `KeepsWeights`, `GivesGradients` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -238,6 +239,32 @@ class ResetsOptimizer(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class KeepsWeights(Protocol):
+    """A backend that can keep copies of its weights in host memory, and be for a while what it was with one of them
+    (`--ref-update-interval`, `--keep-old-actor`, `--update-weights-interval`).
+
+    `save_state` stores all copies. `load_state` brings back those that were stored, and no other is there afterwards. All ranks
+    make the same calls.
+    """
+
+    def kept_weights(self) -> list[str]:
+        """The names of the copies."""
+        raise NotImplementedError
+
+    def keep_weights(self, name: str) -> None:
+        """Keep a copy of the present weights under a name of letters, digits and "-", in place of one that has it."""
+        raise NotImplementedError
+
+    def forget_weights(self, name: str) -> None:
+        """Let a copy go; does nothing if there is none."""
+        raise NotImplementedError
+
+    def with_kept_weights(self, name: str) -> AbstractContextManager[None]:
+        """A context in which `log_probs` and `weights` are those of the copy; afterwards all is as before, bit for bit."""
+        raise NotImplementedError
+
+
 class GivesLogProbs(Protocol):
     """What a reference model must be able to do."""
 
@@ -281,6 +308,7 @@ KINDS = (
             HasReference,
             ReplaysRouting,
             ResetsOptimizer,
+            KeepsWeights,
             GivesGradients,
             Offloads,
         ),

@@ -73,6 +73,11 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     console = Console(total=num_rollout, done=start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
     console.say(f"run directory: {run_dir}")
+    if args.keep_old_actor and not ahead and args.update_weights_interval == 1:
+        console.say(
+            "note: --keep-old-actor has no effect: in `slime train` the engine has the trainer's weights in every rollout, unless "
+            "--update-weights-interval says otherwise."
+        )
     if set_aside:
         console.say(f"note: metrics, configuration and evaluations of an earlier run are now in {set_aside}")
     for role, component in config["components"].items():
@@ -106,8 +111,11 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             components=chosen,
             requests=requests,
             takes_turns=takes_turns,
+            ahead=ahead and not in_background,
             early_stopping=early,
             trained=start,
+            versions={start: state.get("prefetched_version")} if state and state.get("prefetched") else {},
+            engine_version=state.get("engine_version") if state else None,
             prefetched=RolloutResult.from_dict(state["prefetched"]) if state and state.get("prefetched") else None,
         )
         missed = bool(state and state.get("evaluation_due")) and run.evaluate_if_due(start - 1)

@@ -19,6 +19,7 @@ from slime_core.arguments.resolve import Resolution, Resolved, shown_arguments, 
 from slime_core.contracts.checking import Finding, noting
 from slime_core.contracts.data import Closes, DataSource
 from slime_core.contracts.engine import Offloads
+from slime_core.contracts.loss import what_reads
 from slime_core.contracts.train_backend import SavesInBackground
 from slime_core.data import UNKNOWN_LENGTH
 from slime_core.errors import ArgumentError, NotInstalled, SlimeError, together
@@ -140,6 +141,8 @@ def survey(
     if args.offload and args.colocate:
         with noting(found):
             _require_offload(components)
+    with noting(found):
+        _require_known_versions(args, components)
     with ExitStack() as opened:
         data_source: DataSource | None = None
         length = None
@@ -260,6 +263,17 @@ def _require_offload(components: Components) -> None:
             )
 
 
+def _require_known_versions(args: RunArguments, components: Components) -> None:
+    """Refuse options that need to know with which weights a rollout was generated, where nobody does."""
+    options = {"--keep-old-actor": args.keep_old_actor, "--update-weights-interval": args.update_weights_interval > 1}
+    for option in (option for option, given in options.items() if given and components.rollouts.works_in_background):
+        raise ArgumentError(
+            f"{option}: the {components.rollouts.rollout.label} works in the background, where every sample may be of other weights and "
+            "the engine is given all of them. Leave the option out (--use-rollout-logprobs takes the engine's own log-probs as the "
+            "old ones), or choose a rollout function that makes one rollout after the other."
+        )
+
+
 def _idle_options(resolved: Resolved, components: Components, layout: Layout | None) -> list[str]:
     """One sentence for every option that has no effect because of the chosen components or the number of ranks."""
     args, backend, found = resolved.args, components.training.train_backend, []
@@ -269,6 +283,16 @@ def _idle_options(resolved: Resolved, components: Components, layout: Layout | N
         found.append(
             f"--async-save has no effect: the train backend {backend.name!r} writes a checkpoint before it goes on."
         )
+    read = what_reads(components.training.loss, args) | what_reads(components.training.advantage, args)
+    if args.ref_update_interval and "ref_log_probs" not in read:
+        found.append(
+            "--ref-update-interval has no effect: neither loss nor advantage estimator reads a reference model."
+        )
+    old = read & {"old_log_probs"} if not args.use_rollout_logprobs else read & {"trainer_log_probs"}
+    if args.keep_old_actor and not old:
+        found.append("--keep-old-actor has no effect: nothing reads the trainer's old log-probs.")
+    if args.update_weights_interval > 1 and components.rollouts.engine_use != "always":
+        found.append("--update-weights-interval has no effect: no engine generates what is trained on.")
     return found
 
 

@@ -35,9 +35,12 @@ class Run:
         components: everything that the run has chosen.
         requests: what a person asks of the run while it goes on.
         takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
+        ahead: samples are made while the trainer trains on those before.
         early_stopping: None unless asked for.
         trained: rollouts that have been trained on; the version of the weights.
         prefetched: in a resumed run, the rollout that waited to be trained when the checkpoint was written.
+        versions: those of the weights that rollouts were generated with which have not been trained, by their ids.
+        engine_version: in a resumed run, that of the engine's weights when the checkpoint was written.
     """
 
     args: RunArguments
@@ -50,15 +53,26 @@ class Run:
     components: Components
     requests: Requests
     takes_turns: bool = False
+    ahead: bool = False
     early_stopping: EarlyStopping | None = None
     trained: int = 0
     prefetched: RolloutResult | None = None
+    versions: dict[int, int | None] = field(default_factory=dict)
+    engine_version: int | None = None
     _updating_s: float = field(default=0.0, init=False)  # in `generate`, since a rollout was logged
     _checkpoints: Checkpoints | None = field(default=None, init=False)
     _evaluation_due: bool = field(default=False, init=False)  # it failed, and is to be made up for
 
     def __post_init__(self) -> None:
-        self.weight_sync = WeightSync(self.args, self.plugins, self.rollouts, self.trainer, self.takes_turns)
+        args, in_training = self.args, self.engine_use == "always"
+        interval = args.update_weights_interval if in_training else 1
+        self.weight_sync = WeightSync(
+            *(args, self.plugins, self.rollouts, self.trainer, self.takes_turns),
+            interval=interval,
+            keeps=in_training
+            and ((args.keep_old_actor and (self.ahead or interval > 1)) or (interval > 1 and bool(args.save))),
+            resumed=self.engine_version,
+        )
         if self.trainer is not None and self.args.save:
             folder, console = Path(self.args.save), self.tracking.console
             self._checkpoints = Checkpoints(self.args, self.plugins, folder, self.trainer, console)
@@ -69,7 +83,7 @@ class Run:
         return self.components.rollouts.engine_use
 
     def generate(self, rollout_id: int) -> Future[RolloutResult]:
-        """Start making the samples of a rollout, with the newest weights. Call it only when none are being made."""
+        """Start making the samples of a rollout, with the newest weights that are due. Call it only when none are being made."""
         if self.prefetched is not None:
             ready: Future[RolloutResult] = Future()
             ready.set_result(self.prefetched)
@@ -80,6 +94,7 @@ class Run:
             self.weight_sync.update(self.trained)
             self._updating_s += time.perf_counter() - started
             self.weight_sync.have_memory("engine")
+            self.versions[rollout_id] = self.weight_sync.version
         return self.rollouts.call(RolloutWorker.generate, rollout_id)
 
     def train(self, rollout_id: int, result: RolloutResult, waited: float) -> None:
@@ -89,7 +104,8 @@ class Run:
         metrics: dict[str, float] = {}
         if self.trainer is not None:
             self.weight_sync.have_memory("trainer")
-            training_done = self.trainer.call(TrainWorker.train, rollout_id, result.output.groups)
+            version = self.versions.pop(rollout_id, None)
+            training_done = self.trainer.call(TrainWorker.train, rollout_id, result.output.groups, version)
             metrics = wait(training_done, f"training on rollout {rollout_id + 1}")
         self.trained = rollout_id + 1
         training = time.perf_counter() - started
@@ -191,6 +207,8 @@ class Run:
                 "rollout_id": rollout_id,
                 "data_source": (prefetched or result).data_state,
                 "prefetched": prefetched.to_dict() if prefetched else None,
+                "prefetched_version": self.versions.get(rollout_id + 1),
+                "engine_version": self.weight_sync.version if self.weight_sync.keeps else None,
                 "evaluation_due": self._evaluation_due,
                 "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
                 **self.identity,

@@ -20,6 +20,13 @@ class WeightSync:
     Args:
         trainer: None under `--debug-rollout-only`: the engine keeps the weights of `--hf-checkpoint`.
         takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
+        interval: only versions that this divides are handed over, but for the first one (`--update-weights-interval`).
+        keeps: the trainer keeps a copy of what the engine gets.
+        resumed: the version that the engine had when the checkpoint was written that the run goes on from, if there is a copy of it.
+
+    Attributes:
+        version: of the engine's weights; None before the first ones.
+        keeps: as given.
     """
 
     def __init__(
@@ -29,28 +36,41 @@ class WeightSync:
         rollouts: Handle[RolloutWorker],
         trainer: Handle[TrainWorker] | None,
         takes_turns: bool,
+        interval: int = 1,
+        keeps: bool = False,
+        resumed: int | None = None,
     ) -> None:
         self._args, self._plugins, self._rollouts, self._trainer = args, plugins, rollouts, trainer
         self._takes_turns = takes_turns
         self._in_memory: set[Who] = {"trainer"}
-        self._engine_version: int | None = None
+        self.keeps, self._interval, self._resumed = keeps, interval, resumed
+        self.version: int | None = None
         self._sends = False  # the trainer has the engine's own weight sender
 
     def update(self, version: int) -> None:
-        """Hand the trainer's weights, which are of this version, to the engine, if it has others."""
+        """Hand the trainer's weights, which are of this version, to the engine, if it has others and new ones are due."""
         trainer, rollouts = self._trainer, self._rollouts
-        if trainer is None or self._engine_version == version:
+        between = version % self._interval != 0
+        if trainer is None or self.version == version or (between and self.version is not None):
             return
+        earlier = self._resumed if between else None
         started = time.perf_counter()
         self.have_memory("trainer", "engine")
-        if self._engine_version is None and (sender := wait(rollouts.call(RolloutWorker.weight_sender), "the engine")):
+        if self.version is None and (sender := wait(rollouts.call(RolloutWorker.weight_sender), "the engine")):
             wait(trainer.call(TrainWorker.set_weight_sender, sender), "the trainer's way to the engine")
             self._sends = True
+        if earlier is not None:
+            version = earlier
+            wait(trainer.call(TrainWorker.serve_version, version), "the weights that the engine had")
+        elif self.keeps:
+            wait(trainer.call(TrainWorker.keep_version, version), "a copy of the weights")
         if self._sends:
             wait(trainer.call(TrainWorker.send_weights, version), "the engine's weight update")
         else:
             self._hand_over(trainer, version)
-        self._engine_version = version
+        if earlier is not None:
+            wait(trainer.call(TrainWorker.serve_version, None), "the trainer's weights")
+        self.version = version
         seconds = time.perf_counter() - started
         self._plugins.notify("slime_weights_updated", args=self._args, version=version, seconds=seconds)
 

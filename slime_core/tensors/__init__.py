@@ -2,6 +2,7 @@
 
 packed_rows.py           the samples of a micro-batch as one packed row
 micro_batches.py         what a loss is given for a micro-batch, and how results of all micro-batches come together
+kept_weights.py  copies of a model's weights in host memory
 linear_cross_entropy.py  log-probs and entropies from hidden states, without the full logits
 truth.py                 what transformers computes with a checkpoint
 parity.py                how far a train backend is from that, in words

@@ -8,6 +8,7 @@ columns.py     log-probs, values and advantages of the samples of a rollout
 steps.py       how samples are cut into optimizer steps
 batches.py     the batch of one step, and the weights of its tokens
 adapters.py    which layers get a LoRA adapter
+earlier.py     models with weights that the actor had
 frozen.py      which parameters are trained
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
 signals.py     between samples and the flat tensors of an advantage estimator

@@ -32,6 +32,9 @@ class ColumnMaker:
     Args:
         steps: makes the batches, which are those of the training steps.
         actor, reference, critic: the models; the latter two are None where nothing reads what they compute.
+
+    Attributes:
+        reference: may be exchanged between two rollouts.
     """
 
     def __init__(
@@ -44,24 +47,32 @@ class ColumnMaker:
         critic: TrainBackend | None,
     ) -> None:
         self._args, self._components, self._steps = args, components, steps
-        self._actor, self._reference, self._critic = actor, reference, critic
+        self.reference = reference
+        self._old: GivesLogProbs | None = None
+        self._actor, self._critic = actor, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
         self._told_final = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
     def make(
-        self, estimator: Selected[AdvantageOutputs], groups: Sequence[Group], parts: Sequence[slice]
+        self,
+        estimator: Selected[AdvantageOutputs],
+        groups: Sequence[Group],
+        parts: Sequence[slice],
+        old: GivesLogProbs | None = None,
     ) -> dict[str, Column]:
         """Compute the columns of all samples of a rollout, by name.
 
         Args:
             groups: all groups of the rollout.
             parts: the samples of every optimizer step.
+            old: what generated the samples, where its log-probs are the old ones; None: the actor's are.
 
         Raises:
             SampleError: `--use-rollout-logprobs`, but the samples have none.
         """
         args, samples = self._args, [sample for group in groups for sample in group]
+        self._old = old
         first = what_reads(estimator, args) & COMPUTED
         columns: dict[str, Column] = {}
         if all(sample.rollout_log_probs for sample in samples if sample.response_length):
@@ -104,15 +115,17 @@ class ColumnMaker:
             columns[name] = columns["rollout_log_probs"]
             return
         of_actor = name in ("old_log_probs", "trainer_log_probs")
-        if of_actor and len(parts) == 1 and "advantages" in columns:
+        if of_actor and self._old is None and len(parts) == 1 and "advantages" in columns:
             return  # the only step finds them itself
         found: list[Sequence[float]] = []
         for part in parts:
             batch = self._batch(samples, part, columns)
             if name == "values" and self._critic is not None:
                 found += self._critic.values(batch)
-            elif name == "ref_log_probs" and self._reference is not None:
-                found += self._reference.log_probs(batch)
+            elif name == "ref_log_probs" and self.reference is not None:
+                found += self.reference.log_probs(batch)
+            elif of_actor and self._old is not None:
+                found += self._old.log_probs(batch)
             elif of_actor and len(parts) > 1 and self._replays:
                 found += self._replays.remember_routing(batch)
                 self._remembered.append(batch.micro_batches)

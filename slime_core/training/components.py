@@ -12,7 +12,7 @@ from slime_core.arguments.further import choose_further
 from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.contracts.loss import LossOutputs, what_reads
-from slime_core.contracts.train_backend import ResetsOptimizer, TrainBackend
+from slime_core.contracts.train_backend import KeepsWeights, ResetsOptimizer, TrainBackend
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
@@ -100,14 +100,29 @@ def _require_abilities(args: RunArguments, backend: Selected[TrainBackend]) -> N
     Raises:
         ArgumentError: names the option and the method that the backend lacks.
     """
-    wanted = {"reset_optimizer_states": ResetsOptimizer}
-    for option, ability in wanted.items():
-        if getattr(args, option) and not issubclass(backend.target, ability):  # type: ignore[arg-type]  # is a class
+    wanted = {
+        "reset_optimizer_states": (args.reset_optimizer_states, ResetsOptimizer),
+        "ref_update_interval": (args.ref_update_interval, KeepsWeights),
+        "keep_old_actor": (args.keep_old_actor, KeepsWeights),
+        "update_weights_interval": (args.update_weights_interval > 1 and args.save, KeepsWeights),
+    }
+    for option, (given, ability) in wanted.items():
+        if given and not issubclass(backend.target, ability):  # type: ignore[arg-type]  # is a class
             methods = " and ".join(name for name in vars(ability) if not name.startswith("_"))
             raise ArgumentError(
                 f"--{option.replace('_', '-')}: the {backend.label} cannot do that (it has no method {methods}). Leave the option "
                 "out, or choose another --train-backend."
             )
+        if given and ability is KeepsWeights:
+            _refuse_gathered_in_fp8(args, option)
+
+
+def _refuse_gathered_in_fp8(args: RunArguments, option: str) -> None:
+    """Refuse to copy weights that are stored in FP8."""
+    if args.fp8_param_gather:
+        raise ArgumentError(
+            f"--{option.replace('_', '-')} keeps copies of the weights, which --fp8-param-gather stores in FP8. Leave one of the two out."
+        )
 
 
 def _reducer(

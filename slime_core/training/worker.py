@@ -40,14 +40,19 @@ from slime_core.sample import Group, Sample
 from slime_core.tensors.weight_buckets import in_buckets
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
+from slime_core.training.earlier import REFERENCE, EarlierModel, forget_versions, keeping, of_version
 from slime_core.training.initial_weights import with_initial_weights
 from slime_core.training.postprocess import postprocessed, write_train_data
+from slime_core.training.precision import recipe_of
 from slime_core.training.profiling import Profiler
 from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_ANY_DEPTH = 1000
+"""Layers of a model of which only the kind of its products is asked for."""
 
 
 class TrainWorker:
@@ -71,6 +76,7 @@ class TrainWorker:
         self._rank = int(os.environ.get("RANK", "0"))
         self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self._sender: WeightSender | None = None
+        self._serves: str | None = None
         self._buckets: Iterator[list[tuple[str, Tensor]]] | None = None
         self._models: list[TrainBackend] = []
         self._ends = TrainedEnds(args.hf_checkpoint)
@@ -96,12 +102,12 @@ class TrainWorker:
             self._steps = replace(self._steps, context_ranks=self._actor.context_parallel_size)
         if isinstance(self._actor, SharesPrompts):
             self._steps = replace(self._steps, shares_prompts=self._actor.shares_prompts)
+        if args.fp8_format and (args.ref_update_interval or args.keep_old_actor):
+            recipe_of(
+                args, self._components, _ANY_DEPTH, "reference"
+            )  # refuses one that cannot compute earlier weights
         if "ref_log_probs" in what_reads(loss, args) | what_reads(self._components.advantage, args):
-            if isinstance(self._actor, HasReference):
-                self._reference = self._actor.reference()
-            if self._reference is None:
-                self._reference = reference = self._new_model(args)
-                reference.setup(loss, self._total_steps, role="reference")
+            self._reference = self._make_reference()
         if self._components.critic_loss is not None:
             own = {"ref_load": args.critic_load, "lr": args.critic_lr}
             self._critic = self._new_model(
@@ -110,26 +116,52 @@ class TrainWorker:
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
         self._columns = ColumnMaker(args, self._components, self._steps, self._actor, self._reference, self._critic)
 
+    def _make_reference(self) -> GivesLogProbs:
+        """What the run's reference model begins as."""
+        args = self._args
+        if args.ref_update_interval and with_initial_weights(args) is args:  # it begins as the actor
+            return self._renewed_reference()
+        return self._first_reference()
+
+    def _first_reference(self) -> GivesLogProbs:
+        args = self._args
+        own = self._actor.reference() if isinstance(self._actor, HasReference) else None
+        if own is not None:
+            return own
+        model = self._new_model(args)
+        model.setup(self._components.loss, self._total_steps, role="reference")
+        return model
+
+    def _renewed_reference(self) -> GivesLogProbs:
+        """A reference model that is what the actor is now, with a copy of its weights."""
+        keeping(self._actor).keep_weights(REFERENCE)
+        return EarlierModel(keeping(self._actor), REFERENCE)
+
     def _new_model(self, args: RunArguments) -> TrainBackend:
         """Make a model that `close` closes, whether or not its setup succeeds."""
         model = self._components.train_backend.bind(components=self._components)(args)
         self._models.append(model)
         return model
 
-    def train(self, rollout_id: int, groups: list[Group]) -> dict[str, float]:
-        """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts."""
+    def train(self, rollout_id: int, groups: list[Group], version: int | None = None) -> dict[str, float]:
+        """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts.
+
+        Args:
+            version: of the weights that the samples were generated with; None if there is none, or nobody knows.
+        """
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
         if self._rank == 0:
             self._ends.note(samples)
         parts = list(self._steps.parts(samples))
+        old = self._old_actor(rollout_id, version)
         columns: dict[str, Column] = {}
         timings: dict[str, float] = {}  # and what a hook measures
         own_old_log_probs = False
         if self._components.advantage is not None:
             self._plugins.notify("slime_before_log_probs", args=self._args, rollout_id=rollout_id)
             started = time.perf_counter()
-            columns = self._columns.make(self._components.advantage, groups, parts)
+            columns = self._columns.make(self._components.advantage, groups, parts, old)
             timings["perf/signals_time"] = time.perf_counter() - started
         if self._args.reset_optimizer_states:
             for model in (self._actor, self._critic):
@@ -149,16 +181,43 @@ class TrainWorker:
         collected: list[dict[str, float]] = []
         for number, part in enumerate(parts):
             of_step = {name: values[part] for name, values in columns.items()}
-            if number == 0 and not self._args.use_rollout_logprobs and not own_old_log_probs:
+            if number == 0 and old is None and not self._args.use_rollout_logprobs and not own_old_log_probs:
                 of_step.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
             collected.append(self._step(rollout_id, number, samples[part], of_step))
         if isinstance(self._actor, ReplaysRouting):
             self._actor.forget_routing()
+        if self._reference is not None and self._renews_reference(rollout_id):
+            self._reference = self._columns.reference = self._renewed_reference()
         names = dict.fromkeys(name for metrics in collected for name in metrics)
         return {
             **timings,
             **{name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names},
         }
+
+    def _old_actor(self, rollout_id: int, version: int | None) -> EarlierModel | None:
+        """The model that generated the samples of a rollout, where the old log-probs are to be its own and the actor is another one
+        by now."""
+        if not self._args.keep_old_actor or version is None:
+            return None
+        actor, name = keeping(self._actor), of_version(version)
+        forget_versions(actor, before=version)
+        return EarlierModel(actor, name) if version < rollout_id and name in actor.kept_weights() else None
+
+    def _renews_reference(self, rollout_id: int) -> bool:
+        trained = self._critic is None or rollout_id >= self._args.num_critic_only_steps
+        interval = self._args.ref_update_interval
+        return interval is not None and trained and (rollout_id + 1) % interval == 0
+
+    def keep_version(self, version: int) -> None:
+        """Keep a copy of the present weights, which are of this version and which the engine takes now."""
+        actor = keeping(self._actor)
+        if not self._args.keep_old_actor:  # then only the engine's are of use
+            forget_versions(actor, before=version)
+        actor.keep_weights(of_version(version))
+
+    def serve_version(self, version: int | None) -> None:
+        """Let `next_weights` and `send_weights` give copies of the kept weights of this version; None: the present ones."""
+        self._serves = None if version is None else of_version(version)
 
     def evaluate(self, groups: list[Group]) -> dict[str, float]:
         """The loss and its metrics on every evaluation set, as {"SET/loss": …}."""
@@ -196,13 +255,23 @@ class TrainWorker:
 
     def _served_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The actor's weights as the engine reads them: quantised where `--hf-checkpoint` is. The first rank alone quantises."""
-        weights, served = self._actor.weights(), self._served
+        weights, served = self._given_weights(), self._served
         if served is None:
             return weights
         from slime_core.tensors.quantised_weights import quantised_like
 
         own = weights if self._rank == 0 else ((name, tensor.to("meta")) for name, tensor in weights)
         return quantised_like(own, served)
+
+    def _given_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The actor's weights, or those of a kept copy. All ranks iterate together."""
+        if self._serves is None:
+            yield from self._actor.weights()
+            return
+        actor = keeping(self._actor)
+        with actor.with_kept_weights(self._serves):
+            for name, tensor in actor.weights():
+                yield name, tensor.clone()  # what is read behind the last one is the present weights
 
     def set_weight_sender(self, sender: WeightSender) -> None:
         """Take over the engine's own sender, which `send_weights` calls."""
@@ -246,6 +315,13 @@ class TrainWorker:
     def load(self, folder: Path) -> None:
         """Restore the models from a checkpoint whose files have been verified."""
         self._actor.load_state(folder / "trainer")
+        if self._reference is not None and self._args.ref_update_interval:
+            actor = keeping(self._actor)
+            if REFERENCE in actor.kept_weights():
+                self._reference = EarlierModel(actor, REFERENCE)
+            elif isinstance(self._reference, EarlierModel):  # the run began with weights of another program
+                self._reference = self._first_reference()
+            self._columns.reference = self._reference
         self._ends.load(folder / "trainer")
         if self._critic is not None:
             self._critic.load_state(folder / "trainer" / "critic")
@@ -315,7 +391,7 @@ class TrainWorker:
 
     def _gather(self) -> None:
         """Take part in gathering the weights that the first rank needs."""
-        for _ in self._actor.weights():
+        for _ in self._given_weights():
             pass
 
 

@@ -296,6 +296,33 @@ def from_disk(tiny: SimpleNamespace, rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def kept(tiny: SimpleNamespace) -> dict[str, bool]:
+    """Whether the model is with a copy of its weights what it was, and afterwards what it is."""
+    found = {}
+    for name, options in {
+        "parts": {},
+        "whole layers": {"fsdp_reshard_after_forward": False},
+        "lora": {"lora_rank": 2},
+    }.items():
+        backend, batch = tiny.backend(tiny.model("qwen3"), lr=0.1, **options), odd_samples(tiny, 2)
+
+        def shown(backend: Any = backend, batch: TrainBatch = batch) -> list[Any]:
+            return [backend.log_probs(batch), *(tensor.clone() for _, tensor in backend.weights())]
+
+        def same(one: list[Any], other: list[Any]) -> bool:
+            return one[0] == other[0] and all(map(torch.equal, one[1:], other[1:]))
+
+        backend.train_step(batch)
+        first = shown()
+        backend.keep_weights("first")
+        backend.train_step(batch)
+        now = shown()
+        with backend.with_kept_weights("first"):
+            found[name] = same(shown(), first)
+        found[name] &= not same(now, first) and same(shown(), now)
+    return found
+
+
 def closing(tiny: SimpleNamespace, folder: Path) -> dict[str, Any]:
     """A training worker in each rank, as a run makes it, and whether there is a process group before and after its
     end."""
@@ -327,6 +354,7 @@ def child(rank: int, port: int, folder: Path) -> None:
         found["listens"] = listening()
         found["failures"] = failures(tiny, rank)
         found["exchanges"] = {reshard: exchanges(tiny, reshard) for reshard in (True, False)}
+        found["kept"] = kept(tiny)
         found["disk"] = from_disk(tiny, rank, folder)
         found["closed"] = closing(tiny, folder)
     finally:
@@ -466,6 +494,10 @@ def test_adapters_and_critics_are_made_alike_on_ranks_that_have_no_weights_yet(t
         assert rank["disk"]["lora"] == ranks[0]["disk"]["lora"]
         assert rank["disk"]["lora"]["grad_norm"] > 0
         assert rank["disk"]["values"] == {0.0}
+
+
+def test_a_model_on_ranks_is_with_a_copy_of_its_weights_what_it_was(two: Any) -> None:
+    assert [found["kept"] for found in two[1]] == [{"parts": True, "whole layers": True, "lora": True}] * 2
 
 
 def test_ranks_that_meet_on_the_loopback_interface_listen_nowhere_else(two: Any) -> None:

@@ -104,6 +104,22 @@ class TrainArguments(ArgumentGroup):
     )
     critic_lr: float | None = option(None, "Learning rate of the critic. Default: --lr.", ge=0, read_by_core=False)
     num_critic_only_steps: int = option(0, "Train only the critic on so many first rollouts.", ge=0, read_by_core=False)
+    ref_update_interval: int | None = option(
+        None,
+        "Every so many rollouts the reference model becomes what the actor is then. Default: it stays what the run began with.",
+        ge=1,
+    )
+    update_weights_interval: int = option(
+        1,
+        "Hand the engine the trainer's weights only before every so many rollouts; it generates with older ones between.",
+        ge=1,
+    )
+    keep_old_actor: bool = option(
+        False,
+        "Compute the old log-probs of the policy loss with the weights that generated the samples, where the trainer has gone on since: "
+        "with train-async, and with --update-weights-interval. A copy of them is kept in host memory.",
+        when="!disable_compute_advantages_and_returns",
+    )
     only_train_params_name_list: list[str] | None = option(
         None,
         "Train only parameters in whose name one of these regular expressions is found. The names are Hugging Face's, whatever the "

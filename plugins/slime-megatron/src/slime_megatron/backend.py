@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
+from slime_core.tensors.kept_weights import KeptWeights
 from slime_core.tensors.low_precision import nothing_remembered
 from slime_core.tensors.micro_batches import step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
@@ -150,6 +152,7 @@ class MegatronBackend:
             self._wrapped = optimizer.wrap(built.module, args)
             self._optimizer = optimizer.build(self._wrapped, args, dtype)
             self._schedule = Schedule.from_args(args, total_steps)
+            self._kept = KeptWeights(dict(built.module.named_parameters()))
         self._offloaded = offload.OffloadedModel(self._wrapped, self._optimizer, device)
         predictor = Predictor(built, layout, args.log_probs_chunk_size, head)
         self._computation: Computation = Computation(
@@ -255,8 +258,24 @@ class MegatronBackend:
 
         forget_steps(self._trained())
 
+    def kept_weights(self) -> list[str]:
+        """The names of the copies."""
+        return list(self._kept.copies)
+
+    def keep_weights(self, name: str) -> None:
+        """Keep a copy of this rank's part of the trained weights in host memory."""
+        self._kept.keep(name)
+
+    def forget_weights(self, name: str) -> None:
+        """Let a copy go."""
+        self._kept.forget(name)
+
+    def with_kept_weights(self, name: str) -> AbstractContextManager[None]:
+        """A context in which the model has the weights of a copy."""
+        return self._kept.in_use(name)
+
     def save_state(self, path: Path) -> None:
-        """Write this rank's part of model, optimizer and random states; see `slime_megatron.state`."""
+        """Write this rank's part of model, optimizer, random states and copies of weights; see `slime_megatron.state`."""
         from slime_megatron import state
         from slime_megatron.optimizer import on_device
         from slime_megatron.saving import Saver
@@ -264,6 +283,7 @@ class MegatronBackend:
         self._saver = self._saver or Saver()
         with on_device(self._trained(), self.args.optimizer_cpu_offload):
             parts = self._model, self._wrapped, self._trained()
+            state.save_kept(path, self._model, self._wrapped, self._kept, self._saver)
             state.save(path, *parts, self._step, self._saver, self.args.async_save)
 
     def saved(self, wait: bool = True) -> bool:
@@ -277,6 +297,7 @@ class MegatronBackend:
 
         with on_device(self._trained(), self.args.optimizer_cpu_offload):
             self._step = state.load(path, self._model, self._wrapped, self._trained())
+            state.load_kept(path, self._model, self._wrapped, self._kept)
 
     def export_hf(self, path: Path) -> None:
         """Write a Hugging Face checkpoint, weight by weight. With LoRA: the merged model, and in the folder `adapter` the adapter.

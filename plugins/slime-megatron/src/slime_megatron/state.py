@@ -2,6 +2,7 @@
 
     FOLDER/metadata.json, common.pt, *.distcp   weights, optimizer state and the number of finished steps; with LoRA what is
                                                 trained in place of all weights
+    FOLDER/kept_NAME/…                          the weights of a copy that the model keeps, like those above
     FOLDER/random_00000.pt, …                   each rank's random states, for a resume on as many ranks
 
 Rows of the vocabulary and heads that fill up a layout are stored with the others, and another layout may have more or fewer of
@@ -27,6 +28,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.kept_weights import KeptWeights
 from slime_core.tensors.random_states import random_states, set_random_states
 from slime_megatron import lora, low_precision, versions, weights
 from slime_megatron.model import BuiltModel
@@ -94,6 +96,29 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
     return int(found["step"])
 
 
+def save_kept(folder: Path, model: BuiltModel, wrapped: nn.Module, kept: KeptWeights, saver: Saver) -> None:
+    """Write this rank's part of the copies of weights that the model keeps. All ranks call this together."""
+    for name in kept.copies:
+        own = folder / f"kept_{name}"
+        if dist.get_rank() == 0:
+            own.mkdir()
+        dist.barrier()
+        with kept.in_use(name):
+            saver.save(own, {"model": _describe_model(model, wrapped)}, background=False)
+
+
+def load_kept(folder: Path, model: BuiltModel, wrapped: nn.Module, kept: KeptWeights) -> None:
+    """Bring back the copies that `save_kept` wrote, and no other."""
+    kept.copies.clear()
+    for own in sorted(folder.glob("kept_*")):
+
+        def fill(own: Path = own) -> None:
+            found = dist_checkpointing.load({"model": _describe_model(model, wrapped)}, str(own))
+            _inner(wrapped).load_state_dict(found["model"], strict=not _inner(wrapped).trains_adapters)
+
+        kept.read(own.name.removeprefix("kept_"), fill)
+
+
 def _inner(wrapped: nn.Module) -> Any:
     return wrapped.module
 
@@ -104,21 +129,30 @@ def _words(sizes: dict[str, int]) -> str:
 
 def _describe(built: BuiltModel, wrapped: nn.Module, optimizer: Any, loading: bool) -> dict[str, Any]:
     """The sharded state dict of model and optimizer."""
-    metadata = {
+    model, metadata = _describe_model(built, wrapped), _metadata(wrapped)
+    with _whole_buckets(optimizer):
+        return {"model": model, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+
+
+def _metadata(wrapped: nn.Module) -> dict[str, Any]:
+    return {
         "distrib_optim_sharding_type": "fully_reshardable",
         "chained_optim_avoid_prefix": True,  # names do not tell which of two optimizers a tensor is of
         # Else layers are stored as one tensor, and the optimizer has nothing of those that are frozen.
         "non_homogeneous_layers": _inner(wrapped).freezes_weights,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    model = lora.trained_alone(_inner(wrapped), _inner(wrapped).sharded_state_dict(metadata=metadata))
+
+
+def _describe_model(built: BuiltModel, wrapped: nn.Module) -> dict[str, Any]:
+    """The sharded state dict of the model."""
+    model = lora.trained_alone(_inner(wrapped), _inner(wrapped).sharded_state_dict(metadata=_metadata(wrapped)))
     low_precision.describe_state(_inner(wrapped), model)
     filled_up = {id(tensor) for tensor in weights.tensors_of_heads(built)}
     for part in nested_values(model):
         if id(getattr(part, "data", None)) in filled_up:  # megatron-core itself does so for the vocabulary
             part.allow_shape_mismatch = True
-    with _whole_buckets(optimizer):
-        return {"model": model, "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+    return model
 
 
 @contextmanager

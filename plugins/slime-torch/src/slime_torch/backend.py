@@ -9,7 +9,7 @@ are bfloat16 (autocast), with --fp8-format they are those of FP8 (`low_precision
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
+from slime_core.tensors.kept_weights import KeptWeights
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import Offloaded, check_device
@@ -50,7 +51,7 @@ from slime_torch.offload import HOST, held, move_state, on_device
 from slime_torch.optimizer import build_optimizer, clip, forget_steps, gradient_norm, gradients_of
 from slime_torch.predictor import Predictor
 from slime_torch.rms_norm import speed_up_norms
-from slime_torch.sharding import Sharded, whole
+from slime_torch.sharding import Sharded, local, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,6 +155,7 @@ class TorchBackend:
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._schedule = Schedule.from_args(self.args, total_steps)
         self.optimizer = build_optimizer(self.args, model.parameters())
+        self._kept = KeptWeights(dict(model.named_parameters()), local)
         self._step = 0
 
     def log_probs(self, batch: TrainBatch) -> list[list[float]]:
@@ -245,15 +247,29 @@ class TorchBackend:
         """Let the next step be the first one for the optimizer."""
         forget_steps(self._trained()[0])
 
+    def kept_weights(self) -> list[str]:
+        """The names of the copies."""
+        return list(self._kept.copies)
+
+    def keep_weights(self, name: str) -> None:
+        """Keep a copy of the trained weights in host memory."""
+        self._kept.keep(name)
+
+    def forget_weights(self, name: str) -> None:
+        """Let a copy go."""
+        self._kept.forget(name)
+
+    def with_kept_weights(self, name: str) -> AbstractContextManager[None]:
+        """A context in which the model has the weights of a copy."""
+        return self._kept.in_use(name)
+
     def save_state(self, path: Path) -> None:
-        """Write trained weights, optimizer, schedule and random states. With `--async-save` they are copied to host
+        """Write trained weights and copies of them, optimizer, schedule and random states. With `--async-save` they are copied to host
         memory and written while training goes on."""
         optimizer, _ = self._trained()
-        self._saver.save(
-            path,
-            state.collect(self.model, optimizer, self._step, whole=freezes(self.args)),
-            background=self.args.async_save,
-        )
+        found = state.collect(self.model, optimizer, self._step, whole=freezes(self.args))
+        found |= state.collect_kept(self._kept.copies)
+        self._saver.save(path, found, background=self.args.async_save)
 
     def saved(self, wait: bool = True) -> bool:
         """Whether the last `save_state` is on disk; raises what kept it from getting there."""
@@ -263,6 +279,7 @@ class TorchBackend:
         """Restore what `save_state` wrote, bit for bit."""
         optimizer, _ = self._trained()
         self._step = state.load(path, self.model, optimizer, whole=freezes(self.args))
+        self._kept.copies = state.load_kept(path, self.model)
         if self.args.optimizer_cpu_offload:
             move_state(optimizer, HOST)
 

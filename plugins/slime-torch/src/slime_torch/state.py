@@ -5,10 +5,11 @@ can read it. What is in it:
 
     model.NAME             parameters, and buffers, those with scales of FP8 among them; with LoRA the trained ones alone, and
                            frozen ones are those of --hf-checkpoint
+    kept.COPY.NAME         the same parameter in a copy of the weights
     optimizer.NAME.KEY     what the optimizer keeps for that parameter
     rank_00000, …          each rank's number of finished steps and random states
 
-The backend calls `collect` and `load`, and writes through a `Saver`.
+The backend calls `collect` and `load`, the same for copies of weights, and writes through a `Saver`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoin
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.dcp_metadata import PlainReader, read_metadata, require_sizes_of_files
+from slime_core.tensors.kept_weights import Copy
 from slime_core.tensors.random_states import random_states, set_random_states
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
@@ -127,6 +129,23 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, whole: 
     set_random_states(own["random"])
     finished: int = own["step"]
     return finished
+
+
+def collect_kept(copies: Mapping[str, Copy]) -> dict[str, Tensor]:
+    """Copies of the weights by their names on disk."""
+    return {f"kept.{name}.{parameter}": t for name, copy in copies.items() for parameter, t in copy.items()}
+
+
+def load_kept(path: Path, model: nn.Module) -> dict[str, Copy]:
+    """The copies of weights that the folder holds, by name."""
+    parameters, copies, state = dict(model.named_parameters()), dict[str, Copy](), dict[str, Tensor]()
+    for key in (key for key in _stored(path) if key.startswith("kept.")):
+        _, name, parameter = key.split(".", 2)
+        state[key] = parameters[parameter].detach().to("cpu", copy=True)
+        copies.setdefault(name, {})[parameter] = state[key]
+    if state:
+        _read(path, state)
+    return copies
 
 
 def _model_tensors(model: nn.Module, whole: bool) -> dict[str, Tensor]:
