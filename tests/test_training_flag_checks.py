@@ -70,6 +70,9 @@ SILENT: dict[str, list[str]] = {
     "k1 in rewards": ["--kl-coef", "0.1", "--kl-loss-type", "k1", "--advantage-estimator", "reinforce_plus_plus"],
     "masking in several steps": ["--use-opsm", "--num-steps-per-rollout", "2"],
     "masking of what the engine's log-probs say": ["--use-opsm", "--use-rollout-logprobs"],
+    "masking of what has moved since it was generated": [
+        *("--use-opsm", "--keep-old-actor", "--update-weights-interval", "2"),
+    ],
     "a reference model that follows": [*KL, "--kl-loss-type", "k3", "--ref-update-interval", "2", *LORA],
     "an old actor": ["--keep-old-actor", "--update-weights-interval", "2"],
     "an old actor beside the engine's log-probs": [

@@ -21,10 +21,11 @@ def policy(args: LossRunArguments, checking: Checking) -> None:
             "expectation, so that this term pulls towards the reference not at all and only adds noise. Use k2 or k3 in the "
             "loss, or --use-unbiased-kl; k1 is for --kl-coef, which takes the divergence off the rewards."
         )
-    if args.use_opsm and args.num_steps_per_rollout == 1 and not args.use_rollout_logprobs:
+    own = not (args.use_rollout_logprobs or args.keep_old_actor)
+    if args.use_opsm and args.num_steps_per_rollout == 1 and own:
         checking.remark(
             "--use-opsm has no effect: with one optimizer step in a rollout the old log-probs are the policy's own, from which no "
-            "sequence has moved away. Give several steps (--num-steps-per-rollout), or --use-rollout-logprobs."
+            "sequence has moved away. Give several steps (--num-steps-per-rollout), --use-rollout-logprobs, or --keep-old-actor with samples of older weights."
         )
 
 
