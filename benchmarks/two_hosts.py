@@ -181,6 +181,18 @@ def pulled_cable(scene: Scene) -> list[str]:
     """The cable is pulled in mid-step: named within 5 s, ended within 60 s, and the resumed run is the unbroken one, bit for bit."""
     if not (scene.folder / "whole-hf").exists():
         scene.train("whole")
+    told = lost_machine_is_named(scene)
+    scene.second.plug(True)
+    scene.second.end_all()
+    scene.join_second()
+    resumed = scene.train("broken", *_SFT, "--load", str(scene.folder / "broken-save"))
+    assert scene.weights("broken") == scene.weights("whole")
+    resumes = [line for _, line in resumed.lines if line.startswith("resumed from")]
+    return [*told, *resumes, f"weights {scene.weights('broken')[:16]}, as those of the unbroken run"]
+
+
+def lost_machine_is_named(scene: Scene) -> list[str]:
+    """The first half of `pulled_cable`, which leaves the cable pulled."""
     run = scene.first.start(scene.words("broken"), PYTHONPATH=scene.path())
     run.wait_for("rollout 3/6", LIMIT_S)
     scene.second.plug(False)
@@ -192,18 +204,8 @@ def pulled_cable(scene: Scene) -> list[str]:
     assert ended < GONE_S, f"it took {ended:.1f} s to end:\n{run.text}"
     assert re.search(r"The training rank \d \(process \d+ on 10.77.0.2\) is lost with its machine", run.text), run.text
     assert "start the same command again with --load" in run.text, run.text
-    scene.second.plug(True)
-    scene.second.end_all()
-    scene.join_second()
-    resumed = scene.train("broken", *_SFT, "--load", str(scene.folder / "broken-save"))
-    assert scene.weights("broken") == scene.weights("whole")
     told = [line for _, line in run.lines if "does not answer" in line or "slime train:" in line]
-    resumes = [line for _, line in resumed.lines if line.startswith("resumed from")]
-    return [
-        *told,
-        *resumes,
-        f"named after {named:.1f} s, ended after {ended:.1f} s; weights {scene.weights('broken')[:16]}",
-    ]
+    return [*told, f"named after {named:.1f} s, ended after {ended:.1f} s"]
 
 
 def slow_link(scene: Scene) -> list[str]:

@@ -42,5 +42,8 @@ def test_another_version_of_a_plugin_on_the_second_machine_is_refused(cluster_of
 
 
 @pytest.mark.slow
-def test_a_pulled_cable_is_named_ends_the_run_and_costs_nothing_that_was_saved(cluster_of_two: two_hosts.Scene) -> None:
-    assert two_hosts.pulled_cable(cluster_of_two)
+def test_a_machine_that_is_cut_off_in_mid_step_is_named_in_seconds_and_ends_the_run(
+    cluster_of_two: two_hosts.Scene,
+) -> None:
+    """The last test: it leaves the cable pulled. That the run resumes bit for bit is among the longer scenarios."""
+    assert two_hosts.lost_machine_is_named(cluster_of_two)
