@@ -167,7 +167,6 @@ restore = GlobalDataSource.load_state_dict
 FAULTS = {
     "groups grow": (pipeline, "put_back", flat),
     "finished segments are lost": (groups, "joined", lambda segments, continued, made: list(made)),
-    "segments are made again": (trajectory_cases, "finished_segments", lambda sample: []),
     "a restart starts afresh": (GlobalDataSource, "load_state_dict", without_responses),
     "what was there before is trained": (groups, "mask_known", lambda sample, known: sample),
 }
