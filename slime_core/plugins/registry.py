@@ -137,17 +137,23 @@ class Plugins:
             )
         return found[0] if found else None
 
-    def select(self, kind: str, name: str, option: str | None = None) -> Selected[Any]:
+    def select(self, kind: str, name: str, option: str | None = None, installed_only: bool = False) -> Selected[Any]:
         """Import the component called `name` and check it against its contract.
 
         Args:
             option: the option that names it, for messages; by default the first one of the kind.
+            installed_only: an import path is refused: the name comes from data, which chooses no code.
 
         Raises:
             PluginError: there is no such component, it cannot be imported, or its signature does not fit.
         """
         option = option or KINDS[kind].options[0]
         try:
+            if installed_only and ("." in name or ":" in name) and self.find(kind, name) is None:
+                raise PluginError(
+                    f"A row names the {kind} {name!r}, an import path. Rows are data and name installed {kind}s only; if you trust "
+                    f"this one, give it with {option}, or make a plugin of it (slime plugins new)."
+                )
             return self._select(kind, name, option)
         except PluginError as error:
             error.option = option

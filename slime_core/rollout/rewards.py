@@ -86,7 +86,7 @@ class Rewards:
         if name not in self._callers:
             selected = self._chosen
             if name and not self._args.custom_rm_path:
-                selected = self.plugins.select("reward", name)
+                selected = self.plugins.select("reward", name, installed_only=True)
             caller = reward_caller(self._args, selected) if selected is not None else None
             if caller is not None:
                 caller.selected = replace(caller.selected, further_check=self._check)

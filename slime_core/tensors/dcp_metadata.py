@@ -48,7 +48,7 @@ def read_metadata(folder: Path) -> Metadata:
             found = _Unpickler(file).load()
         if not isinstance(found, Metadata):
             raise ValueError(f"it holds a {type(found).__name__}")
-        _require_own_files(found)
+        _require_whole(found)
         if getattr(found, "storage_meta", None) is None:
             found.storage_meta = StorageMeta()
     except Exception as error:  # damaged bytes can fail in any way
@@ -82,8 +82,12 @@ def require_sizes_of_files(folder: Path, found: Metadata) -> None:
                 raise CheckpointError(f"{folder}: {name} would have {wanted} bytes, and all files there have {total}.")
 
 
-def _require_own_files(found: Metadata) -> None:
-    """Raise `ValueError` where a tensor lies in a file outside the folder."""
+def _require_whole(found: Metadata) -> None:
+    """Raise where something is missing in it (`AttributeError`, `TypeError`), or a tensor lies in a file outside the folder
+    (`ValueError`)."""
+    for about in found.state_dict_metadata.values():
+        if isinstance(about, TensorStorageMetadata):
+            math.prod(about.size) * about.properties.dtype.itemsize + len(about.chunks)
     for place in found.storage_data.values():
         if Path(place.relative_path).name != place.relative_path:
             raise ValueError(f"it names the file {place.relative_path!r}, which is not in the folder")

@@ -102,5 +102,5 @@ def _scored(
             break
     for name, own in named.items():
         with checking.noting():
-            reward: Selected[float] = checking.plugins.select("reward", name)
+            reward: Selected[float] = checking.plugins.select("reward", name, installed_only=True)
             checking.ask(reward, own)

@@ -121,13 +121,16 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, whole: 
     order = {id(p): name for name, p in parameters.items()}
     trained = [order[id(p)] for group in optimizer.param_groups for p in group["params"]]
     of_number = {number: values[name] for number, name in enumerate(trained) if name in values}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": of_number})
+    try:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": of_number})
+        set_random_states(own["random"])
+        finished = int(own["step"])
+    except Exception as error:  # numbers of other types or sizes than were written
+        raise _unreadable(path, error) from error
     if not same:
         logger.warning(
             "%s was saved by %d ranks; the random states of this rank go on from those of rank 0.", path, len(ranks)
         )
-    set_random_states(own["random"])
-    finished: int = own["step"]
     return finished
 
 
