@@ -11,6 +11,7 @@ tests/test_fuzz.py tries a few of each in every test run.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import io
 import json
 import os
@@ -486,6 +487,8 @@ def outcome(read: Callable[[], Any], seconds: int = SECONDS, memory: int = MEMOR
         said = ""
         try:
             os.close(there)
+            faulthandler.disable()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(seconds)
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + memory, resource.RLIM_INFINITY))
             warnings.simplefilter("ignore")
