@@ -63,7 +63,7 @@ class Command:
         except subprocess.TimeoutExpired:
             self.end()
             raise AssertionError(f"it has not ended after {seconds:.0f} s:\n{self.text}") from None
-        self._reader.join(5)
+        self._reader.join(1)  # daemons that it started may hold its output open
         return status
 
     def wait_for(self, words: str, seconds: float) -> float:
@@ -85,11 +85,13 @@ class Command:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._reader.join(5)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append((time.monotonic() - self.started, line.rstrip("\n")))
+        with self.process.stdout as printed:
+            for line in printed:
+                self.lines.append((time.monotonic() - self.started, line.rstrip("\n")))
 
 
 class Host:
