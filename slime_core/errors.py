@@ -58,6 +58,10 @@ class CheckpointError(SlimeError):
     """A checkpoint cannot be written, read, or belongs to another run."""
 
 
+class OutputError(SlimeError):
+    """What a run writes besides checkpoints cannot be written: metrics, configuration, answers, exports. The message names the file."""
+
+
 class TrainingError(SlimeError):
     """Training produced something that must not go on: NaN or Inf in loss or gradients."""
 

@@ -6,11 +6,14 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from slime_core.errors import CheckpointError
 from slime_core.run import checkpoints as checkpoint
+from slime_core.run.best import name_best
+from slime_core.run.resume import finish_removing
 
 
 def write_weights(folder: Path) -> None:
@@ -75,6 +78,47 @@ def test_only_the_newest_are_kept_when_asked(tmp_path):
     for rollout_id in range(5):
         save(tmp_path, rollout_id, keep=2)
     assert [p.name for p in sorted(tmp_path.glob("iter_*"))] == ["iter_0000003", "iter_0000004"]
+
+
+def test_a_resumed_run_removes_what_one_that_was_killed_had_begun_to_remove(tmp_path):
+    for rollout_id in range(4):
+        path = save(tmp_path, rollout_id)
+    for begun in (".removing_iter_0000000", ".saving_iter_0000004"):
+        (tmp_path / begun / "trainer").mkdir(parents=True)
+    args = SimpleNamespace(save=str(tmp_path), save_total_limit=2)
+    finish_removing(args, tmp_path / "iter_0000001")  # from which a person chose to go on: the later ones stay
+    assert len(list(tmp_path.glob("iter_*"))) == 4
+    finish_removing(args, path)
+    assert [p.name for p in sorted(tmp_path.glob("*iter_*")) if p.is_dir()] == ["iter_0000002", "iter_0000003"]
+
+
+def test_a_checkpoint_is_never_half_there_while_it_is_removed(tmp_path, monkeypatch):
+    for rollout_id in range(3):
+        save(tmp_path, rollout_id)
+    removed = []
+
+    def killed(path, **more):
+        removed.append(path.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        checkpoint.shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else killed(path)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.keep_newest(tmp_path, 1)
+    monkeypatch.undo()
+    assert removed == [".removing_iter_0000000"]
+    checkpoint.require_own(tmp_path)
+    assert checkpoint.load_state(tmp_path / "iter_0000001") == {"rollout_id": 1}
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    for rollout_id in range(4):
+        save(tmp_path, rollout_id)
+        if rollout_id == 1:
+            name_best(tmp_path, rollout_id)
+        checkpoint.keep_newest(tmp_path, 1)
+    assert [p.name for p in sorted(tmp_path.glob("iter_*"))] == ["iter_0000001", "iter_0000003"]
 
 
 def test_saving_the_same_rollout_again_replaces_it(tmp_path):

@@ -164,5 +164,5 @@ def test_scores_are_the_first_the_best_and_the_last():
 def test_early_stopping_says_why(metric, values, text):
     early = EarlyStopping(1, metric)
     name = metric if "/" in metric else f"eval/a/{metric}"
-    assert [early.update({name: value}) for value in values] == [False, True]
+    assert [early.update({name: value}, 0) for value in values] == [False, True]
     assert text in early.in_words()

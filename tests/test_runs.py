@@ -128,18 +128,18 @@ def test_the_result_does_not_depend_on_micro_batches(batch, flags, tmp_path):
 
 def test_early_stopping_counts_only_evaluations_without_a_new_best():
     watch = EarlyStopping(patience=2, metric="loss")
-    assert [watch.update({"eval/a/loss": x}) for x in (3.0, 2.0, 2.5, 1.9, 1.9, 2.0)] == [False] * 5 + [True]
+    assert [watch.update({"eval/a/loss": x}, 0) for x in (3.0, 2.0, 2.5, 1.9, 1.9, 2.0)] == [False] * 5 + [True]
     other = EarlyStopping(patience=2, metric="loss")
     other.load_state_dict(json.loads(json.dumps(watch.state_dict())))
     assert other == watch
 
 
 def test_early_stopping_knows_which_way_is_up():
-    assert EarlyStopping(1, "reward").update({"eval/a/reward": 1.0}) is False
+    assert EarlyStopping(1, "reward").update({"eval/a/reward": 1.0}, 0) is False
     rising = EarlyStopping(1, "-eval/a/score")
-    assert [rising.update({"eval/a/score": x}) for x in (1.0, 2.0, 1.5)] == [False, False, True]
+    assert [rising.update({"eval/a/score": x}, 0) for x in (1.0, 2.0, 1.5)] == [False, False, True]
     with pytest.raises(ArgumentError, match="the evaluation measured only: eval/a/loss"):
-        EarlyStopping(1, "reward").update({"eval/a/loss": 1.0})
+        EarlyStopping(1, "reward").update({"eval/a/loss": 1.0}, 0)
 
 
 def test_metrics_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resume(tmp_path):

@@ -37,7 +37,7 @@ class EvaluationSet:
     spec: str
     columns: Columns
     malformed_row: Literal["error", "skip"]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)  # sets are keys of what is remembered
 
     def samples(self, counts: Counter[str]) -> Iterator[Sample]:
         """Yield the samples of the rows in their order, without numbers; `dataset` is the set's name.

@@ -20,5 +20,8 @@ parity_rows.py  the rows of the run's data that it computes
 requests.py     Ctrl-C, SIGTERM and --save-trigger
 summary.py      what a run says at its end
 early_stopping.py  ends a run whose metric has stopped improving
+best.py         the checkpoint of the best evaluation
 tracking.py     where the numbers go
+end.py          the last steps of a run
+output.py       what is wrong when a run cannot write
 """

@@ -5,10 +5,11 @@
         trainer/                 what the train backend wrote
         manifest.json            size and digest of every file above
     DIR/latest_checkpointed_iteration.txt
+    DIR/best_checkpointed_iteration.txt     with --early-stopping-keep best
 
 A checkpoint is written into a hidden folder, flushed to disk and then renamed, so a folder that is called `iter_…` and has a
-manifest is complete. On loading, every file is compared with the manifest, and one in `trainer/` that it does not list is refused;
-nothing in a checkpoint is executed. Folders of other programs may have the same name
+manifest is complete; one that is removed is first renamed back. On loading, every file is compared with the manifest, and one in
+`trainer/` that it does not list is refused; nothing in a checkpoint is executed. Folders of other programs may have the same name
 (`slime_core.data.checkpoint_folders`): they are not looked at here, never removed, and none is written beside them.
 """
 
@@ -27,6 +28,8 @@ from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iter
 from slime_core.errors import CheckpointError, DataError
 from slime_core.plain import read_json
 from slime_core.plugins import Plugins
+from slime_core.run.best import best_checkpoint, keeps_best, name_best
+from slime_core.run.output import fault_of_disk
 from slime_core.run.tracking import Console
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker
@@ -67,18 +70,19 @@ class Saving:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, (OSError, RuntimeError)):
             return
+        advice = fault_of_disk(error, self._hidden)  # before the space is free again
         shutil.rmtree(self._hidden, ignore_errors=True)
         previous = find_latest(self._folder)
         raise CheckpointError(
             f"The checkpoint after rollout {self.rollout_id} could not be written to {self._folder}: {error}. "
             + (f"The previous one, {previous}, is intact. " if previous else "There is no earlier one. ")
-            + "Free some space (or use --save-total-limit) and start the same command again with --load."
+            + (f"{advice} Then start" if advice else "Start")
+            + f" the same command again with --load {self._folder}."
         ) from error
 
     def _begin(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(f".saving_{PREFIX}*"):
-            shutil.rmtree(leftover)
+        clear_parts(self._folder)
         self.trainer.mkdir(parents=True)
 
     def finish(self, state: dict[str, Any]) -> Path:
@@ -159,6 +163,9 @@ class Checkpoints:
                 return
             path = wait(self._finishing, what)
         self._saving = self._finishing = None
+        early = self._state["early_stopping"]
+        if keeps_best(self._args) and early and early["best_rollout"] == saving.rollout_id:
+            name_best(self._folder, saving.rollout_id)
         if self._args.save_total_limit is not None:
             keep_newest(self._folder, self._args.save_total_limit)
         self._console.say(f"checkpoint: {path}")
@@ -166,9 +173,21 @@ class Checkpoints:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all complete checkpoints in `folder` but the `count` newest."""
+    """Delete all complete checkpoints in `folder` but the `count` newest, and the one that is named the best."""
+    best = best_checkpoint(folder)
     for old in _all(folder)[:-count]:
-        shutil.rmtree(old)
+        if old != best:
+            hidden = folder / f".removing_{old.name}"  # whoever finds a part of it must not take it for a checkpoint
+            shutil.rmtree(hidden, ignore_errors=True)
+            old.rename(hidden)
+            shutil.rmtree(hidden)
+
+
+def clear_parts(folder: Path) -> None:
+    """Delete what was left of checkpoints that were being written or removed when a run was killed."""
+    for pattern in (f".saving_{PREFIX}*", f".removing_{PREFIX}*"):
+        for part in folder.glob(pattern):
+            shutil.rmtree(part)
 
 
 def find_latest(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.plugins import Selected
+from slime_core.run.output import writing
 from slime_core.run.tracking import Tracking, prefixed
 from slime_core.sample import RolloutOutput, Sample, Status
 from slime_core.trajectories import means_of_trajectories
@@ -46,8 +47,10 @@ def write_generations(run_dir: Path, rollout_id: int, generations: list[Sample])
     """Write the answers of an evaluation, if there are any, as one JSON line each."""
     if generations:
         path = run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(s.to_dict()) + "\n" for s in generations), encoding="utf-8")
+        text = "".join(json.dumps(s.to_dict()) + "\n" for s in generations)
+        with writing("The answers of the evaluation", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 def _by_set(generations: list[Sample]) -> dict[str, dict[str, Any]]:

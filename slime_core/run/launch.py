@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,15 +14,18 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.resolve import BY_TIME
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.errors import ArgumentError, WorkerDied
+from slime_core.errors import ArgumentError, OutputError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
+from slime_core.run.best import keeps_best, take_over_best
 from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
+from slime_core.run.end import name_left_behind, take_all
+from slime_core.run.output import writing
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
-from slime_core.run.resume import find_previous, how_to_resume, set_earlier_run_aside
+from slime_core.run.resume import find_previous, finish_removing, how_to_resume, set_earlier_run_aside
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
 from slime_core.run.summary import Summary
@@ -65,6 +67,9 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     previous, start, state = find_previous(plan, identity)
     started_before = set(children())
     early = _early_stopping(args, state)
+    if previous is not None:
+        take_over_best(args, early, previous)
+        finish_removing(args, previous)
     set_aside = set_earlier_run_aside(run_dir) if previous is None else None
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
     _write_config(run_dir / "config.yaml", config)
@@ -100,11 +105,6 @@ def _launch(plan: Plan, ahead: bool) -> Path:
         if workers.trainer is not None:
             console.say("loading the model …")
             wait(workers.trainer.call(TrainWorker.setup), "the model to load")
-            if previous:
-                wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
-                console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
-            elif args.load:
-                console.say(start_in_words(args))
         requests = Requests(bool(args.save) and workers.trainer is not None, args.save_trigger, console)
         run = Run(
             *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
@@ -118,48 +118,53 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             engine_version=state.get("engine_version") if state else None,
             prefetched=RolloutResult.from_dict(state["prefetched"]) if state and state.get("prefetched") else None,
         )
-        missed = bool(state and state.get("evaluation_due")) and run.evaluate_if_due(start - 1)
-        if early and (early.stopped or missed):
-            console.say(f"{early.in_words()}; nothing is left to do")
+        if _initial_weights_may_be_best(args, early, start):
+            run.export(-1)
+        if workers.trainer is not None:
+            if previous:
+                wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
+                console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
+            elif args.load:
+                console.say(start_in_words(args))
+        if previous and state and state.get("evaluation_due"):
+            run.evaluate_if_due(start - 1)
+            take_over_best(args, early, previous)
+        stopped_before = early if early and early.stopped and num_rollout else None
+        over = start >= num_rollout or stopped_before is not None
+        if previous and not over:
+            run.export_with_checkpoint(start - 1)  # before which it may have been killed
+        if stopped_before:
+            console.say(f"{stopped_before.in_words()}; nothing is left to do")
         else:
             with requests:
                 train(run, start, num_rollout, ahead and not in_background)
             requests.raise_if_ended()
             if early and early.stopped:
                 console.say(early.in_words())
-        if args.save_hf and start >= num_rollout:
-            run.export(start - 1)
+        if over:
+            run.export_at_end(start - 1)
         if workers.trainer is not None:
             wait(workers.trainer.call(TrainWorker.finish), "the profiler")
     except BaseException as caught:
         error = caught
-        if isinstance(error, WorkerDied):
+        if isinstance(error, (WorkerDied, OutputError)):
             error.add_note(how_to_resume(args))
         raise
     finally:
-        with ExitStack() as stack:  # each of these, also if the one before fails
-            stack.callback(plugins.notify, "slime_run_finished", args=args, error=error)
-            if tracking:
-                stack.callback(tracking.close, error)
-            else:
-                stack.callback(jsonl.close)
-                stack.callback(console.close)
-            stack.callback(plan.close)
-            stack.callback(_name_left_behind, started_before)
-            if workers is not None:
-                stack.callback(workers.close)
-            for line in summary.lines(args, run_dir):
-                console.say(line)
+        take_all(
+            {
+                "The summary": lambda: console.say("\n".join(summary.lines(args, run_dir))),
+                "The workers": lambda: workers.close() if workers else None,
+                "What was left behind": lambda: name_left_behind(started_before),
+                "The data source": plan.close,
+                "The trackers": lambda: tracking.close(error) if tracking else None,
+                "The metrics": jsonl.close,
+                "The console": console.close,
+                "The observers": lambda: plugins.notify("slime_run_finished", args=args, error=error),
+            },
+            error,
+        )
     return run_dir
-
-
-def _name_left_behind(started_before: set[int]) -> None:
-    """Say which processes components have started that are still there when everything is closed."""
-    for number, words in children().items():
-        if number not in started_before:
-            logger.warning(
-                "process %d, which a component of the run has started, is still there: %s", number, words[:200]
-            )
 
 
 def _with_free_run_dir(plan: Plan) -> Plan:
@@ -200,5 +205,14 @@ def _early_stopping(args: RunArguments, state: dict[str, Any] | None) -> EarlySt
     return early
 
 
+def _initial_weights_may_be_best(args: RunArguments, early: EarlyStopping | None, start: int) -> bool:
+    """Whether the evaluation before training may be, or was, the best one, and there are exports to keep its weights in."""
+    if early is None or not keeps_best(args) or not args.num_rollout:
+        return False
+    return early.best_rollout == -1 if start else not args.skip_eval_before_train
+
+
 def _write_config(path: Path, config: dict[str, Any]) -> None:
-    write_whole(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    with writing("The configuration", path):
+        write_whole(path, text)

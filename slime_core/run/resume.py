@@ -51,6 +51,15 @@ def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -
     return {**state, "data_source": None, "prefetched": None, "early_stopping": None, "evaluation_due": False}
 
 
+def finish_removing(args: RunArguments, previous: Path) -> None:
+    """Remove what the run that goes on from its newest checkpoint would have removed after writing it, had it not been killed."""
+    if not args.save or previous != checkpoints.find_latest(Path(args.save)):
+        return
+    checkpoints.clear_parts(previous.parent)
+    if args.save_total_limit is not None:
+        checkpoints.keep_newest(previous.parent, args.save_total_limit)
+
+
 def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Compare the run that wrote a checkpoint with this one.
 
@@ -96,8 +105,8 @@ def _changes_of_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-_OF_A_RUN = ("metrics.jsonl", "config.yaml", "eval")
-"""What every run writes into its run directory."""
+_OF_A_RUN = ("config.yaml", "eval", "metrics.jsonl")
+"""What every run writes into its run directory. The metrics are moved last, so that a kill in between is made up for."""
 
 
 def set_earlier_run_aside(run_dir: Path) -> Path | None:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.contracts.rollout import EngineUse
+from slime_core.data.checkpoint_folders import PREFIX
 from slime_core.plugins import Plugins
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
-from slime_core.run.checkpoints import Checkpoints
+from slime_core.run.best import keeps_best
+from slime_core.run.checkpoints import Checkpoints, load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.evaluation import log_evaluation, write_generations
+from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.tracking import Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
@@ -164,7 +168,7 @@ class Run:
             self.args, rollout_id, output, measured, self.tracking, self.components.eval_rollout_log
         )
         self.plugins.notify("slime_eval_finished", args=self.args, rollout_id=rollout_id, metrics=metrics)
-        return self.early_stopping is not None and self.early_stopping.update(metrics)
+        return self.early_stopping is not None and self.early_stopping.update(metrics, rollout_id)
 
     def save_after(
         self,
@@ -185,17 +189,17 @@ class Run:
     def save_if_due(
         self, rollout_id: int, result: RolloutResult, pending: Future[RolloutResult] | None, last: bool
     ) -> None:
-        """Write a checkpoint when the interval says so, a person asks for it, or this is the last rollout; export if asked for.
+        """Write a checkpoint when the interval says so, a person asks for it, these are the best weights and the run keeps them, or
+        this is the last rollout; export if asked for.
 
         Args:
             result: of this rollout.
             pending: the next one, if it is being made already. Where it depends on the weights, a resumed run could not
                 make it again, so the checkpoint waits for it and holds it.
         """
-        args = self.args
         if self._checkpoints is not None:
             self._checkpoints.advance(to_the_end=False)
-        due = last or (args.save_interval is not None and (rollout_id + 1) % args.save_interval == 0)
+        due = last or self._is_due(rollout_id)
         asked = self._checkpoints is not None and (self.requests.take_save() or self.requests.end)
         if self.trainer is None or not (due or asked):
             return
@@ -216,15 +220,52 @@ class Run:
             self._checkpoints.save(rollout_id, state)
             if last or asked:
                 self._checkpoints.advance(to_the_end=True)
-        if args.save_hf and due and (last or "{rollout_id}" in args.save_hf):
+        if last:
+            self.export_at_end(rollout_id)
+        elif due:
+            self.export_with_checkpoint(rollout_id)
+
+    def _is_due(self, rollout_id: int) -> bool:
+        """Whether a checkpoint after this rollout is written in any case."""
+        interval, early = self.args.save_interval, self.early_stopping
+        best = keeps_best(self.args) and early is not None and early.best_rollout == rollout_id
+        return best or (interval is not None and (rollout_id + 1) % interval == 0)
+
+    def export_with_checkpoint(self, rollout_id: int) -> None:
+        """Export what the checkpoint after this rollout holds, if one was due and `--save-hf` asks for that."""
+        if "{rollout_id}" in (self.args.save_hf or "") and self._is_due(rollout_id):
             self.export(rollout_id)
+
+    def export_at_end(self, rollout_id: int) -> None:
+        """Export the weights that the run ends with: the last ones, or those of the best evaluation, for which the trainer leaves the
+        last ones. Where each checkpoint has an export of its own, so has the last one.
+
+        Args:
+            rollout_id: the last rollout.
+        """
+        best = self.early_stopping.best_rollout if self.early_stopping and keeps_best(self.args) else None
+        if best is None or self.early_stopping is None or self.trainer is None or not self.args.save_hf:
+            self.export(rollout_id)
+            return
+        console = self.tracking.console
+        console.say(self.early_stopping.best_in_words())
+        if "{rollout_id}" in self.args.save_hf or best == rollout_id:
+            self.export(rollout_id)
+        elif best >= 0:
+            folder = Path(derived(self.args.save)) / f"{PREFIX}{best:07d}"
+            load_state(folder)
+            wait(self.trainer.call(TrainWorker.load, folder), "the best checkpoint to load")
+            self.export(best)
+        else:
+            console.say(f"exported model: {self.args.save_hf}, as it was then")
 
     def export(self, rollout_id: int) -> None:
         """Write the Hugging Face checkpoint that `--save-hf` asks for."""
         if self.trainer is None or not self.args.save_hf:
             return
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
-        ends = wait(self.trainer.call(TrainWorker.export, folder), "the export")
+        with writing("The exported model", folder):
+            ends = wait(self.trainer.call(TrainWorker.export, folder), "the export")
         quantised = self.components.training.quantised.get(self.args.hf_checkpoint)
         also = f", and in the format of --hf-checkpoint: {folder / 'quantised'}" if quantised else ""
         self.tracking.console.say(f"exported model: {folder}{also}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slime_core.arguments import RunArguments
+from slime_core.run.best import best_checkpoint, keeps_best
 from slime_core.run.checkpoints import find_latest
 from slime_core.run.tracking import clock
 
@@ -62,6 +63,8 @@ class Summary:
         newest = find_latest(Path(args.save)) if args.save else None
         if newest is not None:
             lines.append(f"newest checkpoint: {newest}")
+            if keeps_best(args) and (kept := best_checkpoint(newest.parent)):
+                lines.append(f"best checkpoint: {kept}")
             if self._done < self._total:
                 lines.append(f"to go on: the same command with --load {args.save}")
         if not args.save and not args.save_hf and here and not args.debug_rollout_only:

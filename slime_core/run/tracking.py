@@ -21,6 +21,7 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.tracker import Tracker
 from slime_core.display import told
 from slime_core.plugins import Selected
+from slime_core.run.output import writing
 from slime_core.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -38,14 +39,23 @@ class JsonlTracker:
         kept = b""
         if resume_after is not None and path.exists():
             kept = b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _keep(line, resume_after))
-        write_whole(path, kept)
-        self._file = path.open("a", encoding="utf-8")
+        with writing("The metrics", path):
+            write_whole(path, kept)
+        self._path = path
+        self._file = path.open("ab", buffering=0)  # so that nothing is left to be written when it is closed
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one line, which is on disk when this returns. NaN and infinities, which JSON does not have, become null."""
+        """Write one line, which the operating system has when this returns. NaN and infinities, which JSON does not have, become
+        null.
+
+        Raises:
+            OutputError: it could not be written.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"rollout_id": step, "time": round(time.time(), 3), **finite}) + "\n")
-        self._file.flush()
+        rest = memoryview((json.dumps({"rollout_id": step, "time": round(time.time(), 3), **finite}) + "\n").encode())
+        with writing("The metrics", self._path):
+            while rest:  # a full disk takes a part, and refuses the rest
+                rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         self._file.close()
@@ -165,13 +175,11 @@ class Tracking:
             tracker.log(dict(metrics), rollout_id)
 
     def close(self, error: BaseException | None) -> None:
-        """The run is over; `error` is what ended it. All are told, also if one fails. After an error, that is the one to
-        raise, so what goes wrong here is a warning."""
+        """The run is over; `error` is what ended it. The chosen trackers are told, all of them also if one fails. After an error, that
+        is the one to raise, so what goes wrong here is a warning."""
         with ExitStack() as stack:
             for tracker in self._trackers:
                 stack.callback(_close, tracker, error)
-            stack.callback(self._jsonl.close)
-            stack.callback(self.console.close)
 
 
 def _close(tracker: Any, error: BaseException | None) -> None:

@@ -330,6 +330,8 @@ class TrainWorker:
         """Write a Hugging Face checkpoint, in high precision, which generates up to the ends of what was trained. Where
         `--hf-checkpoint` is quantised there is one in its format too, in the folder `quantised` within. The first rank returns
         those ends that the model did not know before, as text."""
+        if self._rank == 0:
+            _clear_parts(folder)
         self._actor.export_hf(folder)
         folders = [folder]
         if self._served is not None:
@@ -393,6 +395,12 @@ class TrainWorker:
         """Take part in gathering the weights that the first rank needs."""
         for _ in self._given_weights():
             pass
+
+
+def _clear_parts(export: Path) -> None:
+    """Remove the files that safetensors was writing when an earlier export into this folder was killed."""
+    for part in export.glob("**/.tmp??????"):
+        part.unlink(missing_ok=True)
 
 
 def _over_steps(name: str, values: list[float]) -> float:

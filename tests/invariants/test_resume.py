@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from slime_core.run.tracking import read_metrics
+from benchmarks.run_state import differences, numbers
 
+ROOT = Path(__file__).parents[2]
 ROLLOUTS = 15  # three epochs of twenty rows, four rows a rollout
 
 
@@ -62,54 +58,6 @@ def kill_when(words: list[str], moment: Callable[[], bool]) -> bool:
     return alive
 
 
-def numbers(folder: Path) -> list[dict]:
-    """All metrics that do not depend on the clock."""
-    return [
-        {k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")}
-        for line in read_metrics(folder / "metrics.jsonl")
-    ]
-
-
-def assert_equal_states(one: Path, other: Path) -> None:
-    last = f"iter_{ROLLOUTS - 1:07d}"
-    states = [json.loads((folder / last / "state.json").read_text()) for folder in (one, other)]
-    assert states[0] == states[1]
-    files = sorted(p.relative_to(one / last) for p in (one / last / "trainer").rglob("*") if p.is_file())
-    assert files
-    for file in files:
-        equal_contents(one / last / file, other / last / file)
-    assert numbers(one) == numbers(other)
-
-
-def equal_contents(one: Path, other: Path) -> None:
-    if one.name == ".metadata":  # which describes the *.distcp files beside it
-        equal_values(*(trained_state(p.parent) for p in (one, other)), where=one.parent.name)
-    elif one.suffix != ".distcp":
-        assert one.read_bytes() == other.read_bytes(), one.name
-
-
-def trained_state(folder: Path) -> dict[str, torch.Tensor]:
-    with tempfile.NamedTemporaryFile() as file:
-        dcp_to_torch_save(folder, file.name)
-        return torch.load(file.name, weights_only=True)
-
-
-def equal_values(one, other, where: str) -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            equal_values(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            equal_values(*pair, where=f"{where}/{number}")
-    else:
-        assert str(one) == str(other), where
-
-
 @pytest.fixture(scope="module")
 def unbroken(tiny_model, chat_rows, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -133,35 +81,38 @@ def test_a_killed_run_ends_like_the_unbroken_one(mode, unbroken, tiny_model, cha
     for name, moment in moments.items():
         assert kill_when(words, moment), f"the run ended before it could be killed {name}"
     finish(words)
-    assert_equal_states(unbroken, tmp_path)
+    assert not differences(unbroken, tmp_path)
 
 
-def test_a_run_killed_at_random_moments_ends_like_the_unbroken_one(unbroken, tiny_model, chat_rows, tmp_path):
-    words, rng = command("train-async", tiny_model, chat_rows, tmp_path), random.Random(time.time_ns())
-    for _ in range(2):
-        done = lines(tmp_path)
-        # From the moment it works again, up to a second more: some rollouts take a tenth of that.
-        delay, seen = rng.uniform(0, 0.8), []
-
-        def moment(done=done, delay=delay, seen=seen) -> bool:
-            if lines(tmp_path) != done and not seen:
-                seen.append(time.monotonic())
-            return bool(seen) and time.monotonic() - seen[0] > delay
-
-        kill_when(words, moment)
-    finish(words)
-    assert_equal_states(unbroken, tmp_path)
+def test_runs_of_other_kinds_killed_at_random_moments_end_like_unbroken_ones():
+    kinds = ["partial", "early stopping", "async save"]
+    words = [sys.executable, "-m", "benchmarks.kills", "--quick", "--warm", "--kinds", *kinds]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [
+        line.split("|")[1:-1]
+        for line in done.stdout.splitlines()
+        if line.startswith(tuple(f"| {kind} |" for kind in kinds))
+    ]
+    assert [(row[0].strip(), row[1].strip(), row[-2].strip()) for row in rows] == [(kind, "2", "0") for kind in kinds]
 
 
 def test_sync_and_async_give_the_same_weights_and_metrics(unbroken, tiny_model, chat_rows, tmp_path):
     finish(command("train-async", tiny_model, chat_rows, tmp_path))
-    assert_equal_states(unbroken, tmp_path)
+    assert not differences(unbroken, tmp_path)
 
 
 def test_the_comparison_notices_a_difference(unbroken, tiny_model, chat_rows, tmp_path):
     finish(command("train", tiny_model, chat_rows, tmp_path, "--rollout-seed", "43"))
-    with pytest.raises(AssertionError):
-        assert_equal_states(unbroken, tmp_path)
+    found = differences(unbroken, tmp_path)
+    last = f"iter_{ROLLOUTS - 1:07d}"
+    for what in (
+        "metrics: train/loss",
+        f"{last}/trainer/model.",
+        f"{last}/trainer/optimizer.",
+        f"{last}/state.json/data_source",
+    ):
+        assert any(difference.startswith(what) for difference in found), what
 
 
 def test_a_finished_run_says_that_it_is_done(unbroken, tiny_model, chat_rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import field_validator
 
@@ -95,7 +95,14 @@ class EvalArguments(ArgumentGroup):
     early_stopping_metric: str = option(
         "loss",
         "Metric to watch: 'loss' (lowest wins) or 'reward' (highest wins), averaged over the evaluation sets, or a full "
-        "name such as 'eval/heldout/loss'; '-' in front of a full name: highest wins.",
+        "name such as 'eval/heldout/loss'; with '-' in front of a full name (--early-stopping-metric=-NAME) highest wins.",
+        when="early_stopping_patience",
+    )
+    early_stopping_keep: Literal["last", "best"] = option(
+        "last",
+        "Weights that the run ends with: the last ones, or those of the best evaluation. Their checkpoint is written whatever "
+        "--save-interval is, stays whatever --save-total-limit is, is named by best_checkpointed_iteration.txt in --save, and "
+        "is what --save-hf exports.",
         when="early_stopping_patience",
     )
 

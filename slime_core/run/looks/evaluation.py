@@ -5,12 +5,17 @@ from __future__ import annotations
 
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.errors import ArgumentError
+from slime_core.run.best import keeps_best
 from slime_core.run.looks.look import Look, Scene
 
 
 def early_stopping(scene: Scene) -> None:
-    """The metric that early stopping watches is one of a set that there is."""
+    """The metric that early stopping watches is one of a set that there is, and the best checkpoint has a folder."""
     args = scene.args
+    if keeps_best(args) and not args.save:
+        scene.error(
+            "--early-stopping-keep best keeps the checkpoint of the best evaluation, and there is no folder for it. Give --save DIR."
+        )
     metric = args.early_stopping_metric.removeprefix("-")
     if not args.early_stopping_patience or "/" not in metric or not args.eval_prompt_data:
         return

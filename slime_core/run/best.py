@@ -1,0 +1,64 @@
+"""The checkpoint of the best evaluation, which `--early-stopping-keep best` keeps: a file beside the checkpoints names it.
+
+DIR/best_checkpointed_iteration.txt     the rollout after which the best evaluation was made
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from slime_core.arguments import RunArguments
+from slime_core.data.checkpoint_folders import PREFIX, is_of_a_run
+from slime_core.errors import CheckpointError
+from slime_core.run.early_stopping import EarlyStopping
+
+BEST = "best_checkpointed_iteration.txt"
+
+
+def keeps_best(args: RunArguments) -> bool:
+    """Whether a run ends with the weights of its best evaluation."""
+    return bool(args.early_stopping_patience) and args.early_stopping_keep == "best"
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that is named the best one in a folder of checkpoints; None where none is."""
+    try:
+        found = folder / f"{PREFIX}{int((folder / BEST).read_text(encoding='utf-8')):07d}"
+    except (OSError, ValueError):
+        return None
+    return found if is_of_a_run(found) else None
+
+
+def name_best(folder: Path, rollout_id: int) -> None:
+    """Let a folder of checkpoints name the one after this rollout the best."""
+    temporary = folder / f".{BEST}"
+    temporary.write_text(f"{rollout_id}\n", encoding="utf-8")
+    os.replace(temporary, folder / BEST)
+
+
+def take_over_best(args: RunArguments, early: EarlyStopping | None, loaded: Path) -> None:
+    """In a run that goes on from a checkpoint, see to it that the best checkpoint until then is in `--save`, and named there.
+
+    Args:
+        loaded: the checkpoint that it goes on from, perhaps in another folder.
+
+    Raises:
+        CheckpointError: the best one is gone.
+    """
+    if early is None or not keeps_best(args) or not args.save or early.best_rollout is None or early.best_rollout < 0:
+        return
+    save, name = Path(args.save), f"{PREFIX}{early.best_rollout:07d}"
+    if not is_of_a_run(save / name):
+        there = loaded.parent / name
+        if not is_of_a_run(there):
+            raise CheckpointError(
+                f"--early-stopping-keep best: {early.best_in_words()}, and its checkpoint {there} is gone. Restore it, or go on "
+                "with --early-stopping-keep last --on-resume-change early-stopping-keep=allow."
+            )
+        hidden = save / f".saving_{name}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.copytree(there, hidden)
+        hidden.rename(save / name)
+    name_best(save, early.best_rollout)

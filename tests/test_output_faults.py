@@ -1,0 +1,167 @@
+"""What a run says when it cannot write: which file, why, what to do. And whatever fails while it ends, the error that came first is
+the one that is told."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from slime_core.cli.main import main
+from slime_core.errors import OutputError
+from slime_core.run.end import take_all
+from slime_core.run.output import fault_of_disk, writing
+from slime_core.run.tracking import JsonlTracker, read_metrics
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with (folder / "filler").open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(512))
+
+
+def _log_for_long(jsonl: JsonlTracker) -> None:
+    for step in range(1, 200):
+        jsonl.log({f"train/{'x' * 99}": 1.0}, step)
+
+
+@pytest.fixture
+def words(tiny_model: Path, chat_rows: Path, tmp_path: Path) -> list[str]:
+    return [
+        *("train", "--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
+        *("--rollout-function-path", "sft", "--loss-type", "sft_loss", "--calculate-per-token-loss"),
+        *("--disable-compute-advantages-and-returns", "--rollout-batch-size", "2", "--num-rollout", "2"),
+    ]
+
+
+def test_metrics_on_a_full_disk_keep_their_whole_lines_and_closing_says_nothing_more(full_disk: Path) -> None:
+    path = full_disk / "metrics.jsonl"
+    jsonl = JsonlTracker(path, resume_after=None)
+    jsonl.log({"train/loss": 1.0}, 0)
+    fill(full_disk)
+    with pytest.raises(
+        OutputError, match=f"The metrics could not be written to {path}: No space left.*Free some space"
+    ):
+        _log_for_long(jsonl)
+    jsonl.close()
+    (full_disk / "filler").unlink()
+    again = JsonlTracker(path, resume_after=500)
+    again.log({"train/loss": 2.0}, 501)
+    again.close()
+    assert read_metrics(path)[-1]["train/loss"] == 2.0
+
+
+def test_a_run_on_a_full_disk_names_it_once_and_without_a_traceback(
+    words: list[str], full_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--run-dir", str(full_disk), "--save-hf", str(full_disk / "hf")]) == 1
+    told = capfd.readouterr().err
+    assert f"slime train: The exported model could not be written to {full_disk / 'hf'}: " in told
+    assert "No space left on device" in told
+    assert "Free some space there." in told
+    assert "There is no checkpoint to go on from; --save DIR --save-interval N writes some." in told
+    assert "Traceback" not in told
+    assert "could not be closed" not in told
+
+
+def test_a_checkpoint_on_a_full_disk_says_so(
+    words: list[str], full_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--run-dir", str(tmp_path / "run"), "--save", str(full_disk)]) == 1
+    told = capfd.readouterr().err
+    assert f"slime train: The checkpoint after rollout 1 could not be written to {full_disk}: " in told
+    assert "Free some space there. Then start the same command again with --load" in told
+    assert not list(full_disk.glob("*iter_*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Free some space"),
+        (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (OSError(errno.EROFS, "Read-only file system"), "read-only"),
+        (OSError(errno.ESTALE, "Stale file handle"), "mount it again"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "Free some space"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "Look at the disk"),
+        (RuntimeError("[gloo] Connection closed by peer [10.0.0.2]:4711"), None),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), None),
+        (RuntimeError("CUDA error: out of memory"), None),
+    ],
+)
+def test_only_faults_of_the_disk_are_told_as_such(error: Exception, advice: str | None, tmp_path: Path) -> None:
+    found = fault_of_disk(error, tmp_path / "not" / "there")
+    if advice is None:
+        assert found is None
+        with pytest.raises(type(error)):
+            with writing("The metrics", tmp_path):
+                raise error
+    else:
+        assert found is not None
+        assert advice in found
+
+
+def test_whatever_fails_at_the_end_the_first_error_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    taken: list[str] = []
+
+    def step(name: str, error: BaseException | None = None) -> None:
+        taken.append(name)
+        if error is not None:
+            raise error
+
+    steps = {
+        "The workers": lambda: step("workers", OSError("the workers are stuck")),
+        "The metrics": lambda: step("metrics", KeyboardInterrupt()),
+        "The observers": lambda: step("observers"),
+    }
+    with caplog.at_level(logging.WARNING), pytest.raises(OSError, match="stuck"):
+        take_all(steps, None)
+    assert taken == ["workers", "metrics", "observers"]
+    assert "The metrics could not be closed: KeyboardInterrupt" in caplog.text
+    caplog.clear()
+    take_all(steps, ValueError("the loss is NaN"))  # which goes on being raised
+    assert "The workers could not be closed: OSError: the workers are stuck" in caplog.text
+
+
+FAILING = """
+from slime_torch.backend import TorchBackend
+from slime_core.data import GlobalDataSource
+
+class Source(GlobalDataSource):
+    def close(self): raise OSError("the source cannot be closed")
+
+class Backend(TorchBackend):
+    def train_step(self, batch): raise ValueError("the step went wrong")
+    def close(self): raise OSError("the backend cannot be closed")
+"""
+
+
+def test_a_run_tells_its_own_error_also_where_nothing_can_be_closed(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ends_badly.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    chosen = ["--train-backend", "ends_badly.Backend", "--data-source-path", "ends_badly.Source"]
+    assert main([*words, *chosen, "--run-dir", str(tmp_path / "run")]) == 1
+    told = capfd.readouterr().err
+    assert "slime train: ValueError: the step went wrong" in told
+    sys.modules.pop("ends_badly", None)
