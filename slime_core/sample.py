@@ -247,7 +247,15 @@ class Sample:
         for name, value in data.get("attributes", {}).items():
             if getattr(cls, name, None) is not None:  # those of slime's fields alone are None
                 raise SampleError(f"A stored sample has the attribute {name!r}, which is no hook's.")
-            setattr(sample, name, value)
+            if name not in _NAME_CODE:
+                setattr(sample, name, value)
+            elif value is not None:
+                logger.warning(
+                    "%s is stored with %s %r, which is not followed: no file says what is imported.",
+                    sample.name,
+                    name,
+                    value,
+                )
         return sample
 
 
@@ -339,6 +347,8 @@ _OF_SLIME_ALONE = {
     "custom_rm_path": "the reward of this sample alone (metadata['rm_type'] here)",
 }
 """Fields of samples in slime that nothing reads here, and what they are there."""
+_NAME_CODE = ("generate_function_path", "custom_rm_path")
+"""Those among them that are import paths."""
 for _name in (*_OF_SLIME_ALONE, "session_id"):
     setattr(Sample, _name, None)  # hooks of slime look at them
 

@@ -54,6 +54,26 @@ def test_the_checkpoint_that_is_named_is_gone_on_from(sft, saved, tmp_path, caps
     assert [line["rollout_id"] for line in done] == list(range(from_rollout, 3))
 
 
+def test_a_run_that_goes_back_sets_newer_checkpoints_aside_and_its_own_are_the_newest(sft, saved, capsys):
+    words = [*sft, "--num-rollout", "3", "--load", saved, "--save", saved, "--save-interval", "1"]
+    status, said = outcome(
+        capsys,
+        *words,
+        *("--num-rollout", "2", "--on-resume-change", "num-rollout=allow"),
+        *("--ckpt-step", "0", "--save-total-limit", "1"),
+    )
+    assert status == 0, said
+    assert f"newer than iter_0000000, which the run goes on from, are now in {saved / 'earlier-1'}" in said
+    assert sorted(path.name for path in saved.glob("iter_*")) == ["iter_0000001"]
+    assert sorted(path.name for path in (saved / "earlier-1").iterdir()) == ["iter_0000001", "iter_0000002"]
+    status, said = outcome(capsys, *words, "--on-resume-change", "num-rollout=allow")
+    assert status == 0, said
+    assert "iter_0000001: 2 of 3 rollouts are done" in said
+    assert "newer than" not in said
+    status, said = outcome(capsys, *[word if word != "3" else "0" for word in words[:-4]], "--ckpt-step", "1")
+    assert not (saved / "earlier-2").exists(), "nothing is moved by a run that trains nothing"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

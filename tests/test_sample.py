@@ -108,3 +108,14 @@ def flat(value):
 def test_what_is_no_number_is_named_with_sample_and_place(field, left, says):
     with pytest.raises(SampleError, match=f"sample 3: {says}"):
         Sample(index=3, **{field: left}).make_plain()
+
+
+@pytest.mark.parametrize("name", ["custom_rm_path", "generate_function_path"])
+def test_no_stored_sample_says_what_is_imported(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    sample = Sample(index=4)
+    setattr(sample, name, "somebodys.module.function")
+    sample.judge = "mine"  # type: ignore[attr-defined]  # what a hook sets is kept
+    stored = Sample.from_dict(sample.to_dict())
+    assert getattr(stored, name) is None
+    assert stored.judge == "mine"  # type: ignore[attr-defined]  # as above
+    assert f"sample 4 is stored with {name} 'somebodys.module.function', which is not followed" in caplog.text

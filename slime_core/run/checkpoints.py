@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,22 @@ def keep_newest(folder: Path, count: int) -> None:
             shutil.rmtree(hidden, ignore_errors=True)
             old.rename(hidden)
             shutil.rmtree(hidden)
+
+
+def set_newer_aside(save: str | None, previous: Path) -> Path | None:
+    """Where a run goes on from an earlier checkpoint of its own folder (`--ckpt-step`): move the newer ones into `earlier-N`, the first
+    that is free, and return this folder; None if there are none. What comes next is then the newest, and takes no other's place."""
+    folder = previous.parent
+    if not save or folder.resolve() != Path(save).resolve():
+        return None
+    newer = [path for path in _all(folder) if path.name > previous.name]
+    if not newer:
+        return None
+    aside = next(path for n in count(1) if not (path := folder / f"earlier-{n}").exists())
+    aside.mkdir()
+    for path in newer:
+        path.rename(aside / path.name)
+    return aside
 
 
 def clear_parts(folder: Path) -> None:

@@ -19,6 +19,7 @@ from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
 from slime_core.rollout.worker import RolloutResult, RolloutWorker
 from slime_core.run.best import keeps_best, take_over_best
+from slime_core.run.checkpoints import set_newer_aside
 from slime_core.run.claims import Claims
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.end import name_left_behind, take_all
@@ -67,7 +68,10 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     previous, start, state = find_previous(plan, identity)
     started_before = set(children())
     early = _early_stopping(args, state)
+    newer = None
     if previous is not None:
+        if start < num_rollout and not args.debug_rollout_only:
+            newer = set_newer_aside(args.save, previous)
         take_over_best(args, early, previous)
         finish_removing(args, previous)
     set_aside = set_earlier_run_aside(run_dir) if previous is None else None
@@ -82,6 +86,10 @@ def _launch(plan: Plan, ahead: bool) -> Path:
         console.say(
             "note: --keep-old-actor has no effect: in `slime train` the engine has the trainer's weights in every rollout, unless "
             "--update-weights-interval says otherwise."
+        )
+    if newer and previous:
+        console.say(
+            f"note: checkpoints that are newer than {previous.name}, which the run goes on from, are now in {newer}"
         )
     if set_aside:
         console.say(f"note: metrics, configuration and evaluations of an earlier run are now in {set_aside}")
@@ -153,7 +161,9 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     finally:
         take_all(
             {
-                "The summary": lambda: console.say("\n".join(summary.lines(args, run_dir))),
+                "The summary": lambda: console.say(
+                    "\n".join(summary.lines(args, run_dir, bool(early and early.stopped)))
+                ),
                 "The workers": lambda: workers.close() if workers else None,
                 "What was left behind": lambda: name_left_behind(started_before),
                 "The data source": plan.close,

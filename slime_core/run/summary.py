@@ -46,7 +46,7 @@ class Summary:
             elif not name.startswith("perf/") and _counts_losses(name.rpartition("/")[2]):
                 self._lost[name] += int(value)
 
-    def lines(self, args: RunArguments, run_dir: Path) -> list[str]:
+    def lines(self, args: RunArguments, run_dir: Path, stopped_early: bool = False) -> list[str]:
         """The summary, line by line."""
         here = self._done - self._before
         earlier = f", {self._before} of them earlier" if self._before else ""
@@ -65,7 +65,7 @@ class Summary:
             lines.append(f"newest checkpoint: {newest}")
             if keeps_best(args) and (kept := best_checkpoint(newest.parent)):
                 lines.append(f"best checkpoint: {kept}")
-            if self._done < self._total:
+            if self._done < self._total and not stopped_early:
                 lines.append(f"to go on: the same command with --load {args.save}")
         if not args.save and not args.save_hf and here and not args.debug_rollout_only:
             lines.append("no weights are kept: neither --save nor --save-hf was given")
