@@ -163,6 +163,7 @@ class Host:
                 "--head",
                 f"--port={PORT}",
                 f"--include-dashboard={str(dashboard).lower()}",
+                f"--dashboard-host={self.address}",  # by default it listens to this machine alone
                 f"--temp-dir={folder}",
             ]
         else:

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.hosts import PORT, Command, Host, two_hosts, why_not
+from benchmarks.hosts import PORT, START_S, Command, Host, two_hosts, why_not
+from slime_core.run.tracking import read_metrics
 from slime_core.testing.checkpoint import tiny_checkpoint
 
 LIMIT_S = 240.0
@@ -41,6 +42,30 @@ try:
     print("met", int(ranks.sum(torch.ones(1)).item()), "by", os.environ["GLOO_SOCKET_IFNAME"])
 except ClusterError as error:
     sys.exit(f"refused: {error}")
+"""
+
+_WEIGHTS = """
+import os, sys, torch
+from slime_core.tensors.interfaces import variables_towards
+from slime_engine_sglang import transports
+
+server, number, port = sys.argv[1], int(sys.argv[2]), 5002
+if number:  # a process of the server, which SGLang's own code brings into the group
+    from torch.distributed import TCPStore, PrefixStore, distributed_c10d as c10d
+    os.environ.update(variables_towards(server, 1))
+    store = PrefixStore("weights", TCPStore(sys.argv[3], port, 2, wait_for_workers=False))
+    group, _ = c10d._new_process_group_helper(
+        *(2, 1, [], c10d.Backend("gloo"), store), group_name="weights", timeout=transports.GROUP_TIMEOUT
+    )
+    c10d._world.pg_group_ranks[group] = {0: 0, 1: 1}
+else:
+    import socket
+    host = transports.address_for([f"http://{server}:1"])
+    _, group = transports._make_group(host, socket.create_server((host, port)), 2, "weights", "gloo")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+weight = torch.full((3,), 7.0 - 7 * number)
+torch.distributed.broadcast(weight, src=0, group=group)
+print("has", weight.tolist())
 """
 
 _PLUGIN = """
@@ -73,10 +98,12 @@ class Scene:
     model: Path
     rows: Path
 
-    def start_ray(self, dashboard: bool = False) -> None:
-        """Start a cluster of both: two CPUs on the first, for a rank and the rollout worker, and one on the second."""
-        self.first.join(self.first, 2, dashboard=dashboard)
-        self.join_second()
+    def start_ray(self, first: int = 2, second: int = 1, dashboard: bool = False) -> None:
+        """Start a cluster of both with so many CPUs; by default for a rank and the rollout worker, and for another rank."""
+        for host in (self.first, self.second):
+            host.end_all()
+        self.first.join(self.first, first, dashboard=dashboard)
+        self.join_second(second)
 
     def join_second(self, cpus: int = 1) -> None:
         """Start Ray on the second machine, on which a folder `site` is another one than on the first."""
@@ -145,6 +172,19 @@ def missing_ranks_are_named(scene: Scene) -> list[str]:
     took = r"It took 3.\d s, of at most 0.05 minutes"
     assert re.search(rf"Training rank 0 .* 10.77.0.1:5000.* rank 1 did not come.* {took}", runs[0].text), runs[0].text
     assert re.search(rf"Training rank 1 .* 10.77.0.1:5001.* Connection refused.* {took}", runs[1].text), runs[1].text
+    return [run.lines[-1][1] for run in runs]
+
+
+def weights_reach_a_server(scene: Scene) -> list[str]:
+    """A trainer alone, which met no other rank, broadcasts weights to the process of a server on the other machine."""
+    words = [sys.executable, "-c", _WEIGHTS, scene.second.address]
+    runs = [
+        host.start([*words, str(number), scene.first.address], PYTHONPATH=scene.path())
+        for number, host in enumerate((scene.first, scene.second))
+    ]
+    for run in reversed(runs):  # the server first, for which the trainer waits
+        assert run.wait(START_S) == 0, run.text
+        assert run.lines[-1][1] == "has [7.0, 7.0, 7.0]", run.text
     return [run.lines[-1][1] for run in runs]
 
 
@@ -271,18 +311,34 @@ def submitted_job(scene: Scene) -> list[str]:
 
 
 def servers(scene: Scene) -> list[str]:
-    """GRPO with a server of SGLang on the second machine beside a rank, and the other rank on the first."""
+    """GRPO with a server of SGLang on the second machine, which gets the weights from the first in each of the three ways; rank 0
+    has the first machine for itself."""
+    scene.start_ray(first=1, second=3)
     (scene.folder / "host_reward.py").write_text(_REWARD)
     options = """--apply-chat-template --rollout-engine sglang --rollout-num-gpus 1 --custom-rm-path host_reward.even
-        --n-samples-per-prompt 3 --rollout-max-response-len 6"""
-    scene.second.end_all()
-    scene.join_second(cpus=2)
-    run = scene.first.start(scene.words("servers", *options.split(), rollouts=2), PYTHONPATH=scene.path(scene.folder))
-    assert run.wait(2 * LIMIT_S) == 0, run.text
-    return [line for _, line in run.lines if line.startswith(("training rank", "rollout "))]
+        --n-samples-per-prompt 3 --rollout-max-response-len 6 --check-weight-update-equal"""
+    told = []
+    for transport in ("nccl", "tensor", "disk"):  # without a GPU the first is a group of gloo
+        words = scene.words(transport, *options.split(), "--update-weight-transport", transport, rollouts=3)
+        run = scene.first.start(words, PYTHONPATH=scene.path(scene.folder))
+        assert run.wait(2 * LIMIT_S) == 0, f"{transport}: {run.text}"
+        assert re.search(rf"training rank 0: process \d+ on {scene.first.address}", run.text), run.text
+        began = (scene.folder / transport / "sglang" / "server-0.log").read_text()
+        assert f"--host {scene.second.address}" in began, began[:2000]
+        lines = read_metrics(scene.folder / transport / "metrics.jsonl")
+        apart = [line["train/train_rollout_logprob_abs_diff"] for line in lines]
+        assert len(apart) == 3, run.text
+        assert max(apart) < 1e-4, run.text
+        took = [line["perf/update_weights_time"] for line in lines if "perf/update_weights_time" in line]
+        told.append(f"{transport}: log-probs of trainer and server differ by {max(apart):.1e}; updates took {took} s")
+        told += [line for _, line in run.lines if line.startswith(("training rank", "rollout "))]
+    return told
 
 
-WITHOUT_RAY: tuple[Callable[[Scene], list[str]], ...] = (ranks_meet, unreachable_rank_is_named, missing_ranks_are_named)
+WITHOUT_RAY: tuple[Callable[[Scene], list[str]], ...] = (
+    *(ranks_meet, unreachable_rank_is_named, missing_ranks_are_named),
+    weights_reach_a_server,
+)
 WITH_RAY: tuple[Callable[[Scene], list[str]], ...] = (sft, other_versions_are_refused, slow_link, grpo, pulled_cable)
 FURTHER: dict[Callable[[Scene], list[str]], str] = {submitted_job: "ray.dashboard.optional_deps", servers: "sglang"}
 """Scenarios, each with the module that it needs."""
@@ -325,7 +381,7 @@ def main() -> int:
             if (module := FURTHER.get(scenario)) and not _importable(module):
                 print(f"skipped  {scenario.__name__}: needs {module}", flush=True)
                 continue
-            if scenario not in WITHOUT_RAY and not started:
+            if scenario not in (*WITHOUT_RAY, servers) and not started:
                 stage.start_ray(dashboard=_importable(FURTHER[submitted_job]))
                 started = True
             begun = time.monotonic()

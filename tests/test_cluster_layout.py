@@ -338,3 +338,19 @@ def test_a_tensor_that_is_a_view_arrives_without_what_it_is_a_view_of():
     sent = to_bytes(torch.arange(1000.0).reshape(10, 100)[:, 3])
     assert sent[0].nbytes == 40
     assert from_bytes(sent).tolist() == [100.0 * n + 3 for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"),
+    [
+        ("The actor died because its node has died. Node Id: 2c: health check failed due to missing heartbeats", True),
+        ("The actor died unexpectedly. The node was terminated. Its node was dead", True),
+        ("The actor died because of an error raised in its creation task, on node 2c", False),
+        ("Worker unexpectedly exits with a connection error code 2", False),
+    ],
+)
+def test_a_machine_that_is_gone_is_told_from_a_process_that_is(said: str, gone: bool) -> None:
+    pytest.importorskip("ray")
+    from slime_core.runtime.actor_handles import machine_is_gone
+
+    assert machine_is_gone(RuntimeError(said)) is gone

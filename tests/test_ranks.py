@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from slime_core.errors import ClusterError
+from slime_core.tensors import interfaces
 from slime_core.tensors.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -56,6 +57,26 @@ def test_ranks_that_do_not_find_each_other_say_so_in_time(
         monkeypatch.setenv(name, value)
     with pytest.raises(ClusterError, match=message):
         Ranks.join(timeout_minutes=0.02)
+
+
+def test_the_interface_announced_is_the_one_that_reaches_the_other_side_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in names:
+        monkeypatch.setenv(name, "")
+    own = [(interface, address) for interface, address in interfaces.addresses() if ":" not in address]
+    assert ("lo", "127.0.0.1") in own
+    for interface, address in own:
+        assert interfaces.announce_towards(address, 1) == (f"interface {interface}", address)
+        for other, towards in own:  # what the ranks announce to each other does not bind what others are told
+            with interfaces.announcing_towards(towards, 1):
+                assert [os.environ[name] for name in names] == [other, f"={other}"]
+        assert [os.environ[name] for name in names] == [interface, f"={interface}"]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
+    assert set(interfaces.variables_towards("127.0.0.1", 1)) == {"NCCL_SOCKET_IFNAME"}
+    with interfaces.announcing_towards("127.0.0.1", 1):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth77"
 
 
 def test_a_process_alone_exchanges_nothing_and_leaves_the_process_group_of_others_as_it_is(

@@ -37,6 +37,11 @@ def test_ranks_say_what_they_tried_in_the_time_that_it_took(scene: two_hosts.Sce
     assert two_hosts.missing_ranks_are_named(scene)
 
 
+def test_weights_reach_a_server_on_the_other_machine(scene: two_hosts.Scene) -> None:
+    pytest.importorskip("slime_engine_sglang")
+    assert two_hosts.weights_reach_a_server(scene)
+
+
 def test_another_version_of_a_plugin_on_the_second_machine_is_refused(cluster_of_two: two_hosts.Scene) -> None:
     assert two_hosts.other_versions_are_refused(cluster_of_two)
 

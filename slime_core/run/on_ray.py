@@ -25,7 +25,7 @@ from slime_core.run.plan import Plan
 from slime_core.run.tracking import Console
 from slime_core.run.workers import Workers
 from slime_core.runtime.actor import Maker, WorkerActor
-from slime_core.runtime.actor_handles import ActorHandle, Member, Watch
+from slime_core.runtime.actor_handles import ActorHandle, Member, Watch, machine_is_gone
 from slime_core.runtime.connect import Machine, connect
 from slime_core.runtime.handles import wait, wait_all
 from slime_core.runtime.layout import Layout, Placement, Resources, place
@@ -191,9 +191,12 @@ def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> li
             members.append(Member(name, actor, ray.get(actor.where.remote(), timeout=_START_S)))
         except RayError as error:
             text = " ".join(str(error).split())
-            raise ClusterError(
-                f"The process of the {name} did not start: {text} The same slime must be installed on every machine."
-            ) from None
+            advice = (
+                "Ray has only now noticed that this machine is gone. If it was started again meanwhile, start the run again too."
+                if machine_is_gone(error)
+                else "The same slime must be installed on every machine."
+            )
+            raise ClusterError(f"The process of the {name} did not start: {text} {advice}") from None
     return members
 
 

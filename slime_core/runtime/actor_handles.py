@@ -48,13 +48,16 @@ class Member:
 
     def died(self, error: Exception) -> WorkerDied:
         """The error to raise when Ray reports that this actor is gone."""
-        said = str(error).lower()
-        if "node" in said and any(
-            word in said for word in ("node has died", "node was dead", "node is dead", "node died")
-        ):
+        if machine_is_gone(error):
             return _cut_off(str(self), "Ray has given the machine up")
         why = "its machine ran out of memory" if isinstance(error, OutOfMemoryError) else "it was killed, or crashed"
         return WorkerDied(f"The {self} has ended: {why}. What it printed last stands above.")
+
+
+def machine_is_gone(error: Exception) -> bool:
+    """Whether an error of Ray says that an actor's machine, not only its process, is gone."""
+    said = str(error).lower()
+    return any(words in said for words in ("node has died", "node was dead", "node is dead", "node died"))
 
 
 def _cut_off(what: str, why: str) -> WorkerDied:

@@ -10,7 +10,7 @@ import socket
 import struct
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
@@ -39,6 +39,40 @@ def addresses() -> list[tuple[str, str]]:
     return found
 
 
+def variables_towards(host: str, port: int) -> dict[str, str]:
+    """Return the environment variables by which gloo and NCCL announce the interface from which packets to `host` leave: none
+    where that is unknown, or where the user's environment names another one. `host` may be an address of this machine,
+    and then it is the interface that has it.
+
+    Raises:
+        OSError: the name is not known, or there is no route.
+    """
+    name = _interface_of(address_towards(host, port))
+    found = {} if name is None else {_GLOO: name, _NCCL: f"={name}"}  # with "=" it is the whole name, not a beginning
+    return {variable: value for variable, value in found.items() if not _of_user(variable)}
+
+
+@contextmanager
+def announcing_towards(host: str, port: int) -> Iterator[None]:
+    """Return a context in which gloo, in this process, announces the interface from which packets to `host` leave, unless the
+    user's environment names another one. NCCL reads its variable once in a process.
+
+    Raises:
+        OSError: as for `variables_towards`.
+    """
+    variables = variables_towards(host, port)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def announce_towards(host: str, port: int) -> tuple[str, str]:
     """Let gloo and NCCL in this process announce the interface from which packets to `host` leave, unless the environment names
     another one.
@@ -51,14 +85,12 @@ def announce_towards(host: str, port: int) -> tuple[str, str]:
             have.
     """
     address = address_towards(host, port)
-    by_address = {address: name for name, address in reversed(addresses())}
-    name = by_address.get("127.0.0.1" if ipaddress.ip_address(address).is_loopback else address)
-    if name is not None:
-        os.environ.setdefault(_NCCL, f"={name}")  # with "=" it is the whole name, not a beginning
-    own = os.environ.get(_GLOO, "").split(",")[0]
+    name = _interface_of(address)
+    own = os.environ.get(_GLOO, "").split(",")[0] if _of_user(_GLOO) else ""
+    chosen = variables_towards(host, port)
+    _chosen.update(chosen)
+    os.environ.update(chosen)
     if not own:
-        if name is not None:
-            os.environ[_GLOO] = name
         return f"interface {name or 'unknown'}", address
     of_own = [address for interface, address in addresses() if interface == own]
     if not of_own:
@@ -67,6 +99,22 @@ def announce_towards(host: str, port: int) -> tuple[str, str]:
             f"that reaches {host} is taken{f': {name}' if name else ''}."
         )
     return f"interface {own}, as {_GLOO} says", address if address in of_own else of_own[0]
+
+
+_chosen: dict[str, str] = {}
+"""What `announce_towards` has set, which is not the user's choice."""
+
+
+def _of_user(variable: str) -> bool:
+    """Whether the user has set it."""
+    value = os.environ.get(variable)
+    return bool(value) and value != _chosen.get(variable)
+
+
+def _interface_of(address: str) -> str | None:
+    """The interface of this machine that has the address; None where it is unknown."""
+    by_address = {address: name for name, address in reversed(addresses())}
+    return by_address.get("127.0.0.1" if ipaddress.ip_address(address).is_loopback else address)
 
 
 def _version_4() -> Iterator[tuple[str, str]]:

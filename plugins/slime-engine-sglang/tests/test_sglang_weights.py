@@ -22,12 +22,14 @@ from slime_core.contracts.precision import Hardware
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
+from slime_core.tensors import interfaces
 from slime_core.tensors.quantised_weights import quantised_like
 from slime_engine_sglang import low_precision, snapshot
 from slime_engine_sglang.control import control_clients
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.process import ChildProcess, free_port
 from slime_engine_sglang.samples import WeightSamples
+from slime_engine_sglang.server import Server
 from slime_engine_sglang.transports import TensorTransport, address_for, serialized
 from slime_engine_sglang.weights import SGLangWeightSender
 from slime_fp8.convert import to_fp8
@@ -106,6 +108,18 @@ def test_the_trainers_address_is_one_that_every_server_can_reach():
     except OSError:
         pytest.skip("this machine has no network")
     assert address_for([here, elsewhere]) == address != "127.0.0.1"
+
+
+def test_a_server_announces_the_interface_of_the_address_that_it_serves_at(tmp_path, monkeypatch):
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for interface, address in interfaces.addresses():
+        if ":" not in address:
+            variables = Server(arguments(tmp_path, tmp_path), 0, tmp_path / "log", address)._environment()
+            assert [variables[name] for name in names] == [interface, f"={interface}"]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
+    assert "GLOO_SOCKET_IFNAME" not in Server(arguments(tmp_path, tmp_path), 0, tmp_path / "log")._environment()
 
 
 def test_the_group_is_nccls_between_gpus_that_trainer_and_servers_do_not_share(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
+from slime_core.tensors.interfaces import variables_towards
 from slime_engine_sglang.options import SERVER, command_line
 from slime_engine_sglang.process import ChildProcess, free_port, tail
 
@@ -101,8 +102,7 @@ class Server:
         defaults = {"TOKENIZERS_PARALLELISM": "false"}
         if not self._gpus:
             defaults["SGLANG_USE_CPU_ENGINE"] = "1"
-        if self.host == LOOPBACK:
-            defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        defaults |= variables_towards(self.host, self.port)  # its process groups are where its HTTP address is
         return {**{name: value for name, value in defaults.items() if name not in os.environ}, **own}
 
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
 import pickle
 import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from slime_core.tensors.interfaces import announcing_towards
 from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang.control import ControlClient, as_json, call_all
 from slime_engine_sglang.errors import SGLangError
@@ -264,7 +264,7 @@ def _make_group(
         master_listen_fd=listener.detach(),
         use_libuv=True,
     )
-    with _on_loopback(host):
+    with announcing_towards(host, port):
         group, _ = c10d._new_process_group_helper(
             *(world_size, 0, [], c10d.Backend(backend), PrefixStore(name, store)),
             group_name=name,  # type: ignore[arg-type]  # a name for type checkers alone
@@ -272,20 +272,6 @@ def _make_group(
         )
     c10d._world.pg_group_ranks[group] = {rank: rank for rank in range(world_size)}
     return store, group
-
-
-@contextlib.contextmanager
-def _on_loopback(host: str) -> Iterator[None]:
-    """Return a context in which process groups listen only on the loopback interface, if that is where the servers
-    are."""
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if host == "127.0.0.1" else ()
-    own = [name for name in names if name not in os.environ]
-    os.environ.update(dict.fromkeys(own, "lo"))
-    try:
-        yield
-    finally:
-        for name in own:
-            del os.environ[name]
 
 
 def _in_thread(work: Callable[[], T]) -> Future[T]:
