@@ -194,6 +194,22 @@ def alone(
         leave()
 
 
+def momentum(checkpoints: Path, folder: Path, found: dict[str, Any]) -> None:
+    """Train with SGD, save, and go on from there in a new backend."""
+    case = Case("qwen3", distributed=False, options={"optimizer": "sgd"})
+    for name in ("unbroken", "resumed"):
+        backend = ready(case, checkpoints)
+        if name == "resumed":
+            backend.load_state(folder)
+        else:
+            train(backend, BEFORE)
+            save(backend, folder)
+        found[name] = train(backend, AFTER)
+        forget(backend)
+        del backend
+        leave()
+
+
 def save_for_ever(checkpoints: Path, folder: Path, background: bool) -> None:
     """Go on from the newest checkpoint, if there is one, and write one after every step."""
     backend = ready(Case("qwen2"), checkpoints)

@@ -78,6 +78,7 @@ def one_rank(checkpoints: Path, two_ranks: Any) -> Any:
     jobs = {
         "kill_while_saving": (checkpoints, killed, ROUNDS),
         "alone": (cases, checkpoints),
+        "momentum": (checkpoints, folder / "momentum"),
         "names": (list(MODELS), checkpoints),
         "read_by_megatron": ("qwen3", folder / "qwen3 converted", checkpoints),
         "initial_weights": initial_weights(folder, checkpoints),
@@ -230,3 +231,9 @@ def test_a_state_goes_through_layouts_of_four_ranks(checkpoints: Path, tmp_path:
     losses = list(found[0].values())
     assert losses[1:] == [pytest.approx(losses[0], abs=2e-6)] * 2
     assert [differing(tmp_path / "0", tmp_path / str(number)) for number in (1, 2)] == [[], []]
+
+
+def test_the_momenta_of_sgd_are_loaded(one_rank: Any) -> None:
+    found = one_rank["momentum"]
+    assert found["resumed"] == found["unbroken"]
+    assert len(set(found["unbroken"])) == len(found["unbroken"]), "the weights move"

@@ -70,9 +70,19 @@ def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) ->
         clip_grads.l2_norm_impl = _norm
     optimizer = get_megatron_optimizer(config, [wrapped])
     _compute_in_one_pass(optimizer)
+    for part in parts_of(optimizer):
+        if part.init_state_fn is None:  # of SGD, whose state megatron-core could then not load
+            part.init_state_fn = _make_momenta
     wrapped_config: Any = wrapped.config
     wrapped_config.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def _make_momenta(optimizer: torch.optim.Optimizer, config: Any = None) -> None:
+    """Give SGD the state that it has after a step, as zeros, for a checkpoint to be loaded into."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def _norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], *_: Any) -> tuple[Tensor, None]:
