@@ -199,6 +199,23 @@ class Host:
         limit = ["tc", "qdisc", "del", "dev", self.device, "root"]
         subprocess.run(["ip", "netns", "exec", self.space, *limit], check=False, capture_output=True)
 
+    def running(self, words: str) -> list[str]:
+        """The commands that run on this machine and have these words in them."""
+        found = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False)
+        commands = []
+        for pid in found.stdout.split():
+            with suppress(OSError):  # it has ended
+                commands.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        return [command for command in commands if words in command]
+
+    def wait_for_end(self, words: str, seconds: float) -> float:
+        """Wait until nothing runs on this machine that has these words in its command, and return how many seconds that took."""
+        started = time.monotonic()
+        while left := self.running(words):
+            assert time.monotonic() - started < seconds, f"after {seconds:.0f} s there are still: {left}"
+            time.sleep(0.2)
+        return time.monotonic() - started
+
     def end_all(self) -> None:
         """End every process that runs on this machine."""
         for _ in range(20):

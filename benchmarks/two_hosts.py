@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -223,6 +224,8 @@ def pulled_cable(scene: Scene) -> list[str]:
         scene.train("whole")
     told = lost_machine_is_named(scene)
     scene.second.plug(True)
+    left = scene.second.wait_for_end("WorkerActor", GONE_S)
+    told.append(f"the rank on the machine that was cut off had ended {left:.1f} s after the cable was in again")
     scene.second.end_all()
     scene.join_second()
     resumed = scene.train("broken", *_SFT, "--load", str(scene.folder / "broken-save"))
@@ -235,6 +238,7 @@ def lost_machine_is_named(scene: Scene) -> list[str]:
     """The first half of `pulled_cable`, which leaves the cable pulled."""
     run = scene.first.start(scene.words("broken"), PYTHONPATH=scene.path())
     run.wait_for("rollout 3/6", LIMIT_S)
+    assert scene.second.running("WorkerActor")
     scene.second.plug(False)
     pulled = time.monotonic() - run.started
     named = run.wait_for("does not answer at port", GONE_S) - pulled
@@ -373,6 +377,7 @@ def main() -> int:
         raise SystemExit(
             f"There is no scenario {', '.join(unknown)}; there are {', '.join(s.__name__ for s in known)}."
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # takes the machines away
     with scene() as stage:
         started = False
         for scenario in known:
