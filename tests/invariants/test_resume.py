@@ -110,7 +110,7 @@ def test_the_comparison_notices_a_difference(unbroken, tiny_model, chat_rows, tm
         "metrics: train/loss",
         f"{last}/trainer/model.",
         f"{last}/trainer/optimizer.",
-        f"{last}/state.json/data_source",
+        f"{last}/state.json/arguments/rollout_seed",
     ):
         assert any(difference.startswith(what) for difference in found), what
 
