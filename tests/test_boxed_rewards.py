@@ -54,7 +54,6 @@ def test_a_row_may_ask_for_the_box_too(install_plugin):
     install_plugin(BOXED_REWARDS)
     assert scored("length", rm_type="boxed_length") == 4.0
     assert scored("boxed_length", rm_type="length") == float(len(ANSWER))
-    assert scored("length", rm_type="boxed_open_pack.length") == 4.0
 
 
 def test_a_boxed_reward_that_does_not_exist_is_named(sft, capsys):

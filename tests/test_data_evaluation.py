@@ -44,7 +44,7 @@ def test_every_row_of_every_set_becomes_a_sample_that_names_its_set(arguments: A
 
 
 def test_a_set_may_have_columns_of_its_own(arguments: Any) -> None:
-    (only,) = evaluation_sets(arguments({"easy": ROWS}), Columns("answer", "question"))
+    (only,) = evaluation_sets(arguments({"easy": ROWS}), lambda args: Columns("answer", "question"))
     assert [(s.prompt, s.label) for s in only.samples(Counter())] == [("a0", "q0"), ("a1", "q1"), ("a2", "q2")]
 
 

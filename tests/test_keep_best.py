@@ -95,7 +95,11 @@ def test_it_needs_a_folder_for_the_checkpoint(words: list[str], capfd: pytest.Ca
     "more",
     [
         pytest.param(("--lora-rank", "4"), id="lora"),
-        pytest.param(("--train-backend", "megatron"), id="megatron"),
+        pytest.param(
+            ("--train-backend", "megatron"),
+            id="megatron",
+            marks=pytest.mark.filterwarnings("ignore:Please use DTensor instead:FutureWarning"),
+        ),
         pytest.param(("--async-save", "--ray-address", "local", "--actor-num-gpus-per-node", "2"), id="two-ranks"),
     ],
 )

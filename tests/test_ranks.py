@@ -30,9 +30,9 @@ def free_port() -> int:
         (
             {"RANK": "1"},
             r"Training rank 1 \(process \d+ on .*\) did not find the other ranks at 127.0.0.1:\d+, .*: Connection refused. "
-            r"Check that a rank with the number 0 \(RANK\) .* It took 1.\d s, of at most 0.02 minutes",
+            r"Check that a rank with the number 0 \(RANK\) .* It took \d+.\d s, of at most 0.02 minutes",
         ),
-        ({"RANK": "0"}, r"Training rank 0 .* rank 1 did not come. Check that 2 ranks were started .* It took 1.\d s"),
+        ({"RANK": "0"}, r"Training rank 0 .* rank 1 did not come. Check that 2 ranks were started .* It took \d+.\d s"),
         (
             {"RANK": "1", "MASTER_ADDR": "nowhere.invalid"},
             r"did not find the other ranks at nowhere.invalid:\d+, .*(not known|resolution|No address).* It took \d.\d s",

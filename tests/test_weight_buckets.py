@@ -113,7 +113,15 @@ def between() -> Iterator[Callable[..., WeightSync]]:
         args: Any = SimpleNamespace(update_weight_buffer_size=limit)
         trainer, rollouts = TrainWorker.__new__(TrainWorker), RolloutWorker.__new__(RolloutWorker)
         vars(trainer).update(
-            _args=args, _actor=backend, _buckets=None, _rank=0, _ranks=1, _models=[], _sender=None, _served=None
+            _args=args,
+            _actor=backend,
+            _buckets=None,
+            _rank=0,
+            _ranks=1,
+            _models=[],
+            _sender=None,
+            _served=None,
+            _serves=None,
         )
         vars(rollouts).update(_engine=engine, _intake=None, _closes_data=False, _background=Engine(numbers))
         handles.extend([LocalHandle(trainer, "trainer"), LocalHandle(rollouts, "rollouts")])

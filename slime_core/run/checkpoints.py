@@ -236,9 +236,11 @@ def find_checkpoint(load: Path, step: int | None) -> Path | None:
 def stored_arguments(checkpoint: Path) -> dict[str, Any]:
     """The arguments of the run that wrote a checkpoint; {} where they cannot be read, which `load_state` reports."""
     try:
-        return dict(require_state(read_json((checkpoint / "state.json").read_text(encoding="utf-8")))["arguments"])
-    except (OSError, UnicodeDecodeError, DataError, CheckpointError):
+        state = read_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DataError):
         return {}
+    arguments = state.get("arguments") if isinstance(state, dict) else None
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def _with_template_date(resolved: Resolved) -> Resolved:
     if newest is None:
         return resolved.updated("today", chat_template_date=date.today().isoformat())
     day = stored_arguments(newest).get("chat_template_date")
-    return resolved.updated(f"that of {newest}", chat_template_date=day) if day else resolved
+    return resolved.updated(f"that of {newest}", chat_template_date=day) if isinstance(day, str) else resolved
 
 
 def _require_offload(components: Components) -> None:

@@ -234,7 +234,7 @@ def test_a_row_chooses_its_own_reward_and_boxed_scores_the_box_alone(arguments, 
 
     rows = [
         {"input": "w4", "label": r"\frac{1}{2}"},
-        {"input": "w5", "label": r"\frac{1}{2}", "metadata": {"rm_type": "rollout_cases.echo"}},
+        {"input": "w5", "label": r"\frac{1}{2}", "metadata": {"rm_type": "exact_match"}},
         {"input": "w6", "label": "1"},
     ]
     args = arguments(rows, custom_rm_path=None, rm_type="boxed_rollout_cases.echo", label_key="label")

@@ -83,13 +83,14 @@ def test_an_actor_that_died_is_noticed_and_made_again_with_the_same_address(serv
 
     log = tmp_path / "server-0.log"
     url, pid = server.url, ray.get(server._actor.__ray_call__.remote(pid_of))
-    assert url.startswith("http://127.0.0.1:")
+    address = ray.util.get_node_ip_address()
+    assert url.startswith(f"http://{address}:")
     assert server.on_gpu, "the slot has two GPUs"
     assert server.start("folder", 0) == url
     assert until(server.status) == 1
     os.kill(pid, signal.SIGKILL)
     assert until(lambda: server.status() == -1)
-    assert "The Ray actor of SGLang server 0 on 127.0.0.1 is not there" in server.log_tail()
+    assert f"The Ray actor of SGLang server 0 on {address} is not there" in server.log_tail()
     assert "No module named" in server.log_tail()
     assert server.start("folder", 3) == url
     assert ray.get(server._actor.__ray_call__.remote(pid_of)) != pid
