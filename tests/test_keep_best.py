@@ -98,7 +98,10 @@ def test_it_needs_a_folder_for_the_checkpoint(words: list[str], capfd: pytest.Ca
         pytest.param(
             ("--train-backend", "megatron"),
             id="megatron",
-            marks=pytest.mark.filterwarnings("ignore:Please use DTensor instead:FutureWarning"),
+            marks=[  # of torch and megatron-core, about their own calls
+                pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+                pytest.mark.filterwarnings("ignore::FutureWarning"),
+            ],
         ),
         pytest.param(("--async-save", "--ray-address", "local", "--actor-num-gpus-per-node", "2"), id="two-ranks"),
     ],
