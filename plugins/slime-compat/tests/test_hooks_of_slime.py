@@ -18,7 +18,7 @@ class Run:
     """What a run left: the samples of each rollout, and its metrics."""
 
     def __init__(self, folder: Path, flags: list[str], generate: str, *more: str, command: str = "train") -> None:
-        words = [command, *flags, "--custom-generate-function-path", f"slime_hooks.{generate}", *more]
+        words = [command, *flags, "--custom-generate-function-path", f"hooks_that_import_slime.{generate}", *more]
         words += ["--run-dir", str(folder), "--save-debug-rollout-data", str(folder / "dump_{rollout_id}.jsonl")]
         assert main(words) == 0
         self.metrics: list[dict[str, Any]] = read_metrics(folder / "metrics.jsonl")
@@ -46,7 +46,7 @@ def check(run: Run) -> None:
 def test_turns_with_a_tool_are_trained_but_for_what_the_tool_said(
     flags: list[str], writer: Path, tmp_path: Path
 ) -> None:
-    words = ("--custom-rm-path", "slime_hooks.tool_reward", "--reward-key", "score")
+    words = ("--custom-rm-path", "hooks_that_import_slime.tool_reward", "--reward-key", "score")
     run = Run(tmp_path / "run", flags, "with_tool", *words)
     check(run)
     tokenizer = load_tokenizer(str(writer))
@@ -124,13 +124,13 @@ def test_a_plain_function_may_run_coroutines_that_ask_the_engine(flags: list[str
 
 
 def test_a_reward_may_ask_the_engine_too(flags: list[str], tmp_path: Path) -> None:
-    words = ("--custom-rm-path", "slime_hooks.asks_as_judge", "--num-rollout", "1")
+    words = ("--custom-rm-path", "hooks_that_import_slime.asks_as_judge", "--num-rollout", "1")
     run = Run(tmp_path / "run", flags, "by_text", *words)
     assert all(1 <= sample.reward <= 4 for sample in run.samples)  # type: ignore[operator]  # a number
 
 
 def test_sampling_that_is_stopped_aborts_what_hooks_have_asked_for(flags: list[str], tmp_path: Path) -> None:
-    words = ("--over-sampling-batch-size", "6", "--dynamic-sampling-filter-path", "slime_hooks.varied")
+    words = ("--over-sampling-batch-size", "6", "--dynamic-sampling-filter-path", "hooks_that_import_slime.varied")
     run = Run(tmp_path / "run", flags, "by_text", "--rm-type", "boxed_exact_match", *words)
     check(run)
     assert all(sample.status is not Sample.Status.ABORTED for sample in run.samples)  # type: ignore[attr-defined]

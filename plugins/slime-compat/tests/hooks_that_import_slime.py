@@ -89,7 +89,7 @@ async def agents(args: Any, sample: Sample, sampling_params: dict[str, Any], eva
     """Two agents that answer alone, and one that is given their answers; every answer is a sample, scored here."""
     args.sampling_params = sampling_params
     args.rollout_max_context_len = 10_000  # of the copy that this function was given
-    return await load_function("slime_hooks.agent_system")(args, sample)  # type: ignore[no-any-return]  # whatever it is
+    return await load_function("hooks_that_import_slime.agent_system")(args, sample)  # type: ignore[no-any-return]  # whatever it is
 
 
 async def agent_system(args: Any, sample: Sample) -> list[Sample]:
