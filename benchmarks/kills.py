@@ -221,30 +221,10 @@ def prepare(folder: Path, warm: bool = False) -> Work:
     Args:
         warm: see `--warm`.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from slime_core.testing.checkpoint import tiny_checkpoint
 
-    from slime_core.testing import chat_tokenizer
-
-    disable_progress_bar()
-    tokenizer = chat_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    (folder / "model").mkdir()
+    tiny_checkpoint(folder / "model")
     rows = []
     for n in range(20):
         answer = f"It is {2 * n + 1}. " + "Easy. " * (n % 4)

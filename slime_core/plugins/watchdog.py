@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from slime_core.errors import PluginError
@@ -68,12 +69,14 @@ class Watchdog:
         self._lock = threading.Lock()
         self._calls: set[_Watched] = set()
         self._looking = False
+        self._listens = False  # to the signal, in the main thread
 
     def watch(self, task: asyncio.Task[object], worked: Callable[[], float], limit: float) -> Callable[[], None]:
         """Look after a task of the running event loop, and return what ends that."""
         call = _Watched(task, asyncio.get_running_loop(), worked, limit)
-        if _SIGNAL is not None and threading.current_thread() is threading.main_thread():
+        if not self._listens and _SIGNAL is not None and call.thread == threading.main_thread().ident:
             signal.signal(_SIGNAL, _raise_blocked)
+            self._listens = True
         with self._lock:
             self._calls.add(call)
             if not self._looking:
@@ -105,10 +108,8 @@ class Watchdog:
             is_running = False
         if not (is_running and not call.alive and call.worked() > call.limit):
             call.alive = False
-            try:
+            with suppress(RuntimeError):  # the loop has ended
                 call.loop.call_soon_threadsafe(setattr, call, "alive", True)
-            except RuntimeError:  # the loop has ended
-                return
             return
         _Blocked.seconds = call.worked()
         if not call.told:

@@ -5,7 +5,6 @@ DIR/best_checkpointed_iteration.txt     the rollout after which the best evaluat
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from slime_core.arguments import RunArguments
 from slime_core.data.checkpoint_folders import PREFIX, is_of_a_run
 from slime_core.errors import CheckpointError
 from slime_core.run.early_stopping import EarlyStopping
+from slime_core.whole_file import write_whole
 
 BEST = "best_checkpointed_iteration.txt"
 
@@ -33,9 +33,7 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 def name_best(folder: Path, rollout_id: int) -> None:
     """Let a folder of checkpoints name the one after this rollout the best."""
-    temporary = folder / f".{BEST}"
-    temporary.write_text(f"{rollout_id}\n", encoding="utf-8")
-    os.replace(temporary, folder / BEST)
+    write_whole(folder / BEST, f"{rollout_id}\n")
 
 
 def take_over_best(args: RunArguments, early: EarlyStopping | None, loaded: Path) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
@@ -193,9 +194,14 @@ def set_newer_aside(save: str | None, previous: Path) -> Path | None:
     newer = [path for path in _all(folder) if path.name > previous.name]
     if not newer:
         return None
+    return move_aside(folder, newer)
+
+
+def move_aside(folder: Path, paths: Iterable[Path]) -> Path:
+    """Move what stands in a folder into its `earlier-N`, the first that is free, one after the other, and return that."""
     aside = next(path for n in count(1) if not (path := folder / f"earlier-{n}").exists())
     aside.mkdir()
-    for path in newer:
+    for path in paths:
         path.rename(aside / path.name)
     return aside
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +114,7 @@ def set_earlier_run_aside(run_dir: Path) -> Path | None:
     metrics = run_dir / "metrics.jsonl"
     if not metrics.exists() or not metrics.stat().st_size:
         return None
-    aside = next(path for n in count(1) if not (path := run_dir / f"earlier-{n}").exists())
-    aside.mkdir()
-    for name in _OF_A_RUN:
-        if (run_dir / name).exists():
-            (run_dir / name).rename(aside / name)
-    return aside
+    return checkpoints.move_aside(run_dir, [run_dir / name for name in _OF_A_RUN if (run_dir / name).exists()])
 
 
 def how_to_resume(args: RunArguments) -> str:

@@ -1,16 +1,39 @@
-"""`KeptWeights`: copies of a model's trained weights in host memory, which the model can have again for a while. For train backends
-that offer `slime_core.contracts.train_backend.KeepsWeights`."""
+"""`KeptWeights`: copies of a model's trained weights in host memory, which the model can have again for a while, and
+`HasKeptWeights`, by which a train backend has them. For those that offer `slime_core.contracts.train_backend.KeepsWeights`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
 Copy = dict[str, Tensor]
 """Tensors in host memory by the names of parameters; spread ones are spread likewise."""
+
+
+class HasKeptWeights:
+    """The methods of `slime_core.contracts.train_backend.KeepsWeights`, for a train backend that has `KeptWeights` as `_kept`. Copies
+    are of this rank's part of the weights."""
+
+    _kept: KeptWeights
+
+    def kept_weights(self) -> list[str]:
+        """The names of the copies."""
+        return list(self._kept.copies)
+
+    def keep_weights(self, name: str) -> None:
+        """Keep a copy of the trained weights in host memory."""
+        self._kept.keep(name)
+
+    def forget_weights(self, name: str) -> None:
+        """Let a copy go."""
+        self._kept.forget(name)
+
+    def with_kept_weights(self, name: str) -> AbstractContextManager[None]:
+        """A context in which the model has the weights of a copy."""
+        return self._kept.in_use(name)
 
 
 class KeptWeights:

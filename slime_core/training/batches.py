@@ -56,12 +56,13 @@ def make_train_batch(
     order = [i for i in range(len(samples)) if i not in skipped]
     packing = Packing(samples, micro_batch_size, max_tokens, share_prompts)
     cut = balanced_micro_batches if balance and ranks > 1 else micro_batches_in_order
-    computed = token_weights([samples[i] for i in order], mean, constant)
+    weights = token_weights(samples, mean, constant)
+    computed = token_weights([samples[i] for i in order], mean, constant) if skipped else weights
     measured = dict(zip(order, computed, strict=True))
     return TrainBatch(
         samples=samples,
         micro_batches=cut(packing, order, ranks),
-        weights=token_weights(samples, mean, constant),
+        weights=weights,
         measured=[measured.get(i, 0.0) for i in range(len(samples))],
         columns=columns or {},
         temperature=temperature,
@@ -82,12 +83,13 @@ def token_weights(samples: Sequence[Sample], mean: Mean, constant: float = 1.0) 
     * "constant" (Dr. GRPO, arXiv 2503.20783): 1 / (R · constant), so that long trajectories are not favoured.
     """
     counts = [sum(sample.trained_mask) for sample in samples]
+    trained = sum(counts)
     numbers = trajectory_numbers(samples)
     of_trajectories = [0] * len(set(numbers))
     for number, count in zip(numbers, counts, strict=True):
         of_trajectories[number] += count
     divisors: dict[Mean, Callable[[int], float]] = {
-        "token": lambda number: sum(counts),
+        "token": lambda number: trained,
         "sample": lambda number: len(of_trajectories) * of_trajectories[number],
         "constant": lambda number: len(of_trajectories) * constant,
     }

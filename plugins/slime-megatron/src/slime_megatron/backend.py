@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
-from slime_core.tensors.kept_weights import KeptWeights
+from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
 from slime_core.tensors.low_precision import nothing_remembered
 from slime_core.tensors.micro_batches import step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class MegatronBackend:
+class MegatronBackend(HasKeptWeights):
     """One model in training, as `slime_core.contracts.train_backend.TrainBackend` describes it.
 
     Attributes:
@@ -257,22 +256,6 @@ class MegatronBackend:
         from slime_megatron.optimizer import forget_steps
 
         forget_steps(self._trained())
-
-    def kept_weights(self) -> list[str]:
-        """The names of the copies."""
-        return list(self._kept.copies)
-
-    def keep_weights(self, name: str) -> None:
-        """Keep a copy of this rank's part of the trained weights in host memory."""
-        self._kept.keep(name)
-
-    def forget_weights(self, name: str) -> None:
-        """Let a copy go."""
-        self._kept.forget(name)
-
-    def with_kept_weights(self, name: str) -> AbstractContextManager[None]:
-        """A context in which the model has the weights of a copy."""
-        return self._kept.in_use(name)
 
     def save_state(self, path: Path) -> None:
         """Write this rank's part of model, optimizer, random states and copies of weights; see `slime_megatron.state`."""

@@ -9,7 +9,7 @@ are bfloat16 (autocast), with --fp8-format they are those of FP8 (`low_precision
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
-from slime_core.tensors.kept_weights import KeptWeights
+from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import Offloaded, check_device
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from slime_core.training.components import TrainComponents
 
 
-class TorchBackend:
+class TorchBackend(HasKeptWeights):
     """One model in training, as `slime_core.contracts.train_backend.TrainBackend` describes it.
 
     Attributes:
@@ -246,22 +246,6 @@ class TorchBackend:
     def reset_optimizer(self) -> None:
         """Let the next step be the first one for the optimizer."""
         forget_steps(self._trained()[0])
-
-    def kept_weights(self) -> list[str]:
-        """The names of the copies."""
-        return list(self._kept.copies)
-
-    def keep_weights(self, name: str) -> None:
-        """Keep a copy of the trained weights in host memory."""
-        self._kept.keep(name)
-
-    def forget_weights(self, name: str) -> None:
-        """Let a copy go."""
-        self._kept.forget(name)
-
-    def with_kept_weights(self, name: str) -> AbstractContextManager[None]:
-        """A context in which the model has the weights of a copy."""
-        return self._kept.in_use(name)
 
     def save_state(self, path: Path) -> None:
         """Write trained weights and copies of them, optimizer, schedule and random states. With `--async-save` they are copied to host
