@@ -117,7 +117,7 @@ class Host:
         """
         script = f'hostname {self.name} && {prepare or "true"} && exec "$@"'
         own = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_ADDRESS", "RAY_AUTH"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "HOME": str(self.folder),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",

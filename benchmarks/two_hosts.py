@@ -66,7 +66,8 @@ else:
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 weight = torch.full((3,), 7.0 - 7 * number)
 torch.distributed.broadcast(weight, src=0, group=group)
-print("has", weight.tolist())
+print("has", weight.tolist(), flush=True)
+os._exit(0)  # a server never ends so: the threads of gloo do not outlive an interpreter that ends
 """
 
 _PLUGIN = """

@@ -1,4 +1,4 @@
-"""A Ray that a run starts on this machine obeys only who knows the token that was made for it."""
+"""A Ray that a run starts on this machine listens on 127.0.0.1 alone and obeys only who knows the token that was made for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ pytest.importorskip("ray")
 
 DRIVER = """
 import os, subprocess, sys
+if "early" in sys.argv:
+    import ray
 from slime_core.runtime.connect import connect, prepare
 prepare("local")
 connection = connect("local")
 import ray
-print("resources", ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).options(num_cpus=0.1).remote()))
+print("resources", ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).options(num_cpus=0.1).remote()), flush=True)
 address = ray.get_runtime_context().gcs_address
+print("at", address)
 stranger = "import ray; ray.init(address=%r); print('JOINED')" % address
 other = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
 done = subprocess.run([sys.executable, "-c", stranger], env=other, capture_output=True, text=True)
@@ -27,7 +30,21 @@ connection.close()
 
 
 def test_strangers_on_this_machine_are_refused() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", DRIVER], env=environment, capture_output=True, text=True, timeout=300)
-    assert "resources token" in done.stdout, done.stderr[-2000:]
-    assert "stranger True False True" in done.stdout
+    told = drive()
+    assert "resources token" in told
+    assert "at 127.0.0.1:" in told
+    assert "stranger True False True" in told
+
+
+def test_the_cluster_listens_on_loopback_though_ray_was_imported_before() -> None:
+    assert "at 127.0.0.1:" in drive("early", RAY_AUTH_MODE="disabled")
+
+
+def drive(*words: str, **variables: str) -> str:
+    """What a driver prints, in a process that has no other variables of Ray than these."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *words], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -17,6 +17,7 @@ from slime_core.secrets import remember_secret
 
 _ANSWER_S = 4.0
 _ATTEMPTS = 3
+_SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's variable, which it reads on Linux too
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,21 @@ def _require_token() -> None:
         remember_secret(os.environ["RAY_AUTH_TOKEN"])
 
 
+def _require_loopback() -> None:
+    """Let the cluster listen on 127.0.0.1 alone, as Ray does on Windows and macOS: it has no other switch for that, and changes
+    127.0.0.1 to the machine's own address where it is given one. Ray reads the variable when it is imported."""
+    only_here = os.environ.setdefault(_SEVERAL_MACHINES, "0") == "0"
+    if only_here and "ray" in sys.modules:
+        from ray._private import ray_constants
+
+        ray_constants.ENABLE_RAY_CLUSTER = False
+
+
 def prepare(address: str) -> None:
     """Set what must be set before Ray is imported."""
     logging.getLogger("ray").setLevel(logging.ERROR)  # what it says about itself is of no use here
-    if address == "local":  # makes it listen on 127.0.0.1 only, as it does on these two systems
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if address == "local":
+        _require_loopback()
         _require_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
