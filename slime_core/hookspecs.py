@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slime_core.contracts.options import ArgumentGroup
     from slime_core.lazy import Lazy
     from slime_core.sample import Group
+    from slime_core.training.token_numbers import TokenNumbers
 
 hookspec = pluggy.HookspecMarker("slime")
 
@@ -264,6 +265,13 @@ def slime_before_train_step(args: RunArguments, rollout_id: int, step: int) -> N
 @hookspec
 def slime_train_step_finished(args: RunArguments, rollout_id: int, step: int, metrics: dict[str, float]) -> None:
     """Optimizer step `step` (counted from 0 over the whole run) is done. Runs in the training process."""
+
+
+@hookspec
+def slime_rollout_trained(args: RunArguments, rollout_id: int, tokens: TokenNumbers) -> None:
+    """All optimizer steps of rollout `rollout_id` are done. `tokens` has its samples and, token by token, what they were trained
+    with and what the model found (`slime_core.training.token_numbers`); nothing of it may be changed. Runs in the training
+    process, in every rank."""
 
 
 @hookspec

@@ -19,6 +19,7 @@ from slime_core.sample import Sample
 
 WATCHER = """
 calls = []
+numbers = []
 
 @hookimpl
 def slime_run_started(args, run_dir): calls.append(("run_started", dict(args=args, run_dir=run_dir)))
@@ -42,6 +43,12 @@ def slime_weights_updated(args, version, seconds):
 @hookimpl
 def slime_train_step_finished(args, rollout_id, step, metrics):
     calls.append(("train_step_finished", dict(args=args, rollout_id=rollout_id, step=step, metrics=metrics)))
+
+@hookimpl
+def slime_rollout_trained(args, rollout_id, tokens):
+    found = [tokens.of(place) for place in range(len(tokens.samples))]
+    calls.append(("rollout_trained", dict(args=args, rollout_id=rollout_id, tokens=tokens)))
+    numbers.append(found)
 
 @hookimpl
 def slime_eval_finished(args, rollout_id, metrics):
@@ -166,12 +173,14 @@ def test_every_observer_is_told_everything_in_the_order_in_which_it_happens(watc
         ("train_step_finished", 0),
         ("before_train_step", 1),
         ("train_step_finished", 1),
+        ("rollout_trained", 0),
         ("checkpoint_saved", 0),
         ("rollout_finished", 1),
         ("before_train_step", 2),
         ("train_step_finished", 2),
         ("before_train_step", 3),
         ("train_step_finished", 3),
+        ("rollout_trained", 1),
         ("eval_finished", 1),
         ("checkpoint_saved", 1),
         ("run_finished", None),
@@ -184,6 +193,11 @@ def test_every_observer_is_told_everything_in_the_order_in_which_it_happens(watc
     assert "eval/few/loss" in told["eval_finished"]["metrics"]
     assert told["checkpoint_saved"]["path"].is_dir()
     assert told["run_finished"]["error"] is None
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    for line, numbers in zip(lines, watcher.numbers, strict=True):
+        kept = [[x for x in sample["log_probs"] if x is not None] for sample in numbers]
+        losses = [-sum(sample) / len(sample) for sample in kept]
+        assert sum(losses) / 4 == pytest.approx(line["train/loss"], rel=1e-5), "what the loss was given, by sample"
 
 
 def expect_what_is_specified(calls):
@@ -248,6 +262,14 @@ def test_components_of_reinforcement_learning_are_called_as_their_contracts_say(
     assert trained["perf/hooks/loss/calls"] == trained["perf/hooks/importance_weight/calls"] == len(losses)
 
     expect_what_is_specified(watcher.calls)
+    (numbers,) = watcher.numbers
+    assert [sample["advantages"] for sample in numbers] == [[None, -1.0], [None, 1.0]] * 4
+    assert [sample["rollout_log_probs"][0] for sample in numbers] == [None] * 8, (
+        "no token is told of that is not trained"
+    )
+    for name in ("log_probs", "old_log_probs"):
+        assert all(sample[name][0] is None and sample[name][1] < 0 for sample in numbers)
+    assert "entropy" not in numbers[0], "the loss does not read it"
     seen = [(name, told.get("step", told.get("version"))) for name, told in watcher.calls]
     assert [s for s in seen if s[0] in ("weights_updated", "before_log_probs", "before_train_step")] == [
         ("weights_updated", 0),

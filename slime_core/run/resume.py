@@ -104,7 +104,7 @@ def _changes_of_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-_OF_A_RUN = ("config.yaml", "eval", "metrics.jsonl")
+_OF_A_RUN = ("config.yaml", "eval", "record", "metrics.jsonl")
 """What every run writes into its run directory. The metrics are moved last, so that a kill in between is made up for."""
 
 

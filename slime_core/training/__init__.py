@@ -12,6 +12,7 @@ earlier.py     models with weights that the actor had
 frozen.py      which parameters are trained
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
 signals.py     between samples and the flat tensors of an advantage estimator
+token_numbers.py  what a rollout was trained with, token by token, for those who watch a run
 postprocess.py  what a hook changes of a rollout, and a file keeps of it, before it is trained
 parity.py      a training rank that compares its backend with transformers
 precision.py   the precision recipe of a run, as train backends meet it

@@ -47,6 +47,7 @@ from slime_core.training.precision import recipe_of
 from slime_core.training.profiling import Profiler
 from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
+from slime_core.training.token_numbers import WatchedLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +81,7 @@ class TrainWorker:
         self._buckets: Iterator[list[tuple[str, Tensor]]] | None = None
         self._models: list[TrainBackend] = []
         self._ends = TrainedEnds(args.hf_checkpoint)
+        self._loss = WatchedLoss(components.loss)
         self._actor = self._new_model(with_initial_weights(args))
 
     def setup(self) -> None:
@@ -89,7 +91,7 @@ class TrainWorker:
             ArgumentError: there are several training ranks, and the backend trains in one process.
         """
         args, loss = self._args, self._components.loss
-        self._actor.setup(loss, self._total_steps)
+        self._actor.setup(self._loss, self._total_steps)
         if isinstance(self._actor, DataParallel):
             self._steps = replace(self._steps, ranks=self._actor.data_parallel_size)
         elif self._ranks > 1:
@@ -178,12 +180,18 @@ class TrainWorker:
         if self._args.save_debug_train_data and self._rank == 0:
             path = self._args.save_debug_train_data.replace("{rollout_id}", str(rollout_id))
             write_train_data(Path(path), samples, columns)
+        watched = any(self._plugins.observers("slime_rollout_trained"))
+        if watched:
+            self._loss.listen()
         collected: list[dict[str, float]] = []
         for number, part in enumerate(parts):
             of_step = {name: values[part] for name, values in columns.items()}
             if number == 0 and old is None and not self._args.use_rollout_logprobs and not own_old_log_probs:
                 of_step.pop("old_log_probs", None)  # the weights have not changed yet, so the ratio is exactly 1
             collected.append(self._step(rollout_id, number, samples[part], of_step))
+        if watched:
+            tokens = self._loss.heard(samples, columns)
+            self._plugins.notify("slime_rollout_trained", args=self._args, rollout_id=rollout_id, tokens=tokens)
         if isinstance(self._actor, ReplaysRouting):
             self._actor.forget_routing()
         if self._reference is not None and self._renews_reference(rollout_id):

@@ -8,6 +8,7 @@ from typing import Any
 
 from slime_core.testing.inputs import groups
 from slime_core.testing.small_run import SmallRun
+from slime_core.training.token_numbers import TokenNumbers
 
 STEP = {"loss": 1.5, "grad_norm": 0.5, "lr": 1e-6, "num_tokens": 28, "num_trained_tokens": 12}
 
@@ -24,12 +25,18 @@ def _run_dir(run: SmallRun) -> Path:
     return folder
 
 
+def _trained() -> TokenNumbers:
+    samples = [sample for group in groups(2) for sample in group]
+    return TokenNumbers(samples, {"advantages": [[0.5] * sample.response_length for sample in samples]})
+
+
 TOLD: dict[str, Callable[[SmallRun], dict[str, Any]]] = {
     "slime_run_started": lambda run: {"run_dir": _run_dir(run)},
     "slime_rollout_finished": lambda run: {"rollout_id": 0, "groups": groups(2), "metrics": {"tokens": 17.0}},
     "slime_before_log_probs": lambda run: {"rollout_id": 0},
     "slime_before_train_step": lambda run: {"rollout_id": 0, "step": 0},
     "slime_train_step_finished": lambda run: {"rollout_id": 0, "step": 0, "metrics": dict(STEP)},
+    "slime_rollout_trained": lambda run: {"rollout_id": 0, "tokens": _trained()},
     "slime_weights_updated": lambda run: {"version": 1, "seconds": 0.25},
     "slime_eval_finished": lambda run: {"rollout_id": 0, "metrics": {"eval/heldout/loss": 1.5}},
     "slime_checkpoint_saved": lambda run: {"rollout_id": 0, "path": _checkpoint(run)},

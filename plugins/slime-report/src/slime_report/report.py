@@ -1,4 +1,4 @@
-"""What a report says, as data: read from run directories by `slime_report.reading`, written as the JSON twin, and shown by
+"""What a report says, as data: made from run directories, written as the JSON twin, and shown by
 `slime_report.page`. No number is computed here.
 
 Rollouts are counted from 1, as the console does: `step` 0 is what was measured before training.

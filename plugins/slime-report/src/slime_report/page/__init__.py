@@ -1,4 +1,4 @@
-"""The page that a person opens in a browser. `render` is called by `slime_report.command`."""
+"""The page that a person opens in a browser. `render` is called by the command `slime report`."""
 
 from __future__ import annotations
 
