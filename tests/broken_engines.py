@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from good_components import GoodTracker
 
+from slime_core.contracts.engine import ScoredToken
 from slime_core.testing import EchoEngine
 from slime_core.testing.behaviour.engines import PATIENCE
 
@@ -113,6 +114,19 @@ class WakefulEngine(EchoEngine):
         yield
 
 
+class SkippingEngine(EchoEngine):
+    async def stream(self, input_ids, sampling_params, on_token, likeliest=0, request_id=None):
+        answer = await self.generate(input_ids, sampling_params, request_id)
+        for token, log_prob in list(zip(answer.tokens, answer.log_probs, strict=True))[1:]:
+            on_token(ScoredToken(token, log_prob, ((token, log_prob),) * likeliest))
+        return answer
+
+
+class SureEngine(EchoEngine):
+    async def score(self, input_ids, temperature=1.0, likeliest=0):
+        return [ScoredToken(token, 0.0) for token in input_ids[1:]]
+
+
 class DividingEngine(EchoEngine):
     def take_metrics(self):
         return {"tokens_per_second": float("inf")}
@@ -147,6 +161,8 @@ BROKEN = [
     ("engine", ThreadedEngine, "fails requests that are not finished", r"its threads \['Thread-.* go on; end them in"),
     ("engine", StaleEngine, "says which weights", r"its weight_versions are \[0, .*; expected 1 for every token"),
     ("engine", WakefulEngine, "generates nothing while it is held", r"answered inside hold\(\); make no step until"),
+    ("engine", SkippingEngine, "hands out every token", "expected the same ones with the same log_probs"),
+    ("engine", SureEngine, "finds the tokens of its answer as likely", "and scores them as .* expected the same"),
     ("engine", DividingEngine, "counts what it does", "its metric 'tokens_per_second' is inf; expected a finite"),
     ("engine", ForgetfulEngine, "answers after offload", r"weights \[0, .*; everything must be as it was", "--offload"),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -36,6 +36,20 @@ class Generation:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token, and how likely the model found it at its place.
+
+    Attributes:
+        log_prob: as in `Generation`.
+        likeliest: (token, log-prob) of the likeliest tokens at this place, the likeliest first; as many as were asked for.
+    """
+
+    token: int
+    log_prob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
 class Generates(Protocol):
     """What a generate function may ask of the engine that it is given."""
 
@@ -54,7 +68,7 @@ class InferenceEngine(Protocol):
     """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
     of the rollout worker. One that names the parameter `quantised` of `__init__` is given `--hf-checkpoint` as a
     `slime_core.contracts.checkpoint_format.QuantisedCheckpoint`, or None where that is not quantised.
-    Its further abilities are `SendsWeights`, `Holds`, `TakesMetrics`, `Offloads` and, for servers
+    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesMetrics`, `Offloads` and, for servers
     on a cluster, `HasServers`."""
 
     def __init__(self, args: RunArguments) -> None: ...
@@ -129,6 +143,45 @@ class Holds(Protocol):
 
 
 @runtime_checkable
+class Streams(Protocol):
+    """An engine that hands out every token as soon as it is chosen."""
+
+    async def stream(
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        on_token: Callable[[ScoredToken], None],
+        likeliest: int = 0,
+        request_id: str | None = None,
+    ) -> Generation:
+        """Generate one response, as `InferenceEngine.generate` does. Cancelling the call ends the request.
+
+        Args:
+            on_token: is called in the caller's event loop with every token of the response, in their order, before this returns.
+            likeliest: how many tokens `ScoredToken.likeliest` lists.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """An engine that tells how likely given tokens are."""
+
+    async def score(self, input_ids: Sequence[int], temperature: float = 1.0, likeliest: int = 0) -> list[ScoredToken]:
+        """The tokens with their log-probs given those before them; of the first one, which has none before it, nothing is said.
+
+        Args:
+            input_ids: N tokens.
+            temperature: divides the logits, above 0.
+            likeliest: how many tokens `ScoredToken.likeliest` lists.
+
+        Returns:
+            N - 1 entries.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
 class TakesMetrics(Protocol):
     """An engine that counts what it does."""
 
@@ -174,6 +227,6 @@ KINDS = (
         InferenceEngine,
         ("--rollout-engine",),
         extras=("quantised",),
-        abilities=(SendsWeights, Holds, TakesMetrics, Offloads, HasServers),
+        abilities=(SendsWeights, Holds, Streams, Scores, TakesMetrics, Offloads, HasServers),
     ),
 )

@@ -12,7 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_core.contracts.engine import Generation, Holds, InferenceEngine, Offloads, TakesMetrics
+from slime_core.contracts.engine import (
+    Generation,
+    Holds,
+    InferenceEngine,
+    Offloads,
+    ScoredToken,
+    Scores,
+    Streams,
+    TakesMetrics,
+)
 from slime_core.contracts.results import is_finite_number
 from slime_core.testing.checkpoint import chat_tokenizer
 from slime_core.testing.subject import Check, Subject
@@ -165,6 +174,43 @@ def waits(subject: Subject[InferenceEngine]) -> None:
             )
 
 
+def streams_what_it_answers(subject: Subject[InferenceEngine]) -> None:
+    """hands out every token of an answer in its order, with its log-prob, if it streams"""
+    with _engine(subject) as engine:
+        if not isinstance(engine, Streams):
+            return
+        for params in (GREEDY, RANDOM):
+            heard: list[ScoredToken] = []
+            answer = asyncio.run(engine.stream(_prompt(), dict(params), heard.append, likeliest=2))
+            subject.expect(
+                [(token.token, token.log_prob) for token in heard]
+                == list(zip(answer.tokens, answer.log_probs, strict=True)),
+                f"stream handed out the tokens {[token.token for token in heard]} and returned {answer.tokens}; expected the same "
+                "ones with the same log_probs.",
+            )
+            subject.expect(
+                all(len(t.likeliest) == 2 and t.likeliest[0][1] >= t.likeliest[1][1] for t in heard),
+                f"asked for the 2 likeliest tokens of each place, stream gave {[t.likeliest for t in heard]}; expected two, the "
+                "likeliest first.",
+            )
+
+
+def scores_what_it_answers(subject: Subject[InferenceEngine]) -> None:
+    """finds the tokens of its answer as likely as when it chose them, if it scores tokens"""
+    with _engine(subject) as engine:
+        if not isinstance(engine, Scores):
+            return
+        answer = asyncio.run(engine.generate(_prompt(), dict(RANDOM)))
+        scored = asyncio.run(engine.score([*_prompt(), *answer.tokens]))
+        own = [(token.token, token.log_prob) for token in scored[len(_prompt()) - 1 :]]
+        subject.expect(
+            len(scored) == len(_prompt()) + len(answer.tokens) - 1
+            and [token for token, _ in own] == answer.tokens
+            and all(abs(p - q) < 1e-3 for (_, p), q in zip(own, answer.log_probs, strict=True)),
+            f"it answered {answer.tokens} with log_probs {answer.log_probs}, and scores them as {own}; expected the same.",
+        )
+
+
 def counts_in_numbers(subject: Subject[InferenceEngine]) -> None:
     """counts what it does in finite numbers, if it counts"""
     with _engine(subject) as engine:
@@ -267,6 +313,8 @@ ENGINE: list[Check] = [
     stops_when_aborted,
     takes_its_memory_again,
     waits,
+    streams_what_it_answers,
+    scores_what_it_answers,
     counts_in_numbers,
     closes,
 ]

@@ -5,6 +5,7 @@ engine.py        `LocalEngine`, the engine that rollout functions call
 scheduler.py     the thread that decodes all running requests together
 request.py       one prompt and its response so far
 sampling.py      sampling parameters; choosing the next token
+scoring.py       log-probs of given tokens
 prefixes.py      which requests begin with the same tokens, and what they can share
 cache.py         the keys and values of tokens
 forward_pass.py  what the attention layers must know about one forward pass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
-from slime_core.contracts.engine import Generation
+from slime_core.contracts.engine import Generation, ScoredToken
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import from_pretrained
@@ -24,12 +24,13 @@ from slime_engine_local.model import LanguageModel, dtype_of
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
 from slime_engine_local.scheduler import Scheduler
+from slime_engine_local.scoring import Scoring
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
-    from slime_core.contracts.engine import Holds, InferenceEngine, Offloads
+    from slime_core.contracts.engine import Holds, InferenceEngine, Offloads, Scores, Streams
     from slime_engine_local.arguments import LocalRunArguments
 
 LOOP_ITERATIONS = 16
@@ -134,6 +135,62 @@ class LocalEngine:
                 `--local-max-total-tokens`.
             EngineError: the weights cannot be loaded or give NaN, or the engine was closed.
         """
+        return await self._generate(input_ids, sampling_params, request_id)
+
+    async def stream(
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        on_token: Callable[[ScoredToken], None],
+        likeliest: int = 0,
+        request_id: str | None = None,
+    ) -> Generation:
+        """Generate one response as `generate` does, and call `on_token` in this event loop with every token as soon as it is
+        chosen, with so many of the `likeliest` tokens at its place and their log-probs.
+
+        Raises: what `generate` does.
+        """
+        loop = asyncio.get_running_loop()
+
+        def tell(chosen: ScoredToken) -> None:
+            with suppress(RuntimeError):  # the loop was closed, so nobody listens
+                loop.call_soon_threadsafe(on_token, chosen)
+
+        return await self._generate(input_ids, sampling_params, request_id, tell, likeliest)
+
+    async def score(self, input_ids: Sequence[int], temperature: float = 1.0, likeliest: int = 0) -> list[ScoredToken]:
+        """Return each of N tokens but the first with its log-prob given those before it, and with so many of the `likeliest`
+        tokens at its place. Running requests go on meanwhile, between pieces of the text.
+
+        Args:
+            input_ids: at most as many as the model's context has.
+            temperature: divides the logits, above 0.
+
+        Raises:
+            ArgumentError: there are no tokens, too many, or unknown ones.
+            EngineError: the weights cannot be loaded, or the engine was closed.
+        """
+        tokens = [int(token) for token in input_ids]
+        self._check_tokens(tokens)
+        if self._context and len(tokens) > self._context:
+            raise ArgumentError(
+                f"There are {len(tokens)} tokens to score, but the model's context ends at {self._context}."
+            )
+        if not temperature > 0:
+            raise ArgumentError(f"The temperature is {temperature!r}; tokens are scored with a number above 0.")
+        scoring = Scoring(self._scheduler, tokens, temperature, likeliest)
+        while not scoring.is_done:
+            await asyncio.wrap_future(self._scheduler.call(scoring.advance))
+        return scoring.scored
+
+    async def _generate(
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        request_id: str | None,
+        tell: Callable[[ScoredToken], None] | None = None,
+        likeliest: int = 0,
+    ) -> Generation:
         params = SamplingParams.parse(sampling_params, self._end_tokens)
         prompt = [int(token) for token in input_ids]
         self._check_prompt(prompt)
@@ -144,7 +201,8 @@ class LocalEngine:
                 f"{needed} tokens, but --local-max-total-tokens is {self._max_tokens}. Raise it, or lower "
                 "max_new_tokens."
             )
-        request = Request(prompt, params, limit, partial(_decode, self._tokenizer), self._scheduler.hold, request_id)
+        decode = partial(_decode, self._tokenizer)
+        request = Request(prompt, params, limit, decode, self._scheduler.hold, request_id, tell, likeliest)
         self._scheduler.hold(1)
         self._end_hold_soon()
         self._scheduler.submit(request)
@@ -208,17 +266,21 @@ class LocalEngine:
         iterate(LOOP_ITERATIONS, reference)
 
     def _check_prompt(self, prompt: list[int]) -> None:
-        """Raise `ArgumentError` for a prompt that the model cannot read."""
+        """Raise `ArgumentError` for a prompt that the model cannot read, or not answer."""
+        self._check_tokens(prompt)
+        if self._context and len(prompt) >= self._context:
+            raise ArgumentError(
+                f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves "
+                "no room for a response. Shorten the prompt or leave it out."
+            )
+
+    def _check_tokens(self, prompt: list[int]) -> None:
+        """Raise `ArgumentError` for tokens that the model does not know, or none."""
         if not prompt:
             raise ArgumentError("The prompt has no tokens; the engine 'local' needs at least one.")
         if outside := [token for token in prompt if not 0 <= token < self._vocabulary]:
             raise ArgumentError(
                 f"The prompt holds the token {outside[0]}; the model knows 0 to {self._vocabulary - 1}."
-            )
-        if self._context and len(prompt) >= self._context:
-            raise ArgumentError(
-                f"The prompt has {len(prompt)} tokens, but the model's context ends at {self._context}, which leaves "
-                "no room for a response. Shorten the prompt or leave it out."
             )
 
 
@@ -258,3 +320,5 @@ if TYPE_CHECKING:  # type checkers compare the class with the contract and the a
     _engine: type[InferenceEngine] = LocalEngine
     _holds: type[Holds] = LocalEngine
     _offloads: type[Offloads] = LocalEngine
+    _streams: type[Streams] = LocalEngine
+    _scores: type[Scores] = LocalEngine

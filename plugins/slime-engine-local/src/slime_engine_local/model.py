@@ -160,22 +160,23 @@ class LanguageModel:
         if self._decoder is not None:
             yield from self._decoder.tensors()
 
-    def next_logits(self, tokens: list[int], step: ForwardPass) -> Tensor:
+    def next_logits(self, tokens: list[int], step: ForwardPass, everywhere: bool = False) -> Tensor:
         """Compute the logits that choose the next token of each request, and of each chunk.
 
         Args:
             tokens: the last token of each request that is being decoded; the cache does not hold it yet.
             step: the decoded requests, B of them, and the chunks of those that join.
+            everywhere: compute those behind every token of the chunks, not behind the last ones alone.
 
         Returns:
-            [B + number of chunks, vocabulary].
+            [B + number of chunks, vocabulary], or [B + number of tokens in the chunks, vocabulary].
         """
         row, positions = list(tokens), [sequence.length for sequence in step.decoded]
         for chunk in step.chunks:
             row += chunk.tokens
             positions += range(chunk.sequence.length, chunk.sequence.length + len(chunk.tokens))
         sums = accumulate((len(chunk.tokens) for chunk in step.chunks), initial=len(tokens) - 1)
-        last = [*range(len(tokens)), *list(sums)[1:]]
+        last = range(len(row)) if everywhere else [*range(len(tokens)), *list(sums)[1:]]
         ids, places = (torch.tensor([numbers], device=self.device) for numbers in (row, positions))
         ends = torch.tensor(last, device=self.device)
         if self._decoder is not None:

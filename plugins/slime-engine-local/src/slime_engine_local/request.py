@@ -11,6 +11,7 @@ from hashlib import blake2b
 from itertools import count
 from typing import Literal
 
+from slime_core.contracts.engine import ScoredToken
 from slime_core.rollout.stop_strings import completes_stop_string
 from slime_engine_local.cache import CachedSequence
 from slime_engine_local.sampling import SamplingParams
@@ -28,6 +29,8 @@ class Request:
         decode: turns token ids into text with special tokens included; used to find stop strings.
         hold: `Scheduler.hold`.
         name: the name by which `abort` finds the request.
+        tell: is called with every token, on the scheduler's thread; None: nobody wants to know before the end.
+        likeliest: how many tokens `ScoredToken.likeliest` lists.
         done: resolves to the reason why the response ended. Cancelling it removes the request.
         tokens, log_probs, versions: one entry per generated token, as in `slime_core.contracts.engine.Generation`.
         sequence: where the keys and values are while the request runs; None while it waits.
@@ -40,6 +43,8 @@ class Request:
     decode: Callable[[Sequence[int]], str]
     hold: Callable[[int], None]
     name: str | None = None
+    tell: Callable[[ScoredToken], None] | None = None
+    likeliest: int = 0
     done: Future[FinishReason] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -70,11 +75,14 @@ class Request:
         """Return the tokens that must not be chosen next: the stop tokens, until the response has its least length."""
         return self.params.stop_token_ids if len(self.tokens) < self.params.min_new_tokens else frozenset()
 
-    def add(self, token: int, log_prob: float, version: int) -> None:
+    def add(self, chosen: ScoredToken, version: int) -> None:
         """Append the next token, and finish the request if the token ends it."""
+        token = chosen.token
         self.tokens.append(token)
-        self.log_probs.append(log_prob)
+        self.log_probs.append(chosen.log_prob)
         self.versions.append(version)
+        if self.tell is not None:
+            self.tell(chosen)
         if len(self.tokens) >= self.params.min_new_tokens and (
             token in self.params.stop_token_ids or completes_stop_string(self.decode, self.tokens, self.params.stop)
         ):

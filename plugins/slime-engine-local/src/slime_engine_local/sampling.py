@@ -149,6 +149,32 @@ def choose_tokens(
     return chosen.tolist(), probs.gather(-1, chosen[:, None])[:, 0].log().tolist()
 
 
+def likeliest_tokens(
+    logits: Tensor, temperatures: Sequence[float], counts: Sequence[int]
+) -> list[tuple[tuple[int, float], ...]]:
+    """Return (token, log-prob) of the likeliest tokens of every request, the likeliest first.
+
+    Args:
+        logits: [B, V]; stay as they are.
+        temperatures: of each request, above 0.
+        counts: how many tokens each request wants to know.
+    """
+    found: list[tuple[tuple[int, float], ...]] = [()] * len(counts)
+    if rows := [row for row, count in enumerate(counts) if count]:
+        log_probs = log_softmax(logits[rows], [temperatures[row] for row in rows])
+        values, tokens = (x.tolist() for x in log_probs.topk(min(max(counts), log_probs.shape[-1]), -1))
+        for row, some, numbers in zip(rows, tokens, values, strict=True):
+            found[row] = tuple(zip(some, numbers, strict=True))[: counts[row]]
+    return found
+
+
+def log_softmax(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Return the log-probs [B, V] of all tokens in the softmax of logits / temperature, at least in float32."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    divisors = torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
+    return torch.log_softmax(exact / divisors, -1)
+
+
 def _draw(probs: Tensor, draws: Tensor) -> Tensor:
     """Return a token for each row of `probs` [B, V], by inverting its cumulative distribution at the draw.
 

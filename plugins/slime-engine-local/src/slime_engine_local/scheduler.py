@@ -14,6 +14,7 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from slime_core.contracts.engine import ScoredToken
 from slime_core.tensors.offload import Offloaded
 from slime_engine_local.cache import CachedSequence, KVCache, Row
 from slime_engine_local.errors import EngineError
@@ -21,7 +22,7 @@ from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.model import LanguageModel
 from slime_engine_local.prefixes import StoredPrefix, plan_prefix
 from slime_engine_local.request import Request
-from slime_engine_local.sampling import choose_tokens
+from slime_engine_local.sampling import choose_tokens, likeliest_tokens
 
 NEW_TOKENS_PER_STEP = 2048
 """Requests join together up to so many tokens, which bounds memory and how long the others wait for their next
@@ -87,6 +88,19 @@ class Scheduler:
     def spoil(self, error: EngineError) -> None:
         """The model's weights are of no use: requests fail with this error until `use` is called. Only to be called through `call`."""
         self._spoilt = error
+
+    def model_in_use(self) -> LanguageModel:
+        """Return the model, which is loaded now if there is none yet. Only to be called through `call`.
+
+        Raises:
+            EngineError: its weights are of no use, are offloaded, or cannot be loaded.
+        """
+        if self._spoilt is not None:
+            raise self._spoilt
+        if self._offloaded is not None:
+            raise EngineError("The engine 'local' has given back its memory; call onload first.")
+        self.model = self.model or self._load()
+        return self.model
 
     def abort(self, names: Collection[str | None] | None) -> None:
         """End the requests with these names, or all if None. Only to be called through `call`."""
@@ -206,9 +220,11 @@ class Scheduler:
             raise EngineError(f"The weights of version {self.version} give logits that are NaN or infinite.")
         params = [request.params for request in requests]
         draws = [request.draw() for request in requests]
+        temperatures = [p.temperature or 1.0 for p in params]
+        likeliest = likeliest_tokens(logits, temperatures, [request.likeliest for request in requests])
         tokens, log_probs = choose_tokens(logits, params, draws, [request.banned() for request in requests])
-        for request, token, log_prob in zip(requests, tokens, log_probs, strict=True):
-            request.add(token, log_prob, self.version)
+        for request, token, log_prob, others in zip(requests, tokens, log_probs, likeliest, strict=True):
+            request.add(ScoredToken(token, log_prob, others), self.version)
         self._remove_finished()
 
     def _make_room(self) -> None:
