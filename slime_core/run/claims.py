@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import struct
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ from slime_core.errors import CheckpointError
 NAME = ".slime-run"
 _held: set[str] = set()
 """Folders that runs of this process hold: a lock keeps only other processes out."""
+
+_FLOCK = "hhqqi4x"
+"""`struct flock` of Linux: kind, whence, start, length, process."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +86,29 @@ class Claims:
         file.flush()
         _held.add(key)
         self._files.append((key, file))
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a run holds this folder now. Asks the lock without touching it."""
+    if os.path.realpath(folder) in _held:
+        return True
+    with suppress(OSError):
+        with (folder / NAME).open("rb") as file:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            return bool(kind != fcntl.F_UNLCK)
+    return False
+
+
+def claim_of(folder: Path) -> str:
+    """Who holds this folder, or held it and was killed, in words; "" for nobody."""
+    if os.path.realpath(folder) in _held:  # whoever closes a file gives up his own locks on it
+        return "this process"
+    try:
+        text = (folder / NAME).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    return _in_words(text) if text.strip() else ""
 
 
 def _taken(option: str, folder: Path, owner: str) -> str:

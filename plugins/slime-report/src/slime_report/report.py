@@ -116,6 +116,9 @@ class SampleRow:
         id: unique in the run.
         step: the rollout that it was trained in.
         prompt: identifies the prompt: the same for all samples of the same prompt, early and late.
+        source: the row that it comes from, as "file:row"; "" where that is unknown.
+        dataset: the evaluation set that it is an answer to; None for a sample that was trained on. An answer is one piece of text, not
+            one for each token.
         group, index: its numbers in the run.
         status: completed, truncated, aborted, failed, or pending for those that nobody generated (SFT).
         length: tokens of the response.
@@ -131,6 +134,8 @@ class SampleRow:
     id: str
     step: int
     prompt: str
+    source: str
+    dataset: str | None
     group: int | None
     index: int | None
     reward: float | None
@@ -158,10 +163,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that was tried `n` times, always or never with success."""
+    """A prompt that was tried `n` times, always or never with success; `text` is the beginning of what it asks."""
 
     prompt: str
     n: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -172,12 +178,14 @@ class Groups:
         solved: how many groups had which share of solved samples: 0, (0, 1/4], (1/4, 1/2], (1/2, 3/4], (3/4, 1), 1.
         never, always: prompts of which no sample, or every one, was solved; those tried most often first.
         groups: how many groups these are.
+        threshold: a sample is solved when its reward is above this; None without groups.
     """
 
     solved: list[int]
     never: list[Prompt]
     always: list[Prompt]
     groups: int
+    threshold: float | None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""`BoundedLog`: rows about rollouts, in a file that keeps within a limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from slime_core.whole_file import write_whole
+
+
+class BoundedLog:
+    """A file with one JSON object a line, each about a rollout ("rollout"). Of every `stride` rollouts it holds one. When it has
+    grown beyond the limit, the stride is doubled, and the rollouts in between are dropped: what is left is spread evenly over the
+    run, however long that goes on.
+
+    Args:
+        path: the file. The first line of one that has been thinned tells the stride.
+        limit: bytes. A single rollout may go beyond it.
+        first: rollouts from this one on are not there yet: a run that goes on from a checkpoint repeats them.
+
+    Attributes:
+        stride: rollouts that it divides are wanted.
+    """
+
+    def __init__(self, path: Path, limit: int, first: int) -> None:
+        self._path, self._limit = path, limit
+        rows = [row for row in read_rows(path) if "stride" in row or int(row["rollout"]) < first]
+        self.stride = max([1, *(int(row["stride"]) for row in rows if "stride" in row)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(row for row in rows if "rollout" in row)
+
+    def wants(self, rollout_id: int) -> bool:
+        """Whether this rollout is to be recorded."""
+        return rollout_id % self.stride == 0
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add the rows of one rollout."""
+        content = b"".join(_line(row) for row in rows)
+        with self._path.open("ab", buffering=0) as file:
+            file.write(content)
+        self._size += len(content)
+        while self._size > self._limit and self._thin():
+            pass
+
+    def _thin(self) -> bool:
+        """Drop every second rollout; False if only one is left."""
+        kept = [row for row in read_rows(self._path) if "rollout" in row]
+        if len({row["rollout"] for row in kept}) < 2:
+            return False
+        self.stride *= 2
+        self._write(row for row in kept if row["rollout"] % self.stride == 0)
+        return True
+
+    def _write(self, rows: Iterable[dict[str, Any]]) -> None:
+        head = [{"stride": self.stride}] if self.stride > 1 else []
+        content = b"".join(_line(row) for row in [*head, *rows])
+        write_whole(self._path, content)
+        self._size = len(content)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a log, also while it is being written. Lines that are none are left out, such as one that a kill cut short."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and (isinstance(row.get("rollout"), int) or isinstance(row.get("stride"), int)):
+                yield row
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"

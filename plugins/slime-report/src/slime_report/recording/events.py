@@ -1,0 +1,123 @@
+"""When a run was started and ended, with what and where, and its last signs of life."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from slime_core import __version__
+from slime_core.arguments.derived import derived
+from slime_core.display import told
+from slime_core.runtime.hardware import visible_hardware
+from slime_core.secrets import masked
+from slime_report.recording import EVENTS, FOLDER, SIGNS
+
+if TYPE_CHECKING:
+    from slime_core.arguments import RunArguments
+
+PACKAGES = ("torch", "transformers", "ray", "sglang", "megatron-core", "transformer-engine", "tokenizers", "numpy")
+_SIGN_EVERY_S = 1.0
+_TEXT = 4000
+"""Characters of an error's message that are kept."""
+_signed: dict[Path, float] = {}
+
+
+def note_start(run_dir: Path) -> None:
+    """Write down that the run was started here and now."""
+    _append(
+        run_dir,
+        {
+            "event": "start",
+            "at": round(time.time(), 3),
+            "command": _command(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "resume_after": _resume_after(run_dir),
+            "versions": _versions(),
+            "hardware": _hardware(),
+        },
+    )
+
+
+def note_end(args: RunArguments, error: BaseException | None) -> None:
+    """Write down that the run has ended, and what ended it."""
+    what = None if error is None else {"type": type(error).__name__, "text": told(str(error))[:_TEXT]}
+    _append(Path(derived(args.run_dir)), {"event": "end", "at": round(time.time(), 3), "error": what})
+
+
+def sign(args: RunArguments, what: str, rollout_id: int) -> None:
+    """Leave a sign that something has just happened: a small file that is written at most once a second. The first training rank
+    alone leaves signs of training."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    path = Path(derived(args.run_dir)) / FOLDER / SIGNS / what
+    now = time.monotonic()
+    if now - _signed.get(path, -_SIGN_EVERY_S) < _SIGN_EVERY_S:
+        return
+    _signed[path] = now
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{rollout_id}\n", encoding="utf-8")
+
+
+def _append(run_dir: Path, event: dict[str, Any]) -> None:
+    path = run_dir / FOLDER / EVENTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("ab") as file:
+        file.write(b"\n" * cut_short + json.dumps(event).encode() + b"\n")
+
+
+def _command() -> str:
+    """The command line, where this process is the command `slime`."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    return masked(shlex.join(["slime", *sys.argv[1:]])) if program in ("slime", "__main__.py") else ""
+
+
+def _resume_after(run_dir: Path) -> int | None:
+    """The last rollout that a resumed run has behind it, as its configuration says; None in a new one."""
+    with (run_dir / "config.yaml").open(encoding="utf-8") as file:
+        last = [line for line in file if line.startswith("resume_after:")]
+    found = yaml.safe_load(last[-1])["resume_after"] if last else None
+    return found if isinstance(found, int) else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "slime-core": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = {
+        "host": socket.gethostname(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {_cpu()}".removesuffix(", "),
+        "memory": f"{memory:.0f} GiB",
+    }
+    gpu = visible_hardware()
+    if gpu.name != "CPU":
+        found["gpu"] = gpu.name
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,188 @@
+"""A sample, and the groups of a rollout, as rows of JSON. Pure.
+
+A row has the text of every token, so that a report needs no tokenizer. Long samples are cut: of a prompt the end is kept, of a response
+beginning and end. Numbers have four digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from slime_core.sample import Sample
+from slime_core.training.token_numbers import Numbers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BYTES_PER_TOKEN = 64
+"""About how much a token takes in a row: its text, and four numbers."""
+_LONGEST_CHARACTER = 4
+"""How many tokens one character may be cut into."""
+_LABEL, _ASKED = 200, 160
+_UNKNOWN = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which tokens of a sample are kept, as ranges of its prompt and its response."""
+
+    prompt: range
+    head: range
+    tail: range
+
+    @classmethod
+    def of(cls, prompt: int, response: int, limit: int) -> Kept:
+        """Keep at most `limit` tokens: a quarter of them prompt, or more where the response is short."""
+        room = max(limit // 4, limit - response)
+        first = max(0, prompt - room)
+        room = limit - (prompt - first)
+        if response <= room:
+            return cls(range(first, prompt), range(response), range(response, response))
+        half = room // 2
+        return cls(range(first, prompt), range(half), range(response - half, response))
+
+    def of_response(self, values: Sequence[Any]) -> list[Any]:
+        """What is kept of something that each token of the response has."""
+        return [*values[self.head.start : self.head.stop], *values[self.tail.start : self.tail.stop]]
+
+
+def sample_row(
+    sample: Sample, numbers: Mapping[str, Numbers], trainer: Numbers | None, texts: TokenTexts, limit: int
+) -> dict[str, Any]:
+    """Return the row of a sample, without the rollout and the reasons for keeping it.
+
+    Args:
+        numbers: of its tokens.
+        trainer: the trainer's log-probs.
+        limit: tokens that are kept.
+    """
+    prompt, response = len(sample.tokens) - sample.response_length, sample.response_length
+    kept = Kept.of(prompt, response, limit)
+    cut = response - len(kept.head) - len(kept.tail)
+    ids = sample.tokens[kept.prompt.start : kept.prompt.stop]
+    answer = sample.tokens[prompt:]
+    row: dict[str, Any] = {
+        "prompt": prompt_id(sample),
+        "source": sample.source,
+        "group": sample.group_index,
+        "index": sample.index,
+        "reward": None,
+        "status": sample.status.value,
+        "length": response,
+        "label": _short(sample.label, _LABEL),
+        "pieces": [*texts.of(ids), *texts.of(kept.of_response(answer))],
+        "prompt_tokens": len(ids),
+        "mask": "".join(map(str, kept.of_response(sample.trained_mask))),
+    }
+    if kept.prompt.start or cut:
+        row["left_out"] = {"prompt": kept.prompt.start, "at": len(kept.head), "response": cut}
+    for name, values in {
+        "log_probs": trainer,
+        "rollout_log_probs": numbers.get("rollout_log_probs"),
+        "advantages": numbers.get("advantages"),
+        "entropy": numbers.get("entropy"),
+    }.items():
+        if values is not None:
+            row[name] = [short(value) for value in kept.of_response(values)]
+    return row
+
+
+def group_rows(samples: Sequence[Sample], rewards: Sequence[float | None]) -> dict[str, Any] | None:
+    """Return the groups of a rollout: for each its prompt and the rewards of its samples; how many samples have which status; and what
+    was asked where all rewards of a group are equal. None without rewards."""
+    if all(reward is None for reward in rewards):
+        return None
+    groups: dict[int | None, tuple[Sample, list[float | None]]] = {}
+    for sample, reward in zip(samples, rewards, strict=True):
+        groups.setdefault(sample.group_index, (sample, []))[1].append(short(reward))
+    equal = {prompt_id(s): asked_in_words(s) for s, own in groups.values() if len(set(own)) == 1}
+    return {
+        "groups": [[prompt_id(sample), own] for sample, own in groups.values()],
+        "statuses": dict(Counter(sample.status.value for sample in samples)),
+        "asked": equal,
+    }
+
+
+class Asks(Protocol):
+    """What has a prompt: a sample, or what is stored of one."""
+
+    @property
+    def source(self) -> str:
+        """The row that it comes from; "" where there is none."""
+
+    @property
+    def asked(self) -> str | list[dict[str, Any]]:
+        """Its prompt, before a chat template rendered it."""
+
+
+def prompt_id(sample: Asks) -> str:
+    """What identifies the prompt of a sample in the whole run: its row or, without one, what it says."""
+    what = sample.source or json.dumps(sample.asked, default=str)
+    return hashlib.sha256(what.encode(errors="replace")).hexdigest()[:10]
+
+
+def asked_in_words(sample: Asks) -> str:
+    """The beginning of the last message of the user, or of the prompt."""
+    asked = sample.asked
+    if not isinstance(asked, str):
+        messages = [message for message in asked if isinstance(message, dict)]
+        asked = next((str(m.get("content")) for m in reversed(messages) if m.get("role") == "user"), "")
+    name = Path(sample.source).name
+    return _short(asked.strip() or name, _ASKED) or ""
+
+
+def short(value: float | None) -> float | None:
+    """A number of four digits, as short as JSON can write it; None where there is no finite one."""
+    if value is None or not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.4g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+
+
+def _short(value: Any, limit: int) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class TokenTexts:
+    """The texts of token ids, each found once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._found: dict[int, str] = {}
+
+    def of(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token. Of a character that several tokens make up together, the last one has it."""
+        found: list[str] = []
+        waiting: list[int] = []
+        for token_id in ids:
+            text = self._decode([*waiting, token_id]) if waiting else self._alone(token_id)
+            if text.endswith(_UNKNOWN) and len(waiting) + 1 < _LONGEST_CHARACTER:
+                waiting.append(token_id)
+                found.append("")
+            else:
+                waiting.clear()
+                found.append(text)
+        if waiting:
+            found[-1] = self._decode(waiting)
+        return found
+
+    def _alone(self, token_id: int) -> str:
+        if token_id not in self._found:
+            text = self._decode([token_id])
+            raw = self._tokenizer.convert_ids_to_tokens([token_id])[0]
+            # Tokenizers of SentencePiece leave out the space before a word that stands alone.
+            self._found[token_id] = f" {text}" if str(raw).startswith("▁") and not text.startswith(" ") else text
+        return self._found[token_id]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
