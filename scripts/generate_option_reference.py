@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from slime_core.arguments.namespace import Namespace, Option
 from slime_core.arguments.readers import options_read
-from slime_core.contracts.kinds import KINDS
+from slime_core.contracts.kinds import KINDS, OBSERVERS
 from slime_core.contracts.options import ArgumentGroup
 from slime_core.plugins import Plugins
 from slime_core.plugins.catalogue import FIRST_PARTY
@@ -70,9 +70,11 @@ class _Readers:
             (component.kind, component.name, options_read(component.reads_options or (), namespace.model))
             for component in plugins.all_components()
         ]
+        self._observing = {info.distribution for info in plugins.infos if set(info.hooks) & set(OBSERVERS)}
 
     def of(self, option: Option) -> str:
-        """The core, or components by kind, each with the condition under which it reads the option."""
+        """The core, or components by kind, each with the condition under which it reads the option; for one that none of these
+        declares, the observers of its own distribution."""
         found = []
         if option.read_by_core is not False:
             condition = option.read_by_core if isinstance(option.read_by_core, str) else ""
@@ -84,6 +86,8 @@ class _Readers:
                     names.setdefault(read[option.name], []).append(f"`{name}`")
             for condition, listed in names.items():
                 found.append(" ".join([kind.replace("_", " "), ", ".join(listed), *_in_words(condition)]))
+        if not found and option.distribution in self._observing:
+            found.append("observers")
         return "; ".join(found)
 
 

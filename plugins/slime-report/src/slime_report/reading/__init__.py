@@ -11,6 +11,7 @@ charts.py       which metrics are drawn together, in reading order
 scores.py       scores with intervals, lost data, where time went
 facts.py        what alarms look at
 alarms.py       what is wrong, in words
+policy_alarms.py  the alarms of runs that are trained by rewards
 verdict.py      a run in one sentence
 compare.py      options in which runs differ
 """
