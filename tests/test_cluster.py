@@ -158,6 +158,9 @@ def test_two_ranks_train_to_the_weights_of_one_and_resume_in_one_process(cluster
     two = ("--actor-num-gpus-per-node", "2", "--save", str(tmp_path / "save"), "--save-interval", "2")
     there = run("train", tmp_path / "there", sft, *SGD, *two, "--async-save", "--save-total-limit", "9")
     assert_close(here, there)
+    assert main(["export", str(tmp_path / "save"), str(tmp_path / "exported")]) == 0
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in there[1].items())
     shutil.rmtree(tmp_path / "save" / "iter_0000003")
     rest = run("train", tmp_path / "rest", sft, *SGD, "--load", str(tmp_path / "save"))
     assert_close((here[0][-len(rest[0]) :], here[1]), rest)

@@ -6,7 +6,7 @@ by the loop through its methods, one call at a time. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slime_core.arguments import RunArguments
+    from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
     from slime_core.contracts.loss import LossFunction
 
 Role = Literal["actor", "critic", "reference"]
@@ -93,7 +94,7 @@ class TrainBackend(Protocol):
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
-    `ReplaysRouting`, `ResetsOptimizer`, `KeepsWeights`, `GivesGradients` and `slime_core.contracts.engine.Offloads`.
+    `ReplaysRouting`, `ResetsOptimizer`, `KeepsWeights`, `GivesGradients`, `ExportsStates` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -293,6 +294,28 @@ class GivesGradients(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class ExportsStates(Protocol):
+    """A backend that makes a Hugging Face checkpoint of what `save_state` wrote, for `slime export`: without a run, in one process,
+    whatever ranks wrote it. `setup` is not called before."""
+
+    def export_state(
+        self, state: Path, path: Path, quantised: Mapping[str, QuantisedCheckpoint], adapter_only: bool = False
+    ) -> None:
+        """Write what `load_state(state)` and `export_hf(path)` would write, with the same numbers, bit for bit.
+
+        Args:
+            state: the folder that `save_state` filled.
+            path: an existing, empty folder.
+            quantised: those of the folders that the run's options name that are quantised, by folder.
+            adapter_only: write the adapter of a run with LoRA alone, as peft reads it, and the tokenizer.
+
+        Raises:
+            CheckpointError: the state is damaged, or of another model than `args.hf_checkpoint`.
+        """
+        raise NotImplementedError
+
+
 KINDS = (
     Kind(
         "train_backend",
@@ -310,6 +333,7 @@ KINDS = (
             ResetsOptimizer,
             KeepsWeights,
             GivesGradients,
+            ExportsStates,
             Offloads,
         ),
     ),

@@ -20,6 +20,10 @@ def slime_commands() -> dict[str, Lazy]:
             "slime_core.cli.train:check",
             summary="resolve and validate a whole run, print it, start nothing",
         ),
+        "export": Lazy(
+            "slime_core.cli.export:main",
+            summary="write the model of any checkpoint as a Hugging Face folder",
+        ),
         "convert": Lazy(
             "slime_core.cli.convert:main",
             summary="convert a checkpoint from one format to another",

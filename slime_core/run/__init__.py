@@ -15,6 +15,8 @@ on_ray.py       places the workers on a cluster
 weight_sync.py  hands the trainer's weights to the engine, and lets the two take turns with memory
 evaluation.py   measures evaluation sets
 checkpoints.py  checkpoints on disk, and who writes them when
+stored_run.py   arguments and checkpoints of a run on disk, for whoever uses its model afterwards
+export.py       a Hugging Face folder of a checkpoint
 parity.py       `slime check --parity`: drives a train backend and compares it with transformers
 parity_rows.py  the rows of the run's data that it computes
 requests.py     Ctrl-C, SIGTERM and --save-trigger

@@ -2,6 +2,7 @@
 
     DIR/iter_0000019/            the state after rollout 19
         state.json               rollout id, data source, early stopping, arguments, data files, plugins
+        run.json                 all arguments of the run that wrote it, without secrets, and the folder that it was started in
         trainer/                 what the train backend wrote
         manifest.json            size and digest of every file above
     DIR/latest_checkpointed_iteration.txt
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.resolve import shown_arguments
 from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iterations
 from slime_core.errors import CheckpointError, DataError
 from slime_core.plain import read_json
@@ -36,6 +38,8 @@ from slime_core.run.tracking import Console
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker
 from slime_core.whole_file import write_whole
+
+RUN = "run.json"
 
 
 class Saving:
@@ -87,14 +91,18 @@ class Saving:
         clear_parts(self._folder)
         self.trainer.mkdir(parents=True)
 
-    def finish(self, state: dict[str, Any]) -> Path:
+    def finish(self, state: dict[str, Any], run: dict[str, Any] | None = None) -> Path:
         """Make it a complete checkpoint, and return its folder.
 
         Args:
             state: plain JSON data.
+            run: all arguments of the run, also those that may differ when it is resumed; for whoever uses the checkpoint without
+                one.
         """
         final = self._folder / f"{PREFIX}{self.rollout_id:07d}"
         (self._hidden / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        if run is not None:
+            (self._hidden / RUN).write_text(json.dumps(run, indent=1), encoding="utf-8")
         files = sorted(p for p in self._hidden.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(self._hidden)): _describe(p) for p in files}
         (self._hidden / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -160,7 +168,8 @@ class Checkpoints:
                 answers = wait(self._trainer.call_all(TrainWorker.saved, to_the_end), what)
                 if not all(answers):
                     return
-                self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state)
+                run = {"arguments": shown_arguments(self._args), "folder": os.getcwd()}
+                self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state, run)
             if not to_the_end and not self._finishing.done():
                 return
             path = wait(self._finishing, what)
@@ -177,7 +186,7 @@ class Checkpoints:
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all complete checkpoints in `folder` but the `count` newest, and the one that is named the best."""
     best = best_checkpoint(folder)
-    for old in _all(folder)[:-count]:
+    for old in all_checkpoints(folder)[:-count]:
         if old != best:
             hidden = folder / f".removing_{old.name}"  # whoever finds a part of it must not take it for a checkpoint
             shutil.rmtree(hidden, ignore_errors=True)
@@ -191,7 +200,7 @@ def set_newer_aside(save: str | None, previous: Path) -> Path | None:
     folder = previous.parent
     if not save or folder.resolve() != Path(save).resolve():
         return None
-    newer = [path for path in _all(folder) if path.name > previous.name]
+    newer = [path for path in all_checkpoints(folder) if path.name > previous.name]
     if not newer:
         return None
     return move_aside(folder, newer)
@@ -215,7 +224,7 @@ def clear_parts(folder: Path) -> None:
 
 def find_latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, or None."""
-    found = _all(folder)
+    found = all_checkpoints(folder)
     return found[-1] if found else None
 
 
@@ -233,20 +242,35 @@ def find_checkpoint(load: Path, step: int | None) -> Path | None:
     found = load if itself and load.name == name else load / name
     if is_of_a_run(found):
         return found
-    there = ", ".join(path.name for path in ([load] if itself else _all(load))) or "no checkpoint of a run"
+    there = ", ".join(path.name for path in ([load] if itself else all_checkpoints(load))) or "no checkpoint of a run"
     raise CheckpointError(
         f"--ckpt-step {step}: there is no {name} in --load {load}, which has {there}. Give one that is there."
     )
 
 
 def stored_arguments(checkpoint: Path) -> dict[str, Any]:
-    """The arguments of the run that wrote a checkpoint; {} where they cannot be read, which `load_state` reports."""
+    """The arguments of the run that wrote a checkpoint; {} where they cannot be read, which `load_state` reports. Of a checkpoint
+    that an older slime wrote, those that can change the result."""
+    for name in (RUN, "state.json"):
+        found = _read(checkpoint / name)
+        arguments = found.get("arguments") if isinstance(found, dict) else None
+        if isinstance(arguments, dict):
+            return arguments
+    return {}
+
+
+def started_in(checkpoint: Path) -> Path:
+    """The folder that the run was started in that wrote a checkpoint: that of the relative paths in its arguments."""
+    found = _read(checkpoint / RUN)
+    folder = found.get("folder") if isinstance(found, dict) else None
+    return Path(folder) if isinstance(folder, str) else Path()
+
+
+def _read(file: Path) -> Any:
     try:
-        state = read_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return read_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, DataError):
-        return {}
-    arguments = state.get("arguments") if isinstance(state, dict) else None
-    return arguments if isinstance(arguments, dict) else {}
+        return None
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -264,7 +288,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
             damaged = ["state.json holds no object"]
     except (OSError, UnicodeDecodeError, DataError) as error:
         damaged = [str(error)]
-    others = [path.name for path in _all(checkpoint.parent) if path.name != checkpoint.name]
+    others = [path.name for path in all_checkpoints(checkpoint.parent) if path.name != checkpoint.name]
     instead = (
         f"Go on from an earlier one with --ckpt-step N; there are {', '.join(others)}."
         if others
@@ -357,7 +381,8 @@ def _require_load(args: RunArguments) -> None:
     )
 
 
-def _all(folder: Path) -> list[Path]:
+def all_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of runs in a folder, the oldest first."""
     return [path for path in iterations(folder) if is_of_a_run(path)]
 
 

@@ -21,6 +21,7 @@ low_precision.py         linear layers of a torch model compute by a precision r
 low_precision_experts.py   its experts do
 low_precision_products.py  products of layers that stand for several weights
 quantised_weights.py     weights into the format of a quantised checkpoint, and back
+stored_weights.py        the files of a checkpoint, read and rewritten
 experts.py               weights of single experts and of all experts of a layer, either way
 weight_buckets.py        weights in pieces of limited size, on their way to an engine
 rms_norm.py              a norm in fewer passes over memory, on the CPU

@@ -55,7 +55,9 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         PluginError: a component is missing, or does not fit.
         ArgumentError: FP8 is asked for, and the backend does not compute in it.
     """
-    quantised = _quantised(args, plugins)  # first: what is wrong here takes no import of anything heavy to find
+    quantised = quantised_checkpoints(
+        args, plugins
+    )  # first: what is wrong here takes no import of anything heavy to find
     loss: Selected[LossOutputs] = _either(plugins, "loss", args, "custom_loss_function_path", "loss_type")
     advantage: Selected[AdvantageOutputs] | None = None
     post_process: Selected[tuple[list[float], list[float]]] | None = None
@@ -144,8 +146,8 @@ def _reducer(
     return plugins.select("pg_loss_reducer", path)
 
 
-def _quantised(args: RunArguments, plugins: Plugins) -> dict[str, QuantisedCheckpoint]:
-    """The quantised ones of the checkpoints that models are loaded from, and of the one that is served.
+def quantised_checkpoints(args: RunArguments, plugins: Plugins) -> dict[str, QuantisedCheckpoint]:
+    """The quantised ones of the checkpoints that models are loaded from, and of the one that is served, by folder.
 
     Raises:
         ArgumentError: one is in a format that is not known here, or contradicts itself.

@@ -17,6 +17,7 @@ from megatron_adapters import start
 from megatron_cases import Case, forget, leave, make_backend, work
 from megatron_models import make_batch
 from megatron_truth import LOSSES, Truth
+from safetensors.torch import load_file
 
 from slime_core.contracts.loss import LossOutputs
 from slime_core.errors import ArgumentError, CheckpointError
@@ -73,7 +74,7 @@ def probe(cases: Sequence[Case], folder: Path, found: dict[str, Any], note: Call
     work(cases, folder, found, note)
     for case in EXPORTED:
         leave()
-        _export(case, folder)
+        _export(case, folder, found)
     found["resumed"] = {}
     for name, (saved, read) in WAYS.items():
         leave()
@@ -91,12 +92,17 @@ def command(words: Sequence[str], found: dict[str, Any], note: Callable[[], None
     found["code"] = main(list(words))
 
 
-def _export(case: Case, folder: Path) -> None:
+def _export(case: Case, folder: Path, found: dict[str, Any]) -> None:
     """Write a model with adapters as Hugging Face's libraries read it."""
     truth = Truth.read(folder / case.truth)
     backend = make_backend(case, folder)
     start(backend, truth.made, truth.given)
     backend.export_hf(folder / f"exported {case.model}")
+    state = folder / f"state of {case.model}"
+    state.mkdir(exist_ok=True)
+    torch.distributed.barrier()
+    backend.save_state(state)
+    found.setdefault("exported", []).append(exported_alike(backend, state))
     forget(backend)
 
 
@@ -112,6 +118,7 @@ def _resume(saved: Case, read: Case, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     torch.distributed.barrier()
     backend.save_state(folder)
+    exported = exported_alike(backend, folder)
     weights = {name: weight.clone() for name, weight in backend.weights()}
     losses = [backend.train_step(batch)["loss"] for _ in range(3)]
     forget(backend)
@@ -122,6 +129,7 @@ def _resume(saved: Case, read: Case, folder: Path) -> dict[str, Any]:
     batch = make_batch({}, ranks=other.data_parallel_size)
     other.load_state(folder)
     found = {
+        "exported": exported,
         "weights": all(torch.equal(weight, weights[name]) for name, weight in other.weights()),
         "losses": [other.train_step(batch)["loss"] for _ in range(3)],
         "expected": losses,
@@ -142,6 +150,23 @@ def _resume(saved: Case, read: Case, folder: Path) -> dict[str, Any]:
         except CheckpointError as error:
             found["start"] = str(error)
     return found
+
+
+def exported_alike(backend: Any, state: Path) -> bool:
+    """Whether a state on disk gives the files that the model which wrote it exports. The first rank makes them, without the other."""
+    folders = [state.with_name(f"{state.name}, {who}") for who in ("exported", "exported without a run")]
+    backend.export_hf(folders[0])
+    if torch.distributed.get_rank() > 0:
+        return True
+    folders[1].mkdir()
+    type(backend)(backend.args).export_state(state, folders[1], {})
+    names = [{str(path.relative_to(own)) for path in own.rglob("*") if path.is_file()} for own in folders]
+    files = [{str(path.relative_to(own)): load_file(path) for path in own.rglob("*.safetensors")} for own in folders]
+    return names[0] == names[1] and all(
+        file.keys() == files[1][name].keys()
+        and all(torch.equal(tensor, files[1][name][key]) for key, tensor in file.items())
+        for name, file in files[0].items()
+    )
 
 
 def _keys(folder: Path) -> list[str]:

@@ -79,8 +79,12 @@ def test_an_export_and_what_is_converted_stop_at_the_end_of_trained_turns(made: 
     origin = ["--input-dir", str(folder / "save"), "--origin-hf-dir", str(folder / "base")]
     assert main(["convert", "torch-dist-to-hf", *origin, "--output-dir", str(folder / "converted")]) == 0
     assert ends_of(folder / "converted") == ends_of(folder / "hf")
-    exported, converted = (load_file(folder / name / "model.safetensors") for name in ("hf", "converted"))
-    assert all(torch.equal(exported[name], converted[name]) for name in exported)
+    assert main(["export", str(folder / "save"), str(folder / "exported")]) == 0
+    weights = [load_file(folder / name / "model.safetensors") for name in ("hf", "converted", "exported")]
+    assert weights[0].keys() == weights[1].keys() == weights[2].keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items() for other in weights[1:])
+    for file in (path.name for path in (folder / "hf").iterdir() if path.name != "model.safetensors"):
+        assert (folder / "exported" / file).read_bytes() == (folder / "hf" / file).read_bytes(), file
 
 
 def test_a_token_without_a_row_is_named(made: tuple[Path, str]) -> None:

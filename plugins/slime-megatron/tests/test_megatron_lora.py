@@ -163,6 +163,10 @@ def test_training_goes_on_from_a_state_that_holds_adapters_alone(ranks: Any, way
         assert not exact or "a run with LoRA, which holds adapters alone" in resumed["start"]
 
 
+def test_a_state_on_disk_exports_what_its_model_does(ranks: Any) -> None:
+    assert [*ranks[0]["exported"], *(ranks[0]["resumed"][way]["exported"] for way in WAYS)] == [True] * 5
+
+
 def test_names_of_layers_that_are_not_there_are_refused_with_those_that_are(ranks: Any) -> None:
     unknown, _ = ranks[0]["refused"]
     assert unknown == (

@@ -28,6 +28,7 @@ gradients.py         gradients, complete on every rank
 low_precision.py     linear layers that compute in FP8, emulated
 low_precision_experts.py  which tokens of an expert are quantised together
 rank_parts.py        parts of tensor-parallel ranks, put together and taken apart
+adapter_names.py     what LoRA adapters are called and how they are cut
 adapter.py           LoRA adapters of a layer that is cut over ranks
 lora.py              which layers get one, merged weights, adapters on disk
 frozen.py            parameters that are not trained
@@ -42,6 +43,7 @@ convert_hf.py        `slime convert hf-to-torch-dist`
 convert_torch_dist.py  `slime convert torch-dist-to-hf`
 state.py             the training state on disk
 saving.py            writes it, at once or in the background
+stored_export.py     a Hugging Face checkpoint of it, without a run
 """
 
 __version__ = "0.1.0"

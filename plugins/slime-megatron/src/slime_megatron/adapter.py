@@ -8,8 +8,6 @@ width: a column-parallel layer keeps all of A and its own rows of B, a row-paral
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,52 +21,9 @@ from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from slime_megatron.adapter_names import FusedLayer
 from slime_megatron.modules import SumGradient
-from slime_megatron.names import Attention, GateUp, Heads, Layout, Replicated, Split
-
-
-@dataclass(frozen=True)
-class FusedLayer:
-    """What one of megatron-core's linear layers consists of.
-
-    Attributes:
-        widths: outputs of each Hugging Face layer on all ranks, by the last part of its name, in the order in which they are
-            fused.
-        layout: how they are fused and cut; see `slime_megatron.names`.
-    """
-
-    widths: Mapping[str, int]
-    layout: Layout
-
-    @property
-    def row(self) -> bool:
-        """Its inputs are cut over tensor-parallel ranks, not its outputs."""
-        return isinstance(self.layout, Split) and self.layout.dim == 1
-
-    @property
-    def groups(self) -> int:
-        """How often its Hugging Face layers follow each other in the outputs: once for each group of attention heads."""
-        return self.layout.filled or self.layout.groups if isinstance(self.layout, Attention) else 1
-
-    @property
-    def cuts(self) -> dict[str, Layout]:
-        """How A and B of each of its Hugging Face layers are filled up, and cut over tensor-parallel ranks."""
-        if self.row:
-            return {"lora_A": self.layout, "lora_B": Replicated()}
-        of_b: Layout = self.layout
-        if isinstance(self.layout, Attention):
-            of_b = Heads(0, self.layout.groups, self.layout.filled)
-        elif isinstance(self.layout, GateUp) and not self.layout.fused:
-            of_b = Split(0)
-        return {"lora_A": Replicated(), "lora_B": of_b}
-
-    def outputs(self, ranks: int) -> dict[str, int]:
-        """The outputs of each of its Hugging Face layers on one of so many tensor-parallel ranks, heads of zeros among them."""
-        if self.row:
-            return dict(self.widths)
-        heads = self.cuts["lora_B"]
-        filled, groups = (heads.filled or heads.groups, heads.groups) if isinstance(heads, Heads) else (1, 1)
-        return {name: width // groups * filled // ranks for name, width in self.widths.items()}
+from slime_megatron.names import GateUp, Split
 
 
 class LowRank(nn.Module):

@@ -9,7 +9,7 @@ devices, or without any on CPUs over gloo, with the same code. Weights are float
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -295,6 +295,14 @@ class MegatronBackend(HasKeptWeights):
             lora.save_adapter(self._model, self.args, path / "adapter", write=first)
         if first:
             self._tokenizer.save_pretrained(path)
+
+    def export_state(
+        self, state: Path, path: Path, quantised: Mapping[str, QuantisedCheckpoint], adapter_only: bool = False
+    ) -> None:
+        """Write the Hugging Face checkpoint of a training state that any layout wrote. No model is set up for it."""
+        from slime_megatron import stored_export
+
+        stored_export.export_state(self.args, state, path, quantised, adapter_only)
 
     def offload(self) -> None:
         """Give back the GPU's memory until `onload`. What lay there waits in host memory, but for the gradients."""

@@ -27,17 +27,14 @@ from slime_core.remote_code import from_config
 from slime_core.tensors.adapter_files import write_adapter
 from slime_core.training.adapters import target_layers
 from slime_megatron import weights
-from slime_megatron.adapter import Adapter, FusedLayer
+from slime_megatron.adapter import Adapter
+from slime_megatron.adapter_names import BESIDE, FusedLayer, add_rules, is_adapter, with_adapter
 from slime_megatron.arguments import MegatronRunArguments
 from slime_megatron.model import BuiltModel, HiddenStates
-from slime_megatron.names import Names, Rule, Split
 
 if TYPE_CHECKING:
     from slime_core.contracts.train_backend import TrainBatch
     from slime_megatron.backend import MegatronBackend
-
-_BESIDE = "_lora"
-"""The adapter of `linear_qkv` is `linear_qkv_lora`, beside it."""
 
 Sizes = dict[str, tuple[int, int]]
 """(inputs, outputs) by the names of linear layers of a Hugging Face model."""
@@ -56,7 +53,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
     sizes = linear_layers(config)
     targets = target_layers(set(map(_last, sizes)), args.target_modules, f"a {config.model_type} model")
     chosen = {name: size for name, size in sizes.items() if _last(name) in targets}
-    _name(model.names, targets)
+    add_rules(model.names, targets)
     model.module.requires_grad_(False)
     model.module.trains_adapters = True
     own: dict[str, Adapter] = {}
@@ -69,7 +66,7 @@ def add_adapters(model: BuiltModel, config: Any, args: MegatronRunArguments) -> 
             scale = args.lora_alpha / args.lora_rank
             adapter = Adapter(linear, fused, [_last(layer) for layer in wanted], args.lora_rank, scale)
             parent, _, place = name.rpartition(".")
-            model.module.get_submodule(parent).add_module(place + _BESIDE, adapter)
+            model.module.get_submodule(parent).add_module(place + BESIDE, adapter)
             own |= dict.fromkeys(wanted, adapter)
         linear.forward = partial(forward_rows, linear.forward, adapter)
     if not own:
@@ -99,11 +96,6 @@ def linear_layers(config: Any) -> Sizes:
     return found
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a tensor of megatron-core's belongs to an adapter."""
-    return f"{_BESIDE}." in name
-
-
 def trained_alone(module: HiddenStates, state: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of a model's state, by its own names: of a model with adapters only what is trained."""
     if not module.trains_adapters:
@@ -123,13 +115,7 @@ def merged(model: BuiltModel, args: MegatronRunArguments) -> Iterator[tuple[str,
     adapters = dict(gather_adapters(model))
     frozen = {name: tensor for name, tensor in weights.own_tensors(model) if not is_adapter(name)}
     for name, weight in weights.gather(model, frozen):
-        layer = name.removesuffix(".weight")
-        a, b = (adapters.pop(f"{layer}.lora_{x}.weight", None) for x in "AB")
-        if a is None or b is None:
-            yield name, weight
-            continue
-        product = b.float() @ a.float()
-        yield name, torch.add(weight.float(), product, alpha=args.lora_alpha / args.lora_rank).to(weight.dtype)
+        yield name, with_adapter(name, weight, adapters, args)
 
 
 def save_adapter(model: BuiltModel, args: MegatronRunArguments, folder: Path, write: bool = True) -> None:
@@ -198,19 +184,6 @@ def own_linears(model: BuiltModel) -> Iterator[tuple[str, Any]]:
             and not module.is_expert
         ):
             yield name, module
-
-
-def _name(names: Names, targets: set[str]) -> None:
-    """Let the tensors of adapters be known under peft's names, those of other pipeline stages too."""
-    for rule in names.rules:
-        layers = [file.removesuffix(".weight") for file in rule.file if file.endswith(".weight")]
-        if not isinstance(rule.layout, Split) or "{expert}" in rule.megatron:
-            continue
-        cuts = FusedLayer({}, rule.layout).cuts
-        for layer in (layer for layer in layers if _last(layer) in targets):
-            place = f"{rule.megatron.removesuffix('.weight')}{_BESIDE}.{_last(layer)}"
-            for x, layout in cuts.items():
-                names.add(Rule(f"{place}.{x}", (f"{layer}.{x}.weight",), layout, optional=True))
 
 
 def _last(name: str) -> str:

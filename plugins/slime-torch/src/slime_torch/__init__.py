@@ -16,6 +16,7 @@ gloo.py       the exchanges of such a model between CPUs
 offload.py    what waits in host memory while the GPU is needed for something else
 state.py      the training state on disk
 export.py     writes Hugging Face checkpoints
+stored_export.py  the same of a training state on disk, without a run
 """
 
 __version__ = "0.1.0"

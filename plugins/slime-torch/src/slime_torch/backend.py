@@ -8,7 +8,7 @@ are bfloat16 (autocast), with --fp8-format they are those of FP8 (`low_precision
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ from slime_core.training.frozen import freezes
 from slime_core.training.initial_weights import option_of
 from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
-from slime_torch import export, lora, state
+from slime_torch import export, lora, state, stored_export
 from slime_torch.arguments import TorchRunArguments, refused
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
 from slime_torch.model import (
@@ -56,6 +56,7 @@ from slime_torch.sharding import Sharded, local, whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
     from slime_core.training.components import TrainComponents
 
 
@@ -270,6 +271,12 @@ class TorchBackend(HasKeptWeights):
     def export_hf(self, path: Path) -> None:
         """Write a Hugging Face checkpoint. With LoRA: the merged model, and in the folder `adapter` the adapter."""
         export.export_hf(self.model, self.tokenizer, path, self._joined(), self.args)
+
+    def export_state(
+        self, state: Path, path: Path, quantised: Mapping[str, QuantisedCheckpoint], adapter_only: bool = False
+    ) -> None:
+        """Write the Hugging Face checkpoint of a training state that any number of ranks wrote. No model is set up for it."""
+        stored_export.export_state(self.args, state, path, quantised, adapter_only)
 
     def offload(self) -> None:
         """Give back the GPU's memory until `onload`. What lay there waits in host memory, but for the gradients."""

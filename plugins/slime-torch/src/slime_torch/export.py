@@ -1,7 +1,8 @@
 """Writes Hugging Face checkpoints, which transformers, SGLang and vLLM load. Called by the backend.
 
 The weights are as they are trained (float32). With LoRA: the merged model, and the adapter alone in the folder
-`adapter` in it. All ranks help to put tensors together, and the first one writes.
+`adapter` in it. All ranks help to put tensors together, and the first one writes. What a training state is exported from is
+in `stored_export`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from slime_torch.sharding import whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SHARD_SIZE = "4GB"
+"""Of weights in one file, which is put together in memory before it is written."""
+
 
 def export_hf(
     model: PreTrainedModel,
@@ -35,7 +39,7 @@ def export_hf(
     as_it_is = ranks.size == 1 and not adapters and not remembering(model)
     tensors = None if as_it_is else _whole_state(model, keep=first)
     if first:
-        model.save_pretrained(path, state_dict=tensors)
+        model.save_pretrained(path, state_dict=tensors, max_shard_size=SHARD_SIZE)
     if adapters:
         lora.save_adapter(model, args, path / "adapter", whole, write=first)
     if first and tokenizer is not None:

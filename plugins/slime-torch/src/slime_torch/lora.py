@@ -80,6 +80,16 @@ def merged_parameters(
         yield f"{owner.removesuffix('.base_layer')}.{kind}", value
 
 
+def merge(model: nn.Module) -> dict[str, Tensor]:
+    """Make the base weights what `merged_parameters` gives, one after the other, and return them under the plain model's names. The
+    model is of no use then but for these."""
+    base = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if not _is_adapter(name)}
+    with torch.no_grad():
+        for name, value in merged_parameters(model):
+            base[name].copy_(value)
+    return {name: parameter.detach() for name, parameter in base.items()}
+
+
 def save_adapter(
     model: PreTrainedModel,
     args: TorchRunArguments,

@@ -9,7 +9,7 @@ can read it. What is in it:
     optimizer.NAME.KEY     what the optimizer keeps for that parameter
     rank_00000, …          each rank's number of finished steps and random states
 
-The backend calls `collect` and `load`, the same for copies of weights, and writes through a `Saver`.
+The backend calls `collect` and `load`, the same for copies of weights, and writes through a `Saver`; an export calls `load_weights`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoin
 from slime_core.errors import CheckpointError
 from slime_core.tensors.dcp_metadata import PlainReader, read_metadata, require_sizes_of_files
 from slime_core.tensors.kept_weights import Copy
+from slime_core.tensors.low_precision import is_precision_state
 from slime_core.tensors.random_states import random_states, set_random_states
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
@@ -132,6 +133,18 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, whole: 
             "%s was saved by %d ranks; the random states of this rank go on from those of rank 0.", path, len(ranks)
         )
     return finished
+
+
+def load_weights(path: Path, model: nn.Module, whole: bool = False) -> None:
+    """Read the weights alone, without an optimizer to go on with; `whole`: as in `collect`. What products in low precision remember
+    stays unread.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or belongs to another model.
+    """
+    stored, state = _stored(path), _model_tensors(model, whole)
+    _require_none(path, _misfits(state, {n: meta for n, meta in stored.items() if not is_precision_state(n)}))
+    _read(path, state)
 
 
 def collect_kept(copies: Mapping[str, Copy]) -> dict[str, Tensor]:
@@ -248,16 +261,25 @@ def _check_fits(
     optimizer: str,
 ) -> None:
     """Raise `CheckpointError` unless names and shapes agree and the optimizer is of the same kind."""
+    wrong = _misfits(model, stored)
+    wrong += [f"{key} is of no parameter here" for key in kept if f"model.{_parameter_of(key)[0]}" not in model]
+    if saved != optimizer:
+        wrong.append(f"it is of {saved}, not {optimizer}")
+    _require_none(path, wrong)
+
+
+def _misfits(model: dict[str, Tensor], stored: Mapping[str, TensorStorageMetadata]) -> list[str]:
+    """One phrase for each weight that is not the same in both."""
     found = {name: tuple(meta.size) for name, meta in stored.items() if name.startswith("model.")}
     wanted = {name: tuple(tensor.shape) for name, tensor in model.items()}
-    wrong = [
+    return [
         f"{name.removeprefix('model.')} is {found.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
-    wrong += [f"{key} is of no parameter here" for key in kept if f"model.{_parameter_of(key)[0]}" not in wanted]
-    if saved != optimizer:
-        wrong.append(f"it is of {saved}, not {optimizer}")
+
+
+def _require_none(path: Path, wrong: list[str]) -> None:
     if wrong:
         raise CheckpointError(
             f"The training state {path} belongs to another model or optimizer: {'; '.join(wrong[:5])}"
