@@ -15,6 +15,12 @@ lint-imports --no-logo
 echo "==> preparing the model, data, tokenizers and templates for the tests"
 python scripts/assets.py all >/dev/null
 
+if [ -z "$(command -v chromium chromium-browser google-chrome)" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "==> installing Debian's chromium, in which the tests open the page of a report (without it they are skipped)"
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 ||
+    echo "chromium cannot be installed here; the tests that need it are skipped"
+fi
+
 echo "==> pytest"
 # Two workers, a test file on one of them, one thread each: for the two cores of a small machine.
 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -q "$@"

@@ -20,10 +20,14 @@ UNSEEN = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 """Categories of characters without a shape: controls, marks of direction and joiners, private use, halves of surrogate pairs,
 separators of lines."""
 
+BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Characters that are drawn as nothing although their category is that of a letter or a symbol: fillers of Hangul, the empty
+pattern of Braille, joiners of graphemes."""
+
 
 def named_if_unseen(character: str) -> str:
     """Return a character, or `[U+202E]` where it has no shape."""
-    return f"[U+{ord(character):04X}]" if category(character) in UNSEEN else character
+    return f"[U+{ord(character):04X}]" if category(character) in UNSEEN or character in BLANK else character
 
 
 def told(text: str) -> str:

@@ -57,4 +57,5 @@ def test_what_is_invisible_is_shown() -> None:
 
 def test_what_turns_text_around_or_has_no_form_is_named() -> None:
     assert visible("a\u202eb\u200d\x1b[31m\x00\u2028") == "a[U+202E]b[U+200D][U+001B][31m[U+0000][U+2028]"
+    assert visible("a\u3164b\u2800") == "a[U+3164]b[U+2800]"  # drawn as nothing, though a letter and a symbol
     assert visible("é好🦥 <ok>") == "é好🦥 <ok>"

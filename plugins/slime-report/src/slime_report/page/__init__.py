@@ -1,13 +1,14 @@
-"""The page that a person opens in a browser. `render` is called by the command `slime report`."""
+"""The page that a person opens in a browser: one file that loads nothing from anywhere.
 
-from __future__ import annotations
+    html.py       `render`: the page of a report
+    words.py      how numbers, durations and dates are written
+    pack.py       the data that the page's script reads, packed so that the page stays small
+    templates/    `report.html.jinja`, its parts, `report.css`, and the script in `script/`, which is put together from files
 
-import html
+What can be said in words and tables is written into the page by the templates, and is there without the script. The script
+draws the curves and shows the samples.
+"""
 
-from slime_report.report import Report
+from slime_report.page.html import render
 
-
-def render(report: Report) -> str:
-    """The whole page as HTML text. It needs no other file and no network."""
-    verdicts = "".join(f"<p>{html.escape(run.verdict)}</p>" for run in report.runs)
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>slime report</title>{verdicts}</html>\n'
+__all__ = ["render"]

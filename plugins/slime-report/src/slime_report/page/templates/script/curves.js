@@ -1,0 +1,130 @@
+// All charts, and what they share: the step that is pointed at, the steps that are shown, and the runs that are.
+
+function curves(data) {
+  const runs = data.runs.map((run) => ({ ...run, series: new Map(run.series.map((series) => [series.metric, series])), shown: true }));
+  const several = runs.length > 1;
+  const waiting = new Set();
+  const ends = runs.flatMap((run) => [...run.series.values()].flatMap(({ x }) => (x.length ? [x[0], x.at(-1)] : [])));
+  const view = {
+    step: null,
+    range: null,
+    chosen: 0, // the run that charts show which can show only one
+    steps: [Math.min(...ends), Math.max(...ends)],
+    resumed: () => runs.flatMap((run) => (run.shown ? run.resumed.map((step) => ({ step, run: run.name })) : [])),
+    alarms: (chart) => runs.flatMap((run) => (run.shown ? run.alarms.filter((alarm) => alarm.chart === chart) : [])),
+    /** Point at a step, in all charts; null: at none. */
+    point(step) {
+      if (step === view.step) return;
+      view.step = step;
+      cancelAnimationFrame(view.frame);
+      view.frame = requestAnimationFrame(() => charts.forEach((chart) => chart.point()));
+    },
+    /** Show only the steps between two. */
+    zoom(first, last) {
+      const whole = [Math.max(view.steps[0], Math.round(first)), Math.min(view.steps[1], Math.round(last))];
+      if (!(whole[0] < whole[1])) return;
+      view.range = whole[0] === view.steps[0] && whole[1] === view.steps[1] ? null : whole;
+      changed();
+    },
+    closer(step, factor) {
+      const [first, last] = view.range ?? view.steps;
+      view.zoom(step - (step - first) * factor, step + (last - step) * factor);
+    },
+    all() {
+      view.range = null;
+      view.point(null);
+      changed();
+    },
+    /** Draw a chart when there is time; the page stays usable while many are drawn. */
+    drawSoon(chart) {
+      if (!waiting.size) setTimeout(drawSome);
+      waiting.add(chart);
+    },
+  };
+  const charts = data.charts.map((about) => new Chart(byId(about.element), about, view));
+
+  function drawSome(all = false) {
+    const start = performance.now();
+    for (const chart of waiting) {
+      waiting.delete(chart);
+      chart.draw();
+      if (!all && performance.now() - start > 12) break;
+    }
+    if (waiting.size) setTimeout(drawSome);
+    else document.documentElement.dataset.ready = "yes";
+  }
+
+  /** Each chart's lines: its metrics in each run that is shown. A colour is a run where there are several, else a metric. */
+  function takeLines() {
+    for (const chart of charts) {
+      const stacked = chart.about.kind === "stacked";
+      const of = stacked ? [view.chosen] : runs.map((_, number) => number).filter((number) => runs[number].shown);
+      chart.take(of.flatMap((number) =>
+        chart.about.metrics.flatMap((metric, place) => {
+          const series = runs[number].series.get(metric);
+          if (!series?.x.length) return [];
+          const perRun = several && !stacked;
+          return [{
+            series,
+            gap: gapOf(series.x),
+            name: perRun ? (chart.about.metrics.length > 1 ? `${runs[number].name}, ${metric}` : runs[number].name) : metric.slice(metric.lastIndexOf("/") + 1),
+            colour: perRun ? `r${number % 6}` : `c${place % 8}`,
+            dashes: stacked ? 0 : perRun ? number + place : place,
+          }];
+        })));
+    }
+  }
+
+  const tools = byId("curve-tools");
+  function changed() {
+    const [first, last] = view.range ?? view.steps;
+    byId("from-step").value = first;
+    byId("to-step").value = last;
+    byId("all-steps").disabled = view.range === null;
+    charts.forEach(view.drawSoon);
+  }
+
+  function listen() {
+    tools.addEventListener("submit", (event) => event.preventDefault());
+    for (const id of ["from-step", "to-step"]) {
+      [byId(id).min, byId(id).max] = view.steps;
+      byId(id).addEventListener("change", () => view.zoom(Number(byId("from-step").value), Number(byId("to-step").value)));
+    }
+    byId("all-steps").addEventListener("click", view.all);
+    byId("find-chart")?.addEventListener("input", (event) => {
+      const wanted = event.target.value.trim().toLowerCase();
+      const found = charts.filter((chart) => {
+        const matches = `${chart.title} ${chart.about.metrics.join(" ")}`.toLowerCase().includes(wanted);
+        chart.figure.hidden = !matches;
+        if (matches) view.drawSoon(chart);
+        return matches;
+      });
+      byId("no-chart").hidden = found.length > 0;
+      byId("charts-found").textContent = wanted ? plural(found.length, "chart") : "";
+    });
+    for (const button of document.querySelectorAll("[data-shows]"))
+      button.addEventListener("click", () => {
+        const run = runs[Number(button.dataset.shows)];
+        run.shown = !run.shown;
+        button.setAttribute("aria-pressed", run.shown);
+        takeLines();
+      });
+    const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => view.drawSoon(charts.find((chart) => chart.plot === target))));
+    charts.forEach((chart) => sizes.observe(chart.plot));
+    addEventListener("beforeprint", () => drawSome(true));
+  }
+
+  if (charts.length && ends.length) {
+    takeLines();
+    changed();
+    listen();
+  } else document.documentElement.dataset.ready = "yes";
+  return {
+    point: view.point,
+    /** Let charts that can show only one run show this one. */
+    choose(number) {
+      view.chosen = number;
+      if (charts.length) takeLines();
+    },
+  };
+}

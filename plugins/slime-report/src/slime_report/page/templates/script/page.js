@@ -1,0 +1,91 @@
+// Puts the page together: theme, links, the run that the lower sections are about, and the search of arguments.
+
+const data = JSON.parse(byId("curve-data").textContent);
+const charts = curves(data);
+const browser = byId("browser").hidden ? null : new Browser(byId("browser"));
+let chosen = null;
+
+/** The theme is kept where the browser allows it. */
+function theme() {
+  const select = byId("theme");
+  const kept = (work) => {
+    try {
+      return work(localStorage);
+    } catch {
+      return null; // a browser may refuse storage to files
+    }
+  };
+  const set = (name) => {
+    if (name) document.documentElement.dataset.theme = name;
+    else delete document.documentElement.dataset.theme;
+  };
+  select.value = kept((storage) => storage.getItem("slime-report-theme")) ?? "";
+  set(select.value);
+  select.addEventListener("change", () => {
+    set(select.value);
+    kept((storage) => storage.setItem("slime-report-theme", select.value));
+  });
+}
+
+/** Let the sections that show one run show this one. */
+async function choose(run) {
+  if (run === chosen) return;
+  chosen = run;
+  for (const part of document.querySelectorAll("[data-run]")) part.hidden = Number(part.dataset.run) !== run;
+  for (const input of document.querySelectorAll("input[name=run]")) input.checked = Number(input.value) === run;
+  charts.choose(run);
+  if (browser) await browser.take(run);
+}
+
+/** Go where the address leads: a sample is not on the page before it is chosen. */
+async function follow() {
+  const found = /^#sample-(\d+)-(\d+)$/.exec(location.hash);
+  if (!found || !browser) return;
+  await choose(Number(found[1]));
+  await browser.go(Number(found[2]));
+}
+
+function links() {
+  addEventListener("hashchange", follow);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href^='#']");
+    if (!link) return;
+    const { step, prompt } = link.dataset;
+    if (step !== undefined) charts.point(Number(step));
+    if (prompt !== undefined) browser?.only(prompt).then(() => browser.list.pick(0));
+    if (link.getAttribute("href") === location.hash) follow();
+    byId(link.getAttribute("href").slice(1))?.querySelector("[role=slider]")?.focus({ preventScroll: true });
+  });
+}
+
+/** Find arguments by any of their words; at first only those that were set. */
+function findArguments() {
+  for (const form of document.querySelectorAll(".find-arguments")) {
+    const [search, only] = form.querySelectorAll("input");
+    const rows = [...form.parentElement.querySelectorAll(".arguments tbody tr")];
+    const find = () => {
+      const wanted = search.value.trim().toLowerCase();
+      let found = 0;
+      for (const row of rows) {
+        row.hidden = (only.checked && row.classList.contains("default")) || !row.textContent.toLowerCase().includes(wanted);
+        found += !row.hidden;
+      }
+      form.querySelector("output").textContent = `${words(found)} of ${words(rows.length)}`;
+    };
+    if (rows.every((row) => row.classList.contains("default"))) only.checked = false;
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("input", find);
+    form.hidden = false;
+    find();
+  }
+}
+
+theme();
+links();
+findArguments();
+for (const input of document.querySelectorAll("input[name=run]")) input.addEventListener("change", () => choose(Number(input.value)));
+setTimeout(async () => {
+  await choose(0);
+  await follow();
+  document.documentElement.dataset.samples = "yes";
+});
