@@ -57,7 +57,7 @@ def main() -> None:
         parser.error(f"--rollouts must be above {UNTIMED}, which are not timed")
     device, peak = device_and_peak(given.peak_tflops, given.without_gpu)
     shapes = Shapes.of(prepared("model"))
-    prepared("data")
+    subprocess.run([sys.executable, ROOT / "scripts" / "tool_calls.py"], check=True)
     subprocess.run(["bash", ROOT / "scripts" / "tasks.sh"], check=True, stdout=subprocess.DEVNULL)
     found = {}
     for recipe in ("quickstart-sft", "quickstart-grpo"):

@@ -149,9 +149,9 @@ def hand_over(flags: Sequence[str], model: Path, updates: int, folder: Path) -> 
     from slime_core.arguments.namespace import Namespace
     from slime_core.arguments.resolve import resolve
     from slime_core.plugins import Plugins
+    from slime_core.run.console import Console
     from slime_core.run.plan import make_plan
     from slime_core.run.start import start_workers
-    from slime_core.run.tracking import Console
     from slime_core.run.weight_sync import WeightSync
     from slime_core.runtime.handles import wait
     from slime_core.training.worker import TrainWorker

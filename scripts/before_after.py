@@ -1,25 +1,55 @@
-"""Prints what a run changed: held-out loss and one answer before and after. Usage: before_after.py RUN_DIR"""
+"""Prints what a run changed: how many held-out requests are answered with the right call, and some answers, before and after.
+
+python scripts/before_after.py RUN_DIR
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from slime_core.run.tracking import read_metrics
+from slime_core.sample import Sample
+
+SHOWN = 4
+WIDTH = 100
 
 
 def main(run_dir: Path) -> None:
-    evaluations = [m for m in read_metrics(run_dir / "metrics.jsonl") if "eval/heldout/loss" in m]
-    first, last = evaluations[0], evaluations[-1]
-    print(f"\nheld-out loss   before {first['eval/heldout/loss']:.4f}   after {last['eval/heldout/loss']:.4f}")
-    answers = [json.loads(path.read_text().splitlines()[0]) for path in sorted((run_dir / "eval").glob("*.jsonl"))]
-    if answers:
-        print(f"\nasked:   {answers[0]['prompt'][-1]['content']}")
-        print(f"before:  {answers[0]['response'].strip()}")
-        print(f"after:   {answers[-1]['response'].strip()}")
-    print(f"\nrun directory    {run_dir}   (metrics.jsonl, config.yaml, eval/)")
-    print(f"exported model   {run_dir / 'model'}   (a Hugging Face checkpoint)")
+    before, after = (_answers(path) for path in _first_and_last(run_dir / "eval"))
+    for old, new in list(zip(before, after, strict=True))[:SHOWN]:
+        print(f"\nasked    {_one_line(_asked(old))}")
+        print(f"before   {_one_line(old['response'])}")
+        wrong = "" if new["reward"] else f"   (wrong, it is {new['label']})"
+        print(f"after    {_one_line(new['response'])}{wrong}")
+    print(f"\nright answers to {len(after)} held-out requests: before {_right(before)}, after {_right(after)}")
+    print(f"\nthe model    {run_dir / 'model'}   (a Hugging Face checkpoint)")
+    print(f"the numbers  {run_dir / 'metrics.jsonl'}, and every answer in {run_dir / 'eval'}")
+
+
+def _first_and_last(folder: Path) -> tuple[Path, Path]:
+    paths = sorted(folder.glob("*.jsonl"))
+    return paths[0], paths[-1]
+
+
+def _answers(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _asked(answer: dict[str, Any]) -> str:
+    """The last message of the user: as text between the template's marks, or among messages."""
+    return str(Sample.from_dict(answer).asked[-1]["content"])
+
+
+def _right(answers: list[dict[str, Any]]) -> str:
+    right = sum(answer["reward"] == 1 for answer in answers)
+    return f"{right} ({right / len(answers):.0%})"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ or hide a line, and marks of direction could make a name look like another.
 
     named_if_unseen(character)  one character
     told(text)                  a message of any number of lines
-    tell_plainly()              the same for the log messages of this process
+    tell_plainly()              the same for the log messages of this process, and no progress bars of libraries
+    log_to_stderr()             shows the log messages of this process
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Any
 from unicodedata import category
 
@@ -42,8 +45,27 @@ _record = logging.getLogRecordFactory()
 
 
 def tell_plainly() -> None:
-    """Let `told` make the log messages of slime and of its plugins, in this process."""
+    """Let `told` make the log messages of slime and of its plugins, in this process, and let libraries draw no progress bars: of
+    several processes they overwrite each other, and in a file they are noise. HF_HUB_DISABLE_PROGRESS_BARS=0 brings those of
+    transformers back. Processes that this one starts inherit that."""
     logging.setLogRecordFactory(_plain_record)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def log_to_stderr() -> None:
+    """Show the log messages of this process on stderr: warnings of everybody with who warns, and what the core tells besides as plain
+    lines, for that nothing is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("slime_core").setLevel(logging.INFO)
+
+
+class _Lines(logging.Formatter):
+    """Puts level and name of the logger before warnings and errors alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record) if record.levelno > logging.INFO else record.getMessage()
 
 
 def _plain_record(*args: Any, **kwargs: Any) -> logging.LogRecord:

@@ -160,12 +160,20 @@ def test_whoever_waits_says_for_what(monkeypatch, caplog):
     monkeypatch.setattr(runtime, "FIRST_NOTICE_S", 0.02)
     future: Future[int] = Future()
     threading.Timer(0.2, future.set_result, [7]).start()
-    with caplog.at_level(logging.WARNING):
-        assert wait(future, "the other machine") == 7
+    monkeypatch.setattr(runtime, "_took", {})
+    with caplog.at_level(logging.INFO):
+        assert wait(future, "machine 1") == 7
     notices = [r.getMessage() for r in caplog.records]
     assert notices
-    assert all(text.startswith("waiting for the other machine for") for text in notices)
+    assert all(text.startswith("waiting for machine 1 for") for text in notices)
     assert len(notices) <= 5, "it speaks less and less often"
+    assert {r.levelno for r in caplog.records} == {logging.INFO}, "nothing is wrong"
+    caplog.clear()
+    again: Future[int] = Future()
+    threading.Timer(0.2, again.set_result, [8]).start()
+    with caplog.at_level(logging.INFO):
+        assert wait(again, "machine 2") == 8
+    assert not caplog.records, "the same took as long before"
 
 
 def test_a_handle_runs_calls_in_order_and_hands_exceptions_on():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,7 +14,7 @@ from slime_core.arguments.resolve import Resolution, read_sources
 from slime_core.cli.as_slime.report import judge, read_as_slime
 from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
-from slime_core.display import told
+from slime_core.display import log_to_stderr, told
 from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.plugins import Plugins
 from slime_core.run.plan import Plan, survey
@@ -55,7 +53,7 @@ def check(argv: list[str], plugins: Plugins) -> int:
 def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
     refuse_parity(argv, prog)
     write_on()  # whoever reads may go away, the run stays
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     with _plans(argv, plugins, prog) as plans:
         from slime_core.run.launch import launch
 

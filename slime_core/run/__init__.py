@@ -24,6 +24,7 @@ summary.py      what a run says at its end
 early_stopping.py  ends a run whose metric has stopped improving
 best.py         the checkpoint of the best evaluation
 tracking.py     where the numbers go
+console.py      what a person sees of them while the run goes on
 end.py          the last steps of a run
 output.py       what is wrong when a run cannot write
 """

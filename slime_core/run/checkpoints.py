@@ -33,8 +33,8 @@ from slime_core.errors import CheckpointError, DataError
 from slime_core.plain import read_json
 from slime_core.plugins import Plugins
 from slime_core.run.best import best_checkpoint, keeps_best, name_best
+from slime_core.run.console import Console
 from slime_core.run.output import fault_of_disk
-from slime_core.run.tracking import Console
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker
 from slime_core.whole_file import write_whole

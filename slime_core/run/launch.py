@@ -21,6 +21,7 @@ from slime_core.rollout.worker import RolloutResult, RolloutWorker
 from slime_core.run.best import keeps_best, take_over_best
 from slime_core.run.checkpoints import set_newer_aside
 from slime_core.run.claims import Claims
+from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.end import name_left_behind, take_all
 from slime_core.run.output import writing
@@ -30,7 +31,7 @@ from slime_core.run.resume import find_previous, finish_removing, how_to_resume,
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
 from slime_core.run.summary import Summary
-from slime_core.run.tracking import Console, JsonlTracker, Tracking
+from slime_core.run.tracking import JsonlTracker, Tracking
 from slime_core.run.workers import Workers
 from slime_core.runtime.handles import wait
 from slime_core.runtime.layout import require_ray

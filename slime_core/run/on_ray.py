@@ -21,8 +21,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from slime_core.errors import ClusterError
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.blueprint import Blueprint, RolloutMaker, TrainMaker
+from slime_core.run.console import Console
 from slime_core.run.plan import Plan
-from slime_core.run.tracking import Console
 from slime_core.run.workers import Workers
 from slime_core.runtime.actor import Maker, WorkerActor
 from slime_core.runtime.actor_handles import ActorHandle, Member, Watch, machine_is_gone

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from slime_core.errors import Terminated
-from slime_core.run.tracking import Console
+from slime_core.run.console import Console
 
 
 class Requests:

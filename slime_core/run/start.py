@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from slime_core.run.console import Console
 from slime_core.run.plan import Plan
-from slime_core.run.tracking import Console
 from slime_core.run.workers import Workers, make_rollout_worker, make_train_worker
 from slime_core.runtime.handles import LocalHandle
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from slime_core.arguments import RunArguments
 from slime_core.run.best import best_checkpoint, keeps_best
 from slime_core.run.checkpoints import find_latest
-from slime_core.run.tracking import clock
+from slime_core.run.console import clock
 
 LOST = ("skipped", "dropped", "truncated", "malformed", "with_dropped_text", "lost", "cut_to_context")
 """Words in the names of metrics that count data which was not trained as it stands."""
@@ -35,11 +35,13 @@ class Summary:
         self._done = done
         self._scores: dict[str, list[float]] = {}
         self._lost: Counter[str] = Counter()
+        self._policy_gradient = False
 
     def note(self, metrics: Mapping[str, float], rollout_id: int) -> None:
         """Take note of what is logged after a rollout or an evaluation."""
         if any(name.startswith("train/") for name in metrics) or "perf/rollout_time" in metrics:
             self._done = max(self._done, rollout_id + 1)
+        self._policy_gradient |= "train/pg_loss" in metrics
         for name, value in metrics.items():
             if name in TRAINING or (name.startswith("eval/") and name.rpartition("/")[2] in ("loss", "reward")):
                 self._scores.setdefault(name, []).append(value)
@@ -55,6 +57,8 @@ class Summary:
             f"{'this' if here == 1 else 'these'} {here}"
         ]
         for name, values in self._scores.items():
+            if name == "train/loss" and self._policy_gradient:
+                continue  # says nothing of how training went
             best = min(values) if name.endswith("loss") else max(values)
             lines.append(f"{name}  first {values[0]:.4f}  best {best:.4f}  last {values[-1]:.4f}")
         if lost := {name: count for name, count in self._lost.items() if count}:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +18,8 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.tracker import Tracker
-from slime_core.display import told
 from slime_core.plugins import Selected
+from slime_core.run.console import Console
 from slime_core.run.output import writing
 from slime_core.whole_file import write_whole
 
@@ -71,70 +70,6 @@ def _keep(line: bytes, last_rollout: int) -> bool:
         return int(json.loads(line)["rollout_id"]) <= last_rollout
     except (ValueError, KeyError, TypeError):
         return False  # the line that a kill cut short
-
-
-class Console:
-    """Tells a person how the run goes: one line per rollout and evaluation; on a terminal also a progress bar.
-
-    Args:
-        total: rollouts in the whole run.
-        done: rollouts that a resumed run has behind it.
-    """
-
-    def __init__(self, total: int, done: int = 0) -> None:
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._total, self._done = total, done
-        self._durations: list[float] = []
-        self._progress = Progress(
-            TextColumn("[bold]training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task("training", total=total, completed=done, note="")
-        self._progress.start()
-
-    def say(self, text: str) -> None:
-        """Print a line of plain text."""
-        self._console.print(told(text), markup=False)
-
-    def rollout(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
-        """Print the line of a rollout that has been trained on, and move the progress bar."""
-        self._done += 1
-        self._durations.append(metrics["perf/rollout_time"])
-        # The median of the last rollouts is not upset by the first, slow one.
-        recent = sorted(self._durations[-20:])
-        left = (self._total - self._done) * recent[len(recent) // 2]
-        note = f"{metrics['perf/tokens_per_second']:.0f} tok/s, {clock(left)} left"
-        shown = [f"{label} {metrics[name]:{form}}" for name, label, form in _SHOWN if name in metrics]
-        self.say("  ".join([f"rollout {rollout_id + 1}/{self._total}", *shown, note]))
-        self._progress.update(self._task, completed=self._done, note=note)
-
-    def evaluation(self, rollout_id: int, metrics: Mapping[str, float]) -> None:
-        """Print the line of an evaluation."""
-        when = "before training" if rollout_id < 0 else f"after rollout {rollout_id + 1}"
-        shown = "  ".join(
-            f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if "perf/" not in name
-        )
-        self.say(f"evaluation {when}: {shown}")
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-_SHOWN = (
-    ("rollout/raw_reward", "reward", ".3f"),
-    ("train/loss", "loss", ".4f"),
-    ("train/lr", "lr", ".2e"),
-    ("train/grad_norm", "grad norm", ".2f"),
-)
 
 
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -191,10 +126,3 @@ def _close(tracker: Any, error: BaseException | None) -> None:
         logger.warning(
             "The tracker %s could not be closed: %s: %s", type(tracker).__name__, type(failure).__name__, failure
         )
-
-
-def clock(seconds: float) -> str:
-    """Seconds as M:SS or H:MM:SS."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -6,10 +6,8 @@ whatever it reports itself means that the process or its machine is gone.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
 import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +15,7 @@ from typing import Any, Protocol
 import ray
 
 from slime_core.contracts.data import Closes
-from slime_core.display import tell_plainly
+from slime_core.display import log_to_stderr, tell_plainly
 from slime_core.plugins import Plugins
 from slime_core.runtime.failures import Failure
 from slime_core.runtime.tensors import share_tensors_by_bytes
@@ -72,7 +70,7 @@ class WorkerActor:
     def start(self, maker: Maker, environment: dict[str, str]) -> tuple[Failure | None, None]:
         """Make the worker, with these environment variables set."""
         try:
-            logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+            log_to_stderr()
             tell_plainly()
             os.environ.update(environment)
             self._worker, self._plugins = maker.make()

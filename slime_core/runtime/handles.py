@@ -19,6 +19,9 @@ from slime_core.contracts.data import Closes
 logger = logging.getLogger(__name__)
 
 FIRST_NOTICE_S = 30.0
+_took: dict[str, float] = {}
+"""How long this process has waited for each kind of work when it was done, in seconds: the longest wait, by what it was for without
+its numbers."""
 
 
 Worker = TypeVar("Worker")
@@ -114,14 +117,16 @@ class LocalHandle(Generic[Worker]):
 
 
 class Notices:
-    """Says what is waited for: after 30 s, and then each time the wait has doubled.
+    """Says what is waited for: after 30 s, or twice as long as the same took before, and then each time the wait has doubled.
 
     Args:
         what: as in "waiting for …".
     """
 
     def __init__(self, what: str) -> None:
-        self._what, self._started, self._next = what, time.monotonic(), FIRST_NOTICE_S
+        self._what, self._started = what, time.monotonic()
+        self._kind = "".join(letter for letter in what if not letter.isdigit())
+        self._next = max(FIRST_NOTICE_S, 2 * _took.get(self._kind, 0.0))
 
     @property
     def waited(self) -> float:
@@ -136,8 +141,12 @@ class Notices:
     def say_if_due(self) -> None:
         """Log the next notice if it is due."""
         if self.waited >= self._next:
-            logger.warning("waiting for %s for %.0f s", self._what, self.waited)
+            logger.info("waiting for %s for %.0f s", self._what, self.waited)
             self._next *= 2
+
+    def done(self) -> None:
+        """What was waited for is there: another wait of this kind is told once it takes much longer."""
+        _took[self._kind] = max(self.waited, _took.get(self._kind, 0.0))
 
 
 def wait(future: Future[Result], what: str) -> Result:
@@ -145,7 +154,9 @@ def wait(future: Future[Result], what: str) -> Result:
     notices = Notices(what)
     while True:
         try:
-            return future.result(timeout=notices.left)
+            result = future.result(timeout=notices.left)
+            notices.done()
+            return result
         except NotYet:
             if future.done():  # the work itself raised a TimeoutError
                 raise

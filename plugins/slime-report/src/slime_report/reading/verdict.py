@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slime_core.run.tracking import clock
+from slime_core.run.console import clock
 from slime_report.reading.alarms import in_the_middle_of
 from slime_report.reading.facts import Facts
 from slime_report.report import Alarm, Score
