@@ -154,9 +154,10 @@ def run(
         samples=Samples(samples, samples * 16, _samples(draw, samples, steps, tokens, values)),
         groups=Groups(
             [14, 22, 41, 37, 30, 16],
-            [Prompt(f"prompt-{number}", 8 - number % 3) for number in range(5)],
-            [Prompt(f"prompt-{number}", 6) for number in range(5, 8)],
+            [Prompt(f"prompt-{number}", 8 - number % 3, f"Question {number}:") for number in range(5)],
+            [Prompt(f"prompt-{number}", 6, "") for number in range(5, 8)],
             160,
+            0.5,
         ),
         losses=[
             Loss("truncated", 37, "Answers that were cut off at the longest length; they are trained as they stand."),
@@ -209,7 +210,7 @@ def sft(steps: int = 60) -> Report:
             made,
             scores=[],
             charts=[chart for chart in made.charts if chart.id in {"loss", "grad-norm"}],
-            groups=Groups([0] * 6, [], [], 0),
+            groups=Groups([0] * 6, [], [], 0, None),
             losses=[],
             resumed=[],
             verdict="Finished after 60 steps: held-out loss fell from 2.31 to 0.58.",
@@ -222,7 +223,16 @@ def faulty(text: str) -> Report:
     """Return a report in which every text that a user, a model or a plugin can choose is `text`."""
     made = run(samples=3, steps=8)
     row = made.samples.rows[0]
-    row = replace(row, id=text, prompt=text, status=text, label=text, pieces=[text, text, text, *row.pieces[3:]])
+    row = replace(
+        row,
+        id=text,
+        prompt=text,
+        source=text,
+        dataset=text,
+        status=text,
+        label=text,
+        pieces=[text, text, text, *row.pieces[3:]],
+    )
     made = replace(
         made,
         **dict.fromkeys(("name", "path", "command", "verdict", "started_at"), text),
@@ -235,7 +245,7 @@ def faulty(text: str) -> Report:
         scores=[replace(made.scores[0], metric=text)],
         time=[Phase(text, 3.0, 1.0)],
         resumed=[Resumed(4, text)],
-        groups=replace(made.groups, never=[Prompt(text, 2)]),
+        groups=replace(made.groups, never=[Prompt(text, 2, text)]),
         provenance=Provenance(
             [Argument(text, text, text)], [Plugin(text, text, text)], {text: text}, {text: text}, [text]
         ),
@@ -285,6 +295,8 @@ def _sample(draw: random.Random, number: int, steps: int, tokens: int, values: b
         id=f"s{number}",
         step=1 + (number * 7) % steps,
         prompt=f"prompt-{number % 10}",
+        source=f"train.jsonl:{number % 10 + 1}",
+        dataset=None,
         group=number // 4,
         index=number,
         reward=round(draw.random(), 3),

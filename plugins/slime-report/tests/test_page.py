@@ -296,7 +296,7 @@ def test_samples_are_found_sorted_and_filtered(browser: Browser, pages: dict[str
     wanted = [row for row in rows if "question 3:" in "".join(row.pieces).lower()]
     browser.wait(f"document.querySelector('#samples output').textContent === '{len(wanted)} of {len(rows)} samples'")
     browser.eval(
-        "(() => { const s = document.querySelector('#samples select'); s.value = 'worst'; s.dispatchEvent(new Event('change')) })()"
+        "(() => { const s = document.querySelectorAll('#samples select')[1]; s.value = 'worst'; s.dispatchEvent(new Event('change')) })()"
     )
     wanted = [row for row in wanted if "worst" in row.why]
     browser.wait(f"document.querySelector('#samples output').textContent.startsWith('{len(wanted)} of ')")
@@ -343,7 +343,7 @@ def test_the_values_of_a_token_are_those_of_the_data(browser: Browser, pages: di
 def test_texts_are_shown_and_never_obeyed(browser: Browser, tmp_path: Path, fault: str) -> None:
     page = tmp_path / "fault.html"
     page.write_text(render(faulty(FAULTS[fault])), "utf-8")
-    shown(browser, page, width=PHONE)
+    shown(browser, page, "#sample-0-0", width=PHONE)
     assert browser.complaints == []
     assert browser.eval("window.attacked") is None
     assert browser.eval("[document.images.length, document.scripts.length]") == [0, 4]
@@ -369,6 +369,7 @@ def test_texts_are_shown_and_never_obeyed(browser: Browser, tmp_path: Path, faul
         "figcaption",
         "#time th",
         ".detail h3",
+        ".row",
         ".tokens",
         "#groups th",
         "#losses th",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
@@ -82,6 +83,7 @@ def _charts(report: Report, seen: Callable[[str], str]) -> list[dict[str, Any]]:
         element = f"chart-{plain}" if plain and f"chart-{plain}" not in elements else f"chart-{place}-{plain}"
         elements.add(element)
         chart_seen["element"] = element
+        chart_seen["other"] = name.startswith("metric-")  # a metric that no chart of its own is made for
         chart_seen["evaluates"] = all(metric.startswith("eval") for metric in chart_seen["metrics"])
     return list(charts.values())
 
@@ -118,19 +120,16 @@ def _told(run: Run, place: int, charts: list[dict[str, Any]], seen: Callable[[st
     rows = run.samples.rows
     rowless = replace(run, samples=Samples(run.samples.kept, run.samples.of, []), series={}, alarms=[])
     told: dict[str, Any] = _seen(asdict(rowless), seen)
-    prompts: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        count, text = prompts.get(row.prompt, (0, ""))
-        prompts[row.prompt] = (count + 1, text or _start("".join(row.pieces[: row.prompt_tokens])))
+    kept = Counter(row.prompt for row in rows)
     for kind in ("never", "always"):
         for prompt, group in zip(told["groups"][kind], getattr(run.groups, kind), strict=True):
-            count, text = prompts.get(group.prompt, (0, ""))
-            prompt |= {"samples": count, "text": seen(text)}
+            prompt["samples"] = kept[group.prompt]
     numbers = {row.id: number for number, row in enumerate(rows)}
     told["alarms"] = [_alarm(alarm, place, charts, numbers, seen) for alarm in run.alarms]
     told["started_at"] = moment(told["started_at"])
     told["resumed"] = [resumed | {"at": moment(resumed["at"])} for resumed in told["resumed"]]
-    told["rewarded"] = any(row.reward is not None for row in rows)
+    told["sample_count"] = len(rows)
+    told["provenance"]["files"] = [name.removeprefix(f"{told['path']}/") for name in told["provenance"]["files"]]
     return told
 
 
@@ -146,11 +145,6 @@ def _alarm(
         "chart_element": chart and chart["element"],
         "sample_element": None if sample is None else f"sample-{run}-{sample}",
     }
-
-
-def _start(text: str, length: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _seen(value: Any, seen: Callable[[str], str]) -> Any:

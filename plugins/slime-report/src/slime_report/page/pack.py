@@ -21,6 +21,8 @@ BLOCK = 50
 """How many samples are unpacked at once."""
 BETWEEN = "\x1f"
 """Stands between the texts of tokens, in which controls are named and so never occur."""
+AROUND = 2_000
+"""Bytes at most of what stands around the packed parts, besides what stands between them."""
 CHANNELS = ("advantage", "log_prob", "difference", "entropy")
 PREVIEW = 100
 """Characters of a response that the list shows."""
@@ -41,7 +43,7 @@ def rounded(values: Iterable[float | None] | None) -> list[float | None] | None:
 
 
 def pack_samples(rows: Sequence[SampleRow], visible: Callable[[str], str], room: int) -> dict[str, Any]:
-    """Return samples for the script, with `packed` what they take of the page.
+    """Return samples for the script.
 
     Args:
         visible: makes whatever has no shape in a text visible.
@@ -53,7 +55,7 @@ def pack_samples(rows: Sequence[SampleRow], visible: Callable[[str], str], room:
     blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
     place = {row: (block, at) for block, numbers in enumerate(blocks) for at, row in enumerate(numbers)}
     index = _packed(script_text([_index_row(row, *place[number], visible) for number, row in enumerate(rows)]).encode())
-    used = len(index)
+    used = len(index) + AROUND
     texts: list[str] = []
     values: list[str] = []
     makers: list[tuple[list[str], Callable[[SampleRow], bytes]]] = [
@@ -63,10 +65,10 @@ def pack_samples(rows: Sequence[SampleRow], visible: Callable[[str], str], room:
     for parts, make in makers:
         for numbers in blocks:
             part = _packed(b"".join(_with_size(make(rows[number])) for number in numbers))
-            if used + len(part) > room:
+            if used + len(part) + 3 > room:  # with quotation marks and comma
                 break
             parts.append(part)
-            used += len(part)
+            used += len(part) + 3
     return {
         "index": index,
         "texts": texts,
@@ -75,7 +77,6 @@ def pack_samples(rows: Sequence[SampleRow], visible: Callable[[str], str], room:
         "with_values": sum(len(numbers) for numbers in blocks[: len(values)]),
         "channels": [name for name in CHANNELS if any(getattr(row, name) is not None for row in rows)],
         "largest_advantage": max((abs(value) for row in rows for value in row.advantage or () if value), default=0.0),
-        "packed": used,
     }
 
 
@@ -88,6 +89,8 @@ def _index_row(row: SampleRow, block: int, at: int, visible: Callable[[str], str
         visible(row.id),
         row.step,
         visible(row.prompt),
+        visible(row.source),
+        None if row.dataset is None else visible(row.dataset),
         row.group,
         row.index,
         _finite(row.reward),

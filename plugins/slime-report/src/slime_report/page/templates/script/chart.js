@@ -1,6 +1,7 @@
 // One chart: a figure with a line of values at a step, and a picture that follows the pointer and the arrow keys.
 
 const MARGIN = { top: 14, right: 12, bottom: 24, left: 52 };
+const AIR = 6; // between the first and last point and the ends of the axis
 const FEW = 40; // points up to which each is drawn as a dot
 
 class Chart {
@@ -90,7 +91,7 @@ class Chart {
     const [low, high] = this.heights();
     const [first, last] = this.range;
     const bottom = height - MARGIN.bottom;
-    this.x = scale(first, last > first ? last : first + 1, MARGIN.left, width - MARGIN.right);
+    this.x = scale(first, last > first ? last : first + 1, MARGIN.left + AIR, width - MARGIN.right - AIR);
     this.y = scale(low, high, bottom, MARGIN.top, this.log);
     if (!this.lines.length) {
       this.picture.replaceChildren(drawn("text", { x: width / 2, y: height / 2, class: "tick middle" }, "No values of the runs that are shown."));
@@ -128,7 +129,8 @@ class Chart {
     if (low > high) return this.log ? [1, 10] : [0, 1];
     if (this.log) return low === high ? [low / 2, high * 2] : [low, high];
     if (low >= 0 && low < 0.4 * high) low = 0; // close to zero: show it
-    const air = (high - low || Math.abs(high) || 1) * 0.05;
+    const spread = high - low > 1e-6 * Math.abs(high) ? high - low : Math.abs(high) || 1; // the same but for rounding
+    const air = spread * 0.05;
     return [low === 0 ? 0 : low - air, high + air];
   }
 
@@ -138,7 +140,7 @@ class Chart {
 
   axes(width, bottom, low, high) {
     const group = drawn("g");
-    for (const value of this.log ? logTicks(low, high, 4) : ticks(low, high, this.plot.clientHeight > 260 ? 7 : 4)) {
+    for (const value of this.log ? logTicks(low, high, 4) : ticks(low, high, this.plot.clientHeight > 260 ? 8 : 5)) {
       const y = this.y(value).toFixed(1);
       group.append(
         drawn("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y, class: "grid" }),
@@ -193,7 +195,7 @@ class Chart {
     const dots = [];
     for (const { line, value } of this.values) {
       const place = nearest(line.series.x, step ?? at);
-      value.textContent = ` ${this.saidOf(line, place, step)}`;
+      value.textContent = ` ${this.saidOf(line, place, step ?? at)}`;
       const y = this.stacked ? this.sums[this.lines.indexOf(line)][place] : line.series.y[place];
       const x = line.series.x[place];
       if (step !== null && y !== null && !(this.log && y <= 0) && this.within(x, ...this.range))
@@ -211,7 +213,7 @@ class Chart {
     const value = series.y[place];
     const [low, high] = [series.low?.[place] ?? null, series.high?.[place] ?? null];
     const spread = low !== null && high !== null ? ` (${words(low)} to ${words(high)})` : "";
-    const elsewhere = step !== null && series.x[place] !== step ? ` at ${words(series.x[place])}` : "";
+    const elsewhere = series.x[place] !== step ? ` at ${words(series.x[place])}` : "";
     return `${value === null ? "no finite number" : words(value)}${spread}${elsewhere}`;
   }
 

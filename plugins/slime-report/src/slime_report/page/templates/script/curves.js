@@ -1,5 +1,7 @@
 // All charts, and what they share: the step that is pointed at, the steps that are shown, and the runs that are.
 
+const lastPart = (metric) => metric.slice(metric.lastIndexOf("/") + 1);
+
 function curves(data) {
   const runs = data.runs.map((run) => ({ ...run, series: new Map(run.series.map((series) => [series.metric, series])), shown: true }));
   const several = runs.length > 1;
@@ -67,7 +69,7 @@ function curves(data) {
           return [{
             series,
             gap: gapOf(series.x),
-            name: perRun ? (chart.about.metrics.length > 1 ? `${runs[number].name}, ${metric}` : runs[number].name) : metric.slice(metric.lastIndexOf("/") + 1),
+            name: perRun ? (chart.about.metrics.length > 1 ? `${runs[number].name}, ${lastPart(metric)}` : runs[number].name) : lastPart(metric),
             colour: perRun ? `r${number % 6}` : `c${place % 8}`,
             dashes: stacked ? 0 : perRun ? number + place : place,
           }];
@@ -76,6 +78,7 @@ function curves(data) {
   }
 
   const tools = byId("curve-tools");
+  const openOthers = () => byId("other-charts")?.setAttribute("open", "");
   function changed() {
     const [first, last] = view.range ?? view.steps;
     byId("from-step").value = first;
@@ -99,6 +102,7 @@ function curves(data) {
         if (matches) view.drawSoon(chart);
         return matches;
       });
+      if (wanted) openOthers();
       byId("no-chart").hidden = found.length > 0;
       byId("charts-found").textContent = wanted ? plural(found.length, "chart") : "";
     });
@@ -111,7 +115,11 @@ function curves(data) {
       });
     const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => view.drawSoon(charts.find((chart) => chart.plot === target))));
     charts.forEach((chart) => sizes.observe(chart.plot));
-    addEventListener("beforeprint", () => drawSome(true));
+    addEventListener("beforeprint", () => {
+      openOthers();
+      charts.forEach(view.drawSoon);
+      drawSome(true);
+    });
   }
 
   if (charts.length && ends.length) {

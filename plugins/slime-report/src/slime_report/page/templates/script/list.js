@@ -5,7 +5,7 @@ const COLUMNS = [
   { name: "Reward", of: (row) => row.reward, said: (row) => words(row.reward), number: true },
   { name: "Length", of: (row) => row.length, said: (row) => words(row.length), number: true },
   { name: "Largest Δ", title: "largest log-prob difference between trainer and engine", of: (row) => row.difference, said: (row) => words(row.difference), number: true },
-  { name: "Kept as", of: (row) => row.why.join(), said: (row) => [...row.why.map((reason) => (reason === "largest_difference" ? "largest Δ" : reasonWords(reason))), ...(row.status === "completed" ? [] : [row.status])].join(", ") },
+  { name: "Kept as", of: (row) => row.why.join(), said: (row) => [...(row.dataset === null ? row.why : [`evaluation ${row.dataset}`]).map((reason) => (reason === "largest_difference" ? "largest Δ" : reasonWords(reason))), ...(row.status === "completed" ? [] : [row.status])].join(", ") },
   { name: "Response", of: (row) => row.preview, said: (row) => row.preview || "empty" },
 ];
 const reasonWords = (reason) => reason.replaceAll("_", " ");
@@ -13,7 +13,7 @@ const reasonWords = (reason) => reason.replaceAll("_", " ");
 class List {
   /** @param choose  called with the row that is chosen, and whether a pointer chose it */
   constructor(choose) {
-    Object.assign(this, { choose, rows: [], now: -1, sorted: 0, descending: false });
+    Object.assign(this, { choose, rows: [], now: -1, sorted: 0, descending: true });
     this.heads = COLUMNS.map((column, place) => element("span", { role: "columnheader", class: column.number ? "num" : null },
       element("button", { type: "button", title: column.title, onclick: () => this.sort(place) }, column.name)));
     this.space = element("div", { class: "space", role: "presentation" });

@@ -54,7 +54,9 @@ function links() {
     if (step !== undefined) charts.point(Number(step));
     if (prompt !== undefined) browser?.only(prompt).then(() => browser.list.pick(0));
     if (link.getAttribute("href") === location.hash) follow();
-    byId(link.getAttribute("href").slice(1))?.querySelector("[role=slider]")?.focus({ preventScroll: true });
+    const target = byId(link.getAttribute("href").slice(1));
+    target?.closest("details")?.setAttribute("open", "");
+    target?.querySelector("[role=slider]")?.focus({ preventScroll: true });
   });
 }
 
@@ -80,7 +82,26 @@ function findArguments() {
   }
 }
 
+/** Load the page of a run that goes on again and again, if that is wanted. */
+function again() {
+  const boxes = [...document.querySelectorAll("[data-again]")];
+  const wanted = (value) => {
+    try {
+      if (value !== undefined) sessionStorage.setItem("slime-report-again", value);
+      return sessionStorage.getItem("slime-report-again") === "true";
+    } catch {
+      return false; // a browser may refuse storage to files
+    }
+  };
+  for (const box of boxes) {
+    box.checked = wanted();
+    box.addEventListener("change", () => wanted(box.checked));
+  }
+  if (boxes.length) setInterval(() => boxes.some((box) => box.checked) && location.reload(), 30000);
+}
+
 theme();
+again();
 links();
 findArguments();
 for (const input of document.querySelectorAll("input[name=run]")) input.addEventListener("change", () => choose(Number(input.value)));

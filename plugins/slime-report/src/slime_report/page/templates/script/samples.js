@@ -1,10 +1,13 @@
 // The samples of a run: what to look for above, the list, and beside it the sample that is chosen.
 
+const fromWhere = (row) => (row.dataset === null ? "training" : `evaluation ${row.dataset}`);
+
 class Browser {
   constructor(place) {
     Object.assign(this, { place, channel: "mask", prompt: null, beside: false, turn: 0 });
     this.list = new List((row, byPointer) => this.open(row, byPointer));
     this.search = element("input", { type: "search", autocomplete: "off", oninput: () => this.find() });
+    this.from = element("select", { onchange: () => this.find() });
     this.why = element("select", { onchange: () => this.find() });
     this.status = element("select", { onchange: () => this.find() });
     this.first = element("input", { type: "number", "aria-label": "Samples from step", oninput: () => this.find() });
@@ -16,6 +19,7 @@ class Browser {
     place.append(
       element("form", { class: "tools", role: "search", "aria-label": "Samples", onsubmit: (event) => event.preventDefault() },
         element("label", { class: "grow" }, "Search ", this.search),
+        element("label", {}, "From ", this.from),
         element("label", {}, "Kept as ", this.why),
         element("label", {}, "Status ", this.status),
         element("span", { class: "pair" }, "Steps ", this.first, " to ", this.last),
@@ -32,6 +36,7 @@ class Browser {
     if (turn !== this.turn) return;
     Object.assign(this, { samples, rows, prompt: null });
     const choices = (select, all, values) => select.replaceChildren(element("option", { value: "" }, all), ...[...new Set(values)].sort().map((value) => element("option", { value }, reasonWords(value))));
+    choices(this.from, "training and evaluations", rows.map(fromWhere));
     choices(this.why, "any reason", rows.flatMap(({ why }) => why));
     choices(this.status, "any", rows.map(({ status }) => status));
     this.search.value = this.first.value = this.last.value = "";
@@ -39,7 +44,8 @@ class Browser {
     this.sayLeftOut(samples);
     this.place.hidden = !rows.length;
     await this.find();
-    if (rows.length) await this.list.pick(0);
+    // At first one of the newest, if there is one with values.
+    if (rows.length) await this.list.pick(Math.max(0, this.list.rows.findIndex((row) => row.advantage !== null || row.difference !== null)));
   }
 
   sayLeftOut({ packed, number }) {
@@ -67,6 +73,7 @@ class Browser {
     const [first, last] = [this.first, this.last].map(({ value }) => (value === "" ? null : Number(value)));
     const rows = this.rows.filter((row) =>
       (!this.prompt || row.prompt === this.prompt) &&
+      (!this.from.value || fromWhere(row) === this.from.value) &&
       (!this.why.value || row.why.includes(this.why.value)) &&
       (!this.status.value || row.status === this.status.value) &&
       (first === null || row.step >= first) &&
@@ -85,7 +92,7 @@ class Browser {
     const row = this.rows[place];
     if (!row) return;
     if (!this.list.rows.includes(row)) {
-      this.search.value = this.why.value = this.status.value = this.first.value = this.last.value = "";
+      this.search.value = this.from.value = this.why.value = this.status.value = this.first.value = this.last.value = "";
       await this.only(null);
     }
     await this.list.pick(this.list.rows.indexOf(row));
@@ -96,7 +103,8 @@ class Browser {
     this.row = row;
     const shown = await this.load(row);
     const same = this.rows.filter(({ prompt }) => prompt === row.prompt).sort((a, b) => a.step - b.step || a.place - b.place);
-    const other = this.beside && same.length > 1 ? (same.at(-1) === row ? same[0] : same.at(-1)) : null;
+    const far = [same[0], same.at(-1)].find(({ step }) => step !== row.step);
+    const other = this.beside ? far : null;
     const pair = other ? [shown, await this.load(other)].sort((a, b) => a.row.step - b.row.step) : [shown];
     if (this.row !== row) return;
     this.detail.id = row.element;
@@ -107,7 +115,7 @@ class Browser {
       legendOf(this.channel, this.samples.packed.largest_advantage),
       readout,
       element("div", { class: other ? "pair-of" : "one" }, ...pair.map((one) => this.card(one, readout))),
-      this.siblings(row, same),
+      this.siblings(row, same, far !== undefined),
     );
     if (byPointer && matchMedia("(max-width: 70rem)").matches) this.detail.scrollIntoView({ block: "start" });
   }
@@ -143,7 +151,9 @@ class Browser {
       ["length", plural(row.length, "token")],
       ["status", row.status],
       ["group", row.group === null ? null : `${words(row.group)}${row.index === null ? "" : `, sample ${words(row.index)}`}`],
+      ["evaluation", row.dataset],
       ["label", row.label],
+      ["row", row.source],
       ["kept as", row.why.map(reasonWords).join(", ")],
     ].filter(([, value]) => value !== null && value !== "");
     return element("div", { class: "card" },
@@ -155,19 +165,19 @@ class Browser {
   }
 
   /** The other samples of the prompt, early and late. */
-  siblings(row, same) {
+  siblings(row, same, far) {
     if (same.length < 2) return element("p", { class: "soft" }, "No other sample of this prompt was kept.");
     const beside = element("button", { type: "button", "aria-pressed": String(this.beside), onclick: async () => {
       this.beside = !this.beside;
       await this.open(this.row);
-      this.detail.querySelector("nav button").focus();
+      this.detail.querySelector("nav button")?.focus();
     } }, "early and late side by side");
     const near = same.length <= 12 ? same : [...same.slice(0, 6), ...same.slice(-6)];
     return element("nav", { class: "siblings", "aria-label": "Samples of the same prompt" },
       element("h4", {}, `Same prompt, ${plural(same.length, "sample")}`),
-      beside,
+      far ? beside : null,
       element("ul", {}, ...near.map((other) => element("li", {}, element("a", { href: `#${other.element}`, "aria-current": other === row ? "true" : null },
         `step ${words(other.step)}`, other.reward === null ? null : `: ${words(other.reward)}`)))),
-      same.length > near.length ? element("a", { href: "#samples", "data-prompt": row.prompt }, `all ${words(same.length)} in the list`) : null);
+      element("a", { href: "#samples", "data-prompt": row.prompt }, "only these in the list"));
   }
 }

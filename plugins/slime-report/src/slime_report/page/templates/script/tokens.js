@@ -3,9 +3,9 @@
 const SHOWN = 3000; // tokens that are shown at once; the rest at the press of a button
 // Where the shades of a colouring begin. Those of the advantage follow from the largest one.
 const SHADES = {
-  log_prob: { name: "Log-prob", edges: [0.1, 0.5, 1, 2, 5], about: "darker: the trainer's model found the token less likely", size: (value) => -value, less: true },
+  log_prob: { name: "Log-prob", edges: [0.1, 0.5, 1, 2, 5], about: "stronger: the model found the token less likely", size: (value) => -value, less: true },
   difference: { name: "Difference", edges: [0.01, 0.05, 0.2, 0.5, 1], about: "trainer's log-prob minus the engine's", signed: true },
-  entropy: { name: "Entropy", edges: [0.1, 0.5, 1, 2, 3], about: "darker: the model was less sure, in nats", size: (value) => value },
+  entropy: { name: "Entropy", edges: [0.1, 0.5, 1, 2, 3], about: "stronger: the model was less sure, in nats", size: (value) => value },
   advantage: { name: "Advantage", about: "what the token was rewarded by", signed: true },
 };
 
@@ -38,6 +38,7 @@ function legendOf(channel, largest) {
 /** What is said of a token. */
 function saidOfToken(sample, place) {
   const { row, tokens, values } = sample;
+  if (row.dataset !== null) return "Of the answers to evaluations whole texts are kept, without tokens and their values.";
   const answer = place - row.promptTokens;
   const said = [`token ${words(place + 1)} of ${words(tokens.pieces.length)}`, `“${tokens.pieces[place].trim() || "space"}”`];
   said.push(answer < 0 ? "prompt" : tokens.mask[answer] === "1" ? "trained" : "not trained");

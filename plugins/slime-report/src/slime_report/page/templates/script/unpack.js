@@ -1,7 +1,7 @@
 // The samples of a run as the page holds them: see pack.py. Blocks are unpacked when they are asked for, once.
 
 const CHANNELS = ["advantage", "log_prob", "difference", "entropy"];
-const FIELDS = ["id", "step", "prompt", "group", "index", "reward", "status", "length", "why", "label", "promptTokens", "advantage", "difference", "preview", "block", "at"];
+const FIELDS = ["id", "step", "prompt", "source", "dataset", "group", "index", "reward", "status", "length", "why", "label", "promptTokens", "advantage", "difference", "preview", "block", "at"];
 
 async function unzip(text) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -76,7 +76,7 @@ class Samples {
   texts() {
     this.all ??= this.index.then((rows) => Promise.all(rows.map(async (row) => {
       const tokens = await this.tokens(row);
-      return [row.id, row.prompt, row.status, row.label ?? "", tokens ? tokens.pieces.join("") : row.preview].join("\n").toLowerCase();
+      return [row.id, row.prompt, row.source, row.dataset ?? "", row.status, row.label ?? "", tokens ? tokens.pieces.join("") : row.preview].join("\n").toLowerCase();
     })));
     return this.all;
   }
