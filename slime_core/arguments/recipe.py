@@ -5,19 +5,20 @@
       - {rollout_function_path: sft, save_hf: runs/sft, …}
       - {hf_checkpoint: runs/sft, …}
 
-A stage's own options win over the shared ones.
+A stage's own options win over the shared ones. The `config.yaml` of a run is a recipe, too (`of_a_run`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.of_a_run import changed, is_of_a_run, to_repeat
 from slime_core.errors import ArgumentError, SlimeError
 
 MAX_BYTES, MAX_VALUES = 1 << 20, 10_000
@@ -32,11 +33,13 @@ class Stage:
         name: the file and, where there are several, the number of the stage: how messages speak of it.
         given: option names, as they stand in the file, to values.
         number: of the stage, from 1; None where there is only one run.
+        defaults: values of options that are set where they are no longer the defaults, in the recipe that repeats a run.
     """
 
     name: str
     given: dict[Any, Any]
     number: int | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def read(self, namespace: Namespace) -> tuple[dict[str, Any], list[SlimeError]]:
         """Return values by option name, and what is wrong: a key that is no option, or one that is there twice."""
@@ -61,7 +64,7 @@ class Stage:
                 value = self.given[key]
                 # YAML reads 1e-6 as text; pydantic turns the text into the number the option wants.
                 values[name] = [value] if namespace.options[name].is_list and isinstance(value, str) else value
-        return values, errors
+        return {**changed(self.defaults, namespace), **values}, errors
 
 
 def read_mapping(path: str, what: str, of: str) -> dict[Any, Any]:
@@ -99,6 +102,9 @@ def read_recipe(path: str) -> list[Stage]:
         ArgumentError: the file cannot be read or is no mapping.
     """
     data = read_mapping(path, "The recipe", "option names to values")
+    if is_of_a_run(data):
+        given, defaults = to_repeat(data)
+        return [Stage(path, dict(given), defaults=defaults)]
     if "stages" not in data:
         return [Stage(path, data)]
     stages = data.pop("stages")
