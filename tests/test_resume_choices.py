@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from slime_core.cli.main import main
+from slime_core.data.checkpoint_folders import Weights, recognise
+from slime_core.run.checkpoints import find_checkpoint, set_newer_aside
 from slime_core.run.tracking import read_metrics
 
 
@@ -72,6 +76,35 @@ def test_a_run_that_goes_back_sets_newer_checkpoints_aside_and_its_own_are_the_n
     assert "newer than" not in said
     status, said = outcome(capsys, *[word if word != "3" else "0" for word in words[:-4]], "--ckpt-step", "1")
     assert not (saved / "earlier-2").exists(), "nothing is moved by a run that trains nothing"
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_kill_while_newer_checkpoints_are_set_aside_leaves_a_folder_to_go_on_from(tmp_path, monkeypatch, moves):
+    for number in range(3):
+        (tmp_path / f"iter_{number:07d}").mkdir()
+        (tmp_path / f"iter_{number:07d}" / "manifest.json").write_text("{}")
+    for what in ("latest", "best"):
+        (tmp_path / f"{what}_checkpointed_iteration.txt").write_text("2\n")
+    rename, done = Path.rename, []
+
+    def killed(self, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with suppress(KeyboardInterrupt):
+        set_newer_aside(str(tmp_path), tmp_path / "iter_0000000")
+    left = sorted(path.name for path in tmp_path.glob("iter_*"))
+    assert left == [f"iter_{number:07d}" for number in range(3 - moves)]
+    assert recognise(tmp_path) == Weights("slime", tmp_path / "iter_0000000"), (
+        "the file with a number names one that is there"
+    )
+    assert not (tmp_path / "best_checkpointed_iteration.txt").exists(), (
+        "the next one of that number may not be the best"
+    )
+    assert find_checkpoint(tmp_path, 0) == tmp_path / "iter_0000000"
 
 
 @pytest.mark.parametrize(

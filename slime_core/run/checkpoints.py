@@ -32,7 +32,7 @@ from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iter
 from slime_core.errors import CheckpointError, DataError
 from slime_core.plain import read_json
 from slime_core.plugins import Plugins
-from slime_core.run.best import best_checkpoint, keeps_best, name_best
+from slime_core.run.best import BEST, best_checkpoint, keeps_best, name_best
 from slime_core.run.console import Console
 from slime_core.run.output import fault_of_disk
 from slime_core.runtime.handles import Handle, LocalHandle, wait
@@ -196,14 +196,20 @@ def keep_newest(folder: Path, count: int) -> None:
 
 def set_newer_aside(save: str | None, previous: Path) -> Path | None:
     """Where a run goes on from an earlier checkpoint of its own folder (`--ckpt-step`): move the newer ones into `earlier-N`, the first
-    that is free, and return this folder; None if there are none. What comes next is then the newest, and takes no other's place."""
+    that is free, and return this folder; None if there are none. What comes next is then the newest, and takes no other's place.
+
+    At no time does the file with the number of the latest name one that is gone, nor is there one without those before it: whoever
+    goes on after a kill in between finds a whole folder."""
     folder = previous.parent
     if not save or folder.resolve() != Path(save).resolve():
         return None
     newer = [path for path in all_checkpoints(folder) if path.name > previous.name]
     if not newer:
         return None
-    return move_aside(folder, newer)
+    _write_latest(folder, int(previous.name.removeprefix(PREFIX)))
+    if best_checkpoint(folder) in newer:  # its number is about to be another's
+        (folder / BEST).unlink()
+    return move_aside(folder, reversed(newer))
 
 
 def move_aside(folder: Path, paths: Iterable[Path]) -> Path:

@@ -71,9 +71,9 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     early = _early_stopping(args, state)
     newer = None
     if previous is not None:
+        take_over_best(args, early, previous)
         if start < num_rollout and not args.debug_rollout_only:
             newer = set_newer_aside(args.save, previous)
-        take_over_best(args, early, previous)
         finish_removing(args, previous)
     set_aside = set_earlier_run_aside(run_dir) if previous is None else None
     config = {**plan.config(), "resume_after": start - 1 if previous else None}
