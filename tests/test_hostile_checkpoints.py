@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
 from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
@@ -20,7 +22,8 @@ from slime_core.data.ends import stored_trained_ends
 from slime_core.errors import CheckpointError, DataError
 from slime_core.rollout.debug_data import read_debug_data
 from slime_core.run import checkpoints
-from slime_core.tensors.dcp_metadata import PlainReader, read_metadata, require_sizes_of_files
+from slime_core.tensors.dcp_metadata import PlainReader, read_metadata
+from slime_core.tensors.stored import load_stored
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -59,7 +62,6 @@ def test_the_reader_gives_what_torchs_own_gives(folder: Path) -> None:
     read = {"model.w": torch.empty(6)}
     load_dcp(read, storage_reader=PlainReader(folder), no_dist=True)
     assert torch.equal(read["model.w"], torch.arange(6.0))
-    require_sizes_of_files(folder, found)
 
 
 @pytest.mark.parametrize("place", ["the whole file", "beside the tensors", "as an attribute", "as a key"])
@@ -113,7 +115,60 @@ def test_a_tensor_has_no_more_bytes_than_its_files(folder: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"model\.w would have 4000000000000000 bytes, and all files there have \d+"
     ):
-        require_sizes_of_files(folder, read_metadata(folder))
+        read_metadata(folder)
+
+
+def test_a_file_of_a_folder_that_is_gone_is_named(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.unlink()
+    with pytest.raises(CheckpointError, match=f"{file} is missing"):
+        read_metadata(folder)
+
+
+def compressed(data: Any) -> bytes:
+    """A file of `torch.save` whose parts are compressed, and so may be a thousand times larger than they look."""
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(data, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return packed.getvalue()
+
+
+def in_the_old_format(data: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(data, stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (compressed(torch.zeros(10**6)), r"has \d+ bytes and says that they are 4\d{6}: "),
+        (in_the_old_format(torch.zeros(3)), "is no file of torch.save"),
+        (b"", "is no file of torch.save"),
+        (b"PK\x05\x06" + b"\xff" * 18, "is no file of torch.save"),
+    ],
+)
+def test_what_torch_saved_takes_no_more_memory_than_it_has_bytes(content: bytes, message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_stored(content)
+    (file,) = folder.glob("*.distcp")
+    data, raw = metadata_of(folder), file.read_bytes()
+    for place in data.storage_data.values():
+        place.offset, place.length = len(raw), len(content)
+    file.write_bytes(raw + content)
+    (folder / ".metadata").write_bytes(pickle.dumps(data))
+    with pytest.raises(CheckpointException, match=message):
+        load_dcp({"model.w": torch.empty(6)}, storage_reader=PlainReader(folder), no_dist=True)
+
+
+def test_compression_that_the_metadata_names_is_refused(folder: Path) -> None:
+    data = metadata_of(folder)
+    next(iter(data.storage_data.values())).transform_descriptors = ["zstd"]
+    (folder / ".metadata").write_bytes(pickle.dumps(data))
+    with pytest.raises(CheckpointError, match=r"its tensors are transformed by \['zstd'\], which is not read"):
+        read_metadata(folder)
 
 
 def saved(folder: Path) -> Path:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.stored import Part, require_bounded
 
 METADATA = ".metadata"
 MAX_METADATA_BYTES = 1 << 30
@@ -38,7 +39,8 @@ def read_metadata(folder: Path) -> Metadata:
     """Return what the `.metadata` of a folder says.
 
     Raises:
-        CheckpointError: it is missing or damaged, or names files outside the folder.
+        CheckpointError: it is missing or damaged, names files outside the folder or that are missing, or tensors that are larger
+            than all files: memory for them would be taken before anything is read.
     """
     try:
         size = (folder / METADATA).stat().st_size
@@ -53,6 +55,7 @@ def read_metadata(folder: Path) -> Metadata:
             found.storage_meta = StorageMeta()
     except Exception as error:  # damaged bytes can fail in any way
         raise CheckpointError(f"{folder}: its {METADATA} cannot be read ({error!r}).") from error
+    _require_sizes_of_files(folder, found)
     return found
 
 
@@ -66,31 +69,39 @@ class PlainReader(FileSystemReader):
         found.storage_meta.load_id = self.load_id
         return found
 
+    def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
+        """The part of a file with one chunk, for `read_data` to load."""
+        part = cast("IO[bytes]", Part(file, sinfo.offset, sinfo.length))
+        require_bounded(part)
+        return part
 
-def require_sizes_of_files(folder: Path, found: Metadata) -> None:
-    """Refuse tensors that are larger than the files they are in: memory for them would be taken before anything is read.
 
-    Raises:
-        CheckpointError: names the first one.
-    """
-    paths = {folder / place.relative_path for place in found.storage_data.values()}
-    total = sum(path.stat().st_size for path in paths if path.is_file())
+def _require_sizes_of_files(folder: Path, found: Metadata) -> None:
+    paths = sorted({folder / place.relative_path for place in found.storage_data.values()})
+    if missing := [path for path in paths if not path.is_file()]:
+        raise CheckpointError(f"{missing[0]} is missing: the checkpoint is not whole.")
+    total = sum(path.stat().st_size for path in paths)
     for name, about in found.state_dict_metadata.items():
         if isinstance(about, TensorStorageMetadata):
             wanted = math.prod(about.size) * about.properties.dtype.itemsize
             if wanted > total:
-                raise CheckpointError(f"{folder}: {name} would have {wanted} bytes, and all files there have {total}.")
+                raise CheckpointError(
+                    f"{folder}: {name} would have {wanted} bytes, and all files there have {total}: they are cut off, or its "
+                    f"{METADATA} is not theirs."
+                )
 
 
 def _require_whole(found: Metadata) -> None:
-    """Raise where something is missing in it (`AttributeError`, `TypeError`), or a tensor lies in a file outside the folder
-    (`ValueError`)."""
+    """Raise where something is missing in it (`AttributeError`, `TypeError`), or a tensor lies in a file outside the folder, or
+    compressed (`ValueError`)."""
     for about in found.state_dict_metadata.values():
         if isinstance(about, TensorStorageMetadata):
             math.prod(about.size) * about.properties.dtype.itemsize + len(about.chunks)
     for place in found.storage_data.values():
         if Path(place.relative_path).name != place.relative_path:
             raise ValueError(f"it names the file {place.relative_path!r}, which is not in the folder")
+        if getattr(place, "transform_descriptors", None):
+            raise ValueError(f"its tensors are transformed by {place.transform_descriptors}, which is not read")
 
 
 class _Unpickler(pickle.Unpickler):

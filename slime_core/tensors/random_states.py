@@ -10,7 +10,7 @@ import numpy
 import torch
 
 RandomStates = dict[str, Any]
-"""What `random_states` returns: plain data and tensors, so that `torch.load(…, weights_only=True)` reads it."""
+"""What `random_states` returns: plain data and tensors, so that `slime_core.tensors.stored` reads it."""
 
 
 def seed_all(seed: int) -> None:

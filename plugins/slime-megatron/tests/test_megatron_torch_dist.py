@@ -213,8 +213,28 @@ def test_a_damaged_folder_says_which_file(damage: str, checkpoint: Any, tmp_path
         (tmp_path / ".metadata").unlink()
     else:
         (tmp_path / ".metadata").write_bytes(b"nothing" if damage == "metadata" else pickle.dumps({}))
-    wanted = f"{file} is damaged" if damage in ("truncated", "gone") else ".metadata cannot be read"
-    with pytest.raises(CheckpointError, match=wanted):
+    wanted = {"truncated": "all files there have 1000: they are cut off", "gone": f"{file} is missing"}
+    with pytest.raises(CheckpointError, match=wanted.get(damage, ".metadata cannot be read")):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["a tensor", "a chunk", "a chunk elsewhere"])
+def test_a_size_beyond_the_bytes_of_the_files_is_an_error_before_memory_is_taken(
+    what: str, checkpoint: Any, tmp_path: Path
+) -> None:
+    write_torch_dist(as_megatron_writes("qwen3", checkpoint("qwen3")), checkpoint_id=tmp_path)
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    about = metadata.state_dict_metadata["decoder.final_layernorm.weight"]
+    if what == "a tensor":
+        about.size = torch.Size([10**14])
+    elif what == "a chunk":
+        about.chunks[0].sizes = torch.Size([10**14])
+    else:
+        about.size = torch.Size([49])
+        about.chunks[0].sizes = torch.Size([49])
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    wanted = {"a tensor": "would have 400000000000000 bytes, and all files there have"}
+    with pytest.raises(CheckpointError, match=wanted.get(what, r"a part of .* has the size \(48,\), and \(\d+,\) by")):
         read_all(tmp_path)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from slime_core.errors import CheckpointError
 from slime_core.tensors.kept_weights import KeptWeights
 from slime_core.tensors.random_states import random_states, set_random_states
+from slime_core.tensors.stored import load_stored
 from slime_megatron import lora, low_precision, versions, weights
 from slime_megatron.model import BuiltModel
 from slime_megatron.optimizer import parts_of
@@ -92,7 +93,7 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
     _separate_steps(optimizer)
     own = folder / f"random_{dist.get_rank():05d}.pt"
     if own.is_file() and len(list(folder.glob("random_*.pt"))) == dist.get_world_size():
-        set_random_states(torch.load(own, weights_only=True))
+        set_random_states(load_stored(own))
     return int(found["step"])
 
 

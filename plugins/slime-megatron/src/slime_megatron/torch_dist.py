@@ -10,7 +10,6 @@ ranks are needed to read one.
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.dcp_metadata import read_metadata
+from slime_core.tensors.stored import load_stored
 
 GROUPS = "groups of heads"
 """What a run calls, in `common.pt`, how many groups of heads its model has with those of zeros that fill up its layout."""
@@ -56,8 +56,8 @@ class TorchDistFolder:
         of slime's adds, and says so."""
         if self._common is None:
             try:
-                found = torch.load(self._folder / "common.pt", map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+                found = load_stored(self._folder / "common.pt")
+            except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
                 found = {}  # another program's has objects of its own
             self._common = found if isinstance(found, dict) else {}
         return int(self._common.get(GROUPS, real))
@@ -83,7 +83,12 @@ class TorchDistFolder:
             inside = [n - first for n, first in zip(index, start, strict=False)]
             if not all(0 <= n < length for n, length in zip(inside, size, strict=False)):
                 continue
-            part = self._chunk(name, chunk.offsets)[tuple(inside)]
+            whole = self._chunk(name, chunk.offsets)
+            if whole.shape != size:
+                raise CheckpointError(
+                    f"{self._folder}: a part of {name} has the size {tuple(whole.shape)}, and {size} by the metadata."
+                )
+            part = whole[tuple(inside)]
             filled += part.numel()
             if part.numel() == wanted:
                 result = part
@@ -109,7 +114,7 @@ class TorchDistFolder:
         try:
             with path.open("rb") as file:
                 file.seek(place.offset)
-                tensor: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+                tensor: Tensor = load_stored(file.read(place.length))
             return tensor
         except Exception as error:
             raise CheckpointError(f"{path} is damaged: {name} cannot be read from it ({error!r}).") from error

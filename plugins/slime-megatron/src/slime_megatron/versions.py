@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint._traverse import set_element
 
 from slime_core.tensors.dcp_metadata import PlainReader
+from slime_core.tensors.stored import load_stored
 
 _FILES_OF_A_RANK = 2
 """As many `.distcp` files each rank writes at most: 0.16's number. 0.19 would write a single one."""
@@ -105,7 +106,7 @@ class _CommonApart(torch_dist.TorchDistSaveShardedStrategy):  # type: ignore[mis
 
 def _load_plain(planner: Any, item: Any, value: io.BytesIO) -> None:
     """In place of `DefaultLoadPlanner.load_bytes`."""
-    name, found = item.dest_index.fqn, torch.load(value, weights_only=True)
+    name, found = item.dest_index.fqn, load_stored(value.getvalue())
     if planner.flatten_state_dict:
         set_element(planner.original_state_dict, planner.mappings[name], found)
     else:

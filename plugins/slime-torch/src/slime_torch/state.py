@@ -32,10 +32,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoi
 from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
 from slime_core.errors import CheckpointError
-from slime_core.tensors.dcp_metadata import PlainReader, read_metadata, require_sizes_of_files
+from slime_core.tensors.dcp_metadata import PlainReader, read_metadata
 from slime_core.tensors.kept_weights import Copy
 from slime_core.tensors.low_precision import is_precision_state
 from slime_core.tensors.random_states import random_states, set_random_states
+from slime_core.tensors.stored import load_stored
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
 logger = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ def _packed(data: dict[str, Any]) -> Tensor:
 
 def _unpacked(path: Path, data: Tensor) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
+        found: dict[str, Any] = load_stored(data.numpy().tobytes())
         return {name: found[name] for name in ("optimizer", "step", "random")}
     except Exception as error:  # damaged bytes can fail in any way
         raise _unreadable(path, error) from error
@@ -237,7 +238,6 @@ def _stored(path: Path) -> dict[str, TensorStorageMetadata]:
     """The size and dtype of all tensors that the folder holds, by name."""
     try:
         found = read_metadata(path)
-        require_sizes_of_files(path, found)
     except CheckpointError as error:
         raise _unreadable(path, error) from error
     return {name: meta for name, meta in found.state_dict_metadata.items() if isinstance(meta, TensorStorageMetadata)}
