@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -340,7 +341,10 @@ def _with_secrets(namespace: Namespace, values: dict[str, Any]) -> list[SlimeErr
     errors: list[SlimeError] = []
     for name in [name for name in values if name in namespace.options and namespace.options[name].is_secret]:
         try:
-            values[name] = secret_from(values[name], namespace.options[name].flag)
+            flag, given = namespace.options[name].flag, values[name]
+            values[name] = (
+                [secret_from(v, flag) for v in given] if isinstance(given, list) else secret_from(given, flag)
+            )
         except ArgumentError as error:
             errors.append(error)
     return errors
@@ -348,7 +352,7 @@ def _with_secrets(namespace: Namespace, values: dict[str, Any]) -> list[SlimeErr
 
 def remember_secrets(args: RunArguments) -> None:
     """Let the secrets among the arguments of a run be masked in whatever this process says."""
-    for value in vars(args).values():
+    for value in chain.from_iterable(given if isinstance(given, list) else [given] for given in vars(args).values()):
         if isinstance(value, SecretStr):
             remember_secret(value.get_secret_value())
         elif isinstance(value, str) and "://" in value:

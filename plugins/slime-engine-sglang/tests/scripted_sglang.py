@@ -170,6 +170,7 @@ class Router:
 
     def __init__(self) -> None:
         self.workers: list[str] = []
+        self.keys: dict[str, str] = {}
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Return the status and the data of the response to a request."""
@@ -177,12 +178,14 @@ class Router:
             self.workers[int(path.rpartition("/")[2])] = ""
         elif path == "/workers" and method == "POST":
             self.workers.append(body["url"])
+            self.keys[body["url"]] = body.get("api_key", "")
         elif path == "/workers":
             return 200, {"workers": [{"id": n, "url": url} for n, url in enumerate(self.workers) if url]}
         elif path == "/generate":
             self.workers.append(self.workers.pop(0))
             url = next(url for url in self.workers if url)
-            request = urllib.request.Request(f"{url}/generate", json.dumps(body).encode())
+            shown = {"Authorization": f"Bearer {self.keys[url]}"}
+            request = urllib.request.Request(f"{url}/generate", json.dumps(body).encode(), shown)
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return 200, json.load(answer)
         return 200, {}

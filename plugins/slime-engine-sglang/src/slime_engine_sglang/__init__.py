@@ -23,6 +23,7 @@ New weights, from the first training rank:
 
     weights.py     `SGLangWeightSender`, which takes a new version of the weights to all servers
     transports.py  how the weights travel: in HTTP requests, or broadcast in a process group
+    keys.py        what servers and the router want to be shown with every request
     control.py     the calls of a server's HTTP interface that control it
     samples.py     compares some of the weights in a server with those that were sent
     snapshot.py    the newest weights on disk, for servers that are started again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import SecretStr, model_validator
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
@@ -31,6 +31,13 @@ class SGLangArguments(ArgumentGroup):
     )
     sglang_server_start_timeout: float = option(
         1800, "Seconds until a server that has been started must answer.", gt=0, affects_result=False
+    )
+    sglang_api_key: SecretStr | None = option(
+        None,
+        "The key that servers demand with every request: slime starts them with it, or sends it to servers that run already. "
+        "Other users of the machine can read command lines: prefer env:NAME, an environment variable that holds it.",
+        affects_result=False,
+        secret=True,
     )
     sglang_router_ip: str | None = option(
         None, "Address of a router that runs already. slime then starts none.", affects_result=False

@@ -16,6 +16,7 @@ import httpx
 
 from slime_engine_sglang.answers import parse_version
 from slime_engine_sglang.errors import SGLangError, Unreachable, UnsupportedCall
+from slime_engine_sglang.keys import NO_KEYS, Keys
 
 CONTROL_TIMEOUT_S = 900.0
 """How many seconds a server may take to load or receive weights."""
@@ -79,12 +80,13 @@ class ControlClient:
 
 
 @contextlib.contextmanager
-def control_clients(urls: Sequence[str]) -> Iterator[list[ControlClient]]:
+def control_clients(urls: Sequence[str], keys: Keys = NO_KEYS) -> Iterator[list[ControlClient]]:
     """Return a context with the clients of several servers, whose connections are closed at its end."""
     # Weights come in bodies of hundreds of megabytes, so nothing about their transfer is bounded but the wait for an
     # answer.
     limits = httpx.Limits(max_connections=None)
-    with httpx.Client(timeout=httpx.Timeout(CONTROL_TIMEOUT_S), limits=limits, verify=_certificates()) as http:
+    timeout = httpx.Timeout(CONTROL_TIMEOUT_S)
+    with httpx.Client(timeout=timeout, limits=limits, verify=_certificates(), auth=keys) as http:
         yield [ControlClient(url, http) for url in urls]
 
 

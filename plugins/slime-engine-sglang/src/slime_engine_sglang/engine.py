@@ -26,6 +26,7 @@ from slime_engine_sglang import placement
 from slime_engine_sglang.answers import response_room, sglang_sampling_params
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
+from slime_engine_sglang.keys import Keys
 from slime_engine_sglang.options import SERVER, command_line
 from slime_engine_sglang.requests import Requests
 from slime_engine_sglang.router import Router
@@ -143,6 +144,7 @@ class SGLangEngine:
             pause_mode=args.pause_generation_mode,
             tolerant=args.use_fault_tolerance,
             compare_servers=args.check_weight_update_equal,
+            keys=Keys.of(args),
         )
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -197,7 +199,8 @@ class SGLangEngine:
         """Start the servers and the router. Runs in the engine's event loop."""
         timeout = httpx.Timeout(60.0, read=self._args.sglang_router_request_timeout_secs + 60.0, pool=None)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
-        self._http = httpx.AsyncClient(timeout=timeout, limits=limits)
+        keys = Keys.of(self._args, router.url)
+        self._http = httpx.AsyncClient(timeout=timeout, limits=limits, auth=keys)
         self._fleet = fleet = Fleet(self._args, servers, router, self._weights, self._http)
         with first_error_only():
             await fleet.start()

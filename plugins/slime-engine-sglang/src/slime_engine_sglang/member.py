@@ -14,6 +14,7 @@ from slime_engine_sglang import snapshot
 from slime_engine_sglang.answers import parse_version
 from slime_engine_sglang.control import CONTROL_TIMEOUT_S
 from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.keys import WRONG_KEY
 from slime_engine_sglang.server import MEMORY_OPTIONS
 
 if TYPE_CHECKING:
@@ -124,5 +125,6 @@ class Member:
         """
         answer = await self.http.request(method, self.url + path, json=body, timeout=CONTROL_TIMEOUT_S)
         if answer.status_code != 200:
-            raise SGLangError(f"{self.name} answered {path} with {answer.status_code}: {answer.text[:300]}")
+            said = f"{self.name} answered {path} with {answer.status_code}: {answer.text[:300]}"
+            raise SGLangError(said + (WRONG_KEY if answer.status_code in (401, 403) else ""))
         return answer.json()

@@ -25,7 +25,7 @@ from slime_engine_sglang.arguments import SGLangArguments
 INSTALL = "pip install 'sglang==0.5.23' 'sglang-router==0.3.2'"
 
 
-_SECRET = re.compile(r"(api_key|password|secret|auth_token|access_token)$")
+_SECRET = re.compile(r"(api_keys?|password|secret|auth_token|access_token)$")
 """Names of options of these programs whose values are secrets."""
 
 
@@ -193,7 +193,9 @@ def _group(family: OptionFamily, names: Sequence[str]) -> type[ArgumentGroup]:
     for name in names:
         help_text = " ".join((flags[name][1].help or "").split())
         secret = _SECRET.search(name) is not None
-        kind = SecretStr | None if secret else _type(flags[name][1])
+        kind = _type(flags[name][1])
+        if secret:
+            kind = list[SecretStr] | None if flags[name][1].nargs else SecretStr | None
         fields[name] = (kind, option(None, help_text, affects_result=family is SERVER and not secret, secret=secret))
     return create_model(
         f"{family.prefix.title().rstrip('_')}Options",

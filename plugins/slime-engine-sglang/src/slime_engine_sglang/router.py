@@ -10,12 +10,13 @@ import httpx
 
 from slime_core.errors import ArgumentError
 from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.keys import WRONG_KEY, Keys
 from slime_engine_sglang.options import ROUTER, command_line
 from slime_engine_sglang.process import ChildProcess, free_port, tail
 from slime_engine_sglang.server import LOOPBACK
 
 if TYPE_CHECKING:
-    from slime_engine_sglang.arguments import SGLangArguments
+    from slime_engine_sglang.arguments import SGLangRunArguments
 
 SUCCESS = (200, 201, 202, 204)
 
@@ -29,7 +30,7 @@ class Router:
         host: the address that it listens on.
     """
 
-    def __init__(self, args: SGLangArguments, log: Path, host: str = LOOPBACK) -> None:
+    def __init__(self, args: SGLangRunArguments, log: Path, host: str = LOOPBACK) -> None:
         if args.sglang_router_ip and not args.sglang_router_port:
             raise ArgumentError("--sglang-router-ip needs --sglang-router-port.")
         self._args, self._log = args, log
@@ -94,7 +95,8 @@ class Router:
 
     async def add(self, http: httpx.AsyncClient, url: str) -> None:
         """Make this server, which answers already, a worker. It takes a moment until `knows` is true."""
-        await self._call(http, "POST", "/workers", {"url": url})
+        key = Keys.of(self._args).server
+        await self._call(http, "POST", "/workers", {"url": url, **({"api_key": key} if key else {})})
 
     async def remove(self, http: httpx.AsyncClient, url: str) -> None:
         """Remove this server from the workers, so that it gets no more requests."""
@@ -107,10 +109,11 @@ class Router:
         if answer.status_code not in SUCCESS and answer.status_code != 404:
             raise SGLangError(
                 f"The router at {self.url} answered {method} {path} with {answer.status_code}: {answer.text[:300]}"
+                + (WRONG_KEY if answer.status_code in (401, 403) else "")
             )
 
 
-def router_command(args: SGLangArguments, host: str, port: int, metrics_port: int) -> list[str]:
+def router_command(args: SGLangRunArguments, host: str, port: int, metrics_port: int) -> list[str]:
     """Return the command line of the router: slime's own options, then those that the user set.
 
     The engine repeats requests itself, since it knows whether they were aborted meanwhile. A server that dies must not

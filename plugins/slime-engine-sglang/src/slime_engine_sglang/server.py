@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
 from slime_core.tensors.interfaces import variables_towards
+from slime_engine_sglang.keys import Keys
 from slime_engine_sglang.options import SERVER, command_line
 from slime_engine_sglang.process import ChildProcess, free_port, tail
 
@@ -133,6 +134,8 @@ def server_command(
         **({} if on_gpu else CPU_OPTIONS),
     }
     kept = [word for flag, value in own.items() if flag not in passed for word in (flag, value)]
+    if key := Keys.of(args).server:
+        kept += ["--api-key", key]
     wanted = [] if on_gpu else ["--sleep-on-idle"]
     wanted += MEMORY_OPTIONS if gives_back_memory(args) else ()
     switches = [flag for flag in wanted if flag not in passed]

@@ -15,6 +15,7 @@ from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang import snapshot
 from slime_engine_sglang.control import ControlClient, PendingCalls, call_all, control_clients
 from slime_engine_sglang.errors import SGLangError, Unreachable, UnsupportedCall
+from slime_engine_sglang.keys import NO_KEYS, Keys
 from slime_engine_sglang.samples import WeightSamples
 from slime_engine_sglang.transports import BODY_BYTES, Backend, GroupTransport, Piece, TensorTransport, Transport
 
@@ -43,6 +44,7 @@ class SGLangWeightSender:
         pause_mode: the value of `--pause-generation-mode`.
         tolerant: leave out servers that do not answer; the fleet starts them again with the weights in `folder`.
         compare_servers: the value of `--check-weight-update-equal`.
+        keys: that the servers want to be shown.
     """
 
     urls: list[str]
@@ -56,6 +58,7 @@ class SGLangWeightSender:
     pause_mode: Literal["in_place", "retract"] = "in_place"
     tolerant: bool = True
     compare_servers: bool = False
+    keys: Keys = NO_KEYS
     _transport: Transport | None = field(default=None, init=False, repr=False)
 
     def send(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
@@ -73,7 +76,7 @@ class SGLangWeightSender:
         """
         rest = iter(weights)
         try:
-            with control_clients(self.urls) as servers:
+            with control_clients(self.urls, self.keys) as servers:
                 self._send(self._answering(servers), servers, rest, version)
         finally:
             for _ in rest:
