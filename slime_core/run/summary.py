@@ -3,6 +3,7 @@ are, and how to go on. Called by `slime_core.run.launch`."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class Summary:
         if lost := {name: count for name, count in self._lost.items() if count}:
             lines.append("not trained as it stands: " + ", ".join(f"{name} {count}" for name, count in lost.items()))
         lines.append(f"run directory: {run_dir}")
+        lines.append(f"report: slime report {shlex.quote(str(run_dir))}")
         newest = find_latest(Path(args.save)) if args.save else None
         if newest is not None:
             lines.append(f"newest checkpoint: {newest}")

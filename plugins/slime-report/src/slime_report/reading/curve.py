@@ -9,28 +9,40 @@ from dataclasses import dataclass
 from slime_report.report import Series
 
 MOST = 1000
-"""Buckets that a curve is kept in at most; at least half as many, once there are more points than that."""
+"""Buckets that a curve is kept in at most, an even number; at least half as many, once there are more points than that."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Bucket:
     """Neighbouring points: the step of the first and of the last, and what their values are together."""
 
     first: int
     last: int
-    count: int  # of finite values
-    total: float
-    low: float
-    high: float
-    points: int
+    count: int = 0  # of finite values
+    total: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    points: int = 0
+
+    def add(self, step: int, value: float | None) -> None:
+        """Add a point behind the last."""
+        self.last = step
+        self.points += 1
+        if value is not None:
+            self.count += 1
+            self.total += value
+            self.low = value if value < self.low else self.low
+            self.high = value if value > self.high else self.high
 
     def merged(self, other: _Bucket) -> _Bucket:
+        """This bucket with the next one."""
         count, total = self.count + other.count, self.total + other.total
         low, high = min(self.low, other.low), max(self.high, other.high)
         return _Bucket(self.first, other.last, count, total, low, high, self.points + other.points)
 
     @property
     def mean(self) -> float | None:
+        """The mean of its values; None if none is finite."""
         return self.total / self.count if self.count else None
 
 
@@ -54,6 +66,9 @@ class Curve:
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._buckets: list[_Bucket] = []
         self._width = 1
         self.points = 0
@@ -67,52 +82,49 @@ class Curve:
     def add(self, step: int, value: float | None) -> None:
         """Add a value, None where it was NaN or infinite. One whose step is not behind the last takes the place of all from there on:
         later lines win."""
-        if self._buckets and step <= self._buckets[-1].last:
+        buckets = self._buckets
+        if buckets and step <= buckets[-1].last:
             self.cut(step)
         if value is not None and not math.isfinite(value):
             value = None
         self.points += 1
         if value is None:
             self.not_finite = step if self.not_finite is None else self.not_finite
-            bucket = _Bucket(step, step, 0, 0.0, math.inf, -math.inf, 1)
         else:
-            self.first = value if self.first is None else self.first
-            self.last = value
-            self.total += value
-            if self.lowest is None or value < self.lowest.value:
-                self.lowest = Extreme(value, step)
-            if self.highest is None or value > self.highest.value:
-                self.highest = Extreme(value, step)
-            bucket = _Bucket(step, step, 1, value, value, value, 1)
-        if self._buckets and self._buckets[-1].points < self._width:
-            self._buckets[-1] = self._buckets[-1].merged(bucket)
-        else:
-            self._buckets.append(bucket)
-        if len(self._buckets) > MOST:
-            pairs = zip(self._buckets[::2], self._buckets[1::2], strict=False)
-            rest = self._buckets[-1:] if len(self._buckets) % 2 else []
-            self._buckets = [one.merged(other) for one, other in pairs] + rest
-            self._width *= 2
+            self._note(value, step)
+        if not buckets or buckets[-1].points >= self._width:
+            if len(buckets) == MOST:
+                buckets[:] = [one.merged(other) for one, other in zip(buckets[::2], buckets[1::2], strict=True)]
+                self._width *= 2
+            buckets.append(_Bucket(step, step))
+        buckets[-1].add(step, value)
+
+    def _note(self, value: float, step: int) -> None:
+        """Remember a finite value as the last, and as what else it is."""
+        if self.first is None:
+            self.first = value
+        self.last = value
+        self.total += value
+        if self.lowest is None or value < self.lowest.value:
+            self.lowest = Extreme(value, step)
+        if self.highest is None or value > self.highest.value:
+            self.highest = Extreme(value, step)
 
     def cut(self, step: int) -> None:
         """Forget all values from this step on; of long curves also their neighbours in the same bucket."""
-        kept = [bucket for bucket in self._buckets if bucket.last < step]
-        width = self._width
-        self.__init__()  # type: ignore[misc]  # begins anew
-        self._width = width
+        kept, width = [bucket for bucket in self._buckets if bucket.last < step], self._width
+        self._forget()
+        self._buckets, self._width = kept, width
         for bucket in kept:
-            self._buckets.append(bucket)
-            self.points += bucket.points
-            self.total += bucket.total
             if bucket.count < bucket.points and self.not_finite is None:
                 self.not_finite = bucket.first
             if (mean := bucket.mean) is not None:
-                self.first = mean if self.first is None else self.first
+                self._note(bucket.low, bucket.last)
+                self._note(bucket.high, bucket.last)
+                self.first = mean if bucket is kept[0] else self.first
                 self.last = mean
-                if self.lowest is None or bucket.low < self.lowest.value:
-                    self.lowest = Extreme(bucket.low, bucket.last)
-                if self.highest is None or bucket.high > self.highest.value:
-                    self.highest = Extreme(bucket.high, bucket.last)
+        self.points = sum(bucket.points for bucket in kept)
+        self.total = sum(bucket.total for bucket in kept)
 
     @property
     def steps(self) -> list[int]:

@@ -34,6 +34,7 @@ class Metrics:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._told: dict[str, bool] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -81,9 +82,11 @@ class Metrics:
             self.trained = step
             self._take_times(step, found)
         for name, value in found.items():
-            if name in ("rollout_id", "time") or name.startswith(_SKIPPED):
-                continue
-            if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            if name not in self._told:
+                self._told[name] = name not in ("rollout_id", "time") and not name.startswith(_SKIPPED)
+            if self._told[name] and (
+                value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+            ):
                 self.curves[name].add(step, value)
 
     def _take_times(self, step: int, found: dict[str, Any]) -> None:

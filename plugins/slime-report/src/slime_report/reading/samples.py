@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from slime_report.recording import SAMPLES
-from slime_report.recording.bounded_log import read_rows
+from slime_report.recording.bounded_log import ROLLOUT, read_rows
 from slime_report.report import SampleRow
 
 BYTES = 4_000_000
 """What the samples of a report may take as JSON, those of all runs together."""
 _OF_ONE_RANK = ("largest_difference", "best", "worst")
-_NUMBERS = ("log_probs", "rollout_log_probs", "advantages", "entropy")
+_OVERHEAD = 400
+"""By how many bytes a sample in a report is larger than its row."""
 
 
 def read_samples(folder: Path, limit: int) -> tuple[list[SampleRow], int]:
@@ -24,20 +26,37 @@ def read_samples(folder: Path, limit: int) -> tuple[list[SampleRow], int]:
     Returns:
         the samples, ordered by step, and how many were recorded in all.
     """
+    paths = sorted(folder.glob(SAMPLES))
+    kept, recorded = _spread(paths, limit)
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob(SAMPLES)):
-        for row in read_rows(path):
+    for path in paths:
+        for row in read_rows(path, kept):
             if "rollout" in row and isinstance(row.get("pieces"), list):
                 name = f"{row['rollout']}-{row.get('place')}"
                 found[name] = _together(found[name], row) if name in found else row
-    rows = _without_lesser(found)
-    kept = _thinned(rows, limit)
-    return [_row(name, row) for name, row in kept], len(rows)
+    return [_row(name, row) for name, row in _without_lesser(found)], recorded
+
+
+def _spread(paths: Sequence[Path], limit: int) -> tuple[frozenset[int], int]:
+    """Choose rollouts, evenly over the run, whose rows take at most `limit` bytes; and count the rows. Nothing is decoded, so that this
+    takes little time and memory, however much there is."""
+    sizes: dict[int, int] = {}
+    count = 0
+    for path in paths:
+        with path.open("rb") as file:
+            for line in file:
+                if found := ROLLOUT.match(line):
+                    rollout, count = int(found[1]), count + 1
+                    sizes[rollout] = sizes.get(rollout, 0) + len(line) + _OVERHEAD
+    rollouts = sorted(sizes)
+    while len(rollouts) > 1 and sum(sizes[rollout] for rollout in rollouts) > limit:
+        rollouts = [*rollouts[:-1:2], rollouts[-1]] if len(rollouts) > 2 else rollouts[-1:]
+    return frozenset(rollouts), count
 
 
 def _together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The same sample, as two ranks have recorded it."""
-    better, lesser = (other, one) if "log_probs" in other and "log_probs" not in one else (one, other)
+    better, lesser = (other, one) if other.get("log_probs") and not one.get("log_probs") else (one, other)
     return {**lesser, **better, "why": list(dict.fromkeys([*one.get("why", []), *other.get("why", [])]))}
 
 
@@ -65,32 +84,12 @@ def _without_lesser(found: dict[str, dict[str, Any]]) -> list[tuple[str, dict[st
 def _value(row: dict[str, Any], why: str) -> float | None:
     """By how much a sample is the one that it was chosen as."""
     if why == "largest_difference":
-        known = [abs(d) for d in _difference(row) or [] if d is not None]
+        known = [abs(d) for d in row.get("difference") or [] if d is not None]
         return sum(known) / len(known) if known else None
     if row.get("reward") is not None:
         return float(row["reward"]) * (1 if why == "best" else -1)
     known = [value for value in row.get("log_probs") or [] if value is not None]
     return sum(known) / len(known) * (1 if why == "best" else -1) if known else None
-
-
-def _thinned(rows: list[tuple[str, dict[str, Any]]], limit: int) -> list[tuple[str, dict[str, Any]]]:
-    """Leave out every second of the rollouts until the rest takes at most `limit` bytes."""
-    sizes = {name: _size(row) for name, row in rows}
-    while rows and sum(sizes[name] for name, _ in rows) > limit:
-        rollouts = sorted({row["rollout"] for _, row in rows})
-        if len(rollouts) == 1:
-            rows = rows[:-1]
-            continue
-        kept = {*rollouts[::2], rollouts[-1]} if len(rollouts) > 2 else {rollouts[-1]}
-        rows = [(name, row) for name, row in rows if row["rollout"] in kept]
-    return rows
-
-
-def _size(row: dict[str, Any]) -> int:
-    """About how many bytes a sample takes as JSON."""
-    numbers = sum(7 * len(row[name]) for name in _NUMBERS if isinstance(row.get(name), list))
-    text = sum(len(piece) if piece.isascii() else 6 * len(piece) for piece in row["pieces"])
-    return 500 + text + 3 * len(row["pieces"]) + 2 * len(row.get("mask", "")) + numbers
 
 
 def _row(name: str, row: dict[str, Any]) -> SampleRow:
@@ -99,7 +98,7 @@ def _row(name: str, row: dict[str, Any]) -> SampleRow:
     columns = {
         "advantage": row.get("advantages"),
         "log_prob": row.get("log_probs") or row.get("rollout_log_probs"),
-        "difference": _difference(row),
+        "difference": row.get("difference"),
         "entropy": row.get("entropy"),
     }
     left_out = row.get("left_out") or {}
@@ -131,11 +130,3 @@ def _row(name: str, row: dict[str, Any]) -> SampleRow:
         prompt_tokens=prompt_tokens,
         **columns,
     )
-
-
-def _difference(row: dict[str, Any]) -> list[float | None] | None:
-    """Trainer less engine, for every token of which both are known."""
-    trainer, engine = row.get("log_probs"), row.get("rollout_log_probs")
-    if not trainer or not engine:
-        return None
-    return [None if a is None or b is None else float(f"{a - b:.4g}") for a, b in zip(trainer, engine, strict=False)]

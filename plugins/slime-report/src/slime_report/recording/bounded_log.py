@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from slime_core.whole_file import write_whole
+
+ROLLOUT = re.compile(rb'\{"rollout": ?(\d+)[,}]')
+"""What the row of a rollout begins with."""
 
 
 class BoundedLog:
@@ -60,12 +64,19 @@ class BoundedLog:
         self._size = len(content)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a log, also while it is being written. Lines that are none are left out, such as one that a kill cut short."""
+def read_rows(path: Path, only: frozenset[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a log, also while it is being written. Lines that are none are left out, such as one that a kill cut short.
+
+    Args:
+        only: of these rollouts; None: of all.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
+            begins = ROLLOUT.match(line)
+            if only is not None and begins and int(begins[1]) not in only:
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -20,7 +20,7 @@ from slime_core.training.token_numbers import Numbers, TokenNumbers
 from slime_report.recording import FOLDER, GROUPS, SAMPLES
 from slime_report.recording.bounded_log import BoundedLog
 from slime_report.recording.choice import Candidate, choose
-from slime_report.recording.rows import BYTES_PER_TOKEN, TokenTexts, group_rows, prompt_id, sample_row
+from slime_report.recording.rows import BYTES_PER_TOKEN, TokenTexts, group_rows, less, prompt_id, sample_row
 
 if TYPE_CHECKING:
     from slime_report.arguments import RecordedRunArguments
@@ -114,9 +114,8 @@ class Recorder:
             trainer, engine = self._trainer(numbers), numbers.get("rollout_log_probs")
             if trainer and (known := [value for value in trainer if value is not None]):
                 losses[place] = -sum(known) / len(known)
-                pairs = [(a, b) for a, b in zip(trainer, engine or (), strict=False) if None not in (a, b)]
-                if pairs:
-                    differences[place] = sum(abs((a or 0.0) - (b or 0.0)) for a, b in pairs) / len(pairs)
+                if apart := [abs(value) for value in less(trainer, engine) or () if value is not None]:
+                    differences[place] = sum(apart) / len(apart)
         return [
             Candidate(
                 place,

@@ -46,7 +46,7 @@ class Kept:
         if response <= room:
             return cls(range(first, prompt), range(response), range(response, response))
         half = room // 2
-        return cls(range(first, prompt), range(half), range(response - half, response))
+        return cls(range(first, prompt), range(room - half), range(response - half, response))
 
     def of_response(self, values: Sequence[Any]) -> list[Any]:
         """What is kept of something that each token of the response has."""
@@ -83,15 +83,24 @@ def sample_row(
     }
     if kept.prompt.start or cut:
         row["left_out"] = {"prompt": kept.prompt.start, "at": len(kept.head), "response": cut}
+    engine = numbers.get("rollout_log_probs")
     for name, values in {
         "log_probs": trainer,
-        "rollout_log_probs": numbers.get("rollout_log_probs"),
+        "rollout_log_probs": engine if trainer is None else None,
+        "difference": less(trainer, engine),
         "advantages": numbers.get("advantages"),
         "entropy": numbers.get("entropy"),
     }.items():
         if values is not None:
             row[name] = [short(value) for value in kept.of_response(values)]
     return row
+
+
+def less(one: Numbers | None, other: Numbers | None) -> Numbers | None:
+    """One column less another; None where one of them is missing."""
+    if one is None or other is None:
+        return None
+    return [None if a is None or b is None else a - b for a, b in zip(one, other, strict=True)]
 
 
 def group_rows(samples: Sequence[Sample], rewards: Sequence[float | None]) -> dict[str, Any] | None:
