@@ -6,6 +6,7 @@ train.py         `slime train`, `slime train-async`, `slime check`
 parity.py        the options of `slime check --parity`
 as_slime/        `slime check --as-slime`: what becomes of a launch script of slime
 convert.py       `slime convert`
+evaluate.py      `slime eval`
 export.py        `slime export`
 plugins.py       `slime plugins`
 new.py           `slime plugins new`

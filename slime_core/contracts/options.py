@@ -41,6 +41,8 @@ class ArgumentGroup(BaseModel):
             is called with these names and returns an `ArgumentGroup` with them, or raises `ArgumentError`.
         attributes: {name: value} of what functions that were written for another program read from `args` and nobody need set
             here. An option of the same name goes before, unless it is None where such a function is called.
+        of_layout: these options say how a run is spread over ranks and devices, and change no number but for rounding. Whoever
+            evaluates its model in one process leaves them out.
     """
 
     # Only the model of all groups together validates anything, so no group builds a validator of its own.
@@ -48,6 +50,7 @@ class ArgumentGroup(BaseModel):
     read_by_core: ClassVar[bool] = False
     families: ClassVar[dict[str, str]] = {}
     attributes: ClassVar[dict[str, Any]] = {}
+    of_layout: ClassVar[bool] = False
 
 
 def option(

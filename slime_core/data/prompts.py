@@ -33,7 +33,7 @@ def read_prompt(
         render: `--apply-chat-template`.
 
     Raises:
-        ArgumentError: the prompt has messages, and `--apply-chat-template` is not given.
+        ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template.
         DataError: the prompt cannot be rendered, or has no tokens; names file and row.
     """
     prompt: Any = sample.prompt
@@ -55,6 +55,11 @@ def _rendered(sample: Sample, tokenizer: PreTrainedTokenizerBase, args: DataArgu
     from jinja2 import TemplateError
 
     prompt: Any = sample.prompt
+    if not tokenizer.chat_template:
+        raise ArgumentError(
+            f"{_place(sample)}: the model has no chat template (chat_template.jinja), with which --apply-chat-template would render the "
+            "prompt. Leave the option out to let the model go on with the text as it is, or choose a model that has one."
+        )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
         text = tokenizer.apply_chat_template(

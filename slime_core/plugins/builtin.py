@@ -20,6 +20,10 @@ def slime_commands() -> dict[str, Lazy]:
             "slime_core.cli.train:check",
             summary="resolve and validate a whole run, print it, start nothing",
         ),
+        "eval": Lazy(
+            "slime_core.cli.evaluate:main",
+            summary="evaluate models, or the checkpoints of a run, as training does",
+        ),
         "export": Lazy(
             "slime_core.cli.export:main",
             summary="write the model of any checkpoint as a Hugging Face folder",

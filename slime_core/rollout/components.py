@@ -49,8 +49,7 @@ class RolloutComponents:
         parameter `engine` always, unless `slime_core.contracts.rollout.uses_engine` says otherwise."""
         if self.engine is None:
             return "never"
-        declared: EngineUse | None = getattr(self.rollout.target, "slime_engine_use", None)
-        return declared or ("always" if "engine" in _parameters(self.rollout) else "never")
+        return declared_engine_use(self.rollout)
 
     @property
     def works_in_background(self) -> bool:
@@ -92,6 +91,12 @@ def with_engine(components: RolloutComponents, args: RunArguments, plugins: Plug
     quantised = quantised_checkpoint(args.hf_checkpoint, plugins)
     engine = plugins.select("engine", args.rollout_engine).bind(quantised=quantised)
     return replace(components, engine=engine, quantised=quantised)
+
+
+def declared_engine_use(rollout: Selected[Any]) -> EngineUse:
+    """When a rollout function generates with an engine: what it declares, or else always if it names the parameter `engine`."""
+    declared: EngineUse | None = getattr(rollout.target, "slime_engine_use", None)
+    return declared or ("always" if "engine" in _parameters(rollout) else "never")
 
 
 def _parameters(selected: Selected[Any]) -> Mapping[str, inspect.Parameter]:

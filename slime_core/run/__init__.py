@@ -14,6 +14,9 @@ blueprint.py    what a worker process needs to make its worker
 on_ray.py       places the workers on a cluster
 weight_sync.py  hands the trainer's weights to the engine, and lets the two take turns with memory
 evaluation.py   measures evaluation sets
+scores.py       how sure the numbers of an evaluation are
+evaluated_models.py  `slime eval`: which models, and with which options
+model_evaluation.py  evaluates them without training
 checkpoints.py  checkpoints on disk, and who writes them when
 stored_run.py   arguments and checkpoints of a run on disk, for whoever uses its model afterwards
 export.py       a Hugging Face folder of a checkpoint

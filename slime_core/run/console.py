@@ -12,7 +12,7 @@ class Console:
     """Tells a person how the run goes: one line per rollout and evaluation; on a terminal also a progress bar.
 
     Args:
-        total: rollouts in the whole run.
+        total: rollouts in the whole run; 0: there is no progress to show.
         done: rollouts that a resumed run has behind it.
     """
 
@@ -30,7 +30,7 @@ class Console:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or not total,
             transient=True,
         )
         self._task = self._progress.add_task("training", total=total, completed=done, note="")

@@ -1,4 +1,5 @@
-"""What an evaluation measured: metrics, answers that are written and shown, somebody's own logging."""
+"""An evaluation: measured by the two workers, then metrics, answers that are written and shown, somebody's own logging. Called
+by the run, and by `slime eval` for the part that measures."""
 
 from __future__ import annotations
 
@@ -9,10 +10,46 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.plugins import Selected
+from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.output import writing
 from slime_core.run.tracking import Tracking, prefixed
+from slime_core.run.weight_sync import WeightSync
+from slime_core.runtime.handles import Handle, wait
 from slime_core.sample import RolloutOutput, Sample, Status
+from slime_core.training.worker import TrainWorker
 from slime_core.trajectories import means_of_trajectories
+
+
+def measure(
+    rollout_id: int,
+    version: int,
+    rollouts: Handle[RolloutWorker],
+    trainer: Handle[TrainWorker] | None,
+    weight_sync: WeightSync,
+    generates: bool,
+) -> tuple[RolloutOutput, dict[str, float]]:
+    """Let the rollout function evaluate with the present weights, and return what it says and the losses of its groups.
+
+    Args:
+        rollout_id: the rollout after which this is; -1 before the first one.
+        version: of the trainer's weights.
+        generates: an engine may be asked, so it gets them.
+    """
+    if generates:
+        weight_sync.update(version)
+        weight_sync.have_memory("engine")
+    output = wait(rollouts.call(RolloutWorker.evaluate, rollout_id), "the evaluation samples")
+    weight_sync.have_memory("trainer")
+    measured: dict[str, float] = {}
+    if output.groups and trainer is not None:
+        measured = wait(trainer.call(TrainWorker.evaluate, output.groups), "the evaluation loss")
+    return output, measured
+
+
+def metrics_of(output: RolloutOutput, measured: Mapping[str, float]) -> dict[str, float]:
+    """All metrics of an evaluation under their full names, `eval/SET/…`."""
+    metrics = {f"eval/{name}": value for name, value in {**measured, **_rewards(output.generations)}.items()}
+    return metrics | prefixed("eval", output.metrics)
 
 
 def log_evaluation(
@@ -32,8 +69,7 @@ def log_evaluation(
         own_log: `--custom-eval-rollout-log-function-path`, if it is chosen.
     """
     generations = output.generations
-    metrics = {f"eval/{name}": value for name, value in {**measured, **_rewards(generations)}.items()}
-    metrics |= prefixed("eval", output.metrics)
+    metrics = metrics_of(output, measured)
     if own_log is not None and own_log(rollout_id, args, _by_set(generations), output.metrics):
         return metrics
     tracking.log(metrics, rollout_id)
@@ -45,8 +81,12 @@ def log_evaluation(
 
 def write_generations(run_dir: Path, rollout_id: int, generations: list[Sample]) -> None:
     """Write the answers of an evaluation, if there are any, as one JSON line each."""
+    write_answers(run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl", generations)
+
+
+def write_answers(path: Path, generations: list[Sample]) -> None:
+    """The same into this file."""
     if generations:
-        path = run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl"
         text = "".join(json.dumps(s.to_dict()) + "\n" for s in generations)
         with writing("The answers of the evaluation", path):
             path.parent.mkdir(parents=True, exist_ok=True)

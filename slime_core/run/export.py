@@ -78,7 +78,7 @@ def export_checkpoint(source: Path, target: Path, plugins: Plugins, options: Exp
     checkpoint = require_checkpoint(source, options.ckpt_step)
     require_state(load_state(checkpoint))
     backend = _backend(checkpoint, plugins)
-    args = _arguments(checkpoint, plugins, options)
+    args = arguments_for_export(checkpoint, plugins, options)
     quantised = quantised_checkpoints(args, plugins)
     served = None if options.adapter else quantised.get(args.hf_checkpoint)
     with _new_folder(target, options.force, (checkpoint, args.hf_checkpoint, args.ref_load)) as folder:
@@ -140,8 +140,8 @@ def _backend(checkpoint: Path, plugins: Plugins) -> Selected[TrainBackend]:
     return backend
 
 
-def _arguments(checkpoint: Path, plugins: Plugins, options: ExportOptions) -> RunArguments:
-    """The arguments of the run, with the folders where they are now.
+def arguments_for_export(checkpoint: Path, plugins: Plugins, options: ExportOptions) -> RunArguments:
+    """The arguments of the run that wrote a checkpoint, with the folders where they are now.
 
     Raises:
         CheckpointError: a folder of the run is gone.
@@ -169,7 +169,7 @@ def _arguments(checkpoint: Path, plugins: Plugins, options: ExportOptions) -> Ru
             what = "configuration and tokenizer" if option == "--hf-checkpoint" else "weights"
             now = "--hf-checkpoint" if option == "--hf-checkpoint" else "--ref-load"
             raise CheckpointError(
-                f"The run that wrote {checkpoint} had {option} {folder}, which is not there any more, and whose {what} the export needs. "
+                f"The run that wrote {checkpoint} had {option} {folder}, which is not there any more, and whose {what} are needed. "
                 f"Say where that folder is now: {now} FOLDER."
             )
     return args

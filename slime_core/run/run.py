@@ -18,7 +18,7 @@ from slime_core.run.best import keeps_best
 from slime_core.run.checkpoints import Checkpoints, load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
-from slime_core.run.evaluation import log_evaluation, write_generations
+from slime_core.run.evaluation import log_evaluation, measure, write_generations
 from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.tracking import Tracking, prefixed
@@ -155,14 +155,8 @@ class Run:
 
     def evaluate(self, rollout_id: int) -> bool:
         """Measure the evaluation sets now. True when the run should stop early."""
-        if self.engine_use != "never":
-            self.weight_sync.update(self.trained)
-            self.weight_sync.have_memory("engine")
-        output = wait(self.rollouts.call(RolloutWorker.evaluate, rollout_id), "the evaluation samples")
-        self.weight_sync.have_memory("trainer")
-        measured: dict[str, float] = {}
-        if output.groups and self.trainer is not None:
-            measured = wait(self.trainer.call(TrainWorker.evaluate, output.groups), "the evaluation loss")
+        generates = self.engine_use != "never"
+        output, measured = measure(rollout_id, self.trained, self.rollouts, self.trainer, self.weight_sync, generates)
         write_generations(self.run_dir, rollout_id, output.generations)
         metrics = log_evaluation(
             self.args, rollout_id, output, measured, self.tracking, self.components.eval_rollout_log

@@ -10,6 +10,7 @@ other by the environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -238,6 +239,12 @@ class TrainWorker:
             for name, samples in by_set.items()
             for metric, value in self._actor.evaluate(self._steps.batch(samples)).items()
         }
+
+    def row_losses(self, groups: list[Group]) -> list[tuple[float, int]]:
+        """For each sample, in order: the sum of -log p over its trained tokens, and how many they are."""
+        samples = [sample for group in groups for sample in group]
+        log_probs = self._actor.log_probs(self._steps.batch(samples))
+        return [(-math.fsum(own), sum(s.trained_mask)) for s, own in zip(samples, log_probs, strict=True)]
 
     def next_weights(self) -> list[tuple[str, Tensor]] | None:
         """The next of all weights under their Hugging Face names, at most `--update-weight-buffer-size` bytes, or None after the

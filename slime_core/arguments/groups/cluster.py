@@ -9,6 +9,7 @@ class ClusterArguments(ArgumentGroup):
     """Ranks and placement"""
 
     read_by_core = True
+    of_layout = True
 
     actor_num_nodes: int = option(
         1, "Machines that train; each runs --actor-num-gpus-per-node ranks.", ge=1, affects_result=False

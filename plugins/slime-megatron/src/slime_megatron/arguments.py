@@ -21,6 +21,8 @@ RecomputeModule = Literal["core_attn", "mlp", "moe", "shared_experts", "mla_up_p
 class MegatronLayoutArguments(ArgumentGroup):
     """Megatron backend: parallel layout and recomputation"""
 
+    of_layout = True
+
     tensor_model_parallel_size: int = option(1, "Ranks that share every layer.", ge=1, affects_result=False)
     pipeline_model_parallel_size: int = option(
         1, "Ranks that have some of the layers each.", ge=1, affects_result=False
