@@ -23,7 +23,7 @@ FLAGS = [
         "--no-first-run",
     ),
     *("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-extensions", "--remote-debugging-pipe"),
+    *("--disable-extensions", "--disable-dev-shm-usage", "--remote-debugging-pipe"),
 ]
 SECONDS = 60
 

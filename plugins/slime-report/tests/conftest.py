@@ -1,13 +1,16 @@
-"""Fixtures of the tests of slime-report: small real runs, each made once."""
+"""Fixtures of the tests of slime-report: small real runs, each made once, and one browser with the pages that it opens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chromium import Browser, chromium
+from opened_pages import REPORTS
 
 from slime_core.cli.main import main
+from slime_report.page import render
 
 Runs = Callable[..., Path]
 
@@ -38,3 +41,21 @@ def rl_run(small_rl: Runs, chat_rows: Path, tmp_path_factory: pytest.TempPathFac
     small_rl(folder, *more, "--num-rollout", "3")
     again = ("--load", str(folder / "save"), "--on-resume-change", "num_rollout=allow", "--on-resume-change", "warn")
     return small_rl(folder, *more, *again, "--num-rollout", "5")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = chromium()
+    if program is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    made = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, made in REPORTS.items():
+        (folder / f"{name}.html").write_text(render(made), "utf-8")
+    return {name: folder / f"{name}.html" for name in REPORTS}

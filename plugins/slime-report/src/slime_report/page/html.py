@@ -23,7 +23,20 @@ PAGE_BYTES = 9_500_000
 """How large a page may become, short of 10 MB."""
 LEAST_ROOM = 500_000
 """What samples may take at least, of a page whose curves leave no more."""
-SCRIPTS = ("words", "elements", "scales", "chart", "draw", "curves", "unpack", "tokens", "list", "samples", "page")
+SCRIPTS = (
+    "words",
+    "elements",
+    "scales",
+    "chart",
+    "follow",
+    "draw",
+    "curves",
+    "unpack",
+    "tokens",
+    "list",
+    "samples",
+    "page",
+)
 """The files of the script, in the order in which they are put together."""
 SHARES = ("none", "up to ¼", "up to ½", "up to ¾", "below all", "all")
 """What the bins of solved shares are called."""

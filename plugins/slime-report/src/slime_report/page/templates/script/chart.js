@@ -18,22 +18,46 @@ class Chart {
     this.picture = drawn("svg", { "aria-hidden": "true" });
     this.cursor = drawn("g", { class: "cursor" });
     this.plot.append(this.picture);
-    for (const [name, value] of Object.entries({ role: "slider", tabindex: 0, "aria-label": `${this.title}: values at a step` }))
+    for (const [name, value] of Object.entries({
+      role: "slider",
+      tabindex: 0,
+      "aria-label": `${this.title}: values at a step`,
+    }))
       this.plot.setAttribute(name, value);
     this.addTools();
-    this.follow();
+    follow(this);
   }
 
   addTools() {
     const press = (button, pressed) => button.setAttribute("aria-pressed", pressed);
-    this.logButton = element("button", { type: "button", class: "tool", "aria-pressed": "false", "aria-label": `Logarithmic: ${this.title}`, onclick: () => {
-      this.log = !this.log;
-      press(this.logButton, this.log);
-      this.view.drawSoon(this);
-    } }, "log");
-    this.wideButton = element("button", { type: "button", class: "tool", "aria-pressed": "false", "aria-label": `Enlarge: ${this.title}`, onclick: () => {
-      press(this.wideButton, this.figure.classList.toggle("wide"));
-    } }, "enlarge");
+    this.logButton = element(
+      "button",
+      {
+        type: "button",
+        class: "tool",
+        "aria-pressed": "false",
+        "aria-label": `Logarithmic: ${this.title}`,
+        onclick: () => {
+          this.log = !this.log;
+          press(this.logButton, this.log);
+          this.view.drawSoon(this);
+        },
+      },
+      "log",
+    );
+    this.wideButton = element(
+      "button",
+      {
+        type: "button",
+        class: "tool",
+        "aria-pressed": "false",
+        "aria-label": `Enlarge: ${this.title}`,
+        onclick: () => {
+          press(this.wideButton, this.figure.classList.toggle("wide"));
+        },
+      },
+      "enlarge",
+    );
     this.figure.querySelector(".chart-tools").append(this.logButton, this.wideButton);
   }
 
@@ -43,7 +67,10 @@ class Chart {
     this.steps = [...new Set(lines.flatMap(({ series }) => series.x))].sort((a, b) => a - b);
     if (this.stacked) lines = lines.map((line) => ({ ...line, series: this.onAllSteps(line.series) }));
     this.lines = lines;
-    const values = lines.flatMap(({ series }) => [series.y, series.low ?? [], series.high ?? []]).flat().filter((value) => value !== null);
+    const values = lines
+      .flatMap(({ series }) => [series.y, series.low ?? [], series.high ?? []])
+      .flat()
+      .filter((value) => value !== null);
     const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
     const least = values.reduce((a, b) => Math.min(a, b), Infinity);
     this.extent = [least, most];
@@ -54,7 +81,17 @@ class Chart {
     this.values = lines.map((line) => {
       const value = element("span");
       const name = lines.length > 1 || this.stacked ? element("span", { class: "soft" }, ` ${line.name} `) : null;
-      return { line, value, item: element("span", { class: "item" }, lines.length > 1 || this.stacked ? this.keyOf(line) : null, name, value) };
+      return {
+        line,
+        value,
+        item: element(
+          "span",
+          { class: "item" },
+          lines.length > 1 || this.stacked ? this.keyOf(line) : null,
+          name,
+          value,
+        ),
+      };
     });
     this.readout.replaceChildren(this.at, ...this.values.map(({ item }) => item));
     this.plot.setAttribute("aria-valuemin", this.steps[0] ?? 0);
@@ -64,7 +101,11 @@ class Chart {
 
   keyOf(line) {
     if (!this.stacked) return key(line.colour, line.dashes);
-    return drawn("svg", { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": "true" }, drawn("rect", { class: line.colour, width: 10, height: 10, rx: 2 }));
+    return drawn(
+      "svg",
+      { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": "true" },
+      drawn("rect", { class: line.colour, width: 10, height: 10, rx: 2 }),
+    );
   }
 
   /** The same values, with null at steps that only others have, so that values can be added. */
@@ -75,7 +116,8 @@ class Chart {
 
   sumsOf(lines) {
     const sums = [];
-    for (const { series } of lines) sums.push(series.y.map((value, place) => (value ?? 0) + (sums.at(-1)?.[place] ?? 0)));
+    for (const { series } of lines)
+      sums.push(series.y.map((value, place) => (value ?? 0) + (sums.at(-1)?.[place] ?? 0)));
     return sums;
   }
 
@@ -94,11 +136,18 @@ class Chart {
     this.x = scale(first, last > first ? last : first + 1, MARGIN.left + AIR, width - MARGIN.right - AIR);
     this.y = scale(low, high, bottom, MARGIN.top, this.log);
     if (!this.lines.length) {
-      this.picture.replaceChildren(drawn("text", { x: width / 2, y: height / 2, class: "tick middle" }, "No values of the runs that are shown."));
+      this.picture.replaceChildren(
+        drawn("text", { x: width / 2, y: height / 2, class: "tick middle" }, "No values of the runs that are shown."),
+      );
       return;
     }
     const inside = `${this.figure.id}-inside`;
-    const frame = { x: MARGIN.left, y: MARGIN.top - 4, width: Math.max(0, width - MARGIN.left - MARGIN.right), height: bottom - MARGIN.top + 5 };
+    const frame = {
+      x: MARGIN.left,
+      y: MARGIN.top - 4,
+      width: Math.max(0, width - MARGIN.left - MARGIN.right),
+      height: bottom - MARGIN.top + 5,
+    };
     this.picture.replaceChildren(
       drawn("clipPath", { id: inside }, drawn("rect", frame)),
       this.axes(width, bottom, low, high),
@@ -113,7 +162,12 @@ class Chart {
   heights() {
     const [first, last] = this.range;
     if (this.stacked) {
-      const top = this.sums.at(-1).reduce((most, sum, place) => (this.within(this.lines[0].series.x[place], first, last) ? Math.max(most, sum) : most), 0);
+      const top = this.sums
+        .at(-1)
+        .reduce(
+          (most, sum, place) => (this.within(this.lines[0].series.x[place], first, last) ? Math.max(most, sum) : most),
+          0,
+        );
       return [0, top * 1.05 || 1];
     }
     let [low, high] = [Infinity, -Infinity];
@@ -149,7 +203,9 @@ class Chart {
     }
     const whole = ticks(...this.range, Math.max(2, width / 65)).filter(Number.isInteger);
     for (const step of whole)
-      group.append(drawn("text", { x: this.x(step).toFixed(1), y: bottom + 17, class: "tick middle" }, tickWords(step)));
+      group.append(
+        drawn("text", { x: this.x(step).toFixed(1), y: bottom + 17, class: "tick middle" }, tickWords(step)),
+      );
     group.append(drawn("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom, class: "axis" }));
     return group;
   }
@@ -160,11 +216,14 @@ class Chart {
     return this.lines.map((line) => {
       const few = line.series.x.length <= FEW;
       const spread = line.series.low && line.series.high;
-      return drawn("g", { class: line.colour },
+      return drawn(
+        "g",
+        { class: line.colour },
         spread && !this.about.evaluates ? bandOf(line, this.x, y) : null,
         spread && this.about.evaluates ? barsOf(line, this.x, y) : null,
         ...lineOf(line, this.x, y, few || this.about.evaluates),
-        ...holesOf(line, this.x, bottom));
+        ...holesOf(line, this.x, bottom),
+      );
     });
   }
 
@@ -175,13 +234,19 @@ class Chart {
     for (const { step, run } of this.view.resumed())
       if (this.within(step, first, last)) {
         const x = this.x(step).toFixed(1);
-        group.append(drawn("line", { x1: x, x2: x, y1: MARGIN.top, y2: bottom, class: "resumed" }, drawn("title", {}, `${run} was resumed after step ${words(step)}`)));
+        group.append(
+          drawn(
+            "line",
+            { x1: x, x2: x, y1: MARGIN.top, y2: bottom, class: "resumed" },
+            drawn("title", {}, `${run} was resumed after step ${words(step)}`),
+          ),
+        );
         group.append(drawn("text", { x, y: MARGIN.top - 3, class: "tick middle resumed-name" }, "resumed"));
       }
     for (const { step, text } of this.view.alarms(this.figure.id))
       if (this.within(step, first, last)) {
         const x = this.x(step);
-        group.append(drawn("path", { d: `M${x} ${bottom}l-6 10h12z`, class: "alarm" }, drawn("title", {}, text)));
+        group.append(drawn("path", { d: `M${x} ${bottom}l-6 -10h12z`, class: "alarm" }, drawn("title", {}, text)));
       }
     return group;
   }
@@ -206,7 +271,10 @@ class Chart {
     this.plot.setAttribute("aria-valuetext", said);
     if (step === null || !this.within(step, ...this.range)) return this.cursor.replaceChildren();
     const x = this.x(step).toFixed(1);
-    this.cursor.replaceChildren(drawn("line", { x1: x, x2: x, y1: MARGIN.top, y2: this.plot.clientHeight - MARGIN.bottom }), ...dots);
+    this.cursor.replaceChildren(
+      drawn("line", { x1: x, x2: x, y1: MARGIN.top, y2: this.plot.clientHeight - MARGIN.bottom }),
+      ...dots,
+    );
   }
 
   saidOf({ series }, place, step) {
@@ -215,47 +283,5 @@ class Chart {
     const spread = low !== null && high !== null ? ` (${words(low)} to ${words(high)})` : "";
     const elsewhere = series.x[place] !== step ? ` at ${words(series.x[place])}` : "";
     return `${value === null ? "no finite number" : words(value)}${spread}${elsewhere}`;
-  }
-
-  /** Follow the pointer and the keys. */
-  follow() {
-    let from = null; // where a drag began
-    const stepAt = (event) => this.x.back(event.clientX - this.plot.getBoundingClientRect().left);
-    const nearestStep = (event) => this.steps[nearest(this.steps, stepAt(event))];
-    this.plot.addEventListener("pointermove", (event) => {
-      if (!this.x || !this.steps.length) return;
-      this.view.point(nearestStep(event));
-      this.selection?.remove();
-      if (from === null || Math.abs(event.clientX - from.x) < 6) return;
-      const [a, b] = [this.x(from.step), this.x(stepAt(event))].sort((one, other) => one - other);
-      this.selection = drawn("rect", { x: a, width: b - a, y: MARGIN.top, height: this.plot.clientHeight - MARGIN.top - MARGIN.bottom, class: "selection" });
-      this.picture.append(this.selection);
-    });
-    this.plot.addEventListener("pointerdown", (event) => {
-      if (!this.x || event.pointerType !== "mouse" || event.button !== 0) return;
-      from = { x: event.clientX, step: stepAt(event) };
-      this.plot.setPointerCapture(event.pointerId);
-    });
-    this.plot.addEventListener("pointerup", (event) => {
-      this.selection?.remove();
-      if (from !== null && Math.abs(event.clientX - from.x) >= 6) this.view.zoom(...[from.step, stepAt(event)].sort((a, b) => a - b));
-      from = null;
-    });
-    this.plot.addEventListener("pointerleave", () => from === null && this.view.point(null));
-    this.plot.addEventListener("keydown", (event) => this.key(event));
-  }
-
-  key(event) {
-    const shown = this.steps.filter((step) => this.within(step, ...this.range));
-    if (!shown.length || event.ctrlKey || event.altKey || event.metaKey) return;
-    const last = shown.length - 1;
-    const now = this.view.step === null ? last : nearest(shown, this.view.step);
-    const far = Math.max(1, Math.round(shown.length / 10));
-    const to = { ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, PageDown: now - far, PageUp: now + far, Home: 0, End: last }[event.key];
-    if (to !== undefined) this.view.point(shown[Math.min(last, Math.max(0, to))]);
-    else if (event.key === "Escape") this.view.all();
-    else if (event.key === "+" || event.key === "-") this.view.closer(shown[now], event.key === "+" ? 0.5 : 2);
-    else return;
-    event.preventDefault();
   }
 }

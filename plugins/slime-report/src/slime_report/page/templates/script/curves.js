@@ -1,9 +1,19 @@
 // All charts, and what they share: the step that is pointed at, the steps that are shown, and the runs that are.
 
-const lastPart = (metric) => metric.slice(metric.lastIndexOf("/") + 1);
+/** Names of the metrics of a chart without what they all begin with, and without the first part, which says only who measured. */
+function shortNames(metrics) {
+  const parts = metrics.map((metric) => metric.split("/"));
+  let same = 1;
+  while (parts.every((part) => part.length > same + 1 && part[same] === parts[0][same])) same++;
+  return parts.map((part) => part.slice(part.length > same ? same : 0).join("/"));
+}
 
 function curves(data) {
-  const runs = data.runs.map((run) => ({ ...run, series: new Map(run.series.map((series) => [series.metric, series])), shown: true }));
+  const runs = data.runs.map((run) => ({
+    ...run,
+    series: new Map(run.series.map((series) => [series.metric, series])),
+    shown: true,
+  }));
   const several = runs.length > 1;
   const waiting = new Set();
   const ends = runs.flatMap((run) => [...run.series.values()].flatMap(({ x }) => (x.length ? [x[0], x.at(-1)] : [])));
@@ -59,21 +69,31 @@ function curves(data) {
   /** Each chart's lines: its metrics in each run that is shown. A colour is a run where there are several, else a metric. */
   function takeLines() {
     for (const chart of charts) {
+      const names = shortNames(chart.about.metrics);
       const stacked = chart.about.kind === "stacked";
       const of = stacked ? [view.chosen] : runs.map((_, number) => number).filter((number) => runs[number].shown);
-      chart.take(of.flatMap((number) =>
-        chart.about.metrics.flatMap((metric, place) => {
-          const series = runs[number].series.get(metric);
-          if (!series?.x.length) return [];
-          const perRun = several && !stacked;
-          return [{
-            series,
-            gap: gapOf(series.x),
-            name: perRun ? (chart.about.metrics.length > 1 ? `${runs[number].name}, ${lastPart(metric)}` : runs[number].name) : lastPart(metric),
-            colour: perRun ? `r${number % 6}` : `c${place % 8}`,
-            dashes: stacked ? 0 : perRun ? number + place : place,
-          }];
-        })));
+      chart.take(
+        of.flatMap((number) =>
+          chart.about.metrics.flatMap((metric, place) => {
+            const series = runs[number].series.get(metric);
+            if (!series?.x.length) return [];
+            const perRun = several && !stacked;
+            return [
+              {
+                series,
+                gap: gapOf(series.x),
+                name: perRun
+                  ? chart.about.metrics.length > 1
+                    ? `${runs[number].name}, ${names[place]}`
+                    : runs[number].name
+                  : names[place],
+                colour: perRun ? `r${number % 6}` : `c${place % 8}`,
+                dashes: stacked ? 0 : perRun ? number + place : place,
+              },
+            ];
+          }),
+        ),
+      );
     }
   }
 
@@ -91,7 +111,9 @@ function curves(data) {
     tools.addEventListener("submit", (event) => event.preventDefault());
     for (const id of ["from-step", "to-step"]) {
       [byId(id).min, byId(id).max] = view.steps;
-      byId(id).addEventListener("change", () => view.zoom(Number(byId("from-step").value), Number(byId("to-step").value)));
+      byId(id).addEventListener("change", () =>
+        view.zoom(Number(byId("from-step").value), Number(byId("to-step").value)),
+      );
     }
     byId("all-steps").addEventListener("click", view.all);
     byId("find-chart")?.addEventListener("input", (event) => {
@@ -113,7 +135,9 @@ function curves(data) {
         button.setAttribute("aria-pressed", run.shown);
         takeLines();
       });
-    const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => view.drawSoon(charts.find((chart) => chart.plot === target))));
+    const sizes = new ResizeObserver((entries) =>
+      entries.forEach(({ target }) => view.drawSoon(charts.find((chart) => chart.plot === target))),
+    );
     charts.forEach((chart) => sizes.observe(chart.plot));
     addEventListener("beforeprint", () => {
       openOthers();

@@ -19,11 +19,16 @@ function lineOf(line, x, y, few) {
   const { series } = line;
   const [atX, atY] = [(place) => x(series.x[place]), (place) => y(series.y[place])];
   const parts = stretches(series, line.gap);
-  const path = parts.filter((part) => part.length > 1).map((part) => `M${pointsOf(part, atX, atY).join("L")}`).join("");
+  const path = parts
+    .filter((part) => part.length > 1)
+    .map((part) => `M${pointsOf(part, atX, atY).join("L")}`)
+    .join("");
   const alone = few ? parts.flat() : parts.filter((part) => part.length === 1).flat();
   return [
     drawn("path", { d: path, class: `line d${line.dashes % 6}` }),
-    ...alone.map((place) => drawn("circle", { cx: atX(place).toFixed(1), cy: atY(place).toFixed(1), r: 2.5, class: "dot" })),
+    ...alone.map((place) =>
+      drawn("circle", { cx: atX(place).toFixed(1), cy: atY(place).toFixed(1), r: 2.5, class: "dot" }),
+    ),
   ];
 }
 
@@ -71,7 +76,10 @@ function holesOf(line, x, bottom) {
     const first = place;
     while (place + 1 < series.x.length && series.y[place + 1] === null) place++;
     const [from, to] = [x(series.x[first]), x(series.x[place])];
-    const said = first === place ? `step ${words(series.x[first])}` : `steps ${words(series.x[first])} to ${words(series.x[place])}`;
+    const said =
+      first === place
+        ? `step ${words(series.x[first])}`
+        : `steps ${words(series.x[first])} to ${words(series.x[place])}`;
     const title = drawn("title", {}, `no finite number at ${said}`);
     made.push(drawn("rect", { x: from - 2, width: to - from + 4, y: bottom - 4, height: 4, class: "hole" }, title));
   }

@@ -4,8 +4,24 @@ const COLUMNS = [
   { name: "Step", of: (row) => row.step, said: (row) => words(row.step), number: true },
   { name: "Reward", of: (row) => row.reward, said: (row) => words(row.reward), number: true },
   { name: "Length", of: (row) => row.length, said: (row) => words(row.length), number: true },
-  { name: "Largest Δ", title: "largest log-prob difference between trainer and engine", of: (row) => row.difference, said: (row) => words(row.difference), number: true },
-  { name: "Kept as", of: (row) => row.why.join(), said: (row) => [...(row.dataset === null ? row.why : [`evaluation ${row.dataset}`]).map((reason) => (reason === "largest_difference" ? "largest Δ" : reasonWords(reason))), ...(row.status === "completed" ? [] : [row.status])].join(", ") },
+  {
+    name: "Largest Δ",
+    title: "largest log-prob difference between trainer and engine",
+    of: (row) => row.difference,
+    said: (row) => words(row.difference),
+    number: true,
+  },
+  {
+    name: "Kept as",
+    of: (row) => row.why.join(),
+    said: (row) =>
+      [
+        ...(row.dataset === null
+          ? row.why.map((reason) => (reason === "largest_difference" ? "largest Δ" : reasonWords(reason)))
+          : [`eval ${row.dataset}`]),
+        ...(row.status === "completed" ? [] : [row.status]),
+      ].join(", "),
+  },
   { name: "Response", of: (row) => row.preview, said: (row) => row.preview || "empty" },
 ];
 const reasonWords = (reason) => reason.replaceAll("_", " ");
@@ -14,12 +30,21 @@ class List {
   /** @param choose  called with the row that is chosen, and whether a pointer chose it */
   constructor(choose) {
     Object.assign(this, { choose, rows: [], now: -1, sorted: 0, descending: true });
-    this.heads = COLUMNS.map((column, place) => element("span", { role: "columnheader", class: column.number ? "num" : null },
-      element("button", { type: "button", title: column.title, onclick: () => this.sort(place) }, column.name)));
+    this.heads = COLUMNS.map((column, place) =>
+      element(
+        "span",
+        { role: "columnheader", class: column.number ? "num" : null },
+        element("button", { type: "button", title: column.title, onclick: () => this.sort(place) }, column.name),
+      ),
+    );
     this.space = element("div", { class: "space", role: "presentation" });
     this.view = element("div", { class: "rows", role: "rowgroup", tabindex: -1 }, this.space);
-    this.grid = element("div", { class: "list", role: "grid", tabindex: 0, "aria-label": "Samples; arrow keys choose one" },
-      element("div", { role: "rowgroup" }, element("div", { role: "row", class: "row head" }, ...this.heads)), this.view);
+    this.grid = element(
+      "div",
+      { class: "list", role: "grid", tabindex: 0, "aria-label": "Samples; arrow keys choose one" },
+      element("div", { role: "rowgroup" }, element("div", { role: "row", class: "row head" }, ...this.heads)),
+      this.view,
+    );
     this.view.addEventListener("scroll", () => this.draw());
     this.grid.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.draw()).observe(this.view);
@@ -33,7 +58,9 @@ class List {
     this.rows = [...rows].sort((a, b) => this.compare(of(a), of(b), sign) || a.place - b.place);
     this.now = this.rows.indexOf(chosen);
     this.grid.setAttribute("aria-rowcount", this.rows.length + 1);
-    this.heads.forEach((head, place) => head.setAttribute("aria-sort", place !== this.sorted ? "none" : this.descending ? "descending" : "ascending"));
+    this.heads.forEach((head, place) =>
+      head.setAttribute("aria-sort", place !== this.sorted ? "none" : this.descending ? "descending" : "ascending"),
+    );
     if (this.now < 0) this.view.scrollTop = 0;
     this.draw();
   }
@@ -62,14 +89,28 @@ class List {
     const made = [];
     for (let place = first; place < last; place++) {
       const row = this.rows[place];
-      const cells = COLUMNS.map((column) => element("span", { role: "gridcell", class: column.number ? "num" : "text" }, column.said(row)));
-      const line = element("div", { role: "row", class: "row", id: `row-${row.element}`, "aria-rowindex": place + 2, "aria-selected": place === this.now ? "true" : "false", onclick: () => this.pick(place, true) }, ...cells);
+      const cells = COLUMNS.map((column) =>
+        element("span", { role: "gridcell", class: column.number ? "num" : "text" }, column.said(row)),
+      );
+      const line = element(
+        "div",
+        {
+          role: "row",
+          class: "row",
+          id: `row-${row.element}`,
+          "aria-rowindex": place + 2,
+          "aria-selected": place === this.now ? "true" : "false",
+          onclick: () => this.pick(place, true),
+        },
+        ...cells,
+      );
       line.style.top = `${place * height}px`;
       made.push(line);
     }
     this.space.replaceChildren(...made);
     const chosen = this.rows[this.now];
-    if (chosen && byId(`row-${chosen.element}`)) this.grid.setAttribute("aria-activedescendant", `row-${chosen.element}`);
+    if (chosen && byId(`row-${chosen.element}`))
+      this.grid.setAttribute("aria-activedescendant", `row-${chosen.element}`);
     else this.grid.removeAttribute("aria-activedescendant");
   }
 
@@ -87,7 +128,14 @@ class List {
   key(event) {
     if (event.target !== this.grid && event.target !== this.view) return;
     const page = Math.max(1, Math.floor(this.view.clientHeight / this.rowHeight) - 1);
-    const to = { ArrowDown: this.now + 1, ArrowUp: this.now - 1, PageDown: this.now + page, PageUp: this.now - page, Home: 0, End: this.rows.length - 1 }[event.key];
+    const to = {
+      ArrowDown: this.now + 1,
+      ArrowUp: this.now - 1,
+      PageDown: this.now + page,
+      PageUp: this.now - page,
+      Home: 0,
+      End: this.rows.length - 1,
+    }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     this.pick(to);

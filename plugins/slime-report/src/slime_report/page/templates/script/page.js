@@ -38,7 +38,7 @@ async function choose(run) {
 }
 
 /** Go where the address leads: a sample is not on the page before it is chosen. */
-async function follow() {
+async function goWhereTheAddressLeads() {
   const found = /^#sample-(\d+)-(\d+)$/.exec(location.hash);
   if (!found || !browser) return;
   await choose(Number(found[1]));
@@ -46,14 +46,14 @@ async function follow() {
 }
 
 function links() {
-  addEventListener("hashchange", follow);
+  addEventListener("hashchange", goWhereTheAddressLeads);
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a[href^='#']");
     if (!link) return;
     const { step, prompt } = link.dataset;
     if (step !== undefined) charts.point(Number(step));
     if (prompt !== undefined) browser?.only(prompt).then(() => browser.list.pick(0));
-    if (link.getAttribute("href") === location.hash) follow();
+    if (link.getAttribute("href") === location.hash) goWhereTheAddressLeads();
     const target = byId(link.getAttribute("href").slice(1));
     target?.closest("details")?.setAttribute("open", "");
     target?.querySelector("[role=slider]")?.focus({ preventScroll: true });
@@ -69,7 +69,8 @@ function findArguments() {
       const wanted = search.value.trim().toLowerCase();
       let found = 0;
       for (const row of rows) {
-        row.hidden = (only.checked && row.classList.contains("default")) || !row.textContent.toLowerCase().includes(wanted);
+        row.hidden =
+          (only.checked && row.classList.contains("default")) || !row.textContent.toLowerCase().includes(wanted);
         found += !row.hidden;
       }
       form.querySelector("output").textContent = `${words(found)} of ${words(rows.length)}`;
@@ -104,9 +105,10 @@ theme();
 again();
 links();
 findArguments();
-for (const input of document.querySelectorAll("input[name=run]")) input.addEventListener("change", () => choose(Number(input.value)));
+for (const input of document.querySelectorAll("input[name=run]"))
+  input.addEventListener("change", () => choose(Number(input.value)));
 setTimeout(async () => {
   await choose(0);
-  await follow();
+  await goWhereTheAddressLeads();
   document.documentElement.dataset.samples = "yes";
 });

@@ -17,7 +17,8 @@ function ticks(low, high, count) {
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
   if (!Number.isFinite(step) || step <= 0) return [low];
   const made = [];
-  for (let number = Math.ceil(low / step - 1e-9); number * step <= high + step * 1e-9; number++) made.push(number * step);
+  for (let number = Math.ceil(low / step - 1e-9); number * step <= high + step * 1e-9; number++)
+    made.push(number * step);
   return made;
 }
 
@@ -45,6 +46,9 @@ function nearest(steps, step) {
 /** The distance between neighbours above which steps are missing between them: three times the usual one. */
 function gapOf(steps) {
   if (steps.length < 5) return Infinity;
-  const distances = steps.slice(1).map((step, place) => step - steps[place]).sort((a, b) => a - b);
+  const distances = steps
+    .slice(1)
+    .map((step, place) => step - steps[place])
+    .sort((a, b) => a - b);
   return 3 * distances[distances.length >> 1];
 }

@@ -3,16 +3,34 @@
 const SHOWN = 3000; // tokens that are shown at once; the rest at the press of a button
 // Where the shades of a colouring begin. Those of the advantage follow from the largest one.
 const SHADES = {
-  log_prob: { name: "Log-prob", edges: [0.1, 0.5, 1, 2, 5], about: "stronger: the model found the token less likely", size: (value) => -value, less: true },
-  difference: { name: "Difference", edges: [0.01, 0.05, 0.2, 0.5, 1], about: "trainer's log-prob minus the engine's", signed: true },
-  entropy: { name: "Entropy", edges: [0.1, 0.5, 1, 2, 3], about: "stronger: the model was less sure, in nats", size: (value) => value },
+  log_prob: {
+    name: "Log-prob",
+    edges: [0.1, 0.5, 1, 2, 5],
+    about: "stronger: the model found the token less likely",
+    size: (value) => -value,
+    less: true,
+  },
+  difference: {
+    name: "Difference",
+    edges: [0.01, 0.05, 0.2, 0.5, 1],
+    about: "trainer's log-prob minus the engine's",
+    signed: true,
+  },
+  entropy: {
+    name: "Entropy",
+    edges: [0.1, 0.5, 1, 2, 3],
+    about: "stronger: the model was less sure, in nats",
+    size: (value) => value,
+  },
   advantage: { name: "Advantage", about: "what the token was rewarded by", signed: true },
 };
 
 /** The colouring of a channel; `largest` is the largest advantage. */
 function shadesOf(channel, largest) {
   const shades = SHADES[channel];
-  return shades.edges ? shades : { ...shades, edges: [0.02, 0.2, 0.4, 0.6, 0.8].map((share) => share * (largest || 1)) };
+  return shades.edges
+    ? shades
+    : { ...shades, edges: [0.02, 0.2, 0.4, 0.6, 0.8].map((share) => share * (largest || 1)) };
 }
 
 /** The class of a value's shade: s1 to s5, or with a sign p1 to p5 and n1 to n5; none for small ones. */
@@ -27,24 +45,45 @@ function shade(value, shades) {
 function legendOf(channel, largest) {
   const swatch = (name, text) => element("li", {}, element("i", { class: name }, text));
   if (channel === "mask")
-    return element("ul", { class: "legend", "aria-label": "Colours" }, swatch("prompt", "prompt"), swatch("trained", "trained"), swatch("", "response, not trained"));
+    return element(
+      "ul",
+      { class: "legend", "aria-label": "Colours" },
+      swatch("prompt", "prompt"),
+      swatch("trained", "trained"),
+      swatch("", "response, not trained"),
+    );
   const shades = shadesOf(channel, largest);
   const edge = (value) => tickWords(Number(value.toPrecision(2)));
-  const levels = (sign, mark) => shades.edges.map((value, place) => swatch(`${sign}${place + 1}`, `${mark}${edge(value)}`));
-  const scale = shades.signed ? [...levels("n", "≤ −").reverse(), ...levels("p", "≥ +")] : levels("s", shades.less ? "≤ −" : "≥ ");
-  return element("ul", { class: "legend", "aria-label": "Colours" }, ...scale, element("li", { class: "soft" }, shades.about));
+  const levels = (sign, mark) =>
+    shades.edges.map((value, place) => swatch(`${sign}${place + 1}`, `${mark}${edge(value)}`));
+  const scale = shades.signed
+    ? [...levels("n", "≤ −").reverse(), ...levels("p", "≥ +")]
+    : levels("s", shades.less ? "≤ −" : "≥ ");
+  return element(
+    "ul",
+    { class: "legend", "aria-label": "Colours" },
+    ...scale,
+    element("li", { class: "soft" }, shades.about),
+  );
 }
 
 /** What is said of a token. */
 function saidOfToken(sample, place) {
   const { row, tokens, values } = sample;
-  if (row.dataset !== null) return "Of the answers to evaluations whole texts are kept, without tokens and their values.";
+  if (row.dataset !== null)
+    return "Of the answers to evaluations whole texts are kept, without tokens and their values.";
   const answer = place - row.promptTokens;
-  const said = [`token ${words(place + 1)} of ${words(tokens.pieces.length)}`, `“${tokens.pieces[place].trim() || "space"}”`];
+  const said = [
+    `token ${words(place + 1)} of ${words(tokens.pieces.length)}`,
+    `“${tokens.pieces[place].trim() || "space"}”`,
+  ];
   said.push(answer < 0 ? "prompt" : tokens.mask[answer] === "1" ? "trained" : "not trained");
   for (const channel of CHANNELS) {
-    const value = answer < 0 ? null : values?.[channel]?.[answer] ?? null;
-    if (value !== null) said.push(`${SHADES[channel].name.toLowerCase()} ${channel === "entropy" ? wordsOfHalf(value) : signedHalf(value)}`);
+    const value = answer < 0 ? null : (values?.[channel]?.[answer] ?? null);
+    if (value !== null)
+      said.push(
+        `${SHADES[channel].name.toLowerCase()} ${channel === "entropy" ? wordsOfHalf(value) : signedHalf(value)}`,
+      );
   }
   return said.join(" · ");
 }
@@ -66,20 +105,33 @@ function tokenStrip(sample, channel, largest, readout) {
     const name = answer < 0 ? "prompt" : shades ? shade(values?.[channel]?.[answer], shades) : trained ? "trained" : "";
     return element("i", { class: name || null, "data-place": place }, text);
   });
-  const strip = element("div", { class: "tokens", role: "group", tabindex: 0, dir: "auto", "aria-label": "Tokens; arrow keys go from token to token" }, ...made.slice(0, SHOWN));
+  const strip = element(
+    "div",
+    {
+      class: "tokens",
+      role: "group",
+      tabindex: 0,
+      dir: "auto",
+      "aria-label": "Tokens; arrow keys go from token to token",
+    },
+    ...made.slice(0, SHOWN),
+  );
   let now = -1;
   const point = (place) => {
     made[now]?.classList.remove("now");
     now = place;
     made[now]?.classList.add("now");
-    readout.textContent = now < 0 ? "Point at a token, or use the arrow keys, to read its values." : saidOfToken(sample, now);
+    readout.textContent =
+      now < 0 ? "Point at a token, or use the arrow keys, to read its values." : saidOfToken(sample, now);
   };
   const pointed = (event) => event.target.dataset?.place && point(Number(event.target.dataset.place));
   strip.addEventListener("pointerover", pointed);
   strip.addEventListener("click", pointed);
   strip.addEventListener("keydown", (event) => {
     const last = Math.min(made.length, strip.childElementCount) - 1;
-    const to = { ArrowLeft: now - 1, ArrowUp: now - 10, ArrowRight: now + 1, ArrowDown: now + 10, Home: 0, End: last }[event.key];
+    const to = { ArrowLeft: now - 1, ArrowUp: now - 10, ArrowRight: now + 1, ArrowDown: now + 10, Home: 0, End: last }[
+      event.key
+    ];
     if (to === undefined) return;
     event.preventDefault();
     point(Math.min(last, Math.max(0, to)));
@@ -87,9 +139,16 @@ function tokenStrip(sample, channel, largest, readout) {
   });
   point(-1);
   if (made.length <= SHOWN) return [strip];
-  const more = element("button", { type: "button", onclick: () => {
-    strip.append(...made.slice(SHOWN));
-    more.remove();
-  } }, `Show the other ${words(made.length - SHOWN)} tokens`);
+  const more = element(
+    "button",
+    {
+      type: "button",
+      onclick: () => {
+        strip.append(...made.slice(SHOWN));
+        more.remove();
+      },
+    },
+    `Show the other ${words(made.length - SHOWN)} tokens`,
+  );
   return [strip, more];
 }

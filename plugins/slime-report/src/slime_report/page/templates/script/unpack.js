@@ -1,7 +1,26 @@
 // The samples of a run as the page holds them: see pack.py. Blocks are unpacked when they are asked for, once.
 
 const CHANNELS = ["advantage", "log_prob", "difference", "entropy"];
-const FIELDS = ["id", "step", "prompt", "source", "dataset", "group", "index", "reward", "status", "length", "why", "label", "promptTokens", "advantage", "difference", "preview", "block", "at"];
+const FIELDS = [
+  "id",
+  "step",
+  "prompt",
+  "source",
+  "dataset",
+  "group",
+  "index",
+  "reward",
+  "status",
+  "length",
+  "why",
+  "label",
+  "promptTokens",
+  "advantage",
+  "difference",
+  "preview",
+  "block",
+  "at",
+];
 
 async function unzip(text) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -11,7 +30,7 @@ async function unzip(text) {
 
 /** Parts with their sizes before them. */
 function* partsOf(bytes) {
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const size = new DataView(bytes.buffer, bytes.byteOffset + at).getUint32(0, true);
     yield bytes.subarray(at + 4, at + 4 + size);
     at += 4 + size;
@@ -27,10 +46,12 @@ function half(bits) {
 
 function valuesOf(bytes) {
   const values = {};
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const view = new DataView(bytes.buffer, bytes.byteOffset + at);
     const size = view.getUint32(1, true);
-    values[CHANNELS[view.getUint8(0)]] = Array.from({ length: size / 2 }, (_, place) => half(view.getUint16(5 + 2 * place, true)));
+    values[CHANNELS[view.getUint8(0)]] = Array.from({ length: size / 2 }, (_, place) =>
+      half(view.getUint16(5 + 2 * place, true)),
+    );
     at += 5 + size;
   }
   return values;
@@ -45,7 +66,8 @@ class Samples {
         ...Object.fromEntries(FIELDS.map((name, field) => [name, row[field]])),
         place,
         element: `sample-${number}-${place}`,
-      })));
+      })),
+    );
   }
 
   /** A part of a row, from `texts` or `values`; null where the page has it not. */
@@ -74,10 +96,24 @@ class Samples {
 
   /** Everything that a search looks at, of all rows, in small letters. */
   texts() {
-    this.all ??= this.index.then((rows) => Promise.all(rows.map(async (row) => {
-      const tokens = await this.tokens(row);
-      return [row.id, row.prompt, row.source, row.dataset ?? "", row.status, row.label ?? "", tokens ? tokens.pieces.join("") : row.preview].join("\n").toLowerCase();
-    })));
+    this.all ??= this.index.then((rows) =>
+      Promise.all(
+        rows.map(async (row) => {
+          const tokens = await this.tokens(row);
+          return [
+            row.id,
+            row.prompt,
+            row.source,
+            row.dataset ?? "",
+            row.status,
+            row.label ?? "",
+            tokens ? tokens.pieces.join("") : row.preview,
+          ]
+            .join("\n")
+            .toLowerCase();
+        }),
+      ),
+    );
     return this.all;
   }
 }
