@@ -1,6 +1,7 @@
 // One chart: a figure with a line of values at a step, and a picture that follows the pointer and the arrow keys.
 
-const MARGIN = { top: 14, right: 12, bottom: 24, left: 52 };
+const MARGIN = { top: 14, right: 12, bottom: 24 };
+const DIGIT = 7; // how wide a character beside an axis is at most, in pixels
 const AIR = 6; // between the first and last point and the ends of the axis
 const FEW = 40; // points up to which each is drawn as a dot
 
@@ -133,7 +134,9 @@ class Chart {
     const [low, high] = this.heights();
     const [first, last] = this.range;
     const bottom = height - MARGIN.bottom;
-    this.x = scale(first, last > first ? last : first + 1, MARGIN.left + AIR, width - MARGIN.right - AIR);
+    this.valueTicks = this.log ? logTicks(low, high, 4) : ticks(low, high, height > 260 ? 8 : 5);
+    this.left = Math.max(44, 14 + DIGIT * Math.max(...this.valueTicks.map((value) => tickWords(value).length)));
+    this.x = scale(first, last > first ? last : first + 1, this.left + AIR, width - MARGIN.right - AIR);
     this.y = scale(low, high, bottom, MARGIN.top, this.log);
     if (!this.lines.length) {
       this.picture.replaceChildren(
@@ -143,9 +146,9 @@ class Chart {
     }
     const inside = `${this.figure.id}-inside`;
     const frame = {
-      x: MARGIN.left,
+      x: this.left,
       y: MARGIN.top - 4,
-      width: Math.max(0, width - MARGIN.left - MARGIN.right),
+      width: Math.max(0, width - this.left - MARGIN.right),
       height: bottom - MARGIN.top + 5,
     };
     this.picture.replaceChildren(
@@ -194,11 +197,11 @@ class Chart {
 
   axes(width, bottom, low, high) {
     const group = drawn("g");
-    for (const value of this.log ? logTicks(low, high, 4) : ticks(low, high, this.plot.clientHeight > 260 ? 8 : 5)) {
+    for (const value of this.valueTicks) {
       const y = this.y(value).toFixed(1);
       group.append(
-        drawn("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y, class: "grid" }),
-        drawn("text", { x: MARGIN.left - 8, y, dy: "0.32em", class: "tick end" }, tickWords(value)),
+        drawn("line", { x1: this.left, x2: width - MARGIN.right, y1: y, y2: y, class: "grid" }),
+        drawn("text", { x: this.left - 8, y, dy: "0.32em", class: "tick end" }, tickWords(value)),
       );
     }
     const whole = ticks(...this.range, Math.max(2, width / 65)).filter(Number.isInteger);
@@ -206,7 +209,7 @@ class Chart {
       group.append(
         drawn("text", { x: this.x(step).toFixed(1), y: bottom + 17, class: "tick middle" }, tickWords(step)),
       );
-    group.append(drawn("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom, class: "axis" }));
+    group.append(drawn("line", { x1: this.left, x2: width - MARGIN.right, y1: bottom, y2: bottom, class: "axis" }));
     return group;
   }
 

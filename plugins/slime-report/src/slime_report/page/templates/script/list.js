@@ -1,18 +1,21 @@
 // The list of samples: a grid of which only the rows in sight exist.
 
 const COLUMNS = [
-  { name: "Step", of: (row) => row.step, said: (row) => words(row.step), number: true },
-  { name: "Reward", of: (row) => row.reward, said: (row) => words(row.reward), number: true },
-  { name: "Length", of: (row) => row.length, said: (row) => words(row.length), number: true },
+  { name: "Step", of: (row) => row.step, said: (row) => words(row.step), number: true, width: "3rem" },
+  { name: "Reward", of: (row) => row.reward, said: (row) => words(row.reward), number: true, width: "4rem" },
+  { name: "Length", of: (row) => row.length, said: (row) => words(row.length), number: true, width: "3.6rem" },
   {
     name: "Largest Δ",
     title: "largest log-prob difference between trainer and engine",
     of: (row) => row.difference,
     said: (row) => words(row.difference),
     number: true,
+    width: "5.2rem",
   },
   {
     name: "Kept as",
+    width: "7.5rem",
+    class: "reason",
     of: (row) => row.why.join(),
     said: (row) =>
       [
@@ -22,27 +25,27 @@ const COLUMNS = [
         ...(row.status === "completed" ? [] : [row.status]),
       ].join(", "),
   },
-  { name: "Response", of: (row) => row.preview, said: (row) => row.preview || "empty" },
+  {
+    name: "Response",
+    of: (row) => row.preview,
+    said: (row) => row.preview || "empty",
+    width: "minmax(0, 1fr)",
+    class: "preview",
+  },
 ];
 const reasonWords = (reason) => reason.replaceAll("_", " ");
 
 class List {
   /** @param choose  called with the row that is chosen, and whether a pointer chose it */
   constructor(choose) {
-    Object.assign(this, { choose, rows: [], now: -1, sorted: 0, descending: true });
-    this.heads = COLUMNS.map((column, place) =>
-      element(
-        "span",
-        { role: "columnheader", class: column.number ? "num" : null },
-        element("button", { type: "button", title: column.title, onclick: () => this.sort(place) }, column.name),
-      ),
-    );
+    Object.assign(this, { choose, rows: [], now: -1, columns: [], sorted: COLUMNS[0], descending: true });
+    this.head = element("div", { role: "row", class: "row head" });
     this.space = element("div", { class: "space", role: "presentation" });
     this.view = element("div", { class: "rows", role: "rowgroup", tabindex: -1 }, this.space);
     this.grid = element(
       "div",
       { class: "list", role: "grid", tabindex: 0, "aria-label": "Samples; arrow keys choose one" },
-      element("div", { role: "rowgroup" }, element("div", { role: "row", class: "row head" }, ...this.heads)),
+      element("div", { role: "rowgroup" }, this.head),
       this.view,
     );
     this.view.addEventListener("scroll", () => this.draw());
@@ -50,16 +53,35 @@ class List {
     new ResizeObserver(() => this.draw()).observe(this.view);
   }
 
+  /** Have the columns in which any of these rows has a value. */
+  have(rows) {
+    this.columns = COLUMNS.filter((column) => rows.some((row) => column.of(row) !== null));
+    if (!this.columns.includes(this.sorted)) this.sorted = COLUMNS[0];
+    this.heads = this.columns.map((column) =>
+      element(
+        "span",
+        { role: "columnheader", class: column.class ?? "num" },
+        element("button", { type: "button", title: column.title, onclick: () => this.sort(column) }, column.name),
+      ),
+    );
+    this.head.replaceChildren(...this.heads);
+    this.grid.style.setProperty("--columns", this.columns.map(({ width }) => width).join(" "));
+    this.grid.style.setProperty("--numbers", this.columns.filter(({ number }) => number).length);
+  }
+
   /** Show rows, in the order of the sorted column. The chosen row stays chosen if it is among them. */
   show(rows) {
     const chosen = this.rows[this.now];
-    const { of } = COLUMNS[this.sorted];
+    const { of } = this.sorted;
     const sign = this.descending ? -1 : 1;
     this.rows = [...rows].sort((a, b) => this.compare(of(a), of(b), sign) || a.place - b.place);
     this.now = this.rows.indexOf(chosen);
     this.grid.setAttribute("aria-rowcount", this.rows.length + 1);
     this.heads.forEach((head, place) =>
-      head.setAttribute("aria-sort", place !== this.sorted ? "none" : this.descending ? "descending" : "ascending"),
+      head.setAttribute(
+        "aria-sort",
+        this.columns[place] !== this.sorted ? "none" : this.descending ? "descending" : "ascending",
+      ),
     );
     if (this.now < 0) this.view.scrollTop = 0;
     this.draw();
@@ -71,9 +93,10 @@ class List {
     return sign * (a < b ? -1 : a > b ? 1 : 0);
   }
 
-  sort(place) {
-    this.descending = place === this.sorted ? !this.descending : COLUMNS[place].number && place > 0;
-    this.sorted = place;
+  /** Sort by a column: numbers from the largest on, at first. */
+  sort(column) {
+    this.descending = column === this.sorted ? !this.descending : column.number;
+    this.sorted = column;
     this.show(this.rows);
   }
 
@@ -89,8 +112,8 @@ class List {
     const made = [];
     for (let place = first; place < last; place++) {
       const row = this.rows[place];
-      const cells = COLUMNS.map((column) =>
-        element("span", { role: "gridcell", class: column.number ? "num" : "text" }, column.said(row)),
+      const cells = this.columns.map((column) =>
+        element("span", { role: "gridcell", class: column.class ?? "num" }, column.said(row)),
       );
       const line = element(
         "div",

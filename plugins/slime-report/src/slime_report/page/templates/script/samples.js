@@ -64,6 +64,7 @@ class Browser {
     if (!samples.packed.channels.includes(this.channel)) this.channel = "mask";
     this.sayLeftOut(samples);
     this.place.hidden = !rows.length;
+    this.list.have(rows);
     await this.find();
     // At first one of the newest, if there is one with values.
     if (rows.length)

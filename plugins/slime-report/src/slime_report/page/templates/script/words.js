@@ -19,7 +19,7 @@ function tickWords(value) {
     const [unit, name] = size >= 1e9 ? [1e9, "G"] : size >= 1e6 ? [1e6, "M"] : [1e3, "k"];
     return minus(`${Number((value / unit).toPrecision(4))}${name}`);
   }
-  if (size !== 0 && size < 1e-3) return minus(Number(value.toPrecision(4)).toExponential().replace("e+", "e"));
+  if (size !== 0 && size < 1e-4) return minus(Number(value.toPrecision(4)).toExponential().replace("e+", "e"));
   return minus(String(Number(value.toPrecision(6))));
 }
 
