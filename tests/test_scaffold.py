@@ -24,9 +24,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*words: str | Path, cwd: Path, site: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", *words, cwd=cwd, site=site)
+
+
+def run_python(*words: str | Path, cwd: Path, site: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site or ""), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    words = (sys.executable, "-m", *map(str, words))
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    words = (sys.executable, *map(str, words))
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +56,28 @@ def folder_of(sources: Path, kind: str) -> Path:
     return sources / f"my-{kind.replace('_', '-')}"
 
 
-@pytest.mark.parametrize("kind", EXAMPLES)
-def test_a_new_package_passes_its_own_tests_and_the_check_once_it_is_installed(kind, sources, site):
-    folder = folder_of(sources, kind)
-    done = run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder, site=site)
+def test_a_new_package_passes_its_own_tests_where_its_readme_runs_them(sources, site):
+    done = run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder_of(sources, "reward"), site=site)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
-    done = run("slime_core", "plugins", "check", folder.name, cwd=folder, site=site)
+
+
+def test_every_new_package_passes_its_own_tests_once_it_is_installed(sources, site):
+    """In one process for all: each would import torch anew."""
+    words = ("pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib")
+    done = run(*words, *(folder_of(sources, kind) for kind in EXAMPLES), cwd=sources, site=site)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 2 * len(EXAMPLES)
+
+
+def test_every_new_package_passes_the_check_once_it_is_installed(sources, site):
+    code = "import sys; from slime_core.cli.main import main\nfor name in sys.argv[1:]: assert not main(['plugins', 'check', name])"
+    names = (folder_of(sources, kind).name for kind in EXAMPLES)
+    done = run_python("-c", code, *names, cwd=sources, site=site)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{kind} my_{kind}" in done.stdout
+    for kind in EXAMPLES:
+        assert f"{kind} my_{kind}" in done.stdout
     assert "not checked" not in done.stdout
 
 

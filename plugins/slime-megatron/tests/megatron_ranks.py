@@ -6,6 +6,7 @@ groups of ranks want real processes.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import multiprocessing
@@ -33,12 +34,12 @@ def launch(target: str, arguments: Sequence[Any], ranks: int, folder: Path, time
     Returns:
         per rank the dict; of a rank that failed as far as it came, with the traceback as "error".
     """
-    context, port = multiprocessing.get_context("spawn"), _free_port()
+    context, port = _context(), _free_port()
     files = [folder / f"rank {rank} of {ranks}.json" for rank in range(ranks)]
     for file in files:
         file.unlink(missing_ok=True)
     processes = [
-        context.Process(target=_rank, args=(target, tuple(arguments), rank, ranks, port, file))
+        context.Process(target=_rank, args=(target, tuple(arguments), rank, ranks, port, file, dict(os.environ)))
         for rank, file in enumerate(files)
     ]
     try:
@@ -53,6 +54,14 @@ def launch(target: str, arguments: Sequence[Any], ranks: int, folder: Path, time
                     os.killpg(process.pid, signal.SIGKILL)  # it, and what it has started
                 process.kill()
                 process.join()
+
+
+@functools.cache
+def _context() -> Any:
+    """Processes are forked off one that has imported what takes seconds, and has done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers.models.auto.modeling_auto", "slime_megatron.backend"])
+    return context
 
 
 def _wait(processes: Sequence[Any], timeout_s: float) -> None:
@@ -71,9 +80,18 @@ def _free_port() -> int:
         return port
 
 
-def _rank(target: str, arguments: tuple[Any, ...], rank: int, ranks: int, port: int, file: Path) -> None:
+def _rank(
+    target: str,
+    arguments: tuple[Any, ...],
+    rank: int,
+    ranks: int,
+    port: int,
+    file: Path,
+    environment: dict[str, str],
+) -> None:
     """What a process does."""
     os.setpgid(0, 0)
+    os.environ.update(environment)
     variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in variables.items()})
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
