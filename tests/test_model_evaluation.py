@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from slime_core.arguments.namespace import Namespace
 from slime_core.cli.main import main
+from slime_core.plugins import Plugins
+from slime_core.run.evaluated_models import Options, find_targets
 from slime_core.run.scores import loss_score, reward_scores
+from slime_core.run.stored_run import find_run
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 
@@ -32,6 +36,7 @@ def made(tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFac
         *("train", "--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
         *("--rollout-function-path", "sft", "--loss-type", "sft_loss", "--rollout-batch-size", "4", "--lr", "1e-2"),
         *("--calculate-per-token-loss", "--lora-rank", "4", "--num-rollout", "2", "--run-dir", str(folder / "run")),
+        *("--lr-warmup-iters", "1"),  # longer than a run without steps
         *("--save", str(folder / "save"), "--save-interval", "1", "--save-hf", str(folder / "run" / "model")),
         *("--eval-prompt-data", "held", f"{chat_rows}@[0:6]", "short", f"{chat_rows}@[0:2]", "--eval-interval", "1"),
         *("--rollout-engine", "local", "--eval-generate", "2", "--eval-max-response-len", "8", "--rm-type", "f1"),
@@ -132,6 +137,32 @@ def test_an_eval_config_is_read_and_the_loss_of_rows_needs_no_engine(
     )
     (two,) = evaluated(tmp_path, tiny_model, *words)
     assert two["metrics"] == {"eval/held/loss": printed(made / "run")[0]["eval/held/loss"]}
+
+
+def test_of_a_second_run_come_its_model_and_nothing_of_how_it_was_evaluated(made: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(made / "save", tmp_path / "other")) / "iter_0000001"
+    stored = json.loads((other / "run.json").read_text())
+    stored["arguments"] |= {"lora_rank": 0, "bf16": True, "eval_max_response_len": 3, "micro_batch_size": 7}
+    stored["arguments"]["actor_num_gpus_per_node"] = 8
+    (other / "run.json").write_text(json.dumps(stored))
+    plugins = Plugins()
+    options = Options(plugins, Namespace(plugins), ["--eval-generate", "1"], run=find_run(made / "run"))
+    first, second = (
+        options.of(target, str(tmp_path)) for target in find_targets([str(made / "run"), str(other)], False)
+    )
+    for resolution in (first, second):
+        assert not resolution.errors
+        args = resolution.resolved.args
+        assert (args.num_rollout, args.save, args.save_hf, args.load, args.actor_num_gpus_per_node) == (
+            0,
+            None,
+            None,
+            None,
+            1,
+        )
+        assert (args.eval_max_response_len, args.eval_generate, args.micro_batch_size) == (8, 1, 1)
+    assert (first.resolved.args.lora_rank, first.resolved.args.bf16) == (4, False)
+    assert (second.resolved.args.lora_rank, second.resolved.args.bf16) == (0, True)
 
 
 def test_what_cannot_be_evaluated_is_said_in_words(

@@ -116,13 +116,13 @@ def require_folder(folder: str, option: str) -> None:
 
 def advice(found: Weights) -> str:
     """What to do with weights that cannot be read here, one sentence."""
-    if found.format == "torch_dist" or (found.format == "slime" and _common(found.path / "trainer")):
+    if found.format == "slime":
+        return f"Go on with that run by --load, or make a model of it: slime export {found.path} NEW."
+    if found.format == "torch_dist":
         return (
             f"Convert it: slime convert torch-dist-to-hf --input-dir {found.path} --output-dir NEW --origin-hf-dir HF, where HF "
             "is the Hugging Face checkpoint that it began with."
         )
-    if found.format == "slime":
-        return "Go on with that run by --load, or export its model with --save-hf."
     return "Convert it to torch_dist or to a Hugging Face checkpoint with the program that wrote it."
 
 

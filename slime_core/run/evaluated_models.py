@@ -65,6 +65,9 @@ _NOT_TAKEN_OVER = _OF_TRAINING | {
 }
 """Of a run's own options, besides those: what has been read already, and what somebody has to say anew."""
 
+_FROZEN = ("only_train_params_name_list", "freeze_params_name_list")
+"""Name parameters of a model, which another one may not have."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -170,13 +173,15 @@ class Options:
             run_dir: where the run directory would be.
         """
         values = self._defaults() if self.run is None else self._of_run(self.run)
-        values |= {name: value for name, value in self.recipe.items() if name not in _OF_TRAINING}
+        left_out = _OF_TRAINING | {"run_dir"}
+        values |= {n: v for n, v in self.recipe.items() if n not in left_out and not self._is_of_machine(n)}
         if target.is_run and target.run is not None:
-            values |= self._of_model(
-                target.run, target.sources[0].folder, bool({"--trust-remote-code"} & set(self.flags))
-            )
+            trusted = bool({"--trust-remote-code"} & set(self.flags))
+            own = self._of_model(target.sources[0].folder, trusted)
+            others = self._names_of_model(values) | self._names_of_model(own)
+            values = {name: value for name, value in values.items() if name not in others} | own
         else:
-            for name in (*ModelArguments.model_fields, *LoraArguments.model_fields):
+            for name in (*ModelArguments.model_fields, *LoraArguments.model_fields, *_FROZEN):
                 values.pop(name, None)
             values["hf_checkpoint"] = str(target.sources[0].folder)
         where = target.word if self.run is None else str(self.run.folder)
@@ -237,29 +242,24 @@ class Options:
             values["eval_prompt_data"] = [_found(word, origin) for word in values["eval_prompt_data"]]
         return values
 
-    def _of_model(self, run: StoredRun, checkpoint: Path, trusted: bool) -> dict[str, Any]:
-        """What a run's model is, and what computes it."""
-        own = stored_arguments(checkpoint)
-        backend = str(own.get("train_backend", "torch"))
-        found = self.plugins.find("train_backend", backend)
-        names = {
-            "train_backend",
-            *OptimizerArguments.model_fields,
-            *LoraArguments.model_fields,
-            *PrecisionArguments.model_fields,
-        }
-        names |= options_read(getattr(found, "reads_options", None) or (), self.namespace.model).keys()
-        values = {name: value for name, value in given_arguments(own, self.namespace).items() if name in names}
-        values = {name: value for name, value in values.items() if not self._is_of_machine(name)}
-        where = self._given.get("hf_checkpoint"), self._given.get("ref_load")
-        args = arguments_for_export(
-            checkpoint,
-            self.plugins,
-            ExportOptions(hf_checkpoint=where[0], ref_load=where[1], trust_remote_code=trusted),
-        )
-        args = with_initial_weights(args)
+    def _of_model(self, checkpoint: Path, trusted: bool) -> dict[str, Any]:
+        """What the model of a checkpoint is, and what computes it."""
+        stored = given_arguments(stored_arguments(checkpoint), self.namespace)
+        names = self._names_of_model(stored)
+        left_out = {n for n in names if self._is_of_machine(n)} | _NOT_TAKEN_OVER
+        values = {name: value for name, value in stored.items() if name in names - left_out}
+        base, weights = self._given.get("hf_checkpoint"), self._given.get("ref_load")
+        options = ExportOptions(hf_checkpoint=base, ref_load=weights, trust_remote_code=trusted)
+        args = with_initial_weights(arguments_for_export(checkpoint, self.plugins, options))
         values |= {"hf_checkpoint": args.hf_checkpoint}
         return values | ({"ref_load": args.ref_load} if args.ref_load else {})
+
+    def _names_of_model(self, values: Mapping[str, Any]) -> set[str]:
+        """The options that say what a model is and what computes it, with the train backend that these values choose."""
+        backend = self.plugins.find("train_backend", str(values.get("train_backend", "torch")))
+        read = options_read((backend.reads_options if backend else None) or (), self.namespace.model)
+        groups = (ModelArguments, OptimizerArguments, LoraArguments, PrecisionArguments)
+        return {"train_backend", *read, *(name for group in groups for name in group.model_fields)}
 
     def _is_of_machine(self, name: str) -> bool:
         """Whether an option is about ranks and devices, about profiles or about a tracker."""

@@ -30,7 +30,7 @@ class Schedule:
 
     @classmethod
     def from_args(cls, args: OptimizerArguments, total_steps: int) -> Schedule:
-        """The schedule of a run with `total_steps` optimizer steps.
+        """The schedule of a run with `total_steps` optimizer steps; one without any only evaluates, whatever its schedule would be.
 
         Raises:
             ArgumentError: the warm-up does not end before the decay does.
@@ -39,7 +39,7 @@ class Schedule:
         warmup_steps = args.lr_warmup_iters
         if args.lr_warmup_fraction is not None:
             warmup_steps = int(args.lr_warmup_fraction * decay_steps)
-        if warmup_steps and warmup_steps >= decay_steps:
+        if total_steps and warmup_steps >= decay_steps:
             raise ArgumentError(
                 f"--lr-warmup-iters is {warmup_steps}, but the whole schedule has {decay_steps} steps "
                 f"({'--lr-decay-iters' if args.lr_decay_iters else 'all steps of the run'}). Make the warm-up shorter."

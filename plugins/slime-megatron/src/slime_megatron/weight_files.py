@@ -195,4 +195,4 @@ def _is_left_out(key: str, spec: ModelSpec) -> bool:
 def _of_adapters(folder: TorchDistFolder) -> str:
     if not any("_lora." in key for key in folder.tensors):
         return ""
-    return " It is the state of a run with LoRA, which holds adapters alone; --save-hf writes the merged model."
+    return " It is the state of a run with LoRA, which holds adapters alone; slime export writes the merged model."
