@@ -30,6 +30,7 @@ page says how to bring them, and what becomes of every flag.
 
 ## Bring a launch script
 
+<!-- run by tests/test_as_slime.py -->
 ```bash
 slime check --as-slime run-qwen3-4B.sh --hf-checkpoint MODEL --prompt-data rows.jsonl --rollout-engine sglang
 ```
@@ -52,6 +53,7 @@ do instead; nothing is ignored in silence.
 
 Put the file where Python finds it (the current folder will do) and name it as slime does:
 
+<!-- run by plugins/slime-compat/tests/test_hooks_of_slime.py -->
 ```bash
 slime train … --custom-rm-path my_reward.score --custom-generate-function-path my_tool.generate \\
     --dynamic-sampling-filter-path my_filter.keep
