@@ -304,6 +304,20 @@ def test_runs_are_compared_on_the_same_axes(browser: Browser, pages: dict[str, P
     assert "No samples were recorded in grpo-b" in "".join(texts(browser, "#samples [data-run='1']"))
 
 
+def test_many_runs_and_runs_of_one_name_can_be_told_apart(browser: Browser, tmp_path: Path) -> None:
+    small = run(samples=0, steps=6)
+    (tmp_path / "many.html").write_text(
+        render(report_of(*(replace(small, path=f"/runs/{n}/run") for n in range(8)))), "utf-8"
+    )
+    shown(browser, tmp_path / "many.html")
+    assert texts(browser, "h2.run-name") == [f"/runs/{n}/run" for n in range(8)]
+    look = "[...document.querySelectorAll('{}')].map((one) => getComputedStyle(one).stroke + getComputedStyle(one).strokeDasharray)"
+    lines = browser.eval(look.format("#chart-loss path.line"))
+    assert len(set(lines)) == 8
+    assert set(browser.eval(look.format(".toggle line"))) == set(lines)
+    assert len(texts(browser, "#chart-loss .resumed title")) == 1
+
+
 def test_arguments_are_found_and_their_sources_are_told(browser: Browser, pages: dict[str, Path]) -> None:
     shown(browser, pages["alarmed"])
     visible = "[...document.querySelectorAll('.arguments tbody tr')].filter((one) => one.checkVisibility()).map((one) => one.innerText.split(/\\s*\\t\\s*/).join(' | '))"

@@ -55,6 +55,7 @@ def render(report: Report) -> str:
     It stays under 10 MB: where samples would not fit, the values of their tokens are left out first, and the page says of how many.
     """
     seen = _cached_visible()
+    report = _with_names_apart(report)
     charts = _charts(report, seen)
     curves = script_text({"charts": charts, "runs": [_curves(run, charts, seen) for run in report.runs]})
     style, script = _style(), _script()
@@ -81,6 +82,12 @@ def render(report: Report) -> str:
     room = max(LEAST_ROOM, PAGE_BYTES - without) // max(1, len(report.runs))
     packed = [pack_samples(run.samples.rows, seen, room) for run in report.runs]
     return body.render(context, samples=[Markup(script_text(samples)) for samples in packed])
+
+
+def _with_names_apart(report: Report) -> Report:
+    """The same report, with paths in the place of names that several runs have."""
+    names = Counter(run.name for run in report.runs)
+    return replace(report, runs=[replace(run, name=run.path) if names[run.name] > 1 else run for run in report.runs])
 
 
 def _charts(report: Report, seen: Callable[[str], str]) -> list[dict[str, Any]]:

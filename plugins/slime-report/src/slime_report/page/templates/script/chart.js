@@ -234,14 +234,14 @@ class Chart {
   marks(bottom) {
     const group = drawn("g");
     const [first, last] = this.range;
-    for (const { step, run } of this.view.resumed())
+    for (const [step, names] of this.view.resumed())
       if (this.within(step, first, last)) {
         const x = this.x(step).toFixed(1);
         group.append(
           drawn(
             "line",
             { x1: x, x2: x, y1: MARGIN.top, y2: bottom, class: "resumed" },
-            drawn("title", {}, `${run} was resumed after step ${words(step)}`),
+            drawn("title", {}, `${names.join(", ")} was resumed after step ${words(step)}`),
           ),
         );
         group.append(drawn("text", { x, y: MARGIN.top - 3, class: "tick middle resumed-name" }, "resumed"));

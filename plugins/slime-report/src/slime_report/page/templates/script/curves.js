@@ -22,7 +22,13 @@ function curves(data) {
     range: null,
     chosen: 0, // the run that charts show which can show only one
     steps: [Math.min(...ends), Math.max(...ends)],
-    resumed: () => runs.flatMap((run) => (run.shown ? run.resumed.map((step) => ({ step, run: run.name })) : [])),
+    /** Steps after which runs were resumed, with the names of these runs. */
+    resumed() {
+      const names = new Map();
+      for (const run of runs.filter(({ shown }) => shown))
+        for (const step of run.resumed) names.set(step, [...(names.get(step) ?? []), run.name]);
+      return names;
+    },
     alarms: (chart) => runs.flatMap((run) => (run.shown ? run.alarms.filter((alarm) => alarm.chart === chart) : [])),
     /** Point at a step, in all charts; null: at none. */
     point(step) {
@@ -88,7 +94,7 @@ function curves(data) {
                     : runs[number].name
                   : names[place],
                 colour: perRun ? `r${number % 6}` : `c${place % 8}`,
-                dashes: stacked ? 0 : perRun ? number + place : place,
+                dashes: stacked ? 0 : perRun ? number + Math.floor(number / 6) + place : place, // more runs than colours differ in dashes
               },
             ];
           }),

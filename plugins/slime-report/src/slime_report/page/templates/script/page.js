@@ -2,8 +2,18 @@
 
 const data = JSON.parse(byId("curve-data").textContent);
 const charts = curves(data);
-const browser = byId("browser").hidden ? null : new Browser(byId("browser"));
+const browser = browserOfSamples(byId("browser"));
 let chosen = null;
+
+/** The browser of samples; null where there is none to show, or no way to unpack it. */
+function browserOfSamples(place) {
+  if (place.hidden) return null;
+  if (window.DecompressionStream) return new Browser(place);
+  place.append(
+    element("p", { class: "nothing" }, "This browser is too old to unpack the samples; one of 2023 or later can."),
+  );
+  return null;
+}
 
 /** The theme is kept where the browser allows it. */
 function theme() {
