@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from slime_core.cli.main import main
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
+from slime_report.reading.samples import read_samples
 
 
 @pytest.fixture
@@ -46,6 +47,12 @@ def run(command: str, folder: Path, flags: list[str], *more: str) -> tuple[list[
     return lines, load_file(folder / "hf" / "model.safetensors")
 
 
+def kept_samples(folder: Path) -> dict[str, list[float]]:
+    """The samples that all ranks of a run have recorded together, with the log-probs of their trained tokens."""
+    rows, _ = read_samples(folder / "record", 10**7)
+    return {row.id: [value for value in row.log_prob or () if value is not None] for row in rows}
+
+
 def assert_same(one: tuple[list[dict], dict], other: tuple[list[dict], dict]) -> None:
     assert one[0] == other[0]
     assert one[1].keys() == other[1].keys()
@@ -56,6 +63,7 @@ def test_sft_on_ray_is_the_run_in_one_process_bit_for_bit(cluster, sft, tmp_path
     here = run("train-async", tmp_path / "here", sft)
     there = run("train-async", tmp_path / "there", sft, "--ray-address", "local")
     assert_same(here, there)
+    assert kept_samples(tmp_path / "here") == kept_samples(tmp_path / "there") != {}
     told = capfd.readouterr().err
     pids = {int(pid) for pid in re.findall(r"(?:training rank 0|rollout worker): process (\d+) on", told)}
     assert len(pids) == 2
@@ -158,6 +166,12 @@ def test_two_ranks_train_to_the_weights_of_one_and_resume_in_one_process(cluster
     two = ("--actor-num-gpus-per-node", "2", "--save", str(tmp_path / "save"), "--save-interval", "2")
     there = run("train", tmp_path / "there", sft, *SGD, *two, "--async-save", "--save-total-limit", "9")
     assert_close(here, there)
+    together, alone = kept_samples(tmp_path / "there"), kept_samples(tmp_path / "here")
+    assert {name.partition("-")[0] for name in together} == {"0", "1", "2", "3"}
+    for name in together.keys() & alone.keys():
+        assert together[name] == pytest.approx(alone[name], abs=1e-3), (
+            "each rank keeps those that it alone has computed"
+        )
     assert main(["export", str(tmp_path / "save"), str(tmp_path / "exported")]) == 0
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     assert all(torch.equal(exported[name], tensor) for name, tensor in there[1].items())

@@ -46,23 +46,30 @@ class TokenNumbers:
     columns: Mapping[str, Column]
     _of_loss: Mapping[int, _Part] = field(default_factory=dict, repr=False)
 
-    def of(self, place: int) -> dict[str, Numbers]:
+    def of(self, place: int, *names: str) -> dict[str, Numbers]:
         """Return the numbers of the sample at this place in `samples`, by name.
 
         Names are those of the columns, and "log_probs" and "entropy" under the weights that its optimizer step began with. These two
         are there in the training ranks that computed the sample, entropy only where the loss reads it.
+
+        Args:
+            names: give these alone, as far as they are there; without any, give all.
         """
         sample = self.samples[place]
         mask = sample.trained_mask
-        found: dict[str, Numbers] = {
-            name: [number if trained else None for number, trained in zip(rows[place], mask, strict=True)]
-            for name, rows in self.columns.items()
-        }
+        trained = sum(mask)
+        found: dict[str, Numbers] = {}
+        for name, rows in self.columns.items():
+            if not names or name in names:
+                row = rows[place]
+                found[name] = (
+                    list(row) if trained == len(mask) else [n if t else None for n, t in zip(row, mask, strict=True)]
+                )
         part = self._of_loss.get(id(sample))
-        if part is not None and part.count == sum(mask):
-            found["log_probs"] = _spread(part.log_probs, part, mask)
-            if part.entropy is not None:
-                found["entropy"] = _spread(part.entropy, part, mask)
+        if part is not None and part.count == trained:
+            for name, values in (("log_probs", part.log_probs), ("entropy", part.entropy)):
+                if values is not None and (not names or name in names):
+                    found[name] = _spread(values, part, mask)
         return found
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from slime_core.cli.main import main
 from slime_core.run.tracking import read_metrics
 from slime_core.testing import chat_tokenizer
+from slime_report.reading.samples import read_samples
 
 pytest.importorskip("megatron.core")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -47,6 +48,12 @@ def run(folder: Path, *flags: str, command: str = "train") -> list[dict[str, Any
     return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in lines]
 
 
+def kept_samples(folder: Path) -> dict[str, list[float]]:
+    """The samples that all ranks of a run have recorded together, with the log-probs of their trained tokens."""
+    rows, _ = read_samples(folder / "record", 10**7)
+    return {row.id: [value for value in row.log_prob or () if value is not None] for row in rows}
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights that a run ended with."""
     return load_file(folder / "hf" / "model.safetensors")
@@ -68,6 +75,11 @@ def test_sft_on_two_ranks_is_that_of_the_torch_backend_in_one_process(
         assert len(found) == len(expected)
         for line, wanted in zip(found, expected, strict=True):
             assert line == pytest.approx(wanted, rel=1e-5, abs=1e-6), name
+        kept, alone = kept_samples(tmp_path / name), kept_samples(tmp_path / "torch")
+        assert kept.keys() == alone.keys()
+        assert all(kept[n] == pytest.approx(alone[n], abs=2e-3) and kept[n] for n in alone), (
+            "by the ranks that had the loss"
+        )
         trained, ours = weights(tmp_path / "torch"), weights(tmp_path / name)
         assert ours.keys() == trained.keys() - {"lm_head.weight"}
         assert max((ours[n] - trained[n]).abs().max().item() for n in ours) < 1e-6, name

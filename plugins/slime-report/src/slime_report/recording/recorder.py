@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 ALWAYS = 32
 """So many rollouts are recorded whatever it takes; from then on `SHARE` of the run's time may be spent."""
 SHARE = 0.005
-LOOKED_AT = 100_000
+LOOKED_AT = 20_000
 """Tokens of a rollout whose log-probs are looked at to choose samples by them."""
+_LOG_PROBS = ("trainer_log_probs", "old_log_probs", "log_probs", "rollout_log_probs")
 _ROLLOUTS_AT_LEAST = 8
 """For so many rollouts there is room, however long the samples are."""
 
@@ -110,7 +111,7 @@ class Recorder:
             left -= tokens.samples[place].response_length
             if left < 0:
                 break
-            numbers = tokens.of(place)
+            numbers = tokens.of(place, *_LOG_PROBS)
             trainer, engine = self._trainer(numbers), numbers.get("rollout_log_probs")
             if trainer and (known := [value for value in trainer if value is not None]):
                 losses[place] = -sum(known) / len(known)
