@@ -185,3 +185,18 @@ def test_the_bytes_of_a_record_are_bounded_however_long_samples_and_runs_are(tmp
     assert size <= 2**17
     assert len({row["rollout"] for row in rows if "rollout" in row}) >= 4
     assert (tmp_path / "groups.jsonl").stat().st_size <= 2**15
+
+
+def test_rewards_of_fine_tuning_count_for_nothing(tmp_path, monkeypatch):
+    """A run that computes advantages although each prompt has one answer, whose reward is 0."""
+    monkeypatch.setattr("slime_report.recording.recorder.load_tokenizer", lambda folder: Letters())
+    args = SimpleNamespace(
+        record_samples=4, record_limit=2**17, reward_key=None, use_rollout_logprobs=False, hf_checkpoint=""
+    )
+    samples = [Sample(n, n, tokens=[65, 66], response_length=1, reward=0.0) for n in range(4)]
+    columns = {"advantages": [[0.0]] * 4, "old_log_probs": [[-1.0], [-3.0], [-2.0], [-4.0]]}
+    Recorder(args, tmp_path, rank=0, first=0).record(0, TokenNumbers(samples, columns))
+    assert not list(read_rows(tmp_path / "groups.jsonl"))
+    why = {row["place"]: row["why"] for row in read_rows(tmp_path / "samples-rank0.jsonl")}
+    assert why[0] == ["best"], "the lowest loss"
+    assert why[3] == ["worst"]

@@ -55,7 +55,8 @@ class Facts:
     def is_rl(self) -> bool:
         """Whether the run is trained by rewards."""
         reward = self.curve("rollout/raw_reward")
-        return reward is not None and not self.arguments.get("disable_compute_advantages_and_returns")
+        moves = reward is not None and any(e is not None and e.value != 0 for e in (reward.lowest, reward.highest))
+        return moves or self.curve("rollout/zero_std/share") is not None
 
     def rise(self, name: str) -> tuple[float, float] | None:
         """By how much a metric has risen from its first to its last tenth, and how sure that is, as a 95 % half-width; None where it has

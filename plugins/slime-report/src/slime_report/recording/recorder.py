@@ -76,8 +76,7 @@ class Recorder:
         started = time.perf_counter()
         if self._recorded >= ALWAYS and self._spent > SHARE * (started - self._started):
             return
-        samples, uses_rewards = tokens.samples, "advantages" in tokens.columns  # others, such as SFT, have rewards of 0
-        rewards = [self._reward(sample) if uses_rewards else None for sample in samples]
+        samples, rewards = tokens.samples, self._rewards(tokens)
         if self._groups is not None and self._groups.wants(rollout_id):
             row = group_rows(samples, rewards)
             if row is not None:
@@ -136,6 +135,14 @@ class Recorder:
             if any(numbers.get(name, ())):  # those of a sample that was not computed are all 0
                 return numbers[name]
         return None
+
+    def _rewards(self, tokens: TokenNumbers) -> list[float | None]:
+        """The rewards of all samples; None where they count for nothing: without advantages, and in fine-tuning, where each prompt has one
+        sample with a reward of 0."""
+        found = [self._reward(sample) for sample in tokens.samples]
+        alone = len({sample.group_index for sample in tokens.samples}) == len(found)
+        counts = "advantages" in tokens.columns and not (alone and not any(found))
+        return found if counts else [None] * len(found)
 
     def _reward(self, sample: Sample) -> float | None:
         try:
