@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
+
+from slime_core.runtime import connect
 
 pytest.importorskip("ray")
 
@@ -36,8 +39,25 @@ def test_strangers_on_this_machine_are_refused() -> None:
     assert "stranger True False True" in told
 
 
-def test_the_cluster_listens_on_loopback_though_ray_was_imported_before() -> None:
-    assert "at 127.0.0.1:" in drive("early", RAY_AUTH_MODE="disabled")
+def test_a_cluster_listens_on_loopback_and_refuses_strangers_though_ray_was_imported_before() -> None:
+    told = drive("early")
+    assert "resources token" in told
+    assert "at 127.0.0.1:" in told
+    assert "stranger True False True" in told
+
+
+def test_a_ray_that_can_take_no_token_any_more_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As another version of Ray would."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the user")
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setitem(sys.modules, "ray._raylet", ModuleType("ray._raylet"))
+    connect._require_token()
+    assert "the Ray of this run takes no token, because something imported Ray" in caplog.text
+    assert "RAY_AUTH_MODE" not in os.environ
+    assert os.environ["RAY_AUTH_TOKEN"] == "of the user"
 
 
 def drive(*words: str, **variables: str) -> str:

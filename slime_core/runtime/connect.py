@@ -15,6 +15,8 @@ from slime_core.errors import ClusterError
 from slime_core.runtime.layout import Resources
 from slime_core.secrets import remember_secret
 
+logger = logging.getLogger(__name__)
+
 _ANSWER_S = 4.0
 _ATTEMPTS = 3
 _SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's variable, which it reads on Linux too
@@ -119,10 +121,29 @@ def start_local(**settings: Any) -> None:
 
 def _require_token() -> None:
     """Let the cluster obey only who knows a token that is made for it: others on this machine could run code in it otherwise. Who
-    has set `RAY_AUTH_MODE`, or imported Ray, which reads it then, decides himself."""
-    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        remember_secret(os.environ["RAY_AUTH_TOKEN"])
+    has set `RAY_AUTH_MODE` decides himself."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    before = os.environ.get("RAY_AUTH_TOKEN")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    remember_secret(os.environ["RAY_AUTH_TOKEN"])
+    if "ray" not in sys.modules:
+        return
+    try:  # a plugin has imported Ray, which read the variables then
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+    except (ImportError, AttributeError, TypeError) as error:
+        os.environ.pop("RAY_AUTH_MODE")
+        os.environ.pop("RAY_AUTH_TOKEN")
+        if before is not None:
+            os.environ["RAY_AUTH_TOKEN"] = before
+        logger.warning(
+            "the Ray of this run takes no token, because something imported Ray %s before the run began (%s): on a machine that you "
+            "share, others can run code in it as you. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before you start.",
+            *(getattr(sys.modules["ray"], "__version__", "?"), error),
+        )
 
 
 def _require_loopback() -> None:
