@@ -22,6 +22,7 @@ from slime_core.arguments.resolve import resolve
 from slime_core.contracts.engine import Generation
 from slime_core.plugins import Plugins
 from slime_engine_sglang.arguments import SGLangArguments
+from slime_engine_sglang.keys import Keys
 
 if TYPE_CHECKING:
     from slime_engine_sglang.engine import SGLangEngine
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from slime_engine_sglang.requests import Requests
 
 LONG = {"max_new_tokens": 400, "temperature": 0.0, "ignore_eos": True}
+KEYS = Keys("key-of-the-tests")
+"""What the servers of `arguments` demand, real ones too."""
 PATIENCE_S = 600.0
 """How many seconds a test waits, on a machine that does other things as well."""
 
@@ -39,7 +42,8 @@ def arguments(model: Path, folder: Path, *more: str) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     rows.write_text(json.dumps({"input": "hello"}) + "\n")
     words = ["--hf-checkpoint", str(model), "--prompt-data", str(rows), "--rollout-engine", "sglang"]
-    words += ["--rollout-batch-size", "1", "--num-rollout", "1", "--run-dir", str(folder), *more]
+    words += ["--rollout-batch-size", "1", "--num-rollout", "1", "--run-dir", str(folder)]
+    words += ["--sglang-api-key", str(KEYS.server), *more]
     return resolve(Namespace(Plugins()), words, env={}).args
 
 

@@ -115,7 +115,7 @@ def test_a_response_that_runs_while_weights_change_carries_both_versions(engine,
 def test_weights_that_differ_from_what_was_sent_are_noticed(engine, reference):
     samples = WeightSamples()
     samples.take(list(reference.named()))
-    with control_clients(engine.weight_sender().urls) as servers:
+    with control_clients(engine.weight_sender().urls, cases.KEYS) as servers:
         for server in servers:
             samples.compare(server)
         name = next(iter(samples._rows))
@@ -129,7 +129,7 @@ def test_a_server_that_refuses_weights_ends_the_update_before_anything_is_broadc
     in."""
     sender = engine.weight_sender()
     sender.tolerant, sender.folder = False, tmp_path
-    with control_clients(sender.urls) as servers:
+    with control_clients(sender.urls, cases.KEYS) as servers:
         servers[0].call("/begin_weight_update")
         try:
             started = time.monotonic()
@@ -181,7 +181,9 @@ def test_servers_that_were_not_started_for_it_cannot_take_turns(engine, tiny_mod
             other.offload()
     finally:
         other.close()
-    with urllib.request.urlopen(f"http://{addresses[0]}/server_info", timeout=60) as answer:
+    shown = {"Authorization": f"Bearer {cases.KEYS.server}"}
+    asked = urllib.request.Request(f"http://{addresses[0]}/server_info", headers=shown)
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         info = json.load(answer)
     assert (info["enable_memory_saver"], info["enable_weights_cpu_backup"]) == (False, False)
 
@@ -214,14 +216,14 @@ def test_the_server_comes_back_with_the_newest_weights_and_takes_part_in_updates
     version = send()  # while it starts
     fleet = cases.fleet_of(engine)
     until(lambda: len(fleet.answering) == 2)
-    with control_clients(fleet.urls) as servers:
+    with control_clients(fleet.urls, cases.KEYS) as servers:
         assert [server.version() for server in servers] == [version, version]
         bodies = {"sampling_params": {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}, "input_ids": PROMPT}
         for server in servers:
             assert server.call("/generate", bodies)["output_ids"] == reference.greedy(PROMPT, 8)
     reference.change(seed=32)
     version = send()
-    with control_clients(fleet.urls) as servers:
+    with control_clients(fleet.urls, cases.KEYS) as servers:
         assert [server.version() for server in servers] == [version, version]
 
 
