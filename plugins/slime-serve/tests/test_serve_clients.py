@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -160,6 +161,30 @@ def test_a_key_is_asked_for_and_never_shown(tiny_model: Path, capfd: pytest.Capt
                 served.openai.completions.create(model=NAME, prompt="x", max_tokens=1)
     assert running.result().usage.completion_tokens == 200  # type: ignore[union-attr]
     assert "sesame" not in "".join(capfd.readouterr())
+
+
+def test_answers_that_take_too_long_are_cut_off_at_the_end(tiny_model: Path) -> None:
+    with serving(tiny_model, patience=0) as served:
+        running = connection(served, {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "stream": True})
+        assert b"200 OK" in running.recv(1000)
+    with closing(running):
+        rest = b""
+        while part := running.recv(65536):
+            rest += part
+    assert b"[DONE]" not in rest
+
+
+def test_an_engine_that_hands_out_no_tokens_is_served_in_one_piece(tiny_model: Path) -> None:
+    with serving(tiny_model, "--rollout-engine", "slime_core.testing.EchoEngine") as served:
+        asked: dict[str, Any] = {"model": NAME, "prompt": [5, 6, 7], "max_tokens": 2}
+        stream = list(served.openai.completions.create(**asked, stream=True, logprobs=0))
+        choice: Any = stream[0].choices[0]
+        assert [chunk.choices[0].text for chunk in stream] == [served.model.decode([6, 7]), ""]
+        assert choice.logprobs.token_logprobs == pytest.approx([math.log(0.5)] * 2)
+        with pytest.raises(openai.BadRequestError, match="log-probs of the chosen tokens alone"):
+            served.openai.completions.create(**asked, logprobs=2)
+        with pytest.raises(openai.BadRequestError, match="an engine that scores given tokens"):
+            served.openai.completions.create(**asked, logprobs=0, echo=True)
 
 
 @pytest.mark.parametrize(

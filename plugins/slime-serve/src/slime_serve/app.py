@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from slime_core.display import told
 from slime_core.errors import ArgumentError, DataError, SlimeError
 from slime_serve.bodies import read_body
-from slime_serve.generation import Answer, Prompt, Work, generate, work_for
+from slime_serve.generation import Answer, Prompt, Work, generate, require_few, work_for
 from slime_serve.guard import Guard, refused
 from slime_serve.model import ServedModel
 from slime_serve.prompts import conversation_tokens, plain_tokens
@@ -78,6 +78,7 @@ class Service:
         """Answer `/v1/completions`."""
         asked = read_request(await read_body(request), CompletionRequest)
         self._require_model(asked)
+        require_few(len(asked.prompts), asked)
         prompts = await self._in_thread(self._prompts, asked)
         likeliest = self._require_likeliest(asked.logprobs or 0)
         work = work_for(asked, prompts, asked.max_tokens, COMPLETION_TOKENS, self.model, likeliest)
@@ -122,7 +123,7 @@ class Service:
         return count
 
     def _prompts(self, asked: CompletionRequest) -> list[Prompt]:
-        tokenizer, vocabulary = self.model.tokenizer, len(self.model.tokenizer)
+        tokenizer, vocabulary = self.model.tokenizer, self.model.vocabulary_size
         found: list[Prompt] = []
         for given in asked.prompts:
             if isinstance(given, str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from slime_core.errors import ArgumentError, DataError, SlimeError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_serve.generation_defaults import sampling_defaults
 from slime_serve.options import ChatOptions, read_command_line
-from slime_serve.terminal import ask, piped, remark, write
+from slime_serve.terminal import ask, is_a_person_there, piped, remark, write
 
 if TYPE_CHECKING:
     from slime_core.data.conversation import Message
@@ -36,7 +35,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
     read = read_command_line(argv, "slime chat", DESCRIPTION, ChatOptions, plugins)
     if len(read.words) > 1:
         raise ArgumentError(f'What is {read.words[1]!r}? Put the question in quotes: slime chat MODEL "QUESTION".')
-    question = read.words[0] if read.words else None if sys.stdin.isatty() else piped()
+    question = read.words[0] if read.words else None if is_a_person_there() else piped()
     if question is not None and not question.strip():
         raise ArgumentError(
             "The question is empty. Give it behind MODEL or on standard input, or start slime chat in a terminal."

@@ -74,6 +74,16 @@ def seed_of(seed: int | None, number: int) -> int | None:
     return int.from_bytes(blake2b(b"%d:%d" % (seed, number), digest_size=6).digest())
 
 
+def require_few(prompts: int, request: SamplingRequest) -> None:
+    """Refuse a request for too many answers, before its prompts are read.
+
+    Raises:
+        Refusal: says how many there may be.
+    """
+    if (answers := prompts * (request.n or 1)) > MOST_ANSWERS:
+        raise wrong(f"The request asks for {answers} answers; at most {MOST_ANSWERS} are given at a time.", "n")
+
+
 def work_for(
     request: SamplingRequest,
     prompts: list[Prompt],
@@ -89,13 +99,9 @@ def work_for(
         otherwise: tokens of an answer where it does not say it and the context has room for so many.
 
     Raises:
-        Refusal: a prompt is empty, has unknown tokens or leaves no room for its answer; or there are too many answers.
+        Refusal: a prompt is empty, or leaves no room for its answer.
     """
     n = request.n or 1
-    if len(prompts) * n > MOST_ANSWERS:
-        raise wrong(
-            f"The request asks for {len(prompts) * n} answers; at most {MOST_ANSWERS} are given at a time.", "n"
-        )
     limits = [_limit(prompt, number, wanted, otherwise, model.context) for number, prompt in enumerate(prompts)]
     params: dict[str, Any] = {
         "temperature": 1.0 if request.temperature is None else request.temperature,

@@ -48,12 +48,14 @@ class ServedModel:
     Attributes:
         folder: the Hugging Face checkpoint.
         context: the longest prompt and answer together in tokens; None where the configuration sets no limit.
+        vocabulary_size: how many tokens the model knows, which may be more than the tokenizer.
     """
 
     folder: str
     engine: InferenceEngine
     tokenizer: PreTrainedTokenizerBase
     context: int | None
+    vocabulary_size: int
     vocabulary: Vocabulary = field(init=False)
 
     def __post_init__(self) -> None:
@@ -169,4 +171,4 @@ def open_model(args: RunArguments, plugins: Plugins) -> ServedModel:
     config = from_pretrained(AutoConfig, folder).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     make = partial(engine.bind(quantised=quantised), args)
-    return ServedModel(folder, make(), tokenizer, context)
+    return ServedModel(folder, make(), tokenizer, context, max(len(tokenizer), config.vocab_size))

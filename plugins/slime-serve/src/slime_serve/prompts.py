@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.conversation import ROLES, Message, chat_messages
@@ -40,6 +41,9 @@ def conversation_tokens(
     if not has_chat_template(tokenizer):
         raise DataError("the model has no chat template, so that it cannot read messages; it completes plain text")
     definitions: Any = tool_definitions(tools)
+    taken = signature(tokenizer.apply_chat_template).parameters
+    if own := sorted(variables.keys() & taken.keys() if variables else ()):
+        raise DataError(f"{own[0]!r} is no variable of a chat template, but decides how it is rendered")
     try:
         text: Any = tokenizer.apply_chat_template(
             read, tools=definitions, add_generation_prompt=True, tokenize=False, **(variables or {})

@@ -15,7 +15,10 @@ MOST_ANSWERS = 128
 """How many answers one request may ask for, over all its prompts."""
 MOST_LIKELIEST = 20
 
-_Text = Annotated[str, Field(min_length=1, max_length=1000)]
+LONGEST_STOP = 256
+"""Characters of a stop string: for every token the engine looks at as many tokens as it may have."""
+
+_Text = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
 _NO_PENALTY = "the engine changes no log-probs, so that they are those of the model"
 _NO_STORE = "this server keeps nothing of a request"
@@ -86,9 +89,7 @@ class SamplingRequest(_Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[list[_Text], Field(max_length=16)] | None = (
-        None
-    )
+    stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=1000)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from slime_core.display import named_if_unseen
+from slime_core.display import named_if_unseen, told
 from slime_core.errors import ArgumentError
 
 
@@ -27,7 +27,7 @@ def write(text: str) -> None:
 def remark(text: str) -> None:
     """Say something that is no answer, on standard error."""
     sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    print(told(text), file=sys.stderr, flush=True)
 
 
 def ask() -> str:
@@ -46,12 +46,19 @@ def ask() -> str:
     return "\n".join(lines)
 
 
+def is_a_person_there() -> bool:
+    """Whether standard input is a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()  # it is None where a program was started without
+
+
 def piped() -> str:
     """All of standard input as text.
 
     Raises:
         ArgumentError: it is not UTF-8.
     """
+    if sys.stdin is None:
+        return ""
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
