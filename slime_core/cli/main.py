@@ -120,10 +120,11 @@ def _usage(plugins: Plugins) -> str:
 
 def _with_notes(error: BaseException) -> str:
     """Return the message of an error, and below it the notes on what it came through but this command and the
-    conversion that it names."""
+    conversion that it names. A mistake on the command line is the command's to tell, whoever brings it."""
     message = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
     through = raised_in(error)
-    commands = {c.note for c in through if c.kind == "command" and c.distribution == CORE}
+    mistyped = isinstance(error, ArgumentError)
+    commands = {c.note for c in through if c.kind == "command" and (c.distribution == CORE or mistyped)}
     commands |= {c.note for c in through if c.kind == "checkpoint_conversion"}
     notes = [note for note in getattr(error, "__notes__", []) if note not in commands]
     return "\n".join([message, *(f"  {note}" for note in notes)])

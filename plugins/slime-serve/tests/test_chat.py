@@ -54,7 +54,7 @@ def chatting(tiny_model: Path, model: ServedModel, monkeypatch: pytest.MonkeyPat
             return line
 
         monkeypatch.setattr(chat, "ask", ask)
-        return chat.main([str(tiny_model), *words, *flags], Plugins())
+        return chat.main([str(tiny_model), *flags, *words], Plugins())
 
     return run
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from slime_core.cli.main import main
 from slime_core.errors import ArgumentError
-from slime_serve.folders import model_folder
+from slime_core.plugins import Plugins
+from slime_serve.folders import opened
+
+
+def model_folder(given: object) -> Path:
+    with opened(str(given), Plugins()) as folder:
+        return folder
 
 
 def export(folder: Path, age: int = 0) -> Path:
@@ -19,52 +29,90 @@ def export(folder: Path, age: int = 0) -> Path:
     return folder
 
 
-def checkpoint(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run with two checkpoints and the exports of both."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = [
+        "--hf-checkpoint",
+        str(tiny_model),
+        "--prompt-data",
+        str(chat_rows),
+        "--input-key",
+        "messages",
+        "--save",
+        str(folder),
+    ]
+    flags += [
+        "--rollout-batch-size",
+        "4",
+        "--num-rollout",
+        "2",
+        "--save-interval",
+        "1",
+        "--save-hf",
+        f"{folder}/step{{rollout_id}}",
+    ]
+    assert (
+        main(["train", *flags, "--rollout-function-path", "sft", "--loss-type", "sft_loss", "--debug-train-only"]) == 0
+    )
     return folder
 
 
-def test_a_model_is_itself_and_a_run_its_newest_export(tmp_path: Path) -> None:
-    model = export(tmp_path / "model")
-    assert model_folder(str(model)) == model
-    run = tmp_path / "run"
-    old, new = export(run / "hf", age=10), export(run / "model")
-    assert model_folder(str(run)) == new
-    assert model_folder(f"{run}/hf/") == old
+@pytest.fixture
+def moved(run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`moved("step1")`: a copy of the run without these folders."""
+
+    def make(*without: str) -> Path:
+        return Path(shutil.copytree(run, tmp_path / "moved", ignore=lambda folder, names: without))
+
+    return make
 
 
-@pytest.mark.parametrize("form", ["arguments:\n  save_hf: {}", "arguments:\n  save_hf:\n    value: {}", "save_hf: {}"])
-@pytest.mark.parametrize("pattern", ["step{rollout_id}", "{rollout_id}/hf", "out"])
-def test_exports_are_found_where_the_run_wrote_them(tmp_path: Path, form: str, pattern: str) -> None:
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    export(elsewhere / pattern.replace("{rollout_id}", "3"), age=10)
-    newest = export(elsewhere / pattern.replace("{rollout_id}", "12")) if "{" in pattern else elsewhere / pattern
-    first = checkpoint(run / "iter_0000003")
-    (run / "config.yaml").write_text(form.format(str(elsewhere / pattern)) + "\n")
-    assert model_folder(str(run)) == newest
-    if pattern.startswith("step"):
-        assert model_folder(str(first)) == elsewhere / "step3"
+def test_a_model_is_itself_and_a_run_its_newest_export(run: Path, tmp_path: Path) -> None:
+    model = export(tmp_path / "some" / "model")
+    assert model_folder(model) == model
+    old, new = export(tmp_path / "runs" / "hf", age=10), export(tmp_path / "runs" / "model")
+    assert model_folder(tmp_path / "runs") == new
+    assert model_folder(f"{tmp_path}/runs/hf/").samefile(old)
+    assert model_folder(run) == run / "step1"
 
 
-def test_what_has_no_export_is_told_what_to_do(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    saved = checkpoint(run / "iter_0000003")
-    checkpoint(run / "iter_0000012")
-    bare, empty, file = tmp_path / "bare", tmp_path / "empty", tmp_path / "weights.pt"
-    bare.mkdir()
+def test_a_checkpoint_is_the_export_of_its_rollout(run: Path, moved: Callable[..., Path]) -> None:
+    assert model_folder(run / "iter_0000000") == run / "step0"
+    copy = moved()
+    assert model_folder(copy).samefile(copy / "step1")
+
+
+def test_what_was_not_exported_is_exported_for_as_long_as_it_is_used(
+    run: Path, moved: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = moved("step0", "step1")
+    shutil.move(run / "step1", run / "elsewhere")
+    try:
+        for given in (copy, copy / "iter_0000001"):
+            with opened(str(given), Plugins()) as folder:
+                own, same = (load_file(path / "model.safetensors") for path in (folder, run / "elsewhere"))
+                assert own.keys() == same.keys()
+                assert all(own[name].equal(same[name]) for name in own)
+            assert not folder.exists()
+            assert f"slime export {copy}/iter_0000001 FOLDER" in capfd.readouterr().err
+    finally:
+        shutil.move(run / "elsewhere", run / "step1")
+
+
+def test_what_is_no_model_is_told_what_to_do(moved: Callable[..., Path], tmp_path: Path) -> None:
+    bare = moved("step0", "step1", "iter_0000000", "iter_0000001")
+    empty, file = tmp_path / "empty", tmp_path / "weights.pt"
     empty.mkdir()
-    (bare / "config.yaml").write_text("- not a configuration\n")
     file.write_text("")
     for given, problem in (
-        (saved, f"slime export {saved} NEW-FOLDER"),
-        (run, f"slime export {run}/iter_0000012 NEW-FOLDER"),
-        (bare, "--save-hf"),
+        (bare, "neither an exported model nor a checkpoint"),
         (empty, "there is no config.json in it"),
         (file, "torch.save"),
         (tmp_path / "missing", "no such folder"),
         ("org/name", "Nothing is downloaded"),
     ):
         with pytest.raises(ArgumentError) as error:
-            model_folder(str(given))
+            model_folder(given)
         assert problem in str(error.value), given

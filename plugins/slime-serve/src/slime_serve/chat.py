@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import ArgumentError, DataError, SlimeError, did_you_mean
 from slime_core.plugins import Plugins
+from slime_serve.folders import opened
 from slime_serve.generation_defaults import sampling_defaults
 from slime_serve.options import ChatOptions, read_command_line
 from slime_serve.terminal import ask, is_a_person_there, piped, remark, write
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     'Talk to a model: `slime chat MODEL`. Or ask one question, `slime chat MODEL "QUESTION"`, which standard input may hold as well; '
-    "then the answer alone is printed. MODEL is a Hugging Face folder, the directory of a run that exported one, or a checkpoint iter_N "
-    "of it."
+    "then the answer alone is printed. MODEL is a Hugging Face folder, the directory of a run, or a checkpoint iter_N "
+    "of one."
 )
 HELP = """/system TEXT  begin anew with this system message; without TEXT, with none
 /reset        begin anew; the system message stays
@@ -32,7 +33,7 @@ COMMANDS = ("/help", "/quit", "/exit", "/reset", "/system")
 
 def main(argv: list[str], plugins: Plugins) -> int:
     """Run `slime chat MODEL …`."""
-    read = read_command_line(argv, "slime chat", DESCRIPTION, ChatOptions, plugins)
+    read = read_command_line(argv, "slime chat MODEL [QUESTION]", DESCRIPTION, ChatOptions, plugins)
     if len(read.words) > 1:
         raise ArgumentError(f'What is {read.words[1]!r}? Put the question in quotes: slime chat MODEL "QUESTION".')
     question = read.words[0] if read.words else None if is_a_person_there() else piped()
@@ -42,8 +43,11 @@ def main(argv: list[str], plugins: Plugins) -> int:
         )
     from slime_serve.model import open_model
 
-    with closing(open_model(read.args, plugins)) as model:
-        conversation = Conversation(model, _parameters(read.own, str(read.args.hf_checkpoint)), read.own)
+    with (
+        opened(read.given, plugins, read.own.trust_remote_code) as folder,
+        closing(open_model(read.args_for(folder), plugins)) as model,
+    ):
+        conversation = Conversation(model, _parameters(read.own, str(folder)), read.own)
         conversation.begin(read.own.system)
         if question is None:
             return _talk(conversation)

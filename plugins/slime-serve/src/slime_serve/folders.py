@@ -1,103 +1,86 @@
-"""`model_folder`: which Hugging Face checkpoint somebody means who names a model, an export, a run or a checkpoint of one."""
+"""`opened`: the Hugging Face checkpoint that somebody means who names a model, an export, a run or a checkpoint of one."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from slime_core.data.checkpoint_folders import advice, is_of_a_run, iterations, recognise
+from slime_core.data.checkpoint_folders import advice, is_of_a_run, recognise
 from slime_core.errors import ArgumentError
+from slime_core.plugins import Plugins
+from slime_core.run.stored_run import StoredRun, find_run
 
-EXPORTS = ("model", "hf")
+USUAL = ("model", "hf")
 """What exports are usually called in the directory of a run."""
-ROLLOUT = "{rollout_id}"
-"""What stands in `--save-hf` for the number of a rollout."""
 
 
-def model_folder(given: str) -> Path:
-    """The Hugging Face checkpoint that `given` leads to: itself; of the directory of a run its newest export; of a checkpoint
-    `iter_N` the export of the same rollout.
+@contextmanager
+def opened(given: str, plugins: Plugins, trust_remote_code: bool = False) -> Iterator[Path]:
+    """The folder of a model until the block ends: `given` itself, the newest export of a run, or the model of a checkpoint `iter_N`. What
+    was not exported is exported into a temporary folder, and that is said on standard error.
+
+    Args:
+        trust_remote_code: code that the folder of the run's model brings may be executed.
 
     Raises:
-        ArgumentError: there is none; says what the folder is and what makes a model of it.
+        ArgumentError: there is no model; says what the folder is and what makes a model of it.
+        SlimeError: the checkpoint cannot be exported.
     """
     path = Path(given).expanduser()
     if not path.exists():
         hub = " Nothing is downloaded: give the path of a folder on this machine." if given.count("/") == 1 else ""
         raise ArgumentError(f"There is no model {given}: no such folder.{hub}")
     if (path / "config.json").is_file():
-        return path
-    if path.is_dir() and is_of_a_run(path):
-        return _export_of_checkpoint(path)
-    if path.is_dir() and (exports := sorted(_exports(path), key=_age)):
-        return exports[-1]
-    checkpoints = iterations(path) if path.is_dir() else []
-    if own := [folder for folder in checkpoints if is_of_a_run(folder)]:
-        raise ArgumentError(f"{given} has checkpoints of a run and no export of a model. {_how_to_export(own[-1])}")
-    if path.is_dir() and (path / "config.yaml").is_file():
-        raise ArgumentError(
-            f"{given} is the directory of a run that exported no model and kept no checkpoint in it. Run it with --save-hf {given}/model, "
-            "or give the folder that was its --save or --save-hf."
-        )
-    if found := recognise(path):
-        raise ArgumentError(f"{given} leads to {found}; expected a Hugging Face checkpoint. {advice(found)}")
-    raise ArgumentError(
-        f"{given} is no model: there is no config.json in it. Give a Hugging Face checkpoint, or the directory of a run that exported "
-        "one (--save-hf)."
-    )
-
-
-def _export_of_checkpoint(checkpoint: Path) -> Path:
-    """The export of the rollout that a checkpoint was saved after."""
-    number = checkpoint.name.rpartition("_")[2]
-    for export in (*(checkpoint / name for name in EXPORTS), *_exports(checkpoint.parent)):
-        inside = export.parent == checkpoint
-        if (export / "config.json").is_file() and (inside or _number(export) == int(number)):
-            return export
-    raise ArgumentError(
-        f"{checkpoint} is a checkpoint of a run, and no export of it was found. {_how_to_export(checkpoint)}"
-    )
-
-
-def _how_to_export(checkpoint: Path) -> str:
-    return f"Export it first: slime export {checkpoint} NEW-FOLDER."
-
-
-def _exports(run: Path) -> Iterator[Path]:
-    """All exports that a run has made: in its directory, and where its `--save-hf` says."""
-    usual = [run / name for name in EXPORTS]
-    for folder in [*usual, *(inner for name in usual for inner in sorted(name.glob("*")))]:
-        if (folder / "config.json").is_file():
+        yield path
+        return
+    run = find_run(path) if path.is_dir() else None
+    if export := _exported(path, run):
+        yield export
+    elif run is not None and run.checkpoints:
+        with _exported_now(run.checkpoints[-1], plugins, trust_remote_code) as folder:
             yield folder
-    parts = Path(_save_hf(run)).parts
-    fixed = next((n for n, part in enumerate(parts) if ROLLOUT in part), len(parts))
-    named = "/".join(parts[fixed:]).replace(ROLLOUT, "*")
-    where = Path(*parts[:fixed])
-    for folder in sorted(where.glob(named)) if named else [where]:
-        if parts and (folder / "config.json").is_file():
-            yield folder
+    else:
+        raise _nothing(path, run)
 
 
-def _save_hf(run: Path) -> str:
-    """What `--save-hf` was in a run, "" where nothing tells."""
-    try:
-        config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return ""
-    given = config.get("arguments", config) if isinstance(config, dict) else {}
-    found = given.get("save_hf") if isinstance(given, dict) else None
-    found = found.get("value") if isinstance(found, dict) else found
-    return found if isinstance(found, str) else ""
+def _exported(path: Path, run: StoredRun | None) -> Path | None:
+    """The export that is meant: of a checkpoint the one of its rollout, else the newest."""
+    usual = [path / name for name in USUAL if (path / name / "config.json").is_file()]
+    found = [*(run.exported() if run is not None else ()), *usual]
+    if is_of_a_run(path):
+        found = [export for export in found if export in usual or _number(export) == _number(path)]
+    return max(found, key=lambda export: (export / "config.json").stat().st_mtime, default=None)
 
 
 def _number(folder: Path) -> int | None:
-    """The rollout that the path of an export names."""
+    """The rollout that a path names."""
     return next((int(found[-1]) for part in reversed(folder.parts[-2:]) if (found := re.findall(r"\d+", part))), None)
 
 
-def _age(folder: Path) -> float:
-    return (folder / "config.json").stat().st_mtime
+@contextmanager
+def _exported_now(checkpoint: Path, plugins: Plugins, trust_remote_code: bool) -> Iterator[Path]:
+    from slime_core.run.export import ExportOptions, export_checkpoint
+    from slime_serve.terminal import remark
+
+    with tempfile.TemporaryDirectory(prefix="slime-model-") as folder:
+        target = Path(folder) / "model"
+        remark(f"exporting {checkpoint} to {target}, until this ends; `slime export {checkpoint} FOLDER` keeps it")
+        export_checkpoint(checkpoint, target, plugins, ExportOptions(trust_remote_code=trust_remote_code))
+        yield target
+
+
+def _nothing(path: Path, run: StoredRun | None) -> ArgumentError:
+    """What to tell of a folder that has no model."""
+    if run is not None:
+        return ArgumentError(
+            f"{path} is the directory of a run that left neither an exported model nor a checkpoint. Train with --save-hf {path}/model, or "
+            "with --save DIR."
+        )
+    if found := recognise(path):
+        return ArgumentError(f"{path} leads to {found}; expected a Hugging Face checkpoint. {advice(found)}")
+    return ArgumentError(
+        f"{path} is no model: there is no config.json in it. Give a Hugging Face checkpoint, the directory of a run, or a checkpoint of one."
+    )

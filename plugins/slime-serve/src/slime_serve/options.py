@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr, create_model, field_validator
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.namespace import Namespace
-from slime_core.arguments.of_a_command import read_options
+from slime_core.arguments.of_a_command import read_words_and_options
 from slime_core.arguments.readers import options_read
 from slime_core.arguments.resolve import remember_secrets
 from slime_core.contracts.options import ArgumentGroup, option
@@ -20,7 +22,6 @@ from slime_core.errors import ArgumentError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.remote_code import trust_remote_code
 from slime_core.secrets import secret_from
-from slime_serve.folders import model_folder
 
 LONGEST_ANSWER = 1024
 
@@ -118,9 +119,9 @@ class Read(Generic[Options]):
 
     Attributes:
         given: MODEL as it was written.
-        words: what stands between MODEL and the options.
+        words: what stands there besides MODEL and the options.
         own: the options of the command.
-        args: what the engine is made with: defaults, MODEL as `--hf-checkpoint`, and the options of the engine.
+        args: defaults, and the options of the engine.
     """
 
     given: str
@@ -128,20 +129,26 @@ class Read(Generic[Options]):
     own: Options
     args: RunArguments
 
+    def args_for(self, folder: Path) -> RunArguments:
+        """What the engine is made with for the model in a folder."""
+        return self.args.model_copy(update={"hf_checkpoint": str(folder)})
+
 
 def read_command_line(
     argv: Sequence[str], prog: str, description: str, options: type[Options], plugins: Plugins
 ) -> Read[Options]:
-    """Read `MODEL … --options`. Prints the help and exits when asked to.
+    """Read MODEL, further words, and options. Prints the help and exits when asked to.
+
+    Args:
+        prog: the command with the names of its words.
 
     Raises:
-        ArgumentError: there is no such model or engine, or an option is unknown or wrong.
+        ArgumentError: MODEL is missing, there is no such engine, or an option is unknown or wrong.
     """
-    first = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
-    words, flags = list(argv[:first]), list(argv[first:])
     namespace = Namespace(plugins)
-    name = _engine_named(flags, options.model_fields["rollout_engine"].default)
-    namespace.admit(f.removeprefix("--").partition("=")[0].replace("-", "_") for f in flags if f.startswith("--"))
+    name = _engine_named(argv, options.model_fields["rollout_engine"].default)
+    flags = [word for word in takewhile(lambda word: word != "--", argv) if word.startswith("--")]
+    namespace.admit(flag.removeprefix("--").partition("=")[0].replace("-", "_") for flag in flags)
     engine = _options_of_engine(namespace, plugins, name) - set(options.model_fields)
     groups = [
         g for g in dict.fromkeys(namespace.options[n].group for n in namespace.options) if set(g.model_fields) & engine
@@ -149,19 +156,17 @@ def read_command_line(
     sections: Any = [_part(group, engine) for group in groups]
     both: type[ArgumentGroup] = create_model("Both", __base__=(options, *sections), __doc__=options.__doc__)
     _require_own(flags, both, namespace, name)
-    read: Any = read_options(flags, prog, description, both, [ModelOptions, *sections])
+    found: Any = read_words_and_options(argv, prog, description, both, [ModelOptions, *sections])
+    words, read = found
     if not words:
-        raise ArgumentError(
-            f"Which model? It comes first: {prog} MODEL, the folder of a Hugging Face checkpoint or of a run."
-        )
-    folder = model_folder(words[0])
+        raise ArgumentError(f"Which model? {prog}: the folder of a Hugging Face checkpoint or of a run.")
     trust_remote_code(read.trust_remote_code)
     given = {n: getattr(read, n) for n in read.model_fields_set & engine}
     for n in [n for n in given if namespace.options[n].is_secret]:
         given[n] = secret_from(given[n], namespace.options[n].flag)
     shared = {"trust_remote_code": read.trust_remote_code, "rollout_engine": read.rollout_engine}
     # An engine reads none of the options that every run must have.
-    args = namespace.model(hf_checkpoint=str(folder), prompt_data=["none"], rollout_batch_size=1, **shared, **given)
+    args = namespace.model(hf_checkpoint=words[0], prompt_data=["none"], rollout_batch_size=1, **shared, **given)
     remember_secrets(args)
     own = options(**{n: getattr(read, n) for n in read.model_fields_set & set(options.model_fields)})
     return Read(words[0], words[1:], own, args)
@@ -203,7 +208,7 @@ def _require_own(flags: Sequence[str], options: type[ArgumentGroup], namespace: 
     """Refuse options of a run that have no effect here, which `read_options` would call unknown."""
     for word in flags:
         name = word.removeprefix("--").partition("=")[0].removeprefix("no-").replace("-", "_")
-        if word.startswith("--") and name in namespace.options and name not in options.model_fields:
+        if name in namespace.options and name not in options.model_fields:
             raise ArgumentError(
                 f"{namespace.options[name].flag} is an option of a run, which neither this command nor the engine {engine!r} reads."
             )

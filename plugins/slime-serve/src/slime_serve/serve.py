@@ -13,18 +13,20 @@ from pathlib import Path
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.secrets import remember_secret, secret_from
+from slime_serve.folders import opened
 from slime_serve.options import Read, ServeOptions, read_command_line
+from slime_serve.terminal import remark
 
 DESCRIPTION = (
     "Serve a model as OpenAI does: /v1/chat/completions, /v1/completions, /v1/models, and /health. MODEL is a Hugging Face folder, the "
-    "directory of a run that exported one, or a checkpoint iter_N of it. Ctrl-C ends it when running answers are finished."
+    "directory of a run, or a checkpoint iter_N of one. Ctrl-C ends it when running answers are finished."
 )
 KEY_VARIABLE = "SLIME_API_KEY"
 
 
 def main(argv: list[str], plugins: Plugins) -> int:
     """Run `slime serve MODEL …` until Ctrl-C or SIGTERM."""
-    read = read_command_line(argv, "slime serve", DESCRIPTION, ServeOptions, plugins)
+    read = read_command_line(argv, "slime serve MODEL", DESCRIPTION, ServeOptions, plugins)
     if read.words:
         raise ArgumentError(f"What is {read.words[0]!r}? `slime serve` takes one MODEL, and options after it.")
     key = _key(read.own)
@@ -60,8 +62,11 @@ def _serve(
     from slime_serve.server import Server
 
     _say_what_happens()
-    print(f"loading {read.args.hf_checkpoint} …", file=sys.stderr, flush=True)
-    with closing(open_model(read.args, plugins)) as model:
+    with (
+        opened(read.given, plugins, read.own.trust_remote_code) as folder,
+        closing(open_model(read.args_for(folder), plugins)) as model,
+    ):
+        remark(f"loading {folder} …")
         name = read.own.served_model_name or read.given.rstrip("/") or str(Path(read.given))
         room = Room(read.own.max_waiting)
         variables = read.own.apply_chat_template_kwargs
@@ -70,7 +75,7 @@ def _serve(
         def end() -> None:
             if not room.is_closed:
                 waiting = f"waiting for {room.taken} answers, up to {read.own.shutdown_timeout} s" if room.taken else ""
-                print(f"shutting down {waiting}".rstrip(), file=sys.stderr, flush=True)
+                remark(f"shutting down {waiting}".rstrip())
             room.is_closed = True
 
         server = Server(make_app(service, key, loopback), read.own.shutdown_timeout, end)
