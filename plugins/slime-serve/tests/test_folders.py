@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from slime_core.cli.main import main
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, Terminated
 from slime_core.plugins import Plugins
 from slime_serve.folders import opened
 
@@ -97,6 +98,10 @@ def test_what_was_not_exported_is_exported_for_as_long_as_it_is_used(
                 assert all(own[name].equal(same[name]) for name in own)
             assert not folder.exists()
             assert f"slime export {copy}/iter_0000001 FOLDER" in capfd.readouterr().err
+        with pytest.raises(Terminated):
+            with opened(str(copy), Plugins()) as folder:
+                signal.raise_signal(signal.SIGTERM)
+        assert not folder.exists()
     finally:
         shutil.move(run / "elsewhere", run / "step1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -99,26 +100,22 @@ class Conversation:
             SlimeError: the model cannot read that, or the engine fails; the conversation is as it was then.
         """
         before = list(self.messages)
+        told: list[str] = []
         if self.has_turns:
             self.messages.append({"role": "user", "content": text})
-        told: list[str] = []
+        is_whole = False
         try:
             tokens = self._tokens(self.messages) if self.has_turns else self._plain(text)
             runner.run(self._answer(tokens, told))
-        except KeyboardInterrupt:
-            self._remember(told, before)
-            raise
-        except BaseException:
-            self.messages = before
-            raise
-        self._remember(told, before)
-
-    def _remember(self, told: list[str], before: list[Message]) -> None:
-        answer = "".join(told)
-        if not self.has_turns or not answer:
-            self.messages = before if not answer else self.messages
-            return
-        self.messages.append({"role": "assistant", "content": answer})
+            is_whole = True
+        finally:
+            stopped = isinstance(sys.exception(), KeyboardInterrupt) and any(told)
+            if self.has_turns and (is_whole or stopped):
+                self.messages.append({"role": "assistant", "content": "".join(told)})
+            else:
+                self.messages = before
+        if not any(told):
+            remark("(the answer is empty)")
 
     async def _answer(self, tokens: list[int], told: list[str]) -> None:
         seed = self.options.rollout_seed

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from slime_core.data.checkpoint_folders import advice, is_of_a_run, recognise
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, Terminated
 from slime_core.plugins import Plugins
 from slime_core.run.stored_run import StoredRun, find_run
 
@@ -65,11 +68,28 @@ def _exported_now(checkpoint: Path, plugins: Plugins, trust_remote_code: bool) -
     from slime_core.run.export import ExportOptions, export_checkpoint
     from slime_serve.terminal import remark
 
-    with tempfile.TemporaryDirectory(prefix="slime-model-") as folder:
+    with _removed_after_sigterm(), tempfile.TemporaryDirectory(prefix="slime-model-") as folder:
         target = Path(folder) / "model"
         remark(f"exporting {checkpoint} to {target}, until this ends; `slime export {checkpoint} FOLDER` keeps it")
         export_checkpoint(checkpoint, target, plugins, ExportOptions(trust_remote_code=trust_remote_code))
         yield target
+
+
+@contextmanager
+def _removed_after_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that nothing temporary is left."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _nothing(path: Path, run: StoredRun | None) -> ArgumentError:
