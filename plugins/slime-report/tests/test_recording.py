@@ -148,6 +148,7 @@ def test_the_text_of_tokens_is_that_of_the_whole():
     pieces = TokenTexts(Letters()).of([*text.encode(), 300])
     assert "".join(pieces) == text + " word"
     assert pieces[0] == "a"
+    assert TokenTexts(None).of([7, 300]) == ["<7>", "<300>"], "without a tokenizer"
     assert TokenTexts(Letters()).of(b"a\xff") == ["a", "\ufffd"], "what is no character is shown as such"
 
 

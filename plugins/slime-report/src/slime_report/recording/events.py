@@ -85,8 +85,9 @@ def _command() -> str:
 
 def _resume_after(run_dir: Path) -> int | None:
     """The last rollout that a resumed run has behind it, as its configuration says; None in a new one."""
-    with (run_dir / "config.yaml").open(encoding="utf-8") as file:
-        last = [line for line in file if line.startswith("resume_after:")]
+    path = run_dir / "config.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    last = [line for line in lines if line.startswith("resume_after:")]
     found = yaml.safe_load(last[-1])["resume_after"] if last else None
     return found if isinstance(found, int) else None
 

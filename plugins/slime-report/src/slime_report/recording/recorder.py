@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.arguments.derived import derived
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.errors import SampleError
+from slime_core.errors import SampleError, SlimeError
 from slime_core.sample import Sample, reward_of
 from slime_core.training.token_numbers import Numbers, TokenNumbers
 from slime_report.recording import FOLDER, GROUPS, SAMPLES
@@ -23,6 +23,8 @@ from slime_report.recording.choice import Candidate, choose
 from slime_report.recording.rows import BYTES_PER_TOKEN, TokenTexts, group_rows, less, prompt_id, sample_row
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from slime_report.arguments import RecordedRunArguments
 
 ALWAYS = 32
@@ -90,7 +92,7 @@ class Recorder:
         candidates = self._candidates(rollout_id, tokens, rewards)
         chosen = choose(candidates, self._args.record_samples, frozenset(self._known), rollout_id)
         if self._texts is None:
-            self._texts = TokenTexts(load_tokenizer(self._args.hf_checkpoint))
+            self._texts = TokenTexts(_tokenizer(self._args.hf_checkpoint))
         rows = []
         for place, why in chosen.items():
             numbers = tokens.of(place)
@@ -149,3 +151,11 @@ class Recorder:
             return reward_of(sample, self._args.reward_key)
         except SampleError:
             return None
+
+
+def _tokenizer(checkpoint: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint; None where it has none that can be loaded."""
+    try:
+        return load_tokenizer(checkpoint)
+    except SlimeError:
+        return None

@@ -163,14 +163,16 @@ def _short(value: Any, limit: int) -> str | None:
 
 
 class TokenTexts:
-    """The texts of token ids, each found once."""
+    """The texts of token ids, each found once. Without a tokenizer they are the ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._tokenizer = tokenizer
         self._found: dict[int, str] = {}
 
     def of(self, ids: Sequence[int]) -> list[str]:
         """Return the text of every token. Of a character that several tokens make up together, the last one has it."""
+        if self._tokenizer is None:
+            return [f"<{token_id}>" for token_id in ids]
         found: list[str] = []
         waiting: list[int] = []
         for token_id in ids:
@@ -186,7 +188,7 @@ class TokenTexts:
         return found
 
     def _alone(self, token_id: int) -> str:
-        if token_id not in self._found:
+        if token_id not in self._found and self._tokenizer is not None:
             text = self._decode([token_id])
             raw = self._tokenizer.convert_ids_to_tokens([token_id])[0]
             # Tokenizers of SentencePiece leave out the space before a word that stands alone.
@@ -194,4 +196,4 @@ class TokenTexts:
         return self._found[token_id]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if self._tokenizer else ""
