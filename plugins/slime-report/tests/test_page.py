@@ -59,7 +59,7 @@ def test_sections_stand_in_the_order_in_which_people_look(browser: Browser, page
     assert browser.eval("document.querySelector('main > header .sentence').textContent") == HEALTHY.verdict
 
 
-def test_what_alarms_link_to_is_there_and_is_shown(browser: Browser, pages: dict[str, Path]) -> None:
+def test_what_alarms_link_to_is_there_and_is_shown(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     shown(browser, pages["alarmed"])
     links = browser.eval("[...document.querySelectorAll('.alarms a')].map((one) => one.getAttribute('href'))")
     assert links == ["#chart-length", "#sample-0-7"]
@@ -69,6 +69,12 @@ def test_what_alarms_link_to_is_there_and_is_shown(browser: Browser, pages: dict
     assert said(browser, "chart-length").startswith("step 60;")
     assert "Sample s7" in texts(browser, "#sample-0-7 h3")
     assert browser.eval("document.querySelector('#chart-length .alarm title').textContent") == alarms()[0].text
+    after = replace(
+        run(samples=0, steps=6), alarms=[replace(alarms()[0], step=7)]
+    )  # the step that ended the run has no numbers
+    (tmp_path / "ended.html").write_text(render(report_of(after)), "utf-8")
+    shown(browser, tmp_path / "ended.html")
+    assert texts(browser, "#chart-length .alarm title") == [after.alarms[0].text]
 
     shown(browser, pages["three"], "#sample-2-7")  # the address alone is enough, of any run
     browser.wait("document.getElementById('sample-2-7') !== null")

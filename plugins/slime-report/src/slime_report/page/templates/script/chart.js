@@ -183,7 +183,7 @@ class Chart {
           high = Math.max(high, value);
         }
       });
-    if (low > high) return this.log ? [1, 10] : [0, 1];
+    if (low > high || (low === 0 && high === 0)) return this.log ? [1, 10] : [0, 1];
     if (this.log) return low === high ? [low / 2, high * 2] : [low, high];
     if (low >= 0 && low < 0.4 * high) low = 0; // close to zero: show it
     const spread = high - low > 1e-6 * Math.abs(high) ? high - low : Math.abs(high) || 1; // the same but for rounding

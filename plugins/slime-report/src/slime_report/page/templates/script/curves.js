@@ -16,7 +16,11 @@ function curves(data) {
   }));
   const several = runs.length > 1;
   const waiting = new Set();
-  const ends = runs.flatMap((run) => [...run.series.values()].flatMap(({ x }) => (x.length ? [x[0], x.at(-1)] : [])));
+  // An alarm may be about the step that ended the run, which has no numbers.
+  const ends = runs.flatMap((run) => [
+    ...[...run.series.values()].flatMap(({ x }) => (x.length ? [x[0], x.at(-1)] : [])),
+    ...(run.series.size ? run.alarms.map(({ step }) => step) : []),
+  ]);
   const view = {
     step: null,
     range: null,

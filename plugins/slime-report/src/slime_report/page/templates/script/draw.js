@@ -38,6 +38,10 @@ function bandOf(line, x, y) {
   const atX = (place) => x(series.x[place]);
   const whole = (place) => (series.low[place] === null || series.high[place] === null ? null : 0);
   const path = stretches(series, line.gap, whole).map((part) => {
+    if (part.length === 1) {
+      const [at, low, high] = [atX(part[0]), y(series.low[part[0]]), y(series.high[part[0]])];
+      return `M${at - 2} ${low}V${high}h4V${low}Z`;
+    }
     const upper = pointsOf(part, atX, (place) => y(series.high[place]));
     const lower = pointsOf([...part].reverse(), atX, (place) => y(series.low[place]));
     return `M${upper.join("L")}L${lower.join("L")}Z`;

@@ -28,9 +28,11 @@ const SHADES = {
 /** The colouring of a channel; `largest` is the largest advantage. */
 function shadesOf(channel, largest) {
   const shades = SHADES[channel];
-  return shades.edges
-    ? shades
-    : { ...shades, edges: [0.02, 0.2, 0.4, 0.6, 0.8].map((share) => share * (largest || 1)) };
+  if (shades.edges) return shades;
+  const fifth = (largest || 1) / 5;
+  const power = 10 ** Math.floor(Math.log10(fifth));
+  const step = power * [5, 2.5, 2, 1].find((factor) => factor * power <= fifth * 1.001);
+  return { ...shades, edges: [0.1, 1, 2, 3, 4].map((count) => count * step) };
 }
 
 /** The class of a value's shade: s1 to s5, or with a sign p1 to p5 and n1 to n5; none for small ones. */
