@@ -211,10 +211,11 @@ def test_megatron_hands_over_what_the_checkpoint_would_hold(served, model, chat_
         "--save-hf",
         str(tmp_path / "hf-{rollout_id}"),
     ]
-    words += FLAGS if start == "in FP8" else ()
+    words += ["--save", str(tmp_path / "save"), *(FLAGS if start == "in FP8" else ())]
     assert main(["train", *words, "--num-rollout", "1" if restored else "2"]) == 0
     converter = tensors(convert(tmp_path / "hf-0", tmp_path / "again", "block"))
     assert differing(converter, tensors(tmp_path / "hf-0" / "quantised")) == []
+    require_exported_alike(tmp_path)
     if not restored:
         assert differing(converter, load_file(tmp_path / "engine-1.safetensors")) == []
     first = load_file(tmp_path / "engine-0.safetensors")
@@ -222,20 +223,28 @@ def test_megatron_hands_over_what_the_checkpoint_would_hold(served, model, chat_
     assert not [name for name in differing(first, before) if not restored or not name.endswith("_scale_inv")]
 
 
+def require_exported_alike(folder: Path) -> None:
+    """`slime export` makes of the first checkpoint what --save-hf wrote with it, in high precision and in FP8."""
+    assert main(["export", str(folder / "save" / "iter_0000000"), str(folder / "exported"), "--dtype", "fp32"]) == 0
+    for name in ("", "quantised"):
+        found, expected = (tensors(own / name) for own in (folder / "exported", folder / "hf-0"))
+        assert found.keys() == expected.keys()
+        assert differing(found, expected) == []
+
+
 @pytest.mark.parametrize("strategy", ["block", "mxfp8"])
 def test_experts_in_one_tensor_go_to_the_engine_as_the_checkpoint_has_them(chat_rows, tmp_path, strategy):
     model = small_model(tmp_path / "moe", **MOE)
     served = convert(model, tmp_path / "served", strategy)
-    words = grpo(served, model, chat_rows, tmp_path)
-    assert (
-        main(["train", *words, "--lr", "1e-2", "--save-interval", "1", "--save-hf", str(tmp_path / "hf-{rollout_id}")])
-        == 0
-    )
+    words = [*grpo(served, model, chat_rows, tmp_path), "--lr", "1e-2", "--save-interval", "1"]
+    words += ["--save", str(tmp_path / "save"), "--save-hf", str(tmp_path / "hf-{rollout_id}")]
+    assert main(["train", *words]) == 0
     engine = load_file(tmp_path / "engine-1.safetensors")
     assert "model.layers.0.mlp.experts.3.up_proj.weight_scale_inv" in engine
     converter = tensors(convert(tmp_path / "hf-0", tmp_path / "again", strategy))
     assert differing(converter, engine) == []
     assert differing(converter, tensors(tmp_path / "hf-0" / "quantised")) == []
+    require_exported_alike(tmp_path)
     (first, second) = read_metrics(tmp_path / "metrics.jsonl")
     assert 1e-6 < first["train/train_rollout_logprob_abs_diff"] < 0.1
     assert [first["train/ratio"], second["train/ratio"]] == pytest.approx([1.0, 1.0], abs=1e-6)

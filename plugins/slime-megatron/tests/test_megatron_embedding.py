@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slime_core.cli.main import main
+from slime_core.run.tracking import read_metrics
 from slime_core.testing import chat_tokenizer, tiny_checkpoint
 
+EVALUATED = ("--eval-interval", "1", "--eval-prompt-data", "rows")
 SCRIPT = """
 import sys
 from slime_core.cli.main import main
@@ -59,12 +61,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     commands = [
         run("few rows"),
         run("tied"),
-        run("base", "--save", str(folder / "save"), "--save-hf", str(folder / "hf")),
+        run(
+            "base",
+            "--save",
+            str(folder / "save"),
+            "--save-hf",
+            str(folder / "hf"),
+            *EVALUATED,
+            str(folder / "rows.jsonl"),
+        ),
+        "|".join(["eval", str(folder / "save"), "--json", str(folder / "evaluated.json")]),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *commands], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", SCRIPT, *commands], capture_output=True, text=True, timeout=400, check=False
     )
-    assert done.stdout.strip().endswith("ends [2, 2, 0]"), done.stdout + done.stderr
+    assert done.stdout.strip().endswith("ends [2, 2, 0, 0]"), done.stdout + done.stderr
     return folder, done.stderr
 
 
@@ -85,6 +96,14 @@ def test_an_export_and_what_is_converted_stop_at_the_end_of_trained_turns(made: 
     assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items() for other in weights[1:])
     for file in (path.name for path in (folder / "hf").iterdir() if path.name != "model.safetensors"):
         assert (folder / "exported" / file).read_bytes() == (folder / "hf" / file).read_bytes(), file
+
+
+def test_a_checkpoint_is_evaluated_to_the_number_that_training_printed(made: tuple[Path, str]) -> None:
+    folder, _ = made
+    (model,) = json.loads((folder / "evaluated.json").read_text())["models"]
+    assert model["metrics"] == {
+        "eval/rows/loss": read_metrics(folder / "base run" / "metrics.jsonl")[-1]["eval/rows/loss"]
+    }
 
 
 def test_a_token_without_a_row_is_named(made: tuple[Path, str]) -> None:
