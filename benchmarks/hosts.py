@@ -125,6 +125,7 @@ class Host:
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # whatever else needs memory on the real machine
             "PYTHONUNBUFFERED": "1",
             **environment,
         }
@@ -201,12 +202,21 @@ class Host:
 
     def running(self, words: str) -> list[str]:
         """The commands that run on this machine and have these words in them."""
+        return [command for _, command in self._processes() if words in command]
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
+        """(pid, command) of each process."""
         found = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False)
-        commands = []
         for pid in found.stdout.split():
             with suppress(OSError):  # it has ended
-                commands.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        return [command for command in commands if words in command]
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield int(pid), command
+
+    def kill(self, words: str) -> None:
+        """Kill the processes of this machine whose command has these words in it."""
+        for pid, command in self._processes():
+            if words in command:
+                os.kill(pid, signal.SIGKILL)
 
     def wait_for_end(self, words: str, seconds: float) -> float:
         """Wait until nothing runs on this machine that has these words in its command, and return how many seconds that took."""

@@ -31,8 +31,8 @@ from slime_core.testing.checkpoint import tiny_checkpoint
 
 LIMIT_S = 240.0
 """How long a run may take."""
-NAMED_S, GONE_S = 5.0, 60.0
-"""How soon a machine that does not answer must be named, and the run have ended."""
+NAMED_S, GONE_S, ALONE_S = 5.0, 60.0, 120.0
+"""How soon a machine that does not answer must be named, and the run have ended; and then what is left on that machine."""
 
 _MEET = """
 import os, sys, torch
@@ -224,9 +224,9 @@ def pulled_cable(scene: Scene) -> list[str]:
     if not (scene.folder / "whole-hf").exists():
         scene.train("whole")
     told = lost_machine_is_named(scene)
+    left = scene.second.wait_for_end("WorkerActor", ALONE_S)
+    told.append(f"the rank on the machine that stayed cut off had ended by itself {left:.1f} s after the run")
     scene.second.plug(True)
-    left = scene.second.wait_for_end("WorkerActor", GONE_S)
-    told.append(f"the rank on the machine that was cut off had ended {left:.1f} s after the cable was in again")
     scene.second.end_all()
     scene.join_second()
     resumed = scene.train("broken", *_SFT, "--load", str(scene.folder / "broken-save"))
@@ -250,6 +250,41 @@ def lost_machine_is_named(scene: Scene) -> list[str]:
     assert re.search(r"The training rank \d \(process \d+ on 10.77.0.2\) is lost with its machine", run.text), run.text
     assert "start the same command again with --load" in run.text, run.text
     told = [line for _, line in run.lines if "does not answer" in line or "slime train:" in line]
+    return [*told, f"named after {named:.1f} s, ended after {ended:.1f} s"]
+
+
+def ended_raylet_is_named(scene: Scene) -> list[str]:
+    """Ray's process on the second machine is killed: named within 5 s with machine, process and port, and the run ends."""
+    told = _killed(scene, scene.second, "raylet/raylet", "raylet")
+    scene.second.end_all()
+    scene.join_second()
+    return told
+
+
+def ended_head_is_named(scene: Scene) -> list[str]:
+    """The head's process is killed, of which Ray says nothing for a minute: named within 5 s, and the run ends with an error of its
+    own."""
+    told = _killed(scene, scene.first, "gcs/gcs_server", "gcs_server")
+    scene.start_ray()
+    return told
+
+
+def _killed(scene: Scene, host: Host, words: str, name: str) -> list[str]:
+    run = scene.first.start(scene.words(f"without-{name}", rollouts=60), PYTHONPATH=scene.path())
+    run.wait_for("rollout 3/60", LIMIT_S)
+    host.kill(words)
+    killed = time.monotonic() - run.started
+    named = run.wait_for(f"process {name} ", GONE_S) - killed
+    assert run.wait(GONE_S) == 1, run.text
+    ended = time.monotonic() - run.started - killed
+    assert re.search(
+        rf"Ray's process {name} on {host.address}, the machine of .*\(process \d+ on {host.address}\).*, has ended: nothing "
+        r"listens at its port \d+ any more \(Connection refused\)",
+        run.text,
+    ), run.text
+    assert named < NAMED_S, f"it took {named:.1f} s to name it:\n{run.text}"
+    assert "start the same command again with --load" in run.text, run.text
+    told = [line for _, line in run.lines if f"process {name} " in line]
     return [*told, f"named after {named:.1f} s, ended after {ended:.1f} s"]
 
 
@@ -344,7 +379,10 @@ WITHOUT_RAY: tuple[Callable[[Scene], list[str]], ...] = (
     *(ranks_meet, unreachable_rank_is_named, missing_ranks_are_named),
     weights_reach_a_server,
 )
-WITH_RAY: tuple[Callable[[Scene], list[str]], ...] = (sft, other_versions_are_refused, slow_link, grpo, pulled_cable)
+WITH_RAY: tuple[Callable[[Scene], list[str]], ...] = (
+    *(sft, other_versions_are_refused, slow_link, grpo),
+    *(ended_raylet_is_named, ended_head_is_named, pulled_cable),
+)
 FURTHER: dict[Callable[[Scene], list[str]], str] = {submitted_job: "ray.dashboard.optional_deps", servers: "sglang"}
 """Scenarios, each with the module that it needs."""
 

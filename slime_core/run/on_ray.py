@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from slime_core.errors import ClusterError
@@ -191,11 +191,14 @@ def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> li
             members.append(Member(name, actor, ray.get(actor.where.remote(), timeout=_START_S)))
         except RayError as error:
             text = " ".join(str(error).split())
-            advice = (
-                "Ray has only now noticed that this machine is gone. If it was started again meanwhile, start the run again too."
-                if machine_is_gone(error)
-                else "The same slime must be installed on every machine."
-            )
+            advice = "The same slime must be installed on every machine."
+            if machine_is_gone(error):
+                advice = "Ray has only now noticed that this machine is gone. If it was started again meanwhile, start the run again too."
+            elif isinstance(error, OutOfMemoryError) or "low on memory" in text:
+                text = text.partition(" OOM kill reason")[0].rstrip(".") + "."
+                advice = (
+                    "Ray kills what started last then: free memory on that machine, or start fewer processes there."
+                )
             raise ClusterError(f"The process of the {name} did not start: {text} {advice}") from None
     return members
 

@@ -24,7 +24,7 @@ from slime_core.runtime.actor import ActorLocation, Maker
 from slime_core.runtime.connect import Machine
 from slime_core.runtime.failures import Failure
 from slime_core.runtime.handles import Parameters, Result, Worker
-from slime_core.runtime.machines import Outlook
+from slime_core.runtime.machines import Outlook, RayProcess, cut_off
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Member:
     def died(self, error: Exception) -> WorkerDied:
         """The error to raise when Ray reports that this actor is gone."""
         if machine_is_gone(error):
-            return _cut_off(str(self), "Ray has given the machine up")
+            return cut_off(str(self), "Ray has given the machine up")
         why = "its machine ran out of memory" if isinstance(error, OutOfMemoryError) else "it was killed, or crashed"
         return WorkerDied(f"The {self} has ended: {why}. What it printed last stands above.")
 
@@ -60,17 +60,18 @@ def machine_is_gone(error: Exception) -> bool:
     return any(words in said for words in ("node has died", "node was dead", "node is dead", "node died"))
 
 
-def _cut_off(what: str, why: str) -> WorkerDied:
-    """The error to raise when a machine is gone, and what is on it."""
-    return WorkerDied(
-        f"The {what.removeprefix('the ')} is lost with its machine: {why}. The machine is down, or the network to it. When it is "
-        "back, `ray start` there brings it into the cluster again."
-    )
-
-
-def _head_address() -> str:
-    address: str = ray.get_runtime_context().gcs_address
-    return address.rpartition(":")[0]
+def _processes(members: Sequence[Member], machines: Sequence[Machine]) -> list[RayProcess]:
+    """The processes of Ray that a run needs: those of the machines of its workers, of the head and of the driver."""
+    gcs: str = ray.get_runtime_context().gcs_address
+    head, _, port = gcs.rpartition(":")
+    here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves it without types
+    on: dict[str, list[str]] = {here: ["the run itself"]}
+    on.setdefault(head, []).append("the head of the Ray cluster")
+    for member in members:
+        on.setdefault(member.where.node, []).append(str(member))
+    who = {address: " and ".join(filter(None, [", ".join(most), last])) for address, (*most, last) in on.items()}
+    found = [RayProcess("raylet", m.address, m.port, who[m.address]) for m in machines if m.address in on]
+    return [*found, RayProcess("gcs_server", head, int(port), who[head])]
 
 
 class Watch:
@@ -78,7 +79,7 @@ class Watch:
 
     Args:
         members: all actors of the run.
-        machines: all machines of the cluster. Those of members are looked at, unless the driver is on them.
+        machines: all machines of the cluster. Those of members, of the head and of the driver are looked at.
     """
 
     def __init__(self, members: list[Member], machines: Sequence[Machine]) -> None:
@@ -86,22 +87,20 @@ class Watch:
         self._waiting: set[Future[Any]] = set()
         self._over = threading.Event()
         self.error: WorkerDied | None = None
+        self._processes = _processes(members, machines)
         self._members = {member.actor.lives.remote(): member for member in members}
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._thread.start()
-        on: dict[str, list[str]] = {_head_address(): ["the head of the Ray cluster"]}
-        for member in members:
-            on.setdefault(member.where.node, []).append(str(member))
-        here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves it without types
-        self._outlook = Outlook(
-            [machine for machine in machines if machine.address in on and machine.address != here],
-            {address: " and ".join(there) for address, there in on.items()},
-            lambda address, why: self.lost(_cut_off(on[address][-1], why)),
-        )
+        self._outlook = Outlook(self._processes, self.lost)
 
     def is_cut_off(self, member: Member) -> bool:
         """Whether the machine of this actor does not answer at present."""
         return self._outlook.is_silent(member.where.node)
+
+    def died(self, member: Member, error: Exception) -> WorkerDied:
+        """The error to raise when Ray reports that this actor is gone: it ends with Ray's process on its machine."""
+        raylets = [p for p in self._processes if p.address == member.where.node and p.name == "raylet"]
+        return next(filter(None, (raylet.ended() for raylet in raylets)), None) or member.died(error)
 
     def future(self) -> Future[Any]:
         """A new future, which fails when any worker of the run is gone."""
@@ -138,7 +137,7 @@ class Watch:
                     ray.get(ref)
                 except RayError as error:
                     if not self._over.is_set():
-                        self.lost(self._members[ref].died(error))
+                        self.lost(self.died(self._members[ref], error))
                 return
 
 
@@ -250,7 +249,7 @@ class ActorHandle(Generic[Worker]):
                 try:
                     failure = ray.get(ref)
                 except RayError as error:
-                    died = member.died(error)
+                    died = self._watch.died(member, error)
                     self._watch.lost(died)
                     raise died from None
                 if failure is not None:

@@ -130,7 +130,7 @@ def _require_token() -> None:
     if "ray" not in sys.modules:
         return
     try:  # a plugin has imported Ray, which read the variables then
-        from ray._raylet import AuthenticationTokenLoader, Config
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without types
 
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
