@@ -1,7 +1,7 @@
 # Sourced by the other scripts: makes the virtual environment .venv with slime in it, once, and again when a
 # requirement changed. Set PYTHON to choose the interpreter, SLIME_VENV to put the environment elsewhere.
 
-DISTRIBUTIONS=(. slime_fp8 slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-megatron plugins/slime-rewards plugins/slime-report plugins/slime-serve plugins/slime-trackers plugins/slime-compat)
+DISTRIBUTIONS=(. slime_fp8 slime_losses slime_rollout_sft slime_rollout_sglang plugins/slime-torch plugins/slime-engine-local plugins/slime-engine-sglang plugins/slime-megatron plugins/slime-rewards plugins/slime-report plugins/slime-serve plugins/slime-trackers plugins/slime-compat recipes)
 
 "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "slime needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version). Set PYTHON=/path/to/python3.11." >&2

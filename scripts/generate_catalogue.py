@@ -16,10 +16,12 @@ from packaging.utils import canonicalize_name
 from slime_core.arguments.namespace import Namespace
 from slime_core.contracts.kinds import KINDS
 from slime_core.plugins import Plugins
-from slime_core.plugins.catalogue import IMPORT
+from slime_core.plugins.catalogue import IMPORT, RECIPE
 from slime_core.plugins.discovery import discover
 
 ROOT = Path(__file__).parent.parent
+RECIPES = "slime-recipes"
+"""Brings files and no plugin."""
 FILE = ROOT / "slime_core" / "plugins" / "catalogue.json"
 
 
@@ -30,6 +32,7 @@ def distributions() -> list[str]:
 
 def _projects() -> list[dict[str, Any]]:
     paths = [ROOT / "pyproject.toml", *ROOT.glob("slime_*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")]
+    paths.append(ROOT / "recipes" / "pyproject.toml")
     return [tomllib.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
@@ -40,11 +43,12 @@ def catalogue() -> str:
     namespace = Namespace(plugins)
     if failed := [f"{info.label}: {info.reason}" for info in plugins.infos if info.status != "loaded"]:
         raise SystemExit(f"These plugins failed to load: {'; '.join(failed)}")
-    if missing := own - {info.distribution for info in plugins.infos}:
+    if missing := own - {info.distribution for info in plugins.infos} - {RECIPES}:
         raise SystemExit(f"These distributions are not installed: {', '.join(sorted(missing))}")
     found = {kind: dict(sorted(_names(plugins, kind))) for kind in sorted(KINDS)}
     found["option"] = dict(sorted(_options(namespace)))
     found[IMPORT] = dict(sorted(_imports()))
+    found[RECIPE] = dict(sorted(_recipes()))
     return json.dumps({kind: names for kind, names in found.items() if names}, indent=1) + "\n"
 
 
@@ -53,6 +57,12 @@ def _names(plugins: Plugins, kind: str) -> Iterator[tuple[str, str]]:
     for provided in plugins.components(kind).values():
         for name in (provided.name, *provided.aliases):
             yield name, provided.plugin.distribution
+
+
+def _recipes() -> Iterator[tuple[str, str]]:
+    """(name, distribution) of all recipes."""
+    for file in ROOT.glob("recipes/src/*/*.yaml"):
+        yield file.stem, RECIPES
 
 
 def _imports() -> Iterator[tuple[str, str]]:

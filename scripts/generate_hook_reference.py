@@ -121,6 +121,7 @@ def _types() -> Iterator[Any]:
         [
             "slime_core.contracts.options",
             "slime_core.contracts.checking",
+            "slime_core.contracts.memory",
             *(kind.contract.__module__ for kind in KINDS.values()),
         ]
     )

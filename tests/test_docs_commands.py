@@ -15,6 +15,7 @@ from docs_commands import OWN_TEST, ROOT, Block, blocks, inline
 
 from slime_core.arguments.command_line import parse_command_line, split_recipe
 from slime_core.arguments.namespace import Namespace
+from slime_core.cli.look_options import read_look_options
 from slime_core.cli.main import main
 from slime_core.errors import ArgumentError, NotInstalled
 from slime_core.plugins import Plugins
@@ -128,6 +129,7 @@ def wrong_of_slime(namespace: Namespace, words: list[str], capsys: pytest.Captur
     if name not in commands:
         return "no such command"
     if name in RUNS and "--as-slime" not in rest and "--help" not in rest:
+        _, rest = read_look_options(rest)
         recipe, flags = split_recipe(namespace, [word for word in rest if word not in OF_CHECK], "slime train")
         if recipe and recipe.startswith("recipes/") and "my-" not in recipe and not (ROOT / recipe).is_file():
             return "no such recipe"

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 OWN = [
     ROOT,
     *(path.parent for path in sorted([*ROOT.glob("slime_*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")])),
+    ROOT / "recipes",
 ]
 """The folders of slime's own distributions."""
 FOLDERS = [*OWN, *(path.parent for path in sorted(ROOT.glob("examples/*/pyproject.toml")))]

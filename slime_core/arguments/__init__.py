@@ -9,6 +9,7 @@ elsewhere.py     options of other programs, told from mistyped ones
 from_slime.py    what becomes of each option of slime
 of_a_command.py  the options of a command that is no run
 recipe.py        recipe files
+recipe_names.py  recipes that installed distributions bring, by name
 of_a_run.py      the config.yaml of a run, which is a recipe again
 custom_config.py values for functions of somebody's own
 eval_config.py   evaluation sets with options of their own

@@ -19,6 +19,7 @@ import yaml
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.of_a_run import changed, is_of_a_run, to_repeat
+from slime_core.arguments.recipe_names import MARK, find_recipe
 from slime_core.errors import ArgumentError, SlimeError
 
 MAX_BYTES, MAX_VALUES = 1 << 20, 10_000
@@ -96,12 +97,16 @@ def read_mapping(path: str, what: str, of: str) -> dict[Any, Any]:
 
 
 def read_recipe(path: str) -> list[Stage]:
-    """The runs of a recipe file, in their order.
+    """The runs of a recipe, in their order.
+
+    Args:
+        path: of a file, or @NAME of one that an installed distribution brings.
 
     Raises:
-        ArgumentError: the file cannot be read or is no mapping.
+        ArgumentError: there is no such recipe, or the file cannot be read or is no mapping.
     """
-    data = read_mapping(path, "The recipe", "option names to values")
+    file = str(find_recipe(path).path) if path.startswith(MARK) else path
+    data = read_mapping(file, "The recipe", "option names to values")
     if is_of_a_run(data):
         given, defaults = to_repeat(data)
         return [Stage(path, dict(given), defaults=defaults)]

@@ -4,6 +4,8 @@ main.py          the command; its subcommands are components like everything els
 switches.py      the options that every command understands
 train.py         `slime train`, `slime train-async`, `slime check`
 parity.py        the options of `slime check --parity`
+look_options.py  the options of `slime check` that say for which machine
+recipes.py       `slime recipes`
 as_slime/        `slime check --as-slime`: what becomes of a launch script of slime
 convert.py       `slime convert`
 evaluate.py      `slime eval`

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from slime_core.cli.look_options import FLAGS as LOOK_FLAGS
+from slime_core.cli.look_options import HELP as LOOK_HELP
 from slime_core.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ HELP = f"""{EVERYWHERE} Of `slime check` alone:
   --parity-tokens N   with --parity: longer rows are cut to so many tokens (default: 512)
   --as-slime [SCRIPT] say first what becomes of the options of this launch script of slime, or of the words behind; options behind
                       the script win over its own (docs/from-slime.md)
-"""
+{LOOK_HELP}"""
 
 FLAGS = ("--parity", "--gradients", "--parity-rows", "--parity-tokens")
 
@@ -73,7 +75,11 @@ def refuse_parity(argv: Sequence[str], prog: str) -> None:
             f"`slime check --as-slime SCRIPT` first, and then `{prog}` with the options that are here."
         )
     for word in argv:
-        if (flag := word.partition("=")[0]) in FLAGS:
+        if (flag := word.partition("=")[0]) in LOOK_FLAGS:
+            raise ArgumentError(
+                f"{flag} belongs to `slime check`, which looks at a run and starts nothing. Run that first."
+            )
+        if flag in FLAGS:
             raise ArgumentError(
                 f"{flag} belongs to `slime check`, which compares and trains nothing. Run `slime check … --parity` with the "
                 f"run's own options first, and then `{prog}` without {flag}."

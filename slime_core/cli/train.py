@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from slime_core.another_machine import for_another_machine
 from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.derived import derived
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import Resolution, read_sources
 from slime_core.cli.as_slime.report import judge, read_as_slime
+from slime_core.cli.look_options import LookOptions, is_an_example, read_look_options
 from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
+from slime_core.data.absent import AbsentData
 from slime_core.display import log_to_stderr, told
 from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.plugins import Plugins
+from slime_core.run.memory_lines import memory_lines
 from slime_core.run.plan import Plan, survey
 from slime_core.unread import write_on
 
@@ -34,14 +38,15 @@ def train_async(argv: list[str], plugins: Plugins) -> int:
 def check(argv: list[str], plugins: Plugins) -> int:
     """Print the run that a recipe describes and everything that is wrong with it, and start nothing; with `--parity`, compare
     its train backend with transformers; with `--as-slime`, say first what becomes of the options of a launch script of slime."""
+    look, argv = read_look_options(argv)
     parity, argv = read_parity(argv)
     if (as_slime := read_as_slime(argv)) is not None:
         namespace = Namespace(plugins)
         report = judge(*as_slime, namespace)
         print(told("\n".join(report.lines(namespace))), end="\n\n", flush=True)
         argv = report.argv
-    with _plans(argv, plugins, "slime check") as plans:
-        print(told("\n\n".join(describe(plan) for plan in plans)), flush=True)
+    with _plans(argv, plugins, "slime check", look) as plans:
+        print(told("\n\n".join(describe(plan, look.gpu_memory) for plan in plans)), flush=True)
         if parity is not None:
             from slime_core.run.parity import check_parity
 
@@ -63,10 +68,13 @@ def _start(argv: list[str], plugins: Plugins, prog: str, ahead: bool) -> int:
 
 
 @contextmanager
-def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]:
+def _plans(argv: list[str], plugins: Plugins, prog: str, look: LookOptions | None = None) -> Iterator[list[Plan]]:
     """Give one plan for each stage of the recipe, and close at the end what the plans have opened.
 
     All of them are made before the first one starts, so that a mistake in any stage is found at once.
+
+    Args:
+        look: of `slime check`; None: the run is to start here.
 
     Raises:
         SlimeError: everything that is wrong in any stage; notes name plugins that failed to load, whose option it may be.
@@ -79,7 +87,10 @@ def _plans(argv: list[str], plugins: Plugins, prog: str) -> Iterator[list[Plan]]
     plans = []
     with ExitStack() as stack:
         try:
-            for stage in read_recipe(recipe) if recipe else [None]:
+            stages = read_recipe(recipe) if recipe else [None]
+            if look is not None:
+                stack.enter_context(for_another_machine(look.elsewhere or is_an_example(stages, recipe, flags)))
+            for stage in stages:
                 resolution = read_sources(namespace, flags, stage)
                 found = survey(resolution, plugins, starts=prog != "slime check", to_come=to_come)
                 if found.plan is not None:
@@ -110,22 +121,24 @@ def _written(resolution: Resolution, earlier: dict[str, str]) -> dict[str, str]:
     return {folder: origin for folder in (args.save_hf, args.save) if folder}
 
 
-def describe(plan: Plan) -> str:
-    """Return a planned run as text: components, placement, every argument that is not a default, notes."""
+def describe(plan: Plan, gpu_memory: float | None = None) -> str:
+    """Return a planned run as text: components, placement, memory, every argument that is not a default, notes.
+
+    Args:
+        gpu_memory: GiB of a GPU that the run is for; None: nobody said.
+    """
     lines = ["components"]
     for role, component in plan.components.roles():
         role = "tracker" if component.kind == "tracker" else role
         lines.append(f"  {role:<14} {component.name}  ({component.origin})")
     args, provenance = plan.args, plan.resolved.provenance
-    per_rollout, num_rollout = args.rollout_batch_size * args.n_samples_per_prompt, derived(args.num_rollout)
-    length = len(plan.data_source)
-    prompts = "a stream of" if length == UNKNOWN_LENGTH else length
     lines += [
         "run",
-        f"  {prompts} prompts, {num_rollout} rollouts of {per_rollout} samples, "
-        f"{num_rollout * derived(args.num_steps_per_rollout)} optimizer steps of {args.global_batch_size} samples",
+        f"  {_length(plan)}",
         "placement",
         *(f"  {line}" for line in (plan.layout.describe() if plan.layout else ["one process"])),
+        "memory (GiB; docs/memory.md)",
+        *(f"  {line}" for line in memory_lines(plan, gpu_memory)),
         "arguments",
     ]
     shown = sorted(n for n, where in provenance.items() if where != "default")
@@ -133,3 +146,21 @@ def describe(plan: Plan) -> str:
     lines += [f"  {name:<{width}}  {getattr(args, name)!r}  ({provenance[name]})" for name in shown]
     lines += ["notes", *(f"  {note}" for note in plan.notes)] if plan.notes else []
     return "\n".join(lines)
+
+
+def _length(plan: Plan) -> str:
+    """How long a run is, in words."""
+    args, length = plan.args, len(plan.data_source)
+    per_rollout = args.rollout_batch_size * args.n_samples_per_prompt
+    if args.num_rollout is None:  # of data that is not here
+        return (
+            f"{args.num_epoch} epochs of data that was not counted, rollouts of {per_rollout} samples, optimizer steps of "
+            f"{args.global_batch_size} samples"
+        )
+    prompts = "a stream of" if length == UNKNOWN_LENGTH else length
+    if isinstance(plan.data_source, AbsentData):
+        prompts = "an unknown number of"
+    return (
+        f"{prompts} prompts, {args.num_rollout} rollouts of {per_rollout} samples, "
+        f"{args.num_rollout * derived(args.num_steps_per_rollout)} optimizer steps of {args.global_batch_size} samples"
+    )

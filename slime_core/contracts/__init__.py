@@ -16,6 +16,7 @@ what comes back, and the row of each of its kinds in the table `kinds.KINDS`.
     tracker.py        where metrics go
     command.py        subcommands of `slime`
     checkpoint_conversion.py  conversions of checkpoints, subcommands of `slime convert`
+    memory.py         what a train backend or an engine will hold in memory
     kind.py           `Kind`: one row of the table, with what happens when a component of it fails
     kinds.py          `KINDS`: the table, collected from all files of this folder
     results.py        what the checks of results share

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from slime_core.another_machine import is_for_another_machine
 from slime_core.errors import SlimeError
 from slime_core.sample import Sample
 
@@ -71,6 +72,7 @@ class Checking:
         tokenizer: of `--hf-checkpoint`; None where it cannot be loaded, which is told already.
         samples: the first sample of every file that is trained on, as the data source reads it.
         set_aside: names of options that are not looked at any further, since they are wrong.
+        card: a folder with the configuration of a model that is called like `--hf-checkpoint`, where that itself is elsewhere.
         found: what was said so far.
     """
 
@@ -80,6 +82,7 @@ class Checking:
     tokenizer: PreTrainedTokenizerBase | None = None
     samples: Sequence[Sample] = ()
     set_aside: frozenset[str] = frozenset()
+    card: str | None = None
     found: list[Finding] = field(default_factory=list)
 
     def error(self, text: str) -> None:
@@ -95,8 +98,15 @@ class Checking:
         self.found.append(Finding("not seen", text))
 
     def is_elsewhere(self, folder: str) -> bool:
-        """Whether a folder that is not here may be on the machines of the cluster that the run joins (`--ray-address`)."""
-        return self.args.ray_address not in (None, "local") and not Path(folder).exists()
+        """Whether a folder that is not here may be on the machines that the run is for (`--ray-address`, `--elsewhere`)."""
+        return is_for_another_machine(self.args) and not _is_here(folder)
+
+    def configuration_folder(self) -> str | None:
+        """The folder that has the configuration of the model: `--hf-checkpoint`, or where that is elsewhere what an installed
+        distribution knows of a model of this name (`slime_core.arguments.recipe_names`); None where there is none."""
+        if not self.is_elsewhere(self.args.hf_checkpoint):
+            return self.args.hf_checkpoint
+        return self.card
 
     def noting(self) -> AbstractContextManager[None]:
         """Take note of a `SlimeError` that the block raises, as an error, and go on behind the block."""
@@ -111,6 +121,13 @@ class Checking:
         inner = replace(self, samples=self.samples if samples is None else samples)
         with self.noting():
             component.check(inner)
+
+
+def _is_here(folder: str) -> bool:
+    try:
+        return Path(folder).exists()
+    except OSError:  # another person's folder
+        return False
 
 
 Check = Callable[[Any, Checking], None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from slime_core.contracts.kind import Kind
+from slime_core.contracts.memory import EstimatesMemory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,8 @@ class InferenceEngine(Protocol):
     """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
     of the rollout worker. One that names the parameter `quantised` of `__init__` is given `--hf-checkpoint` as a
     `slime_core.contracts.checkpoint_format.QuantisedCheckpoint`, or None where that is not quantised.
-    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesMetrics`, `Offloads` and, for servers
-    on a cluster, `HasServers`."""
+    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesMetrics`, `Offloads`,
+    `slime_core.contracts.memory.EstimatesMemory` and, for servers on a cluster, `HasServers`."""
 
     def __init__(self, args: RunArguments) -> None: ...
 
@@ -227,6 +228,6 @@ KINDS = (
         InferenceEngine,
         ("--rollout-engine",),
         extras=("quantised",),
-        abilities=(SendsWeights, Holds, Streams, Scores, TakesMetrics, Offloads, HasServers),
+        abilities=(SendsWeights, Holds, Streams, Scores, TakesMetrics, Offloads, HasServers, EstimatesMemory),
     ),
 )

@@ -18,6 +18,7 @@ _WITHOUT_KINDS = {
     "options",
     "results",
     "checking",
+    "memory",
     "rollout_outputs",
 }  # options.py would bring pydantic into every `slime` command
 

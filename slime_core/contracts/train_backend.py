@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from slime_core.contracts.engine import Offloads
 from slime_core.contracts.kind import Kind
+from slime_core.contracts.memory import EstimatesMemory
 from slime_core.sample import Sample
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class TrainBackend(Protocol):
 
     One that names the parameter `components` of `__init__` is given the run's `slime_core.training.components.TrainComponents`.
     Its further abilities are `DataParallel`, `ContextParallel`, `SharesPrompts`, `SavesInBackground`, `HasReference`,
-    `ReplaysRouting`, `ResetsOptimizer`, `KeepsWeights`, `GivesGradients`, `ExportsStates` and `slime_core.contracts.engine.Offloads`.
+    `ReplaysRouting`, `ResetsOptimizer`, `KeepsWeights`, `GivesGradients`, `ExportsStates`,
+    `slime_core.contracts.memory.EstimatesMemory` and `slime_core.contracts.engine.Offloads`.
     """
 
     def __init__(self, args: RunArguments) -> None:
@@ -335,6 +337,7 @@ KINDS = (
             GivesGradients,
             ExportsStates,
             Offloads,
+            EstimatesMemory,
         ),
     ),
 )

@@ -25,6 +25,7 @@
     streams.py       one set of rows that can only be read forward
     mixture.py       which of several sets is next
     source.py        `GlobalDataSource`, `StreamingDataSource`: groups of samples, and the buffer of unfinished ones
+    absent.py        stands for data that is not on this machine
     evaluation.py    the samples of the evaluation sets
     convert.py       `convert_file`: rows of any format into a file of chat rows
 

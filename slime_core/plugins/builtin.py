@@ -28,6 +28,10 @@ def slime_commands() -> dict[str, Lazy]:
             "slime_core.cli.export:main",
             summary="write the model of any checkpoint as a Hugging Face folder",
         ),
+        "recipes": Lazy(
+            "slime_core.cli.recipes:main",
+            summary="list the recipes that can be run by name, or print one",
+        ),
         "convert": Lazy(
             "slime_core.cli.convert:main",
             summary="convert a checkpoint from one format to another",

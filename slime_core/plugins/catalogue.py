@@ -2,7 +2,7 @@
 
 `catalogue.json` is written by `scripts/generate_catalogue.py` from what the distributions of the repository provide:
 {kind: {name or alias: distribution}}. Options of plugins are there as the kind "option"; a name that ends with "*" stands for
-all options that begin with it. The kind "import" has import names that are not those of their distributions.
+all options that begin with it. The kind "import" has import names that are not those of their distributions, the kind "recipe" recipes by name.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FIRST_PARTY = frozenset(distribution for names in _CATALOGUE.values() for distri
 """The names of slime's own distributions."""
 
 
-IMPORT = "import"
-"""The kind of import names in the catalogue."""
+IMPORT, RECIPE = "import", "recipe"
+"""The kinds of import names and of recipes in the catalogue."""
 
 
 def imports() -> dict[str, str]:

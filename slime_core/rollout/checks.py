@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from slime_core.another_machine import is_for_another_machine
 from slime_core.contracts.checking import Checking
 from slime_core.data import Columns, evaluation_sets
+from slime_core.data.absent import absent_files
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample
 
@@ -27,6 +29,11 @@ def first_evaluated(checking: Checking, columns: Callable[[Any], Columns] = Colu
     except ArgumentError:  # told already
         return found
     for evaluation_set in sets:
+        if is_for_another_machine() and absent_files([evaluation_set.spec]):
+            checking.not_seen(
+                f"The evaluation set {evaluation_set.name}, {evaluation_set.spec}, is not on this machine."
+            )
+            continue
         try:
             found += islice(evaluation_set.samples(Counter()), 1)
         except DataError as error:

@@ -3,6 +3,8 @@
 components.py   all components of a run
 plan.py         from arguments to a validated run
 looks/          what is looked at for that
+memory.py       what each process will hold in memory
+memory_lines.py the same in words, for slime check
 served_precision.py  a quantised --hf-checkpoint, and the precision that training computes in
 launch.py       starts a planned run, and ends it cleanly
 resume.py       which checkpoint a run goes on from, and whether it may

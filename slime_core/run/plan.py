@@ -12,9 +12,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from slime_core.another_machine import is_for_another_machine
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import without_effect
+from slime_core.arguments.recipe_names import model_card
 from slime_core.arguments.resolve import Resolution, Resolved, shown_arguments, with_data_length
 from slime_core.contracts.checking import Finding, noting
 from slime_core.contracts.data import Closes, DataSource
@@ -22,6 +24,7 @@ from slime_core.contracts.engine import Offloads
 from slime_core.contracts.loss import what_reads
 from slime_core.contracts.train_backend import SavesInBackground
 from slime_core.data import UNKNOWN_LENGTH
+from slime_core.data.absent import AbsentData, absent_files
 from slime_core.errors import ArgumentError, NotInstalled, SlimeError, together
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import policies
@@ -42,6 +45,7 @@ class Plan:
         data_source: opened, at its beginning.
         notes: what a person should know: options without effect, prompts that are left over.
         layout: what the run asks of a Ray cluster; None if it is one process.
+        configuration: a folder with the configuration of the model; None where there is none on this machine.
         opened: what `close` gives back.
     """
 
@@ -51,6 +55,7 @@ class Plan:
     data_source: DataSource
     notes: list[str]
     layout: Layout | None
+    configuration: str | None = None
     opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     @property
@@ -148,21 +153,30 @@ def survey(
         length = None
         if "prompt_data" not in set_aside:
             with noting(found):
-                data_source = components.rollouts.open_data(args)
+                absent = absent_files(args.prompt_data or ()) if is_for_another_machine() else []
+                if absent:
+                    text = f"--prompt-data {', '.join(absent)} is not on this machine: no row of it was looked at."
+                    found.append(Finding("not seen", text))
+                data_source = AbsentData(absent) if absent else components.rollouts.open_data(args)
                 if isinstance(data_source, Closes):
                     opened.callback(data_source.close)
                 length = len(data_source)
-                if resolved.args.num_rollout is not None or resolved.args.num_epoch is not None:
+                if not absent and (resolved.args.num_rollout is not None or resolved.args.num_epoch is not None):
                     resolved = _with_length(resolved, length)
         with noting(found):
             resolved = _with_template_date(resolved)
         seen = _with_stand_ins(resolved.args, to_come or {})
         scene = Scene(seen, plugins, components, set_aside=frozenset(set_aside), found=found, data_source=data_source)
+        if scene.is_elsewhere(seen.hf_checkpoint) and (card := model_card(seen.hf_checkpoint)) is not None:
+            scene.card = str(card)
         look_at(scene, LOOKS)
         if data_source is None or any(finding.weight == "error" for finding in found):
             return Survey(None, _unique(found))
-        notes = _notes(resolved, components, plugins, layout, length, [*remarks, *_remarks(found)])
-        plan = Plan(resolved, plugins, components, data_source, notes, layout, opened=opened.pop_all())
+        counted = None if isinstance(data_source, AbsentData) else length
+        notes = _notes(resolved, components, plugins, layout, counted, [*remarks, *_remarks(found)])
+        plan = Plan(
+            resolved, plugins, components, data_source, notes, layout, scene.configuration_folder(), opened.pop_all()
+        )
         return Survey(plan, _unique(found))
 
 

@@ -6,6 +6,7 @@ actor_handles.py  `ActorHandle`: the driver's side of workers in Ray actors, wit
 actor.py          the Ray actor around a worker
 machines.py       whether the other machines of a run answer
 layout.py         what a run asks for, and whether a cluster has room for it; pure
+placement_picture.py  which process is on which GPU, drawn; pure
 connect.py        joins or starts a Ray cluster
 slots.py          where an engine may start servers of its own
 hardware.py       which GPU computes, also without torch

@@ -7,6 +7,8 @@ import ctypes
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,28 +36,49 @@ def visible_hardware() -> Hardware:
     It is the first one that CUDA_VISIBLE_DEVICES leaves, as NVIDIA's management library (NVML) tells; none without that library or
     with a torch that was built without CUDA.
     """
+    with _visible_device() as found:
+        if found is None:
+            return CPU
+        nvml, device, cuda = found
+        name, major, minor = ctypes.create_string_buffer(96), ctypes.c_int(), ctypes.c_int()
+        if nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(len(name))) != 0:
+            return CPU
+        if nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) != 0:
+            return CPU
+        return Hardware(name.value.decode(), (major.value, minor.value), cuda)
+
+
+def visible_memory() -> int:
+    """The bytes of the GPU that `visible_hardware` names; 0 where there is none."""
+    with _visible_device() as found:
+        if found is None:
+            return 0
+        nvml, device, _ = found
+        sizes = (ctypes.c_ulonglong * 3)()  # total, free, used
+        return int(sizes[0]) if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(sizes)) == 0 else 0
+
+
+@contextmanager
+def _visible_device() -> Iterator[tuple[ctypes.CDLL, ctypes.c_void_p, tuple[int, int]] | None]:
+    """(the library, the device, the version of CUDA) of the GPU that torch would compute on; None if it would find none."""
     cuda = _version(_cuda_of_torch())
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if cuda is None or first in ("", "-1"):
-        return CPU
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return CPU
-    if nvml.nvmlInit_v2() != 0:
-        return CPU
+    nvml = None
+    if cuda is not None and first not in ("", "-1"):
+        try:
+            nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            nvml = None
+    if nvml is None or cuda is None or nvml.nvmlInit_v2() != 0:
+        yield None
+        return
     try:
         device = ctypes.c_void_p()
         if first.isdecimal():
             found = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(first)), ctypes.byref(device))
         else:
             found = nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(device))
-        name, major, minor = ctypes.create_string_buffer(96), ctypes.c_int(), ctypes.c_int()
-        if found != 0 or nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(len(name))) != 0:
-            return CPU
-        if nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) != 0:
-            return CPU
-        return Hardware(name.value.decode(), (major.value, minor.value), cuda)
+        yield (nvml, device, cuda) if found == 0 else None
     finally:
         nvml.nvmlShutdown()
 

@@ -20,6 +20,7 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.engine import InferenceEngine
 from slime_core.errors import ArgumentError, ClusterError, NotInstalled
 from slime_core.plugins import Selected
+from slime_core.runtime.placement_picture import picture
 
 Resources = dict[str, float]
 Engine = Literal["none", "worker", "servers", "elsewhere"]
@@ -76,6 +77,7 @@ class Layout:
         return [
             f"Ray ({self.address}): {train}; 1 rollout worker",
             engine,
+            *picture(self.nodes, self.ranks_per_node, self.engine, self.engine_devices, self.devices_per_server),
             "on a cluster without GPUs a CPU, or a share of one, takes the place of each GPU",
         ]
 

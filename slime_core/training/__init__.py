@@ -15,6 +15,7 @@ signals.py     between samples and the flat tensors of an advantage estimator
 token_numbers.py  what a rollout was trained with, token by token, for those who watch a run
 postprocess.py  what a hook changes of a rollout, and a file keeps of it, before it is trained
 parity.py      a training rank that compares its backend with transformers
+memory.py      how much memory training takes, as backends have it in common
 precision.py   the precision recipe of a run, as train backends meet it
 schedule.py    the learning rate of every step
 profiling.py   traces of training

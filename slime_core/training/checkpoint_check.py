@@ -19,7 +19,8 @@ def check_checkpoints(checking: Checking) -> Any:
     and the embedding. Says what is wrong, and returns the configuration; None if it cannot be read."""
     args, config = checking.args, None
     if checking.is_elsewhere(args.hf_checkpoint):  # told by the look at the tokenizer
-        return None
+        with checking.noting():
+            return read_configuration(checking.card, "--hf-checkpoint") if checking.card else None
     with checking.noting():
         require_hugging_face(args.hf_checkpoint, "--hf-checkpoint")
         config = read_configuration(args.hf_checkpoint, "--hf-checkpoint")

@@ -25,7 +25,7 @@ def tokenizer(scene: Scene) -> None:
     if scene.is_elsewhere(scene.args.hf_checkpoint):
         scene.not_seen(
             f"--hf-checkpoint {scene.args.hf_checkpoint} is not on this machine: its tokenizer and its files were not looked at, and "
-            "no row was rendered."
+            f"no row was rendered.{'' if scene.card is None else ' Its shape is that of ' + scene.card + '.'}"
         )
         return
     if not Path(scene.args.hf_checkpoint).is_dir():

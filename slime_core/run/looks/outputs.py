@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from slime_core.another_machine import is_for_another_machine
 from slime_core.errors import ArgumentError
 from slime_core.run import checkpoints
 from slime_core.run.looks.look import Look, Scene
@@ -21,7 +22,9 @@ def folders(scene: Scene) -> None:
         given["--save-hf"] = args.save_hf.replace("{rollout_id}", "0")
     tried: set[Path] = set()
     for option, folder in given.items():
-        if folder:
+        if folder and is_for_another_machine() and scene.is_elsewhere(folder):
+            scene.not_seen(f"{option} {folder} is not on this machine: whether it can be written was not looked at.")
+        elif folder:
             with scene.noting():
                 _require_writable(option, Path(folder), tried)
     if trains and args.save_hf and _same(args.save_hf, args.hf_checkpoint):

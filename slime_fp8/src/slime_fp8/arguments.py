@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from slime_core.another_machine import is_for_another_machine
 from slime_core.arguments import RunArguments
 from slime_core.arguments.groups.precision import PrecisionArguments
 from slime_core.contracts.options import ArgumentGroup, option
@@ -44,7 +45,7 @@ class DelayedScalingArguments(ArgumentGroup):
         """Where training ranks may be on other machines, they find out."""
         if not isinstance(self, RunArguments) or not self.fp8_format or self.fp8_emulation:
             return self
-        here = self.ray_address in (None, "", "local") and self.actor_num_nodes == 1
+        here = not is_for_another_machine(self) and self.actor_num_nodes == 1
         if here and self.fp8_recipe in NEEDS:
             hardware = visible_hardware()
             if why := refusal(self.fp8_recipe, hardware):

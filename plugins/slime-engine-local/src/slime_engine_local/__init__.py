@@ -15,6 +15,7 @@ decoder.py       a faster form of Llama-like decoders
 packed.py        linear layers whose weight is stored as the processor's matrix product reads it
 arguments.py     the options
 checks.py        what is seen of a run before it starts
+memory.py        what the engine will hold
 errors.py        `EngineError`
 plugin.py        what slime finds
 """

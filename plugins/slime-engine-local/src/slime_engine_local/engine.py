@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
 from slime_core.contracts.engine import Generation, ScoredToken
+from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import from_pretrained
 from slime_core.tensors.quantised_weights import restored
 from slime_engine_local.errors import EngineError, HalfReplaced
+from slime_engine_local.memory import memory
 from slime_engine_local.model import LanguageModel, dtype_of
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
@@ -72,6 +74,11 @@ class LocalEngine:
         self._scheduler = Scheduler(args.local_max_running_requests, self._max_tokens, load)
         # Also runs when the engine is garbage or the interpreter ends, so that no step is cut off half-way.
         self._finalizer = weakref.finalize(self, self._scheduler.close)
+
+    @staticmethod
+    def memory(args: LocalRunArguments, model: ModelShape, use: MemoryUse) -> Holding:
+        """What the engine will hold."""
+        return memory(args, model, use)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy all weights, given as (Hugging Face name, tensor) pairs, tied ones once. Returns when they are in use

@@ -34,6 +34,7 @@ Options:
     low_precision.py  which machine serves a quantised checkpoint
     options.py     those of the installed SGLang and router, passed through
     checks.py      what is seen of a run before it starts
+    held.py        what a server will hold
     errors.py      `SGLangError`
     plugin.py      what slime finds
 """

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import httpx
 
 from slime_core.contracts.engine import Generation
+from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import first_error_only
 from slime_core.remote_code import from_pretrained
@@ -26,6 +27,7 @@ from slime_engine_sglang import placement
 from slime_engine_sglang.answers import response_room, sglang_sampling_params
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
+from slime_engine_sglang.held import memory
 from slime_engine_sglang.keys import Keys
 from slime_engine_sglang.options import SERVER, command_line
 from slime_engine_sglang.requests import Requests
@@ -67,6 +69,11 @@ class SGLangEngine:
         """Return how many devices one server has; 0 if the servers are external and need none here."""
         own = cast("SGLangRunArguments", args)
         return 0 if own.rollout_external_engine_addrs else own.rollout_num_gpus_per_engine
+
+    @staticmethod
+    def memory(args: SGLangRunArguments, model: ModelShape, use: MemoryUse) -> Holding:
+        """What a server will hold on each of its GPUs."""
+        return memory(args, model, use)
 
     def __init__(self, args: SGLangRunArguments, servers: Sequence[Server | RemoteServer] | None = None) -> None:
         from transformers import AutoConfig

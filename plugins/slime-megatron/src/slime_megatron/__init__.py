@@ -5,6 +5,7 @@ arguments.py         the options of layout and computation
 model_flags.py       the options that describe a model, compared with the checkpoint
 refusals.py          options that are refused, or have no effect
 checks.py            what is seen of a run before it starts
+memory.py            what a rank will hold
 backend.py           the train backend: what the loop calls
 device.py            megatron-core without CUDA
 versions.py          what differs between versions of megatron-core

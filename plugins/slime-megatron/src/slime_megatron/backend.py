@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slime_core.contracts.loss import LossFunction, what_reads
+from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
@@ -38,6 +39,7 @@ from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_megatron import device as devices
 from slime_megatron.arguments import MegatronRunArguments
+from slime_megatron.memory import memory
 from slime_megatron.te_probe import require_usable
 
 if TYPE_CHECKING:
@@ -66,6 +68,11 @@ class MegatronBackend(HasKeptWeights):
         self.replays_routing = args.use_routing_replay
         self._optimizer: Any = None
         self._saver: Saver | None = None
+
+    @staticmethod
+    def memory(args: MegatronRunArguments, model: ModelShape, use: MemoryUse) -> Holding:
+        """What the rank will hold that holds most."""
+        return memory(args, model, use)
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Read the configuration, build this rank's part of the model, fill it from the checkpoint, make the optimizer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
+from slime_core.another_machine import is_for_another_machine
 from slime_core.training.precision import refused_in_emulation, refused_with_adapters
 from slime_megatron.te_probe import refusal
 
@@ -37,7 +38,7 @@ def refused(args: MegatronArguments) -> list[str]:
 
 def _transformer_engine(args: MegatronArguments) -> Iterator[str]:
     # On a cluster of somebody else's making this machine says nothing of those that train; they ask themselves.
-    if getattr(args, "ray_address", None) in (None, "local") and (why := refusal(args.transformer_impl)):
+    if not is_for_another_machine(args) and (why := refusal(args.transformer_impl)):
         yield why
     if args.transformer_impl == "transformer_engine":
         if args.attention_backend == "local":

@@ -3,6 +3,7 @@
 plugin.py     what this distribution gives to slime
 arguments.py  the options of this backend alone
 checks.py     what is seen of a run before it starts
+memory.py     what a rank will hold
 backend.py    the train backend: what the loop calls
 predictor.py  log-probs, entropies and values of a packed row
 model.py      loads a model and proves that its packed computation is its own

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
+from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, TrainingError
@@ -38,6 +39,7 @@ from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state, stored_export
 from slime_torch.arguments import TorchRunArguments, refused
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
+from slime_torch.memory import memory
 from slime_torch.model import (
     add_value_head,
     check_checkpoint,
@@ -84,6 +86,11 @@ class TorchBackend(HasKeptWeights):
         self._ranks: Ranks | None = None
         self._saver = state.Saver()
         self._offloaded = Offloaded()
+
+    @staticmethod
+    def memory(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> Holding:
+        """What a rank will hold."""
+        return memory(args, model, use)
 
     def setup(self, loss: LossFunction, total_steps: int, role: Role = "actor") -> None:
         """Load the model and make everything ready for the first step.

@@ -1,0 +1,168 @@
+"""What the torch backend holds, before a run starts (`slime_core.contracts.memory`). Called by `TorchBackend.memory`; compared with
+what a process really takes by `python -m benchmarks.memory`. Imports no torch.
+
+Numbers are kept in float32; with --bf16 what linear layers keep for the backward pass is bfloat16, their weights among it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slime_core.contracts.memory import ALWAYS, Holding, MemoryUse, ModelShape, Part, Phase
+from slime_core.training.memory import (
+    Dimensions,
+    adapter_size,
+    in_words,
+    logits,
+    longest_row,
+    one_micro_batch,
+    product,
+)
+
+if TYPE_CHECKING:
+    from slime_torch.arguments import TorchRunArguments
+
+STEP: frozenset[Phase] = frozenset({"step"})
+TRAIN: frozenset[Phase] = frozenset({"train"})
+MOMENTS = {"adam": 8, "sgd": 4}
+
+
+def memory(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> Holding:
+    """What a rank holds."""
+    own = 1 / use.ranks
+    added = 0 if use.role == "reference" else adapter_size(args, model)
+    parts = [
+        Part("weights", 4 * (model.size + added) * own, f"{in_words(model.size)} weights × 4 bytes{_over(use.ranks)}")
+    ]
+    rows = longest_row(args)
+    unknown = []
+    if rows is None:
+        unknown.append(
+            "activations, as nothing limits the length of a micro-batch: give --use-dynamic-batch-size with --max-tokens-per-gpu, or "
+            "--rollout-max-context-len"
+        )
+    whole = _whole_for_a_while(args, model, use) if use.ranks > 1 else []
+    if use.role == "reference":
+        return Holding([*parts, *whole], unknown=unknown)
+    trained = added or model.size
+    kept_whole = use.ranks > 1 and not args.fsdp_reshard_after_forward
+    parts += _optimised(args, trained, own, kept_whole, one_micro_batch(args, use.ranks))
+    if rows is not None:
+        parts += _activations(args, model, rows, use)
+    return Holding([*parts, *whole], unknown=unknown)
+
+
+def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bool, alone: bool) -> list[Part]:
+    """Gradients and the optimizer's state of so many weights.
+
+    Args:
+        own: this rank's share of them.
+        alone: no micro-batch adds to the gradients of an earlier one, so that they come while activations go.
+    """
+    moments = MOMENTS[args.optimizer] if args.optimizer == "adam" or args.sgd_momentum else 0
+    when = STEP if args.optimizer_cpu_offload else ALWAYS
+    count = f"{in_words(trained)} trained weights"
+    over = _over(round(1 / own))
+    lora = "" if args.lora_rank else "--lora-rank"
+    return [
+        Part(
+            "gradients",
+            4 * trained * (1 if kept_whole else own),
+            f"{count} × 4 bytes{'' if kept_whole else over}",
+            ALWAYS - TRAIN if alone else ALWAYS,
+            lora,
+        ),
+        Part(
+            "optimizer state",
+            moments * trained * own,
+            f"{count} × {moments} bytes{over}",
+            when,
+            "--optimizer-cpu-offload",
+        ),
+    ]
+
+
+def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: MemoryUse) -> list[Part]:
+    d = Dimensions.of(model)
+    dense, sparse = _of_a_layer(d, d.mlp, args.bf16), _of_a_layer(d, d.experts, args.bf16, d.chosen)
+    per_token = d.dense * dense + (d.layers - d.dense) * sparse
+    how = f"{d.layers} layers"
+    if args.gradient_checkpointing:
+        per_token = 4 * d.hidden * d.layers + max(dense, sparse if d.layers > d.dense else 0)
+        how += ", of which one is computed again at a time"
+    last = 8 * d.hidden + (2 if args.bf16 else 4) * d.hidden  # before and after the last norm, and what the head reads
+    parts = [
+        Part(
+            "activations",
+            rows * (per_token + last),
+            f"{rows} tokens of a micro-batch, {how}",
+            TRAIN,
+            "--max-tokens-per-gpu" if args.gradient_checkpointing else "--gradient-checkpointing, --max-tokens-per-gpu",
+        )
+    ]
+    casts = 0 if args.gradient_checkpointing or not args.bf16 else 2 * sum(_matrices(model))
+    if casts:
+        parts.append(Part("weights in bfloat16", casts, "for the backward pass", TRAIN, "--gradient-checkpointing"))
+    if use.role == "actor":
+        chunk = rows if args.log_probs_chunk_size == -1 else min(rows, args.log_probs_chunk_size)
+        size = logits(d, rows, args, entropy=use.entropy)
+        if not args.lora_rank:  # the gradient of the head, until that of a tied embedding is added
+            size += d.vocabulary * d.hidden * (8 if args.bf16 else 4)
+        parts.append(
+            Part(
+                "logits",
+                size,
+                f"{chunk} tokens × {d.vocabulary} × 4 bytes" + ("" if args.lora_rank else ", and the head's gradient"),
+                TRAIN,
+                "--log-probs-chunk-size",
+            )
+        )
+    return parts
+
+
+def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0) -> float:
+    """Bytes that a layer keeps of a token for the backward pass.
+
+    In float32 two norms keep their inputs and outputs; attention queries, keys, values, its output and that in one piece; the MLP
+    the gate before and after its activation, the other projection and their product. In bfloat16 each linear layer keeps an input of
+    its own.
+    """
+    exchanged = 2 * experts * d.hidden  # tokens as experts read and write them
+    norms = d.queries + d.keys if d.head_norms else 0
+    attention = 2 * d.queries + d.keys + 2 * d.values if d.latent else 3 * d.queries + d.keys + d.values
+    if bf16:
+        return 18 * d.hidden + 2 * (attention + 4 * mlp + exchanged) + 6 * norms + 4 * d.heads + 2 * d.latent
+    return 4 * (4 * d.hidden + attention + 4 * mlp + exchanged + norms + d.heads + 2 * d.latent)
+
+
+def _whole_for_a_while(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> list[Part]:
+    """Weights that a rank has whole while it computes with them, of which it otherwise has a part."""
+    layers: dict[str, int] = {}
+    outside = 0
+    for name, shape in model.parameters.items():
+        number = next((part for part in name.split(".") if part.isdigit()), None)
+        if number is None:
+            outside += product(shape)
+        else:
+            layers[number] = layers.get(number, 0) + product(shape)
+    if not args.fsdp_reshard_after_forward:
+        size, of = 4.0 * model.size, "all layers, during a step"
+    else:  # two layers, since the next one travels meanwhile, and the gradients of one
+        size, of = (
+            4.0 * (3 * max(layers.values(), default=0) + 2 * outside),
+            "two layers, embedding and head, and their gradients",
+        )
+    return [Part("weights and gradients made whole", size, of, TRAIN)]
+
+
+def _matrices(model: ModelShape) -> list[int]:
+    """Sizes of the matrices of linear layers in the blocks."""
+    return [
+        product(shape)
+        for name, shape in model.parameters.items()
+        if len(shape) >= 2 and any(p.isdigit() for p in name.split("."))
+    ]
+
+
+def _over(ranks: int) -> str:
+    return f" / {ranks} ranks" if ranks > 1 else ""
