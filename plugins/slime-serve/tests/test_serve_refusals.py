@@ -74,6 +74,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (TEXT, {"prompt": []}, "prompt is []: expected a text or a list of token ids"),
     (TEXT, {"prompt": [[]]}, "none of them empty"),
     (TEXT, {"prompt": ["a", 5]}, "prompt is ['a', 5]: expected a text"),
+    (TEXT, {"prompt": 5}, "prompt is 5: expected a text"),
     (TEXT, {"prompt": [[5], []]}, "prompt is"),
     (TEXT, {"prompt": [5, -1]}, "the token -1; the model knows 0 to"),
     (TEXT, {"prompt": [10**9]}, "the token 1000000000"),

@@ -155,8 +155,8 @@ class CompletionRequest(SamplingRequest):
     @field_validator("prompt", mode="plain")
     @classmethod
     def _prompts(cls, given: Any) -> Any:
-        every = given if isinstance(given, list) else [given]
-        if every and (
+        every = given if isinstance(given, list) else []
+        if isinstance(given, str) or (
             _all(str, every) or _all(int, every) or (_all(list, every) and all(_all(int, ids) for ids in every))
         ):
             return given
