@@ -35,8 +35,6 @@ def conversation_tokens(
     Raises:
         DataError: what is wrong with which message, or what the chat template has against it.
     """
-    from jinja2 import TemplateError
-
     read = [_in_one_form(message, number) for number, message in enumerate(chat_messages(messages), 1)]
     if not has_chat_template(tokenizer):
         raise DataError("the model has no chat template, so that it cannot read messages; it completes plain text")
@@ -48,8 +46,8 @@ def conversation_tokens(
         text: Any = tokenizer.apply_chat_template(
             read, tools=definitions, add_generation_prompt=True, tokenize=False, **(variables or {})
         )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise DataError(f"the chat template cannot render the messages: {error}") from None
+    except Exception as error:  # a template is a program, which may fail in any way at what it did not expect
+        raise DataError(f"the chat template cannot render the messages: {type(error).__name__}: {error}") from None
     for number, message in enumerate(read, 1):
         if message["role"] in SETTING_ROLES and message["content"].strip() not in text:
             raise DataError(f"the chat template leaves out message {number} ({message['role']})")
