@@ -157,9 +157,10 @@ def test_of_repeated_rollouts_the_last_attempt_counts(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("".join(json.dumps(line) + "\n" for line in attempt))
     note(folder, {"event": "start", "at": BEGAN + 980, "resume_after": 9})
-    note(folder, {"event": "start", "at": BEGAN + 990, "resume_after": 9})
+    note(folder, {"event": "start", "at": BEGAN + 990, "resume_after": 9, "seen_before": BEGAN + 984})
     note(folder, {"event": "end", "at": BEGAN + 1020, "error": None})
     run = read(folder)
+    assert run.seconds == 4 + 30, "what is known of three attempts, of which two were killed"
     assert run.done == 14
     assert run.series["rollout/raw_reward"].x == list(range(1, 15))
     assert run.series["rollout/raw_reward"].y[10:] == [0.5] * 4

@@ -114,8 +114,9 @@ class RunFolder:
             following = self.events[place + 1] if place + 1 < len(self.events) else None
             if following is not None and following.get("event") == "end":
                 ended = _at(following)
-            elif following is not None:  # it was killed, nobody knows when
-                ended = began
+            elif following is not None:  # it was killed
+                seen_before = following.get("seen_before")
+                ended = float(seen_before) if isinstance(seen_before, (int, float)) else began
             else:
                 seen = max(last or began, self.sign.at if self.sign else began)
                 ended = now if self.claimed else seen

@@ -43,6 +43,7 @@ def note_start(run_dir: Path) -> None:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "resume_after": _resume_after(run_dir),
+            "seen_before": _last_sign(run_dir),
             "versions": _versions(),
             "hardware": _hardware(),
         },
@@ -90,6 +91,12 @@ def _resume_after(run_dir: Path) -> int | None:
     last = [line for line in lines if line.startswith("resume_after:")]
     found = yaml.safe_load(last[-1])["resume_after"] if last else None
     return found if isinstance(found, int) else None
+
+
+def _last_sign(run_dir: Path) -> float | None:
+    """When an earlier start of this run gave its last sign of life, which is all that is known of one that was killed."""
+    signs = [path.stat().st_mtime for path in (run_dir / FOLDER / SIGNS).glob("*")]
+    return round(max(signs), 3) if signs else None
 
 
 def _versions() -> dict[str, str]:
