@@ -152,7 +152,7 @@ def _is_given(plan: Plan) -> bool:
 
 
 def _file_in(folder: Path) -> Any:
-    return lambda source: folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.label).strip('-')}.jsonl"
+    return lambda source: folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.label).strip('-.')}.jsonl"
 
 
 def _say(text: str) -> None:
