@@ -90,7 +90,7 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
     if args.gradient_checkpointing:
         per_token = 4 * d.hidden * d.layers + max(dense, sparse if d.layers > d.dense else 0)
         how += ", of which one is computed again at a time"
-    last = 8 * d.hidden + (2 if args.bf16 else 4) * d.hidden  # before and after the last norm, and what the head reads
+    last = 4 * d.hidden + (2 if args.bf16 else 4) * d.hidden  # before the last norm, and what the head reads
     parts = [
         Part(
             "activations",
