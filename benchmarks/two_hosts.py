@@ -31,7 +31,7 @@ from slime_core.testing.checkpoint import tiny_checkpoint
 
 LIMIT_S = 240.0
 """How long a run may take."""
-NAMED_S, GONE_S, ALONE_S = 5.0, 60.0, 120.0
+NAMED_S, GONE_S, ALONE_S = 5.0, 60.0, 240.0
 """How soon a machine that does not answer must be named, and the run have ended; and then what is left on that machine."""
 
 _MEET = """
