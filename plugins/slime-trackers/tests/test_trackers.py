@@ -224,6 +224,6 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(
 
 
 def test_listing_the_trackers_imports_neither_package() -> None:
-    check = "import sys, slime_trackers.plugin; sys.exit(bool({'tensorboard', 'wandb', 'torch'} & set(sys.modules)))"
+    check = "import sys, slime_trackers.plugin; sys.exit(bool({'tensorboard', 'wandb', 'mlflow', 'trackio', 'swanlab', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
-    assert set(slime_trackers()) == {"tensorboard", "wandb"}
+    assert set(slime_trackers()) == {"tensorboard", "wandb", "mlflow", "trackio", "swanlab"}

@@ -40,3 +40,38 @@ class WandbArguments(ArgumentGroup):
         affects_result=False,
         secret=True,
     )
+
+
+class MlflowArguments(ArgumentGroup):
+    """MLflow"""
+
+    use_mlflow: bool = option(False, "Log to MLflow.", affects_result=False)
+    mlflow_tracking_uri: str | None = option(
+        None,
+        "Address of the server, or a database such as sqlite:///mlflow.db. Default: MLFLOW_TRACKING_URI, or the folder mlruns in the "
+        "run directory.",
+        affects_result=False,
+    )
+    mlflow_experiment: str = option("slime", "Experiment that the run belongs to.", affects_result=False)
+
+
+class TrackioArguments(ArgumentGroup):
+    """trackio"""
+
+    use_trackio: bool = option(
+        False, "Log to trackio's local database, which `trackio show` shows.", affects_result=False
+    )
+    trackio_project: str = option("slime", "Project that the run belongs to.", affects_result=False)
+
+
+class SwanlabArguments(ArgumentGroup):
+    """SwanLab"""
+
+    use_swanlab: bool = option(False, "Log to SwanLab.", affects_result=False)
+    swanlab_mode: Literal["online", "offline", "local", "disabled"] | None = option(
+        None,
+        "'offline' keeps everything in the run directory for a later `swanlab sync`. Default: SWANLAB_MODE, or online.",
+        affects_result=False,
+    )
+    swanlab_project: str = option("slime", "Project that the run belongs to.", affects_result=False)
+    swanlab_workspace: str | None = option(None, "Workspace that owns the project.", affects_result=False)

@@ -19,6 +19,21 @@ def wandb(args: Any, checking: Checking) -> None:
     _require("wandb", "--use-wandb", checking)
 
 
+def mlflow(args: Any, checking: Checking) -> None:
+    """The package mlflow is installed. The server is not asked."""
+    _require("mlflow", "--use-mlflow", checking)
+
+
+def trackio(args: Any, checking: Checking) -> None:
+    """The package trackio is installed."""
+    _require("trackio", "--use-trackio", checking)
+
+
+def swanlab(args: Any, checking: Checking) -> None:
+    """The package swanlab is installed. The service is not asked."""
+    _require("swanlab", "--use-swanlab", checking)
+
+
 def _require(package: str, option: str, checking: Checking) -> None:
     if find_spec(package) is None:
         checking.error(

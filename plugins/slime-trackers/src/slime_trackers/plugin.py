@@ -1,4 +1,4 @@
-"""What this distribution provides to slime. Imports neither tensorboard nor wandb."""
+"""What this distribution provides to slime. Imports none of the packages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def slime_argument_groups() -> list[type[ArgumentGroup]]:
-    from slime_trackers.arguments import TensorboardArguments, WandbArguments
+    from slime_trackers import arguments as own
 
-    return [TensorboardArguments, WandbArguments]
+    return [
+        *(own.TensorboardArguments, own.WandbArguments),
+        *(own.MlflowArguments, own.TrackioArguments, own.SwanlabArguments),
+    ]
 
 
 @hookimpl
@@ -31,5 +34,23 @@ def slime_trackers() -> dict[str, Lazy]:
             "Weights & Biases, online or offline",
             reads_options=("WandbArguments",),
             check="slime_trackers.checks:wandb",
+        ),
+        "mlflow": Lazy(
+            "slime_trackers.mlflow_tracker:MlflowTracker",
+            "MLflow, a server or local files",
+            reads_options=("MlflowArguments",),
+            check="slime_trackers.checks:mlflow",
+        ),
+        "trackio": Lazy(
+            "slime_trackers.trackio_tracker:TrackioTracker",
+            "trackio, a local dashboard",
+            reads_options=("TrackioArguments",),
+            check="slime_trackers.checks:trackio",
+        ),
+        "swanlab": Lazy(
+            "slime_trackers.swanlab_tracker:SwanlabTracker",
+            "SwanLab, online or offline",
+            reads_options=("SwanlabArguments",),
+            check="slime_trackers.checks:swanlab",
         ),
     }

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import PluginError
-from slime_core.secrets import masked, remember_secret
-from slime_core.whole_file import write_whole
+from slime_core.secrets import remember_secret
+from slime_trackers.logged import Logged, hidden_from_command_line
 
 if TYPE_CHECKING:
     from slime_core.contracts.tracker import Tracker
@@ -45,13 +41,7 @@ class WandbTracker:
             raise PluginError(
                 f"--use-wandb needs the package wandb ({error}); install it with: pip install slime-trackers[wandb]"
             ) from error
-        self._file = run_dir / PROGRESS
-        resumed = config.get("resume_after") is not None and self._file.exists()
-        previous = json.loads(self._file.read_text()) if resumed else {}
-        self._id: str = previous.get("id") or secrets.token_hex(4)
-        self._last: int | None = previous.get("last_step")
-        self._last_names: list[str] = previous.get("last_names", [])
-        self._known_last, self._known_names = self._last, frozenset(self._last_names)
+        self._logged = Logged(run_dir / PROGRESS, config, secrets.token_hex(4))
         if args.wandb_key:
             remember_secret(args.wandb_key.get_secret_value())
         key = args.wandb_key.get_secret_value() if args.wandb_key else None
@@ -61,7 +51,7 @@ class WandbTracker:
         folder = Path(args.wandb_dir or run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with _hidden_from_command_line():
+            with hidden_from_command_line():
                 self._run = wandb.init(
                     entity=args.wandb_team,
                     project=args.wandb_project,
@@ -69,7 +59,7 @@ class WandbTracker:
                     name=run_dir.resolve().name,
                     dir=str(folder),
                     mode=args.wandb_mode,
-                    id=self._id,
+                    id=self._logged.id,
                     resume="allow",
                     config=config,
                     settings=settings,
@@ -81,21 +71,13 @@ class WandbTracker:
             ) from error
         self._run.define_metric("rollout_id")
         self._run.define_metric("*", step_metric="rollout_id")
-        self._remember()
+        self._logged.remember()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics by their full names at a rollout id, unless W&B has them already."""
-        if self._known_last is not None:
-            if step < self._known_last:
-                return
-            if step == self._known_last:
-                metrics = {name: value for name, value in metrics.items() if name not in self._known_names}
-        if not metrics:
-            return
-        self._run.log({**metrics, "rollout_id": step})
-        self._last_names = [*(self._last_names if step == self._last else []), *metrics]
-        self._last = step
-        self._remember()
+        if new := self._logged.new(metrics, step):
+            self._run.log({**new, "rollout_id": step})
+            self._logged.note(new, step)
 
     def close(self, error: BaseException | None) -> None:
         """End the W&B run, as failed if there was an error."""
@@ -103,22 +85,6 @@ class WandbTracker:
 
         self._run.finish(exit_code=0 if error is None else 1)
         wandb.teardown()  # finish() may return before wandb's service has written its file; this waits for it
-
-    def _remember(self) -> None:
-        """Write the id and what was logged last into the run directory."""
-        state = {"id": self._id, "last_step": self._last, "last_names": self._last_names}
-        write_whole(self._file, json.dumps(state))
-
-
-@contextmanager
-def _hidden_from_command_line() -> Iterator[None]:
-    """Mask secrets on the command line meanwhile: wandb stores the command line with the run."""
-    given = sys.argv
-    sys.argv = [masked(word) for word in given]
-    try:
-        yield
-    finally:
-        sys.argv = given
 
 
 if TYPE_CHECKING:  # type checkers compare the class with the contract
