@@ -6,6 +6,7 @@ python scripts/before_after.py RUN_DIR
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def main(run_dir: Path) -> None:
     print(f"\nright answers to {len(after)} held-out requests: before {_right(before)}, after {_right(after)}")
     print(f"\nthe model    {run_dir / 'model'}   (a Hugging Face checkpoint)")
     print(f"the numbers  {run_dir / 'metrics.jsonl'}, and every answer in {run_dir / 'eval'}")
+    system, asked = (shlex.quote(_asked(after[0], place)) for place in (0, -1))
+    print(f"\nask it yourself:\nslime chat {run_dir / 'model'} --system {system} {asked}\n")
 
 
 def _first_and_last(folder: Path) -> tuple[Path, Path]:
@@ -37,9 +40,9 @@ def _answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _asked(answer: dict[str, Any]) -> str:
-    """The last message of the user: as text between the template's marks, or among messages."""
-    return str(Sample.from_dict(answer).asked[-1]["content"])
+def _asked(answer: dict[str, Any], place: int = -1) -> str:
+    """A message of the prompt, the user's last by default: as text between the template's marks, or among messages."""
+    return str(Sample.from_dict(answer).asked[place]["content"])
 
 
 def _right(answers: list[dict[str, Any]]) -> str:
