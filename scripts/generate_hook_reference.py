@@ -28,6 +28,7 @@ SECTIONS = {"configuration": "Options", "providers": "Providers", "observers": "
 
 EXTRAS = {
     "buffer_pop": "the component that `--buffer-filter-path` chooses",
+    "images": "what stands for the images of the conversation in its text, an `ImageTexts`",
     "template_kwargs": "the variables of the chat template, of `--apply-chat-template-kwargs`",
     "plugins": "`slime_core.plugins.Plugins`, to select further components",
     "components": "the components that a rollout function or a train backend may call in turn "

@@ -13,7 +13,7 @@ mypy
 lint-imports --no-logo
 
 echo "==> preparing the model, data, tokenizers and templates for the tests"
-python scripts/assets.py all >/dev/null
+python scripts/assets.py data tokenizers >/dev/null
 
 if [ -z "$(command -v chromium chromium-browser google-chrome)" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "==> installing Debian's chromium, in which the tests open the page of a report (without it they are skipped)"

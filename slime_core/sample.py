@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from slime_core.errors import DataError, SampleError
@@ -51,6 +52,8 @@ class Sample:
         prompt: text, or a list of chat messages (`{"role": ..., "content": ...}`). From a data source also a list of token
             ids, with a `loss_mask` for them. Where a rollout function renders messages or is given ids, their text takes this
             place, so that hooks find what the model reads; see `asked`.
+        images: the encoded images (such as PNG or JPEG) that the prompt shows, in the order of their places in it. The samples of
+            a group share these bytes. Stored as base64.
         tokens: token ids of prompt and response, one flat list.
         response: text of the response.
         response_length: R, how many of the last tokens are response.
@@ -73,6 +76,7 @@ class Sample:
     index: int | None = None
     rollout_id: int | None = None
     prompt: str | list[dict[str, Any]] = ""
+    images: list[bytes] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     response: str = ""
     response_length: int = 0
@@ -228,6 +232,8 @@ class Sample:
             name: value for name, value in asdict(self).items() if name in _FIELDS
         }  # those of a subclass are further ones
         further = self.further_attributes
+        encoded = [_as_text(image) for image in own.pop("images")]
+        own |= {"images": encoded} if encoded else {}
         return {**own, "status": self.status.value, **({"attributes": further} if further else {})}
 
     @classmethod
@@ -243,6 +249,8 @@ class Sample:
         for name, fits in _STORED.items():
             if name in values and not fits(values[name]):
                 raise SampleError(f"A stored sample has {name} that is none: {str(values[name])[:60]!r}.")
+        if "images" in values:
+            values["images"] = [_as_bytes(text) for text in values["images"]]
         sample = cls(**{**values, "status": status})
         for name, value in data.get("attributes", {}).items():
             if getattr(cls, name, None) is not None:  # those of slime's fields alone are None
@@ -275,6 +283,7 @@ def _is(*kinds: type | None) -> Callable[[Any], bool]:
 _STORED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("group_index", "index", "rollout_id"), _is(int, None)),
     "prompt": _is(str, list),
+    "images": _are(str),
     "tokens": _are(int),
     "response": _is(str),
     "response_length": _is(int),
@@ -285,6 +294,21 @@ _STORED: dict[str, Callable[[Any], bool]] = {
     "remove_sample": _is(bool),
 }
 """What the fields of a stored sample are; the others may be anything."""
+
+
+@lru_cache(maxsize=8)
+def _as_text(image: bytes) -> str:
+    """Return an image as base64. A few are remembered, since the samples of a group have the same ones."""
+    return b64encode(image).decode()
+
+
+@lru_cache(maxsize=8)
+def _as_bytes(text: str) -> bytes:
+    """Return the bytes of a stored image: the very object for all samples of a group."""
+    try:
+        return b64decode(text, validate=True)
+    except ValueError:
+        raise SampleError(f"A stored sample has an image that is no base64: {text[:60]!r}.") from None
 
 
 def plain_reward(reward: Any, what: str = "the reward") -> Any:
@@ -447,6 +471,8 @@ def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
     n, r = len(sample.tokens), sample.response_length
     if r == n and n > 0 and sample.trained_mask[0]:
         return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
+    if any(type(image) is not bytes for image in sample.images):
+        return "its images are not all bytes; expected encoded images, such as the content of a PNG file."
     if sample.loss_mask is not None and set(sample.loss_mask) - {0, 1}:
         return f"loss_mask holds {sorted(set(sample.loss_mask) - {0, 1})[:5]}; only 0 and 1 are allowed."
     for log_prob in sample.rollout_log_probs or ():

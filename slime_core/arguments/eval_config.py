@@ -21,6 +21,7 @@ OPTION_OF = {
     "label_key": "eval_label_key",
     "tool_key": "eval_tool_key",
     "metadata_key": "metadata_key",
+    "multimodal_keys": "multimodal_keys",
     "apply_chat_template": "apply_chat_template",
     "apply_chat_template_kwargs": "apply_chat_template_kwargs",
     "n_samples_per_eval_prompt": "n_samples_per_eval_prompt",
@@ -42,7 +43,6 @@ METADATA = "metadata_overrides"
 """What a set may say besides: a mapping that goes into the metadata of its rows."""
 
 NOT_HERE = {
-    "multimodal_keys": "models are trained on text alone here",
     "repetition_penalty": "log-probs would not be those of the model",
     "app_service": "answers come from the run's engine here",
     "eval_task_timeout": "--failure-policy bounds the time of generate functions and rewards here",

@@ -130,6 +130,19 @@ def buffer_pop(args: RunArguments, rollout_id: int | None, buffer: list[Group], 
 
 
 @dataclass(frozen=True)
+class ImageTexts:
+    """What stands for the images of a conversation in its text.
+
+    Attributes:
+        placeholder: what the chat template writes for an image.
+        texts: what takes its place for each image, in the order of the conversation.
+    """
+
+    placeholder: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MaskedTokens:
     """A rendered conversation with its mask.
 
@@ -143,6 +156,7 @@ class MaskedTokens:
             a conversation.
         counts: numbers for the metrics of a rollout, added up over its conversations.
         messages: the messages in the form in which they were rendered, for previews; [] where that is the row's own.
+        images: of every image its first token and the one behind its last.
     """
 
     token_ids: list[int]
@@ -153,13 +167,16 @@ class MaskedTokens:
     lost: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    images: list[tuple[int, int]] = field(default_factory=list)
 
 
 def loss_mask(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MaskedTokens:
     """Render a whole conversation once and say which tokens are trained.
 
     One that names the parameter `template_kwargs` is given the variables of the chat template, which
-    `--apply-chat-template-kwargs` sets.
+    `--apply-chat-template-kwargs` sets. One that names the parameter `images` is given an `ImageTexts` for a conversation with images,
+    whose messages have parts `{"type": "image"}`, and puts their texts into the rendering before it is tokenised; others cannot mask
+    such conversations.
 
     Returns:
         The ids of the full chat-template rendering and as many 0/1 entries.
@@ -194,7 +211,7 @@ KINDS = (
         "slime_loss_masks",
         loss_mask,
         ("--loss-mask-type",),
-        extras=("template_kwargs",),
+        extras=("template_kwargs", "images"),
         check=is_a(MaskedTokens),
     ),
 )

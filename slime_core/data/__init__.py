@@ -12,6 +12,9 @@
     tools.py         tool calls and tool definitions in one form
     flags.py         flags that keep a message from being trained, under the names of many tools
     samples.py       a row becomes a `Sample`
+    image_rows.py    images are taken out of the messages of a row
+    images.py        forms of images, and decoding them
+    vision.py        what a checkpoint makes of images
     notices.py       what people should know of a file, said once
     shown.py         how messages show a value
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded

@@ -34,8 +34,8 @@ class Conversation:
     """A checked conversation in one form, whatever form its row had.
 
     Attributes:
-        messages: as chat templates expect them: no `step_loss_mask`, content as text, tool calls as
-            `{"type": "function", "function": {"name", "arguments"}}` with the arguments as an object.
+        messages: as chat templates expect them: no `step_loss_mask`, content as text or, where there are images, as parts of the
+            types text and image; tool calls as `{"type": "function", "function": {"name", "arguments"}}` with the arguments as an object.
         trained: per message, whether it is trained: an assistant message whose `step_loss_mask` is not 0.
         tools: tool definitions in the form `{"type": "function", "function": {...}}`, or None.
     """
@@ -79,7 +79,7 @@ def chat_row(messages: Any, tools: Any = None) -> list[Message]:
         _require_known_role(message, number)
         tool_calls(message.get("tool_calls"), number)
         if speaks:
-            _text(message.get("content") or "", number)
+            _text(message.get("content") or "", number, message["role"])
             _require_something_to_learn(message, number)
     tool_definitions(tools)
     return checked
@@ -183,7 +183,7 @@ def _require_known_role(message: Message, number: int) -> None:
 def _require_something_to_learn(message: Message, number: int) -> None:
     if message["role"] != "assistant" or message.get(STEP, 1) == 0:
         return
-    said = (_text(message.get("content") or "", number), *(message.get(key, "") for key in REASONING_KEYS))
+    said = (text_of(message.get("content")), *(message.get(key, "") for key in REASONING_KEYS))
     if not any(text.strip() for text in said) and not tool_calls(message.get("tool_calls"), number):
         raise DataError(
             f"message {number} (assistant) is empty, so that only its end would be learned; "
@@ -203,14 +203,35 @@ def _in_one_form(message: Message, number: int) -> Message:
     calls = tool_calls(read.pop("tool_calls", None), number)
     if calls:
         read["tool_calls"] = calls
-    read["content"] = _text(read.get("content") or "", number)
+    content = read.get("content") or ""
+    text = _text(content, number, message["role"])
+    read["content"] = _plain_parts(content) if has_images(message) else text
     return read
 
 
-def _text(content: str | list[Any], number: int) -> str:
-    if isinstance(content, str):
-        return content
-    for part in content:
-        if part["type"] != "text":
-            raise DataError(f"message {number} has the part {shown(part)}; only parts of the type text are supported")
-    return "".join(part["text"] for part in content)
+def has_images(message: Message) -> bool:
+    """Whether a message has places for images among the parts of its content."""
+    content = message.get("content")
+    return isinstance(content, list) and any(part["type"] == "image" for part in content)
+
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """Return the text of a message's content, without images."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    return content or ""
+
+
+def _plain_parts(content: Any) -> list[dict[str, str]]:
+    return [{"type": "image"} if p["type"] == "image" else {"type": "text", "text": p["text"]} for p in content]
+
+
+def _text(content: str | list[Any], number: int, role: str) -> str:
+    kinds = ("text",) if role == "assistant" else ("text", "image")
+    for part in content if isinstance(content, list) else ():
+        if part["type"] not in kinds:
+            raise DataError(
+                f"message {number} has the part {shown(part)}; only parts of the type {' and '.join(kinds)} are supported "
+                f"in a message of the role {role}"
+            )
+    return text_of(content)

@@ -33,10 +33,16 @@ def read_prompt(
         render: `--apply-chat-template`.
 
     Raises:
-        ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template.
+        ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template; or
+            the prompt has images.
         DataError: the prompt cannot be rendered, or has no tokens; names file and row.
     """
     prompt: Any = sample.prompt
+    if sample.images:
+        raise ArgumentError(
+            f"{_place(sample)}: the prompt has images, which no engine is shown here: images are trained in fine-tuning alone "
+            "(--rollout-function-path sft, without --eval-generate). Give prompts of text."
+        )
     if is_tokenised(prompt):
         return cast("str", tokenizer.decode(prompt)), _known(sample, prompt, tokenizer)
     text = _rendered(sample, tokenizer, args) if render and not sample.is_rendered else prompt

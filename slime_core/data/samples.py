@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.data.conversation import OTHER_MEDIA, chat_messages
 from slime_core.data.flags import FLAGS
+from slime_core.data.image_rows import take_images
+from slime_core.data.images import NO_RULES, ImageRules, encoded
 from slime_core.data.shown import shown
 from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
 from slime_core.data.tools import from_json, tool_definitions
@@ -34,17 +38,23 @@ class Columns:
         label_key: what rewards compare with.
         tool_key: the tool definitions of a conversation; rows may lack it.
         metadata_key: an object that is handed on to hooks; rows may lack it.
+        image_key: the images of the row, one or a list; rows may lack it. None: `<image>` in a text is text.
+        images: where images may come from.
     """
 
     input_key: str
     label_key: str | None = None
     tool_key: str | None = None
     metadata_key: str | None = None
+    image_key: str | None = None
+    images: ImageRules = NO_RULES
 
     @classmethod
     def of(cls, args: DataArguments) -> Columns:
         """Return the columns of the training data, `--input-key` and so on."""
-        return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key)
+        rules = ImageRules(tuple(args.image_folders or ()), args.fetch_images)
+        image_key = (args.multimodal_keys or {}).get("image")
+        return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key, image_key, rules)
 
 
 def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: Unread | None = None) -> Sample:
@@ -56,8 +66,8 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
         unread: is told of columns that nobody reads.
 
     Returns:
-        Sample with `prompt` (text, checked messages or token ids, whichever the column holds), `label`, and the row's own
-        `metadata`; its `source` and `tools` are noted. With token ids, `loss_mask` has an entry for every one of them if
+        Sample with `prompt` (text, checked messages or token ids, whichever the column holds), the `images` of messages, `label`,
+        and the row's own `metadata`; its `source` and `tools` are noted. With token ids, `loss_mask` has an entry for every one of them if
         the row says which are trained. All of it is plain JSON data.
 
     Raises:
@@ -65,9 +75,10 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
             trained; the message begins with `source`.
     """
     try:
-        prompt = plain(_value(row, columns.input_key, "--input-key"), repr(columns.input_key))
+        prompt, images = _prompt_and_images(columns, row, source)
         loss_mask = None
         rest = row.keys() - {columns.input_key, columns.label_key, columns.tool_key, columns.metadata_key}
+        rest -= {columns.image_key}
         if is_tokenised(prompt):
             prompt, loss_mask = token_ids(prompt), trained_tokens(row, prompt, columns.label_key)
             rest -= _OF_TOKENS
@@ -86,7 +97,9 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
     if rest and unread is not None:
         unread(source, rest)
     noted = {"source": source, "tools": tools} if tools else {"source": source}
-    return Sample(prompt=prompt, label=label, loss_mask=loss_mask, metadata={**metadata, RESERVED: noted})
+    return Sample(
+        prompt=prompt, images=images, label=label, loss_mask=loss_mask, metadata={**metadata, RESERVED: noted}
+    )
 
 
 def require_unread_without_effect(
@@ -114,8 +127,31 @@ def require_unread_without_effect(
             raise DataError(
                 "the row has 'system', which nothing reads; make it the first of the messages, with that role"
             )
+        if key in ("image", "images") and value:
+            raise DataError(
+                f"the row has {key!r}, which nothing reads; name the column of images with --multimodal-keys "
+                f'\'{{"image": "{key}"}}\', or take it out'
+            )
         if key in ("chat_template_kwargs", *OTHER_MEDIA) and value:
             raise DataError(f"the row has {key!r}, which nothing reads; take it out, or the row")
+
+
+def _prompt_and_images(columns: Columns, row: dict[str, Any], source: str) -> tuple[Any, list[bytes]]:
+    """Return the prompt of a row as plain data, and the encoded images that its messages show."""
+    prompt, column = _value(row, columns.input_key, "--input-key"), None
+    if columns.image_key is not None:
+        given = row.get(columns.image_key)
+        column = [] if given is None else given if isinstance(given, list) else [given]
+    images: list[bytes] = []
+    if isinstance(prompt, list) and not is_tokenised(prompt):
+        folder = Path(source.rpartition(":")[0]).parent
+        prompt, images = take_images(prompt, column, partial(encoded, folder=folder, rules=columns.images))
+    elif column:
+        raise DataError(
+            f"the row has {len(column)} images in {columns.image_key!r}, but {columns.input_key!r} is no list of messages, in which "
+            "each of them would have its place"
+        )
+    return plain(prompt, repr(columns.input_key)), images
 
 
 def _says_the_same(system: Any, messages: list[dict[str, Any]]) -> bool:

@@ -44,12 +44,20 @@ def parity_rows(plan: Plan, count: int, tokens: int) -> list[Sample]:
 def pairs_of(samples: list[Sample], count: int = 32) -> list[Sample]:
     """Samples of two neighbouring tokens each, the second of which is predicted from the first alone: attention to one
     token has nothing to choose, so queries, keys, their norms, and positions do not matter."""
-    places = [(sample, place) for sample in samples for place in range(len(sample.tokens) - 1)]
-    step = -(-len(places) // count)
+    places = [(sample, place) for sample in samples for place in _pair_places(sample)]
+    step = max(1, -(-len(places) // count))
     return [
         Sample(index=number, group_index=number, tokens=sample.tokens[place : place + 2], response_length=1)
         for number, (sample, place) in enumerate(places[::step])
     ]
+
+
+def _pair_places(sample: Sample) -> list[int]:
+    """The first places of pairs of neighbours; of a sample with images, pairs that are trained, since an image's tokens are none."""
+    if not sample.images:
+        return list(range(len(sample.tokens) - 1))
+    first, trained = len(sample.tokens) - sample.response_length, sample.trained_mask
+    return [first + place for place in range(len(trained) - 1) if trained[place] and trained[place + 1]]
 
 
 def _samples(plan: Plan, count: int) -> list[Sample]:
@@ -84,7 +92,7 @@ def _prompt(args: RunArguments, sample: Sample) -> Sample:
 
 def _cut(sample: Sample, tokens: int) -> Sample:
     lost = len(sample.tokens) - tokens
-    if lost <= 0:
+    if lost <= 0 or sample.images:  # never cut inside of an image
         return sample
     left = sample.response_length - lost
     if left <= 0:

@@ -22,6 +22,7 @@ def write_adapter(
     *,
     experts: bool,
     transposed: bool = False,
+    some: bool = False,
 ) -> None:
     """Write an adapter into a folder, as `peft.PeftModel.from_pretrained(base, folder)` reads it.
 
@@ -31,6 +32,7 @@ def write_adapter(
         base: the path of the model that it belongs to.
         experts: whether that has experts, none of which has an adapter.
         transposed: its linear layers hold (in, out) weights.
+        some: other layers may have the same last names, such as those of a vision tower, and no adapter.
     """
     from safetensors.torch import save_file
 
@@ -46,7 +48,7 @@ def write_adapter(
         "r": args.lora_rank,
         "lora_alpha": args.lora_alpha,
         "lora_dropout": 0.0 if of_weights else args.lora_dropout,  # of training alone, and none there of weights
-        "target_modules": sorted({_last(layer) for layer in layers if layer not in of_weights}),
+        "target_modules": sorted({layer if some else _last(layer) for layer in layers if layer not in of_weights}),
         "target_parameters": [f"{layer}.weight" for layer in of_weights] or None,
         "bias": "none",
         "fan_in_fan_out": transposed,

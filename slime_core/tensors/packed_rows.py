@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,11 +48,14 @@ class Segments:
         lengths: N1, N2, … with sum N, all positive.
         bounds: (len(lengths) + 1,) int32 on the model's device: 0, N1, N1 + N2, … N.
         branches: of every segment; None for a plain sequence.
+        blocks: of every segment (L,) int64, the number, from 1, of the image that a token belongs to, and 0 for text, where the tokens
+            of an image see each other in both directions; None for a segment without images. () without any images.
     """
 
     lengths: tuple[int, ...]
     bounds: Tensor
     branches: tuple[Branches | None, ...]
+    blocks: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> Segments:
@@ -72,19 +76,35 @@ def _branches(shape: tuple[int, ...], device: torch.device | str) -> Branches:
     return Branches(shape, torch.tensor(owner, device=device), torch.tensor(position, device=device))
 
 
+class Piece(NamedTuple):
+    """Neighbouring tokens of one sample that are laid in a row.
+
+    Attributes:
+        sample: the number of the sample inside the micro-batch.
+        start, end: its first token that is laid, and the one behind the last.
+    """
+
+    sample: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class PackedRow:
     """One micro-batch of N tokens, with T outputs that predict trained tokens, in the order of its samples.
 
     Attributes:
         input_ids: (1, N) int64.
-        position_ids: (1, N) int64, counted from 0 in every sample.
+        position_ids: (1, N) int64, counted from 0 in every sample; (3, 1, N) where a vision-language model counts them in time,
+            height and width.
         segments: where the sequences lie in the row.
         predictors: (T,) int64 into the N positions: the outputs that predict trained tokens. With shared prompts one
             may occur several times.
         targets: (T,) int64, the trained tokens.
         sample_index: (T,) int64, the number of the sample inside the micro-batch.
         columns: further (T,) values of the trained tokens, by name.
+        pieces: whose tokens the N are, in their order.
+        images: what a vision-language model is given for the images of the row, in the order of their tokens, by name.
     """
 
     input_ids: Tensor
@@ -94,6 +114,8 @@ class PackedRow:
     targets: Tensor
     sample_index: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
+    images: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def trained_places(sample: Sample) -> list[int]:
@@ -129,6 +151,7 @@ def pack_samples(
     predictors: list[int] = []
     targets: list[int] = []
     sample_index: list[int] = []
+    pieces: list[Piece] = []
     given = columns or {}
     chosen: dict[str, list[float]] = {name: [] for name in given}
     places = [trained_places(sample) for sample in samples]
@@ -137,6 +160,7 @@ def pack_samples(
         first, start = len(prompt), len(input_ids)
         input_ids += prompt
         position_ids += range(first)
+        pieces += [Piece(run[0], 0, first)] if first else []
         branches: list[int] = []
         for number in run:
             sample, trained = samples[number], places[number]
@@ -146,6 +170,7 @@ def pack_samples(
             input_ids += response[:length]
             position_ids += range(first, first + length)
             branches += [length] if length else []
+            pieces += [Piece(number, first, first + length)] if length else []
             predictors += [begin + j - 1 if j else start + first - 1 for j in trained]
             targets += [response[j] for j in trained]
             sample_index += [number] * len(trained)
@@ -164,6 +189,7 @@ def pack_samples(
         targets=integers(targets),
         sample_index=integers(sample_index),
         columns={name: torch.tensor(values, dtype=dtype, device=device) for name, values in chosen.items()},
+        pieces=tuple(pieces),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
+from slime_core.data.vision import Processor, auto_model
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.remote_code import from_pretrained
 from slime_core.sample import Sample
@@ -31,6 +32,7 @@ class Truth:
         folder: the checkpoint.
         option: that names it, for messages.
         quantised: how it stores its weights, which are restored; None: they are not quantised.
+        processor: what it makes of images; None: samples have none.
 
     Attributes:
         missing: tensors of the model that the checkpoint lacks, or has in another shape; transformers makes them up.
@@ -41,9 +43,13 @@ class Truth:
     """
 
     def __init__(
-        self, folder: str, option: str = "--hf-checkpoint", quantised: QuantisedCheckpoint | None = None
+        self,
+        folder: str,
+        option: str = "--hf-checkpoint",
+        quantised: QuantisedCheckpoint | None = None,
+        processor: Processor | None = None,
     ) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         try:
             config: Any = from_pretrained(AutoConfig, folder)
@@ -54,7 +60,7 @@ class Truth:
                 loaded = load_restored(quantised, torch.float32, **plain)
             else:
                 loaded = from_pretrained(
-                    AutoModelForCausalLM,
+                    auto_model(config),
                     folder,
                     config=config,
                     dtype=torch.float32,
@@ -65,6 +71,7 @@ class Truth:
             raise ArgumentError(
                 f"{option} {folder} does not hold a causal language model that transformers can load: {error}"
             ) from error
+        self._processor = processor
         self.model: Any = loaded[0].train(False)
         self.model.get_input_embeddings().padding_idx = None  # no row is filled up, so every token has a gradient
         info: dict[str, Any] = loaded[1]
@@ -145,7 +152,8 @@ class Truth:
         if not places:
             return torch.zeros(0)
         ids = torch.tensor(sample.tokens[: first + places[-1]])[None]
-        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+        images = {} if self._processor is None else self._processor.alone(sample, ids)
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, **images).logits[0]
         predictors = torch.tensor([first + place - 1 for place in places])
         targets = torch.tensor([sample.tokens[first + place] for place in places])
         return -nn.functional.cross_entropy(logits[predictors].float(), targets, reduction="none")

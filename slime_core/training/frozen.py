@@ -9,7 +9,7 @@ from collections.abc import Collection
 from slime_core.arguments.groups.training import TrainArguments
 from slime_core.errors import ArgumentError
 
-NAME_LISTS = frozenset({"only_train_params_name_list", "freeze_params_name_list"})
+NAME_LISTS = frozenset({"only_train_params_name_list", "freeze_params_name_list", "freeze_vision"})
 """The options."""
 
 _MEGATRON = {
@@ -33,20 +33,29 @@ _MEGATRON = {
 
 def freezes(args: TrainArguments) -> bool:
     """Whether the options say that some parameters are not trained."""
-    return bool(args.only_train_params_name_list or args.freeze_params_name_list)
+    return bool(args.only_train_params_name_list or args.freeze_params_name_list or args.freeze_vision)
 
 
-def trained_names(args: TrainArguments, names: Collection[str], model: str) -> set[str]:
-    """The names of the parameters that are trained: all of them without either option.
+def trained_names(args: TrainArguments, names: Collection[str], model: str, vision: Collection[str] = ()) -> set[str]:
+    """The names of the parameters that are trained: all of them without any option.
 
     Args:
         names: of all parameters of the whole model, tied ones once, Hugging Face's.
         model: what the model is called in messages.
+        vision: those through which images alone go.
 
     Raises:
-        ArgumentError: an expression is found in no name, or nothing is left to train.
+        ArgumentError: an expression is found in no name, `--freeze-vision` finds no vision, or nothing is left to train.
     """
-    if not freezes(args):
+    if args.freeze_vision:
+        if not vision:
+            raise ArgumentError(f"--freeze-vision: {model} has no vision tower. Leave the option out.")
+        return _chosen(args, names, model) - set(vision)
+    return _chosen(args, names, model)
+
+
+def _chosen(args: TrainArguments, names: Collection[str], model: str) -> set[str]:
+    if not (args.only_train_params_name_list or args.freeze_params_name_list):
         return set(names)
     only = args.only_train_params_name_list
     option = "--only-train-params-name-list" if only else "--freeze-params-name-list"

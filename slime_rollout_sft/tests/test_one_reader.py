@@ -105,10 +105,7 @@ REFUSED: list[Any] = [
     *(calls(value, "Hello!") for value in ({"name": "f"}, ["{"], "{", [5], [{}], [{"function": {}}], [{"name": 1}], 7)),
     *(chat(ANSWER, tools=tools) for tools in ("{", '{"name": "f"}', {"name": "f"}, [3], ["{"], 7)),
 ]
-ONLY_PROMPTS = [
-    {"messages": [QUESTION]},
-    {"messages": [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]},
-]
+ONLY_PROMPTS = [{"messages": [QUESTION]}]
 
 
 def named(row: Any) -> str:

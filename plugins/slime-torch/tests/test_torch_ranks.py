@@ -21,6 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch_cases import toolbox
+from vision_checkpoints import make_model as vision_model
+from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.contracts.train_backend import TrainBatch
@@ -94,7 +96,21 @@ def one_sample(tiny: SimpleNamespace, ranks: int) -> TrainBatch:
     return groups(tiny, ranks, skipped=set(range(1, 14)), balance=False)
 
 
+def images_in_turns(tiny: SimpleNamespace, ranks: int) -> TrainBatch:
+    """In every round of micro-batches one of two ranks has images, and the other has none."""
+    first, second, *text = tiny.samples([(9, [1, 1]), (6, [1, 1, 1]), (3, [1, 1]), (4, [1])])
+    first.tokens[1:6], first.images = [258, 260, 260, 259, 258], [picture(56, 28)]
+    second.tokens[1:4], second.images = [260, 258, 260], [picture(28, 28), picture(28, 28, 1)]
+    for sample in text:
+        sample.tokens = [token % 250 for token in sample.tokens]
+    return make_train_batch([first, text[0], text[1], second], micro_batch_size=1, ranks=ranks)
+
+
+VISION = {"architecture": "qwen2_5_vl", "batch": images_in_turns, "lr": 0.01, "vision": True}
 SCENARIOS: dict[str, dict[str, Any]] = {
+    "images": VISION,
+    "images, frozen tower, layers kept whole": {**VISION, "freeze_vision": True, "fsdp_reshard_after_forward": False},
+    "images, lora": {**VISION, "lora_rank": 2},
     "sft": {"architecture": "llama_untied", "batch": odd_samples, "clip_grad": 0.5, "lr": 0.01},
     "sft, nothing to train": {
         "architecture": "gpt2",
@@ -171,14 +187,23 @@ SCENARIOS |= {f"{name}, layers kept whole": {**SCENARIOS[name], "fsdp_reshard_af
 SCENARIOS["lora, offloaded between steps"] = {**SCENARIOS["lora"], "offloaded": True}
 
 
-def run(tiny: SimpleNamespace, name: str, ranks: int) -> dict[str, Any]:
-    """Everything that a few training steps show: the same on every rank."""
+def run(tiny: SimpleNamespace, name: str, ranks: int, folder: Path) -> dict[str, Any]:
+    """Everything that a few training steps show: the same on every rank.
+
+    Args:
+        folder: has the checkpoint of a model that reads images.
+    """
     options = dict(SCENARIOS[name])
     architecture, batch = options.pop("architecture"), options.pop("batch")(tiny, ranks)
     critic, offloaded = options.get("role") == "critic", options.pop("offloaded", False)
     steps = options.pop("steps", STEPS)
     with tiny.float64():
-        backend = tiny.backend(tiny.model(architecture), **options)
+        if options.pop("vision", False):
+            options["hf_checkpoint"] = str(folder / architecture)
+            model = vision_model(architecture).double()
+        else:
+            model = tiny.model(architecture)
+        backend = tiny.backend(model, **options)
         assert backend.data_parallel_size == ranks
         per_token = backend.values if critic else backend.log_probs
         found: dict[str, Any] = {"before": per_token(batch), "evaluated": backend.evaluate(batch), "metrics": []}
@@ -224,6 +249,9 @@ def failures(tiny: SimpleNamespace, rank: int) -> dict[str, Any]:
     backend = tiny.backend(tiny.model("llama_untied", dtype=torch.float32), lr=0.1)
     bad = [*samples[:2], replace(samples[2], tokens=[1, 2, 263, 4]), samples[3]]
     found["token"] = failure(lambda: backend.train_step(make_train_batch(bad, ranks=2)))
+    image = [replace(one) for one in samples]
+    image[2].images = [picture(28, 28)]
+    found["image"] = failure(lambda: backend.train_step(make_train_batch(image, ranks=2)))
     found["went on"] = math.isfinite(backend.train_step(make_train_batch(samples, ranks=2))["loss"])
 
     poisoned = tiny.model("llama_untied")
@@ -350,7 +378,7 @@ def child(rank: int, port: int, folder: Path) -> None:
     try:
         tiny = toolbox()
         for name in SCENARIOS:
-            found[name] = run(tiny, name, 2)
+            found[name] = run(tiny, name, 2, folder)
         found["listens"] = listening()
         found["failures"] = failures(tiny, rank)
         found["exchanges"] = {reshard: exchanges(tiny, reshard) for reshard in (True, False)}
@@ -385,6 +413,7 @@ def two(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iter
     state = {name: t for name, t in incomplete.state_dict().items() if "layers.1" not in name and "lm_head" not in name}
     incomplete.save_pretrained(folder / "incomplete", state_dict=state)
     chat_tokenizer().save_pretrained(folder / "incomplete")
+    write_checkpoint(folder / "qwen2_5_vl", "qwen2_5_vl")
     context, port = multiprocessing.get_context("spawn"), free_port()
     processes = [context.Process(target=child, args=(rank, port, folder), daemon=True) for rank in range(2)]
     try:
@@ -421,7 +450,7 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_ranks_train_as_one_process_does(tiny: SimpleNamespace, two: Any, name: str) -> None:
-    expected = run(tiny, name, 1)
+    expected = run(tiny, name, 1, two[0])
     found = [rank[name] for rank in two[1]]
     assert_close(found[0], expected, name)
     assert_close(found[1], found[0], "rank 1")
@@ -432,7 +461,7 @@ def test_two_ranks_train_as_one_process_does(tiny: SimpleNamespace, two: Any, na
 
 
 def test_the_comparison_sees_gradients_that_are_averaged(tiny: SimpleNamespace, two: Any) -> None:
-    expected = run(tiny, "critic", 1)
+    expected = run(tiny, "critic", 1, two[0])
     found = two[1][0]["critic"]
     halved = {name: gradient / 2 for name, gradient in found["gradients"].items()}
     with pytest.raises(AssertionError, match="gradients"):

@@ -34,6 +34,34 @@ class DataArguments(ArgumentGroup):
     label_key: str | None = option(None, "Column with the label that rewards compare with.")
     tool_key: str | None = option("tools", "Column with the tool definitions of a conversation; rows may lack it.")
     metadata_key: str | None = option("metadata", "Column with a dict that is handed on to hooks; rows may lack it.")
+    multimodal_keys: dict[str, str] | None = option(
+        None,
+        'Columns of images, as a JSON object: with \'{"image": "images"}\' every <image> in the text of a message, and every image part '
+        "that says nothing further, takes the next image of the row's column images.",
+    )
+    image_folders: list[str] | None = option(
+        None, "Folders in which image files may lie besides the folder of their data file; paths outside are refused."
+    )
+    fetch_images: bool = option(
+        False, "Fetch images that rows name by an address (http, https); else they are refused."
+    )
+    image_min_pixels: int | None = option(
+        None,
+        "Smaller images are enlarged to so many pixels before they become tokens. Default: as the checkpoint's processor says.",
+        ge=1,
+        read_by_core=False,
+    )
+    image_max_pixels: int | None = option(
+        None,
+        "Larger images are made smaller, to so many pixels, before they become tokens. Default: as the checkpoint's processor says.",
+        ge=1,
+        read_by_core=False,
+    )
+    text_only: bool = option(
+        False,
+        "Train the text of a vision-language model alone, with data that has no images; without it such data is refused.",
+        read_by_core=False,
+    )
     apply_chat_template: bool = option(
         False,
         "Render prompts with the tokenizer's chat template before they are generated from: lists of messages, and text as one "
@@ -71,7 +99,7 @@ class DataArguments(ArgumentGroup):
     )
     buffer_filter_path: str = option("pop_first", "How groups are taken from the buffer: a name or import path.")
 
-    @field_validator("apply_chat_template_kwargs", mode="before")
+    @field_validator("apply_chat_template_kwargs", "multimodal_keys", mode="before")
     @classmethod
     def _json_object(cls, value: object) -> object:
         """Parse JSON text, which is what the command line gives."""
@@ -79,6 +107,13 @@ class DataArguments(ArgumentGroup):
             return json.loads(value) if isinstance(value, str) else value
         except ValueError as error:
             raise ValueError(f"expected a JSON object: {error}") from None
+
+    @field_validator("multimodal_keys")
+    @classmethod
+    def _only_images(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if value is not None and (others := sorted(set(value) - {"image"})):
+            raise ValueError(f"names {', '.join(others)}; only images are read: '{{\"image\": COLUMN}}'")
+        return value or None
 
     @field_validator("chat_template_date")
     @classmethod

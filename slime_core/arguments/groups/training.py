@@ -131,6 +131,12 @@ class TrainArguments(ArgumentGroup):
         "Leave parameters as they are in whose name one of these regular expressions is found; the names are Hugging Face's.",
         read_by_core=False,
     )
+    freeze_vision: bool = option(
+        False,
+        "Leave the vision tower of a vision-language model as it is, and what projects images into the text model; LoRA adapters then "
+        "lie in the text model alone.",
+        read_by_core=False,
+    )
     reset_optimizer_states: bool = option(
         False,
         "Let the optimizer forget its means of gradients and its count of steps before the first step of every rollout, the "

@@ -11,6 +11,7 @@
     lint.py           goes through rows as a run would, and counts what is seen
     looks.py          how the preview reads a row: for fine-tuning, or as a prompt for reinforcement learning
     preview.py        shows rows token by token, and what was counted
+    image_notes.py    what the preview says and shows of images
     preview_command.py  `slime data preview`
     cli.py            `slime data`, and `slime data convert`
 

@@ -9,7 +9,11 @@ import copy
 from typing import TYPE_CHECKING
 
 from slime_core.contracts.checking import Checking
+from slime_core.data.image_rows import count_places
+from slime_core.data.rows import open_rows
 from slime_core.data.tokenizer import template_variables
+from slime_core.data.vision import load_processor
+from slime_core.errors import DataError
 from slime_core.rollout.checks import check_early_stopping, first_evaluated
 from slime_rollout_sft.conversations import Conversations, Policy, with_variables
 
@@ -38,6 +42,8 @@ def check(args: SftRunArguments, checking: Checking) -> None:
     )
     if checking.tokenizer is None or "loss_mask" not in rollouts.further or args.load_debug_rollout_data:
         return
+    with checking.noting():
+        _look_at_images(args, checking)
     loss_mask = None
     with checking.noting():
         loss_mask = with_variables(rollouts.further["loss_mask"], template_variables(checking.tokenizer, args))
@@ -49,3 +55,42 @@ def check(args: SftRunArguments, checking: Checking) -> None:
             conversations.complete(copy.deepcopy(sample))
     if left_out := conversations.left_out():
         checking.remark(f"Of the first rows of all files, some are left out or cut: {left_out}.")
+
+
+_LOOKED_AT = 1000
+"""Rows of every path of `--prompt-data` among which one with an image is looked for."""
+
+
+def _look_at_images(args: SftRunArguments, checking: Checking) -> None:
+    """A model that reads images has some to read, or is said to be trained on text alone."""
+    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    if processor is None:
+        if args.text_only:
+            checking.error(
+                f"--text-only: the checkpoint {args.hf_checkpoint} reads no images anyway. Leave the option out."
+            )
+        return
+    if args.text_only or not checking.samples or any(sample.images for sample in checking.samples):
+        return
+    if args.data_source_path != "global":
+        checking.not_seen(
+            "Whether rows have images was looked for in the first row of every file alone: they have none."
+        )
+    elif not any(_has_image(args, spec) for spec in args.prompt_data):
+        checking.error(
+            f"The checkpoint {args.hf_checkpoint} reads images, and none of the first {_LOOKED_AT:,} rows of any file has one, so that "
+            'it would be trained blind. Name the column of images with --multimodal-keys \'{"image": "images"}\' or, to train its '
+            "text alone, add --text-only."
+        )
+
+
+def _has_image(args: SftRunArguments, spec: str) -> bool:
+    rows = open_rows([spec])
+    for number in range(min(len(rows), _LOOKED_AT)):
+        try:
+            messages = rows[number].get(args.input_key)
+        except DataError:  # told by what reads the rows
+            continue
+        if isinstance(messages, list) and count_places(messages, bool(args.multimodal_keys)):
+            return True
+    return False

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from slime_core.contracts.data import MaskedTokens
+from slime_core.contracts.data import ImageTexts, MaskedTokens
 from slime_core.data import is_tokenised, require_known, vocabulary_of
 from slime_core.data.conversation import REASONING_KEYS
 from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.flags import STEP
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.errors import ArgumentError, DataError
+from slime_core.data.vision import FAMILIES, image_places, load_processor
+from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.masks.ready import ready_mask_warnings
 
@@ -40,6 +41,8 @@ class Policy:
         input_key: the column of the conversation, for messages.
         rollout_max_context_len: the longest conversation in tokens; None: any.
         malformed_row, over_long_sample, no_trainable_token, dropped_text: what to do with a conversation that cannot be used.
+        image_min_pixels, image_max_pixels: the sizes that images are brought to; None: as the checkpoint says.
+        text_only: no conversation may have images.
     """
 
     hf_checkpoint: str
@@ -49,6 +52,9 @@ class Policy:
     over_long_sample: Literal["error", "skip", "truncate"] = "error"
     no_trainable_token: Literal["error", "skip"] = "error"
     dropped_text: Literal["error", "skip", "train"] = "error"
+    image_min_pixels: int | None = None
+    image_max_pixels: int | None = None
+    text_only: bool = False
 
     @classmethod
     def of(cls, args: SftRunArguments) -> Policy:
@@ -61,6 +67,9 @@ class Policy:
             over_long_sample=args.over_long_sample,
             no_trainable_token=args.no_trainable_token,
             dropped_text=args.dropped_text,
+            image_min_pixels=args.image_min_pixels,
+            image_max_pixels=args.image_max_pixels,
+            text_only=args.text_only,
         )
 
 
@@ -78,7 +87,8 @@ class Unusable(Exception):
 
 
 def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
-    """Return `sample` with the tokens of its rendered conversation, cut and split into prompt and response. Pure.
+    """Return `sample` with the tokens of its rendered conversation, cut and split into prompt and response, and with the images
+    that are left. Pure.
 
     The first token is never trained, since nothing precedes it to predict it from.
 
@@ -95,8 +105,11 @@ def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
             f"the conversation has {len(tokens)} tokens, more than --rollout-max-context-len {limit}. Raise the "
             "limit, shorten the row, or choose --over-long-sample skip or truncate.",
         )
-    if is_over_long:
+    images = sample.images
+    if limit is not None and is_over_long:
+        limit = next((start for start, end in masked.images if start < limit < end), limit)  # never inside of an image
         tokens, mask = tokens[:limit], mask[:limit]
+        images = images[: sum(end <= limit for _, end in masked.images)]
     if 1 not in mask:
         remedy = (
             "one behind the first that 'loss_mask' or 'labels' trains; repair the row"
@@ -112,6 +125,7 @@ def respond(sample: Sample, masked: MaskedTokens, policy: Policy) -> Sample:
     first = mask.index(1)
     return replace(
         sample,
+        images=images,
         tokens=tokens,
         response_length=len(tokens) - first,
         loss_mask=mask[first:],
@@ -135,6 +149,7 @@ class Conversations:
         self.policy = policy
         self.counts: Counter[str] = Counter()
         self._tokenizer = load_tokenizer(policy.hf_checkpoint)
+        self._processor = load_processor(policy.hf_checkpoint, policy.image_min_pixels, policy.image_max_pixels)
         self._loss_mask = loss_mask
         self._notices = notices or _notices(policy)
 
@@ -183,9 +198,49 @@ class Conversations:
                 "Name the column of messages with --input-key, or make one with `slime data convert`.",
             )
         try:
-            return masked_tokens(sample, self._tokenizer, self._loss_mask, self._notices)
+            loss_mask, counts = self._loss_mask, list[int]()
+            if sample.images:
+                loss_mask, counts = self._with_images(sample)
+            masked = masked_tokens(sample, self._tokenizer, loss_mask, self._notices)
+            return self._with_places(masked, counts)
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
+
+    def _with_images(self, sample: Sample) -> tuple[Selected[MaskedTokens], list[int]]:
+        """Return the loss-mask generator with what stands for the images of a sample, and how many tokens each of them takes."""
+        policy, processor = self.policy, self._processor
+        if policy.text_only:
+            raise DataError("the row has images, and --text-only trains text alone; leave the option or the row out")
+        if processor is None:
+            raise DataError(
+                f"the row has images, and the checkpoint {policy.hf_checkpoint} reads none; checkpoints of the types "
+                f"{', '.join(FAMILIES)} do"
+            )
+        counts = processor.counts(sample.images)
+        texts = ImageTexts(processor.placeholder, tuple(map(processor.text, counts)))
+        bound = self._loss_mask.bind(images=texts)
+        if "images" not in bound.bound:
+            raise ArgumentError(
+                f"The data has images, and the {self._loss_mask.label} cannot mask conversations with images (it has no parameter "
+                "images). Choose another with --loss-mask-type."
+            )
+        return bound, counts
+
+    def _with_places(self, masked: MaskedTokens, counts: list[int]) -> MaskedTokens:
+        """Return the tokens with the places of images.
+
+        Raises:
+            DataError: there are more or fewer image tokens than features, or one is trained.
+        """
+        if (processor := self._processor) is None:
+            return masked
+        try:
+            places = image_places("the row", masked.token_ids, processor.token, counts)
+        except SampleError as error:
+            raise DataError(str(error)) from None
+        if any(on and token == processor.token for on, token in zip(masked.loss_mask, masked.token_ids, strict=True)):
+            raise DataError("a token of an image is trained, which no model can generate; repair the loss mask")
+        return replace(masked, images=places)
 
     def respond(self, sample: Sample, masked: MaskedTokens) -> Sample:
         """Return what `respond` makes of a rendered conversation, all of whose text is there.

@@ -53,6 +53,7 @@ class Looked:
         masked: its tokens, and which of them are trained; None where it has none.
         roles: whose each token is.
         label: its label, if a column of labels is read.
+        images: its encoded images.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Looked:
     masked: MaskedTokens | None = None
     roles: list[str] = field(default_factory=list)
     label: Any = None
+    images: list[bytes] = field(default_factory=list)
 
     @property
     def sentences(self) -> list[str]:
@@ -86,10 +88,10 @@ def look_at(rows: Rows, columns: Columns, look: Look, skip_malformed: bool, noti
         ArgumentError: no row could be read with these options.
     """
     for index in range(len(rows)):
-        source, label = rows.where(index), None
+        source, label, images = rows.where(index), None, list[bytes]()
         try:
             sample = sample_from_row(columns, rows[index], source, notices.columns)
-            label = sample.label
+            label, images = sample.label, sample.images
             masked, roles, status = look(sample)
         except ArgumentError:
             raise
@@ -97,14 +99,14 @@ def look_at(rows: Rows, columns: Columns, look: Look, skip_malformed: bool, noti
             problem, seen = _without(source, str(left_out)), left_out.masked
             fate: Fate = "skipped" if left_out.skip else "stops"
             warnings = [w for w in seen.warnings if w not in problem] if seen and not left_out.skip else []
-            yield Looked(source, fate, problem, warnings, seen, [], label)
+            yield Looked(source, fate, problem, warnings, seen, [], label, images)
         except Exception as error:  # a plugin's loss mask may fail in every way that Python can
             problem = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             yield Looked(source, "skipped" if skip_malformed else "stops", _without(source, problem), label=label)
         else:
             is_cut = status is Status.TRUNCATED
             problem = "it is longer than --rollout-max-context-len" if is_cut else ""
-            yield Looked(source, "cut" if is_cut else "used", problem, masked.warnings, masked, roles, label)
+            yield Looked(source, "cut" if is_cut else "used", problem, masked.warnings, masked, roles, label, images)
 
 
 @dataclass

@@ -30,6 +30,7 @@ def slime_rollouts() -> dict[str, Lazy]:
             "conversations from a file, tokenised and masked",
             aliases=("slime.rollout.sft_rollout.generate_rollout",),
             reads_options=(
+                *("image_min_pixels", "image_max_pixels", "text_only"),
                 *("SftArguments", "apply_chat_template_kwargs", "chat_template_date"),
                 *("eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
                 "group_rm?eval_generate",

@@ -16,6 +16,7 @@ from rich.text import Text
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data.shown import shown
 from slime_core.pages import PageToken, page_environment, visible
+from slime_rollout_sft.image_notes import image_lines, thumbnails
 from slime_rollout_sft.lint import Looked, Tally
 from slime_rollout_sft.masks.roles import TEMPLATE
 
@@ -56,7 +57,7 @@ def notes(looked: Looked, masked: MaskedTokens) -> list[str]:
     lines = [summary(masked)]
     if looked.label is not None:
         lines.append(f"label: {visible(shown(looked.label))}")
-    return lines
+    return lines + image_lines(looked, masked)
 
 
 def terminal(looked: Looked, masked: MaskedTokens, tokenizer: PreTrainedTokenizerBase) -> Group:
@@ -144,6 +145,7 @@ def html(
         if not fit:
             break
         left_out = len(masked.token_ids) - fit
+        room -= sum(len(source) for source, _ in thumbnails(looked, masked))
         sections.append(
             {
                 "title": visible(looked.source),
@@ -151,6 +153,7 @@ def html(
                 "warnings": _shortened(looked.sentences),
                 "tokens": islice(page_tokens(masked, tokenizer), fit),
                 "left_out": left_out,
+                "thumbnails": thumbnails(looked, masked),
             }
         )
     return (

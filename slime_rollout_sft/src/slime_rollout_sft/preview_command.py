@@ -49,6 +49,16 @@ def add_preview(commands: Commands) -> None:
     add("--label-key", help="column with the label")
     add("--tool-key", default="tools", help="column with the tools")
     add("--metadata-key", default="metadata", help="column that is handed on to hooks")
+    add("--multimodal-keys", metavar="JSON", help='columns of images, such as \'{"image": "images"}\'')
+    add(
+        "--image-folders",
+        nargs="+",
+        metavar="DIR",
+        help="where image files may lie besides the folder of their data file",
+    )
+    add("--fetch-images", action="store_true", help="fetch images that rows name by an address")
+    add("--image-min-pixels", type=_at_least(1), metavar="N", help="smaller images are enlarged to so many pixels")
+    add("--image-max-pixels", type=_at_least(1), metavar="N", help="larger images are made smaller, to so many pixels")
     add("--apply-chat-template-kwargs", default="{}", metavar="JSON", help="variables of the template")
     add("--chat-template-date", metavar="DAY", help="the day that templates write; default: today")
     add("--malformed-row", choices=("error", "skip"), default="error", help="a row that cannot be used")
@@ -194,6 +204,8 @@ def _look(
         args.input_key,
         options.rollout_max_context_len,
         args.malformed_row,
+        image_min_pixels=args.image_min_pixels,
+        image_max_pixels=args.image_max_pixels,
         **{name: value for name in _OF_FINE_TUNING[1:] if (value := getattr(options, name)) is not None},
     )
     generator = with_variables(plugins.select("loss_mask", options.loss_mask_type or "auto"), variables)
@@ -237,6 +249,7 @@ def _arguments(options: argparse.Namespace) -> DataArguments:
     shared = (
         *("input_key", "label_key", "tool_key", "metadata_key", "malformed_row"),
         *("apply_chat_template", "apply_chat_template_kwargs", "chat_template_date"),
+        *("multimodal_keys", "image_folders", "fetch_images", "image_min_pixels", "image_max_pixels"),
     )
     try:
         return DataArguments(prompt_data=options.input, **{name: getattr(options, name) for name in shared})

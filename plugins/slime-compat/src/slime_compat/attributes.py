@@ -29,7 +29,6 @@ class SlimeAttributes(ArgumentGroup):
         "use_distributed_post": False,
         "rollout_global_dataset": True,
         "rollout_num_engines": 1,
-        "multimodal_keys": None,
         "ci_test": False,
     }
 

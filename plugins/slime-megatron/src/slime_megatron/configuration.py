@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slime_core.data.vision import FAMILIES as IMAGE_FAMILIES
 from slime_core.errors import did_you_mean
 from slime_megatron.arguments import MegatronArguments
 from slime_megatron.families import FAMILIES
@@ -39,6 +40,11 @@ def _family(reader: ConfigReader, args: MegatronArguments) -> Family:
 
         own: Family = resolve(args.custom_model_provider_path)
         return own
+    if reader.model_type in IMAGE_FAMILIES:
+        reader.refuse(
+            f"models of the type {reader.model_type!r} read images, and megatron-core computes the text alone here: they would train "
+            "blind. Train them with --train-backend torch"
+        )
     if reader.model_type not in FAMILIES:
         reader.refuse(
             f"models of the type {reader.model_type!r} are not mapped to megatron-core; mapped are {', '.join(FAMILIES)}."

@@ -18,6 +18,7 @@ offload.py    what waits in host memory while the GPU is needed for something el
 state.py      the training state on disk
 export.py     writes Hugging Face checkpoints
 stored_export.py  the same of a training state on disk, without a run
+vision.py     positions and images of rows, for vision-language models
 """
 
 __version__ = "0.1.0"

@@ -57,17 +57,18 @@ def packed_attention(
     """
     _refuse_what_is_unknown(module, attention_mask, segments, sliding_window, kwargs)
     assert segments is not None  # for the type checker: refused above
-    if not any(segments.branches) and _varlen_kernel_fits(query, value, softcap, dropout):
+    if not any(segments.branches) and not segments.blocks and _varlen_kernel_fits(query, value, softcap, dropout):
         return _varlen(query, key, value, segments, scaling, sliding_window)[None], None
     attend = partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap)
     pieces = []
     # split and cat are each other's backward: slicing would make one row-sized gradient per segment.
     split = (torch.split(t, list(segments.lengths), dim=2) for t in (query, key, value))
-    for q, k, v, branches in zip(*split, segments.branches, strict=True):
+    every_block = segments.blocks or (None,) * len(segments.lengths)
+    for q, k, v, branches, blocks in zip(*split, segments.branches, every_block, strict=True):
         if branches is None:
-            out = attend(q, k, v, _window_mask(q, k, sliding_window))
+            out = attend(q, k, v, _with_blocks(_window_mask(q, k, sliding_window), q, blocks, blocks, sliding_window))
         else:
-            out = _branched(attend, q, k, v, branches, sliding_window)
+            out = _branched(attend, q, k, v, branches, sliding_window, blocks)
         pieces.append(out.transpose(1, 2))
     return torch.cat(pieces, dim=1), None
 
@@ -98,11 +99,38 @@ def _window_mask(q: Tensor, k: Tensor, window: int | None) -> Tensor | None:
     return mask if window is None else mask.triu(past - window + 1)
 
 
+def _with_blocks(
+    mask: Tensor | None, q: Tensor, blocks: Tensor | None, seen: Tensor | None, window: int | None
+) -> Tensor | None:
+    """The mask in which the tokens of an image see all others of it besides, as far back as the window reaches.
+
+    Args:
+        mask: without that; None: causal.
+        blocks: (Q,) the number of the image that each query belongs to, 0 for text; None: there are no images.
+        seen: (K,) those of the keys, of which the queries are the last ones.
+    """
+    if blocks is None or seen is None:
+        return mask
+    queries, past = len(blocks), len(seen) - len(blocks)
+    if mask is None:
+        mask = torch.ones(queries, len(seen), dtype=torch.bool, device=q.device).tril(past)
+    together = (blocks[:, None] == seen) & (blocks[:, None] > 0)
+    return mask | (together if window is None else together.triu(past - window + 1))
+
+
 _CALL_COST = 4096
 """The cost of one more call, in scores that are computed for one head in the same time, measured on the CPU."""
 
 
-def _branched(attend: _Attention, q: Tensor, k: Tensor, v: Tensor, branches: Branches, window: int | None) -> Tensor:
+def _branched(
+    attend: _Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    branches: Branches,
+    window: int | None,
+    blocks: Tensor | None = None,
+) -> Tensor:
     """Attention of a stem, and of branches each of which sees the stem and itself: (1, heads, L, D).
 
     The branches are attended to in one call, most of whose scores may be masked, or each in a call of its own with a
@@ -113,21 +141,31 @@ def _branched(attend: _Attention, q: Tensor, k: Tensor, v: Tensor, branches: Bra
     together = answers * (stem + answers) <= sum(n * (stem + n) + _CALL_COST for n in others)
     cut = [stem, answers] if together else [stem, *others]
     (q_stem, *q_rest), (k_stem, *k_rest), (v_stem, *v_rest) = (torch.split(t, cut, dim=2) for t in (q, k, v))
-    outs = [attend(q_stem, k_stem, v_stem, _window_mask(q_stem, k_stem, window))]
+    of_stem, *of_rest = (None,) * len(cut) if blocks is None else torch.split(blocks, cut)
+    outs = [
+        attend(q_stem, k_stem, v_stem, _with_blocks(_window_mask(q_stem, k_stem, window), q, of_stem, of_stem, window))
+    ]
     if together:
-        outs.append(attend(q_rest[0], k, v, _branch_mask(branches, stem, window)))
+        outs.append(attend(q_rest[0], k, v, _branch_mask(branches, stem, window, blocks)))
     else:
-        for q_own, k_own, v_own in zip(q_rest, k_rest, v_rest, strict=True):
+        for q_own, k_own, v_own, own in zip(q_rest, k_rest, v_rest, of_rest, strict=True):
             k_seen, v_seen = torch.cat((k_stem, k_own), 2), torch.cat((v_stem, v_own), 2)
-            outs.append(attend(q_own, k_seen, v_seen, _window_mask(q_own, k_seen, window)))
+            seen = None if own is None or of_stem is None else torch.cat((of_stem, own))
+            outs.append(
+                attend(q_own, k_seen, v_seen, _with_blocks(_window_mask(q_own, k_seen, window), q, own, seen, window))
+            )
     return torch.cat(outs, dim=2)
 
 
-def _branch_mask(branches: Branches, stem: int, window: int | None) -> Tensor:
+def _branch_mask(branches: Branches, stem: int, window: int | None, blocks: Tensor | None) -> Tensor:
     """(L - stem, L): which tokens of the segment each token of a branch sees."""
     owner, position = branches.owner, branches.position
     distance = position[stem:, None] - position
-    seen = ((owner == 0) | (owner[stem:, None] == owner)) & (distance >= 0)
+    same = owner[stem:, None] == owner
+    order = distance >= 0
+    if blocks is not None:  # images have their numbers in their sample alone
+        order = order | (same & (blocks[stem:, None] == blocks) & (blocks[stem:, None] > 0))
+    seen = ((owner == 0) | same) & order
     return seen if window is None else seen & (distance < window)
 
 

@@ -21,6 +21,7 @@ from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import is_vision_model, load_processor
 from slime_core.errors import ArgumentError, TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
@@ -54,6 +55,7 @@ from slime_torch.optimizer import build_optimizer, clip, forget_steps, gradient_
 from slime_torch.predictor import Predictor
 from slime_torch.rms_norm import speed_up_norms
 from slime_torch.sharding import Sharded, local, whole
+from slime_torch.vision import Vision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,10 +138,19 @@ class TorchBackend(HasKeptWeights):
         self.model, self.loss, self.tokenizer = model, loss, tokenizer
         self.shares_prompts = not looks_at_length(model)
         check_device(ranks.device, self.args)
+        processor = None
         with ranks.together():
+            if is_vision_model(model.config):
+                processor = load_processor(
+                    self.args.hf_checkpoint, self.args.image_min_pixels, self.args.image_max_pixels
+                )
+                if processor is None:
+                    raise ArgumentError(
+                        f"--hf-checkpoint {self.args.hf_checkpoint} is no checkpoint of a model that reads images."
+                    )
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
                 speed_up_norms(model)
-            prepare(model)
+            prepare(model, processor)
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
             recipe = recipe_of(self.args, self._components, layers_of(model.config), role)
@@ -155,7 +166,8 @@ class TorchBackend(HasKeptWeights):
         if ranks.size > 1:
             self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)
             torch.manual_seed(self.args.seed + ranks.rank)  # each rank drops out its own
-        self._predictor = Predictor(model, self.args, self._sharded, value_head)
+        vision = None if processor is None else Vision(model, processor)
+        self._predictor = Predictor(model, self.args, self._sharded, value_head, vision)
         if role == "reference":
             return
         if self.args.gradient_checkpointing:
@@ -318,6 +330,7 @@ class TorchBackend(HasKeptWeights):
         if ranks.size > 1:  # a sample that cannot be packed must stop all ranks, not the one that has it
             computed = [batch.samples[i] for micro_batch in batch.micro_batches for i in micro_batch]
             check_samples(computed, vocabulary_size(self.model))
+            self._predictor.check(computed)
         return batch.of_rank(ranks.rank, ranks.size) or [[]]
 
     def _forward(self, batch: TrainBatch, micro_batch: Sequence[int]) -> LossOutputs:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.checking import Checking
 from slime_core.data.checkpoint_folders import require_hugging_face
+from slime_core.data.vision import FAMILIES, is_vision_model
 from slime_core.errors import ArgumentError
 from slime_core.training.adapters import ALL_LINEAR, target_layers
 from slime_core.training.checkpoint_check import check_checkpoints, stored_linear
@@ -30,10 +31,12 @@ def check(args: TorchRunArguments, checking: Checking) -> None:
         _require_causal_model(config, args.hf_checkpoint)
     if freezes(args) and not broken and checking.set_aside.isdisjoint(NAME_LISTS):
         from slime_torch.model import empty_model
+        from slime_torch.vision import vision_names
 
         with checking.noting():
             model = empty_model(args.ref_load or args.hf_checkpoint)
-            trained_names(args, [name for name, _ in model.named_parameters()], type(model).__name__)
+            names = [name for name, _ in model.named_parameters()]
+            trained_names(args, names, type(model).__name__, vision_names(model) if args.freeze_vision else ())
     if (
         args.lora_rank
         and not broken
@@ -51,7 +54,10 @@ def _require_causal_model(config: Any, folder: str) -> None:
 
     mapping: Any = AutoModelForCausalLM._model_mapping  # not public
     auto = getattr(config, "auto_map", None) or {}
+    if is_vision_model(config):
+        return
     if type(config) not in mapping and "AutoModelForCausalLM" not in auto:
         raise ArgumentError(
-            f"--hf-checkpoint {folder} holds a {config.model_type} model, which transformers has as no causal language model."
+            f"--hf-checkpoint {folder} holds a {config.model_type} model, which transformers has as no causal language model. "
+            f"Of those that read images, {', '.join(FAMILIES)} are trained."
         )

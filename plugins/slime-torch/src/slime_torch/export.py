@@ -7,6 +7,7 @@ in `stored_export`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from slime_core.data.vision import is_vision_model
 from slime_core.tensors.low_precision import is_precision_state, remembering
 from slime_core.tensors.ranks import Ranks
 from slime_torch import lora
@@ -44,6 +46,15 @@ def export_hf(
         lora.save_adapter(model, args, path / "adapter", whole, write=first)
     if first and tokenizer is not None:
         tokenizer.save_pretrained(path)
+    if first and is_vision_model(model.config):
+        copy_processor(args.hf_checkpoint, path)
+
+
+def copy_processor(folder: str, path: Path) -> None:
+    """Copy what a vision-language checkpoint says of its processor, which training does not change."""
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        if (file := Path(folder) / name).is_file() and file.resolve() != (path / name).resolve():
+            shutil.copy(file, path / name)
 
 
 def stored_buffers(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from slime_core.data.vision import is_vision_model
+from slime_core.errors import ArgumentError
 from slime_core.tensors.adapter_files import write_adapter
 from slime_core.training.adapters import target_layers
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import VALUE_HEAD
+from slime_torch.vision import language_model, vision_names
 
 if TYPE_CHECKING:
     from slime_core.contracts.train_backend import TrainBatch
@@ -30,20 +33,22 @@ _NAME = "default"  # peft's name of an adapter that was given none
 
 
 def add_adapters(model: PreTrainedModel, args: TorchRunArguments) -> None:
-    """Give an adapter to the linear layers of `model` that `--target-modules` names, and freeze everything else but a
-    critic's head.
+    """Give an adapter to the linear layers of `model` that `--target-modules` names, with `--freeze-vision` to those of its text
+    model alone, and freeze everything else but a critic's head.
 
     Raises:
-        ArgumentError: a name is that of no linear layer; says which there are.
+        ArgumentError: a name is that of no linear layer; says which there are. Or there is no vision to freeze.
     """
     from peft import LoraConfig, inject_adapter_in_model  # seconds, which only a run with LoRA should pay
 
-    body = model.base_model
+    if args.freeze_vision and not vision_names(model):
+        raise ArgumentError(f"--freeze-vision: {type(model).__name__} has no vision tower. Leave the option out.")
+    body = language_model(model) if args.freeze_vision else model.base_model
     config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=args.lora_dropout,
-        target_modules=_targets(body, args.target_modules),
+        target_modules=_targets(body, args.target_modules, whole_names=is_vision_model(model.config)),
     )
     config.fan_in_fan_out = _transposed(body)
     # Through a module without a configuration: by that peft knows models with experts, and there it takes gate_proj and the like
@@ -111,7 +116,8 @@ def save_adapter(
     if write:
         body = model.base_model
         experts = any(name.rpartition(".")[2] == "experts" for name, _ in body.named_modules())
-        write_adapter(path, adapter, args, args.hf_checkpoint, experts=experts, transposed=_transposed(body))
+        settings = {"experts": experts, "transposed": _transposed(body), "some": is_vision_model(model.config)}
+        write_adapter(path, adapter, args, args.hf_checkpoint, **settings)
 
 
 @contextmanager
@@ -140,10 +146,15 @@ class BaseModel:
             return self._actor.log_probs(batch)
 
 
-def _targets(body: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """The last parts of the names of the layers that get an adapter, sorted."""
-    linear = {name.rpartition(".")[2] for name, m in body.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    return sorted(target_layers(linear, wanted, type(body).__name__))
+def _targets(body: nn.Module, wanted: Sequence[str], whole_names: bool) -> list[str]:
+    """The last parts of the names of the layers that get an adapter, sorted.
+
+    Args:
+        whole_names: not the last parts alone, since those of a vision tower may be the numbers of its blocks too.
+    """
+    linear = [name for name, module in body.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    targets = target_layers({name.rpartition(".")[2] for name in linear}, wanted, type(body).__name__)
+    return sorted(name for name in linear if name.rpartition(".")[2] in targets) if whole_names else sorted(targets)
 
 
 def _transposed(body: nn.Module) -> bool:

@@ -9,6 +9,7 @@ wrongly in silence: it is refused.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,22 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import require_folder, require_hugging_face
+from slime_core.data.vision import Processor, auto_model
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
 from slime_core.remote_code import from_config, from_pretrained
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
-from slime_core.tensors.packed_rows import Segments, pack_samples
+from slime_core.tensors.packed_rows import PackedRow, pack_samples
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import per_sequence
 from slime_core.training.frozen import trained_names
 from slime_torch.attention import PACKED
+from slime_torch.vision import Vision, language_model, vision_names
 
 VALUE_HEAD = "value_head"
 
@@ -58,7 +61,8 @@ def load_model(
         if quantised is not None:
             loaded = load_restored(quantised, torch.float32)
         else:
-            loaded = from_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, output_loading_info=True)
+            kind = auto_model(from_pretrained(AutoConfig, folder))
+            loaded = from_pretrained(kind, folder, dtype=torch.float32, output_loading_info=True)
         model, info = loaded
     except (OSError, ValueError, KeyError, RuntimeError, CheckpointError) as error:
         raise ArgumentError(
@@ -79,19 +83,22 @@ def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel
     check_checkpoint(folder, option)
     with init_empty_weights(include_buffers=False):
         config = in_high_precision(from_pretrained(AutoConfig, folder))
-        model: PreTrainedModel = from_config(AutoModelForCausalLM, config, dtype=torch.float32)
+        model: PreTrainedModel = from_config(auto_model(config), config, dtype=torch.float32)
     model.tie_weights()
     model.train(False)
     return model
 
 
-def prepare(model: PreTrainedModel) -> Head:
-    """Switch `model` to packed attention and return its head. Leaves random states alone. A model on the meta device
+def prepare(model: PreTrainedModel, processor: Processor | None = None) -> Head:
+    """Switch `model` (of a vision-language model what reads tokens) to packed attention and return its head. Leaves random states alone. A model on the meta device
     is not compared.
 
     The token that fills up batches elsewhere is trained like any other: packed rows have no such places, and where it occurs it
     is text, such as the end of a turn. Rotary embeddings that depend on the length of what is read become those of each sequence
     alone (`slime_core.tensors.rotary`).
+
+    Args:
+        processor: of a vision-language model, whose rows are compared with images in them.
 
     Raises:
         PluginError: the model computes something that this backend does not reproduce; says what.
@@ -100,29 +107,31 @@ def prepare(model: PreTrainedModel) -> Head:
     embedding.padding_idx = None  # torch would keep the gradient from that row
     share = not per_sequence(model)
     if model.device.type == "meta":
-        model.set_attn_implementation(PACKED)
+        _set_attention(model)
         return find_head(model)
     was_training = model.training
     model.train(False)
-    samples, far = _probe_samples(vocabulary_size(model)), _far_position(model)
+    samples, far = _probe_samples(vocabulary_size(model), processor), _far_position(model)
     with torch.no_grad():
         positions = [*range(6), far]  # of the last sample
         logits = torch.cat(
             [
-                *(_response_logits(model, sample) for sample in samples[:-1]),
+                *(_response_logits(model, sample, processor=processor) for sample in samples[:-1]),
                 _response_logits(model, samples[-1], positions),
             ]
         )
         row = pack_samples(samples, vocab_size=vocabulary_size(model), share_prompts=share, device=model.device)
-        row.position_ids[0, -1] = far
+        if processor is not None:
+            row = Vision(model, processor).laid(row, samples)
+        row.position_ids[..., -1] = far
         try:
-            model.set_attn_implementation(PACKED)
+            _set_attention(model)
         except ValueError as reason:
             raise PluginError(
                 f"The torch backend cannot train {type(model).__name__}: its attention cannot be exchanged. {reason}"
             ) from reason
         head = find_head(model)
-        hidden = packed_hidden(model, row.input_ids, row.position_ids, row.segments)
+        hidden = packed_hidden(model, row)
         found, _ = token_log_probs(hidden[row.predictors], head, row.targets)
         wanted = logits.to(found.dtype).log_softmax(-1).gather(1, row.targets[:, None]).squeeze(1)
     model.train(was_training)
@@ -137,9 +146,11 @@ def prepare(model: PreTrainedModel) -> Head:
     return head
 
 
-def packed_hidden(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
+def packed_hidden(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """The (N, H) last hidden states of a packed row of N tokens, which the head sees."""
-    output = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, segments=segments)
+    output = model.base_model(
+        input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, segments=row.segments, **row.images
+    )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
 
@@ -175,7 +186,8 @@ def freeze(model: PreTrainedModel, args: TrainArguments) -> None:
         ArgumentError: see `slime_core.training.frozen.trained_names`.
     """
     parameters = {n: p for n, p in model.named_parameters() if not n.startswith(f"{VALUE_HEAD}.")}
-    for name in parameters.keys() - trained_names(args, list(parameters), type(model).__name__):
+    vision = vision_names(model) if args.freeze_vision else ()
+    for name in parameters.keys() - trained_names(args, list(parameters), type(model).__name__, vision):
         parameters[name].requires_grad_(False)
 
 
@@ -185,7 +197,7 @@ def find_head(model: PreTrainedModel) -> Head:
     Raises:
         PluginError: the output embedding is not a linear layer.
     """
-    linear, config = _output_embedding(model), model.config
+    linear, config = _output_embedding(model), model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
 
@@ -207,16 +219,49 @@ def _output_embedding(model: PreTrainedModel) -> nn.Linear:
     return linear
 
 
-def _probe_samples(vocabulary: int) -> list[Sample]:
-    """A sequence alone, two that share a prompt, and another one alone, with fixed, varied tokens."""
+def _set_attention(model: PreTrainedModel) -> None:
+    """Switch what reads tokens to packed attention. A vision tower keeps its own, which keeps images apart itself."""
+    if language_model(model) is model.base_model:
+        model.set_attn_implementation(PACKED)
+    else:
+        model.set_attn_implementation({"text_config": PACKED})
+
+
+def _probe_samples(vocabulary: int, processor: Processor | None) -> list[Sample]:
+    """A sequence alone, two that share a prompt, and another one alone, with fixed, varied tokens. With a processor also rows with
+    one image and with two, between them and in a shared prompt."""
     ids = [n * 7919 % vocabulary for n in range(1, 24)]
+    shown: list[Sample] = []
+    if processor is not None:
+        ids = [1 if processor.is_special(token) else token for token in ids]
+        images = [_picture(90, 60), _picture(40, 100), _picture(70, 70)]
+        first, second, third = ([processor.token] * count for count in processor.counts(images))
+        begin = [*ids[:2], *first, ids[2]]
+        shown = [
+            Sample(group_index=3, tokens=begin + ids[3:7], response_length=4, images=images[:1]),
+            Sample(group_index=3, tokens=begin + ids[6:9], response_length=3, images=images[:1]),
+            Sample(group_index=4, tokens=[*second, ids[4], *third, *ids[9:14]], response_length=5, images=images[1:]),
+        ]
     shared = ids[8:13]
     return [
+        *shown,
         Sample(group_index=0, tokens=ids[:8], response_length=7),
         Sample(group_index=1, tokens=shared + ids[13:17], response_length=4),
         Sample(group_index=1, tokens=shared + ids[17:], response_length=6),
         Sample(group_index=2, tokens=ids[15:], response_length=7),
     ]
+
+
+def _picture(width: int, height: int) -> bytes:
+    """An encoded image in which no two patches are alike."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = bytes(
+        (x * 3 + y * 7 * channel + x * y) % 256 for y in range(height) for x in range(width) for channel in range(3)
+    )
+    Image.frombytes("RGB", (width, height), pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _far_position(model: PreTrainedModel) -> int:
@@ -229,7 +274,9 @@ def _far_position(model: PreTrainedModel) -> int:
     return 2 * limit if any(name.endswith("inv_freq") for name, _ in model.named_buffers()) else limit - 1
 
 
-def _response_logits(model: PreTrainedModel, sample: Sample, positions: Sequence[int] = ()) -> Tensor:
+def _response_logits(
+    model: PreTrainedModel, sample: Sample, positions: Sequence[int] = (), processor: Processor | None = None
+) -> Tensor:
     """The (R, V) logits from which the model itself predicts the R tokens of the response.
 
     Args:
@@ -241,6 +288,8 @@ def _response_logits(model: PreTrainedModel, sample: Sample, positions: Sequence
         {"position_ids": torch.tensor([positions], device=model.device), "attention_mask": torch.ones_like(ids)}
         if positions
         else {}
+        if processor is None
+        else processor.alone(sample, ids)
     )
     logits: Tensor = model(input_ids=ids, use_cache=False, **given).logits[0]
     return logits[-sample.response_length :]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slime_core.contracts.train_backend import TrainBatch
+from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import token_log_probs
 from slime_core.tensors.micro_batches import pack_micro_batch
 from slime_core.tensors.packed_rows import PackedRow, placeholder_row
@@ -22,6 +23,7 @@ from slime_core.tensors.rotary import looks_at_length
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import find_head, packed_hidden, vocabulary_size
 from slime_torch.sharding import Sharded
+from slime_torch.vision import Vision, require_no_images
 
 Predicted = tuple[Tensor, Tensor | None]
 """(T,) log-probs of the trained tokens, or a critic's values at them, and (T,) entropies where they were wanted."""
@@ -33,16 +35,30 @@ class Predictor:
     Args:
         sharded: the model spread over the ranks; None: it is whole in this process.
         value_head: of a critic, in place of logits.
+        vision: of a vision-language model.
     """
 
     def __init__(
-        self, model: PreTrainedModel, args: TorchRunArguments, sharded: Sharded | None, value_head: nn.Linear | None
+        self,
+        model: PreTrainedModel,
+        args: TorchRunArguments,
+        sharded: Sharded | None,
+        value_head: nn.Linear | None,
+        vision: Vision | None = None,
     ) -> None:
         self._model, self._args, self._sharded, self.value_head = model, args, sharded, value_head
+        self._vision = vision
 
     def pack(self, batch: TrainBatch, micro_batch: Sequence[int]) -> PackedRow:
-        """The packed row of a micro-batch, on the model's device."""
-        return pack_micro_batch(
+        """The packed row of a micro-batch, on the model's device, with its images.
+
+        Raises:
+            ArgumentError: a sample has images, and the model reads none.
+        """
+        samples = [batch.samples[number] for number in micro_batch]
+        if self._vision is None:
+            self.check(samples)
+        row = pack_micro_batch(
             batch,
             micro_batch,
             vocab_size=vocabulary_size(self._model),
@@ -50,6 +66,19 @@ class Predictor:
             dtype=find_head(self._model).weight.dtype,
             whole=looks_at_length(self._model),
         )
+        return row if self._vision is None else self._vision.laid(row, samples)
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Look at the images of samples, of whichever rank, without decoding them.
+
+        Raises:
+            ArgumentError: a sample has images, and the model reads none.
+            SampleError: its image tokens are not those of its images.
+        """
+        if self._vision is None:
+            require_no_images(samples, self._model)
+        else:
+            self._vision.processor.check(samples)
 
     def predict(self, row: PackedRow, temperature: float, entropy: bool = False) -> Predicted:
         """Compute what the model predicts at the trained tokens of a row.
@@ -76,7 +105,7 @@ class Predictor:
         device, dtype = row.input_ids.device, head.weight.dtype
         kept = self._sharded is None  # else autocast would hold on to the weights of all layers
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=kept):
-            hidden = packed_hidden(self._model, row.input_ids, row.position_ids, row.segments)
+            hidden = packed_hidden(self._model, row)
         trained = hidden[row.predictors]
         if self.value_head is not None:
             values: Tensor = self.value_head(trained.to(dtype))

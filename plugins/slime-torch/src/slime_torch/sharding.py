@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from slime_core.tensors.ranks import Ranks
 from slime_torch.gloo import AllGather, ReduceScatter
+from slime_torch.vision import language_model
 
 T = TypeVar("T")
 
@@ -102,7 +103,8 @@ def whole(tensor: Tensor) -> Tensor:
 def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The modules that transformers says must stay in one piece, which are the decoder layers."""
     kinds = set(model._no_split_modules or ())
-    return (module for module in model.modules() if type(module).__name__ in kinds)
+    # Not those of a vision tower, which ranks without images do not compute: it is whole with what lies outside of the layers.
+    return (module for module in language_model(model).modules() if type(module).__name__ in kinds)
 
 
 def _send_from_rank_0(unit: nn.Module, device: torch.device) -> None:

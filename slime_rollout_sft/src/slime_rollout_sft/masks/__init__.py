@@ -5,6 +5,7 @@
     spans.py       finds the assistant's turns in a rendering
     skeleton.py    the same with few renderings, for long conversations
     marks.py       turns that a template marks itself, and what they train besides
+    images.py      puts what stands for images into a rendering
     spelled.py     text of messages that spells a special token
     ready.py       what cannot be right in masks of rows of token ids
     roles.py       whose each token is, for the preview

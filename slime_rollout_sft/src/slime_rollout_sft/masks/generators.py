@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from slime_core.contracts.data import MaskedTokens
+from slime_core.contracts.data import ImageTexts, MaskedTokens
 from slime_core.data.conversation import Conversation, Message, read_conversation
 from slime_core.errors import DataError
+from slime_rollout_sft.masks.images import with_images
 from slime_rollout_sft.masks.marks import marked_turns, trained_besides
 from slime_rollout_sft.masks.messages import reasoning_of
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
@@ -36,6 +37,7 @@ def auto(
     tools: list[Row] | None,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
+    images: ImageTexts | None = None,
 ) -> MaskedTokens:
     """Train every assistant turn of the whole rendering, except those with `step_loss_mask` 0.
 
@@ -45,7 +47,7 @@ def auto(
     Raises:
         DataError: the conversation cannot be read, rendered or tokenised.
     """
-    return _from_rendering(read_conversation(messages, tools), tokenizer, template_kwargs, last_only=False)
+    return _from_rendering(read_conversation(messages, tools), tokenizer, template_kwargs, images, last_only=False)
 
 
 def last_turn(
@@ -54,13 +56,14 @@ def last_turn(
     tools: list[Row] | None,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
+    images: ImageTexts | None = None,
 ) -> MaskedTokens:
     """Train only the assistant's last message of the whole rendering, unless its `step_loss_mask` is 0.
 
     Raises:
         DataError: what `auto` raises.
     """
-    return _from_rendering(read_conversation(messages, tools), tokenizer, template_kwargs, last_only=True)
+    return _from_rendering(read_conversation(messages, tools), tokenizer, template_kwargs, images, last_only=True)
 
 
 def distill_qwen(
@@ -69,6 +72,7 @@ def distill_qwen(
     tools: list[Row] | None,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
+    images: ImageTexts | None = None,
 ) -> MaskedTokens:
     """Train the last message as the data has it: the rendering of everything before it with the generation prompt,
     then its reasoning and content verbatim, then the template's end of turn; tokenised as one text.
@@ -86,13 +90,15 @@ def distill_qwen(
     before, _, dropped = render_whole(template, conversation.messages[:-1])
     text, turn = _verbatim(template, before, conversation.messages[-1])
     rendered = [*before, conversation.messages[-1]]
-    return _masked(template, conversation, rendered, text, [turn] if conversation.trained[-1] else [], dropped)
+    trained = [turn] if conversation.trained[-1] else []
+    return _masked(template, conversation, rendered, text, trained, dropped, images=images)
 
 
 def _from_rendering(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
     template_kwargs: Mapping[str, Any] | None,
+    images: ImageTexts | None,
     last_only: bool,
 ) -> MaskedTokens:
     template = Template(tokenizer, conversation.tools, template_kwargs)
@@ -108,7 +114,7 @@ def _from_rendering(
     else:
         turns = assistant_turns(template, rendered, text)
     trained = [turn for turn in turns if conversation.trained[turn.index] and (turn.index == last or not last_only)]
-    return _masked(template, conversation, rendered, text, trained, dropped, besides)
+    return _masked(template, conversation, rendered, text, trained, dropped, besides, images)
 
 
 def _ends_with_answer(messages: list[Message]) -> bool:
@@ -162,7 +168,9 @@ def _masked(
     turns: list[Turn],
     dropped: list[Dropped],
     besides: Sequence[str] = (),
+    images: ImageTexts | None = None,
 ) -> MaskedTokens:
+    text, turns = with_images(text, turns, images)
     ids, offsets = encode(template.tokenizer, text)
     mask = [0] * len(ids)
     for turn in turns:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from slime_core.data.conversation import REASONING_KEYS, Message
+from slime_core.data.conversation import REASONING_KEYS, Message, text_of
 
 
 def reasoning_of(message: Message) -> str:
@@ -20,7 +20,11 @@ def texts(message: Message) -> Iterator[tuple[str, str]]:
 
     The kind is "content" or "reasoning". Tool calls are not texts.
     """
-    content = message.get("content") or ""
+    given = message.get("content")
+    if isinstance(given, list) and message["role"] != "assistant":  # images may stand between the texts
+        yield from (("content", part["text"].strip()) for part in given if part.get("text", "").strip())
+        given = None
+    content = text_of(given)
     reasoning = reasoning_of(message)
     if message["role"] == "assistant" and "</think>" in content:
         thought, _, content = content.rpartition("</think>")

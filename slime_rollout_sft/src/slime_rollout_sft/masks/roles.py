@@ -136,9 +136,6 @@ def _in_order(messages: list[Message], text: str) -> dict[int, Place]:
 
 
 def _pieces(message: Message) -> list[str]:
-    content = message.get("content")
-    if isinstance(content, list):
-        message = {**message, "content": "".join(part["text"] for part in content)}
     said = sorted(texts(message), key=lambda kind_and_text: kind_and_text[0] == "content")  # reasoning first
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     arguments = [call["arguments"] for call in calls]

@@ -201,7 +201,7 @@ def _with_marks(message: Message, index: int, pieces: list[_Piece]) -> Message:
             marked[key] = mark(*_stripped(message[key]))
     content = message.get("content")
     if isinstance(content, list):
-        marked["content"] = [{**part, "text": mark(*_stripped(part["text"]))} for part in content]
+        marked["content"] = [{**p, "text": mark(*_stripped(p["text"]))} if "text" in p else p for p in content]
     elif content:
         marked["content"] = "".join(
             part if _THINK.fullmatch(part) or not part.strip() else mark(*_stripped(part))

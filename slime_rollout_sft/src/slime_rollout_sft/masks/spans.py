@@ -144,7 +144,7 @@ def _replaced(message: Message) -> Message:
         replaced["tool_calls"] = [with_arguments(call, _REPLACEMENT, _REPLACEMENT) for call in calls]
     content = message.get("content")
     if isinstance(content, list):
-        replaced["content"] = [{**part, "text": _replaced_text(part["text"])} for part in content]
+        replaced["content"] = [{**p, "text": _replaced_text(p["text"])} if "text" in p else p for p in content]
     elif content or (content is not None and not calls):
         replaced["content"] = _replaced_text(content)
     return replaced

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from slime_core.data.conversation import REASONING_KEYS, Message
+from slime_core.data.conversation import REASONING_KEYS, Message, has_images
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.messages import reasoning_of, texts, with_arguments
 
@@ -196,7 +196,7 @@ def dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
     """Return what messages say that `text` does not show. JSON-escaped text counts as shown."""
     dropped = []
     for number, message in enumerate(messages, 1):
-        for what, piece in texts({**message, "content": _plain(message.get("content"))}):
+        for what, piece in texts(message):
             if piece not in text and json.dumps(piece, ensure_ascii=False)[1:-1] not in text:
                 dropped.append(Dropped(number, message["role"], what, piece))
     return dropped
@@ -223,10 +223,6 @@ def _dropped_calls(template: Template, messages: list[Message]) -> list[Dropped]
     return [call for mark, call in calls.items() if mark not in text or repr({mark: mark}) in text]
 
 
-def _plain(content: Any) -> str:
-    return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
-
-
 def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
     """Yield the same messages in the forms that templates differ in, the most common one first."""
     yield messages
@@ -243,7 +239,7 @@ def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message
                 }
                 for message in form
             ]
-    yield [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    yield [m if has_images(m) else {**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
 def _with_other_reasoning(template: Template, messages: list[Message]) -> Iterator[list[Message]]:

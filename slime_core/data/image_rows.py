@@ -1,0 +1,115 @@
+"""Takes the images out of the messages of a row, so that these are plain text and marks of places, `{"type": "image"}`.
+
+Two forms are read: typed content parts, `{"type": "image", "image": …}`, and the placeholder `<image>` in text with a column of
+images (`--multimodal-keys`). An image part that says nothing further takes the next image of the column too. Called where rows
+become samples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from slime_core.errors import DataError
+
+PLACEHOLDER = "<image>"
+IMAGE_PARTS = ("image", "image_url", "input_image")
+"""Types of content parts that hold an image."""
+
+_AROUND = re.compile(f"({re.escape(PLACEHOLDER)})")
+
+_NOTHING: Any = object()  # which an image is not
+
+Read = Callable[[Any], bytes]
+
+
+def take_images(messages: list[Any], column: list[Any] | None, read: Read) -> tuple[list[Any], list[bytes]]:
+    """Return the messages with `{"type": "image"}` where an image is, and the encoded images in the order of these places.
+
+    What is no message is left as it is.
+
+    Args:
+        column: the images of the row; None where no column of images is read, so that `<image>` is text.
+        read: gives the encoded bytes of an image.
+
+    Raises:
+        DataError: an image cannot be read, stands in an answer, or there are more or fewer images than places; without file and
+            row.
+    """
+    images, places = list[bytes](), 0
+    waiting: Iterator[Any] = iter(column or ())
+    taken: list[Any] = []
+    for number, message in enumerate(messages, 1):
+        parts = _parts(message, column is not None) if isinstance(message, dict) else None
+        if parts is None:
+            taken.append(message)
+            continue
+        made = []
+        for part in parts:
+            if not (isinstance(part, dict) and part.get("type") in IMAGE_PARTS):
+                made.append(part)
+                continue
+            if message.get("role") == "assistant":
+                raise DataError(
+                    f"message {number} (assistant) has an image, and the model answers in text; only what it is given can have one"
+                )
+            places += 1
+            own = {key: value for key, value in part.items() if key != "type" and value is not None}
+            value: Any = own if own else next(waiting, _NOTHING)
+            if value is _NOTHING:
+                raise DataError(_mismatch(messages, column))
+            try:
+                images.append(read(value))
+            except DataError as error:
+                raise DataError(f"image {places}: {error}") from None
+            made.append({"type": "image"})
+        taken.append({**message, "content": made})
+    if any(True for _ in waiting):
+        raise DataError(_mismatch(messages, column))
+    return taken, images
+
+
+def count_places(messages: list[Any], placeholders: bool) -> int:
+    """Return how many places for images the messages of a row have.
+
+    Args:
+        placeholders: whether `<image>` in text is one.
+    """
+    return sum(
+        isinstance(part, dict) and part.get("type") in IMAGE_PARTS
+        for message in messages
+        if isinstance(message, dict)
+        for part in _parts(message, placeholders) or ()
+    )
+
+
+def _parts(message: dict[str, Any], placeholders: bool) -> list[Any] | None:
+    """Return the content of a message in parts; None where it has no image."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return list(_split(content)) if placeholders and PLACEHOLDER in content else None
+    if isinstance(content, list) and any(isinstance(p, dict) and p.get("type") in IMAGE_PARTS for p in content):
+        return content
+    return None
+
+
+def _split(text: str) -> Iterator[dict[str, str]]:
+    for piece in _AROUND.split(text):
+        if piece == PLACEHOLDER:
+            yield {"type": "image"}
+        elif piece:
+            yield {"type": "text", "text": piece}
+
+
+def _mismatch(messages: list[Any], column: list[Any] | None) -> str:
+    places = count_places(messages, column is not None)
+    if column is None:
+        return (
+            f"the messages have {places} image parts, and not all of them say which image; name the column of images with "
+            '--multimodal-keys \'{"image": "images"}\''
+        )
+    return (
+        f"the row has {len(column)} images, but its messages have {places} places for images; every image has one place, "
+        f'{PLACEHOLDER} in the text or {{"type": "image"}} among the parts of a message'
+    )

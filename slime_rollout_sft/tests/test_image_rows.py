@@ -1,0 +1,363 @@
+"""Conversations with images: every form of an image gives the same pixels, the tokens are those of transformers' processors, and what
+cannot be trained on is named with file and row."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from vision_checkpoints import picture, write_checkpoint
+
+from slime_core.cli.main import main
+from slime_core.data.images import ImageRules, decode
+from slime_core.data.samples import Columns, sample_from_row
+from slime_core.data.source import GlobalDataSource
+from slime_core.data.vision import load_processor
+from slime_core.errors import ArgumentError, DataError
+from slime_core.plugins import Plugins
+from slime_core.sample import Sample
+from slime_rollout_sft.conversations import Conversations, Policy
+
+RAW = picture(60, 40)
+URL = "data:image/png;base64," + base64.b64encode(RAW).decode()
+COLUMNS = Columns("messages", image_key="images")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("qwen"), "qwen2_5_vl"))
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("gemma"), "gemma3"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of data with an image in it and one outside of it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(RAW)
+    (tmp_path / "outside.png").write_bytes(RAW)
+    return tmp_path / "data"
+
+
+def chat(*content: Any, answer: Any = "ok") -> list[dict[str, Any]]:
+    """A question with this content (one text, or parts) and its answer."""
+    asked: Any = content[0] if len(content) == 1 and isinstance(content[0], str) else list(content)
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def conversations(checkpoint: str, **policy: Any) -> Conversations:
+    return Conversations(Policy(checkpoint, "messages", **policy), Plugins().select("loss_mask", "auto"))
+
+
+def encoded(image: Image.Image, format: str = "PNG", **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "relative path": lambda folder: "a.png",
+    "absolute path": lambda folder: str(folder / "a.png"),
+    "file address": lambda folder: f"file://{folder / 'a.png'}",
+    "bytes": lambda folder: RAW,
+    "bytes and path": lambda folder: {"bytes": RAW, "path": None},
+    "path alone": lambda folder: {"bytes": None, "path": "a.png"},
+    "data URL": lambda folder: URL,
+    "base64": lambda folder: base64.b64encode(RAW).decode(),
+    "OpenAI": lambda folder: {"type": "image_url", "image_url": {"url": URL}},
+    "Qwen": lambda folder: {"type": "image", "image": "a.png"},
+    "Pillow": lambda folder: Image.open(io.BytesIO(RAW)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_an_image_gives_the_same_pixels(folder: Path, form: str) -> None:
+    value, source = FORMS[form](folder), f"{folder}/rows.jsonl:1"
+    in_column = sample_from_row(COLUMNS, {"messages": chat("<image>What?"), "images": [value]}, source)
+    own = value if isinstance(value, dict) and "type" in value else {"type": "image", "image": value}
+    in_part = sample_from_row(Columns("messages"), {"messages": chat(own, {"type": "text", "text": "What?"})}, source)
+    for sample in (in_column, in_part):
+        assert sample.prompt[0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]  # type: ignore[index]  # messages
+        assert decode(sample.images[0]).tobytes() == decode(RAW).tobytes()
+
+
+def test_images_take_their_places_in_order_and_a_row_may_have_none(folder: Path) -> None:
+    second = picture(30, 30)
+    messages = [*chat("a <image> b"), *chat({"type": "text", "text": "c"}, {"type": "image"})]
+    sample = sample_from_row(COLUMNS, {"messages": messages, "images": [RAW, second]}, f"{folder}/r:1")
+    assert sample.images == [RAW, second]
+    assert [part["type"] for part in sample.prompt[0]["content"]] == ["text", "image", "text"]  # type: ignore[index]  # messages
+    assert sample_from_row(COLUMNS, {"messages": chat("no image")}, "r:1").images == []
+    assert sample_from_row(Columns("messages"), {"messages": chat("an <image> tag")}, "r:1").images == []
+
+
+def png(width: int, height: int) -> bytes:
+    """The beginning of a PNG file of any size, with next to no pixels in it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+TWO_FRAMES = encoded(
+    Image.new("L", (8, 8)), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)], duration=10
+)
+BAD: dict[str, tuple[Any, str]] = {
+    "fewer images than places": ((chat("<image><image>"), [RAW]), "has 1 images, but its messages have 2 places"),
+    "more images than places": ((chat("<image>"), [RAW, RAW]), "has 2 images, but its messages have 1 places"),
+    "no place at all": ((chat("What?"), [RAW]), "has 1 images, but its messages have 0 places"),
+    "place without column": ((chat({"type": "image"}), None), "has 0 images, but its messages have 1 places"),
+    "place in an answer": ((chat("<image>", answer="<image>"), [RAW, RAW]), r"message 2 \(assistant\) has an image"),
+    "part in an answer": ((chat("x", answer=[{"type": "image", "image": RAW}]), None), "message 2 .* has an image"),
+    "missing file": ((chat("<image>"), ["b.png"]), 'image 1: there is no image file "b.png"; paths are relative'),
+    "outside of the folder": ((chat("<image>"), ["../outside.png"]), "lies outside of .*--image-folders"),
+    "absolute and outside": ((chat("<image>"), ["/etc/hostname"]), "lies outside of"),
+    "a folder": ((chat("<image>"), ["."]), "there is no image file"),
+    "null byte": ((chat("<image>"), ["a\x00.png"]), "cannot be read"),
+    "address": ((chat("<image>"), ["https://localhost/x.png"]), "addresses are not fetched; .*--fetch-images"),
+    "other data URL": ((chat("<image>"), ["data:text/plain;base64,aGk="]), "expected data:image/"),
+    "broken base64": ((chat("<image>"), ["data:image/png;base64,%%%"]), "base64 that cannot be read"),
+    "a number": ((chat("<image>"), [7]), "an image is 7; expected a path"),
+    "null": ((chat("<image>"), [None]), "an image is null; expected a path|an image is None; expected a path"),
+    "empty text": ((chat("<image>"), [""]), "expected a path"),
+    "no bytes": ((chat("<image>"), [b""]), "has no bytes"),
+    "unknown object": ((chat("<image>"), [{"file": "a.png"}]), "object with file; expected 'bytes'"),
+    "no image": ((chat("<image>"), [b"hello, world"]), "image 1: an image of 12 bytes is in no format that is read"),
+    "a program": ((chat("<image>"), [b"%!PS-Adobe-3.0 EPSF-3.0\n"]), "in no format that is read"),
+    "truncated PNG": ((chat("<image>"), [RAW[:900]]), "cannot be decoded: .*truncated|cannot be decoded"),
+    "truncated JPEG": ((chat("<image>"), [picture(60, 40, format="JPEG")[:900]]), "cannot be decoded: .*truncated"),
+    "too many pixels": ((chat("<image>"), [png(20_000, 20_000)]), "more than the 67,108,864 pixels that are decoded"),
+    "no pixels in the file": ((chat("<image>"), [png(40, 40)]), "cannot be decoded"),
+    "animated": ((chat("<image>"), [TWO_FRAMES]), "has 2 frames; only still images"),
+    "too long and thin": ((chat("<image>"), [picture(1, 300)]), "processor refuses it: absolute aspect ratio"),
+    "floating point": ((chat("<image>"), [encoded(Image.new("F", (40, 40)), "TIFF")]), "whose white nobody knows"),
+    "text spells an image": ((chat("<image> <|image_pad|>"), [RAW]), "1 images, and the rendering .* 2 times"),
+    "text spells an image, none there": ((chat("<|image_pad|>"), None), "has 1 image tokens, and its 0 images"),
+    "video": ((chat({"type": "video", "video": "a.mp4"}), None), "has the part .*video.*only parts of the type text and image"),
+    "key of a message": (([{"role": "user", "content": "x", "images": [1]}, *chat("x")[1:]], None), "has the key 'images'"),
+    "text prompt": (("a <image> text", [RAW]), "is no list of messages, in which"),
+    "token ids": (([1, 2, 3], [RAW]), "is no list of messages, in which"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_named_or_skipped_and_counted(qwen: str, folder: Path, name: str) -> None:
+    (messages, images), message = BAD[name]
+    row = {"messages": messages, "images": images} if images is not None else {"messages": messages}
+    where = f"{folder}/rows.jsonl:3"
+    with pytest.raises(DataError, match=message) as raised:
+        conversations(qwen).complete(sample_from_row(COLUMNS, row, where))
+    assert str(raised.value).startswith(f"{where}: ")
+    try:
+        sample = sample_from_row(COLUMNS, row, where)
+    except DataError:
+        return  # the data source skips it
+    skipping = conversations(qwen, malformed_row="skip")
+    assert skipping.complete(sample) is None
+    assert skipping.counts == {"skipped_malformed": 1}
+
+
+CMYK = encoded(Image.new("CMYK", (30, 30), (0, 255, 255, 0)), "JPEG", quality=95)
+CLEAR = encoded(Image.new("RGBA", (30, 30), (0, 0, 0, 0)))
+PALETTE = encoded(Image.new("RGB", (30, 30), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE))
+DEEP = encoded(Image.frombytes("I;16", (30, 30), struct.pack("<900H", *[32768] * 900)))
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # it lies on its side
+TURNED = encoded(Image.open(io.BytesIO(RAW)), "JPEG", exif=EXIF)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "pixel"),
+    [(CMYK, (30, 30), (254, 0, 0)), (CLEAR, (30, 30), (255, 255, 255)), (PALETTE, (30, 30), (10, 200, 30)),
+     (DEEP, (30, 30), (128, 128, 128)), (picture(1, 1), (1, 1), None), (TURNED, (40, 60), None)],
+    ids=["CMYK", "transparent", "palette", "16 bits", "1 x 1", "turned"],
+)  # fmt: skip
+def test_unusual_images_have_the_colours_that_they_mean(
+    qwen: str, data: bytes, size: tuple[int, int], pixel: tuple[int, int, int] | None
+) -> None:
+    image = decode(data)
+    assert (image.mode, image.size) == ("RGB", size)
+    if pixel is not None:
+        assert image.getpixel((15, 15)) == pytest.approx(pixel, abs=3)
+    done = conversations(qwen).complete(
+        sample_from_row(COLUMNS, {"messages": chat("<image>"), "images": [data]}, "r:1")
+    )
+    assert done is not None
+    assert done.tokens.count(260) >= 1
+
+
+def test_files_outside_and_addresses_are_read_where_that_is_asked_for(folder: Path) -> None:
+    rules = ImageRules((str(folder.parent),))
+    row = {"messages": chat("<image>"), "images": ["outside.png"]}
+    sample = sample_from_row(Columns("messages", image_key="images", images=rules), row, f"{folder}/r:1")
+    assert sample.images == [RAW]
+    link = folder / "link.png"
+    link.symlink_to(folder.parent / "outside.png")
+    with pytest.raises(DataError, match="lies outside"):
+        sample_from_row(COLUMNS, {**row, "images": ["link.png"]}, f"{folder}/r:1")
+    fetching = Columns("messages", image_key="images", images=ImageRules(fetch=True))
+    with pytest.raises(DataError, match="cannot be fetched"):
+        sample_from_row(fetching, {**row, "images": ["http://127.0.0.1:9/x.png"]}, f"{folder}/r:1")
+
+
+def test_the_samples_of_a_group_share_an_image_which_is_stored_and_read_again(
+    folder: Path, default_arguments: Any
+) -> None:
+    rows = folder / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": chat("<image>"), "images": ["a.png"]}) + "\n")
+    args = default_arguments(rows, input_key="messages", multimodal_keys={"image": "images"}, n_samples_per_prompt=3)
+    source = GlobalDataSource(args)
+    (group,) = source.get_samples(1)
+    assert len({id(sample.images[0]) for sample in group}) == 1
+    source.add_samples([group])
+    other = GlobalDataSource(args)
+    other.load_state_dict(json.loads(json.dumps(source.state_dict())))
+    assert [sample.images for sample in other.buffer[0]] == [[RAW]] * 3
+    assert len({id(sample.images[0]) for sample in other.buffer[0]}) == 1
+    assert "images" not in Sample().to_dict()
+
+
+def transformers_ids(checkpoint: str, messages: list[Any], images: list[bytes]) -> Any:
+    """What transformers' own processor makes of a conversation, without the part of it that needs torchvision."""
+    from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+    from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+
+    class ImagesOnly(Qwen2_5_VLProcessor):
+        """The processor without its videos."""
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+        def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id, self.video_token_id = 260, 261
+            ProcessorMixin.__init__(self, image_processor, tokenizer)
+
+    tokenizer, images_of = (
+        AutoTokenizer.from_pretrained(checkpoint),
+        AutoImageProcessor.from_pretrained(checkpoint, backend="pil"),
+    )
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    if "qwen" in checkpoint:
+        processor: Any = ImagesOnly(images_of, tokenizer)
+    else:
+        tokenizer.boi_token, tokenizer.eoi_token, tokenizer.image_token = (
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+        )
+        tokenizer.boi_token_id, tokenizer.image_token_id = 258, 260
+        processor = Gemma3Processor(images_of, tokenizer, image_seq_length=4)
+    return processor(text=[text], images=[[decode(data) for data in images]], return_tensors="pt")
+
+
+@pytest.mark.parametrize("family", ["qwen", "gemma"])
+def test_tokens_and_pixels_are_those_of_transformers_processor(request: Any, family: str) -> None:
+    checkpoint = request.getfixturevalue(family)
+    images = [RAW, picture(90, 30)]
+    row = {"messages": [*chat("a<image>b", answer="one"), *chat("<image>c", answer="two")], "images": images}
+    sample = sample_from_row(COLUMNS, row, "r:1")
+    done = conversations(checkpoint).complete(sample)
+    assert done is not None
+    expected = transformers_ids(checkpoint, sample.prompt, images)  # type: ignore[arg-type]  # messages
+    assert done.tokens == expected["input_ids"][0].tolist()
+    processor = load_processor(checkpoint)
+    assert processor is not None
+    assert (processor.features(images)["pixel_values"] == expected["pixel_values"]).all()
+    assert processor.counts(images) == processor.tokens(processor.features(images))
+    first = len(done.tokens) - done.response_length
+    trained = [token for token, on in zip(done.tokens[first:], done.trained_mask, strict=True) if on]
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(checkpoint).decode(trained) == "one<|im_end|>two<|im_end|>"
+
+
+def test_a_long_conversation_is_never_cut_inside_of_an_image(qwen: str) -> None:
+    images = [RAW, picture(90, 30)]
+    row = {"messages": [*chat("<image>", answer="one"), *chat("<image>", answer="two")], "images": images}
+    whole = conversations(qwen).complete(sample_from_row(COLUMNS, row, "r:1"))
+    assert whole is not None
+    kept = set()
+    for limit in range(whole.tokens.index(257) + 20, len(whole.tokens)):
+        done = conversations(qwen, rollout_max_context_len=limit, over_long_sample="truncate").complete(
+            sample_from_row(COLUMNS, row, "r:1")
+        )
+        assert done is not None
+        assert len(done.tokens) <= limit
+        counts = load_processor(qwen).counts(done.images)  # type: ignore[union-attr]  # it is one that reads images
+        assert done.tokens.count(260) == sum(counts)
+        kept.add(len(done.images))
+    assert kept == {1, 2}
+    with pytest.raises(DataError, match=f"has {len(whole.tokens)} tokens, more than"):
+        conversations(qwen, rollout_max_context_len=20).complete(sample_from_row(COLUMNS, row, "r:1"))
+
+
+def test_the_sizes_of_images_are_bounded_by_the_options(qwen: str, gemma: str, tiny_model: Path) -> None:
+    large = picture(200, 150)
+    counts = {most: load_processor(qwen, None, most).counts([large])[0] for most in (784, 784 * 4, 784 * 9)}  # type: ignore[union-attr]  # it is one
+    assert counts == {784: 1, 784 * 4: 2, 784 * 9: 6}
+    assert load_processor(qwen, 784 * 12, None).counts([picture(28, 28)]) == [16]  # type: ignore[union-attr]  # it is one
+    with pytest.raises(ArgumentError, match="is above --image-max-pixels"):
+        load_processor(qwen, 2000, 1000)
+    with pytest.raises(ArgumentError, match="Gemma 3 makes every image the same size"):
+        load_processor(gemma, None, 1000)
+    with pytest.raises(ArgumentError, match="reads no images here"):
+        load_processor(str(tiny_model), None, 1000)
+
+
+def test_images_for_a_model_that_reads_none_and_text_alone_for_one_that_does_are_refused(
+    qwen: str, tiny_model: Path, folder: Path, capfd: Any
+) -> None:
+    shown, plain = folder / "shown.jsonl", folder / "plain.jsonl"
+    shown.write_text(json.dumps({"messages": chat("<image>"), "images": ["a.png"]}) + "\n")
+    plain.write_text(json.dumps({"messages": chat("x")}) + "\n")
+    run = ["--input-key", "messages", "--rollout-function-path", "sft", "--loss-type", "sft_loss", "--num-rollout", "1"]
+    run += ["--debug-train-only", "--disable-compute-advantages-and-returns", "--rollout-batch-size", "1"]
+    keys = ["--multimodal-keys", '{"image": "images"}']
+
+    def told(checkpoint: str | Path, rows: Path, *more: str) -> tuple[int, str]:
+        status = main(["check", "--hf-checkpoint", str(checkpoint), "--prompt-data", str(rows), *run, *more])
+        return status, "".join(capfd.readouterr())
+
+    assert told(qwen, shown, *keys)[0] == 0
+    assert told(qwen, plain, "--text-only")[0] == 0
+    for checkpoint, rows, more, message in (
+        (qwen, plain, [], "reads images, and none of the first 1,000 rows"),
+        (qwen, plain, keys, "--text-only"),
+        (qwen, shown, [], "name the column of images with --multimodal-keys"),
+        (qwen, shown, [*keys, "--text-only"], "the row has images, and --text-only"),
+        (tiny_model, shown, keys, "the row has images, and the checkpoint .* reads none"),
+        (tiny_model, plain, ["--text-only"], "reads no images anyway"),
+        (tiny_model, plain, ["--freeze-vision"], "has no vision tower"),
+    ):
+        status, text = told(checkpoint, rows, *more)
+        assert status
+        assert re.search(message, text), text
+
+
+def test_the_preview_shows_every_image_with_its_tokens(qwen: str, folder: Path, capsys: Any) -> None:
+    rows, page = folder / "rows.jsonl", folder / "page.html"
+    rows.write_text(json.dumps({"messages": chat("<image>"), "images": ["a.png"]}) + "\n")
+    given = ["data", "preview", str(rows), "--hf-checkpoint", qwen, "--input-key", "messages"]
+    given += ["--multimodal-keys", '{"image": "images"}']
+    assert main(given) == 0
+    line = f"image 1: 60 × 40 pixels, {len(RAW):,} bytes, tokens 8 to 9 (2)"
+    assert line in capsys.readouterr().out
+    assert main([*given, "--html", str(page)]) == 0
+    assert f'alt="{line}"' in page.read_text()
