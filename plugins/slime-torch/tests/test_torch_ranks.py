@@ -489,6 +489,7 @@ def test_a_fault_on_one_rank_stops_all_of_them_with_the_samples_named(two: Any) 
         in (found[0]["loss"])
     )
     assert "SampleError: sample 2 holds the token id 263" in found[0]["token"]
+    assert "ArgumentError: sample 2 has images, and the model (LlamaForCausalLM) reads none" in found[0]["image"]
     assert found[0]["unchanged"]
     assert found[0]["went on"]
 
