@@ -8,6 +8,7 @@ a token to train computes a placeholder instead, and its result does not count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -104,7 +105,9 @@ class Predictor:
         head = find_head(self._model)  # not kept: with several ranks its weight is whole only now
         device, dtype = row.input_ids.device, head.weight.dtype
         kept = self._sharded is None  # else autocast would hold on to the weights of all layers
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=kept):
+        blind = self._vision if self._sharded is not None and not row.images else None
+        alike = nullcontext() if blind is None else blind.in_step()
+        with alike, torch.autocast(device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=kept):
             hidden = packed_hidden(self._model, row)
         trained = hidden[row.predictors]
         if self.value_head is not None:

@@ -8,7 +8,8 @@ the features of its own images first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,24 @@ class Vision:
             segments = replace(segments, blocks=tuple(block if block.any() else None for block in own))
         position_ids = torch.cat(positions, -1).to(device) if positions else row.position_ids
         return replace(row, position_ids=position_ids, segments=segments, images=images)
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Let the model compute a row without images as it does one with images, as far as ranks exchange something: everything that
+        is trained of vision gets a gradient, of 0, through what the first layer reads."""
+        text = {id(parameter) for parameter in self._body.language_model.parameters()}
+        own = [p for p in self._body.parameters() if p.requires_grad and id(p) not in text]
+
+        def with_nothing(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            for parameter in own:
+                embedded = embedded + parameter.sum().to(embedded.dtype) * 0
+            return embedded
+
+        handle = self._body.get_input_embeddings().register_forward_hook(with_nothing)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _read(self, sample: Sample) -> _Read:
         features = self.processor.features_of(sample)
