@@ -117,8 +117,8 @@ def test_any_lengths_masks_and_cuts_equal_plain_transformers(
 def plant_attention_across_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     right = predictor_module.packed_hidden
 
-    def wrong(model: Any, input_ids: Any, position_ids: Any, segments: Segments) -> Any:
-        return right(model, input_ids, position_ids, Segments.of([(input_ids.shape[1],)]))
+    def wrong(model: Any, row: Any) -> Any:
+        return right(model, dataclasses.replace(row, segments=Segments.of([(row.input_ids.shape[1],)])))
 
     monkeypatch.setattr(predictor_module, "packed_hidden", wrong)
 
@@ -128,7 +128,9 @@ def plant_positions_that_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         predictor_module,
         "packed_hidden",
-        lambda model, ids, positions, segments: right(model, ids, torch.arange(ids.shape[1])[None], segments),
+        lambda model, row: right(
+            model, dataclasses.replace(row, position_ids=torch.arange(row.input_ids.shape[1])[None])
+        ),
     )
 
 

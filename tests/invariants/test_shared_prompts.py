@@ -163,8 +163,8 @@ def test_bf16_stays_near_plain_packing(tiny: SimpleNamespace) -> None:
 def plant_branches_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention_module._branch_mask
 
-    def wrong(branches: Any, stem: int, window: int | None) -> torch.Tensor:
-        return right(dataclasses.replace(branches, owner=branches.owner * 0), stem, window)
+    def wrong(branches: Any, stem: int, window: int | None, blocks: Any) -> torch.Tensor:
+        return right(dataclasses.replace(branches, owner=branches.owner * 0), stem, window, blocks)
 
     monkeypatch.setattr(attention_module, "_branch_mask", wrong)
 
@@ -172,9 +172,9 @@ def plant_branches_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 def plant_positions_that_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
     right = predictor_module.packed_hidden
 
-    def wrong(model: Any, ids: Any, positions: Any, segments: Segments) -> Any:
-        run_on = torch.cat([torch.arange(length) for length in segments.lengths])[None]
-        return right(model, ids, run_on, segments)
+    def wrong(model: Any, row: Any) -> Any:
+        run_on = torch.cat([torch.arange(length) for length in row.segments.lengths])[None]
+        return right(model, dataclasses.replace(row, position_ids=run_on))
 
     monkeypatch.setattr(predictor_module, "packed_hidden", wrong)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,8 +123,8 @@ def test_models_that_packing_would_train_wrongly_are_refused(settings: dict[str,
 def test_the_self_check_sees_attention_across_sequences(tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     right = model_module.packed_hidden
 
-    def wrong(model: Any, ids: Any, positions: Any, segments: Segments) -> Any:
-        return right(model, ids, positions, Segments.of([(ids.shape[1],)]))
+    def wrong(model: Any, row: Any) -> Any:
+        return right(model, replace(row, segments=Segments.of([(row.input_ids.shape[1],)])))
 
     model_module.prepare(tiny.model("llama"))
     monkeypatch.setattr(model_module, "packed_hidden", wrong)
