@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from slime_core.run.plan import Plan
 from slime_core.run.workers import Workers
 from slime_core.runtime.actor import Maker, WorkerActor
 from slime_core.runtime.actor_handles import ActorHandle, Member, Watch, machine_is_gone
-from slime_core.runtime.connect import Machine, connect
+from slime_core.runtime.connect import Connection, Machine, connect
 from slime_core.runtime.handles import wait, wait_all
 from slime_core.runtime.layout import Layout, Placement, Resources, place
 from slime_core.runtime.slots import Slot, slots_beside_ranks
@@ -43,10 +43,17 @@ _ON_IT = 0.001
 class ClusterWorkers(Workers):
     """The handles of the workers, with everything that must be undone on the cluster when the run ends."""
 
-    foundation: ExitStack = field(default_factory=ExitStack)
+    foundation: ExitStack
+    watch: Watch
+    connection: Connection
 
     def close(self) -> None:
-        """End the workers, give back their places, leave the cluster."""
+        """End the workers, give back their places, leave the cluster. One without its head can only be left: whatever else is asked of
+        it waits, until Ray ends this process."""
+        if self.watch.head_is_lost():
+            self.watch.close()
+            self.foundation.pop_all()
+            self.connection.close()
         self.foundation.close()
 
 
@@ -91,7 +98,7 @@ def on_cluster(
             environments = _environments(layout, placement, members)
             starting.append(trainer.start([TrainMaker(blueprint)] * len(environments), environments))
         wait_all(starting, "the workers to start")
-        return ClusterWorkers(rollouts, trainer, stack.pop_all())
+        return ClusterWorkers(rollouts, trainer, stack.pop_all(), watch, connection)
 
 
 @contextmanager

@@ -114,6 +114,10 @@ class Watch:
                 future.add_done_callback(self._waiting.discard)
         return future
 
+    def head_is_lost(self) -> bool:
+        """Whether nothing can be asked of the cluster any more: a call would wait for its head, until Ray ends this process."""
+        return self.error is not None and any(p.ended() for p in self._processes if p.name == "gcs_server")
+
     def lost(self, error: WorkerDied) -> None:
         """Fail everything that the driver waits for, because a worker is gone."""
         with self._lock:
