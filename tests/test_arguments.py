@@ -12,6 +12,7 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.readers import options_read, unknown_names, without_effect
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import Resolved, resolve, with_data_length
+from slime_core.contracts.kinds import OBSERVERS
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
 
@@ -148,10 +149,11 @@ def test_a_single_evaluation_path_is_named_after_its_file(namespace):
 def test_every_option_has_a_help_text_and_a_reader(namespace, plugins):
     declared = {f"{c.kind} {c.name}": c.reads_options or () for c in plugins.all_components()}
     read = {who: options_read(names, namespace.model) for who, names in declared.items()}
+    observing = {info.distribution for info in plugins.infos if set(info.hooks) & set(OBSERVERS)}
     for option in namespace.options.values():
         assert len(option.field.description or "") > 15, option.flag
         readers = [who for who, options in read.items() if option.name in options]
-        assert option.read_by_core is not False or readers, option.flag
+        assert option.read_by_core is not False or readers or option.distribution in observing, option.flag
         own = [option.read_by_core] if isinstance(option.read_by_core, str) else []
         for condition in [*(option.when or "").split("|"), *own]:
             assert not condition or condition.lstrip("!") in namespace.options, option.flag

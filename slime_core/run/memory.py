@@ -81,7 +81,7 @@ class Estimate:
             limit: GiB of a GPU, or of the machine where there is none.
         """
         lines = []
-        for process in self.processes:
+        for process in (process for process in self.processes if process.parts):
             phase, size = process.peak()
             many = f"{process.count} × " if process.count > 1 else ""
             lines.append(f"{many}{process.name}: {size / GIB:.2f} GiB at most, {IN_WORDS[phase]}")
