@@ -207,8 +207,8 @@ def test_a_padding_token_that_does_not_learn_where_it_is_read_is_found(sft, monk
 
     right = backend.prepare
 
-    def prepare(model: Any) -> Any:
-        head = right(model)
+    def prepare(model: Any, *others: Any) -> Any:
+        head = right(model, *others)
         model.get_input_embeddings().padding_idx = model.config.pad_token_id
         return head
 

@@ -45,7 +45,9 @@ class WandbArguments(ArgumentGroup):
 class MlflowArguments(ArgumentGroup):
     """MLflow"""
 
-    use_mlflow: bool = option(False, "Log to MLflow.", affects_result=False)
+    use_mlflow: bool = option(
+        False, "Log to MLflow: to a server, or to a folder of this machine.", affects_result=False
+    )
     mlflow_tracking_uri: str | None = option(
         None,
         "Address of the server, or a database such as sqlite:///mlflow.db. Default: MLFLOW_TRACKING_URI, or the folder mlruns in the "
@@ -67,7 +69,9 @@ class TrackioArguments(ArgumentGroup):
 class SwanlabArguments(ArgumentGroup):
     """SwanLab"""
 
-    use_swanlab: bool = option(False, "Log to SwanLab.", affects_result=False)
+    use_swanlab: bool = option(
+        False, "Log to SwanLab: to its cloud, or to a folder of this machine.", affects_result=False
+    )
     swanlab_mode: Literal["online", "offline", "local", "disabled"] | None = option(
         None,
         "'offline' keeps everything in the run directory for a later `swanlab sync`. Default: SWANLAB_MODE, or online.",
