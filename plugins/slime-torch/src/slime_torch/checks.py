@@ -34,7 +34,8 @@ def check(args: TorchRunArguments, checking: Checking) -> None:
         from slime_torch.vision import vision_names
 
         with checking.noting():
-            model = empty_model(args.ref_load or args.hf_checkpoint)
+            weights = args.ref_load or args.hf_checkpoint
+            model = empty_model(checking.card if checking.card and checking.is_elsewhere(weights) else weights)
             names = [name for name, _ in model.named_parameters()]
             trained_names(args, names, type(model).__name__, vision_names(model) if args.freeze_vision else ())
     if (

@@ -17,6 +17,8 @@ from slime_core.training.memory import (
     longest_row,
     one_micro_batch,
     product,
+    trained_size,
+    vision_parameters,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +43,12 @@ def memory(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> Holdin
             "activations, as nothing limits the length of a micro-batch: give --use-dynamic-batch-size with --max-tokens-per-gpu, or "
             "--rollout-max-context-len"
         )
+    if vision_parameters(model):
+        unknown.append("what the vision tower computes of the images of a micro-batch")
     whole = _whole_for_a_while(args, model, use) if use.ranks > 1 else []
     if use.role == "reference":
         return Holding([*parts, *whole], unknown=unknown)
-    trained = added or model.size
+    trained = trained_size(args, model)
     kept_whole = use.ranks > 1 and not args.fsdp_reshard_after_forward
     parts += _optimised(args, trained, own, kept_whole, one_micro_batch(args, use.ranks))
     if rows is not None:

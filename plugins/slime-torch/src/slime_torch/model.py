@@ -90,8 +90,8 @@ def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel
 
 
 def prepare(model: PreTrainedModel, processor: Processor | None = None) -> Head:
-    """Switch `model` (of a vision-language model what reads tokens) to packed attention and return its head. Leaves random states alone. A model on the meta device
-    is not compared.
+    """Switch `model` (of a vision-language model what reads tokens) to packed attention and return its head. Leaves random states
+    alone. A model on the meta device is not compared.
 
     The token that fills up batches elsewhere is trained like any other: packed rows have no such places, and where it occurs it
     is text, such as the end of a turn. Rotary embeddings that depend on the length of what is read become those of each sequence
