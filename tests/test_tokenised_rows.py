@@ -11,14 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slime_core.data import open_rows, require_known, sample_from_row, vocabulary_of
+from slime_core.data import Columns, open_rows, require_known, sample_from_row, vocabulary_of
 from slime_core.errors import DataError
 
-
-@pytest.fixture(scope="session")
-def columns(default_arguments: Any) -> Any:
-    """`columns(**changes)`: token ids are in "input_ids"."""
-    return partial(default_arguments, input_key="input_ids")
+columns = partial(Columns, "input_ids")
 
 
 @pytest.mark.parametrize(
@@ -31,14 +27,12 @@ def columns(default_arguments: Any) -> Any:
         ({"labels": None, "loss_mask": [0, 0, 1], "attention_mask": [1, 1, 1]}, [0, 0, 1]),
     ],
 )
-def test_ids_are_taken_as_they_are_and_labels_mean_the_same_as_a_mask(
-    columns: Any, row: dict[str, Any], mask: list[int]
-) -> None:
+def test_ids_are_taken_as_they_are_and_labels_mean_the_same_as_a_mask(row: dict[str, Any], mask: list[int]) -> None:
     sample = sample_from_row(columns(), {"input_ids": [5, 6, 7], **row}, "f:1")
     assert (sample.prompt, sample.loss_mask, sample.tokens) == ([5, 6, 7], mask, [])
 
 
-def test_a_parquet_column_of_ids_gives_the_same_samples_as_json_lines(columns: Any, tmp_path: Path) -> None:
+def test_a_parquet_column_of_ids_gives_the_same_samples_as_json_lines(tmp_path: Path) -> None:
     rows = [{"input_ids": [n, n + 1], "labels": [-100, n + 1]} for n in range(3)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int64()))])
@@ -51,7 +45,7 @@ def test_a_parquet_column_of_ids_gives_the_same_samples_as_json_lines(columns: A
     assert found[0][2]["prompt"] == [2, 3]
 
 
-def test_a_column_of_labels_that_rewards_compare_with_is_no_mask(columns: Any) -> None:
+def test_a_column_of_labels_that_rewards_compare_with_is_no_mask() -> None:
     row = {"input_ids": [5, 6], "labels": "an answer"}
     sample = sample_from_row(columns(label_key="labels"), row, "f:1")
     assert (sample.label, sample.loss_mask) == ("an answer", None)
@@ -81,7 +75,7 @@ def test_a_column_of_labels_that_rewards_compare_with_is_no_mask(columns: Any) -
         ({"attention_mask": [1, 1, 0]}, "'attention_mask' holds a 0, so the row is padded; save it without padding."),
     ],
 )
-def test_a_row_of_ids_that_does_not_fit_is_named(columns: Any, row: dict[str, Any], message: str) -> None:
+def test_a_row_of_ids_that_does_not_fit_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as caught:
         sample_from_row(columns(), {"input_ids": [5, 6, 7], **row}, "f.jsonl:4")
     assert str(caught.value) == f"f.jsonl:4: {message}"
