@@ -47,10 +47,11 @@ class Connection:
     ours: bool
 
     def machines(self) -> list[Machine]:
-        """The machines of the cluster that are alive."""
+        """The machines of the cluster that are alive. Ray counts one whose process was killed for half a minute longer; where it was
+        started again on that machine, only what answers is one."""
         import ray
 
-        return [
+        found = [
             Machine(
                 node["NodeManagerAddress"],
                 int(node["NodeManagerPort"]),
@@ -59,6 +60,8 @@ class Connection:
             for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it without types
             if node["Alive"]
         ]
+        known = [machine.address for machine in found]
+        return [machine for machine in found if known.count(machine.address) == 1 or _listens(machine)]
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -164,6 +167,15 @@ def prepare(address: str) -> None:
         _require_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
+
+
+def _listens(machine: Machine) -> bool:
+    """Whether Ray's process on a machine takes connections."""
+    try:
+        socket.create_connection((machine.address, machine.port), _ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _require_answer(address: str) -> None:
