@@ -70,7 +70,7 @@ def _processes(members: Sequence[Member], machines: Sequence[Machine]) -> list[R
     for member in members:
         on.setdefault(member.where.node, []).append(str(member))
     who = {address: " and ".join(filter(None, [", ".join(most), last])) for address, (*most, last) in on.items()}
-    found = [RayProcess("raylet", m.address, m.port, who[m.address]) for m in machines if m.address in on]
+    found = [m.raylet(who[m.address]) for m in machines if m.address in on]
     return [*found, RayProcess("gcs_server", head, int(port), who[head])]
 
 

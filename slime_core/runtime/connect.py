@@ -13,6 +13,7 @@ from typing import Any
 
 from slime_core.errors import ClusterError
 from slime_core.runtime.layout import Resources
+from slime_core.runtime.machines import RayProcess
 from slime_core.secrets import remember_secret
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ class Machine:
     address: str
     port: int
     resources: Resources
+
+    def raylet(self, who: str = "") -> RayProcess:
+        """Ray's process on it.
+
+        Args:
+            who: what of the run is there, in words.
+        """
+        return RayProcess("raylet", self.address, self.port, who)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Connection:
             if node["Alive"]
         ]
         known = [machine.address for machine in found]
-        return [machine for machine in found if known.count(machine.address) == 1 or _listens(machine)]
+        return [machine for machine in found if known.count(machine.address) == 1 or not machine.raylet().ended()]
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -167,15 +176,6 @@ def prepare(address: str) -> None:
         _require_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
-
-
-def _listens(machine: Machine) -> bool:
-    """Whether Ray's process on a machine takes connections."""
-    try:
-        socket.create_connection((machine.address, machine.port), _ANSWER_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _require_answer(address: str) -> None:

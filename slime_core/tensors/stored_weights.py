@@ -16,7 +16,7 @@ from slime_core.data.quantised_checkpoints import INDEX, quantization_config, we
 from slime_core.errors import CheckpointError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_KEPT = ("e_score_correction_bias",)
+KEPT_IN_FLOAT32 = ("e_score_correction_bias",)
 """Ends of the names of what models keep in float32 whatever dtype they have: it chooses experts."""
 
 
@@ -65,7 +65,7 @@ def _cast_file(path: Path, dtype: torch.dtype, word: str) -> int:
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype, word: str) -> Tensor:
-    if not tensor.is_floating_point() or name.endswith(_KEPT):
+    if not tensor.is_floating_point() or name.endswith(KEPT_IN_FLOAT32):
         return tensor
     made = tensor.to(dtype)
     if not bool(made.isfinite().all()) and bool(tensor.isfinite().all()):

@@ -18,6 +18,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import CheckpointError
 from slime_core.tensors.adapter_files import write_adapter
 from slime_core.tensors.quantised_weights import in_high_precision
+from slime_core.tensors.stored_weights import KEPT_IN_FLOAT32
 from slime_core.training.initial_weights import option_of
 from slime_megatron import checkpoint_files
 from slime_megatron.adapter_names import add_rules, is_adapter, with_adapter
@@ -28,9 +29,6 @@ from slime_megatron.names import Attention, Heads, Names
 from slime_megatron.spec import ModelSpec
 from slime_megatron.torch_dist import TorchDistFolder
 from slime_megatron.weight_files import TorchDistReader, open_weights
-
-_FLOAT32 = ("e_score_correction_bias",)
-"""Ends of the names of what stays in float32 under --bf16."""
 
 
 def export_state(
@@ -103,7 +101,9 @@ def _merged(
             weight = reader.read(name)
             yield (
                 name,
-                with_adapter(name, weight.to(torch.float32 if name.endswith(_FLOAT32) else dtype), adapters, args),
+                with_adapter(
+                    name, weight.to(torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype), adapters, args
+                ),
             )
     if adapters:
         raise CheckpointError(f"The state has adapters of {next(iter(adapters))}, a layer that {folder} does not have.")
