@@ -55,9 +55,18 @@ class Generates(Protocol):
     """What a generate function may ask of the engine that it is given."""
 
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        request_id: str | None = None,
+        images: Sequence[bytes] | None = None,
     ) -> Generation:
-        """Generate one response, as `InferenceEngine.generate` does."""
+        """Generate one response, as `InferenceEngine.generate` does.
+
+        Args:
+            images: the encoded images that `input_ids` show, in their order; see `TakesImages`. None: those of the sample that is
+                generated, where there are image tokens among `input_ids`, else none.
+        """
         raise NotImplementedError
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
@@ -69,7 +78,7 @@ class InferenceEngine(Protocol):
     """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
     of the rollout worker. One that names the parameter `quantised` of `__init__` is given `--hf-checkpoint` as a
     `slime_core.contracts.checkpoint_format.QuantisedCheckpoint`, or None where that is not quantised.
-    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesMetrics`, `Offloads`,
+    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesImages`, `TakesMetrics`, `Offloads`,
     `slime_core.contracts.memory.EstimatesMemory` and, for servers on a cluster, `HasServers`."""
 
     def __init__(self, args: RunArguments) -> None: ...
@@ -183,6 +192,27 @@ class Scores(Protocol):
 
 
 @runtime_checkable
+class TakesImages(Protocol):
+    """An engine that can be shown images.
+
+    Its `generate`, and `stream` and `score` where it has them, take one parameter more, `images: Sequence[bytes] = ()`: the encoded
+    images (such as PNG files) that `input_ids` show, in the order of their places. It is passed by its name, and only where there
+    are images. The ids are those that the model reads: what stands for an image is expanded, so that each has one run of as many
+    image tokens as the model makes features of it (`slime_core.data.vision.image_places` finds the runs, by what
+    `load_processor` says of the checkpoint). The same images are handed over again when an aborted response goes on.
+
+    An engine compares the numbers of tokens and features, with which it fails rather than answer blind; refuses ids with image
+    tokens and no images; and chooses no token that stands for images or videos (`Processor.is_special`).
+    """
+
+    @staticmethod
+    def image_refusal(args: RunArguments) -> str:
+        """Why it shows no images to the model of `args.hf_checkpoint`, as half a sentence ("it …"); "" where it does. Asked before
+        the run starts."""
+        raise NotImplementedError
+
+
+@runtime_checkable
 class TakesMetrics(Protocol):
     """An engine that counts what it does."""
 
@@ -228,6 +258,9 @@ KINDS = (
         InferenceEngine,
         ("--rollout-engine",),
         extras=("quantised",),
-        abilities=(SendsWeights, Holds, Streams, Scores, TakesMetrics, Offloads, HasServers, EstimatesMemory),
+        abilities=(
+            *(SendsWeights, Holds, Streams, Scores, TakesImages, TakesMetrics),
+            *(Offloads, HasServers, EstimatesMemory),
+        ),
     ),
 )

@@ -14,6 +14,7 @@
     samples.py       a row becomes a `Sample`
     image_rows.py    images are taken out of the messages of a row
     images.py        forms of images, and decoding them
+    image_texts.py   what stands for images is put into a rendered text
     vision.py        what a checkpoint makes of images
     notices.py       what people should know of a file, said once
     shown.py         how messages show a value

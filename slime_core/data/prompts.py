@@ -6,11 +6,14 @@ all of them read the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from slime_core.contracts.data import ImageTexts
+from slime_core.data.image_texts import expanded
 from slime_core.data.tokenizer import template_variables
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
-from slime_core.errors import ArgumentError, DataError
+from slime_core.data.vision import FAMILIES, Processor, image_places
+from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_core.sample import Sample
 
 if TYPE_CHECKING:
@@ -19,9 +22,29 @@ if TYPE_CHECKING:
     from slime_core.arguments.groups.data import DataArguments
 
 
+class Prompt(NamedTuple):
+    """What the model reads before it answers.
+
+    Attributes:
+        text: the rendering, in which each image is what the chat template writes for it.
+        tokens: its ids, in which each image is as many tokens as the model makes features of it.
+        expanded: the text that was tokenised.
+        images: of every image its first token and the one behind its last.
+    """
+
+    text: str
+    tokens: list[int]
+    expanded: str
+    images: list[tuple[int, int]]
+
+
 def read_prompt(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, args: DataArguments, render: bool
-) -> tuple[str, list[int]]:
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    args: DataArguments,
+    render: bool,
+    processor: Processor | None = None,
+) -> Prompt:
     """Return the text that the model reads, and its token ids.
 
     Where they are to be rendered, messages are rendered with the chat template, generation prompt included, and text as one
@@ -31,30 +54,59 @@ def read_prompt(
     Args:
         args: `apply_chat_template_kwargs` and `chat_template_date` are read.
         render: `--apply-chat-template`.
+        processor: what the checkpoint makes of images; None of one that reads none.
 
     Raises:
-        ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template; or
-            the prompt has images.
-        DataError: the prompt cannot be rendered, or has no tokens; names file and row.
+        ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template.
+        DataError: the prompt cannot be rendered, has no tokens, or has images that cannot be read or more or fewer of them than
+            places; names file and row.
     """
     prompt: Any = sample.prompt
-    if sample.images:
-        raise ArgumentError(
-            f"{_place(sample)}: the prompt has images, which no engine is shown here: images are trained in fine-tuning alone "
-            "(--rollout-function-path sft, without --eval-generate). Give prompts of text."
+    if sample.images and processor is None:
+        raise DataError(
+            f"{_place(sample)}: the prompt has images, and the checkpoint reads none; checkpoints of the types "
+            f"{', '.join(FAMILIES)} do."
         )
     if is_tokenised(prompt):
-        return cast("str", tokenizer.decode(prompt)), _known(sample, prompt, tokenizer)
-    text = _rendered(sample, tokenizer, args) if render and not sample.is_rendered else prompt
-    if not isinstance(text, str):
+        text = cast("str", tokenizer.decode(prompt))
+        tokens = _known(sample, prompt, tokenizer)
+        return Prompt(text, tokens, text, _places(sample, tokens, processor, _counts(sample, processor)))
+    rendered = _rendered(sample, tokenizer, args) if render and not sample.is_rendered else prompt
+    if not isinstance(rendered, str):
         raise ArgumentError(
             f"{_place(sample)}: the prompt is a list of messages, which the model cannot read as it is. Give "
             "--apply-chat-template to render it, or name a column of text with --input-key."
         )
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    text, counts = rendered, _counts(sample, processor)
+    if processor is not None and counts:
+        try:
+            text = expanded(text, ImageTexts(processor.placeholder, tuple(map(processor.text, counts))))[0]
+        except DataError as error:
+            raise DataError(f"{_place(sample)}: {error}.") from None
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not tokens:
         raise DataError(f"{_place(sample)}: the prompt has no tokens.")
-    return text, tokens
+    return Prompt(rendered, tokens, text, _places(sample, tokens, processor, counts))
+
+
+def _counts(sample: Sample, processor: Processor | None) -> list[int]:
+    """How many tokens each image of a prompt takes."""
+    try:
+        return processor.counts(sample.images) if processor is not None and sample.images else []
+    except DataError as error:
+        raise DataError(f"{_place(sample)}: {error}.") from None
+
+
+def _places(sample: Sample, tokens: list[int], processor: Processor | None, counts: list[int]) -> list[tuple[int, int]]:
+    """Where the images of a prompt are, whose every image token has a feature."""
+    if processor is None:
+        return []
+    if other := next((token for token in tokens if token != processor.token and processor.is_special(token)), None):
+        raise DataError(f"{_place(sample)}: the prompt has the token {other}, which stands for a video; none is read.")
+    try:
+        return image_places(_place(sample), tokens, processor.token, counts)
+    except SampleError as error:
+        raise DataError(str(error)) from None
 
 
 def _rendered(sample: Sample, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> str:

@@ -8,6 +8,7 @@ Pillow, and the text around images is expanded as theirs is, token for token.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -201,23 +202,22 @@ def load_processor(folder: str, min_pixels: int | None = None, max_pixels: int |
     Raises:
         ArgumentError: its processor cannot be loaded, or has no such limits.
     """
-    from transformers import AutoConfig, AutoImageProcessor
-
     from slime_core.data.tokenizer import load_tokenizer
 
-    if not (Path(folder) / "config.json").is_file():  # a tokenizer alone, of which rows can be previewed
-        return None
-    config: Any = from_pretrained(AutoConfig, folder)
-    if not is_vision_model(config):
+    kind = _model_type(Path(folder))
+    if kind not in FAMILIES:
         given = [
             n for n, v in (("--image-min-pixels", min_pixels), ("--image-max-pixels", max_pixels)) if v is not None
         ]
         if given:
             raise ArgumentError(
-                f"{given[0]}: the checkpoint {folder} ({config.model_type}) reads no images here. Leave it out, or give a "
+                f"{given[0]}: the checkpoint {folder} ({kind}) reads no images here. Leave it out, or give a "
                 f"checkpoint of one of the types {', '.join(FAMILIES)}."
             )
         return None
+    from transformers import AutoConfig, AutoImageProcessor
+
+    config: Any = from_pretrained(AutoConfig, folder)
     try:
         images: Any = from_pretrained(AutoImageProcessor, folder, backend="pil")
     except ImportError as error:
@@ -249,6 +249,15 @@ def load_processor(folder: str, min_pixels: int | None = None, max_pixels: int |
         )
     _limit(images, min_pixels, max_pixels)
     return QwenProcessor(config, images, tokenizer.convert_ids_to_tokens(config.image_token_id))
+
+
+def _model_type(folder: Path) -> str | None:
+    """The type that a checkpoint says it is of; None where it says none, such as a tokenizer alone, of which rows can be previewed."""
+    try:
+        said: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return said.get("model_type") if isinstance(said, dict) else None
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

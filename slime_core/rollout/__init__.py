@@ -4,6 +4,7 @@ components.py     the components that a rollout calls, chosen from the arguments
 worker.py         runs the rollout functions, checks what they return
 weight_intake.py  weights that arrive bucket by bucket, for the engine
 checks.py         what the checks of rollout functions share
+asking.py         how an engine is asked that may have to be shown images
 rewards.py        scores finished samples
 train_data.py     training data that a hook made of samples, put into them
 surroundings.py   what of the run a generate function or reward can reach that is being called

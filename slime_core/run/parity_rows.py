@@ -11,6 +11,7 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.rollout import Background
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import load_processor
 from slime_core.errors import DataError
 from slime_core.rollout.debug_data import read_debug_data
 from slime_core.run.plan import Plan
@@ -86,7 +87,8 @@ def _prompt(args: RunArguments, sample: Sample) -> Sample:
     if not tokens:
         asked = args.apply_chat_template  # rollout functions of other people may render messages without
         render = asked or not isinstance(sample.prompt, str)
-        _, tokens = read_prompt(sample, load_tokenizer(args.hf_checkpoint), args, render)
+        processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        tokens = read_prompt(sample, load_tokenizer(args.hf_checkpoint), args, render, processor).tokens
     return replace(sample, tokens=tokens, response_length=max(0, len(tokens) - 1), loss_mask=None)
 
 

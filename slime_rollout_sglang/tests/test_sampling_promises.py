@@ -84,7 +84,7 @@ def test_a_real_engine_continues_a_response_as_if_it_had_not_been_aborted(run: C
                     index=0, tokens=prompt + whole.tokens[:at], response_length=at, status=Status.ABORTED, prompt="p"
                 )
                 note_turn_start(sample, len(prompt))
-                session = Session(Requests(engine, f"{further}{at}"), sample, None, decode)
+                session = Session(Requests(args, engine, f"{further}{at}"), sample, None, decode)
                 rest = await session.generate(sample.tokens, {**params, "max_new_tokens": 12 - at})
                 assert whole.tokens[:at] + rest.tokens == whole.tokens, (further, at)
                 assert rest.finish_reason == "stop"
@@ -111,9 +111,9 @@ def test_a_sample_that_goes_back_knows_where_its_cut_turn_began(arguments, plugi
     assert all(turn_start(sample) is None for sample in done.samples)
 
 
-def test_of_several_turns_the_last_is_the_one_that_was_cut() -> None:
+def test_of_several_turns_the_last_is_the_one_that_was_cut(arguments) -> None:
     engine = ScriptedEngine(lambda prompt, params: [10] * 5 + [END])
-    requests = Requests(engine, "r")
+    requests = Requests(arguments(), engine, "r")
 
     async def turns() -> Sample:
         session = Session(requests, Sample(index=0, tokens=[4, 5]), None, lambda tokens, skip: "")

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from slime_core.contracts.engine import Generates
+from slime_core.contracts.engine import InferenceEngine
 from slime_core.data import read_conversation
 from slime_core.data.ends import trained_end
 from slime_core.data.prompts import read_prompt
+from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
+from slime_core.rollout.asking import ask
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.arguments import SftRunArguments
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 def answer_first(
     args: SftRunArguments,
     reward: Selected[Any] | None,
-    engine: Generates | None,
+    engine: InferenceEngine | None,
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[Sample],
 ) -> tuple[list[Sample], dict[str, float]]:
@@ -64,7 +66,7 @@ def answer_first(
 async def _answer_all(
     args: SftRunArguments,
     reward: Selected[Any] | None,
-    engine: Generates,
+    engine: InferenceEngine,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Sample],
     ends: list[int],
@@ -82,19 +84,20 @@ async def _answer_all(
 
 async def _answer(
     args: SftRunArguments,
-    engine: Generates,
+    engine: InferenceEngine,
     tokenizer: PreTrainedTokenizerBase,
     question: Sample,
     ends: list[int],
 ) -> Sample:
-    text, prompt = read_prompt(question, tokenizer, args, render=True)
+    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    text, prompt, *_ = read_prompt(question, tokenizer, args, render=True, processor=processor)
     temperature = args.eval_temperature or 0.0
     params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len or 256, "temperature": temperature}
     if ends:  # besides the checkpoint's own
         params["stop_token_ids"] = ends
     if temperature > 0:
         params["seed"] = args.rollout_seed + (question.index or 0)
-    generation = await engine.generate(prompt, params)
+    generation = await ask(engine, args, prompt, params, images=question.images)
     question.note(asked=question.prompt)
     return replace(
         question,

@@ -14,6 +14,7 @@ from slime_core.data.rows import open_rows
 from slime_core.data.tokenizer import template_variables
 from slime_core.data.vision import load_processor
 from slime_core.errors import DataError
+from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated
 from slime_rollout_sft.conversations import Conversations, Policy, with_variables
 
@@ -50,7 +51,10 @@ def check(args: SftRunArguments, checking: Checking) -> None:
     if loss_mask is None:
         return
     conversations = Conversations(Policy.of(args), loss_mask)
-    for sample in (*checking.samples, *first_evaluated(checking)):
+    evaluated = first_evaluated(checking)
+    if args.eval_generate:
+        check_images(args, checking, evaluated)
+    for sample in (*checking.samples, *evaluated):
         with checking.noting():
             conversations.complete(copy.deepcopy(sample))
     if left_out := conversations.left_out():

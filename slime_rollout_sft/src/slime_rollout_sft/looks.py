@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data import is_tokenised, read_conversation
 from slime_core.data.prompts import read_prompt
+from slime_core.data.vision import Processor
 from slime_core.errors import DataError
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.conversations import Conversations, Unusable
@@ -50,7 +51,11 @@ def as_conversations(
 
 
 def as_prompts(
-    args: DataArguments, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any], limit: tuple[int, str] | None
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    variables: Mapping[str, Any],
+    limit: tuple[int, str] | None,
+    processor: Processor | None = None,
 ) -> Look:
     """Return what reads rows as the rollouts of reinforcement learning do; nothing of a prompt is trained.
 
@@ -58,11 +63,12 @@ def as_prompts(
         args: says whether prompts are rendered, and with what.
         variables: of the chat template.
         limit: the longest prompt in tokens, and the option that says so; None for any.
+        processor: what the checkpoint makes of images; None of one that reads none.
     """
 
     def look(sample: Sample) -> tuple[MaskedTokens, list[str], Status]:
-        text, ids = read_prompt(sample, tokenizer, args, args.apply_chat_template)
-        masked = MaskedTokens(ids, [0] * len(ids), text)
+        _, ids, text, images = read_prompt(sample, tokenizer, args, args.apply_chat_template, processor)
+        masked = MaskedTokens(ids, [0] * len(ids), text, images=images)
         if limit is not None and len(ids) > limit[0]:
             raise LeftOut(
                 f"the prompt has {len(ids)} tokens, more than the {limit[0]} that {limit[1]} allows.", True, masked

@@ -188,6 +188,7 @@ def _look(
 ) -> Look:
     """Return what reads a row as the run would."""
     from slime_core.data.tokenizer import template_variables
+    from slime_core.data.vision import load_processor
     from slime_rollout_sft.conversations import Conversations, Policy, with_variables
     from slime_rollout_sft.looks import as_conversations, as_prompts
 
@@ -196,9 +197,9 @@ def _look(
         limits = [(options.rollout_max_prompt_len, "--rollout-max-prompt-len")]
         if options.rollout_max_context_len is not None:  # which leaves room for a token of the answer
             limits.append((options.rollout_max_context_len - 1, "--rollout-max-context-len"))
-        return as_prompts(
-            args, tokenizer, variables, min((pair for pair in limits if pair[0] is not None), default=None)
-        )
+        processor = load_processor(options.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        limit = min((pair for pair in limits if pair[0] is not None), default=None)
+        return as_prompts(args, tokenizer, variables, limit, processor)
     policy = Policy(
         options.hf_checkpoint,
         args.input_key,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from slime_core.contracts.data import DataSource, MaskedTokens, malformed_rows
-from slime_core.contracts.engine import Generates
+from slime_core.contracts.engine import InferenceEngine
 from slime_core.contracts.rollout import uses_engine
 from slime_core.data import EvaluationSet, evaluation_sets
 from slime_core.data.tokenizer import load_tokenizer, template_variables
@@ -31,7 +31,7 @@ def generate_rollout(
     evaluation: bool = False,
     *,
     components: RolloutComponents,
-    engine: Generates | None = None,
+    engine: InferenceEngine | None = None,
 ) -> RolloutOutput:
     """Return the next `--rollout-batch-size` conversations or, for evaluation, all of `--eval-prompt-data`.
 
@@ -78,7 +78,7 @@ def _evaluate(
     policy: Policy,
     loss_mask: Selected[MaskedTokens],
     components: RolloutComponents,
-    engine: Generates | None,
+    engine: InferenceEngine | None,
 ) -> RolloutOutput:
     samples, metrics = _evaluation_samples(policy, loss_mask, evaluation_sets(args))
     groups = [[replace(sample, metadata=dict(sample.metadata))] for sample in samples]

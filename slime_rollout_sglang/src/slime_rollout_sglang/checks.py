@@ -14,10 +14,12 @@ from slime_core.data.context import CONTEXT_IN_WORDS, context_of
 from slime_core.data.prompts import read_prompt
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
+from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated
 from slime_core.sample import Sample
 from slime_rollout_sglang.evaluation import columns_of, components_of_set
 from slime_rollout_sglang.parameters import prompt_limit
+from slime_rollout_sglang.prompts import processor_of
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments
@@ -38,10 +40,12 @@ def check(args: RlRunArguments, checking: Checking) -> None:
             "--debug-train-only)."
         )
     _context(args, checking)
+    check_images(args, checking, checking.samples)
     _prompts(args, checking, checking.samples)
     _scored(args, checking, checking.samples, checking.components.rollouts.further)
     for sample in first_evaluated(checking, columns_of):
         own = args_of_set(args, str(sample.dataset))
+        check_images(own, checking, [sample])
         _prompts(own, checking, [sample], evaluation=True)
         with checking.noting():
             components = components_of_set(args, own, checking.components.rollouts, checking.plugins)
@@ -69,7 +73,7 @@ def _prompts(args: RlRunArguments, checking: Checking, samples: Sequence[Sample]
     limit, set_by = prompt_limit(args, evaluation)
     for sample in samples:
         try:
-            _, tokens = read_prompt(sample, checking.tokenizer, args, args.apply_chat_template)
+            tokens = read_prompt(sample, checking.tokenizer, args, args.apply_chat_template, processor_of(args)).tokens
             if limit is not None and len(tokens) > limit:
                 checking.remark(
                     f"{sample.source}: the prompt has {len(tokens)} tokens, more than the {limit} that {set_by} allows. Such prompts "

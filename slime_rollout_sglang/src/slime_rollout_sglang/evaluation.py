@@ -52,7 +52,7 @@ async def evaluate(
         DataError: a row cannot be used and --malformed-row is "error", or no row of a set can be used.
     """
     key = args.reward_key if args.eval_reward_key is None else args.eval_reward_key
-    requests = Requests(engine, f"eval-{rollout_id}")
+    requests = Requests(args, engine, f"eval-{rollout_id}")
     hooks = SampleHooks(args, components, evaluation=True)
     hooks.rollout_id = rollout_id
     generations: list[Sample] = []
@@ -129,11 +129,11 @@ def _pass_rates(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, floa
 
 def columns_of(args: RlRunArguments) -> Columns:
     """Return the columns of the evaluation sets: the options `--eval-*-key` or, where one is not given, those of training."""
-    return Columns(
+    return replace(
+        Columns.of(args),
         input_key=args.eval_input_key or args.input_key,
         label_key=args.eval_label_key or args.label_key,
         tool_key=args.eval_tool_key or args.tool_key,
-        metadata_key=args.metadata_key,
     )
 
 

@@ -24,6 +24,7 @@ from slime_core.sample import Group, Sample, Status
 from slime_core.trajectories import as_one_trajectory, number_of, with_finished_segments
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
+from slime_rollout_sglang.prompts import processor_of
 from slime_rollout_sglang.requests import Requests, Session
 from slime_rollout_sglang.sample_hooks import SampleHooks
 
@@ -281,7 +282,8 @@ class GroupRunner:
 
     def _session(self, sample: Sample) -> Session:
         skip_special = self._args.rollout_skip_special_tokens
-        return Session(self._requests, sample, self._parameters.max_context_len, self._decode, skip_special)
+        processor = processor_of(self._args) if sample.images else None
+        return Session(self._requests, sample, self._parameters.max_context_len, self._decode, skip_special, processor)
 
     def _surround(self, session: Session, seed: int) -> AbstractContextManager[None]:
         """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""

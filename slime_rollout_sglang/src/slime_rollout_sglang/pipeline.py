@@ -62,7 +62,7 @@ class RolloutPipeline:
         self._args, self._data_source = args, data_source
         self._masks_earlier = args.partial_rollout and args.mask_offpolicy_in_partial_rollout
         self.prompts = PromptTokenizer(args, *prompt_limit(args))
-        self.requests = Requests(engine, name)
+        self.requests = Requests(args, engine, name)
         self.hooks = SampleHooks(args, components, evaluation=False)
         generator = generator_caller(args, components, plugins, args.reward_key)
         self._rewards = Rewards(args, plugins, components.further.get("reward"), args.reward_key)

@@ -31,6 +31,7 @@ _GENERATES = (
     *("dynamic_sampling_filter_path", "max_dynamic_sampling_rounds", "partial_rollout"),
     *("mask_offpolicy_in_partial_rollout", "rollout_sample_filter_path", "rollout_all_samples_process_path"),
     *("custom_generate_function_path", "rollout_skip_special_tokens", "rollout_sample_hook_path"),
+    *("image_min_pixels", "image_max_pixels"),
     *("log_passrate", "log_multi_turn", "log_reward_category"),
     *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),
     "EvalSamplingArguments?eval_prompt_data",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slime_core.data import is_tokenised
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import Processor, load_processor
 from slime_core.errors import DataError
 from slime_core.sample import Group, Sample
 
@@ -30,8 +31,8 @@ class PromptTokenizer:
     template rendered is its `asked` from then on.
 
     Attributes:
-        args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs`, `chat_template_date` and `malformed_row`
-            are read.
+        args: `hf_checkpoint`, `apply_chat_template`, `apply_chat_template_kwargs`, `chat_template_date`, `malformed_row` and the
+            limits of image sizes are read.
         limit: the longest prompt in tokens; None for no limit.
         limit_option: what sets the limit, for messages: an option, or the model's context.
         counts: how many prompts were left out, as "skipped_over_long_prompt" and "skipped_malformed".
@@ -53,10 +54,12 @@ class PromptTokenizer:
         for sample in group:
             if sample.tokens:
                 continue
-            if tokens is None or sample.prompt != read:
-                read = sample.prompt
+            if tokens is None or (sample.prompt, sample.images) != read:
+                read = sample.prompt, sample.images
                 try:
-                    text, tokens = read_prompt(sample, self._tokenizer, self.args, self.args.apply_chat_template)
+                    text, tokens, *_ = read_prompt(
+                        sample, self._tokenizer, self.args, self.args.apply_chat_template, processor_of(self.args)
+                    )
                 except DataError as error:
                     if self.args.malformed_row == "error":
                         raise
@@ -108,6 +111,11 @@ class PromptTokenizer:
             logger.warning("%s It is left out. Further ones are counted in the metric %s.", why, kind)
         self.counts[kind] += 1
         return False
+
+
+def processor_of(args: RlRunArguments) -> Processor | None:
+    """What the checkpoint of a run makes of images; None of one that reads none."""
+    return load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
 
 
 def _place(sample: Sample) -> str:

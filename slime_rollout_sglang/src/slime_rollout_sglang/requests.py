@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.engine import Generation, Holds
+from slime_core.rollout.asking import ask
 from slime_core.rollout.stop_strings import first_completed
 from slime_core.sample import Sample, Status
 from slime_rollout_sglang.parameters import seed_of
@@ -21,6 +22,8 @@ from slime_rollout_sglang.partial import note_turn_start, turn_start
 
 if TYPE_CHECKING:
     from slime_core.contracts.engine import InferenceEngine
+    from slime_core.data.vision import Processor
+    from slime_rollout_sglang.arguments import RlRunArguments
 
 ABORT_AGAIN_AFTER = 1.0
 """Seconds after which an abort is repeated: on its way to a remote engine, it may overtake the request that it ends."""
@@ -30,6 +33,7 @@ class Requests:
     """The requests of one rollout or evaluation, or of all rollouts of `fully_async`.
 
     Args:
+        args: of the run, as an engine that can be shown images is told.
         engine: the run's inference engine.
         name: the beginning of every request's name. No requests that run at the same time may share it.
 
@@ -38,8 +42,8 @@ class Requests:
         stopped: set when nothing more shall be generated.
     """
 
-    def __init__(self, engine: InferenceEngine, name: str) -> None:
-        self.engine = engine
+    def __init__(self, args: RlRunArguments, engine: InferenceEngine, name: str) -> None:
+        self._args, self.engine = args, engine
         self.running: set[str] = set()
         self.stopped = asyncio.Event()
         self._name = name
@@ -48,6 +52,12 @@ class Requests:
     def next_name(self) -> str:
         """Return a name for the next request."""
         return f"{self._name}-{next(self._numbers)}"
+
+    async def ask(
+        self, input_ids: list[int], sampling_params: dict[str, Any], name: str, images: Sequence[bytes]
+    ) -> Generation:
+        """Return one response of the engine, which is shown these images."""
+        return await ask(self.engine, self._args, input_ids, sampling_params, name, images)
 
     async def stop(self, tasks: Collection[asyncio.Task[None]]) -> None:
         """End all requests, and wait until the tasks that depend on them have ended."""
@@ -90,6 +100,7 @@ class Session:
         max_context_len: the longest prompt and response in tokens; None for no limit.
         decode: turns token ids into text; the second argument says whether special tokens are left out.
         skip_special: whether special tokens are left out of the texts of responses (--rollout-skip-special-tokens).
+        processor: what the model makes of images; None where it reads none.
 
     Attributes:
         generated: how many tokens the engine has generated for the sample.
@@ -103,11 +114,13 @@ class Session:
         max_context_len: int | None,
         decode: Callable[[list[int], bool], str],
         skip_special: bool = True,
+        processor: Processor | None = None,
     ) -> None:
         self.generated = 0
         self.failure: Exception | None = None
         self._requests = requests
         self._given, self._turn_start = sample.tokens, turn_start(sample)
+        self._images, self._processor = sample.images, processor
         self._max_context_len, self._decode, self._skip_special = max_context_len, decode, skip_special
         self._aborted_turn: tuple[int, int] | None = (
             None  # where the tokens of the last turn begin and end, if it was aborted
@@ -116,14 +129,23 @@ class Session:
         self._calls = 0
 
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        request_id: str | None = None,
+        images: Sequence[bytes] | None = None,
     ) -> Generation:
         """Return one response, as `slime_core.contracts.engine.InferenceEngine.generate` does.
 
         The second and every later call with the same seed draw other random numbers than the first. Where `input_ids` leave no
         room in the context, the answer is empty, with the finish reason "length".
+
+        Args:
+            images: those that `input_ids` show; None: those of the sample, where there are image tokens among `input_ids`.
         """
         ids = [int(token) for token in input_ids]
+        if images is None:
+            images = self._images if self._processor is None or self._processor.token in ids else []
         earlier = ids[self._turn_start :] if self._turn_start is not None and ids == self._given else []
         begin = len(ids) - len(earlier)
         self._aborted_turn = (begin, len(ids))  # as long as there is no answer
@@ -146,7 +168,7 @@ class Session:
         self._running.add(name)
         self._requests.running.add(name)
         try:
-            generation = await self._requests.engine.generate(ids, params, name)
+            generation = await self._requests.ask(ids, params, name, images)
         except Exception as error:
             self.failure = error
             raise
