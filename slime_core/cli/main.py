@@ -14,6 +14,7 @@ from slime_core.display import tell_plainly, told
 from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.plugins.selection import raised_in
+from slime_core.start_up import collect_seldom
 from slime_core.unread import STATUS, discard, is_unread
 
 CORE = "slime-core"
@@ -43,6 +44,7 @@ def _run(argv: list[str] | None) -> int:
     name = "--help"
     tell_plainly()
     if argv is None:
+        collect_seldom()
         _import_from_here()
     try:
         switches, words = read_switches(sys.argv[1:] if argv is None else argv, os.environ)

@@ -35,6 +35,7 @@ from slime_core.run.tracking import JsonlTracker, Tracking
 from slime_core.run.workers import Workers
 from slime_core.runtime.handles import wait
 from slime_core.runtime.layout import require_ray
+from slime_core.start_up import collect_again
 from slime_core.training.initial_weights import start_in_words
 from slime_core.training.worker import TrainWorker
 from slime_core.whole_file import write_whole
@@ -145,6 +146,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
         if stopped_before:
             console.say(f"{stopped_before.in_words()}; nothing is left to do")
         else:
+            collect_again()
             with requests:
                 train(run, start, num_rollout, ahead and not in_background)
             requests.raise_if_ended()

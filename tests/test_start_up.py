@@ -1,0 +1,30 @@
+"""While a command starts, Python looks seldom for garbage; when the run begins, as often as ever."""
+
+import gc
+import subprocess
+import sys
+
+from slime_core.start_up import collect_again, collect_seldom
+
+
+def test_thresholds_are_as_before_when_a_run_begins():
+    before = gc.get_threshold()
+    try:
+        collect_seldom()
+        collect_seldom()
+        assert gc.get_threshold()[0] > 100 * before[0]
+    finally:
+        collect_again()
+        gc.unfreeze()
+    assert gc.get_threshold() == before
+
+
+def test_without_a_deferral_nothing_is_frozen():
+    before = gc.get_freeze_count()
+    collect_again()
+    assert gc.get_freeze_count() == before
+
+
+def test_the_command_line_collects_seldom():
+    code = "import gc, sys; sys.argv = ['slime', '--version']; from slime_core.cli.main import main; main(); print(gc.get_threshold()[0])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "200000"
