@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.processes import ROOT
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("SLIME_BENCHMARK_RESULTS", ROOT / "benchmarks" / "results"))
+"""Where results are kept; the variable puts those of a trial elsewhere."""
 
 
 def command(name: str) -> str:

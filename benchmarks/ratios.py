@@ -1,0 +1,94 @@
+"""What of the stored results is worth keeping: ratios that do not depend on how fast the machine is. A higher one is better.
+
+Read by `benchmarks.compare` and `benchmarks.page`, from the files in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Ratios = dict[str, list[float]]
+"""By name, one for each repeat."""
+
+Results = dict[str, Any]
+
+
+def ratios_of(file: Path) -> Ratios:
+    """Return the ratios of a file of results; none of one that has none, or that is not there."""
+    read = READERS.get(file.stem)
+    return read(json.loads(file.read_text(encoding="utf-8"))) if read is not None and file.exists() else {}
+
+
+def _runs(results: Results, key: str, ours: tuple[str, ...], higher: bool, what: str) -> Ratios:
+    """How much better each of ours is than each of the others, run by run.
+
+    Args:
+        key: of a run, what is compared.
+        higher: whether more of it is better.
+    """
+    runs = results["runs"]
+    found: Ratios = {}
+    for own in ours:
+        for other in runs:
+            if own in runs and other not in ours:
+                pairs = [(a[key], b[key]) for a, b in zip(runs[own], runs[other], strict=False)]
+                name = f"{what}: {own} against {other}"
+                found[name] = [a / b if higher else b / a for a, b in pairs]
+    return found
+
+
+def _sft(results: Results) -> Ratios:
+    found = _runs(results, "tokens_per_second", ("slime",), True, "speed")
+    found |= _runs(results, "peak_gib", ("slime",), False, "memory")
+    peak = max(results["gemm_peak_gflops"])
+    per_token = results["flops"] / results["tokens"] / 1e9
+    shares = [run["tokens_per_second"] * per_token / peak for run in results["runs"].get("slime", [])]
+    return {**found, "share of the matrix-product limit": shares} if shares else found
+
+
+def _rollout(results: Results) -> Ratios:
+    return _runs(results, "tokens_per_second", ("slime",), True, "speed")
+
+
+def _grpo(results: Results) -> Ratios:
+    ours = ("slime, all samples", "slime, its defaults")
+    return _runs(results, "step", ours, False, "speed") | _runs(results, "peak_gib", ours, False, "memory")
+
+
+def _cluster(results: Results) -> Ratios:
+    runs = results["runs"]
+    found: Ratios = {}
+    for name in ("two ranks", "two ranks, weights kept whole"):
+        pairs = zip(runs.get("one rank", []), runs.get(name, []), strict=False)
+        found[f"{name}: share of twice the speed of one rank"] = [a["step"] / (2 * b["step"]) for a, b in pairs]
+    for name in ("one step off", "fully asynchronous"):
+        pairs = zip(runs.get("synchronous", []), runs.get(name, []), strict=False)
+        found[f"speed: {name} against synchronous"] = [a["step"] / b["step"] for a, b in pairs]
+    return {name: values for name, values in found.items() if values}
+
+
+def _megatron(results: Results) -> Ratios:
+    return _runs(results, "tokens_per_second", ("megatron",), True, "speed")
+
+
+def _start(results: Results) -> Ratios:
+    seconds = results["seconds"]
+    imports = seconds["imports alone"]
+    return {
+        f"{name}: imports alone ÷ all": [a / b for a, b in zip(imports, seconds[name], strict=True)]
+        for name in ("slime check", "slime train, first step")
+    }
+
+
+READERS: dict[str, Callable[[Results], Ratios]] = {
+    "cluster": _cluster,
+    "grpo-cpu": _grpo,
+    "megatron-cpu": _megatron,
+    "rollout-cpu": _rollout,
+    "sft-cpu": _sft,
+    "start": _start,
+}
+"""By the name of the file."""
