@@ -12,13 +12,16 @@ import logging
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache, partial
 from typing import Any
 
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
+from slime_core.token_arrays import column_of, num_tokens, trained
+from slime_core.token_columns import COLUMNS, TokenColumn, TokenField
 from slime_core.turns import append_turn, spread_over_turns
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,9 @@ class Sample:
         metadata: anything the data row or a hook attached, as plain JSON data. What slime notes stands under the reserved
             key "slime", and is read through `source`, `dataset` and `tools`.
         remove_sample: keep the sample in the batch, train none of its tokens.
+
+    `tokens`, `loss_mask`, `rollout_log_probs` and `weight_versions` are lists to whoever reads them. Inside they are kept as arrays
+    (`slime_core.token_columns`), of which reading makes a list; `slime_core.token_arrays` reads the arrays.
 
     Hooks may set further attributes for each other, such as a count of tool calls that the reward reads. They are plain JSON
     data too, and are stored with the sample. Fields that samples have in slime alone, such as `multimodal_inputs`, are None.
@@ -126,17 +132,24 @@ class Sample:
         noted = self.metadata.get(RESERVED)
         self.metadata = {**self.metadata, RESERVED: {**(noted if isinstance(noted, dict) else {}), **values}}
 
-    def make_plain(self) -> None:
+    def make_plain(self, handed_over: bool = False) -> None:
         """Make plain JSON data of what hooks set: numbers and arrays of numpy, tuples, dates (see `slime_core.plain`). Truth
         values among rewards and masks become numbers.
+
+        Args:
+            handed_over: nobody holds the sample's lists any more, so that they can be kept as columns.
 
         Raises:
             SampleError: something is no data, such as a set, or a mask or log-probs hold no numbers; names the sample and the
                 place.
         """
+        if handed_over:
+            self.compact()
         try:
             for name in _SET_BY_HOOKS:
-                before = getattr(self, name)
+                before = vars(self)[name] if name in COLUMNS else getattr(self, name)
+                if type(before) is TokenColumn:
+                    continue
                 after = _MADE_PLAIN.get(name, plain)(before, name)
                 if after is not before:
                     setattr(self, name, after)
@@ -150,7 +163,20 @@ class Sample:
                 setattr(self, name, plain(before, name))
         except DataError as error:
             raise SampleError(f"{self.name}: {error}.") from None
-        self.weight_versions = spread_over_turns(self.weight_versions, self.loss_mask, self.response_length)
+        versions = vars(self)["weight_versions"]
+        if versions and len(versions) != self.response_length:
+            self.weight_versions = spread_over_turns(self.weight_versions, self.loss_mask, self.response_length)
+        if handed_over:
+            self.compact()
+
+    def compact(self) -> None:
+        """Keep tokens, masks, log-probs and weight versions as columns from now on, where they hold what columns can. Only the
+        owner of a sample may do that: a list that somebody else still holds is the sample's no longer."""
+        for name, column in COLUMNS.items():
+            values = vars(self)[name]
+            if type(values) is list:
+                with suppress(TypeError, ValueError, OverflowError):  # what is wrong, `check_rollout` says in words
+                    setattr(self, name, column(values))
 
     def _noted(self, key: str) -> Any:
         noted = self.metadata.get(RESERVED)
@@ -166,7 +192,8 @@ class Sample:
     @property
     def effective_response_length(self) -> int:
         """How many response tokens the loss mask leaves in training."""
-        return self.response_length if self.loss_mask is None else sum(self.loss_mask)
+        mask = column_of(self, "loss_mask")
+        return self.response_length if mask is None else int(mask.array.sum())
 
     @property
     def further_attributes(self) -> dict[str, Any]:
@@ -229,8 +256,9 @@ class Sample:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain data (what checkpoints and dumps hold), and under "attributes" what hooks have set besides."""
         own = {
-            name: value for name, value in asdict(self).items() if name in _FIELDS
-        }  # those of a subclass are further ones
+            name: _listed(vars(self)[name]) if name in COLUMNS else copy.deepcopy(getattr(self, name))
+            for name in _NAMES
+        }
         further = self.further_attributes
         encoded = [_as_text(image) for image in own.pop("images")]
         own |= {"images": encoded} if encoded else {}
@@ -267,12 +295,22 @@ class Sample:
         return sample
 
 
-_FIELDS = frozenset(f.name for f in fields(Sample))
+_NAMES = tuple(f.name for f in fields(Sample))
+_FIELDS = frozenset(_NAMES)
+for _name in COLUMNS:
+    _field = TokenField()
+    _field.__set_name__(Sample, _name)
+    setattr(Sample, _name, _field)
+
+
+def _listed(values: Any) -> Any:
+    """The values of tokens in a list of their own, or what else a hook has set."""
+    return list(values) if isinstance(values, list | TokenColumn) else copy.deepcopy(values)
 
 
 def _are(*kinds: type) -> Callable[[Any], bool]:
-    """Whether a value is a list of such values."""
-    return lambda value: type(value) is list and set(kinds).issuperset(map(type, value))
+    """Whether a value is a list of such values, or a column."""
+    return lambda value: type(value) is TokenColumn or (type(value) is list and set(kinds).issuperset(map(type, value)))
 
 
 def _is(*kinds: type | None) -> Callable[[Any], bool]:
@@ -453,13 +491,13 @@ def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None
 
 def misaligned(sample: Sample) -> str | None:
     """Return which of the rules of `check_rollout` on lengths a sample breaks, as a sentence; None where it keeps all."""
-    n, r = len(sample.tokens), sample.response_length
+    n, r = num_tokens(sample), sample.response_length
     if isinstance(sample.rollout_id, bool) or not isinstance(sample.rollout_id, int | None):
         return f"its rollout_id is {sample.rollout_id!r}; expected an int, or None for that of its index."
     if not 0 <= r <= n:
         return f"response_length is {r}, but there are {n} tokens; it must lie between 0 and the number of tokens."
     for name in ("loss_mask", "rollout_log_probs", "weight_versions"):
-        values = getattr(sample, name)
+        values = vars(sample)[name]
         if (values or (name == "loss_mask" and values is not None)) and len(values) != r:
             return f"{name} has {len(values)} entries, but response_length is {r}; they must be equal."
     return None
@@ -468,22 +506,62 @@ def misaligned(sample: Sample) -> str | None:
 def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
     if problem := misaligned(sample):
         return problem
-    n, r = len(sample.tokens), sample.response_length
-    if r == n and n > 0 and sample.trained_mask[0]:
+    n, r = num_tokens(sample), sample.response_length
+    if wrong := _wrong_value(sample):
+        return wrong
+    if r == n and n > 0 and trained(sample)[0]:
         return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
     if any(type(image) is not bytes for image in sample.images):
         return "its images are not all bytes; expected encoded images, such as the content of a PNG file."
-    if sample.loss_mask is not None and set(sample.loss_mask) - {0, 1}:
-        return f"loss_mask holds {sorted(set(sample.loss_mask) - {0, 1})[:5]}; only 0 and 1 are allowed."
-    for log_prob in sample.rollout_log_probs or ():
-        if not (math.isfinite(log_prob) and log_prob <= 1e-6):
-            return f"rollout_log_probs holds {log_prob}; log-probabilities are finite and not above 0."
     if need_reward and sample.status is not Status.ABORTED:
         if sample.reward is None:
             return "it has no reward; the reward function must set one for every sample that was not aborted."
         if isinstance(sample.reward, (int, float)) and not math.isfinite(sample.reward):
             return f"its reward is {sample.reward}; rewards must be finite."
     return None
+
+
+def _wrong_value(sample: Sample) -> str | None:
+    """What a token's value is and must not be, as a sentence; None where all are right."""
+    for name, expected in _EXPECTED.items():
+        try:
+            column = column_of(sample, name)
+        except (TypeError, ValueError, OverflowError):
+            return f"{name} holds {_not_taken(name, vars(sample)[name])!r}; {expected}"
+        if column is None or not len(column):
+            continue
+        values = column.array
+        if name == "loss_mask":
+            wrong = values > 1
+        elif name == "rollout_log_probs":
+            wrong = ~(values <= 1e-6) | (values == -math.inf)  # NaN is not smaller either
+        else:
+            continue
+        if wrong.any():
+            found = values[wrong]
+            shown = sorted(set(found.tolist()))[:5] if name == "loss_mask" else found[0].item()
+            return f"{name} holds {shown}; {expected}"
+    return None
+
+
+_EXPECTED = {
+    "tokens": "token ids are whole numbers.",
+    "loss_mask": "only 0 and 1 are allowed.",
+    "rollout_log_probs": "log-probabilities are finite and not above 0.",
+    "weight_versions": "weight versions are ints or strings.",
+}
+"""What the values of tokens must be, for messages."""
+
+
+def _not_taken(name: str, values: Any) -> Any:
+    """The first values that no column takes; all of them where there is none."""
+    found = []
+    for value in values if isinstance(values, (list, tuple)) else ():
+        try:
+            COLUMNS[name]([value])
+        except (TypeError, ValueError, OverflowError):
+            found.append(value)
+    return found[:5] or values
 
 
 def reward_of(sample: Sample, key: str | None) -> float:

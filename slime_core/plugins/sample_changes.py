@@ -3,12 +3,13 @@ what is trained must still be what was generated. Used by `slime_core.plugins.se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from slime_core.errors import SampleError
 from slime_core.sample import RolloutOutput, Sample, Status, misaligned
+from slime_core.token_arrays import kept
 
 KINDS = ("reward", "dynamic_filter", "sample_filter", "all_samples_process")
 """Kinds of components that judge finished samples, and do not make any."""
@@ -31,7 +32,7 @@ class Before:
 
     sample: Sample
     name: str
-    prompt_tokens: list[int]
+    prompt_tokens: Sequence[int]
     numbers: tuple[Any, ...]
 
 
@@ -40,9 +41,7 @@ def before(kind: str, args: Iterable[Any]) -> list[Before]:
     if kind not in KINDS:
         return []
     return [
-        Before(sample, sample.name, sample.tokens[: len(sample.tokens) - sample.response_length], _numbers(sample))
-        for value in args
-        for sample in samples_in(value)
+        Before(sample, sample.name, _prompt(sample), _numbers(sample)) for value in args for sample in samples_in(value)
     ]
 
 
@@ -63,7 +62,7 @@ def check(given: Iterable[Before]) -> None:
                 f"It set the status of {was.name} to {sample.status!r}; expected one of Sample.Status, such as "
                 "Sample.Status.COMPLETED."
             )
-        prompt = sample.tokens[: len(sample.tokens) - sample.response_length]
+        prompt = _prompt(sample)
         if prompt != was.prompt_tokens:
             raise SampleError(
                 f"It changed the tokens of {was.name}: {len(was.prompt_tokens)} tokens stood before the response, and now "
@@ -74,6 +73,11 @@ def check(given: Iterable[Before]) -> None:
             raise SampleError(f"It changed index, group_index or rollout_id of {was.name}; these belong to the run.")
         if problem := misaligned(sample):
             raise SampleError(f"It left {was.name} in a state that cannot be trained: {problem}")
+
+
+def _prompt(sample: Sample) -> Sequence[int]:
+    tokens: Sequence[int] = kept(sample, "tokens")
+    return tokens[: len(tokens) - sample.response_length]
 
 
 def _numbers(sample: Sample) -> tuple[Any, ...]:

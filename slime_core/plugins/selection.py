@@ -29,6 +29,9 @@ from slime_core.plugins.signatures import accepted_extras
 
 logger = logging.getLogger(__name__)
 
+_MAKERS = ("generator", "rollout")
+"""Kinds of components that hand over the samples they return, and go on with none of them."""
+
 
 class Timings:
     """How often each kind of component and each observer was called, and for how many seconds. Any thread may add."""
@@ -218,7 +221,7 @@ class Selected(Generic[Result]):
                 raise PluginError(f"What it returned cannot be used: {error}.") from None
         for value in (result,) if self.kind == "buffer_pop" else (result, *args):
             for sample in samples_in(value):
-                sample.make_plain()
+                sample.make_plain(handed_over=value is result and self.kind in _MAKERS)
         sample_changes.check(given)
         for check in filter(None, (KINDS[self.kind].check, self.further_check)):
             if problem := check(result, args):

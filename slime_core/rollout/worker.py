@@ -19,6 +19,7 @@ from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.rollout.train_data import converted
 from slime_core.rollout.weight_intake import WeightIntake
 from slime_core.sample import Group, RolloutOutput, Sample, check_rollout, number_groups
+from slime_core.token_arrays import compact
 from slime_core.trajectories import gather_trajectories
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ def _require_dataset(output: RolloutOutput, rollout: Selected[RolloutOutput]) ->
 
 def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> None:
     try:
+        for group in groups:
+            compact(group)
         check_rollout(groups, need_reward)
         if need_reward:  # it is trained on
             number_groups(groups)

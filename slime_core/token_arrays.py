@@ -1,0 +1,87 @@
+"""What the tokens of a sample hold, as numpy arrays: for everything between a rollout function's answer and the model's input, which looks at all
+tokens and at none by itself. Reading a sample here leaves it in columns (`slime_core.token_columns`); its fields give lists. A field that a hook
+has left a list is read all the same, at the cost of a look at each value. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from slime_core.token_columns import COLUMNS, TokenColumn
+
+if TYPE_CHECKING:
+    from slime_core.sample import Sample
+    from slime_core.token_columns import Array
+
+
+def kept(sample: Sample, name: str) -> Any:
+    """The value of a field of `COLUMNS` as the sample keeps it: a column, a list, or None. It is not to be changed."""
+    return vars(sample)[name]
+
+
+def column_of(sample: Sample, name: str) -> TokenColumn[Any] | None:
+    """A field of `COLUMNS` as a column; None where the sample has none.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it holds what no column can (`slime_core.sample.check_rollout` says it in words).
+    """
+    values = vars(sample)[name]
+    return values if values is None or type(values) is TokenColumn else COLUMNS[name](values)
+
+
+def compact(samples: Iterable[Sample]) -> None:
+    """Keep the fields of samples as columns from now on, in place, where they hold what columns can. Only the owner of samples may do that:
+    a list that somebody else still holds is the sample's no longer."""
+    for sample in samples:
+        sample.compact()
+
+
+def num_tokens(sample: Sample) -> int:
+    """How many tokens prompt and response have."""
+    return len(vars(sample)["tokens"])
+
+
+def token_ids(sample: Sample) -> Array:
+    """All tokens: (N,) int32, or int64 where that is needed."""
+    found = column_of(sample, "tokens")
+    assert found is not None
+    return found.array
+
+
+def prompt_ids(sample: Sample) -> Array:
+    """The tokens before the response."""
+    ids = token_ids(sample)
+    return ids[: len(ids) - sample.response_length]
+
+
+def trained(sample: Sample) -> Array:
+    """`Sample.trained_mask`: (R,) uint8."""
+    import numpy as np
+
+    mask = None if sample.remove_sample else column_of(sample, "loss_mask")
+    if mask is not None:
+        return mask.array
+    return np.full(sample.response_length, 0 if sample.remove_sample else 1, dtype=np.uint8)
+
+
+def num_trained(sample: Sample) -> int:
+    """How many tokens are trained: the sum of `Sample.trained_mask`."""
+    import numpy as np
+
+    if sample.remove_sample:
+        return 0
+    mask = column_of(sample, "loss_mask")
+    return sample.response_length if mask is None else int(np.count_nonzero(mask.array))
+
+
+def log_probs(sample: Sample) -> Array | None:
+    """`Sample.rollout_log_probs`: (R,) float32 or float64; None where there are none, or no token has one."""
+    found = column_of(sample, "rollout_log_probs")
+    return found.array if found else None
+
+
+def versions(sample: Sample) -> set[int | str]:
+    """The weight versions of the response's tokens."""
+    values = vars(sample)["weight_versions"]
+    return values.distinct() if type(values) is TokenColumn else set(values)
