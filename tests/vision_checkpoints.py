@@ -16,8 +16,9 @@ TEMPLATE = (
     "{% if p.type == 'image' %}IMAGE{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SHOWN = {"gemma3": "<|vision_start|>"}
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3")
+AROUND = ("<fake_token_around_image>", "<global-img>")
+SHOWN = {"gemma3": "<|vision_start|>", "smolvlm": "<|image_pad|>"}
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm")
 ROTARY = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 
 
@@ -30,7 +31,7 @@ def write_tokenizer(folder: Path, family: str) -> Any:
     inner = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    inner.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL + AROUND])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>")
     shown = SHOWN.get(family, "<|vision_start|><|image_pad|><|vision_end|>")
     tokenizer.chat_template = TEMPLATE.replace("IMAGE", shown)
@@ -44,7 +45,7 @@ def make_config(family: str, **changes: Any) -> Any:
 
     special = {text: 256 + number for number, text in enumerate(SPECIAL)}
     text: dict[str, Any] = {
-        "vocab_size": 262,
+        "vocab_size": 264,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -82,9 +83,18 @@ def make_config(family: str, **changes: Any) -> Any:
         own = {"boi_token_index": ids["vision_start_token_id"], "eoi_token_index": ids["vision_end_token_id"]}
         own |= {"image_token_index": ids["image_token_id"], "mm_tokens_per_image": 4}
         return AutoConfig.for_model(family, text_config=text, vision_config=tower, **own)
+    if family == "smolvlm":
+        tower |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+        text |= {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+        own = {"image_token_id": ids["image_token_id"], "scale_factor": 2, "tie_word_embeddings": False}
+        return AutoConfig.for_model(family, text_config=text, vision_config=tower, **own)
     rotary = {**ROTARY, "mrope_interleaved": True} if family == "qwen3_vl" else ROTARY
     text |= {"rope_parameters": rotary}
     tower |= {"depth": 2, "num_heads": 2, "out_hidden_size": text["hidden_size"]}
+    if family == "qwen2_vl":
+        text.pop("head_dim")
+        tower |= {"patch_size": 14, "embed_dim": 32, "mlp_ratio": 2, "hidden_size": text["hidden_size"]}
+        return AutoConfig.for_model(family, text_config=text, vision_config=tower, tie_word_embeddings=False, **ids)
     if family == "qwen3_vl":
         tower |= {"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     else:
@@ -116,6 +126,9 @@ def write_checkpoint(folder: Path, family: str, **changes: Any) -> Path:
     if family == "gemma3":
         given: dict[str, Any] = {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 56, "width": 56}}
         given |= {"do_pan_and_scan": False, "image_seq_length": 4}
+    elif family == "smolvlm":
+        given = {"image_processor_type": "SmolVLMImageProcessor", "do_image_splitting": False}
+        given |= {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 56}}
     else:
         given = {"image_processor_type": "Qwen2VLImageProcessor", "merge_size": 2, "temporal_patch_size": 2}
         given |= {"patch_size": 16 if family == "qwen3_vl" else 14}

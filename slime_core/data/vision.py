@@ -31,7 +31,7 @@ class Processor(ABC):
         config: the checkpoint's configuration.
         token: the id of the token in whose places the model puts the features of images.
         placeholder: what its chat template writes for an image.
-        types: the name under which the model is told which tokens are image tokens.
+        types: the name under which the model is told which tokens are image tokens; "": it is not told.
         sees_both_ways: whether the tokens of an image see those behind them, of the same image.
     """
 
@@ -130,7 +130,7 @@ class Processor(ABC):
         images = {
             name: _join([image[name] for image in shown]).to(tokens.device) for name in (shown[0] if shown else ())
         }
-        return {**images, self.types: (tokens == self.token).int()}
+        return {**images, self.types: (tokens == self.token).int()} if self.types else images
 
 
 class QwenProcessor(Processor):
@@ -176,7 +176,57 @@ class GemmaProcessor(Processor):
         return [self._number] * len(features["pixel_values"])
 
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")
+class IdeficsProcessor(Processor):
+    """SmolVLM and Idefics 3, images whole: each becomes a square of one size, and so equally many tokens.
+
+    Args:
+        texts: of the tokens that stand before and behind an image, and between the first one and the image.
+
+    Raises:
+        ArgumentError: the processor splits images, or its images are not ones that the model takes as they are.
+    """
+
+    types = ""
+
+    def __init__(self, config: Any, images: Any, placeholder: str, texts: tuple[str, str]) -> None:
+        super().__init__(config, images, placeholder)
+        side, step = int(images.max_image_size["longest_edge"]), config.vision_config.patch_size * config.scale_factor
+        if images.do_image_splitting:
+            raise ArgumentError(
+                "its processor splits images into tiles (do_image_splitting), of which one image becomes several runs of tokens, and "
+                "here an image is one run; set it to false in preprocessor_config.json, so that images stay whole"
+            )
+        if side % step:
+            raise ArgumentError(
+                f"its processor makes images of {side} × {side} pixels (max_image_size in preprocessor_config.json), and its model reads "
+                f"squares of {step}; the first must be a multiple of the second"
+            )
+        if not images.do_normalize or all(abs(mean * 255 - round(mean * 255)) < 1e-3 for mean in images.image_mean):
+            raise ArgumentError(
+                "its processor makes zeros of a colour (do_normalize, image_mean in preprocessor_config.json), and its model drops "
+                "images that are all zeros; it would not see images of that colour"
+            )
+        self._number = (side // step) ** 2
+        around, whole = texts
+        self._text = f"{around}{whole}{placeholder * self._number}{around}"
+
+    def count(self, size: Size) -> int:
+        return self._number
+
+    def text(self, count: int) -> str:
+        return self._text
+
+    def features(self, images: Sequence[bytes]) -> dict[str, Tensor]:
+        return {"pixel_values": super().features(images)["pixel_values"].transpose(0, 1)}
+
+    def each(self, features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [{"pixel_values": own[None]} for own in features.get("pixel_values", ())]
+
+    def tokens(self, features: Mapping[str, Tensor]) -> list[int]:
+        return [self._number] * len(features["pixel_values"])
+
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "idefics3")
 """The model types whose images are read."""
 
 
@@ -229,10 +279,7 @@ def load_processor(folder: str, min_pixels: int | None = None, max_pixels: int |
         ) from error
     tokenizer: Any = load_tokenizer(folder)
     if config.model_type == "gemma3":
-        if min_pixels is not None or max_pixels is not None:
-            raise ArgumentError(
-                "--image-min-pixels and --image-max-pixels: Gemma 3 makes every image the same size; leave them out."
-            )
+        _refuse_limits(min_pixels, max_pixels)
         if images.do_pan_and_scan:
             raise ArgumentError(
                 f"--hf-checkpoint {folder}: its processor cuts images into crops (do_pan_and_scan), which is not supported; set it "
@@ -241,6 +288,13 @@ def load_processor(folder: str, min_pixels: int | None = None, max_pixels: int |
         ids = (config.boi_token_index, config.image_token_id, config.eoi_token_index)
         begin, image, end = tokenizer.convert_ids_to_tokens(list(ids))
         return GemmaProcessor(config, images, (begin, image, end))
+    if config.model_type in ("smolvlm", "idefics3"):
+        _refuse_limits(min_pixels, max_pixels)
+        placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        try:
+            return IdeficsProcessor(config, images, placeholder, ("<fake_token_around_image>", "<global-img>"))
+        except ArgumentError as error:
+            raise ArgumentError(f"--hf-checkpoint {folder}: {error}.") from None
     merged = config.vision_config.spatial_merge_size
     if images.merge_size != merged:
         raise ArgumentError(
@@ -270,6 +324,13 @@ def _split(tensor: Tensor, sizes: list[int]) -> Sequence[Tensor]:
     import torch
 
     return torch.split(tensor, sizes)
+
+
+def _refuse_limits(least: int | None, most: int | None) -> None:
+    if least is not None or most is not None:
+        raise ArgumentError(
+            "--image-min-pixels and --image-max-pixels: this model makes every image the same size; leave them out."
+        )
 
 
 def _limit(images: Any, least: int | None, most: int | None) -> None:

@@ -17,7 +17,7 @@ from slime_core.training.frozen import trained_names
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
 
-VISION = frozenset({"visual", "vision_tower", "multi_modal_projector"})
+VISION = frozenset({"visual", "vision_tower", "multi_modal_projector", "vision_model", "connector"})
 """What transformers calls the parts of a model through which images alone go."""
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import re
 import struct
 import zlib
@@ -40,6 +41,11 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_checkpoint(tmp_path_factory.mktemp("gemma"), "gemma3"))
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("smolvlm"), "smolvlm"))
 
 
 @pytest.fixture
@@ -214,6 +220,25 @@ def test_files_outside_and_addresses_are_read_where_that_is_asked_for(folder: Pa
         sample_from_row(fetching, {**row, "images": ["http://127.0.0.1:9/x.png"]}, f"{folder}/r:1")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"do_image_splitting": True}, "splits images into tiles"),
+        ({"max_image_size": {"longest_edge": 60}}, r"60 × 60 pixels .* squares of 28"),
+        ({"image_mean": [0.0, 0.0, 0.0]}, "makes zeros of a colour"),
+        ({"do_normalize": False}, "makes zeros of a colour"),
+    ],
+)
+def test_images_of_smolvlm_that_the_model_would_not_take_as_they_are_are_refused(
+    smolvlm: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(smolvlm, tmp_path / "changed")
+    file = tmp_path / "changed" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ArgumentError, match=message):
+        load_processor(str(tmp_path / "changed"))
+
+
 def test_the_samples_of_a_group_share_an_image_which_is_stored_and_read_again(
     folder: Path, default_arguments: Any
 ) -> None:
@@ -235,6 +260,7 @@ def transformers_ids(checkpoint: str, messages: list[Any], images: list[bytes]) 
     """What transformers' own processor makes of a conversation, without the part of it that needs torchvision."""
     from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
     from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+    from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 
     class ImagesOnly(Qwen2_5_VLProcessor):
@@ -256,6 +282,9 @@ def transformers_ids(checkpoint: str, messages: list[Any], images: list[bytes]) 
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     if "qwen" in checkpoint:
         processor: Any = ImagesOnly(images_of, tokenizer)
+    elif "smolvlm" in checkpoint:
+        processor = Idefics3Processor(images_of, tokenizer, image_seq_len=4)
+        processor.image_token, processor.image_token_id = "<|image_pad|>", 260
     else:
         tokenizer.boi_token, tokenizer.eoi_token, tokenizer.image_token = (
             "<|vision_start|>",
@@ -267,7 +296,7 @@ def transformers_ids(checkpoint: str, messages: list[Any], images: list[bytes]) 
     return processor(text=[text], images=[[decode(data) for data in images]], return_tensors="pt")
 
 
-@pytest.mark.parametrize("family", ["qwen", "gemma"])
+@pytest.mark.parametrize("family", ["qwen", "gemma", "smolvlm"])
 def test_tokens_and_pixels_are_those_of_transformers_processor(request: Any, family: str) -> None:
     checkpoint = request.getfixturevalue(family)
     images = [RAW, picture(90, 30)]
@@ -279,7 +308,8 @@ def test_tokens_and_pixels_are_those_of_transformers_processor(request: Any, fam
     assert done.tokens == expected["input_ids"][0].tolist()
     processor = load_processor(checkpoint)
     assert processor is not None
-    assert (processor.features(images)["pixel_values"] == expected["pixel_values"]).all()
+    pixels = processor.features(images)["pixel_values"]
+    assert (pixels == expected["pixel_values"].view_as(pixels)).all()
     assert processor.counts(images) == processor.tokens(processor.features(images))
     first = len(done.tokens) - done.response_length
     trained = [token for token, on in zip(done.tokens[first:], done.trained_mask, strict=True) if on]
@@ -315,7 +345,7 @@ def test_the_sizes_of_images_are_bounded_by_the_options(qwen: str, gemma: str, t
     assert load_processor(qwen, 784 * 12, None).counts([picture(28, 28)]) == [16]  # type: ignore[union-attr]  # it is one
     with pytest.raises(ArgumentError, match="is above --image-max-pixels"):
         load_processor(qwen, 2000, 1000)
-    with pytest.raises(ArgumentError, match="Gemma 3 makes every image the same size"):
+    with pytest.raises(ArgumentError, match="makes every image the same size"):
         load_processor(gemma, None, 1000)
     with pytest.raises(ArgumentError, match="reads no images here"):
         load_processor(str(tiny_model), None, 1000)

@@ -37,7 +37,7 @@ def require_no_images(samples: Sequence[Sample], model: PreTrainedModel) -> None
 def language_model(model: PreTrainedModel) -> nn.Module:
     """The part of a model that reads tokens: of a vision-language model what lies beside its vision tower, else all of it."""
     body: Any = model.base_model
-    found: nn.Module = body.language_model if is_vision_model(model.config) else body
+    found: nn.Module = body.get_decoder() if is_vision_model(model.config) else body
     return found
 
 
@@ -69,6 +69,7 @@ class Vision:
                 "which is not supported beside images."
             )
         self._body: Any = model.base_model
+        self._text = language_model(model)
         self.processor = processor
 
     def laid(self, row: PackedRow, samples: Sequence[Sample]) -> PackedRow:
@@ -102,7 +103,7 @@ class Vision:
     def in_step(self) -> Iterator[None]:
         """Let the model compute a row without images as it does one with images, as far as ranks exchange something: everything that
         is trained of vision gets a gradient, of 0, through what the first layer reads."""
-        text = {id(parameter) for parameter in self._body.language_model.parameters()}
+        text = {id(parameter) for parameter in self._text.parameters()}
         own = [p for p in self._body.parameters() if p.requires_grad and id(p) not in text]
 
         def with_nothing(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
