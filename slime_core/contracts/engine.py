@@ -198,7 +198,7 @@ class TakesImages(Protocol):
     Its `generate`, and `stream` and `score` where it has them, take one parameter more, `images: Sequence[bytes] = ()`: the encoded
     images (such as PNG files) that `input_ids` show, in the order of their places. It is passed by its name, and only where there
     are images. The ids are those that the model reads: what stands for an image is expanded, so that each has one run of as many
-    image tokens as the model makes features of it (`slime_core.data.vision.image_places` finds the runs, by what
+    image tokens as the model makes features of it (`slime_core.data.image_processor.image_places` finds the runs, by what
     `load_processor` says of the checkpoint). The same images are handed over again when an aborted response goes on.
 
     An engine compares the numbers of tokens and features, with which it fails rather than answer blind; refuses ids with image

@@ -15,7 +15,9 @@
     image_rows.py    images are taken out of the messages of a row
     images.py        forms of images, and decoding them
     image_texts.py   what stands for images is put into a rendered text
-    vision.py        what a checkpoint makes of images
+    vision.py        loads what a checkpoint makes of images
+    image_processor.py  what every such checkpoint says of images
+    vision_families.py  how each family of checkpoints does
     notices.py       what people should know of a file, said once
     shown.py         how messages show a value
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from slime_core.contracts.data import ImageTexts
+from slime_core.data.image_processor import Processor, image_places
 from slime_core.data.image_texts import expanded
 from slime_core.data.tokenizer import template_variables
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
-from slime_core.data.vision import FAMILIES, Processor, image_places
+from slime_core.data.vision import FAMILIES
 from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_core.sample import Sample
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
-from slime_core.data.vision import Processor, auto_model
+from slime_core.data.image_processor import Processor
+from slime_core.data.vision import auto_model
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.remote_code import from_pretrained
 from slime_core.sample import Sample

@@ -6,8 +6,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Callable

@@ -16,9 +16,10 @@ from slime_core.data import is_tokenised, require_known, vocabulary_of
 from slime_core.data.conversation import REASONING_KEYS
 from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.flags import STEP
+from slime_core.data.image_processor import image_places
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import FAMILIES, image_places, load_processor
+from slime_core.data.vision import FAMILIES, load_processor
 from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.masks.ready import ready_mask_warnings

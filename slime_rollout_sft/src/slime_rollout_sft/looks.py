@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.data import MaskedTokens
 from slime_core.data import is_tokenised, read_conversation
+from slime_core.data.image_processor import Processor
 from slime_core.data.prompts import read_prompt
-from slime_core.data.vision import Processor
 from slime_core.errors import DataError
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.conversations import Conversations, Unusable

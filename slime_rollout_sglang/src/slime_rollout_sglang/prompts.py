@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slime_core.data import is_tokenised
+from slime_core.data.image_processor import Processor
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import Processor, load_processor
+from slime_core.data.vision import load_processor
 from slime_core.errors import DataError
 from slime_core.sample import Group, Sample
 

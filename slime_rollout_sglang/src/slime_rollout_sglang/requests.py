@@ -22,7 +22,7 @@ from slime_rollout_sglang.partial import note_turn_start, turn_start
 
 if TYPE_CHECKING:
     from slime_core.contracts.engine import InferenceEngine
-    from slime_core.data.vision import Processor
+    from slime_core.data.image_processor import Processor
     from slime_rollout_sglang.arguments import RlRunArguments
 
 ABORT_AGAIN_AFTER = 1.0

@@ -23,7 +23,8 @@ from transformers import AutoConfig, PreTrainedModel
 from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import require_folder, require_hugging_face
-from slime_core.data.vision import Processor, auto_model
+from slime_core.data.image_processor import Processor
+from slime_core.data.vision import auto_model
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
 from slime_core.remote_code import from_config, from_pretrained
 from slime_core.sample import Sample

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slime_core.data.vision import Processor, is_vision_model
+from slime_core.data.image_processor import Processor
+from slime_core.data.vision import is_vision_model
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import PackedRow
