@@ -26,6 +26,7 @@ parity.py       `slime check --parity`: drives a train backend and compares it w
 parity_rows.py  the rows of the run's data that it computes
 requests.py     Ctrl-C, SIGTERM and --save-trigger
 summary.py      what a run says at its end
+image_counts.py how many images a rollout shows
 early_stopping.py  ends a run whose metric has stopped improving
 best.py         the checkpoint of the best evaluation
 tracking.py     where the numbers go

@@ -19,6 +19,7 @@ from slime_core.run.checkpoints import Checkpoints, load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.evaluation import log_evaluation, measure, write_generations
+from slime_core.run.image_counts import image_counts
 from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.tracking import Tracking, prefixed
@@ -114,11 +115,11 @@ class Run:
         self.trained = rollout_id + 1
         training = time.perf_counter() - started
         seconds = training + waited
-        samples = result.output.samples
+        samples, shown = result.output.samples, image_counts(self.args, result.output.samples)
         tokens = metrics.get("num_tokens") or sum(len(sample.tokens) for sample in samples)
         logged = {
             **prefixed("train", metrics),
-            **prefixed("rollout", {**raw_rewards(samples, self.args), **result.output.metrics}),
+            **prefixed("rollout", {**raw_rewards(samples, self.args), **shown, **result.output.metrics}),
             **self._timings(),
             "perf/rollout_time": seconds,
             "perf/generate_time": result.seconds,

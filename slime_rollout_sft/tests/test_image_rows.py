@@ -9,17 +9,19 @@ import json
 import re
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.cli.main import main
-from slime_core.data.images import ImageRules, decode
+from slime_core.data.images import NO_RULES, ImageRules, decode
+from slime_core.data.images import encoded as encoded_of
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.source import GlobalDataSource
 from slime_core.data.vision import load_processor
@@ -97,6 +99,23 @@ def test_every_form_of_an_image_gives_the_same_pixels(folder: Path, form: str) -
     for sample in (in_column, in_part):
         assert sample.prompt[0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]  # type: ignore[index]  # messages
         assert decode(sample.images[0]).tobytes() == decode(RAW).tobytes()
+
+
+def test_base64_of_megabytes_is_not_looked_for_among_files(folder: Path) -> None:
+    """As a path it has thousands of folders, and took minutes."""
+    large = encoded(Image.effect_noise((1000, 1000), 100).convert("RGB"), "BMP")
+    started = time.perf_counter()
+    assert encoded_of(base64.b64encode(large).decode(), folder, NO_RULES) == large
+    assert time.perf_counter() - started < 5
+
+
+def test_a_jpeg_of_which_less_is_enough_is_decoded_smaller_and_shows_the_same() -> None:
+    large = encoded(Image.linear_gradient("L").resize((1600, 800)).convert("RGB"), "JPEG")
+    small = decode(large, side=96)
+    assert 96 <= min(small.size) < 800
+    difference = ImageChops.difference(decode(large).resize(small.size), small)
+    assert max(high for _, high in difference.getextrema()) <= 4
+    assert decode(RAW, side=2).size == decode(RAW).size, "a PNG as it is"
 
 
 def test_images_take_their_places_in_order_and_a_row_may_have_none(folder: Path) -> None:

@@ -109,6 +109,29 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image that a recorded sample shows.
+
+    Attributes:
+        size: width and height in pixels; None where it could not be decoded.
+        bytes: as it is encoded.
+        tokens: its first token in the sample, counted from 0, and the one behind its last; None where that is unknown.
+        pieces: the same among the `pieces` of the sample; None where they are left out.
+        blank: whether all of its pixels have the same colour.
+        pixels: identifies what it shows.
+        png: a small PNG of it in base64; None where it is left out.
+    """
+
+    size: tuple[int, int] | None
+    bytes: int
+    tokens: tuple[int, int] | None
+    pieces: tuple[int, int] | None
+    blank: bool
+    pixels: str
+    png: str | None
+
+
+@dataclass(frozen=True)
 class SampleRow:
     """One sample that the run recorded.
 
@@ -129,6 +152,7 @@ class SampleRow:
         mask: of the response: 1 where the token is trained.
         advantage, log_prob, difference, entropy: of the response tokens; None where the run has none. `log_prob` is the
             trainer's, else the engine's; `difference` is the trainer's minus the engine's; an entry is None where a token has none.
+        images: what it shows, in the order of their tokens.
     """
 
     id: str
@@ -150,6 +174,7 @@ class SampleRow:
     log_prob: list[float | None] | None
     difference: list[float | None] | None
     entropy: list[float | None] | None
+    images: list[Picture] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

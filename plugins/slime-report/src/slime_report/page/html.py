@@ -32,6 +32,7 @@ SCRIPTS = (
     "draw",
     "curves",
     "unpack",
+    "images",
     "tokens",
     "list",
     "samples",

@@ -1,8 +1,9 @@
 """The data that the page's script reads, as small as it can be. Called by `render`. Pure.
 
 Samples take nearly all of a page, so they are compressed, and unpacked in the browser when they are looked at: an index with what
-the list shows, and blocks of `BLOCK` samples with the text of their tokens, and with their values. Where there are too many for the
-page, values are left out first, of the samples that were kept at random before others, then texts; the page says of how many.
+the list shows, and blocks of `BLOCK` samples with the text of their tokens, with their images, and with their values. Where there are
+too many for the page, values are left out first, of the samples that were kept at random before others, then images, then texts; the
+page says of how many.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def pack_samples(rows: Sequence[SampleRow], visible: Callable[[str], str], room:
     index = _packed(script_text([_index_row(row, *place[number], visible) for number, row in enumerate(rows)]).encode())
     used = len(index) + AROUND
     texts: list[str] = []
+    images: list[str] = []
     values: list[str] = []
     makers: list[tuple[list[str], Callable[[SampleRow], bytes]]] = [
         (texts, lambda row: _text(row, visible)),
+        *([(images, _images)] if any(row.images for row in rows) else []),
         (values, _values),
     ]
     for parts, make in makers:
@@ -72,8 +75,10 @@ def pack_samples(rows: Sequence[SampleRow], visible: Callable[[str], str], room:
     return {
         "index": index,
         "texts": texts,
+        "images": images,
         "values": values,
         "with_text": sum(len(numbers) for numbers in blocks[: len(texts)]),
+        "with_images": sum(len(numbers) for numbers in blocks[: len(images)]) if images else None,
         "with_values": sum(len(numbers) for numbers in blocks[: len(values)]),
         "channels": [name for name in CHANNELS if any(getattr(row, name) is not None for row in rows)],
         "largest_advantage": max((abs(value) for row in rows for value in row.advantage or () if value), default=0.0),
@@ -115,6 +120,15 @@ def _text(row: SampleRow, visible: Callable[[str], str]) -> bytes:
     """The texts of all tokens, and before them a digit for each token of the response: whether it is trained."""
     mask = "".join("1" if trained else "0" for trained in row.mask)
     return BETWEEN.join([mask, *(visible(piece) for piece in row.pieces)]).encode()
+
+
+def _images(row: SampleRow) -> bytes:
+    """The images of a sample as JSON: width, height, bytes, first token and last, the same among the pieces, blank, PNG."""
+    told = [
+        [*(i.size or (None, None)), i.bytes, *(i.tokens or (None, None)), *(i.pieces or (None, None)), i.blank, i.png]
+        for i in row.images
+    ]
+    return script_text(told).encode()
 
 
 def _values(row: SampleRow) -> bytes:

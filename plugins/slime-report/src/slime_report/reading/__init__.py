@@ -12,6 +12,7 @@ scores.py       scores with intervals, lost data, where time went
 facts.py        what alarms look at
 alarms.py       what is wrong, in words
 policy_alarms.py  the alarms of runs that are trained by rewards
+image_alarms.py  those of runs whose images show nothing
 verdict.py      a run in one sentence
 compare.py      options in which runs differ
 """

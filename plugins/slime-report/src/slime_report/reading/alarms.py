@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from slime_report.reading.facts import Facts
+from slime_report.reading.image_alarms import blank_images, same_image
 from slime_report.reading.policy_alarms import POLICY_ALARMS
 from slime_report.report import Alarm
 
@@ -235,6 +236,6 @@ Rule = Callable[[Facts], Alarm | None]
 ALARMS: tuple[Rule, ...] = (
     *(not_finite, failed, crashed, stalled),
     *POLICY_ALARMS,
-    *(grad_norm, loss_rising, overfitting, masked, data_lost),
+    *(grad_norm, loss_rising, overfitting, masked, blank_images, same_image, data_lost),
 )
 """All alarms, most serious first."""

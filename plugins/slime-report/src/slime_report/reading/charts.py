@@ -71,6 +71,10 @@ CHARTS = (
         *("staleness", "Staleness", "versions", "rollout/staleness/mean rollout/staleness/max"),
         "By how many versions of the weights tokens are older than those that they train.",
     ),
+    _chart(
+        *("images", "Image tokens", "tokens", "rollout/image_tokens"),
+        "The tokens of a rollout that stand for images; 0 where it shows none.",
+    ),
     _chart(*("lr", "Learning rate", "", "train/lr critic/lr"), "The rate of the optimizer in each step."),
     _chart(
         *("tokens", "Speed", "tokens per second", "perf/tokens_per_second"),

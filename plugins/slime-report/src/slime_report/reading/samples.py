@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slime_report.recording import SAMPLES
 from slime_report.recording.bounded_log import ROLLOUT, read_rows
-from slime_report.report import SampleRow
+from slime_report.report import Picture, SampleRow
 
 BYTES = 4_000_000
 """What the samples of a report may take as JSON, those of all runs together."""
@@ -101,8 +102,10 @@ def _row(name: str, row: dict[str, Any]) -> SampleRow:
         "difference": row.get("difference"),
         "entropy": row.get("entropy"),
     }
+    images = [_picture(image) for image in row.get("images") or [] if isinstance(image, dict)]
     left_out = row.get("left_out") or {}
     if left_out.get("response"):
+        images = [_moved(image, prompt_tokens + int(left_out["at"])) for image in images]
         at, note = int(left_out["at"]), f" … {left_out['response']:,} tokens are left out here … "
         pieces.insert(prompt_tokens + at, note)
         mask.insert(at, 0)
@@ -112,6 +115,7 @@ def _row(name: str, row: dict[str, Any]) -> SampleRow:
     if left_out.get("prompt"):
         pieces.insert(0, f"… {left_out['prompt']:,} tokens are left out here … ")
         prompt_tokens += 1
+        images = [_moved(image, 0) for image in images]
     return SampleRow(
         id=name,
         step=row["rollout"] + 1,
@@ -128,5 +132,32 @@ def _row(name: str, row: dict[str, Any]) -> SampleRow:
         pieces=pieces,
         mask=mask,
         prompt_tokens=prompt_tokens,
+        images=images,
         **columns,
     )
+
+
+def _moved(image: Picture, place: int) -> Picture:
+    """The same image, after a piece was put before the one at `place`."""
+    if image.pieces is None:
+        return image
+    first, end = image.pieces
+    return replace(image, pieces=(first + (first >= place), end + (end > place)))
+
+
+def _picture(image: dict[str, Any]) -> Picture:
+    """Return an image as it was recorded."""
+    size, tokens, pieces = (_pair(image.get(name)) for name in ("size", "tokens", "pieces"))
+    png = image.get("png")
+    return Picture(
+        *(size, int(image.get("bytes") or 0), tokens, pieces),
+        blank=image.get("blank") is True,
+        pixels=str(image.get("pixels") or ""),
+        png=png if isinstance(png, str) else None,
+    )
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value):
+        return value[0], value[1]
+    return None

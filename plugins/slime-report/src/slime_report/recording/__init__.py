@@ -3,6 +3,7 @@
 events.py       when the run was started and ended, and its last signs of life
 recorder.py     which rollouts are recorded, and when
 choice.py       which samples of a rollout are kept
+pictures.py     small PNGs of the images of a sample
 rows.py         a sample and the groups of a rollout as rows of JSON
 bounded_log.py  a file of rows that keeps within a limit by dropping every second rollout
 

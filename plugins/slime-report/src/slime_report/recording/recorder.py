@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from slime_core.arguments.derived import derived
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import Processor, load_processor
 from slime_core.errors import SampleError, SlimeError
 from slime_core.sample import Sample, reward_of
 from slime_core.training.token_numbers import Numbers, TokenNumbers
 from slime_report.recording import FOLDER, GROUPS, SAMPLES
 from slime_report.recording.bounded_log import BoundedLog
 from slime_report.recording.choice import Candidate, choose
-from slime_report.recording.rows import BYTES_PER_TOKEN, TokenTexts, group_rows, less, prompt_id, sample_row
+from slime_report.recording.pictures import image_rows
+from slime_report.recording.rows import BYTES_PER_TOKEN, Kept, TokenTexts, group_rows, less, prompt_id, sample_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,10 +100,22 @@ class Recorder:
             numbers = tokens.of(place)
             if self._rank and "log_probs" not in numbers:
                 continue
-            row = sample_row(tokens.samples[place], numbers, self._trainer(numbers), self._texts, self._longest)
+            sample = tokens.samples[place]
+            kept = Kept.of_sample(sample, self._longest)
+            row = sample_row(sample, numbers, self._trainer(numbers), self._texts, kept)
+            if sample.images:
+                row["images"] = image_rows(sample, kept, self._processor(), self._longest * BYTES_PER_TOKEN // 2)
             rows.append({"rollout": rollout_id, "place": place, **row, "reward": rewards[place], "why": why})
             self._known.add(row["prompt"])
         self._samples.add(rows)
+
+    def _processor(self) -> Processor | None:
+        """What the checkpoint makes of images; None where it reads none."""
+        args = self._args
+        try:
+            return load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        except SlimeError:
+            return None
 
     def _candidates(self, rollout_id: int, tokens: TokenNumbers, rewards: Sequence[float | None]) -> list[Candidate]:
         """All samples of a rollout. The log-probs of some of them are looked at, up to a number of tokens."""

@@ -38,6 +38,11 @@ class Kept:
     tail: range
 
     @classmethod
+    def of_sample(cls, sample: Sample, limit: int) -> Kept:
+        """The same of a sample."""
+        return cls.of(len(sample.tokens) - sample.response_length, sample.response_length, limit)
+
+    @classmethod
     def of(cls, prompt: int, response: int, limit: int) -> Kept:
         """Keep at most `limit` tokens: a quarter of them prompt, or more where the response is short."""
         room = max(limit // 4, limit - response)
@@ -52,19 +57,33 @@ class Kept:
         """What is kept of something that each token of the response has."""
         return [*values[self.head.start : self.head.stop], *values[self.tail.start : self.tail.stop]]
 
+    def pieces(self, tokens: range, prompt: int) -> list[int] | None:
+        """Return where some tokens of the sample are among those that are kept: the first, and the one behind the last. None where
+        none of them is.
+
+        Args:
+            prompt: tokens of the whole prompt.
+        """
+        of_response = ((part, prompt + part.start) for part in (self.head, self.tail))
+        found, before = list[int](), 0
+        for part, start in ((self.prompt, self.prompt.start), *of_response):
+            first, end = max(tokens.start, start), min(tokens.stop, start + len(part))
+            found += [before + place - start for place in (first, end) if first < end]
+            before += len(part)
+        return [found[0], found[-1]] if found else None
+
 
 def sample_row(
-    sample: Sample, numbers: Mapping[str, Numbers], trainer: Numbers | None, texts: TokenTexts, limit: int
+    sample: Sample, numbers: Mapping[str, Numbers], trainer: Numbers | None, texts: TokenTexts, kept: Kept
 ) -> dict[str, Any]:
     """Return the row of a sample, without the rollout and the reasons for keeping it.
 
     Args:
         numbers: of its tokens.
         trainer: the trainer's log-probs.
-        limit: tokens that are kept.
+        kept: its tokens that are kept.
     """
     prompt, response = len(sample.tokens) - sample.response_length, sample.response_length
-    kept = Kept.of(prompt, response, limit)
     cut = response - len(kept.head) - len(kept.tail)
     ids = sample.tokens[kept.prompt.start : kept.prompt.stop]
     answer = sample.tokens[prompt:]

@@ -79,6 +79,8 @@ class Browser {
   sayLeftOut({ packed, number }) {
     const said = [];
     if (packed.with_text < this.rows.length) said.push(`the tokens of ${words(packed.with_text)}`);
+    if (packed.with_images !== null && packed.with_images < this.rows.length)
+      said.push(`the images of ${words(packed.with_images)}`);
     if (packed.channels.length && packed.with_values < this.rows.length)
       said.push(`the tokens' values of ${words(packed.with_values)}`);
     const place = document.querySelector(`#samples [data-run="${number}"] [data-left-out]`);
@@ -164,8 +166,12 @@ class Browser {
   }
 
   async load(row) {
-    const [tokens, values] = await Promise.all([this.samples.tokens(row), this.samples.values(row)]);
-    return { row, tokens, values };
+    const [tokens, images, values] = await Promise.all([
+      this.samples.tokens(row),
+      this.samples.images(row),
+      this.samples.values(row),
+    ]);
+    return { row, tokens, images, values };
   }
 
   /** What colours the tokens; what the run has not is told, and cannot be chosen. */
@@ -228,6 +234,7 @@ class Browser {
           element("div", {}, element("dt", {}, name), element("dd", {}, element("bdi", {}, value))),
         ),
       ),
+      imagesOf(sample),
       ...(tokens
         ? tokenStrip(sample, this.channel, this.samples.packed.largest_advantage, readout)
         : [

@@ -79,6 +79,8 @@ function saidOfToken(sample, place) {
     `token ${words(place + 1)} of ${words(tokens.pieces.length)}`,
     `“${tokens.pieces[place].trim() || "space"}”`,
   ];
+  const shown = imageAt(sample, place);
+  if (shown) said[1] = `image ${shown}`;
   said.push(answer < 0 ? "prompt" : tokens.mask[answer] === "1" ? "trained" : "not trained");
   for (const channel of CHANNELS) {
     const value = answer < 0 ? null : (values?.[channel]?.[answer] ?? null);
@@ -105,7 +107,8 @@ function tokenStrip(sample, channel, largest, readout) {
     const answer = place - row.promptTokens;
     const trained = answer >= 0 && tokens.mask[answer] === "1";
     const name = answer < 0 ? "prompt" : shades ? shade(values?.[channel]?.[answer], shades) : trained ? "trained" : "";
-    return element("i", { class: name || null, "data-place": place }, text);
+    const shown = imageAt(sample, place);
+    return element("i", { class: [name, shown && "shown"].filter(Boolean).join(" ") || null, "data-place": place }, shown ? "▦" : text);
   });
   const strip = element(
     "div",
@@ -138,6 +141,11 @@ function tokenStrip(sample, channel, largest, readout) {
     event.preventDefault();
     point(Math.min(last, Math.max(0, to)));
     made[now].scrollIntoView({ block: "nearest" });
+  });
+  // An image points at its first token.
+  strip.addEventListener("image", ({ detail }) => {
+    point(detail);
+    made[detail].scrollIntoView({ block: "nearest" });
   });
   point(-1);
   if (made.length <= SHOWN) return [strip];

@@ -21,6 +21,7 @@ const FIELDS = [
   "block",
   "at",
 ];
+const OF_IMAGES = ["width", "height", "bytes", "first", "end", "firstPiece", "endPiece", "blank", "png"];
 
 async function unzip(text) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -60,7 +61,7 @@ function valuesOf(bytes) {
 class Samples {
   constructor(number) {
     const packed = JSON.parse(byId(`samples-${number}`).textContent);
-    Object.assign(this, { number, packed, blocks: { texts: [], values: [] } });
+    Object.assign(this, { number, packed, blocks: { texts: [], images: [], values: [] } });
     this.index = unzip(packed.index).then((bytes) =>
       JSON.parse(new TextDecoder().decode(bytes)).map((row, place) => ({
         ...Object.fromEntries(FIELDS.map((name, field) => [name, row[field]])),
@@ -92,6 +93,16 @@ class Samples {
     if (bytes === null) return null;
     const same = (numbers) => (numbers.length === 1 ? Array(row.length).fill(numbers[0]) : numbers); // equal ones are kept once
     return Object.fromEntries(Object.entries(valuesOf(bytes)).map(([channel, numbers]) => [channel, same(numbers)]));
+  }
+
+  /** The images that a row shows; null where the page has them not. */
+  async images(row) {
+    if (this.packed.with_images === null) return [];
+    const bytes = await this.part("images", row);
+    if (bytes === null) return null;
+    return JSON.parse(new TextDecoder().decode(bytes)).map((image) =>
+      Object.fromEntries(OF_IMAGES.map((name, field) => [name, image[field]])),
+    );
   }
 
   /** Everything that a search looks at, of all rows, in small letters. */

@@ -1,0 +1,22 @@
+"""How many images a rollout shows, as metrics. Called by `Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slime_core.arguments import RunArguments
+from slime_core.data.vision import load_processor
+from slime_core.sample import Sample
+
+
+def image_counts(args: RunArguments, samples: Sequence[Sample]) -> dict[str, float]:
+    """Return how many images some samples show, and how many of their tokens stand for images, as the metrics `images` and
+    `image_tokens`; nothing of samples of text alone."""
+    images = sum(len(sample.images) for sample in samples)
+    if not images:
+        return {}
+    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    if processor is None:
+        return {}
+    tokens = sum(sample.tokens.count(processor.token) for sample in samples)
+    return {"images": float(images), "image_tokens": float(tokens)}
