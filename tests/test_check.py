@@ -124,6 +124,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "tokens without a row": ([*REWARDED, "--hf-checkpoint", "{place}/few rows"], "has no embedding for"),
     "no chat template": ([*REWARDED, "--hf-checkpoint", "{place}/no template"], "chat template"),
     "initial weights that are not there": ([*REWARDED, "--ref-load", "nowhere"], "--ref-load nowhere does not exist"),
+    "a warm-up that is longer than the run": ([*REWARDED, "--lr-warmup-iters", "3"], "the whole schedule has 1 steps"),
     "an empty file": ([*REWARDED, "--prompt-data", "{place}/empty.jsonl"], "empty.jsonl is empty"),
     "a second file that lacks the label": (
         [*REWARDED, "--prompt-data", "{rows}", "{place}/unlabelled.jsonl"],

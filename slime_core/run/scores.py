@@ -74,14 +74,22 @@ def reward_scores(generations: Sequence[Sample]) -> dict[str, Score]:
             sets.setdefault(str(sample.dataset), []).append(sample)
     found = {}
     for name, samples in sets.items():
-        means = {prompt: _rewards(own) for prompt, own in _by_prompt(samples).items()}
-        every = [reward for own in means.values() for reward in own]
-        value = sum(every) / len(every)
-        per = len(every) / len(means)
-        # Linear in the rows, so that prompts of which fewer answers are there weigh less.
-        parts = {prompt: value + sum(r - value for r in own) / per for prompt, own in means.items()}
-        found[name] = Score(value, len(means), parts)
+        found[name] = score_of({prompt: _rewards(own) for prompt, own in _by_prompt(samples).items()})
     return found
+
+
+def score_of(rewards: Mapping[str, Sequence[float]]) -> Score:
+    """The mean of rewards, of which the answers to a prompt together are one row.
+
+    Args:
+        rewards: of each prompt, by its name, those of its answers; at least one.
+    """
+    every = [reward for own in rewards.values() for reward in own]
+    value = sum(every) / len(every)
+    per = len(every) / len(rewards)
+    # Linear in the rows, so that prompts of which fewer answers are there weigh less.
+    parts = {prompt: value + sum(r - value for r in own) / per for prompt, own in rewards.items()}
+    return Score(value, len(rewards), parts)
 
 
 def loss_score(loss: float, rows: Sequence[tuple[str, float, int]], per_token: bool) -> Score | None:

@@ -5,9 +5,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from slime_core.arguments.groups.optimizer import OptimizerArguments
+from slime_core.contracts.checking import Checking
 from slime_core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from slime_core.arguments import RunArguments
+
+
+def check_schedule(args: RunArguments, checking: Checking) -> None:
+    """Say before a run starts what is wrong with its schedule, where it is known how many steps there will be."""
+    if args.num_rollout is None or args.num_steps_per_rollout is None:
+        return
+    with checking.noting():
+        Schedule.from_args(args, args.num_rollout * args.num_steps_per_rollout)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import pytest
 from written_runs import BEGAN, evaluation, healthy, keep, note, sample, tuned, write_run
 
 from slime_core.errors import ArgumentError
+from slime_core.run.scores import score_of
 from slime_report.reading.curve import MOST, Curve
-from slime_report.reading.evaluations import interval, wilson
+from slime_report.reading.evaluations import interval
 from slime_report.reading.run import RunReader
 from slime_report.report import Run
 
@@ -300,8 +301,7 @@ def test_evaluations_have_intervals_and_the_same_prompts_early_and_late(tmp_path
         (folder / "eval" / f"rollout_{step - 1:07d}.jsonl").write_text(text + '{"half')
     run = read(folder)
     series = run.series["eval/held/reward"]
-    low, high = wilson(0.9, 10)
-    assert (series.low[-1], series.high[-1]) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert (series.low[-1], series.high[-1]) == (pytest.approx(0.5958, abs=1e-4), pytest.approx(0.9821, abs=1e-4))
     assert series.low[1] is None, "no answers are there of that evaluation"
     assert run.scores[0].n == 10
     early, *_, late = (row for row in run.samples.rows if row.label == "6")
@@ -310,14 +310,11 @@ def test_evaluations_have_intervals_and_the_same_prompts_early_and_late(tmp_path
     assert (early.dataset, early.why, early.prompt) == ("held", ["same_prompt"], late.prompt)
 
 
-def test_intervals_are_those_of_the_books():
-    assert wilson(0.5, 100) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
-    assert wilson(0.0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
-    found = interval([[1.0], [2.0], [3.0]])
-    assert (found.n, found.mean) == (3, 2.0)
-    assert found.high - 2.0 == pytest.approx(1.96 / 3**0.5, abs=1e-3)
-    assert interval([[0.0, 1.0], [1.0, 1.0]]).n == 4
-    assert interval([[2.5]]).low is None
+def test_intervals_are_those_of_slime_eval():
+    answers = {"a": [1.0], "b": [2.0, 4.0], "c": [3.0]}
+    found, score = interval(answers), score_of(answers)
+    assert (found.n, found.mean, (found.low, found.high)) == (4, score.value, score.interval)
+    assert interval({"a": [2.5]}).low is None
 
 
 def test_a_long_curve_is_thinned_and_loses_neither_ends_nor_extremes():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from slime_core.contracts.checking import Checking
 from slime_core.tensors.quantised_weights import in_high_precision
 from slime_core.training.checkpoint_check import check_checkpoints
+from slime_core.training.schedule import check_schedule
 from slime_megatron import refusals
 from slime_megatron.configuration import read_spec
 
@@ -19,6 +20,7 @@ def check(args: MegatronRunArguments, checking: Checking) -> None:
     """Say what would end the run when the model is built, and what has no effect."""
     for remark in refusals.remarks(args):
         checking.remark(remark)
+    check_schedule(args, checking)
     config = check_checkpoints(checking)
     if config is not None and not args.debug_rollout_only:
         with checking.noting():

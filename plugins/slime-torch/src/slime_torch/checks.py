@@ -12,6 +12,7 @@ from slime_core.errors import ArgumentError
 from slime_core.training.adapters import ALL_LINEAR, target_layers
 from slime_core.training.checkpoint_check import check_checkpoints, stored_linear
 from slime_core.training.frozen import NAME_LISTS, freezes, trained_names
+from slime_core.training.schedule import check_schedule
 
 if TYPE_CHECKING:
     from slime_torch.arguments import TorchRunArguments
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def check(args: TorchRunArguments, checking: Checking) -> None:
     """Say what would end the run when the model is loaded."""
+    check_schedule(args, checking)
     before = len(checking.found)
     config = check_checkpoints(checking)
     broken = any(finding.weight == "error" for finding in checking.found[before:])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slime_core.run.scores import score_of
 from slime_report.recording.rows import asked_in_words, prompt_id
 from slime_report.report import SampleRow
 
@@ -18,7 +19,6 @@ READ_AT_MOST = 200 * 2**20
 PROMPTS, EVALUATIONS, TEXT = 8, 6, 4000
 """Of how many prompts of each set, in how many evaluations, the answers are shown, and how many characters of each."""
 _NAME = re.compile(r"rollout_(-?\d+)\.jsonl$")
-_Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -81,40 +81,20 @@ def read_evaluations(folder: Path, key: str | None) -> Evaluations:
                 shown_prompts.add(prompt)
                 rows.append(_row(sample, step, of_set, prompt, reward))
         for of_set, by_prompt in rewards.items():
-            found.intervals.setdefault(f"eval/{of_set}/reward", {})[step] = interval(list(by_prompt.values()))
+            found.intervals.setdefault(f"eval/{of_set}/reward", {})[step] = interval(by_prompt)
     found.answers = sorted(rows, key=lambda row: (row.dataset or "", row.prompt, row.step))
     return found
 
 
-def interval(rewards: Sequence[Sequence[float]]) -> Interval:
-    """The mean of rewards, and where the mean of ever more prompts would lie with a probability of 95 %.
-
-    Rewards of one answer for each prompt that take two values have Wilson's interval, all others that of the normal distribution over the
-    means of prompts.
+def interval(rewards: Mapping[str, Sequence[float]]) -> Interval:
+    """The mean of rewards with the 95 % interval that `slime eval` prints too.
 
     Args:
-        rewards: for each prompt those of its answers.
+        rewards: of each prompt, by its name, those of its answers.
     """
-    every = [reward for own in rewards for reward in own]
-    mean, n = math.fsum(every) / len(every), len(every)
-    values = sorted(set(every))
-    if len(rewards) == n and len(values) <= 2 and set(values) <= {0.0, 1.0}:
-        low, high = wilson(mean, n)
-        return Interval(n, mean, low, high)
-    means = [math.fsum(own) / len(own) for own in rewards]
-    if len(means) < 2:
-        return Interval(n, mean, None, None)
-    center = math.fsum(means) / len(means)
-    spread = math.sqrt(math.fsum((m - center) ** 2 for m in means) / (len(means) - 1))
-    half = _Z * spread / math.sqrt(len(means))
-    return Interval(n, mean, mean - half, mean + half)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n (Wilson 1927)."""
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    score = score_of(rewards)
+    low, high = score.interval or (None, None)
+    return Interval(sum(map(len, rewards.values())), score.value, low, high)
 
 
 def _samples(path: Path) -> Iterator[dict[str, Any]]:
