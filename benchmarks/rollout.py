@@ -161,7 +161,8 @@ def slime(work: Work) -> Run:
     from slime_engine_local.engine import LocalEngine
 
     limits = {"local_max_running_requests": 64, "local_max_total_tokens": 65536, "colocate": False, "offload": False}
-    engine = LocalEngine(SimpleNamespace(hf_checkpoint=work.model, **limits))
+    pixels = {"image_min_pixels": None, "image_max_pixels": None}
+    engine = LocalEngine(SimpleNamespace(hf_checkpoint=work.model, **limits, **pixels))
 
     def run(requests: list[tuple[list[int], int]]) -> list[int]:
         async def together() -> list[Any]:

@@ -8,6 +8,7 @@ sampling.py      sampling parameters; choosing the next token
 scoring.py       log-probs of given tokens
 prefixes.py      which requests begin with the same tokens, and what they can share
 cache.py         the keys and values of tokens
+vision.py        images in prompts
 forward_pass.py  what the attention layers must know about one forward pass
 attention.py     attention over one packed row of tokens, which keeps requests apart
 model.py         the engine's copy of the model

@@ -62,8 +62,9 @@ def attend(
         outputs.append(_decode(slime_pass, layer, q, k, v, scale, sliding_window))
     for chunk in slime_pass.chunks:
         own = slice(start, start := start + len(chunk.tokens))
+        blocks = None if chunk.shown is None else chunk.shown.blocks
         output = _prefill(
-            chunk.sequence, layer, query[:, :, own], key[:, :, own], value[:, :, own], scale, sliding_window
+            chunk.sequence, layer, query[:, :, own], key[:, :, own], value[:, :, own], scale, sliding_window, blocks
         )
         outputs.append(output[0].transpose(0, 1))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
@@ -151,13 +152,15 @@ def _prefill(
     value: Tensor,
     scale: float,
     window: int | None,
+    blocks: Tensor | None = None,
 ) -> Tensor:
     """Compute the attention of n new tokens of one request, and store their keys and values.
 
-    Each token sees what is stored of the request, and the new tokens before it.
+    Each token sees what is stored of the request, and the new tokens before it; those of an image see one another.
 
     Args:
         query, key, value: [1, heads, n, size].
+        blocks: [n], the number of the image that a token belongs to, 0 for text; None: there is none but text.
 
     Returns:
         [1, heads, n, size].
@@ -168,7 +171,7 @@ def _prefill(
     keys[:, :, before : before + new] = key[0].mT
     values[:, before : before + new] = value[0]
     shared_heads = query.shape[1] != heads
-    if not sequence.length and (window is None or new <= window):
+    if blocks is None and not sequence.length and (window is None or new <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared_heads)
     key, value = keys[None, :, :, : before + new].mT, values[None, :, : before + new]
     if sequence.prefix is not None:
@@ -179,6 +182,9 @@ def _prefill(
     column = torch.arange(sequence.length + new, device=query.device)
     position = column[sequence.length :, None]
     mask = column <= position
+    if blocks is not None:
+        blocks = blocks.to(query.device)
+        mask[:, sequence.length :] |= (blocks[:, None] == blocks) & (blocks[:, None] > 0)
     if window is not None:
         mask &= column > position - window
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared_heads)

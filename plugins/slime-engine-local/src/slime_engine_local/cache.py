@@ -38,11 +38,16 @@ class Row:
 
 @dataclass(eq=False)
 class CachedSequence:
-    """Where the tokens of one request are stored: the first `shared` tokens of the row `prefix`, then its own row."""
+    """Where the tokens of one request are stored: the first `shared` tokens of the row `prefix`, then its own row.
+
+    Attributes:
+        shift: what is added to the number of a token for its position, behind the images of the request.
+    """
 
     row: Row
     prefix: Row | None = None
     shared: int = 0
+    shift: int = 0
 
     @property
     def length(self) -> int:

@@ -18,6 +18,7 @@ from torch.nn.functional import linear, rms_norm
 from slime_engine_local.attention import attend
 from slime_engine_local.forward_pass import ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
+from slime_engine_local.vision import RowImages, language_part
 
 LAYER_MODULES = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -154,6 +155,7 @@ class FusedDecoder:
 
     Attributes:
         parts: the weights and biases that were fused, by name, to which new values can be copied.
+        body: the part of the module that reads embeddings.
 
     Raises:
         AttributeError, TypeError, ValueError: the module is of another kind.
@@ -161,28 +163,35 @@ class FusedDecoder:
 
     def __init__(self, module: Any, settings: dict[int, tuple[float, int | None]]) -> None:
         self.parts: dict[str, FusedPart] = {}
-        self._module, body = module, module.model
+        self._module = module
+        path, body = language_part(module)
+        self.body = body
         for layer in body.layers:
             _require_children(layer, LAYER_MODULES)
             _require_children(layer.self_attn, ATTENTION_MODULES, ATTENTION_NORMS)
             _require_children(layer.mlp, MLP_MODULES)
         self._layers = [
-            FusedLayer(layer, f"model.layers.{n}", settings[n], self.parts) for n, layer in enumerate(body.layers)
+            FusedLayer(layer, f"{path}.layers.{n}", settings[n], self.parts) for n, layer in enumerate(body.layers)
         ]
 
-    def __call__(self, tokens: Tensor, positions: Tensor, ends: Tensor, step: ForwardPass) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, ends: Tensor, step: ForwardPass, images: RowImages | None = None
+    ) -> Tensor:
         """Compute logits [len(ends), vocabulary] at the indices `ends` of the packed row `tokens` [1, T].
 
         Args:
-            positions: [1, T], the position of each token in its sequence.
+            positions: [1, T], the position of each token in its sequence, or [3, 1, T].
+            images: those of the row.
         """
-        body = self._module.model
+        body = self.body
         x = body.embed_tokens(tokens)
         cosine, sine = (angle[0, :, None].clone() for angle in body.rotary_emb(x, positions))
         sine[..., : sine.shape[-1] // 2].neg_()
-        x = x[0]
-        for layer in self._layers:
+        x = x[0] if images is None else images.embedded(x[0])
+        for number, layer in enumerate(self._layers):
             x = layer(x, cosine, sine, step)
+            if images is not None:
+                x = images.behind(number, x)
         logits: Tensor = self._module.lm_head(_norm(body.norm, x[ends]))
         return logits
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 from slime_core.contracts.engine import Generation, ScoredToken
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import FAMILIES, is_vision_model, load_processor
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import from_pretrained
 from slime_core.tensors.quantised_weights import restored
@@ -27,12 +28,14 @@ from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
 from slime_engine_local.scheduler import Scheduler
 from slime_engine_local.scoring import Scoring
+from slime_engine_local.vision import Gallery
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from slime_core.arguments import RunArguments
     from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
-    from slime_core.contracts.engine import Holds, InferenceEngine, Offloads, Scores, Streams
+    from slime_core.contracts.engine import Generates, Holds, InferenceEngine, Offloads, Scores, Streams, TakesImages
     from slime_engine_local.arguments import LocalRunArguments
 
 LOOP_ITERATIONS = 16
@@ -69,6 +72,8 @@ class LocalEngine:
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(self._checkpoint)
+        self._gallery = Gallery(load_processor(self._checkpoint, args.image_min_pixels, args.image_max_pixels))
+        self._special = frozenset(token for token in self._gallery.special if token < self._vocabulary)
         self._end_tokens = _end_tokens(self._checkpoint, config, self._tokenizer)
         load = partial(LanguageModel.from_checkpoint, self._checkpoint, quantised)
         self._scheduler = Scheduler(args.local_max_running_requests, self._max_tokens, load)
@@ -119,8 +124,19 @@ class LocalEngine:
 
         self._scheduler.call(copy).result()
 
+    @staticmethod
+    def image_refusal(args: RunArguments) -> str:
+        """Why the model of a run is shown no images."""
+        if is_vision_model(from_pretrained(AutoConfig, args.hf_checkpoint)):
+            return ""
+        return f"it reads no images of the checkpoint {args.hf_checkpoint}, which is of none of the types {', '.join(FAMILIES)}"
+
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        request_id: str | None = None,
+        images: Sequence[bytes] | None = None,
     ) -> Generation:
         """Generate one response to the prompt `input_ids`.
 
@@ -136,13 +152,14 @@ class LocalEngine:
             input_ids: token ids, at least one.
             sampling_params: the fields of `slime_engine_local.sampling.SamplingParams`; unknown ones are an error.
             request_id: the name by which `abort` finds the request.
+            images: the encoded images that the prompt shows, whose tokens are among `input_ids`. Equal ones are computed once.
 
         Raises:
-            ArgumentError: the prompt or a sampling parameter cannot be used, or the request needs more than
+            ArgumentError: the prompt, an image or a sampling parameter cannot be used, or the request needs more than
                 `--local-max-total-tokens`.
             EngineError: the weights cannot be loaded or give NaN, or the engine was closed.
         """
-        return await self._generate(input_ids, sampling_params, request_id)
+        return await self._generate(input_ids, sampling_params, request_id, images)
 
     async def stream(
         self,
@@ -151,6 +168,7 @@ class LocalEngine:
         on_token: Callable[[ScoredToken], None],
         likeliest: int = 0,
         request_id: str | None = None,
+        images: Sequence[bytes] | None = None,
     ) -> Generation:
         """Generate one response as `generate` does, and call `on_token` in this event loop with every token as soon as it is
         chosen, with so many of the `likeliest` tokens at its place and their log-probs.
@@ -163,18 +181,25 @@ class LocalEngine:
             with suppress(RuntimeError):  # the loop was closed, so nobody listens
                 loop.call_soon_threadsafe(on_token, chosen)
 
-        return await self._generate(input_ids, sampling_params, request_id, tell, likeliest)
+        return await self._generate(input_ids, sampling_params, request_id, images, tell, likeliest)
 
-    async def score(self, input_ids: Sequence[int], temperature: float = 1.0, likeliest: int = 0) -> list[ScoredToken]:
+    async def score(
+        self,
+        input_ids: Sequence[int],
+        temperature: float = 1.0,
+        likeliest: int = 0,
+        images: Sequence[bytes] | None = None,
+    ) -> list[ScoredToken]:
         """Return each of N tokens but the first with its log-prob given those before it, and with so many of the `likeliest`
         tokens at its place. Running requests go on meanwhile, between pieces of the text.
 
         Args:
             input_ids: at most as many as the model's context has.
             temperature: divides the logits, above 0.
+            images: the encoded images that the tokens show.
 
         Raises:
-            ArgumentError: there are no tokens, too many, or unknown ones.
+            ArgumentError: there are no tokens, too many, or unknown ones, or an image cannot be used.
             EngineError: the weights cannot be loaded, or the engine was closed.
         """
         tokens = [int(token) for token in input_ids]
@@ -185,7 +210,7 @@ class LocalEngine:
             )
         if not temperature > 0:
             raise ArgumentError(f"The temperature is {temperature!r}; tokens are scored with a number above 0.")
-        scoring = Scoring(self._scheduler, tokens, temperature, likeliest)
+        scoring = Scoring(self._scheduler, tokens, temperature, likeliest, self._gallery.shown(tokens, images or ()))
         while not scoring.is_done:
             await asyncio.wrap_future(self._scheduler.call(scoring.advance))
         return scoring.scored
@@ -195,6 +220,7 @@ class LocalEngine:
         input_ids: Sequence[int],
         sampling_params: dict[str, Any],
         request_id: str | None,
+        images: Sequence[bytes] | None,
         tell: Callable[[ScoredToken], None] | None = None,
         likeliest: int = 0,
     ) -> Generation:
@@ -209,7 +235,10 @@ class LocalEngine:
                 "max_new_tokens."
             )
         decode = partial(_decode, self._tokenizer)
-        request = Request(prompt, params, limit, decode, self._scheduler.hold, request_id, tell, likeliest)
+        shown = self._gallery.shown(prompt, images or ())
+        request = Request(
+            *(prompt, params, limit, decode, self._scheduler.hold, request_id, tell, likeliest, shown, self._special)
+        )
         self._scheduler.hold(1)
         self._end_hold_soon()
         self._scheduler.submit(request)
@@ -325,6 +354,8 @@ def _end_tokens(checkpoint: str, config: PretrainedConfig, tokenizer: PreTrained
 
 if TYPE_CHECKING:  # type checkers compare the class with the contract and the abilities that it has
     _engine: type[InferenceEngine] = LocalEngine
+    _generates: type[Generates] = LocalEngine
+    _takes_images: type[TakesImages] = LocalEngine
     _holds: type[Holds] = LocalEngine
     _offloads: type[Offloads] = LocalEngine
     _streams: type[Streams] = LocalEngine

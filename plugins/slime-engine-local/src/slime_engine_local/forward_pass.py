@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slime_engine_local.cache import CachedSequence, KVCache, Pool, Row
+from slime_engine_local.vision import ShownChunk
 
 Mask = Callable[[Tensor], Tensor | None]
 """Makes the mask for the scores from what the queries may see, [rows, G, columns] of bool; None: all see everything."""
@@ -24,10 +25,15 @@ Nested = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequenc
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """New tokens that follow those of a sequence. They are stored in the sequence's own row, which has room for
-    them."""
+    them.
+
+    Attributes:
+        shown: the images among them.
+    """
 
     sequence: CachedSequence
     tokens: Sequence[int]
+    shown: ShownChunk | None = None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
+from slime_core.data.vision import auto_model, is_vision_model
 from slime_core.errors import SlimeError
 from slime_core.remote_code import from_config, from_pretrained
 from slime_core.tensors.experts import put_together
@@ -27,6 +28,7 @@ from slime_engine_local.decoder import FusedDecoder
 from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
+from slime_engine_local.vision import RowImages, features_of, language_part, probe_chunk, row_images, row_positions
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -51,12 +53,17 @@ class _Weight:
 
 
 class LanguageModel:
-    """A causal language model that computes packed rows of tokens; see `slime_engine_local.attention`.
+    """A causal language model, perhaps one that reads images, that computes packed rows of tokens; see
+    `slime_engine_local.attention`.
 
     Args:
         checkpoint: the Hugging Face folder, of which only the configuration is read.
         weights: all weights by their Hugging Face names; they are copied. The model gets their dtype and, where there
             is no GPU, their device. (Weights that come from other processes come in host memory.)
+
+    Attributes:
+        state: another object after every change of the weights.
+        has_grid_positions: whether the tokens of an image have positions in height and width.
 
     Raises:
         EngineError: the model has layers that the engine cannot serve, or the weights are those of another model.
@@ -70,13 +77,18 @@ class LanguageModel:
         if reason := refusal(config):
             raise self._refusal(reason)
         self._layers: int = config.get_text_config().num_hidden_layers
+        self._reads_images = is_vision_model(config)
         with init_empty_weights(include_buffers=False):
             self._module: Any = from_config(
-                AutoModelForCausalLM,
+                auto_model(config),
                 config,
                 dtype=self.dtype,
-                attn_implementation=attention.NAME,
+                **({} if self._reads_images else {"attn_implementation": attention.NAME}),
             )
+        if self._reads_images:  # the tower's is another one, and is not causal
+            self._module.set_attn_implementation({"text_config": attention.NAME})
+        self.has_grid_positions = self._reads_images and hasattr(self._module.model, "get_rope_index")
+        self.state = object()
         self._module.eval()
         self._module.tie_weights()
         stored: dict[int, _Weight] = {}
@@ -102,7 +114,9 @@ class LanguageModel:
                 if quantised is not None:
                     module, _ = load_restored(quantised, dtype_of(checkpoint))
                 else:
-                    module = from_pretrained(AutoModelForCausalLM, checkpoint, dtype=dtype)
+                    module = from_pretrained(
+                        auto_model(from_pretrained(AutoConfig, checkpoint)), checkpoint, dtype=dtype
+                    )
                 module = module.to(device)
         except (OSError, ValueError, SlimeError) as error:
             raise EngineError(
@@ -123,6 +137,7 @@ class LanguageModel:
         for weight, new in self._checked(weights):
             for own in weight.copies:
                 own.copy_(new)
+        self.state = object()
 
     def replace(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy all weights as they come, (name, tensor) pairs. Tied ones may come under any of their names.
@@ -133,7 +148,7 @@ class LanguageModel:
         """
         left = {id(weight): weight for weight in self._weights}
         by_name = {name: weight for weight in self._weights for name in weight.names}
-        copied = 0
+        copied, self.state = 0, object()
         try:
             known = {name: weight.shape for name, weight in by_name.items()}
             for name, new in put_together(weights, known):
@@ -171,22 +186,56 @@ class LanguageModel:
         Returns:
             [B + number of chunks, vocabulary], or [B + number of tokens in the chunks, vocabulary].
         """
-        row, positions = list(tokens), [sequence.length for sequence in step.decoded]
+        row = list(tokens)
         for chunk in step.chunks:
             row += chunk.tokens
-            positions += range(chunk.sequence.length, chunk.sequence.length + len(chunk.tokens))
         sums = accumulate((len(chunk.tokens) for chunk in step.chunks), initial=len(tokens) - 1)
         last = range(len(row)) if everywhere else [*range(len(tokens)), *list(sums)[1:]]
-        ids, places = (torch.tensor([numbers], device=self.device) for numbers in (row, positions))
+        ids, places = torch.tensor([row], device=self.device), row_positions(step, self.device)
         ends = torch.tensor(last, device=self.device)
+        images = row_images(step.chunks, len(tokens), self.device) if self._reads_images else None
         if self._decoder is not None:
-            return self._decoder(ids, places, ends, step)
-        output = self._module(ids, position_ids=places, use_cache=False, logits_to_keep=ends, slime_pass=step)
+            return self._decoder(ids, places, ends, step, images)
+        if self._reads_images:
+            logits = self._of_embeddings(ids, places, ends, step, images)
+        else:
+            settings = {"use_cache": False, "logits_to_keep": ends, "slime_pass": step}
+            logits = self._module(ids, position_ids=places, **settings).logits[0]
         if len(step.settings) != self._layers:
             raise self._refusal(
                 f"{len(step.settings)} of its {self._layers} layers attend through transformers' AttentionInterface"
             )
-        logits: Tensor = output.logits[0]
+        return logits
+
+    def image_features(self, read: dict[str, Tensor]) -> list[Tensor]:
+        """Return what the vision tower makes of one image, as `slime_engine_local.vision.RowImages` has it.
+
+        Args:
+            read: what `Processor.features` gives.
+        """
+        return features_of(self._module.model, read, self.device)
+
+    def grid_positions(self, ids: Tensor, types: Tensor, grids: Tensor) -> Tensor:
+        """Return the positions of N tokens in time, height and width, (3, N), from their ids and types, (1, N), and the grids of
+        their images."""
+        positions: Tensor = self._module.model.get_rope_index(ids, types, image_grid_thw=grids)[0][:, 0]
+        return positions
+
+    def _of_embeddings(
+        self, ids: Tensor, places: Tensor, ends: Tensor, step: ForwardPass, images: RowImages | None
+    ) -> Tensor:
+        """Compute logits as `FusedDecoder` does, with the module's own layers, and without its vision tower."""
+        _, body = language_part(self._module)
+        embedded = body.embed_tokens(ids)
+        later: dict[str, Any] = {}
+        if images is not None:
+            embedded = images.embedded(embedded[0])[None]
+            if len(images.features) > 1:
+                later["visual_pos_masks"] = torch.zeros_like(ids, dtype=torch.bool).index_fill_(1, images.places, True)
+                later["deepstack_visual_embeds"] = images.features[1:]
+        settings = {"use_cache": False, "slime_pass": step}
+        hidden = body(inputs_embeds=embedded, position_ids=places, **settings, **later).last_hidden_state
+        logits: Tensor = self._module.lm_head(hidden[0, ends])
         return logits
 
     def _checked(self, given: Mapping[str, Tensor]) -> list[tuple[_Weight, Tensor]]:
@@ -241,7 +290,7 @@ class LanguageModel:
         with suppress(AttributeError, TypeError, ValueError, RuntimeError):
             self._decoder = FusedDecoder(self._module, self._attention)
             if _agree(self._probe(), expected):
-                for module in self._module.model.layers.modules():
+                for module in self._decoder.body.layers.modules():
                     if isinstance(module, nn.Linear):
                         for name in ("weight", "bias"):
                             setattr(module, name, None)
@@ -253,10 +302,11 @@ class LanguageModel:
         weight."""
         if self.dtype != torch.float32 or self.device.type != "cpu" or not packing_works():
             return
+        of_text, _ = language_part(self._module) if self._reads_images else ("", None)
         plain = {
             path: module
             for path, module in self._module.named_modules()
-            if type(module) is nn.Linear and module.weight is not None
+            if type(module) is nn.Linear and module.weight is not None and (path.startswith(of_text) or "." not in path)
         }
         for path, module in plain.items():
             self._module.set_submodule(path, PackedLinear(module.weight, module.bias))
@@ -281,7 +331,8 @@ class LanguageModel:
     def _probe(self) -> Tensor:
         """Compute the logits after a few tokens, and note scale and window of each layer's attention."""
         cache = KVCache()
-        chunk = Chunk(CachedSequence(cache.add(8)), range(8))
+        shown = probe_chunk(self._module, 8, self.dtype, self.device)
+        chunk = Chunk(CachedSequence(cache.add(8)), range(8), shown)
         step = ForwardPass(cache, [], [chunk], self.device)
         logits = self.next_logits([], step)
         self._attention = step.settings

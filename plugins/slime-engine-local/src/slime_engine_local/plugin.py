@@ -23,7 +23,7 @@ def slime_engines() -> dict[str, Lazy]:
         "local": Lazy(
             "slime_engine_local.engine:LocalEngine",
             "continuous batching on the Hugging Face model, in this process",
-            reads_options=("LocalEngineArguments",),
+            reads_options=("LocalEngineArguments", "image_min_pixels", "image_max_pixels"),
             check="slime_engine_local.checks:check",
         )
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from slime_engine_local.cache import Row
@@ -59,7 +59,12 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return low
 
 
-def plan_prefix(tokens: Sequence[int], stored: Iterable[StoredPrefix], others: Iterable[Sequence[int]]) -> PrefixPlan:
+def plan_prefix(
+    tokens: Sequence[int],
+    stored: Iterable[StoredPrefix],
+    others: Iterable[Sequence[int]],
+    uncut: Callable[[int], int] = lambda length: length,
+) -> PrefixPlan:
     """Decide what a request that joins reads, copies or stores for others.
 
     At least one token of a request is computed beyond what it finds stored, because the logits of its last token choose
@@ -70,10 +75,11 @@ def plan_prefix(tokens: Sequence[int], stored: Iterable[StoredPrefix], others: I
         tokens: its prompt, followed by what it has generated already.
         stored: what the cache holds.
         others: the tokens of the requests that wait with it.
+        uncut: the most tokens, at most so many, behind which no image is cut.
     """
-    last = len(tokens) - 1
-    matches = [(common_length(tokens, entry.tokens), entry) for entry in stored]
-    waiting = max((common_length(tokens, other) for other in others), default=0)
+    last = uncut(len(tokens) - 1)
+    matches = [(uncut(common_length(tokens, entry.tokens)), entry) for entry in stored]
+    waiting = max((uncut(common_length(tokens, other)) for other in others), default=0)
     best, row = 0, None
     for length, entry in matches:
         usable = length if entry.pending and length == len(entry.tokens) else min(length, last)
@@ -87,6 +93,6 @@ def plan_prefix(tokens: Sequence[int], stored: Iterable[StoredPrefix], others: I
         return PrefixPlan(best, row)
     copied, copy = 0, None
     for length, entry in matches:
-        if not entry.pending and min(length, new - 1) > copied:
-            copied, copy = min(length, new - 1), entry.row
+        if not entry.pending and uncut(min(length, new - 1)) > copied:
+            copied, copy = uncut(min(length, new - 1)), entry.row
     return PrefixPlan(new, None, copy, copied)

@@ -15,6 +15,7 @@ from slime_core.contracts.engine import ScoredToken
 from slime_core.rollout.stop_strings import completes_stop_string
 from slime_engine_local.cache import CachedSequence
 from slime_engine_local.sampling import SamplingParams
+from slime_engine_local.vision import NO_IMAGES, Shown
 
 FinishReason = Literal["stop", "length", "abort"]
 _numbers = count()
@@ -28,6 +29,8 @@ class Request:
         limit: the number of tokens at which the response ends.
         decode: turns token ids into text with special tokens included; used to find stop strings.
         hold: `Scheduler.hold`.
+        shown: its images.
+        special: tokens that must not be chosen at all.
         name: the name by which `abort` finds the request.
         tell: is called with every token, on the scheduler's thread; None: nobody wants to know before the end.
         likeliest: how many tokens `ScoredToken.likeliest` lists.
@@ -45,6 +48,8 @@ class Request:
     name: str | None = None
     tell: Callable[[ScoredToken], None] | None = None
     likeliest: int = 0
+    shown: Shown = NO_IMAGES
+    special: frozenset[int] = frozenset()
     done: Future[FinishReason] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -72,8 +77,15 @@ class Request:
         return int.from_bytes(blake2b(b"%b:%d" % (self._key, position), digest_size=6).digest()) / 2**48
 
     def banned(self) -> frozenset[int]:
-        """Return the tokens that must not be chosen next: the stop tokens, until the response has its least length."""
-        return self.params.stop_token_ids if len(self.tokens) < self.params.min_new_tokens else frozenset()
+        """Return the tokens that must not be chosen next: those of images, and the stop tokens, until the response has its least
+        length."""
+        return (
+            self.special | self.params.stop_token_ids if len(self.tokens) < self.params.min_new_tokens else self.special
+        )
+
+    def keys(self) -> list[int]:
+        """Return all its tokens, of which those of images tell images apart."""
+        return self.shown.keys([*self.prompt, *self.tokens])
 
     def add(self, chosen: ScoredToken, version: int) -> None:
         """Append the next token, and finish the request if the token ends it."""

@@ -23,6 +23,7 @@ from slime_engine_local.model import LanguageModel
 from slime_engine_local.prefixes import StoredPrefix, plan_prefix
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import choose_tokens, likeliest_tokens
+from slime_engine_local.vision import NO_IMAGES
 
 NEW_TOKENS_PER_STEP = 2048
 """Requests join together up to so many tokens, which bounds memory and how long the others wait for their next
@@ -115,6 +116,8 @@ class Scheduler:
             return
         self.hold(1)
         self._preempt(list(self._running))  # which leaves no keys and values
+        for request in self._waiting:
+            request.shown.forget()
         self._offloaded = Offloaded()
         if self.model is not None:
             self._offloaded.leave(self.model.tensors(), self.model.device)
@@ -239,15 +242,23 @@ class Scheduler:
         """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and
         the chunks that must be computed."""
         joining: dict[Request, int] = {}
+        if (model := self.model) is None:
+            return joining, []
         shared: list[Chunk] = []
         own: list[tuple[Request, Chunk]] = []
         ends: dict[Row | None, int] = {}
         stored, new = len(self._cache), 0
         while self._waiting and len(self._running) < self._max_running:
             request = self._waiting[0]
-            tokens = [*request.prompt, *request.tokens]
-            others = [[*r.prompt, *r.tokens] for r in self._waiting[1 : self._max_running]]
-            plan = plan_prefix(tokens, self._stored, others)
+            try:
+                request.shown.prepare(model)
+            except Exception as error:  # of its images alone
+                self._waiting.pop(0)
+                request.fail(error)
+                continue
+            tokens, keys, shown = [*request.prompt, *request.tokens], request.keys(), request.shown
+            others = [r.keys() for r in self._waiting[1 : self._max_running]]
+            plan = plan_prefix(keys, self._stored, others, shown.uncut)
             needed = len(tokens) - (plan.length if plan.row else 0)
             room = self._max_tokens - stored - ROOM_TO_GO_ON * len(self._running)
             if self._running and (needed > room or (new and new + needed > NEW_TOKENS_PER_STEP)):
@@ -259,16 +270,22 @@ class Scheduler:
                 if plan.copy:
                     self._cache.copy(plan.copy, prefix, plan.copied)
                 ends[prefix] = len(shared)
-                shared.append(Chunk(CachedSequence(prefix), tokens[plan.copied : plan.length]))
-                self._stored.append(StoredPrefix(tokens[: plan.length], prefix, shared=True, pending=True))
+                shared.append(
+                    Chunk(
+                        CachedSequence(prefix),
+                        tokens[plan.copied : plan.length],
+                        shown.chunk(plan.copied, plan.length),
+                    )
+                )
+                self._stored.append(StoredPrefix(keys[: plan.length], prefix, shared=True, pending=True))
             if prefix:
                 prefix.readers += 1
             rest = tokens[plan.length :]
-            request.sequence = CachedSequence(self._cache.add(len(rest) + 1), prefix, plan.length)
+            request.sequence = CachedSequence(self._cache.add(len(rest) + 1), prefix, plan.length, shown.shift)
             if rest:
-                own.append((request, Chunk(request.sequence, rest)))
+                own.append((request, Chunk(request.sequence, rest, shown.chunk(plan.length, len(tokens)))))
                 if not plan.length:
-                    self._stored.append(StoredPrefix(tokens, request.sequence.row, shared=False, pending=True))
+                    self._stored.append(StoredPrefix(keys, request.sequence.row, shared=False, pending=True))
             else:
                 joining[request] = ends[prefix]
             self._running.append(request)
@@ -286,10 +303,13 @@ class Scheduler:
 
     def _remove_finished(self) -> None:
         """Remove requests that are finished or cancelled."""
-        self._waiting = [request for request in self._waiting if not request.done.done()]
         for request in [request for request in self._running if request.done.done()]:
             self._running.remove(request)
             self._free(request)
+            request.shown = NO_IMAGES  # whoever waits for the response may keep the request for a while
+        for request in [request for request in self._waiting if request.done.done()]:
+            self._waiting.remove(request)
+            request.shown = NO_IMAGES
 
     def _free(self, request: Request) -> None:
         """Remove from the cache what is stored of a request, and its shared prefix if nobody else reads it."""

@@ -11,6 +11,7 @@ from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.sampling import likeliest_tokens, log_softmax
 from slime_engine_local.scheduler import Scheduler
+from slime_engine_local.vision import NO_IMAGES, Shown
 
 PIECE = 256
 """So many tokens are read at a time. Running requests go on in between, and their logits bound the memory."""
@@ -24,15 +25,23 @@ class Scoring:
         tokens: at least one.
         temperature: divides the logits.
         likeliest: how many tokens `ScoredToken.likeliest` lists.
+        shown: the images of the tokens.
 
     Attributes:
         scored: what is known so far, in the end N - 1 entries.
     """
 
-    def __init__(self, scheduler: Scheduler, tokens: Sequence[int], temperature: float, likeliest: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tokens: Sequence[int],
+        temperature: float,
+        likeliest: int,
+        shown: Shown = NO_IMAGES,
+    ) -> None:
         self.scored: list[ScoredToken] = []
         self._scheduler, self._tokens = scheduler, list(tokens)
-        self._temperature, self._likeliest = temperature, likeliest
+        self._temperature, self._likeliest, self._shown = temperature, likeliest, shown
         self._begin()
 
     @property
@@ -47,10 +56,14 @@ class Scoring:
         if self._version != self._scheduler.version:
             self._begin()
         first = len(self.scored)
-        piece = self._tokens[first : min(first + PIECE, len(self._tokens) - 1)]
-        step = ForwardPass(self._cache, [], [Chunk(self._sequence, piece)], model.device)
+        self._shown.prepare(model)
+        end = self._shown.whole(min(first + PIECE, len(self._tokens) - 1))
+        piece = self._tokens[first:end]
+        step = ForwardPass(self._cache, [], [Chunk(self._sequence, piece, self._shown.chunk(first, end))], model.device)
         logits = model.next_logits([], step, everywhere=True)
         self._sequence.row.length += len(piece)
+        piece = piece[: len(self._tokens) - 1 - first]  # nothing follows the last token
+        logits = logits[: len(piece)]
         following = self._tokens[first + 1 : first + 1 + len(piece)]
         temperatures = [self._temperature] * len(piece)
         chosen = torch.tensor(following, device=logits.device)[:, None]
