@@ -10,12 +10,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slime_core.data.arrow import JSON_COLUMNS
 from slime_core.data.conversation import chat_row
+from slime_core.data.converted_images import ConvertedImages
+from slime_core.data.images import NO_RULES, ImageRules
 from slime_core.data.jsonl import JsonLinesFile
 from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
@@ -54,6 +56,8 @@ def convert_file(
     convert: Converter,
     on_error: Literal["error", "skip"] = "error",
     say: Callable[[str], None] | None = None,
+    image_key: str | None = None,
+    image_rules: ImageRules = NO_RULES,
 ) -> Converted:
     """Convert all rows of `inputs`.
 
@@ -64,18 +68,22 @@ def convert_file(
         on_error: what to do with a row that cannot be converted: stop, or leave it out and count it.
         say: is told, once per file, of columns that the converter does not read; by default they are logged.
 
+        image_key: the column of images of the rows, read and written; None: `<image>` in a text is text.
+        image_rules: where images may come from.
+
     Raises:
         DataError: a row cannot be converted (names file and row), no row is left, or `output` cannot be written.
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise DataError(f"{output}: can write .jsonl and .parquet, not {output.suffix or 'a file without extension'}.")
     report, shape = Converted(), _Shape()
+    images = ConvertedImages(output.parent, image_key, image_rules)
     lines = output.with_name(f".{output.name}.{os.getpid()}.jsonl")
     table = output.with_name(f".{output.name}.{os.getpid()}.parquet")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lines.open("w", encoding="utf-8") as file:
-            for row in _converted_rows(inputs, convert, on_error, report, Notices(say)):
+            for row in _converted_rows(inputs, convert, on_error, report, Notices(say), images):
                 shape.add(row)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not report.written:
@@ -95,12 +103,17 @@ def convert_file(
 
 
 def _converted_rows(
-    inputs: Sequence[str], convert: Converter, on_error: str, report: Converted, notices: Notices
+    inputs: Sequence[str],
+    convert: Converter,
+    on_error: str,
+    report: Converted,
+    notices: Notices,
+    images: ConvertedImages,
 ) -> Iterator[dict[str, Any]]:
     rows = open_rows(inputs)
     for index in range(len(rows)):
         try:
-            yield _convert_one(convert, rows[index], rows.where(index), notices)
+            yield _convert_one(convert, rows[index], rows.where(index), notices, images)
             report.written += 1
         except Exception as error:
             if on_error == "error":
@@ -110,13 +123,16 @@ def _converted_rows(
                 report.reasons.append(_reason(error, rows.where(index)))
 
 
-def _convert_one(convert: Converter, row: dict[str, Any], source: str, notices: Notices) -> dict[str, Any]:
+def _convert_one(
+    convert: Converter, row: dict[str, Any], source: str, notices: Notices, images: ConvertedImages
+) -> dict[str, Any]:
     """Return the converted row in the one form that reads back the same from both output formats."""
     watched = ReadRow(row)
     try:
         made = convert(watched)
         if not isinstance(made, dict) or "messages" not in made:
             raise DataError("the converter returned no 'messages'")
+        made, shown = images.placed(made, row, Path(source.rpartition(":")[0]))
         made = plain(
             {**made, "messages": chat_row(plain(made["messages"], "the messages"), made.get("tools"))}, "the row"
         )
@@ -126,7 +142,11 @@ def _convert_one(convert: Converter, row: dict[str, Any], source: str, notices: 
     except Exception as error:
         error.add_note(f"while converting {source}")
         raise
-    sample_from_row(_CONVERTED, made, source)
+    if images.column is None:
+        sample_from_row(_CONVERTED, made, source)
+    else:
+        watched.unread.discard(images.column)
+        sample_from_row(replace(_CONVERTED, image_key=images.column), {**made, images.column: shown}, source)
     if watched.unread:
         notices.columns(source, watched.unread)
     try:

@@ -29,6 +29,15 @@ MAX_BYTES = 64 << 20
 """Bytes that an encoded image may have."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no format of which Pillow runs another program
+_BEGINNINGS = {
+    b"\x89PNG": "png",
+    b"\xff\xd8": "jpeg",
+    b"RIFF": "webp",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+}
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
 _LONGEST_PATH = 4096
@@ -79,6 +88,12 @@ def encoded(value: Any, folder: Path, rules: ImageRules) -> bytes:
         f"an image is {shown(value)}; expected a path, bytes, base64, a data URL, or an object with one of them as 'bytes', "
         "'path' or 'image'"
     )
+
+
+def data_url(data: bytes) -> str:
+    """Return an encoded image as a data URL, which names its format by its first bytes."""
+    kind = next((kind for begin, kind in _BEGINNINGS.items() if data.startswith(begin)), "x-portable-anymap")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 class Size(NamedTuple):

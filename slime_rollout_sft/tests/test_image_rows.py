@@ -20,6 +20,7 @@ from PIL import Image, ImageChops
 from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.cli.main import main
+from slime_core.data import open_rows
 from slime_core.data.images import NO_RULES, ImageRules, decode
 from slime_core.data.images import encoded as encoded_of
 from slime_core.data.samples import Columns, sample_from_row
@@ -273,6 +274,64 @@ def test_the_samples_of_a_group_share_an_image_which_is_stored_and_read_again(
     assert [sample.images for sample in other.buffer[0]] == [[RAW]] * 3
     assert len({id(sample.images[0]) for sample in other.buffer[0]}) == 1
     assert "images" not in Sample().to_dict()
+
+
+INLINE = [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]}]
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("where", ["beside", "elsewhere"])
+@pytest.mark.parametrize(
+    ("row", "format", "keyed", "count"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "<image>a<image>"}, {"from": "gpt", "value": "b"}]}
+            | {"images": ["a.png", {"bytes": None, "path": "a.png"}]},
+            "openhermes",
+            True,
+            2,
+        ),
+        ({"prompt": "<image>q", "response": "r", "images": ["a.png"]}, "verl", True, 1),
+        ({"messages": [*INLINE, ANSWER]}, "messages", False, 1),
+        ({"messages": [*INLINE, ANSWER], "images": None}, "messages", True, 1),
+        ({"messages": chat("t")}, "messages", True, 0),
+    ],
+    ids=["openhermes", "verl", "inline", "inline-keyed", "text"],
+)
+def test_converted_rows_show_the_images_that_they_showed(
+    folder: Path, tmp_path: Path, row: dict[str, Any], format: str, keyed: bool, count: int, where: str, suffix: str
+) -> None:
+    (folder / "in.jsonl").write_text(json.dumps(row) + "\n")
+    output = (folder if where == "beside" else tmp_path / "new") / f"out.{suffix}"
+    keys = ["--multimodal-keys", '{"image": "images"}'] if keyed else []
+    assert main(["data", "convert", str(folder / "in.jsonl"), str(output), "--from", format, *keys]) == 0
+    (written,) = open_rows([str(output)])
+    columns = Columns("messages", None, "tools", "metadata", "images" if keyed else None)
+    sample = sample_from_row(columns, written, f"{output}:1")
+    assert sample.images == [RAW] * count
+    assert ("a.png" in json.dumps(written)) == (where == "beside" and bool(sample.images))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": chat("<image>"), "images": []}, "the row has 0 images, but its messages have 1 places"),
+        ({"messages": chat("t"), "images": ["a.png"]}, "the row has 1 images, but its messages have 0 places"),
+        ({"messages": chat("<image>"), "images": ["../a.png"]}, "lies outside of"),
+        ({"messages": chat("<image>"), "images": ["http://localhost/a.png"]}, "addresses are not fetched"),
+    ],
+)
+def test_rows_whose_images_do_not_fit_are_not_converted(
+    folder: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], message: str
+) -> None:
+    (folder / "in.jsonl").write_text(json.dumps(row) + "\n")
+    files = [str(folder / "in.jsonl"), str(folder / "out.jsonl")]
+    assert main(["data", "convert", *files, "--from", "messages", "--multimodal-keys", '{"image": "images"}']) != 0
+    said = capsys.readouterr().err
+    assert message in said
+    assert "in.jsonl:1" in said
+    assert not (folder / "out.jsonl").exists()
 
 
 def transformers_ids(checkpoint: str, messages: list[Any], images: list[bytes]) -> Any:

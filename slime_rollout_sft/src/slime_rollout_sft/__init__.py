@@ -14,6 +14,7 @@
     image_notes.py    what the preview says and shows of images
     preview_command.py  `slime data preview`
     cli.py            `slime data`, and `slime data convert`
+    image_options.py  where rows have their images
 
 A conversation is rendered and tokenised once, as a whole. Nothing here loads a model.
 """

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from slime_core.display import told
 from slime_core.plugins import Plugins
-from slime_rollout_sft.preview_command import add_preview, preview, warn
+from slime_rollout_sft.image_options import IMAGE_OPTIONS, add_image_options
+from slime_rollout_sft.preview_command import add_preview, checked_arguments, preview, warn
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,18 +39,23 @@ def _add_convert(commands: Commands, plugins: Plugins) -> None:
     convert.add_argument(
         "--from", dest="format", required=True, metavar="FORMAT", help="a name below or an import path"
     )
+    add_image_options(convert)
     convert.add_argument("--on-error", choices=("error", "skip"), default="error", help="a row that does not fit")
 
 
 def _convert(options: argparse.Namespace, plugins: Plugins) -> int:
     from slime_core.data import convert_file
+    from slime_core.data.samples import Columns
 
+    columns = Columns.of(checked_arguments(options, IMAGE_OPTIONS))
     report = convert_file(
         options.input,
         Path(options.output),
         plugins.select("converter", options.format),
         options.on_error,
         say=warn,
+        image_key=columns.image_key,
+        image_rules=columns.images,
     )
     print(f"{told(options.output)}: {report.written} rows written, {report.skipped} skipped")
     for reason in report.reasons:

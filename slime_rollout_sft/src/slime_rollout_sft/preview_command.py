@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -18,6 +18,7 @@ from slime_core.display import told
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_core.remote_code import trust_remote_code
+from slime_rollout_sft.image_options import IMAGE_OPTIONS, add_image_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,14 +50,7 @@ def add_preview(commands: Commands) -> None:
     add("--label-key", help="column with the label")
     add("--tool-key", default="tools", help="column with the tools")
     add("--metadata-key", default="metadata", help="column that is handed on to hooks")
-    add("--multimodal-keys", metavar="JSON", help='columns of images, such as \'{"image": "images"}\'')
-    add(
-        "--image-folders",
-        nargs="+",
-        metavar="DIR",
-        help="where image files may lie besides the folder of their data file",
-    )
-    add("--fetch-images", action="store_true", help="fetch images that rows name by an address")
+    add_image_options(preview)
     add("--image-min-pixels", type=_at_least(1), metavar="N", help="smaller images are enlarged to so many pixels")
     add("--image-max-pixels", type=_at_least(1), metavar="N", help="larger images are made smaller, to so many pixels")
     add("--apply-chat-template-kwargs", default="{}", metavar="JSON", help="variables of the template")
@@ -243,17 +237,22 @@ def _report(path: str | None) -> Iterator[IO[str] | None]:
 
 def _arguments(options: argparse.Namespace) -> DataArguments:
     """Return the options of a run that the preview shares with it, checked."""
+    shared = (
+        *("input_key", "label_key", "tool_key", "metadata_key", "malformed_row"),
+        *("apply_chat_template", "apply_chat_template_kwargs", "chat_template_date"),
+        *(*IMAGE_OPTIONS, "image_min_pixels", "image_max_pixels"),
+    )
+    return checked_arguments(options, shared)
+
+
+def checked_arguments(options: argparse.Namespace, names: Iterable[str]) -> DataArguments:
+    """Return options of a command as those of a run of the same names, checked."""
     from pydantic import ValidationError
 
     from slime_core.arguments.groups.data import DataArguments
 
-    shared = (
-        *("input_key", "label_key", "tool_key", "metadata_key", "malformed_row"),
-        *("apply_chat_template", "apply_chat_template_kwargs", "chat_template_date"),
-        *("multimodal_keys", "image_folders", "fetch_images", "image_min_pixels", "image_max_pixels"),
-    )
     try:
-        return DataArguments(prompt_data=options.input, **{name: getattr(options, name) for name in shared})
+        return DataArguments(prompt_data=options.input, **{name: getattr(options, name) for name in names})
     except ValidationError as error:
         what = error.errors()[0]
         raise ArgumentError(f"--{str(what['loc'][0]).replace('_', '-')}: {what['msg']}") from None
