@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slime_core.data.sample_files import SampleFile
+from slime_core.run.state_samples import SAMPLES
 from slime_core.run.tracking import read_metrics
 
 POINTERS = ("latest_checkpointed_iteration.txt", "best_checkpointed_iteration.txt")
@@ -78,6 +80,9 @@ def _of_checkpoints(one: Path, other: Path) -> Iterator[str]:
         if state["prefetched"]:
             del state["prefetched"]["seconds"]  # that it took
     yield from _of_values(*states, where=f"{one.name}/state.json")
+    stored = [[stored.sample.to_dict() for stored in SampleFile(path).read()] for path in _samples(one, other)]
+    if stored:
+        yield from _of_values(*stored, where=f"{one.name}/{SAMPLES}")
     names = [_names(folder, "trainer/**/*") for folder in (one, other)]
     yield from _of_names(*names)
     for name in sorted(names[0] & names[1]):
@@ -86,6 +91,12 @@ def _of_checkpoints(one: Path, other: Path) -> Iterator[str]:
             yield from _of_values(*map(trained_state, folders), where=f"{one.name}/{Path(name).parent}")
         elif not name.endswith(".distcp"):
             yield from _of_files(one, other, name, f"{one.name}/")
+
+
+def _samples(*checkpoints: Path) -> list[Path]:
+    """The files with the samples of checkpoints whose states refer to some."""
+    files = [folder / SAMPLES for folder in checkpoints]
+    return files if any(file.exists() for file in files) else []
 
 
 def _of_values(one: Any, other: Any, where: str) -> Iterator[str]:

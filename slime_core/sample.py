@@ -419,6 +419,11 @@ Sample.Status = Status  # type: ignore[attr-defined]  # `Sample.Status.ABORTED` 
 Group = list[Sample]
 
 
+def stored_sample(data: Sample | dict[str, Any]) -> Sample:
+    """The sample that a checkpoint has stored: as one, or as what `Sample.to_dict` made of it."""
+    return data if isinstance(data, Sample) else Sample.from_dict(data)
+
+
 @dataclass
 class RolloutOutput:
     """What a rollout function returns.

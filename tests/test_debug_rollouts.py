@@ -41,7 +41,7 @@ def test_a_dumped_rollout_is_read_back_whole(tmp_path):
 
 def test_a_rollout_that_waits_for_training_survives_a_checkpoint():
     result = RolloutResult(RolloutOutput(groups(), {"rounds": 2.0}), {"offset": 4}, 1.5)
-    assert RolloutResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert RolloutResult.from_dict(json.loads(json.dumps(result.to_dict(), default=Sample.to_dict))) == result
 
 
 def test_a_file_that_is_no_dump_is_refused(tmp_path):

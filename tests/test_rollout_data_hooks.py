@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from slime_core.cli.main import main
+from slime_core.data.sample_lines import open_samples
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 
@@ -129,12 +129,13 @@ def test_hooks_follow_each_other_and_rewards_see_what_they_leave(flags: list[str
     run(tmp_path / "run", own, "--rollout-sample-hook-path", first, "--rollout-sample-hook-path", second,
         "--dump-details", str(tmp_path / "details"))  # fmt: skip
     for rollout_id in range(2):
-        lines = (tmp_path / "details" / "rollout_data" / f"{rollout_id}.jsonl").read_text().splitlines()[1:]
-        samples = [json.loads(line) for line in lines]
+        dump, train_data = (
+            tmp_path / "details" / name / f"{rollout_id}.arrow" for name in ("rollout_data", "train_data")
+        )
+        samples = [stored.sample.to_dict() for stored in open_samples(dump).read()]
         assert [sample["index"] for sample in samples] == [4 * rollout_id + n for n in range(4)]
         assert all(sample["metadata"]["hooked"] == [rollout_id, False] for sample in samples)
-        rows = (tmp_path / "details" / "train_data" / f"{rollout_id}.jsonl").read_text().splitlines()
-        trained = [json.loads(row) for row in rows]
+        trained = [{**stored.sample.to_dict(), **stored.rows} for stored in open_samples(train_data).read()]
         assert [row["index"] for row in trained] == [sample["index"] for sample in samples]
         for row, sample in zip(trained, samples, strict=True):
             assert row["loss_mask"] == sample["loss_mask"] == [1, 1, 1, 0, 0, 0][: sample["response_length"]]

@@ -230,7 +230,7 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
         resolved = resolved.updated("--load-debug-rollout-data", debug_train_only=True)
     if args.dump_details:
         for name, folder in (("save_debug_rollout_data", "rollout_data"), ("save_debug_train_data", "train_data")):
-            path = os.path.join(args.dump_details, folder, "{rollout_id}.jsonl")
+            path = os.path.join(args.dump_details, folder, "{rollout_id}.arrow")
             resolved = resolved.updated("--dump-details", **{name: path})
     if args.eval_function_path is None:
         resolved = resolved.updated("--rollout-function-path", eval_function_path=args.rollout_function_path)

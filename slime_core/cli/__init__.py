@@ -10,6 +10,7 @@ as_slime/        `slime check --as-slime`: what becomes of a launch script of sl
 convert.py       `slime convert`
 evaluate.py      `slime eval`
 export.py        `slime export`
+samples.py       `slime samples`
 plugins.py       `slime plugins`
 new.py           `slime plugins new`
 check_plugin.py  `slime plugins check`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -51,11 +52,15 @@ class DataSource(Protocol):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to go on from here, the buffer included, as plain JSON data."""
+        """Everything that is needed to go on from here, the buffer included, as plain JSON data.
+
+        One that names the parameter `with_samples` is given True by a run, and may leave samples in it as they are: checkpoints
+        store them in columns, which is many times faster than JSON. They must be copies (`slime_core.data.sample_columns.snapshot`).
+        """
         raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned. Samples come back as they were left in it: as samples or as `Sample.to_dict` made them."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -112,6 +117,12 @@ class Closes(Protocol):
 
     def close(self) -> None:
         """The run is over, or was only checked: give back files, threads and connections. Called once, however it ends."""
+
+
+def state_of(source: DataSource) -> dict[str, Any]:
+    """The state of a data source for a checkpoint: plain JSON data, in which samples may stand."""
+    own: Callable[..., dict[str, Any]] = source.state_dict
+    return own(with_samples=True) if "with_samples" in inspect.signature(own).parameters else own()
 
 
 def malformed_rows(source: DataSource) -> int:

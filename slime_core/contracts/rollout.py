@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from slime_core.contracts.data import state_of
 from slime_core.contracts.kind import FailurePolicy, Kind
 from slime_core.contracts.results import is_a, is_finite_number, is_none, is_truth, shown
 from slime_core.contracts.rollout_outputs import as_rollout_output
@@ -81,7 +82,7 @@ class Background:
 
     def data_state(self, source: DataSource) -> dict[str, Any]:
         """What a checkpoint of the rollout that was returned last holds of the data source."""
-        return source.state_dict() if self.work is None else self.work.data_state
+        return state_of(source) if self.work is None else self.work.data_state
 
     def close(self) -> None:
         """End the work, if there is any."""

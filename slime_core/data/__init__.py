@@ -32,6 +32,11 @@
     streams.py       one set of rows that can only be read forward
     mixture.py       which of several sets is next
     source.py        `GlobalDataSource`, `StreamingDataSource`: groups of samples, and the buffer of unfinished ones
+    sample_files.py  files of samples: dumped rollouts, and the samples in checkpoints
+    sample_columns.py  samples as record batches of Arrow
+    arrow_messages.py  Arrow files of a known schema, read from untrusted bytes
+    beside_json.py   JSON with something kept beside it
+    sample_lines.py  samples as JSON lines; `open_samples` opens both kinds of files
     absent.py        stands for data that is not on this machine
     evaluation.py    the samples of the evaluation sets
     convert.py       `convert_file`: rows of any format into a file of chat rows

@@ -17,10 +17,11 @@ from slime_core.data.epochs import EpochReader
 from slime_core.data.mixture import Mixture
 from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
+from slime_core.data.sample_columns import snapshot
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.streams import StreamError, StreamReader
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
-from slime_core.sample import Group, Sample
+from slime_core.sample import Group, Sample, stored_sample
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
@@ -169,15 +170,20 @@ class GlobalDataSource:
                 )
         self.buffer.extend(groups)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return position, numbering, counts and buffer as plain JSON data."""
+    def state_dict(self, with_samples: bool = False) -> dict[str, Any]:
+        """Return position, numbering, counts and buffer as plain JSON data.
+
+        Args:
+            with_samples: the buffer has samples, and not what `Sample.to_dict` makes of them.
+        """
+        stored = snapshot if with_samples else Sample.to_dict
         return {
             "sets": [reader.state_dict() for reader in self._readers],
             "mixture": self._mixture.state_dict(),
             "next_group": self._next_group,
             "next_sample": self._next_sample,
             "counts": dict(self.counts),
-            "buffer": [[sample.to_dict() for sample in group] for group in self.buffer],
+            "buffer": [[stored(sample) for sample in group] for group in self.buffer],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,7 +203,7 @@ class GlobalDataSource:
         self._next_group = state["next_group"]
         self._next_sample = state["next_sample"]
         self.counts = dict(state["counts"])
-        self.buffer = [[Sample.from_dict(sample) for sample in group] for group in state["buffer"]]
+        self.buffer = [list(map(stored_sample, group)) for group in state["buffer"]]
 
     def _from_buffer(self, num_samples: int) -> list[Group]:
         if not self.buffer or num_samples < 1:

@@ -28,6 +28,10 @@ def slime_commands() -> dict[str, Lazy]:
             "slime_core.cli.export:main",
             summary="write the model of any checkpoint as a Hugging Face folder",
         ),
+        "samples": Lazy(
+            "slime_core.cli.samples:main",
+            summary="print the samples of a dump, an evaluation or a checkpoint",
+        ),
         "recipes": Lazy(
             "slime_core.cli.recipes:main",
             summary="list the recipes that can be run by name, or print one",

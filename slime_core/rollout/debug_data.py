@@ -1,4 +1,8 @@
-"""Rollouts that are written to files and read again: `--save-debug-rollout-data`, `--load-debug-rollout-data`."""
+"""Rollouts that are written to files and read again: `--save-debug-rollout-data`, `--load-debug-rollout-data`.
+
+A file whose name ends with `.jsonl` or `.json` is JSON lines, every other a file of samples (`slime_core.data.sample_files`), whatever it is
+called. Reading looks at the content alone.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slime_core.errors import DataError, SampleError
-from slime_core.plain import read_json
-from slime_core.sample import Group, RolloutOutput, Sample
+from slime_core.data.sample_files import PackedSamples
+from slime_core.data.sample_lines import is_json, open_samples
+from slime_core.errors import DataError
+from slime_core.sample import Group, RolloutOutput
 
 
 def write_debug_data(path: Path, output: RolloutOutput) -> None:
-    """Write a line of metrics, and then one line per sample; `group` is the number of its group in the rollout."""
+    """Write a rollout: its metrics, and its samples with the numbers of their groups."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = [{"metrics": output.metrics}]
-    lines += [{"group": g, **sample.to_dict()} for g, group in enumerate(output.groups) for sample in group]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    if not is_json(path):
+        groups = [number for number, group in enumerate(output.groups) for _ in group]
+        PackedSamples(output.samples, groups, {"metrics": output.metrics}).write(path)
+        return
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"metrics": output.metrics}) + "\n")
+        for number, group in enumerate(output.groups):
+            for sample in group:
+                file.write(json.dumps({"group": number, **sample.to_dict()}) + "\n")
 
 
 def read_debug_data(path: Path) -> RolloutOutput:
@@ -26,12 +37,14 @@ def read_debug_data(path: Path) -> RolloutOutput:
         DataError: there is no such file, or it holds something else.
     """
     try:
-        head, *lines = [read_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        file = open_samples(path)
         groups: dict[int, Group] = {}
-        for line in lines:
-            groups.setdefault(int(line.pop("group")), []).append(Sample.from_dict(line))
-        return RolloutOutput(list(groups.values()), _numbers(head["metrics"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError, SampleError) as error:
+        for stored in file.read():
+            if stored.group is None or stored.rows:
+                raise DataError("it holds samples that are in no group, as a dump's are")
+            groups.setdefault(stored.group, []).append(stored.sample)
+        return RolloutOutput(list(groups.values()), _numbers(file.head.get("metrics")))
+    except (OSError, DataError) as error:
         raise DataError(
             f"--load-debug-rollout-data: {path} cannot be read: {error}. Give the path that --save-debug-rollout-data wrote."
         ) from error

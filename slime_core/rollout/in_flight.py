@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_core.contracts.data import DataSource
+from slime_core.contracts.data import DataSource, state_of
+from slime_core.data.sample_columns import snapshot
 from slime_core.errors import CheckpointError
-from slime_core.sample import Group, Sample
+from slime_core.sample import Group, stored_sample
 
 _IN_FLIGHT = "in_flight"
 
 
 def state_with(source: DataSource, in_flight: list[Group]) -> dict[str, Any]:
-    """The state of the data source together with groups that were taken from it, as plain JSON data."""
-    groups = [[sample.to_dict() for sample in group] for group in in_flight]
-    return {**source.state_dict(), _IN_FLIGHT: groups}
+    """The state of the data source together with groups that were taken from it: plain JSON data, in which samples stand."""
+    return {**state_of(source), _IN_FLIGHT: [list(map(snapshot, group)) for group in in_flight]}
 
 
 def load_state(source: DataSource, state: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def load_state(source: DataSource, state: dict[str, Any]) -> None:
     try:
         source.load_state_dict(own)
         if in_flight:
-            source.add_samples([[Sample.from_dict(sample) for sample in group] for group in in_flight])
+            source.add_samples([list(map(stored_sample, group)) for group in in_flight])
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"The state of the data source in the checkpoint cannot be gone on from ({type(error).__name__}: {error}). Go on from an "

@@ -18,7 +18,7 @@ from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.rollout.train_data import converted
 from slime_core.rollout.weight_intake import WeightIntake
-from slime_core.sample import Group, RolloutOutput, Sample, check_rollout, number_groups
+from slime_core.sample import Group, RolloutOutput, check_rollout, number_groups, stored_sample
 from slime_core.token_arrays import compact
 from slime_core.trajectories import gather_trajectories
 
@@ -36,10 +36,9 @@ class RolloutResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """This result as plain JSON data, for a checkpoint that is written while the rollout waits to be trained."""
-        groups = [[sample.to_dict() for sample in group] for group in self.output.groups]
+        """This result as plain JSON data in which samples stand, for a checkpoint that is written while the rollout waits to be trained."""
         return {
-            "groups": groups,
+            "groups": self.output.groups,
             "metrics": self.output.metrics,
             "data_state": self.data_state,
             "seconds": self.seconds,
@@ -47,8 +46,8 @@ class RolloutResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RolloutResult:
-        """Make a result from what `to_dict` returned."""
-        groups = [[Sample.from_dict(sample) for sample in group] for group in data["groups"]]
+        """Make a result from what `to_dict` returned, and a checkpoint has stored."""
+        groups = [list(map(stored_sample, group)) for group in data["groups"]]
         return cls(RolloutOutput(groups, data["metrics"]), data["data_state"], data["seconds"])
 
 

@@ -2,6 +2,7 @@
 
     DIR/iter_0000019/            the state after rollout 19
         state.json               rollout id, data source, early stopping, arguments, data files, plugins
+        samples.arrow            the samples that state.json refers to, if any: those in the data source's buffer, in flight or waiting
         run.json                 all arguments of the run that wrote it, without secrets, and the folder that it was started in
         trainer/                 what the train backend wrote
         manifest.json            size and digest of every file above
@@ -29,12 +30,14 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.resolve import shown_arguments
 from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iterations
+from slime_core.data.sample_files import PackedSamples
 from slime_core.errors import CheckpointError, DataError
 from slime_core.plain import read_json
 from slime_core.plugins import Plugins
 from slime_core.run.best import BEST, best_checkpoint, keeps_best, name_best
 from slime_core.run.console import Console
 from slime_core.run.output import fault_of_disk
+from slime_core.run.state_samples import SAMPLES, with_samples, without_samples
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker
 from slime_core.whole_file import write_whole
@@ -91,16 +94,21 @@ class Saving:
         clear_parts(self._folder)
         self.trainer.mkdir(parents=True)
 
-    def finish(self, state: dict[str, Any], run: dict[str, Any] | None = None) -> Path:
+    def finish(
+        self, state: dict[str, Any], run: dict[str, Any] | None = None, samples: PackedSamples | None = None
+    ) -> Path:
         """Make it a complete checkpoint, and return its folder.
 
         Args:
             state: plain JSON data.
             run: all arguments of the run, also those that may differ when it is resumed; for whoever uses the checkpoint without
                 one.
+            samples: what the state refers to.
         """
         final = self._folder / f"{PREFIX}{self.rollout_id:07d}"
         (self._hidden / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        if samples is not None:
+            samples.write(self._hidden / SAMPLES)
         if run is not None:
             (self._hidden / RUN).write_text(json.dumps(run, indent=1), encoding="utf-8")
         files = sorted(p for p in self._hidden.rglob("*") if p.is_file())
@@ -134,13 +142,14 @@ class Checkpoints:
         self._folder = folder
         self._saving: Saving | None = None
         self._state: dict[str, Any] = {}
+        self._samples: PackedSamples | None = None
         self._finishing: Future[Path] | None = None
 
     def save(self, rollout_id: int, state: dict[str, Any]) -> None:
         """Write the checkpoint after `rollout_id`, once the one before is complete.
 
         Args:
-            state: what the driver adds; plain JSON data.
+            state: what the driver adds; plain JSON data, in which samples may stand.
 
         Raises:
             CheckpointError: it could not be written.
@@ -151,7 +160,8 @@ class Checkpoints:
                 self._trainer.call(TrainWorker.save_state, saving.trainer),
                 f"the checkpoint after rollout {rollout_id + 1}",
             )
-        self._saving, self._state = saving, state
+        self._state, self._samples = without_samples(state)
+        self._saving = saving
         self.advance(to_the_end=not self._args.async_save)
 
     def advance(self, to_the_end: bool) -> None:
@@ -169,11 +179,11 @@ class Checkpoints:
                 if not all(answers):
                     return
                 run = {"arguments": shown_arguments(self._args), "folder": os.getcwd()}
-                self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state, run)
+                self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state, run, self._samples)
             if not to_the_end and not self._finishing.done():
                 return
             path = wait(self._finishing, what)
-        self._saving = self._finishing = None
+        self._saving = self._finishing = self._samples = None
         early = self._state["early_stopping"]
         if keeps_best(self._args) and early and early["best_rollout"] == saving.rollout_id:
             name_best(self._folder, saving.rollout_id)
@@ -280,7 +290,7 @@ def _read(file: Path) -> Any:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Verify every file of a checkpoint against its manifest and return its state.
+    """Verify every file of a checkpoint against its manifest and return its state, in which samples may stand.
 
     Raises:
         CheckpointError: a file is missing, truncated, changed or not in the manifest.
@@ -290,7 +300,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         if not damaged:
             state = read_json((checkpoint / "state.json").read_text(encoding="utf-8"))
             if isinstance(state, dict):
-                return state
+                file = checkpoint / SAMPLES
+                return with_samples(state, file) if file.exists() else state
             damaged = ["state.json holds no object"]
     except (OSError, UnicodeDecodeError, DataError) as error:
         damaged = [str(error)]

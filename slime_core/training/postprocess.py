@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.results import is_finite_number, shown
+from slime_core.data.sample_files import PackedSamples
+from slime_core.data.sample_lines import is_json
 from slime_core.errors import PluginError
 from slime_core.plugins import Selected
 from slime_core.sample import Sample, Status, reward_of
@@ -108,8 +110,15 @@ def postprocessed(
 
 
 def write_train_data(path: Path, samples: Sequence[Sample], columns: Mapping[str, Column]) -> None:
-    """Write what a rollout is trained with, one JSON line for each sample, as `--save-debug-train-data` asks."""
+    """Write what a rollout is trained with, as `--save-debug-train-data` asks: a file of samples with the numbers of their tokens, or one JSON
+    line for each sample where the name ends so."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {name: columns[own] for name in COLUMNS if (own := OURS.get(name, name)) in columns}
+    if not is_json(path):
+        PackedSamples(
+            [_as_trained(sample) for sample in samples], rows={name: list(column) for name, column in rows.items()}
+        ).write(path)
+        return
     with path.open("w", encoding="utf-8") as file:
         for place, sample in enumerate(samples):
             line: dict[str, Any] = {
@@ -120,9 +129,14 @@ def write_train_data(path: Path, samples: Sequence[Sample], columns: Mapping[str
                 "response_length": sample.response_length,
                 "reward": sample.reward,
                 "loss_mask": sample.trained_mask,
-                **{name: list(columns[own][place]) for name in COLUMNS if (own := OURS.get(name, name)) in columns},
+                **{name: list(column[place]) for name, column in rows.items()},
             }
             file.write(json.dumps(line) + "\n")
+
+
+def _as_trained(sample: Sample) -> Sample:
+    """The sample with the mask and the number that it is trained with."""
+    return sample.changed(loss_mask=sample.trained_mask, remove_sample=False, rollout_id=number_of(sample))
 
 
 def _rows(rows: Any, samples: Sequence[Sample]) -> list[list[float]] | None:

@@ -77,7 +77,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint stores it."""
-        return json.loads(json.dumps(self.background.data_state(self.source)))
+        return json.loads(json.dumps(self.background.data_state(self.source), default=Sample.to_dict))
 
     @property
     def prompts(self) -> list[int | None]:

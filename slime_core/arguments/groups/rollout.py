@@ -92,7 +92,8 @@ class RolloutArguments(ArgumentGroup):
     )
     save_debug_rollout_data: str | None = option(
         None,
-        "Write the samples of every rollout to this path, as JSON lines; '{rollout_id}' in it is filled in.",
+        "Write the samples of every rollout to this path; '{rollout_id}' in it is filled in. A name that ends with .jsonl or .json gives JSON lines, any other "
+        "an Arrow file; slime samples shows both.",
         affects_result=False,
     )
     load_debug_rollout_data: str | None = option(
@@ -101,8 +102,8 @@ class RolloutArguments(ArgumentGroup):
     )
     dump_details: str | None = option(
         None,
-        "Folder for all details of a run: the tokenizer, and the same as --save-debug-rollout-data rollout_data/{rollout_id}.jsonl and "
-        "--save-debug-train-data train_data/{rollout_id}.jsonl in it.",
+        "Folder for all details of a run: the tokenizer, and the same as --save-debug-rollout-data rollout_data/{rollout_id}.arrow and "
+        "--save-debug-train-data train_data/{rollout_id}.arrow in it.",
         affects_result=False,
     )
     debug_train_only: bool = option(

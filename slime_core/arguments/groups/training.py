@@ -50,8 +50,8 @@ class TrainArguments(ArgumentGroup):
     )
     save_debug_train_data: str | None = option(
         None,
-        "Write what every rollout is trained with (masks, log-probs, advantages) to this path, as JSON lines; '{rollout_id}' in it is "
-        "filled in.",
+        "Write what every rollout is trained with (masks, log-probs, advantages) to this path; '{rollout_id}' in it is filled "
+        "in. A name that ends with .jsonl or .json gives JSON lines, any other an Arrow file; slime samples shows both.",
         affects_result=False,
     )
     reward_key: str | None = option(None, "Which number of a reward that is a dict is trained on.")

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from slime_core.contracts.data import state_of
 from slime_core.errors import PluginError, SampleError, first_error_only
 from slime_core.rollout.in_flight import state_with
 from slime_core.sample import Group, RolloutOutput
@@ -105,7 +106,7 @@ class ContinuousSampling:
         self._args, self._data_source, self._engine = args, data_source, engine
         self._components, self._plugins = components, plugins
         self._pipeline = RolloutPipeline(args, data_source, components, plugins, engine, "fully-async")
-        self.data_state = data_source.state_dict()
+        self.data_state = state_of(data_source)
         self._started = 0
         self._due: dict[GroupInProgress, int] = {}  # all groups in progress → the last rollouts that may return them
         self._finished: set[GroupInProgress] = set()  # those among them that passed the filter
