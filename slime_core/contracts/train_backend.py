@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -80,9 +81,21 @@ def prompt_tokens(sample: Sample) -> list[int]:
 
 
 def shared_runs(samples: Sequence[Sample], order: Sequence[int]) -> list[list[int]]:
-    """`order` cut into runs of neighbours that have group and prompt in common."""
+    """`order` cut into runs of neighbours that have group and prompt in common, its images included."""
     keyed = groupby(order, key=lambda i: (samples[i].group_index, prompt_tokens(samples[i])))
-    return [list(run) for _, run in keyed]
+    return [part for _, run in keyed for part in _of_the_same_images(samples, list(run))]
+
+
+def _of_the_same_images(samples: Sequence[Sample], run: list[int]) -> list[list[int]]:
+    """Cut a run of samples whose prompts have the same tokens where their images differ. Images of responses come last."""
+    parts: list[list[int]] = []
+    for number in run:
+        images = samples[number].images
+        if parts and all(map(eq, samples[parts[-1][0]].images, images)):
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return parts
 
 
 class TrainBackend(Protocol):

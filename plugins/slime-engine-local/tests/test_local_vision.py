@@ -20,7 +20,7 @@ from slime_core.sample import Sample
 from slime_engine_local.engine import LocalEngine
 
 A, B, C = picture(60, 40), picture(40, 90), picture(30, 30)
-NEAR = {"qwen2_5_vl": 1e-9, "qwen3_vl": 1e-9, "gemma3": 1e-6}  # transformers computes parts of Gemma 3 in float32
+NEAR = {family: 1e-6 if family == "gemma3" else 1e-9 for family in FAMILIES}  # parts of Gemma 3 are computed in float32
 Asked = tuple[list[int], list[bytes]]
 
 

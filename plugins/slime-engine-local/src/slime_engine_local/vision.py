@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from slime_core.data.vision import FAMILIES, Processor, image_places, is_vision_model
+from slime_core.data.image_processor import Processor, image_places
+from slime_core.data.vision import FAMILIES, is_vision_model
 from slime_core.errors import ArgumentError, DataError, SampleError
 
 if TYPE_CHECKING:
@@ -229,11 +230,10 @@ class Gallery:
 
 def language_part(module: Any) -> tuple[str, Any]:
     """Return the part of a model that reads embeddings, and its name in the model."""
-    return (
-        ("model.language_model", module.model.language_model)
-        if is_vision_model(module.config)
-        else ("model", module.model)
-    )
+    if not is_vision_model(module.config):
+        return "model", module.model
+    body = module.base_model.get_decoder()
+    return next(name for name, inner in module.named_modules() if inner is body), body
 
 
 def features_of(body: Any, read: dict[str, Tensor], device: torch.device) -> list[Tensor]:

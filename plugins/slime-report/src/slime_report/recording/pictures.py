@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.image_processor import Processor, image_places
 from slime_core.data.images import decode, size_of
-from slime_core.data.vision import Processor, image_places
 from slime_core.errors import DataError, SampleError, SlimeError
 from slime_core.sample import Sample
 from slime_report.recording.rows import Kept

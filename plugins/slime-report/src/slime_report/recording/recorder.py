@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_core.arguments.derived import derived
+from slime_core.data.image_processor import Processor
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import Processor, load_processor
+from slime_core.data.vision import load_processor
 from slime_core.errors import SampleError, SlimeError
 from slime_core.sample import Sample, reward_of
 from slime_core.training.token_numbers import Numbers, TokenNumbers
