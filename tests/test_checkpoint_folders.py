@@ -3,8 +3,10 @@ damaged, never removed and never written over."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,6 +120,35 @@ def test_the_weights_of_load_are_those_that_are_trained_and_not_those_of_the_ref
     exported = load_file(tmp_path / "hf" / "model.safetensors")
     assert exported.keys() >= weights.keys() - {"lm_head.weight"}
     assert [name for name, tensor in exported.items() if not torch.equal(tensor, weights[name])] == []
+
+
+def test_a_run_with_adapters_goes_on_with_the_weights_of_another_program_that_it_began_with(run, tiny_model, tmp_path):
+    """Its checkpoints have the adapters alone; and it stops at the ends of those weights, which are not those of --hf-checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from slime_core.data.ends import ends_of_weights
+
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    weights = {name: tensor * 1.5 for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+    save, words = tmp_path / "save", ("--lora-rank", "2", "--lr", "0.01", "--on-resume-change", "num-rollout=allow")
+    whole = ("--num-rollout", "2", *words, "--save-hf", tmp_path / "whole")
+    assert run("--load", other, *whole, "--run-dir", tmp_path / "a") == 0
+    assert run("--load", other, "--num-rollout", "1", *words, "--save", save, "--run-dir", tmp_path / "b") == 0
+    assert ends_of_weights(SimpleNamespace(load=str(save), ref_load=None)) == [2, 5, 7]
+    parts = ("--num-rollout", "2", *words, "--save", save, "--save-hf", tmp_path / "parts")
+    assert run("--load", save, *parts, "--run-dir", tmp_path / "b") == 0
+    assert main(["export", str(save), str(tmp_path / "exported")]) == 0
+    one, *others = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts", "exported"))
+    assert not torch.equal(
+        one["model.embed_tokens.weight"], load_file(tiny_model / "model.safetensors")["model.embed_tokens.weight"]
+    )
+    for again in others:
+        assert [name for name, tensor in one.items() if not torch.equal(tensor, again[name])] == []
+    other.rename(tmp_path / "moved")
+    assert run("--load", save, *parts, "--num-rollout", "3", "--run-dir", tmp_path / "c") != 0
 
 
 @pytest.mark.parametrize("option", ["--load", "--ref-load", "--hf-checkpoint"])

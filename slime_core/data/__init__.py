@@ -26,6 +26,7 @@
     prompts.py       `read_prompt`: the text and token ids of a prompt that the model answers
     ends.py          the tokens that end trained turns, and where they are kept
     context.py       how many tokens a checkpoint was made for
+    begun_from.py    the weights of another program that a run began with, kept in its checkpoints
     checkpoint_folders.py  `recognise`: what a folder of model weights is, by the names of its files
     quantised_checkpoints.py  which format a quantised checkpoint is in
     epochs.py        one set of rows, epoch after epoch, shuffled

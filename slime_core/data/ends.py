@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.begun_from import begun_from
 from slime_core.data.checkpoint_folders import recognise
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.sample import Sample, Status
@@ -57,7 +58,10 @@ def known_ends(folder: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int
 
 def ends_of_weights(args: RunArguments) -> list[int]:
     """Return the end tokens of the model that a run starts from where that is not `--hf-checkpoint`, but a Hugging Face
-    checkpoint that `--load` or `--ref-load` names: what was trained may stop where the base model does not. Sorted."""
+    checkpoint that `--load` or `--ref-load` names, or that the run began with which `--load` goes on with: what was trained may stop where
+    the base model does not. Sorted."""
+    if (begun := begun_from(args.load)) is not None:
+        return begun.ends
     for folder in (args.load, args.ref_load):
         found = recognise(Path(folder)) if folder else None
         if found is not None and found.format == "huggingface":

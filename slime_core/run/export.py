@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import remember_secrets
 from slime_core.contracts.train_backend import ExportsStates, TrainBackend
+from slime_core.data.begun_from import begun_from
 from slime_core.data.checkpoint_folders import advice, recognise
 from slime_core.data.ends import add_ends, stored_trained_ends
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
@@ -155,6 +156,8 @@ def arguments_for_export(checkpoint: Path, plugins: Plugins, options: ExportOpti
         raise ArgumentError(
             f"--adapter: {checkpoint} is of a run without LoRA, which has no adapter. Leave --adapter out."
         )
+    if args.lora_rank and (begun := begun_from(str(checkpoint))) is not None:
+        args = args.model_copy(update={"load": None if options.ref_load else begun.folder})
     missing = {"--hf-checkpoint": args.hf_checkpoint, "--ref-load": args.ref_load}
     if (
         args.lora_rank

@@ -1,7 +1,8 @@
 """Which weights a run starts from that has no checkpoint of its own to go on from, and how to say so.
 
 They are those of `--load`, where that leads to weights of another program, else those of `--ref-load`, else those of
-`--hf-checkpoint`. The reference model's are never those of `--load`.
+`--hf-checkpoint`. The reference model's are never those of `--load`. A run with adapters that goes on puts them on the weights that it
+began with.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from slime_core.arguments import RunArguments
+from slime_core.data.begun_from import BegunFrom, begun_from
 from slime_core.data.checkpoint_folders import Weights, advice, recognise
+from slime_core.data.ends import ends_of_weights
 from slime_core.errors import CheckpointError
 
 
@@ -17,9 +20,26 @@ def with_initial_weights(args: RunArguments) -> RunArguments:
     """The arguments of the actor: its backend reads `ref_load`, and without it `hf_checkpoint`.
 
     Raises:
-        CheckpointError: see `foreign_weights`.
+        CheckpointError: see `foreign_weights`; or the weights that adapters belong to are gone.
     """
-    return args.model_copy(update={"ref_load": args.load}) if foreign_weights(args) else args
+    if foreign_weights(args):
+        return args.model_copy(update={"ref_load": args.load})
+    begun = begun_from(args.load) if args.lora_rank else None
+    if begun is None:
+        return args
+    if not Path(begun.folder).exists():
+        raise CheckpointError(
+            f"The run in {args.load} began with --load {begun.folder}, which is not there any more, and its adapters belong to those "
+            "weights. Put the folder back."
+        )
+    return args.model_copy(update={"ref_load": begun.folder})
+
+
+def begun_with(args: RunArguments) -> BegunFrom | None:
+    """What the checkpoints of a run are to keep of the weights that it began with, where those are of another program."""
+    if foreign_weights(args) and args.load:
+        return BegunFrom(str(Path(args.load).absolute()), ends_of_weights(args))
+    return begun_from(args.load)
 
 
 def foreign_weights(args: RunArguments) -> Weights | None:

@@ -42,7 +42,7 @@ from slime_core.tensors.weight_buckets import in_buckets
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
 from slime_core.training.earlier import REFERENCE, EarlierModel, forget_versions, keeping, of_version
-from slime_core.training.initial_weights import with_initial_weights
+from slime_core.training.initial_weights import begun_with, with_initial_weights
 from slime_core.training.postprocess import postprocessed, write_train_data
 from slime_core.training.precision import recipe_of
 from slime_core.training.profiling import Profiler
@@ -83,6 +83,7 @@ class TrainWorker:
         self._models: list[TrainBackend] = []
         self._ends = TrainedEnds(args.hf_checkpoint)
         self._loss = WatchedLoss(components.loss)
+        self._begun_with = begun_with(args)
         self._actor = self._new_model(with_initial_weights(args))
 
     def setup(self) -> None:
@@ -317,6 +318,8 @@ class TrainWorker:
             self._critic.save_state(folder / "critic")
         if self._rank == 0:
             self._ends.save(folder)
+            if self._begun_with is not None:
+                self._begun_with.write(folder.parent)
 
     def saved(self, wait: bool) -> bool:
         """Whether everything that `save_state` began is on disk; raises what kept it from getting there.
