@@ -65,3 +65,35 @@ def test_the_variable_length_kernel_equals_the_formula(window: int | None) -> No
     found_grads = torch.autograd.grad(found, (q, k, v), grad.bfloat16())
     for a, b in zip(found_grads, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.05)
+
+
+def _of_torch_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    """torch's function of that version, by the formula: it takes grouped heads as they are."""
+    q, k, v = (t.transpose(0, 1)[None] for t in (query, key, value))
+    return written_out(q, k, v, scale, None if window_size[0] == -1 else window_size[0] + 1, None)[0]
+
+
+def _of_torch_2_13(query, key, value, *given, enable_gqa=False, **named):
+    """torch's function of that version, which refuses grouped heads of which it is not told."""
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    return _of_torch_2_11(query, key, value, *given, **named)
+
+
+@pytest.mark.parametrize("kernel", [_of_torch_2_11, _of_torch_2_13])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_the_kernel_is_called_as_the_installed_torch_takes_it(monkeypatch, kernel, key_heads: int) -> None:
+    from torch.nn.attention import varlen
+
+    from slime_torch import attention
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_varlen_kernel_fits", lambda *_: attention._has_varlen())
+    attention._varlen_options.cache_clear()
+    n = sum(LENGTHS)
+    q, k, v = (torch.randn(1, heads, n, 8, dtype=torch.float64) for heads in (4, key_heads, key_heads))
+    segments = Segments.of([(length,) for length in LENGTHS])
+    found, _ = packed_attention(torch.nn.Module(), q, k, v, None, scaling=0.7, sliding_window=3, segments=segments)
+    attention._varlen_options.cache_clear()
+    torch.testing.assert_close(found, written_out(q, k, v, 0.7, 3, None), rtol=1e-12, atol=1e-12)

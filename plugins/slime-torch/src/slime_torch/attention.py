@@ -11,7 +11,8 @@ Everything else, shared prompts on CUDA included, is `scaled_dot_product_attenti
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -195,11 +196,18 @@ def _varlen_kernel_fits(query: Tensor, value: Tensor, softcap: float | None, dro
 
 
 def _has_varlen() -> bool:
+    return "window_size" in _varlen_options()
+
+
+@cache
+def _varlen_options() -> frozenset[str]:
+    """What the kernel of this torch can be told: 2.11 takes grouped heads as they are, 2.13 wants to be told of them, and earlier ones
+    know no windows. Empty: there is none."""
     try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return True
+        return frozenset()
+    return frozenset(signature(varlen_attn).parameters)
 
 
 def _varlen(
@@ -210,6 +218,7 @@ def _varlen(
 
     longest = max(segments.lengths)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _varlen_options() else {}
     out = varlen_attn(
         q,
         k,
@@ -220,7 +229,7 @@ def _varlen(
         longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)  # a pair only where more is asked for
     return out
