@@ -1,146 +1,197 @@
-"""SFT and GRPO on one GPU in bfloat16: `python -m benchmarks.gpu`. Needs a CUDA device; minutes on one.
+"""Checks and measures slime on one GPU: `python -m benchmarks.gpu --all`, on a bare machine without network (docs/gpu.md).
 
-Runs recipes/quickstart-sft.yaml and recipes/quickstart-grpo.yaml as they are but for --bf16, a larger batch and a larger
-token budget, each as `slime train` in a process of its own, and reads its metrics and samples; the first two rollouts are left out. GRPO computes every sample and every prompt, so
-that its operations can be counted. Prints, and writes to benchmarks/results: tokens per second, and the share of the
-device's bfloat16 peak that the operations of the model need (MFU; benchmarks/gemm.py says which).
+Models are of real shapes (Qwen3-0.6B, 1.7B, 4B, 8B, and a few layers of Qwen3-30B-A3B) with random weights that are made on the device.
+Checks come first: bfloat16 against float32, kernels against references, engine against trainer, what must be equal bit for bit. Then
+tokens per second, MFU, memory against its estimate, decoding against the bandwidth, the time without a kernel, and traces.
+
+Each job writes a line to FOLDER/results.jsonl as soon as it is done. What fails is recorded with its traceback and ends nothing else;
+a process that hangs or dies is replaced. When the time is over what is left is named, and `--earlier FOLDER` goes on from the results that
+are there. Prints a table, which is also in FOLDER/results.md. --without-gpu does all of it on a CPU with tiny models, where figures mean
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+import zipfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks.gemm import Shapes, step_flops
-from benchmarks.processes import ROOT, measured_environment, prepared, run_process
-from benchmarks.report import RESULTS, command, tell
-from slime_core.rollout.debug_data import read_debug_data
-from slime_core.run.tracking import read_metrics
-from slime_core.sample import Sample
+from benchmarks.on_gpu.catalogue import JOBS
+from benchmarks.on_gpu.job import PHASES
+from benchmarks.on_gpu.results import append, newest, read, table
+from benchmarks.processes import ROOT, measured_environment, unwind_on_signals
+from benchmarks.report import command, tell
 
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "H20": 148, "B200": 2250, "A100": 312, "A800": 312, "L40S": 362, "4090": 165}
-"""Dense bfloat16, from the makers' data sheets, by a part of the device's name. The SXM model where there are several."""
-UNTIMED = 2
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Medians over the timed rollouts.
-
-    Attributes:
-        mfu: None where the device's peak is unknown.
-    """
-
-    trained_tokens_per_second: float
-    generated_tokens_per_second: float | None
-    rollout_seconds: float
-    mfu: float | None
+BUNDLE = "SLIME_GPU_BUNDLE"
+"""The environment variable with the folder that scripts/gpu-bundle.sh has made."""
+WORKER = "benchmarks.on_gpu.worker"
+ATTEMPTS = 8
+"""So many processes in a row may end early."""
 
 
-def main() -> None:
+def main() -> int:
+    given = _given()
+    unwind_on_signals()
+    if (bundle := os.environ.get(BUNDLE)) and (changed := changed_since(Path(bundle))):
+        raise SystemExit(
+            f"{bundle} was made of other code than is here: {', '.join(changed[:5])}. Run bash scripts/gpu-bundle.sh again."
+        )
+    if not given.without_gpu:
+        from benchmarks.on_gpu.machine import device_and_peak
+
+        device_and_peak(given.peak_tflops, without_gpu=False)
+    given.out.mkdir(parents=True, exist_ok=True)
+    names = [job.name for job in JOBS if job.name in given.job or (given.all or job.phase in given.phase)]
+    append(given.out, about := {"commit": commit(), "command": command("gpu"), "began": time.time()})
+    earlier = [line for folder in given.earlier for line in read(folder)]
+    done = {name for name, line in newest(earlier).items() if line["status"] != "failed"} if earlier else set()
+    ends = time.time() + given.budget_seconds
+    with tempfile.TemporaryDirectory() as scratch:
+        _do([name for name in names if name not in done], given, Path(scratch) / "running", ends)
+    own = read(given.out)
+    about |= next((line["machine"] for line in reversed(own) if "machine" in line), {})
+    found = newest([*earlier, *own])
+    text = table(about, list(found.values()), [name for name in names if name not in found])
+    (given.out / "results.md").write_text(text, encoding="utf-8")
+    print(text)
+    return int(any(line["status"] == "failed" for line in found.values()))
+
+
+def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rollouts", type=int, default=8, help=f"rollouts of each run; {UNTIMED} are not timed")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts per rollout")
-    parser.add_argument("--peak-tflops", type=float, help="of a device that this program does not know")
+    parser.add_argument("--all", action="store_true", help="all phases, what matters most first")
+    parser.add_argument("--phase", nargs="+", default=[], choices=PHASES, metavar="PHASE", help=", ".join(PHASES))
+    parser.add_argument("--job", nargs="+", default=[], metavar="JOB", help="single jobs; --list names them")
+    parser.add_argument("--list", action="store_true", help="name all jobs with the seconds that they take about")
     parser.add_argument(
-        "--without-gpu", action="store_true", help="try the commands on a CPU, in fp32; nothing is kept"
+        "--budget-seconds", type=float, default=540, help="nothing is begun that would last longer (540)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", "gpu-results")), help="folder of results"
+    )
+    parser.add_argument(
+        "--earlier", nargs="+", type=Path, default=[], help="folders of results: what is there is not done again"
+    )
+    parser.add_argument("--peak-tflops", type=float, help="in bfloat16, of a device that this program does not know")
+    parser.add_argument("--without-gpu", action="store_true", help="the same on a CPU, with tiny models")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="all that follows: more options of slime, for every run"
     )
     given = parser.parse_args()
-    if given.rollouts <= UNTIMED:
-        parser.error(f"--rollouts must be above {UNTIMED}, which are not timed")
-    device, peak = device_and_peak(given.peak_tflops, given.without_gpu)
-    shapes = Shapes.of(prepared("model"))
-    subprocess.run([sys.executable, ROOT / "scripts" / "tool_calls.py"], check=True)
-    subprocess.run(["bash", ROOT / "scripts" / "tasks.sh"], check=True, stdout=subprocess.DEVNULL)
-    found = {}
-    for recipe in ("quickstart-sft", "quickstart-grpo"):
-        tell(recipe)
-        found[recipe] = figures(*run(recipe, given.rollouts, given.prompts, not given.without_gpu), shapes, peak)
-    print(report(device, peak, found))
-    if not given.without_gpu:
-        results = {"command": command("gpu"), "device": device, "peak_tflops": peak}
-        results |= {name: asdict(one) for name, one in found.items()}
-        (RESULTS / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    if given.list:
+        print("\n".join(f"{job.name:<32} {job.seconds:4.0f} s" for job in JOBS))
+        sys.exit()
+    if unknown := sorted(set(given.job) - {job.name for job in JOBS}):
+        parser.error(f"there is no job {unknown[0]}; --list names them")
+    if not (given.all or given.phase or given.job):
+        parser.error("say what to do: --all, --phase PHASE or --job JOB")
+    given.out = given.out.resolve()
+    return given
 
 
-def device_and_peak(peak: float | None, without_gpu: bool) -> tuple[str, float | None]:
-    """(the device's name, its peak in TFLOP/s)."""
-    import torch
-
-    if without_gpu:
-        return "CPU", peak
-    if not torch.cuda.is_available():
-        raise SystemExit(
-            "This benchmark needs a CUDA device, and torch sees none: install torch for CUDA and run it on a machine with a "
-            "GPU. --without-gpu tries its commands on the CPU."
-        )
-    name = torch.cuda.get_device_name()
-    return name, peak or next((float(t) for part, t in PEAK_TFLOPS.items() if part in name), None)
-
-
-def run(recipe: str, rollouts: int, prompts: int, gpu: bool) -> tuple[list[dict[str, Any]], list[list[Sample]]]:
-    """The metrics and the samples of a run, rollout by rollout."""
-    flags: dict[str, Any] = {
-        "--num-rollout": rollouts,
-        "--rollout-batch-size": prompts,
-        "--max-tokens-per-gpu": 32768 if gpu else 4096,
-        "--eval-interval": rollouts + 1,
-    }
-    if recipe == "quickstart-sft":
-        flags |= {"--global-batch-size": prompts, "--eval-generate": 0}
-    switches = ["--skip-eval-before-train", *["--bf16"] * gpu]
-    if recipe == "quickstart-grpo":
-        switches += ["--no-skip-zero-advantages", "--no-share-prompts"]
-    with tempfile.TemporaryDirectory() as folder:
-        samples = f"{folder}/samples-{{rollout_id}}.jsonl"
-        flags |= {"--run-dir": folder, "--save-debug-rollout-data": samples}
-        words = [sys.executable, "-m", "slime_core", "train", ROOT / "recipes" / f"{recipe}.yaml", *switches]
-        run_process(
-            [str(word) for word in (*words, *(w for flag in flags.items() for w in flag))], measured_environment()
-        )
-        metrics = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "perf/train_time" in line]
-        return metrics, [read_debug_data(Path(folder) / f"samples-{n}.jsonl").samples for n in range(rollouts)]
+def _do(names: list[str], given: argparse.Namespace, running: Path, ends: float) -> None:
+    """Have all jobs done by processes, each of which does as many as it can."""
+    alone = {job.name for job in JOBS if job.alone}
+    attempts = 0
+    while names and time.time() < ends and attempts < ATTEMPTS:
+        first = next((n for n, name in enumerate(names) if name in alone), len(names))
+        now = names[: max(1, first)]
+        lost = _process(now, given, running, ends)
+        attempts = attempts + 1 if lost is not None else 0
+        over = {line["job"] for line in read(given.out) if "job" in line}
+        left = [name for name in now if name not in over]
+        if lost is None:  # the others were not begun: there was no time for them
+            left = []
+        names = [*left, *names[len(now) :]]
 
 
-def figures(metrics: list[dict[str, Any]], samples: list[list[Sample]], shapes: Shapes, peak: float | None) -> Figures:
-    """From all rollouts of a run. `peak` in TFLOP/s."""
-    timed = list(zip(metrics, samples, strict=True))[UNTIMED:]
-    made = [
-        m["rollout/generated_tokens"] / m["perf/generate_time"] for m, _ in timed if "rollout/generated_tokens" in m
-    ]
-    rates = [
-        step_flops(shapes, [len(sample.tokens) for sample in own], sum(sum(sample.trained_mask) for sample in own))
-        / m["perf/train_time"]
-        for m, own in timed
-    ]
-    return Figures(
-        trained_tokens_per_second=median(m["train/num_tokens"] / m["perf/train_time"] for m, _ in timed),
-        generated_tokens_per_second=median(made) if made else None,
-        rollout_seconds=median(m["perf/rollout_time"] for m, _ in timed),
-        mfu=median(rates) / (peak * 1e12) if peak else None,
+def _process(names: list[str], given: argparse.Namespace, running: Path, ends: float) -> str | None:
+    """Start a process for jobs and wait for it; return "" or the job that it was at, where it ended before it was through."""
+    words = [sys.executable, "-m", WORKER, "--out", str(given.out), "--running", str(running)]
+    words += ["--ends", str(ends), "--jobs", ",".join(names), *["--without-gpu"] * given.without_gpu]
+    words += ["--peak-tflops", str(given.peak_tflops)] if given.peak_tflops else []
+    words += ["--options", *given.options] if given.options else []
+    environment = {**measured_environment(1 if given.without_gpu else 8), "PYTHONUNBUFFERED": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} if given.without_gpu else {}
+    running.write_text("")
+    with (given.out / "log.txt").open("ab") as log:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            told = _follow(process, given.out / "log.txt", log.tell(), running, ends)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if process.returncode == 0:
+        return None
+    job = json.loads(running.read_text() or "{}")
+    if not job:
+        return ""
+    why = told or f"its process ended with status {process.returncode}"
+    last = (given.out / "log.txt").read_text(errors="replace")[-3000:]
+    seconds = round(time.time() - job["began"], 1)
+    append(
+        given.out,
+        {"job": job["job"], "status": "failed", "why": why, "seconds": seconds, "found": {}, "traceback": last},
     )
+    tell(f"{job['job']}: failed, {why}")
+    return str(job["job"])
 
 
-def report(device: str, peak: float | None, found: dict[str, Figures]) -> str:
-    """The measurements as Markdown."""
-    lines = [f"{device}, bfloat16 peak {f'{peak:g} TFLOP/s' if peak else 'unknown (--peak-tflops)'}", ""]
-    lines += [
-        "| recipe | trained tokens/s | MFU in training | generated tokens/s | s per rollout |",
-        "|---|---|---|---|---|",
-    ]
-    for recipe, one in found.items():
-        mfu = "—" if one.mfu is None else f"{100 * one.mfu:.1f} %"
-        made = "—" if one.generated_tokens_per_second is None else f"{one.generated_tokens_per_second:.0f}"
-        lines.append(f"| {recipe} | {one.trained_tokens_per_second:.0f} | {mfu} | {made} | {one.rollout_seconds:.2f} |")
-    return "\n".join(lines)
+def _follow(process: subprocess.Popen[bytes], log: Path, begin: int, running: Path, ends: float) -> str:
+    """Wait until a process has ended, or must be; print what it says about jobs. Returns why it must be ended, or ""."""
+    place = begin
+    while True:
+        with log.open("rb") as file:
+            file.seek(place)
+            *lines, _ = file.read().split(b"\n")
+        place += sum(len(line) + 1 for line in lines)
+        for line in (line.decode(errors="replace") for line in lines):
+            if line.startswith(tuple(f"{phase}/" for phase in PHASES)) and not line.endswith("…"):
+                tell(line)
+        if process.poll() is not None:
+            return ""
+        try:
+            job: dict[str, Any] = json.loads(running.read_text() or "{}")
+        except json.JSONDecodeError:  # is being written
+            job = {}
+        if job and time.time() > job["began"] + job["limit"]:
+            return f"it had not ended after {job['limit']:.0f} s"
+        if time.time() > ends + 30:
+            return "the time was over"
+        time.sleep(0.2)
+
+
+def changed_since(bundle: Path, root: Path = ROOT) -> list[str]:
+    """Files of slime that are others in the bundle than here, from where a part of the code is imported: it must be made anew."""
+    sources = [root, *root.glob("*/src"), *root.glob("plugins/*/src")]
+    found = []
+    for wheel in sorted((bundle / "wheels").glob("slime_*.whl")):
+        with zipfile.ZipFile(wheel) as content:
+            for name in content.namelist():
+                here = next((place for source in sources if (place := source / name).is_file()), None)
+                if name.endswith(".py") and here is not None and here.read_bytes() != content.read(name):
+                    found.append(name)
+    return found
+
+
+def commit() -> str:
+    """Of the code: what git says or, without it, what the bundle was made of."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        file = Path(os.environ.get(BUNDLE, "")) / "commit"
+        return file.read_text().strip() if file.is_file() else "unknown"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

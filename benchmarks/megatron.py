@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gemm import Shapes, step_flops
-from benchmarks.gpu import device_and_peak
+from benchmarks.on_gpu.machine import device_and_peak
 from benchmarks.processes import measured_environment, run_process, smollm2_shaped, unwind_on_signals
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 from benchmarks.sft import LR, MAX_LENGTH, prepare_work

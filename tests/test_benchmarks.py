@@ -12,9 +12,7 @@ import pytest
 
 from benchmarks import megatron
 from benchmarks.gemm import Shapes, step_flops
-from benchmarks.gpu import figures
 from benchmarks.sft import Result, Work, report, run_slime
-from slime_core.sample import Sample
 
 torch = pytest.importorskip("torch")
 
@@ -80,22 +78,6 @@ def test_the_slime_side_trains_on_exactly_the_prepared_rows(assets: Callable[[st
     missing = work(tiny_model, data, [{"input_ids": [1], "labels": [1]}] * 4)
     with pytest.raises(SystemExit, match="slime trained on"):
         run_slime(missing, {**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def test_the_share_of_the_peak_is_that_of_the_models_own_operations() -> None:
-    samples = [Sample(tokens=list(range(LENGTH)), response_length=4) for _ in range(3)]
-    metrics = {
-        "train/num_tokens": 3.0 * LENGTH,
-        "perf/train_time": 2.0,
-        "perf/rollout_time": 5.0,
-        "perf/generate_time": 3.0,
-    }
-    slow = {name: 10 * value for name, value in metrics.items()}
-    timed = {**metrics, "rollout/generated_tokens": 12.0}
-    found = figures([slow, slow, timed], [samples] * 3, SHAPES, peak=1e-6)
-    assert found.mfu == pytest.approx(step_flops(SHAPES, [LENGTH] * 3, 12) / 2.0 / 1e6)
-    assert (found.trained_tokens_per_second, found.generated_tokens_per_second) == (1.5 * LENGTH, 4.0)
-    assert figures([slow, slow, metrics], [samples] * 3, SHAPES, peak=None).mfu is None
 
 
 def test_megatrons_share_of_torchs_speed_is_taken_run_by_run(tmp_path: Path) -> None:
