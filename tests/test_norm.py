@@ -19,8 +19,14 @@ def test_many_numbers_of_different_sizes_lose_nothing() -> None:
     numbers = torch.randn(6_000_000, generator=torch.Generator().manual_seed(0))
     numbers[::3] *= 50
     expected = numbers.double().norm().item()
-    assert math.sqrt(squares_of([numbers]).item()) == pytest.approx(expected, rel=1e-9)
+    assert math.sqrt(squares_of([numbers]).item()) == pytest.approx(expected, rel=3e-8)
     assert torch.linalg.vector_norm(numbers).item() != pytest.approx(expected, rel=1e-6), "torch loses something"
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_squares_that_float32_cannot_hold_are_added_up_all_the_same(size: float) -> None:
+    found = squares_of([torch.full((5000,), size)]).item()
+    assert found == pytest.approx(5000 * torch.tensor(size).item() ** 2, rel=1e-6)
 
 
 def test_it_is_nan_or_infinite_if_a_number_is() -> None:

@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slime_core.tensors.matrix_products import matmul
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -177,7 +179,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(grad_logits, _rows(weight, ctx.shard).to(hidden.dtype), out=grad_hidden[rows])
+                grad_hidden[rows] = matmul(grad_logits, _rows(weight, ctx.shard).to(hidden.dtype))
             if need_weight:
                 grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], weight.dtype)
             del kept, slope, grad_logits
@@ -190,7 +192,7 @@ class _TokenLogProbs(torch.autograd.Function):
 def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the
     soft cap is applied to, or None where there is no soft cap."""
-    logits = torch.mm(hidden, _rows(weight, ctx.shard).to(hidden.dtype).t()).to(weight.dtype)
+    logits = matmul(hidden, _rows(weight, ctx.shard).to(hidden.dtype).t()).to(weight.dtype)
     if bias is not None:
         logits += bias
     slope = None

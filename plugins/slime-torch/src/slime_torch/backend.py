@@ -26,6 +26,7 @@ from slime_core.errors import ArgumentError, TrainingError
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
+from slime_core.tensors.matrix_products import speed_up_products
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import Offloaded, check_device
@@ -162,6 +163,7 @@ class TorchBackend(HasKeptWeights):
                 lora.add_adapters(model, self.args)
             else:
                 freeze(model, self.args)
+            speed_up_products(model)  # those that are left in high precision, an adapter's included
         self._sharded = None
         if ranks.size > 1:
             self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)

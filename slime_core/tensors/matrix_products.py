@@ -1,0 +1,119 @@
+"""Matrix products by the library that is fastest on this processor. Train backends and the embedded engine use them, on the CPU.
+
+torch multiplies float32 matrices with MKL, which is slower on processors of AMD than oneDNN, a part of torch as well:
+by a tenth on the matrices of a training step, by a third where a few rows meet a large vocabulary. The two differ in the
+last digits. So that a run can be repeated and resumed bit for bit, nothing is measured: which library multiplies follows
+from the maker of the processor and the sizes of the matrices alone. Neither depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEAST_OPERATIONS = 2**25
+"""Multiplications from which on oneDNN is used. It needs about 0.7 ms for each combination of sizes that is new to it."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x Wᵀ + b, as `torch.nn.functional.linear` does, with gradients.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,).
+
+    Returns:
+        (..., out).
+    """
+    if not _fits(x, weight):
+        return functional.linear(x, weight, bias)
+    product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return product
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """Compute the product of (m, k) and (k, n), without a gradient. The right one is read as it lies in memory."""
+    return _onednn(left, right.t()) if _fits(left, right.t()) else torch.mm(left, right)
+
+
+def speed_up_products(model: nn.Module) -> int:
+    """Have the linear layers of `model` multiply by `linear`, and return how many do. Does nothing where that is no faster.
+
+    Layers of other classes, and what is computed in half precision (autocast), stay as they are.
+    """
+    found = 0
+    if onednn_is_faster():
+        for module in model.modules():
+            if type(module) is nn.Linear and "forward" not in vars(module):
+                vars(module)["forward"] = MethodType(_forward, module)  # so that a copied model uses its own weights
+                found += 1
+    return found
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether products are oneDNN's here: the processor is one of AMD, and oneDNN's products equal the others."""
+    available: Callable[[], bool] = torch.backends.mkldnn.is_available
+    if not available() or "AuthenticAMD" not in _processor():
+        return False
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(7, 50, generator=random), torch.randn(70, 50, generator=random)
+    try:
+        pairs = [(x, weight), (functional.linear(x, weight), weight.t()), (x.t(), functional.linear(weight, x))]
+        return all(torch.allclose(_onednn(a, b), a @ b.t(), rtol=1e-4, atol=1e-4) for a, b in pairs)
+    except (AttributeError, NotImplementedError, RuntimeError):  # the operator is private to torch and may disappear
+        return False
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether this product is one of oneDNN's."""
+    return (
+        x.numel() * len(weight) >= LEAST_OPERATIONS
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and type(weight) in (Tensor, nn.Parameter)
+        and onednn_is_faster()
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b; the weight (out, in) may be transposed in memory."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def _forward(self: Any, x: Tensor) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, self.weight, self.bias)
+    return linear(x, self.weight, self.bias)
+
+
+class _Linear(torch.autograd.Function):
+    """The gradient by the weight is MKL's, which is as fast there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight if ctx.needs_input_grad[0] else None)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        by_x = _onednn(grad, weight.t()) if need_x else None
+        by_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
+        return by_x, by_weight, rows.sum(0) if need_bias else None
