@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LEAST_OPERATIONS = 2**25
-"""Multiplications from which on oneDNN is used. It needs about 0.7 ms for each combination of sizes that is new to it."""
+LEAST_OPERATIONS, LARGE_WEIGHT = 2**26, 2**20
+"""oneDNN is used from so many multiplications on, and with weights of so many numbers. It needs about 0.7 ms for each
+combination of sizes that is new to it, and is no faster where a few rows meet a small matrix."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,6 +36,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _fits(x, weight):
         return functional.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _onednn(x, weight, bias)
     product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return product
 
@@ -81,7 +84,7 @@ def _processor() -> str:
 def _fits(x: Tensor, weight: Tensor) -> bool:
     """Whether this product is one of oneDNN's."""
     return (
-        x.numel() * len(weight) >= LEAST_OPERATIONS
+        (x.numel() * len(weight) >= LEAST_OPERATIONS or weight.numel() >= LARGE_WEIGHT)
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and type(weight) in (Tensor, nn.Parameter)

@@ -12,6 +12,7 @@ vision.py        images in prompts
 forward_pass.py  what the attention layers must know about one forward pass
 attention.py     attention over one packed row of tokens, which keeps requests apart
 model.py         the engine's copy of the model
+threads.py       how many threads compute on a busy machine
 decoder.py       a faster form of Llama-like decoders
 packed.py        linear layers whose weight is stored as the processor's matrix product reads it
 arguments.py     the options

@@ -23,6 +23,7 @@ from slime_engine_local.model import LanguageModel
 from slime_engine_local.prefixes import StoredPrefix, plan_prefix
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import choose_tokens, likeliest_tokens
+from slime_engine_local.threads import ThreadCount
 from slime_engine_local.vision import NO_IMAGES
 
 NEW_TOKENS_PER_STEP = 2048
@@ -152,8 +153,9 @@ class Scheduler:
 
     @torch.inference_mode()
     def _loop(self) -> None:
+        threads = ThreadCount()
         while self._work():
-            pass
+            threads.adapt()
         self._end()
 
     def _work(self) -> bool:
