@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.processes import ROOT, measured_environment
+from benchmarks.quiet import add_option
 from benchmarks.ratios import Ratios, ratios_of
 from benchmarks.report import RESULTS, machine, spread, tell, versions
 
@@ -71,10 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(SHORT), choices=list(SHORT), help="results to compare")
     parser.add_argument("--keep", action="store_true", help="keep the new ratios, whatever they are")
+    add_option(parser)
     options = parser.parse_args()
     kept: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     load = os.getloadavg()[0]
-    found = {name: measured(name) for name in options.only}
+    found = {name: measured(name, options.under_load) for name in options.only}
     before = {name: kept.get("ratios", {}).get(name, {}) for name in options.only}
     verdicts = [verdict for name in options.only for verdict in compared(name, before[name], found[name])]
     print(table(verdicts, kept, load))
@@ -89,13 +91,14 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def measured(name: str) -> Ratios:
+def measured(name: str, under_load: bool = False) -> Ratios:
     """The ratios of a short benchmark, run now."""
     tell(f"python -m benchmarks.{' '.join(SHORT[name])}")
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**measured_environment(), "SLIME_BENCHMARK_RESULTS": scratch}
         benchmark, *words = SHORT[name]
-        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words]
+        more = ["--under-load"] if under_load and benchmark != "start" else []
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words, *more]
         subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=-3)
         return ratios_of(Path(scratch) / f"{name}.json")
 

@@ -26,6 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 from benchmarks.sft import trl_python
 
@@ -68,7 +69,8 @@ class Run:
         without_gradient: samples per step whose group has equal rewards, so that their advantages are 0.
         reward: mean over the samples of all steps.
         peak_gib: largest resident memory of the process.
-        load_before: load average of the machine when the run began; above about 0.5 something else was running.
+        load_before: load average of the machine when the run began, the run before it included.
+        others: the share of all processors' time that others used meanwhile.
     """
 
     step: float
@@ -80,6 +82,7 @@ class Run:
     reward: float
     peak_gib: float
     load_before: float
+    others: float
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=14, help="tokens per response")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each")
     parser.add_argument("--without", nargs="*", default=[], choices=list(CONTESTANTS), help="contestants to leave out")
+    add_option(parser)
     options = parser.parse_args()
     if options.steps < 2:
         parser.error("--steps must be at least 2, since the first step is not timed")
@@ -121,9 +125,10 @@ def main() -> None:
         # Turn about, so that neither always runs on the machine that the other left behind.
         for name in list(contestants) if repeat % 2 == 0 else reversed(contestants):
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
+            require_quiet(options.under_load)
             run = measure(contestants[name], work, python, environment)
             check(name, run, work)
-            tell(f"  {run.step:.2f} s per step, {run.peak_gib:.2f} GiB, load before {run.load_before:.1f}")
+            tell(f"  {run.step:.2f} s per step, {run.peak_gib:.2f} GiB, others {100 * run.others:.0f} %")
             runs[name].append(run)
     print(report(work, runs, options.threads))
     RESULTS.mkdir(exist_ok=True)
@@ -192,7 +197,7 @@ def run_slime(work: Work, more: tuple[str, ...], environment: dict[str, str], lo
         }
         switches = ["--apply-chat-template", "--calculate-per-token-loss", "--use-dynamic-batch-size", *more]
         words = [sys.executable, "-m", "slime_core", "train", *switches]
-        peak = run_process([*words, *(str(word) for flag in flags.items() for word in flag)], environment)
+        ended = run_process([*words, *(str(word) for flag in flags.items() for word in flag)], environment)
         steps = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
 
     def mean(value: Callable[[dict[str, float]], float]) -> float:
@@ -211,8 +216,9 @@ def run_slime(work: Work, more: tuple[str, ...], environment: dict[str, str], lo
         prompt_tokens=mean(lambda step: step["train/num_tokens"] - step["rollout/generated_tokens"]),
         without_gradient=mean(lambda step: step["rollout/zero_std/share"] * work.prompts * work.samples),
         reward=fmean(step["rollout/raw_reward"] for step in steps),
-        peak_gib=peak,
+        peak_gib=ended.peak_gib,
         load_before=load,
+        others=ended.others,
     )
 
 
@@ -223,7 +229,7 @@ def run_trl(work: Work, more: dict[str, Any], python: str, environment: dict[str
         settings = {**asdict(work), "model": str(work.model), "lr": LR, "options": more}
         job.write_text(json.dumps(settings))
         worker = ROOT / "benchmarks" / "trl_grpo_worker.py"
-        peak = run_process([python, str(worker), str(job), str(result)], environment)
+        ended = run_process([python, str(worker), str(job), str(result)], environment)
         steps = json.loads(result.read_text())
 
     def mean(name: str) -> float:
@@ -243,8 +249,9 @@ def run_trl(work: Work, more: dict[str, Any], python: str, environment: dict[str
         prompt_tokens=mean("prompt_tokens"),
         without_gradient=mean("without_gradient"),
         reward=fmean(step["mean_reward"] for step in steps),
-        peak_gib=peak,
+        peak_gib=ended.peak_gib,
         load_before=load,
+        others=ended.others,
     )
 
 
@@ -308,8 +315,7 @@ def report(work: Work, runs: dict[str, list[Run]], threads: int) -> str:
         "",
         *(f"{name}: {CONTESTANTS[name].options}." for name in runs if CONTESTANTS[name].options),
     ]
-    loads = [run.load_before for measured in runs.values() for run in measured]
-    lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
+    lines += ["", sentence([run.others for measured in runs.values() for run in measured])]
     return "\n".join(lines)
 
 

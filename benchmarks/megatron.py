@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.gemm import Shapes, step_flops
 from benchmarks.on_gpu.machine import device_and_peak
 from benchmarks.processes import measured_environment, run_process, smollm2_shaped, unwind_on_signals
+from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 from benchmarks.sft import LR, MAX_LENGTH, prepare_work
 
@@ -82,7 +83,8 @@ class Run:
         tokens_per_processor_second: the same by the time that the processors computed for this process, which other processes
             on the machine change little; on a CPU.
         peak_gib: largest resident memory of the process, on a GPU the largest that torch had allocated there.
-        load_before: load average of the machine when the run began; above about 0.5 something else was running.
+        load_before: load average of the machine when the run began, the run before it included.
+        others: the share of all processors' time that others used meanwhile.
     """
 
     tokens_per_second: float
@@ -90,6 +92,7 @@ class Run:
     peak_gib: float
     losses: list[float]
     load_before: float = 0.0
+    others: float = 0.0
 
 
 def main() -> None:
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of a GPU that this program does not know")
     parser.add_argument("--megatron-options", default="", help="further options of Megatron's, as one word")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    add_option(parser)
     options = parser.parse_args()
     if options.worker:
         train(*options.worker)
@@ -123,8 +127,9 @@ def main() -> None:
             # Turn about, so that neither always runs on the machine that the other left behind.
             for name in BACKENDS if repeat % 2 == 0 else reversed(BACKENDS):
                 tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
+                require_quiet(options.under_load)
                 run = measure(name, work, options.threads)
-                tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB, load before {run.load_before:.1f}")
+                tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB, others {100 * run.others:.0f} %")
                 runs[name].append(run)
         print(report(work, runs, device, peak))
         found = {
@@ -168,11 +173,11 @@ def measure(backend: str, work: Work, threads: int) -> Run:
         job, result = Path(scratch) / "job.json", Path(scratch) / "result.json"
         job.write_text(json.dumps({"backend": backend, "work": asdict(work)}))
         words = [sys.executable, "-m", "benchmarks.megatron", "--worker", str(job), str(result)]
-        resident = run_process(words, measured_environment(threads))
+        ended = run_process(words, measured_environment(threads))
         found = json.loads(result.read_text())
-    memory = resident if found["allocated_gib"] is None else found["allocated_gib"]
+    memory = ended.peak_gib if found["allocated_gib"] is None else found["allocated_gib"]
     speeds = [work.tokens / sum(found[clock][1:]) for clock in ("seconds", "processor_seconds")]
-    return Run(*speeds, memory, found["losses"], load)
+    return Run(*speeds, memory, found["losses"], load, ended.others)
 
 
 def train(job: str, result: str) -> None:
@@ -241,8 +246,7 @@ def report(work: Work, runs: dict[str, list[Run]], device: str, peak: float | No
         speed = spread([run.tokens_per_second for run in own], "", 0)
         memory = spread([run.peak_gib for run in own], " GiB", 2)
         lines.append(f"| {name} | {speed} | {ratio} | {computed} | {memory} | {share} | {difference} |")
-    loads = [run.load_before for own in runs.values() for run in own]
-    lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
+    lines += ["", sentence([run.others for own in runs.values() for run in own])]
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.processes import ROOT
+from benchmarks.quiet import sentence
 from benchmarks.ratios import READERS, ratios_of
 from benchmarks.report import RESULTS, spread
 
@@ -39,18 +40,19 @@ def page() -> str:
 def _machine(results: dict[str, Any]) -> str:
     about = results.get("machine")
     where = f"{about['processor']}, {about['cores']} cores" if isinstance(about, dict) else "an unnamed machine"
-    loads = list(_loads(results))
-    return f"{where}; load {min(loads):.1f} to {max(loads):.1f}" if loads else where
+    loads, others = list(_all(results, "load_before")), list(_all(results, "others"))
+    loaded = f"{where}; load {min(loads):.1f} to {max(loads):.1f}" if loads else where
+    return f"{loaded}. {sentence(others)}" if others else loaded
 
 
-def _loads(found: Any) -> Any:
-    """All values under "load_before", however deep."""
+def _all(found: Any, wanted: str) -> Any:
+    """All values under this key, however deep."""
     if isinstance(found, dict):
         for key, value in found.items():
-            yield from [value] if key == "load_before" else _loads(value)
+            yield from [value] if key == wanted else _all(value, wanted)
     elif isinstance(found, list):
         for value in found:
-            yield from _loads(value)
+            yield from _all(value, wanted)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.quiet import Watch
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S, GRACE_S = 1800.0, 60.0
@@ -23,8 +26,22 @@ def measured_environment(threads: int | None = None) -> dict[str, str]:
     return {**os.environ, **count, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_process(words: list[str], environment: dict[str, str]) -> float:
-    """Run a command and return the largest resident memory of its process in GiB. It does not outlast this call."""
+@dataclass(frozen=True)
+class Ended:
+    """A process that was measured.
+
+    Attributes:
+        peak_gib: its largest resident memory.
+        others: the share of all processors' time that others used meanwhile (`benchmarks.quiet`).
+    """
+
+    peak_gib: float
+    others: float
+
+
+def run_process(words: list[str], environment: dict[str, str]) -> Ended:
+    """Run a command. Its process does not outlast this call."""
+    watch = Watch()
     processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryFile("w+") as output, _ended(processes):
         process = _start(words, environment, output)
@@ -34,7 +51,7 @@ def run_process(words: list[str], environment: dict[str, str]) -> float:
         if process.returncode:
             output.seek(0)
             raise SystemExit(f"{' '.join(words[:4])} … failed:\n{output.read()[-4000:]}")
-    return usage.ru_maxrss / 2**20
+    return Ended(usage.ru_maxrss / 2**20, watch.others(usage.ru_utime + usage.ru_stime))
 
 
 def run_together(commands: list[list[str]]) -> None:

@@ -33,7 +33,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.gemm import Shapes, measure
-from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.processes import ROOT, Ended, measured_environment, prepared, run_process
+from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, spread, tell
 
 SHORTEST = 8
@@ -64,11 +65,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one contestant. `load_before` above about 0.5 means that something else was running."""
+    """One run of one contestant. `load_before` is the load average when it began, the run before it included; `others` the share of all
+    processors' time that others used meanwhile."""
 
     tokens_per_second: float
     peak_gib: float
     load_before: float
+    others: float
 
 
 def main() -> None:
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=list(CONTESTANTS), help="contestants to leave out")
     parser.add_argument("--quick", action="store_true", help="one small run of each, to see that it works; not written")
     parser.add_argument("--worker", nargs=3, metavar=("NAME", "JOB", "RESULT"), help=argparse.SUPPRESS)
+    add_option(parser)
     options = parser.parse_args()
     if options.worker:
         work_on(*options.worker)
@@ -95,14 +99,18 @@ def main() -> None:
     results: dict[str, list[Result]] = {name: [] for name in names}
     machine: list[dict[str, float]] = []
     for repeat in range(options.repeats):
+        require_quiet(options.under_load)
         machine.append(run_worker("machine", work, environment)[0])
         # Turn about, so that neither always runs on the machine that the other left behind.
         for name in names if repeat % 2 == 0 else reversed(names):
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
+            require_quiet(options.under_load)
             load = os.getloadavg()[0]
-            found, peak = run_worker(name, work, environment)
-            results[name].append(Result(work.tokens / found["seconds"], peak, load))
-            tell(f"  {results[name][-1].tokens_per_second:.0f} tok/s, {peak:.2f} GiB, load before {load:.1f}")
+            found, ended = run_worker(name, work, environment)
+            results[name].append(Result(work.tokens / found["seconds"], ended.peak_gib, load, ended.others))
+            tell(
+                f"  {results[name][-1].tokens_per_second:.0f} tok/s, {ended.peak_gib:.2f} GiB, others {100 * ended.others:.0f} %"
+            )
     print(report(work, results, machine, options.threads))
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
@@ -127,14 +135,14 @@ def prepare_work(prompts: int, samples: int, longest: int) -> Work:
     return Work(str(model), ids, [limits[n : n + samples] for n in range(0, count, samples)])
 
 
-def run_worker(name: str, work: Work, environment: dict[str, str]) -> tuple[dict[str, float], float]:
-    """What one process measured, and its peak memory in GiB."""
+def run_worker(name: str, work: Work, environment: dict[str, str]) -> tuple[dict[str, float], Ended]:
+    """What one process measured, and what was seen of it."""
     with tempfile.TemporaryDirectory() as scratch:
         job, result = Path(scratch) / "job.json", Path(scratch) / "result.json"
         job.write_text(json.dumps(asdict(work)))
         words = [sys.executable, "-m", "benchmarks.rollout", "--worker", name, str(job), str(result)]
-        peak = run_process(words, {**environment, "PYTHONPATH": str(ROOT)})
-        return json.loads(result.read_text()), peak
+        ended = run_process(words, {**environment, "PYTHONPATH": str(ROOT)})
+        return json.loads(result.read_text()), ended
 
 
 def work_on(name: str, job: str, result: str) -> None:
@@ -302,8 +310,7 @@ def report(work: Work, results: dict[str, list[Result]], machine: list[dict[str,
             f"matrix products, at {gflops:.0f} GFLOP/s, {computing:.1f} s. slime takes {taken:.1f} s: "
             f"{100 * reading / taken:.0f} % and {100 * computing / taken:.0f} % of it.",
         ]
-    loads = [run.load_before for runs in results.values() for run in runs]
-    lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
+    lines += ["", sentence([run.others for runs in results.values() for run in runs])]
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.gemm import Shapes, step_flops
 from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, spread, tell
 
 VENV = ROOT / ".cache" / "benchmarks" / "trl-venv"
@@ -47,7 +48,8 @@ class Result:
             end of the last.
         peak_gib: largest resident memory of the process.
         data_wait_share: share of the time in which the trainer waited for samples; slime only.
-        load_before: load average of the machine when the run began; above about 0.5 something else was running.
+        load_before: load average of the machine when the run began, the run before it included.
+        others: the share of all processors' time that others used meanwhile.
     """
 
     tokens_per_second: float
@@ -55,6 +57,7 @@ class Result:
     losses: list[float]
     data_wait_share: float | None = None
     load_before: float = 0.0
+    others: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="conversations per step")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each")
     parser.add_argument("--without", nargs="*", default=[], choices=list(CONTESTANTS), help="contestants to leave out")
+    add_option(parser)
     options = parser.parse_args()
     contestants = {name: more for name, more in CONTESTANTS.items() if name not in options.without}
     environment = measured_environment(options.threads)
@@ -101,15 +105,17 @@ def main() -> None:
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     peaks: list[float] = []
     for repeat in range(options.repeats):
+        require_quiet(options.under_load)
         peaks.append(max(gemm_rates(work, environment).values()))
         # Turn about, so that neither always runs on the machine that the other left behind.
         for name in list(contestants) if repeat % 2 == 0 else reversed(contestants):
             more = contestants[name]
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
+            require_quiet(options.under_load)
             load = os.getloadavg()[0]
             run = run_slime(work, environment) if more is None else run_trl(work, more, python, environment)
             run = replace(run, load_before=load)
-            tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB, load before {load:.1f}")
+            tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB, others {100 * run.others:.0f} %")
             results[name].append(run)
     text = report(work, results, max(peaks), options.threads)
     print(text)
@@ -184,14 +190,15 @@ def run_slime(work: Work, environment: dict[str, str]) -> Result:
             "--use-dynamic-batch-size",
         ]
         words = [sys.executable, "-m", "slime_core", "train-async", *switches]
-        peak = run_process([*words, *(str(word) for flag in flags.items() for word in flag)], environment)
+        ended = run_process([*words, *(str(word) for flag in flags.items() for word in flag)], environment)
         steps = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
     timed = steps[1:]
     if (tokens := sum(step["train/num_tokens"] for step in timed)) != work.tokens():
         raise SystemExit(f"slime trained on {tokens:.0f} tokens, but TRL is given {work.tokens()}.")
     return Result(
         tokens_per_second=work.tokens() / (steps[-1]["time"] - steps[0]["time"]),
-        peak_gib=peak,
+        peak_gib=ended.peak_gib,
+        others=ended.others,
         losses=[step["train/loss"] for step in steps],
         data_wait_share=sum(step["perf/data_wait_time"] for step in timed)
         / sum(step["perf/rollout_time"] for step in timed),
@@ -205,9 +212,10 @@ def run_trl(work: Work, options: dict[str, Any], python: str, environment: dict[
         settings = {"model": str(work.model), "batch_size": work.batch_size, "max_length": MAX_LENGTH, "lr": LR}
         job.write_text(json.dumps({**settings, "rows": work.rows, "options": options}))
         worker = ROOT / "benchmarks" / "trl_worker.py"
-        peak = run_process([python, str(worker), str(job), str(result)], environment)
+        ended = run_process([python, str(worker), str(job), str(result)], environment)
         found = json.loads(result.read_text())
-    return Result(work.tokens() / (found["ends"][-1] - found["ends"][0]), peak, found["losses"])
+    speed = work.tokens() / (found["ends"][-1] - found["ends"][0])
+    return Result(speed, ended.peak_gib, found["losses"], others=ended.others)
 
 
 def report(work: Work, results: dict[str, list[Result]], peak: float, threads: int) -> str:
@@ -247,8 +255,7 @@ def report(work: Work, results: dict[str, list[Result]], peak: float, threads: i
             f"{peak * 1e9 / per_token:.0f} tokens/s; slime reaches {spread([100 * s for s in shares], ' %', 0)} of it. "
             f"It waits for data {spread([100 * w for w in waits], ' %', 2)} of the time.",
         ]
-    loads = [run.load_before for runs in results.values() for run in runs]
-    lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
+    lines += ["", sentence([run.others for runs in results.values() for run in runs])]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import megatron
+from benchmarks import megatron, quiet
 from benchmarks.gemm import Shapes, step_flops
 from benchmarks.sft import Result, Work, report, run_slime
 
@@ -106,3 +106,21 @@ def test_both_backends_train_on_the_same_rows(tiny_model: Path) -> None:
     runs = [megatron.measure(backend, work, threads=1) for backend in megatron.BACKENDS]
     assert runs[0].losses == pytest.approx(runs[1].losses, abs=1e-5)
     assert all(run.tokens_per_second > 0 and run.peak_gib > 0 for run in runs)
+
+
+def test_a_busy_machine_is_refused_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "share_now", lambda: 0.4)
+    monkeypatch.setattr(quiet, "WAIT_S", -1.0)
+    with pytest.raises(SystemExit, match=r"Others use 40 % .* --under-load"):
+        quiet.require_quiet(under_load=False)
+    quiet.require_quiet(under_load=True)
+    assert quiet.sentence([0.0, 0.4]).startswith("**Taken under load.** Others used 0 to 40 %")
+    assert "load" not in quiet.sentence([0.0, 0.05])
+
+
+def test_others_are_all_but_the_measured_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, now = iter([100.0, 107.0]), iter([0.0, 10.0])
+    monkeypatch.setattr(quiet, "_used", lambda: next(used))
+    monkeypatch.setattr(quiet.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(quiet.os, "cpu_count", lambda: 2)
+    assert quiet.Watch().others(own=4.0) == pytest.approx(0.15)
