@@ -235,3 +235,12 @@ def test_a_sample_that_is_aborted_twice_remembers_its_first_rollout_and_both_con
     assert resumable(once, 5).metadata == {"slime": {"source": "f:1"}, "start_rollout_id": 4, "times_continued": 2}
     assert fresh(resumable(once, 5)).metadata == {"slime": {"source": "f:1"}}
     assert sample.metadata == {"slime": {"source": "f:1"}}
+
+
+def test_a_prompt_that_starts_afresh_keeps_all_that_the_data_source_gave() -> None:
+    given = Sample(index=3, group_index=1, prompt="p", images=[b"x"], tokens=[4, 5], label="l", metadata={"a": 1})
+    given.note(source="rows.jsonl:2", asked=[{"role": "user", "content": "p"}])
+    begun = given.changed(
+        tokens=[4, 5, 6], response="r", response_length=1, rollout_log_probs=[-1.0], status=Status.ABORTED, reward=1.0
+    )
+    assert fresh(begun) == given

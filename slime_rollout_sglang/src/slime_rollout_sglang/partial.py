@@ -79,6 +79,7 @@ def fresh(sample: Sample) -> Sample:
         group_index=sample.group_index,
         index=sample.index,
         prompt=sample.prompt,
+        images=sample.images,
         tokens=_prompt(sample),
         label=sample.label,
         metadata=_without(_without(metadata, _TURN), _SEGMENTS),
