@@ -5,10 +5,12 @@ has left a list is read all the same, at the cost of a look at each value. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from slime_core.token_columns import COLUMNS, TokenColumn
+from slime_core.token_columns import COLUMNS, TokenColumn, narrow
 
 if TYPE_CHECKING:
     from slime_core.sample import Sample
@@ -81,7 +83,46 @@ def log_probs(sample: Sample) -> Array | None:
     return found.array if found else None
 
 
-def versions(sample: Sample) -> set[int | str]:
-    """The weight versions of the response's tokens."""
-    values = vars(sample)["weight_versions"]
-    return values.distinct() if type(values) is TokenColumn else set(values)
+def versions(sample: Sample) -> Counter[int | str]:
+    """How many of the response's tokens are of which weight version."""
+    import numpy as np
+
+    column = column_of(sample, "weight_versions")
+    if column is None or column.words is None:
+        return Counter(column)
+    counts = np.bincount(column.array, minlength=len(column.words)).tolist()
+    return Counter({word: count for word, count in zip(column.words, counts, strict=True) if count})
+
+
+def same_prompt(one: Sample, other: Sample) -> bool:
+    """Whether the tokens before the responses of two samples are the same."""
+    import numpy as np
+
+    return np.array_equal(prompt_ids(one), prompt_ids(other))
+
+
+def array_of(row: Any) -> Array:
+    """Numbers of a response's tokens as an array: of a column its own, of lists, arrays and others one of float64."""
+    import numpy as np
+
+    return row.array if type(row) is TokenColumn else np.asarray(row, dtype=np.float64)
+
+
+def flat(rows: Iterable[Any]) -> Array:
+    """The numbers of several responses one after the other: (T,) float64, new."""
+    return flat_floats(map(array_of, rows))
+
+
+def flat_floats(arrays: Iterable[Array]) -> Array:
+    """Arrays one after the other: (T,) float64, new."""
+    import numpy as np
+
+    listed = list(arrays)
+    return np.concatenate(listed, dtype=np.float64, casting="unsafe") if listed else np.zeros(0)
+
+
+def rows_of(values: Array, lengths: Iterable[int]) -> list[TokenColumn[float]]:
+    """Cut numbers of the responses' tokens into a column for each: views of one array, which is not to be changed any more. It
+    holds 4 bytes a number where that keeps every bit."""
+    values, bounds = narrow(values).array, [0, *accumulate(lengths)]
+    return [TokenColumn(values[start:end]) for start, end in pairwise(bounds)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import groupby
 from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -18,6 +17,7 @@ from slime_core.contracts.engine import Offloads
 from slime_core.contracts.kind import Kind
 from slime_core.contracts.memory import EstimatesMemory
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_tokens, num_trained, same_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,8 @@ class TrainBatch:
         weights: per sample, the weight of each of its trained tokens in the loss; see `token_weights`.
         measured: the same over the samples in `micro_batches` alone: for diagnostics that need the model's output.
         divisor: see `slime_core.contracts.loss.Responses`.
-        columns: further per-token values such as "advantages"; per sample a list of `response_length` floats. Named
-            like the fields of `slime_core.contracts.loss.LossInputs`.
+        columns: further per-token values such as "advantages"; per sample `response_length` floats, in a list or in what reads like
+            one (`slime_core.token_columns`). Named like the fields of `slime_core.contracts.loss.LossInputs`.
         temperature: the logits are divided by it before log-probs are taken, as they were when the tokens were sampled.
         share_prompts: compute the prompt of neighbouring samples with the same group and prompt once.
     """
@@ -67,35 +67,32 @@ class TrainBatch:
     @property
     def num_tokens(self) -> int:
         """The number of all tokens, prompt and response, of the global batch."""
-        return sum(len(sample.tokens) for sample in self.samples)
+        return sum(map(num_tokens, self.samples))
 
     @property
     def num_trained_tokens(self) -> int:
         """The number of tokens that are trained."""
-        return sum(sum(sample.trained_mask) for sample in self.samples)
-
-
-def prompt_tokens(sample: Sample) -> list[int]:
-    """The tokens before the response."""
-    return sample.tokens[: len(sample.tokens) - sample.response_length]
+        return sum(map(num_trained, self.samples))
 
 
 def shared_runs(samples: Sequence[Sample], order: Sequence[int]) -> list[list[int]]:
     """`order` cut into runs of neighbours that have group and prompt in common, its images included."""
-    keyed = groupby(order, key=lambda i: (samples[i].group_index, prompt_tokens(samples[i])))
-    return [part for _, run in keyed for part in _of_the_same_images(samples, list(run))]
+    found: list[list[int]] = []
+    first: Sample | None = None
+    for index in order:
+        sample = samples[index]
+        if first is None or not _shares_prompt(first, sample):
+            first = sample
+            found.append([])
+        found[-1].append(index)
+    return found
 
 
-def _of_the_same_images(samples: Sequence[Sample], run: list[int]) -> list[list[int]]:
-    """Cut a run of samples whose prompts have the same tokens where their images differ. Images of responses come last."""
-    parts: list[list[int]] = []
-    for number in run:
-        images = samples[number].images
-        if parts and all(map(eq, samples[parts[-1][0]].images, images)):
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return parts
+def _shares_prompt(one: Sample, other: Sample) -> bool:
+    """Whether group and prompt are the same. Images of responses come last."""
+    return (
+        one.group_index == other.group_index and same_prompt(one, other) and all(map(eq, one.images, other.images))
+    )
 
 
 class TrainBackend(Protocol):
@@ -128,7 +125,7 @@ class TrainBackend(Protocol):
                 language model that is never trained: no optimizer, no state to save.
         """
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens under the present weights, without training and without a trace.
 
         The same micro-batches give the same numbers, bit for bit, as the forward pass of `train_step` on `batch`.
@@ -137,7 +134,7 @@ class TrainBackend(Protocol):
             per sample of the batch `response_length` floats: 0.0 at untrained tokens and for samples in no micro-batch.
         """
 
-    def values(self, batch: TrainBatch) -> list[list[float]]:
+    def values(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """A critic's predictions at the response tokens, shaped like `log_probs`. The value of a token is predicted
         from what precedes it."""
 
@@ -235,7 +232,7 @@ class ReplaysRouting(Protocol):
 
     replays_routing: bool
 
-    def remember_routing(self, batch: TrainBatch) -> list[list[float]]:
+    def remember_routing(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """As `TrainBackend.log_probs`, and every later `train_step` on these micro-batches repeats the experts that are chosen
         here, for each token."""
         raise NotImplementedError
@@ -284,7 +281,7 @@ class KeepsWeights(Protocol):
 class GivesLogProbs(Protocol):
     """What a reference model must be able to do."""
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens, as `TrainBackend.log_probs` returns them."""
         raise NotImplementedError
 

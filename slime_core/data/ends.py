@@ -18,6 +18,7 @@ from slime_core.data.begun_from import begun_from
 from slime_core.data.checkpoint_folders import recognise
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.sample import Sample, Status
+from slime_core.token_arrays import kept, trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,15 +35,16 @@ def trained_end(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int | Non
 
     Earlier turns say less: gpt-oss ends them with a token that means no end where it is generated.
     """
-    mask = sample.trained_mask
-    if 1 not in mask:
+    mask = trained(sample)
+    if not mask.any():
         return None
-    special, end = _special(tokenizer), len(sample.tokens) - mask[::-1].index(1)
-    first = len(sample.tokens) - len(mask)
+    ids = kept(sample, "tokens")
+    special, end = _special(tokenizer), len(ids) - int(mask[::-1].argmax())
+    first = len(ids) - len(mask)
     for place in range(end - 1, max(first, end - 3) - 1, -1):
         if not mask[place - first]:
             return None
-        token = sample.tokens[place]
+        token: int = ids[place]
         if token in special:
             return token
         if str(tokenizer.decode([token])).strip():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.data.images import Size, decode, size_of
 from slime_core.errors import DataError, SampleError
 from slime_core.sample import Sample
+from slime_core.token_arrays import token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,7 @@ class Processor(ABC):
                 counts = self.counts(sample.images, whole=False)
             except DataError as error:
                 raise SampleError(f"{sample.name}: {error}.") from None
-            image_places(sample.name, sample.tokens, self.token, counts)
+            image_places(sample.name, token_ids(sample), self.token, counts)
 
     def places(self, sample: Sample, features: Mapping[str, Tensor]) -> list[tuple[int, int]]:
         """Return for every image its first token in the sample, and the one behind its last.
@@ -105,7 +106,7 @@ class Processor(ABC):
             SampleError: the image tokens of the sample are not as many as the features of its images.
         """
         counts = self.tokens(features) if features else []
-        return image_places(sample.name, sample.tokens, self.token, counts)
+        return image_places(sample.name, token_ids(sample), self.token, counts)
 
     def alone(self, sample: Sample, tokens: Tensor) -> dict[str, Tensor]:
         """Return what transformers' model must be given besides token ids for one sequence alone.
@@ -124,18 +125,21 @@ class Processor(ABC):
         return {**images, self.types: (tokens == self.token).int()} if self.types else images
 
 
-def image_places(name: str, tokens: Sequence[int], token: int, counts: Sequence[int]) -> list[tuple[int, int]]:
+def image_places(name: str, tokens: Any, token: int, counts: Sequence[int]) -> list[tuple[int, int]]:
     """Return for every image its first place among `tokens`, and the one behind its last.
 
     Args:
         name: whose tokens they are, for messages.
+        tokens: a list of ids, or an array.
         token: the id of image tokens.
         counts: how many of them each image has.
 
     Raises:
         SampleError: they are not as many as there are image tokens, or those of an image are not a run of their own.
     """
-    places = [place for place, found in enumerate(tokens) if found == token]
+    import numpy as np
+
+    places: list[int] = np.flatnonzero(np.asarray(tokens) == token).tolist()
     if len(places) != sum(counts):
         raise SampleError(
             f"{name} has {len(places)} image tokens, and its {len(counts)} images give {sum(counts)} features; every feature has a "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from slime_core.arguments import RunArguments
 from slime_core.data.vision import load_processor
 from slime_core.sample import Sample
+from slime_core.token_arrays import token_ids
 
 
 def image_counts(args: RunArguments, samples: Sequence[Sample]) -> dict[str, float]:
@@ -18,5 +19,5 @@ def image_counts(args: RunArguments, samples: Sequence[Sample]) -> dict[str, flo
     processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
     if processor is None:
         return {}
-    tokens = sum(sample.tokens.count(processor.token) for sample in samples)
+    tokens = sum(int((token_ids(sample) == processor.token).sum()) for sample in samples)
     return {"images": float(images), "image_tokens": float(tokens)}

@@ -26,6 +26,7 @@ from slime_core.run.tracking import Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_tokens
 from slime_core.training.worker import TrainWorker
 from slime_core.trajectories import trajectory_rewards
 
@@ -116,7 +117,7 @@ class Run:
         training = time.perf_counter() - started
         seconds = training + waited
         samples, shown = result.output.samples, image_counts(self.args, result.output.samples)
-        tokens = metrics.get("num_tokens") or sum(len(sample.tokens) for sample in samples)
+        tokens = metrics.get("num_tokens") or sum(map(num_tokens, samples))
         logged = {
             **prefixed("train", metrics),
             **prefixed("rollout", {**raw_rewards(samples, self.args), **shown, **result.output.metrics}),

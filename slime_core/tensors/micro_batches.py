@@ -11,14 +11,17 @@ computation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slime_core.contracts.loss import LossInputs, Reduce, Responses
 from slime_core.contracts.train_backend import TrainBatch
-from slime_core.tensors.packed_rows import PackedRow, pack_samples, trained_places
+from slime_core.tensors.packed_rows import PackedRow, pack_samples
 from slime_core.tensors.ranks import Ranks
+from slime_core.token_arrays import rows_of, trained
 
 
 def pack_micro_batch(
@@ -100,7 +103,7 @@ def gather_outputs(
 
 def response_values(
     batch: TrainBatch, computed: Iterable[tuple[Sequence[int], Tensor]], ranks: Ranks
-) -> list[list[float]]:
+) -> Sequence[Sequence[float]]:
     """Numbers of trained tokens, put back where they belong in the responses: what `TrainBackend.log_probs` returns.
 
     All ranks call this at the same time, and each gets the numbers of all.
@@ -112,16 +115,16 @@ def response_values(
     Returns:
         per sample of the batch `response_length` floats, 0.0 where nothing was computed.
     """
-    found = [[0.0] * sample.response_length for sample in batch.samples]
+    lengths = [sample.response_length for sample in batch.samples]
+    begins = [0, *accumulate(lengths)]
+    found = torch.zeros(begins[-1], dtype=torch.float64)
     for micro_batch, predicted in computed:
-        places = [(i, j) for i in micro_batch for j in trained_places(batch.samples[i])]
-        for (i, j), number in zip(places, predicted.tolist(), strict=True):
-            found[i][j] = number
-    if ranks.size == 1:
-        return found
-    flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=ranks.device)
-    numbers = iter(ranks.sum(flat).tolist())
-    return [[next(numbers) for _ in row] for row in found]
+        places = [np.flatnonzero(trained(batch.samples[i])) + begins[i] for i in micro_batch]
+        if places:
+            found[torch.from_numpy(np.concatenate(places))] = predicted.to("cpu", torch.float64)
+    if ranks.size > 1:
+        found = ranks.sum(found.to(ranks.device)).cpu()
+    return rows_of(found.numpy(), lengths)
 
 
 def step_metrics(

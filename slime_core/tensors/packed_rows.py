@@ -12,17 +12,21 @@ of every response.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from slime_core.contracts.train_backend import prompt_tokens, shared_runs
+from slime_core.contracts.train_backend import shared_runs
 from slime_core.errors import SampleError
 from slime_core.sample import Sample
+from slime_core.token_arrays import flat, num_trained, prompt_ids, token_ids, trained
+
+IntArray = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,12 @@ class Segments:
 
 
 def _branches(shape: tuple[int, ...], device: torch.device | str) -> Branches:
-    owner = [number for number, length in enumerate(shape) for _ in range(length)]
-    stem, *others = shape
-    position = [*range(stem), *(stem + j for length in others for j in range(length))]
-    return Branches(shape, torch.tensor(owner, device=device), torch.tensor(position, device=device))
+    lengths = torch.tensor(shape)
+    begins = lengths.cumsum(0) - lengths
+    begins[1:] -= shape[0]  # every branch goes on behind the stem
+    owner = torch.arange(len(shape)).repeat_interleave(lengths)
+    position = torch.arange(sum(shape)) - begins[owner]
+    return Branches(shape, owner.to(device), position.to(device))
 
 
 class Piece(NamedTuple):
@@ -120,7 +126,7 @@ class PackedRow:
 
 def trained_places(sample: Sample) -> list[int]:
     """The places of the trained tokens in the response, ascending."""
-    return [j for j, flag in enumerate(sample.trained_mask) if flag]
+    return np.flatnonzero(trained(sample)).tolist()
 
 
 def pack_samples(
@@ -145,50 +151,66 @@ def pack_samples(
     Raises:
         SampleError: a trained token has nothing before it, or a token id is not in the model's vocabulary.
     """
-    input_ids: list[int] = []
-    position_ids: list[int] = []
-    shapes: list[tuple[int, ...]] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    sample_index: list[int] = []
-    pieces: list[Piece] = []
-    given = columns or {}
-    chosen: dict[str, list[float]] = {name: [] for name in given}
-    places = [trained_places(sample) for sample in samples]
-    for run in _runs(samples, [n for n, trained in enumerate(places) if trained], share_prompts):
-        prompt = prompt_tokens(samples[run[0]])
-        first, start = len(prompt), len(input_ids)
-        input_ids += prompt
-        position_ids += range(first)
-        pieces += [Piece(run[0], 0, first)] if first else []
-        branches: list[int] = []
-        for number in run:
-            sample, trained = samples[number], places[number]
-            _check(sample, first + trained[0], vocab_size)
-            response, begin = sample.tokens[first:], len(input_ids)
-            length = len(response) if whole else trained[-1]
-            input_ids += response[:length]
-            position_ids += range(first, first + length)
-            branches += [length] if length else []
-            pieces += [Piece(number, first, first + length)] if length else []
-            predictors += [begin + j - 1 if j else start + first - 1 for j in trained]
-            targets += [response[j] for j in trained]
-            sample_index += [number] * len(trained)
-            for name, values in chosen.items():
-                values += [given[name][number][j] for j in trained]
-        shapes.append((first, *branches) if len(branches) > 1 else (first + sum(branches),))
+    numbers = [number for number, sample in enumerate(samples) if num_trained(sample)]
+    runs = _runs(samples, numbers, share_prompts)
+    own = [samples[number] for number in numbers]
+    ids = [token_ids(sample) for sample in own]
+    masks = [trained(sample) for sample in own]
+    # The trained tokens of all samples, numbered through all responses, and in which sample each of them is.
+    ends = np.cumsum([0, *map(len, masks)])
+    flat_places = np.flatnonzero(_joined(masks, np.uint8))
+    cuts = np.searchsorted(flat_places, ends)
+    owner = np.repeat(np.arange(len(own)), np.diff(cuts))
+    places = flat_places - ends[owner]
+    first_trained, last_trained = places[cuts[:-1]], places[cuts[1:] - 1]
+    first = np.array([len(one) for one in ids], dtype=np.int64) - np.diff(ends)  # of the response
+    _check(own, ids, first + first_trained, vocab_size)
 
-    def integers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+    shapes: list[tuple[int, ...]] = []
+    pieces: list[Piece] = []
+    laid: list[IntArray] = []
+    begins, stems = (
+        np.zeros_like(first),
+        np.zeros_like(first),
+    )  # where a response begins in the row, and where its stem ends
+    size = place = 0
+    for run in runs:
+        prompt = int(first[place])
+        if prompt:
+            pieces.append(Piece(run[0], 0, prompt))
+            laid.append(ids[place][:prompt])
+        size += prompt
+        branches: list[int] = []
+        stem = size
+        for number in run:
+            begins[place], stems[place] = size, stem
+            length = len(masks[place]) if whole else int(last_trained[place])
+            if length:
+                branches.append(length)
+                pieces.append(Piece(number, prompt, prompt + length))
+                laid.append(ids[place][prompt : prompt + length])
+            size, place = size + length, place + 1
+        shapes.append((prompt, *branches) if len(branches) > 1 else (prompt + sum(branches),))
+
+    starts = np.array([piece.start for piece in pieces], dtype=np.int64)
+    lengths = np.array([piece.end - piece.start for piece in pieces], dtype=np.int64)
+    position_ids = np.arange(size) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    responses = [one[length:] for one, length in zip(ids, first, strict=True)]
+
+    def tensor(values: IntArray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    def column(rows: Sequence[Sequence[float]]) -> Tensor:
+        return torch.from_numpy(flat(rows[number] for number in numbers)[flat_places]).to(device, dtype)
 
     return PackedRow(
-        input_ids=integers(input_ids)[None],
-        position_ids=integers(position_ids)[None],
+        input_ids=tensor(_joined(laid, np.int64))[None],
+        position_ids=tensor(position_ids)[None],
         segments=Segments.of(shapes, device),
-        predictors=integers(predictors),
-        targets=integers(targets),
-        sample_index=integers(sample_index),
-        columns={name: torch.tensor(values, dtype=dtype, device=device) for name, values in chosen.items()},
+        predictors=tensor(np.where(places > 0, begins[owner] + places, stems[owner]) - 1),
+        targets=tensor(_joined(responses, np.int64)[flat_places]),
+        sample_index=tensor(np.array(numbers, dtype=np.int64)[owner]),
+        columns={name: column(rows) for name, rows in (columns or {}).items()},
         pieces=tuple(pieces),
     )
 
@@ -204,9 +226,10 @@ def placeholder_row(vocab_size: int, device: torch.device | str = "cpu") -> Pack
 
 def check_samples(samples: Sequence[Sample], vocab_size: int) -> None:
     """Raise the `SampleError` that `pack_samples` would raise for these samples."""
-    for sample in samples:
-        if places := trained_places(sample):
-            _check(sample, len(sample.tokens) - sample.response_length + places[0], vocab_size)
+    own = [sample for sample in samples if num_trained(sample)]
+    ids = [token_ids(sample) for sample in own]
+    first = [len(one) - s.response_length + int(trained(s).argmax()) for s, one in zip(own, ids, strict=True)]
+    _check(own, ids, first, vocab_size)
 
 
 def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> list[list[int]]:
@@ -214,18 +237,24 @@ def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> l
     if not share_prompts:
         return [[number] for number in order]
     runs = shared_runs(samples, order)
-    return [part for run in runs for part in ([run] if prompt_tokens(samples[run[0]]) else [[n] for n in run])]
+    return [part for run in runs for part in ([run] if len(prompt_ids(samples[run[0]])) else [[n] for n in run])]
 
 
-def _check(sample: Sample, first_trained: int, vocab_size: int) -> None:
-    if first_trained == 0:
-        raise SampleError(
-            f"The first token of {sample.name} is trained, but nothing precedes it to predict it from. "
-            "Mask it, or begin the sample with a prompt."
-        )
-    largest = max(sample.tokens)
-    if largest >= vocab_size or min(sample.tokens) < 0:
-        raise SampleError(
-            f"{sample.name} holds the token id {largest}, but the model knows the ids 0 to {vocab_size - 1}. "
-            "Use the tokenizer that belongs to --hf-checkpoint."
-        )
+def _joined(arrays: Sequence[IntArray], dtype: type[np.integer[Any]]) -> IntArray:
+    """Whole numbers one after the other, in an array of their own."""
+    return np.concatenate(arrays, dtype=dtype) if arrays else np.zeros(0, dtype=dtype)
+
+
+def _check(samples: Sequence[Sample], ids: Sequence[IntArray], first_trained: Iterable[int], vocab_size: int) -> None:
+    for sample, own, first in zip(samples, ids, first_trained, strict=True):
+        if first == 0:
+            raise SampleError(
+                f"The first token of {sample.name} is trained, but nothing precedes it to predict it from. "
+                "Mask it, or begin the sample with a prompt."
+            )
+        largest = own.max()
+        if largest >= vocab_size or own.min() < 0:
+            raise SampleError(
+                f"{sample.name} holds the token id {largest}, but the model knows the ids 0 to {vocab_size - 1}. "
+                "Use the tokenizer that belongs to --hf-checkpoint."
+            )

@@ -16,6 +16,7 @@ from torch import Tensor
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import trained_places
 from slime_core.tensors.truth import Truth, in_model_order, layer_of
+from slime_core.token_arrays import num_tokens
 
 NOISE = 1e-6
 """Gradients below this part of the largest one of the whole model are rounding alone, such as those of a bias that changes
@@ -135,7 +136,7 @@ def compare_log_probs(
             off += not difference <= limit
             if not difference <= worst:
                 worst, where = difference, sample.name
-                token = len(sample.tokens) - sample.response_length + place
+                token = num_tokens(sample) - sample.response_length + place
                 told = f"{sample.name}, token {token + 1}: given {own[place]:.6f}, expected {right[place]:.6f}"
     problems = (f"{told}; of {count} log-probs {off} differ by more than {limit:g}.",) if off else ()
     return Compared("log-probs", count, worst, limit, where, problems)

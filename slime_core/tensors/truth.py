@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from slime_core.remote_code import from_pretrained
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import check_samples, trained_places
 from slime_core.tensors.quantised_weights import load_restored
+from slime_core.token_arrays import token_ids
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -149,14 +151,15 @@ class Truth:
 
     def _trained(self, sample: Sample, places: Sequence[int]) -> Tensor:
         """(T,) log-probs of the tokens at these places of the response."""
-        first = len(sample.tokens) - sample.response_length
+        tokens = token_ids(sample)
+        first = len(tokens) - sample.response_length
         if not places:
             return torch.zeros(0)
-        ids = torch.tensor(sample.tokens[: first + places[-1]])[None]
+        ids = torch.tensor(tokens[: first + places[-1]], dtype=torch.int64)[None]
         images = {} if self._processor is None else self._processor.alone(sample, ids)
         logits: Tensor = self.model(input_ids=ids, use_cache=False, **images).logits[0]
         predictors = torch.tensor([first + place - 1 for place in places])
-        targets = torch.tensor([sample.tokens[first + place] for place in places])
+        targets = torch.tensor(tokens[first + np.array(places)], dtype=torch.int64)
         return -nn.functional.cross_entropy(logits[predictors].float(), targets, reduction="none")
 
 

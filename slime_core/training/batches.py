@@ -13,6 +13,7 @@ from typing import Literal
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import ArgumentError
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_trained
 from slime_core.training.packing import Packing, balanced_micro_batches, micro_batches_in_order
 from slime_core.trajectories import trajectory_numbers
 
@@ -67,9 +68,7 @@ def make_train_batch(
         columns=columns or {},
         temperature=temperature,
         share_prompts=share_prompts,
-        divisor=max(1, sum(sum(sample.trained_mask) for sample in samples))
-        if mean == "token"
-        else len(set(trajectory_numbers(samples))),
+        divisor=max(1, sum(map(num_trained, samples))) if mean == "token" else len(set(trajectory_numbers(samples))),
     )
 
 
@@ -82,7 +81,7 @@ def token_weights(samples: Sequence[Sample], mean: Mean, constant: float = 1.0) 
     * "sample" (the default): 1 / (R · n_r). One without trained tokens contributes nothing and still counts in R;
     * "constant" (Dr. GRPO, arXiv 2503.20783): 1 / (R · constant), so that long trajectories are not favoured.
     """
-    counts = [sum(sample.trained_mask) for sample in samples]
+    counts = [num_trained(sample) for sample in samples]
     trained = sum(counts)
     numbers = trajectory_numbers(samples)
     of_trajectories = [0] * len(set(numbers))

@@ -16,6 +16,7 @@ from slime_core.contracts.train_backend import GivesLogProbs, ReplaysRouting, Tr
 from slime_core.errors import SampleError
 from slime_core.plugins import Selected
 from slime_core.sample import Group, Sample, reward_of
+from slime_core.token_arrays import column_of, compact
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
@@ -75,11 +76,13 @@ class ColumnMaker:
         self._old = old
         first = what_reads(estimator, args) & COMPUTED
         columns: dict[str, Column] = {}
-        if all(sample.rollout_log_probs for sample in samples if sample.response_length):
-            columns["rollout_log_probs"] = [sample.rollout_log_probs or [] for sample in samples]
+        given = [column_of(sample, "rollout_log_probs") for sample in samples]
+        if all(given_to or not sample.response_length for given_to, sample in zip(given, samples, strict=True)):
+            columns["rollout_log_probs"] = [log_probs or [] for log_probs in given]
         for name in sorted(first):
             self._add(name, columns, samples, parts)
         rewards, final = self._rewards(samples)
+        compact(samples)  # of what a hook has read
         columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns)), samples)
         # What the estimator did not need can leave out the samples that have no gradient.
         for name in sorted((what_reads(self._components.loss, args) & COMPUTED) - first):

@@ -3,6 +3,7 @@ the samples of a rollout were generated with (`--keep-old-actor`, `--update-weig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from slime_core.contracts.train_backend import KeepsWeights, TrainBackend, TrainBatch
@@ -43,7 +44,7 @@ class EarlierModel:
     def __init__(self, actor: KeepingBackend, name: str) -> None:
         self._actor, self._name = actor, name
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens, as `TrainBackend.log_probs` returns them."""
         with self._actor.with_kept_weights(self._name):
             return self._actor.log_probs(batch)

@@ -24,9 +24,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from slime_core.contracts.train_backend import prompt_tokens, shared_runs
+from slime_core.contracts.train_backend import shared_runs
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_tokens
 
 MicroBatches = list[list[int]]
 """Per micro-batch the indices of its samples."""
@@ -52,8 +54,9 @@ class Packing:
         """The tokens that are computed for the samples of a unit; see `units`."""
         samples = self.samples
         if not self.share_prompts:
-            return sum(len(samples[i].tokens) for i in unit)
-        return len(prompt_tokens(samples[unit[0]])) + sum(samples[i].response_length for i in unit)
+            return sum(num_tokens(samples[i]) for i in unit)
+        first = samples[unit[0]]
+        return num_tokens(first) - first.response_length + sum(samples[i].response_length for i in unit)
 
 
 def micro_batches_in_order(packing: Packing, order: Sequence[int], ranks: int) -> MicroBatches:
@@ -106,11 +109,14 @@ def units(packing: Packing, order: Sequence[int], ranks: int = 1) -> MicroBatche
     found: MicroBatches = []
     for run in runs:
         unit: list[int] = []
+        tokens = 0
         for index in run:
-            if unit and (len(unit) == most_samples or packing.tokens([*unit, index]) > most_tokens):
+            more = packing.samples[index].response_length if unit else packing.tokens([index])
+            if unit and (len(unit) == most_samples or tokens + more > most_tokens):
                 found.append(unit)
-                unit = []
+                unit, tokens, more = [], 0, packing.tokens([index])
             unit.append(index)
+            tokens += more
         found.append(unit)
     return found
 
@@ -125,18 +131,29 @@ def pack_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
     A sequence longer than `max_tokens` gets a bin of its own. Deterministic: equal lengths keep their order. Bins are
     ordered by their smallest index.
+
+    The first bin with room is found in a tree over all bins, in which every node knows the most room below it, so that n sequences take
+    n · log n steps.
     """
+    leaves = 1 << max(0, len(lengths) - 1).bit_length()
+    most = [max_tokens] * (
+        2 * leaves
+    )  # `most[1]` is the root, the children of node n are 2n and 2n + 1; bin b is the leaf leaves + b
     bins: list[list[int]] = []
-    room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for b, free in enumerate(room):
-            if lengths[index] <= free:
-                bins[b].append(index)
-                room[b] -= lengths[index]
-                break
+        length, node = lengths[index], 1
+        if length > max_tokens:  # before all that fit somewhere
+            node = leaves + len(bins)
         else:
-            bins.append([index])
-            room.append(max_tokens - lengths[index])
+            while node < leaves:
+                node = 2 * node + (most[2 * node] < length)
+        if node == leaves + len(bins):
+            bins.append([])
+        bins[node - leaves].append(index)
+        most[node] -= length
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
     return sorted(sorted(b) for b in bins)
 
 
@@ -154,10 +171,14 @@ def distribute_by_tokens(loads: Sequence[int], sizes: Sequence[int], room: int, 
     """
     found: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0, number, 0) for number in range(bins)]  # (load, bin, room taken), the least load on top
-    for item in sorted(range(len(loads)), key=lambda i: (-loads[i], i)):
+    order = sorted(range(len(loads)), key=lambda i: (-loads[i], i))
+    smallest = list(accumulate(reversed([sizes[item] for item in order]), min))[::-1]  # of an item and all that follow
+    for item, least in zip(order, smallest, strict=True):
         full: list[tuple[int, int, int]] = []
         while heap and found[heap[0][1]] and heap[0][2] + sizes[item] > room:
-            full.append(heapq.heappop(heap))
+            entry = heapq.heappop(heap)
+            if entry[2] + least <= room:  # else nothing that follows fits into it either
+                full.append(entry)
         if not heap:
             return None
         load, number, taken = heap[0]

@@ -17,6 +17,7 @@ from slime_core.data.sample_lines import is_json
 from slime_core.errors import PluginError
 from slime_core.plugins import Selected
 from slime_core.sample import Sample, Status, reward_of
+from slime_core.token_arrays import array_of, num_tokens, token_ids, trained
 from slime_core.training.signals import Column
 from slime_core.trajectories import number_of
 
@@ -37,10 +38,10 @@ def rollout_data_of(
 
     has_rewards = not args.disable_compute_advantages_and_returns
     data: dict[str, list[Any]] = {
-        "tokens": [torch.tensor(sample.tokens, dtype=torch.int64) for sample in samples],
+        "tokens": [torch.tensor(token_ids(sample), dtype=torch.int64) for sample in samples],
         "response_lengths": [sample.response_length for sample in samples],
-        "total_lengths": [len(sample.tokens) for sample in samples],
-        "loss_masks": [torch.tensor(sample.trained_mask, dtype=torch.int64) for sample in samples],
+        "total_lengths": [num_tokens(sample) for sample in samples],
+        "loss_masks": [torch.tensor(trained(sample), dtype=torch.int64) for sample in samples],
         "rewards": [reward_of(sample, args.reward_key) if has_rewards else 0.0 for sample in samples],
         "sample_indices": [sample.index for sample in samples],
         "rollout_ids": [number_of(sample) for sample in samples],
@@ -49,7 +50,7 @@ def rollout_data_of(
     for name in COLUMNS:
         column = columns.get(OURS.get(name, name))
         if column is not None:
-            data[name] = [torch.tensor(list(row), dtype=torch.float64) for row in column]
+            data[name] = [torch.tensor(array_of(row), dtype=torch.float64) for row in column]
     return data
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.sample import Group, Sample
+from slime_core.token_arrays import flat, flat_floats, rows_of, trained
 from slime_core.trajectories import trajectory_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Column = Sequence[Sequence[float]]
-"""Per sample a list of `response_length` floats."""
+"""Per sample `response_length` floats, in a list or in a column that reads like one (`slime_core.token_columns`)."""
 
 
 def advantage_inputs(
@@ -34,21 +35,21 @@ def advantage_inputs(
     lengths = torch.tensor([sample.response_length for sample in samples], dtype=torch.int64)
     numbers = torch.arange(len(samples))
 
-    def flat(name: str) -> Tensor | None:
+    def given(name: str) -> Tensor | None:
         column = columns.get(name)
-        return None if column is None else torch.tensor([x for row in column for x in row], dtype=torch.float64)
+        return None if column is None else torch.from_numpy(flat(column))
 
     return AdvantageInputs(
         rewards=torch.tensor(list(rewards), dtype=torch.float64),
         group_index=torch.tensor([g for g, group in enumerate(groups) for _ in group], dtype=torch.int64),
         lengths=lengths,
-        loss_mask=torch.tensor([x for sample in samples for x in sample.trained_mask], dtype=torch.float64),
+        loss_mask=torch.from_numpy(flat_floats(map(trained, samples))),
         sample_index=numbers.repeat_interleave(lengths),
         trajectory_index=torch.tensor(trajectory_numbers(samples), dtype=torch.int64),
         rewards_are_final=final,
-        log_probs=flat("old_log_probs"),
-        ref_log_probs=flat("ref_log_probs"),
-        values=flat("old_values"),
+        log_probs=given("old_log_probs"),
+        ref_log_probs=given("ref_log_probs"),
+        values=given("old_values"),
     )
 
 
@@ -60,7 +61,7 @@ def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str
     lengths = [sample.response_length for sample in samples]
     made = {"advantages": outputs.advantages, "returns": outputs.returns}
     return {
-        name: [row.tolist() for row in torch.split(values, lengths)]
+        name: rows_of(values.detach().to("cpu", torch.float64).numpy(), lengths)
         for name, values in made.items()
         if values is not None
     }

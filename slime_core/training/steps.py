@@ -12,6 +12,7 @@ from slime_core.arguments.derived import derived
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import SampleError
 from slime_core.sample import Sample
+from slime_core.token_arrays import array_of, trained
 from slime_core.training.batches import make_train_batch
 from slime_core.training.signals import Column
 from slime_core.trajectories import in_trajectories
@@ -62,7 +63,7 @@ class Steps:
         return {
             index
             for index, (sample, advantages) in enumerate(zip(samples, columns["advantages"], strict=True))
-            if not any(a for a, trained in zip(advantages, sample.trained_mask, strict=True) if trained)
+            if not array_of(advantages)[trained(sample) > 0].any()
         }
 
     def batch(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.plugins import Selected
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_trained
 from slime_core.training.signals import Column
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class TokenNumbers:
         """
         sample = self.samples[place]
         mask = sample.trained_mask
-        trained = sum(mask)
+        trained = num_trained(sample)
         found: dict[str, Numbers] = {}
         for name, rows in self.columns.items():
             if not names or name in names:
@@ -100,7 +101,7 @@ class WatchedLoss:
             log_probs, start = inputs.log_probs.detach(), 0
             entropy = None if inputs.entropy is None else inputs.entropy.detach()
             for sample in inputs.responses.samples:
-                count = sum(sample.trained_mask)
+                count = num_trained(sample)
                 self._parts[id(sample)] = _Part(start, count, log_probs, entropy)
                 start += count
         return self._loss(args, inputs)

@@ -39,6 +39,7 @@ from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
 from slime_core.sample import Group, Sample
 from slime_core.tensors.weight_buckets import in_buckets
+from slime_core.token_arrays import compact, num_trained
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
 from slime_core.training.earlier import REFERENCE, EarlierModel, forget_versions, keeping, of_version
@@ -155,6 +156,7 @@ class TrainWorker:
         """
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
+        compact(samples)
         if self._rank == 0:
             self._ends.note(samples)
         parts = list(self._steps.parts(samples))
@@ -245,7 +247,7 @@ class TrainWorker:
         """For each sample, in order: the sum of -log p over its trained tokens, and how many they are."""
         samples = [sample for group in groups for sample in group]
         log_probs = self._actor.log_probs(self._steps.batch(samples))
-        return [(-math.fsum(own), sum(s.trained_mask)) for s, own in zip(samples, log_probs, strict=True)]
+        return [(-math.fsum(own), num_trained(s)) for s, own in zip(samples, log_probs, strict=True)]
 
     def next_weights(self) -> list[tuple[str, Tensor]] | None:
         """The next of all weights under their Hugging Face names, at most `--update-weight-buffer-size` bytes, or None after the

@@ -69,7 +69,9 @@ def loss_that_keeps(seen: list[LossInputs]) -> LossFunction:
     return loss
 
 
-def expect_per_token(subject: Subject[TrainBackend], name: str, batch: TrainBatch, found: list[list[float]]) -> None:
+def expect_per_token(
+    subject: Subject[TrainBackend], name: str, batch: TrainBatch, found: Sequence[Sequence[float]]
+) -> None:
     """Raise `ContractError` unless `found`, which the method `name` gave, has a number for each response token, and 0
     for those that are not trained or not computed."""
     lengths = [sample.response_length for sample in batch.samples]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.contracts.results import shown
 from slime_core.errors import SampleError
 from slime_core.sample import Group, Sample
+from slime_core.token_arrays import num_trained
 from slime_core.trajectories import trajectory_rewards
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def multi_turn(samples: Sequence[Sample], longest: int) -> dict[str, float]:
     found = {
         **_spread("multi_turn/raw_response_length/response_length", lengths),
         "multi_turn/raw_response_length/response_length_clip_ratio": statistics.fmean(n >= longest for n in lengths),
-        **_spread("multi_turn/wo_obs_response_length/response_length", [sum(s.trained_mask) for s in samples]),
+        **_spread("multi_turn/wo_obs_response_length/response_length", [num_trained(s) for s in samples]),
     }
     rounds = [sample.metadata.get("round_number") for sample in samples]
     numbers = [n for n in rounds if isinstance(n, (int, float))]

@@ -21,6 +21,7 @@ from slime_core.plugins.signatures import accepted_extras
 from slime_core.rollout.rewards import Rewards, scores_groups
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
 from slime_core.sample import Group, Sample, Status
+from slime_core.token_arrays import kept, num_tokens
 from slime_core.trajectories import as_one_trajectory, number_of, with_finished_segments
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
@@ -151,7 +152,7 @@ class GroupRunner:
             made = joined(earlier, unfinished, made) if earlier else made
         if self._mask_earlier:
             for known in earlier:
-                made = [mask_known(one, known.tokens) for one in made]
+                made = [mask_known(one, kept(known, "tokens")) for one in made]
         self._check_number(group, position, made)
         group.results[position] = made
         waiting.discard(position)
@@ -235,14 +236,14 @@ class GroupRunner:
     def _within_context(self, made: Sample) -> Sample:
         """Cut a sample at the end of the context, if a generate function has gone on beyond it (with what a tool wrote)."""
         limit = self._parameters.max_context_len
-        excess = len(made.tokens) - limit if limit is not None else 0
+        excess = num_tokens(made) - limit if limit is not None else 0
         if excess <= 0 or excess > made.response_length:
             return made
         if not self.counts["cut_to_context"]:
             logger.warning(
                 "%s came back with %d tokens, more than the %d of --rollout-max-context-len or the model's context, and is cut "
                 "there. Further ones are counted in the metric cut_to_context.",
-                *(made.name, len(made.tokens), limit),
+                *(made.name, num_tokens(made), limit),
             )
         self.counts["cut_to_context"] += 1
         length = made.response_length - excess

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.results import is_finite_number
 from slime_core.sample import Group, Sample, Status, reward_of
+from slime_core.token_arrays import versions
 from slime_core.trajectories import in_trajectories, means_of_trajectories
 from slime_rollout_sglang.partial import earlier_segments, segments_of, to_continue
 from slime_rollout_sglang.sampling import Sampled
@@ -152,13 +153,17 @@ def _group_metrics(sampled: Sampled) -> dict[str, float]:
 
 def _staleness(samples: Sequence[Sample], trained_version: int | None) -> dict[str, float]:
     """Return by how many versions tokens are behind the weights that they train, and the share of those that are."""
-    versions = [int(version) for sample in samples for version in sample.weight_versions]
-    if trained_version is None or not versions:
+    counts: Counter[int] = Counter()
+    for sample in samples:
+        for version, count in versions(sample).items():
+            counts[int(version)] += count
+    if trained_version is None or not counts:
         return {}
+    tokens = counts.total()
     return {
-        "staleness/max": float(trained_version - min(versions)),
-        "staleness/mean": trained_version - statistics.fmean(versions),
-        "staleness/older_share": sum(version < trained_version for version in versions) / len(versions),
+        "staleness/max": float(trained_version - min(counts)),
+        "staleness/mean": trained_version - sum(version * count for version, count in counts.items()) / tokens,
+        "staleness/older_share": sum(count for version, count in counts.items() if version < trained_version) / tokens,
     }
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slime_core.sample import RESERVED, Group, Sample, Status
+from slime_core.token_arrays import kept, num_tokens, prompt_ids
 
 FINISHED = (Status.COMPLETED, Status.TRUNCATED)
 """The states of a sample whose response is not continued."""
@@ -149,9 +150,9 @@ def put_back(given: Group, results: list[list[Sample]], rollout_id: int, keep: b
 def mask_known(sample: Sample, known: Sequence[int]) -> Sample:
     """Return the sample with a loss mask that leaves those response tokens out of training that are among the tokens `known`, with
     which it begins; the sample itself where it begins otherwise."""
-    if sample.tokens[: len(known)] != list(known):
+    if kept(sample, "tokens")[: len(known)] != list(known):
         return sample
-    return mask_first(sample, max(0, len(known) - (len(sample.tokens) - sample.response_length)))
+    return mask_first(sample, max(0, len(known) - (num_tokens(sample) - sample.response_length)))
 
 
 def mask_first(sample: Sample, count: int) -> Sample:
@@ -161,7 +162,7 @@ def mask_first(sample: Sample, count: int) -> Sample:
 
 
 def _prompt(sample: Sample) -> list[int]:
-    return sample.tokens[: len(sample.tokens) - sample.response_length]
+    return prompt_ids(sample).tolist()
 
 
 def _noted(sample: Sample) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from slime_core.contracts.engine import Generation, Holds
 from slime_core.rollout.asking import ask
 from slime_core.rollout.stop_strings import first_completed
 from slime_core.sample import Sample, Status
+from slime_core.token_arrays import num_tokens
 from slime_rollout_sglang.parameters import seed_of
 from slime_rollout_sglang.partial import note_turn_start, turn_start
 
@@ -191,7 +192,7 @@ class Session:
     def note_turn(self, made: Sample) -> None:
         """Note in a sample that goes back to the data source where the turn began in which it was aborted."""
         begin, end = self._aborted_turn or (0, -1)
-        is_open = made.status is Status.ABORTED and len(made.tokens) == end
+        is_open = made.status is Status.ABORTED and num_tokens(made) == end
         if is_open or turn_start(made) is not None:
             note_turn_start(made, begin if is_open else None)
 

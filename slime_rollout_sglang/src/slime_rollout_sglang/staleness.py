@@ -16,6 +16,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import TypeVar
 
 from slime_core.sample import Sample
+from slime_core.token_arrays import versions
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -63,4 +64,4 @@ def batch(due: Mapping[Key, int], finished: Collection[Key], rollout_id: int, ba
 
 def oldest_version(samples: Iterable[Sample]) -> int | None:
     """Return the oldest weight version among the generated tokens of these samples, None if there is no such token."""
-    return min((int(version) for sample in samples for version in sample.weight_versions), default=None)
+    return min((int(version) for sample in samples for version in versions(sample)), default=None)

@@ -9,7 +9,7 @@ devices, or without any on CPUs over gloo, with the same code. Weights are float
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -174,11 +174,11 @@ class MegatronBackend(HasKeptWeights):
         )
         self._step = 0
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens, 0.0 where none is trained or computed."""
         return self._computation.per_token(batch)
 
-    def remember_routing(self, batch: TrainBatch) -> list[list[float]]:
+    def remember_routing(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """As `log_probs`; every `train_step` on these micro-batches repeats the experts chosen here."""
         if self._routing is None:
             raise RuntimeError(
@@ -192,7 +192,7 @@ class MegatronBackend(HasKeptWeights):
         if self._routing is not None:
             self._routing.forget()
 
-    def values(self, batch: TrainBatch) -> list[list[float]]:
+    def values(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """A critic's predictions, shaped like `log_probs`."""
         return self._computation.per_token(batch)
 

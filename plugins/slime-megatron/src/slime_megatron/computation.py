@@ -95,7 +95,9 @@ class Computation:
             found = self.pipeline.forward(self.own(batch), self._loss_of(batch))
         return gather_outputs([(loss, own) for loss, own in found], self.ranks)
 
-    def per_token(self, batch: TrainBatch, before: Callable[[Sequence[int]], None] | None = None) -> list[list[float]]:
+    def per_token(
+        self, batch: TrainBatch, before: Callable[[Sequence[int]], None] | None = None
+    ) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens, or a critic's values, 0.0 where none is trained or computed. Leaves no trace.
 
         Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -149,7 +149,7 @@ class BaseModel:
     def __init__(self, actor: MegatronBackend, module: nn.Module) -> None:
         self._actor, self._module = actor, module
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens under the weights before training, shaped like `TrainBackend.log_probs`."""
         with adapters_off(self._module):
             return self._actor.log_probs(batch)

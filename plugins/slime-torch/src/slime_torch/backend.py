@@ -180,7 +180,7 @@ class TorchBackend(HasKeptWeights):
         self._kept = KeptWeights(dict(model.named_parameters()), local)
         self._step = 0
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens, 0.0 where none is trained or computed.
 
         The operations are those of `train_step`, so the numbers are its numbers, bit for bit, unless the model has
@@ -188,7 +188,7 @@ class TorchBackend(HasKeptWeights):
         """
         return self._per_token(batch)
 
-    def values(self, batch: TrainBatch) -> list[list[float]]:
+    def values(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """A critic's predictions, shaped like `log_probs` and as exact."""
         return self._per_token(batch)
 
@@ -366,7 +366,7 @@ class TorchBackend(HasKeptWeights):
         self._forward_backward(batch, batch.micro_batches[number] if own else [])
         return gradient_norm(gradients_of(self.model), ranks)
 
-    def _per_token(self, batch: TrainBatch) -> list[list[float]]:
+    def _per_token(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         with self._without_trace():
             computed = [
                 (micro_batch, self._predictor.predict(self._predictor.pack(batch, micro_batch), batch.temperature)[0])

@@ -140,7 +140,7 @@ class BaseModel:
     def __init__(self, actor: TorchBackend) -> None:
         self._actor = actor
 
-    def log_probs(self, batch: TrainBatch) -> list[list[float]]:
+    def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens under the weights before training, shaped like `TrainBackend.log_probs`."""
         with adapters_off(self._actor.model):
             return self._actor.log_probs(batch)

@@ -21,6 +21,7 @@ from slime_core.remote_code import from_pretrained
 from slime_core.runtime.hardware import hardware_of
 from slime_core.tensors.low_precision import nothing_remembered, remembering, swap_linears
 from slime_core.tensors.ranks import Ranks
+from slime_core.token_arrays import num_trained
 from slime_core.training.precision import recipe_of
 from slime_torch.arguments import TorchRunArguments
 
@@ -77,7 +78,7 @@ class LowPrecision:
     def noted(self, batch: TrainBatch, micro_batch: Sequence[int]) -> AbstractContextManager[None]:
         """The context of a micro-batch's forward and backward pass: one without a trained token, for which a rank computes
         something that does not count, leaves no trace in the scales of later steps."""
-        if not self._remembering or any(any(batch.samples[number].trained_mask) for number in micro_batch):
+        if not self._remembering or any(num_trained(batch.samples[number]) for number in micro_batch):
             return nullcontext()
         return nothing_remembered(self._model)
 

@@ -32,6 +32,7 @@ from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import PackedRow, pack_samples
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import per_sequence
+from slime_core.token_arrays import token_ids
 from slime_core.training.frozen import trained_names
 from slime_torch.attention import PACKED
 from slime_torch.vision import Vision, language_model, vision_names
@@ -283,7 +284,7 @@ def _response_logits(
     Args:
         positions: of all tokens but the last; counted from 0 if there are none.
     """
-    ids = torch.tensor([sample.tokens[:-1]], device=model.device)
+    ids = torch.tensor(token_ids(sample)[:-1], dtype=torch.int64, device=model.device)[None]
     # With a mask, transformers does not take a leap of the positions for the beginning of another sequence.
     given = (
         {"position_ids": torch.tensor([positions], device=model.device), "attention_mask": torch.ones_like(ids)}

@@ -23,6 +23,7 @@ from slime_core.errors import ArgumentError, PluginError
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import PackedRow
 from slime_core.tensors.rotary import looks_at_length
+from slime_core.token_arrays import num_tokens, token_ids
 
 
 def require_no_images(samples: Sequence[Sample], model: PreTrainedModel) -> None:
@@ -121,19 +122,19 @@ class Vision:
     def _read(self, sample: Sample) -> _Read:
         features = self.processor.features_of(sample)
         places = self.processor.places(sample, features)
-        blocks = torch.zeros(len(sample.tokens), dtype=torch.int64)
+        blocks = torch.zeros(num_tokens(sample), dtype=torch.int64)
         for number, (start, end) in enumerate(places, 1):
             blocks[start:end] = number
         images: list[_Shown] = list(zip(self.processor.each(features), places, strict=True))
         return _Read(self._positions(sample, features), images, blocks)
 
     def _positions(self, sample: Sample, features: Mapping[str, Tensor]) -> Tensor:
-        count = len(sample.tokens)
+        count = num_tokens(sample)
         if not hasattr(self._body, "get_rope_index"):
             return torch.arange(count)[None]
         if not features:
             return torch.arange(count).expand(3, 1, count)
-        ids = torch.tensor(sample.tokens)[None]
+        ids = torch.tensor(token_ids(sample), dtype=torch.int64)[None]
         types = (ids == self.processor.token).int()
         positions: Tensor = self._body.get_rope_index(ids, types, image_grid_thw=features["image_grid_thw"])[0]
         return positions

@@ -18,6 +18,7 @@ from slime_core.data.image_processor import Processor, image_places
 from slime_core.data.images import decode, size_of
 from slime_core.errors import DataError, SampleError, SlimeError
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_tokens, token_ids
 from slime_report.recording.rows import Kept
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def image_rows(sample: Sample, kept: Kept, processor: Processor | None, room: in
     pictures = [_picture(data) for data in sample.images]
     spans = _spans(sample, processor)
     small = _within(pictures, room)
-    prompt = len(sample.tokens) - sample.response_length
+    prompt = num_tokens(sample) - sample.response_length
     rows = []
     for number, (data, picture) in enumerate(zip(sample.images, pictures, strict=True)):
         row: dict[str, Any] = {"bytes": len(data), "png": small[number]}
@@ -91,7 +92,7 @@ def _spans(sample: Sample, processor: Processor | None) -> list[tuple[int, int]]
     if processor is None:
         return []
     try:
-        return image_places(sample.name, sample.tokens, processor.token, processor.counts(sample.images, whole=False))
+        return image_places(sample.name, token_ids(sample), processor.token, processor.counts(sample.images, whole=False))
     except (DataError, SampleError):  # a hook has given the sample other images than its tokens
         return []
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_tokens, token_ids, trained
+from slime_core.token_columns import TokenColumn
 from slime_core.training.token_numbers import Numbers
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Kept:
     @classmethod
     def of_sample(cls, sample: Sample, limit: int) -> Kept:
         """The same of a sample."""
-        return cls.of(len(sample.tokens) - sample.response_length, sample.response_length, limit)
+        return cls.of(num_tokens(sample) - sample.response_length, sample.response_length, limit)
 
     @classmethod
     def of(cls, prompt: int, response: int, limit: int) -> Kept:
@@ -83,10 +85,11 @@ def sample_row(
         trainer: the trainer's log-probs.
         kept: its tokens that are kept.
     """
-    prompt, response = len(sample.tokens) - sample.response_length, sample.response_length
+    tokens, response = token_ids(sample), sample.response_length
+    prompt = len(tokens) - response
     cut = response - len(kept.head) - len(kept.tail)
-    ids = sample.tokens[kept.prompt.start : kept.prompt.stop]
-    answer = sample.tokens[prompt:]
+    ids = tokens[kept.prompt.start : kept.prompt.stop].tolist()
+    answer = TokenColumn(tokens[prompt:])
     row: dict[str, Any] = {
         "prompt": prompt_id(sample),
         "source": sample.source,
@@ -98,7 +101,7 @@ def sample_row(
         "label": _short(sample.label, _LABEL),
         "pieces": [*texts.of(ids), *texts.of(kept.of_response(answer))],
         "prompt_tokens": len(ids),
-        "mask": "".join(map(str, kept.of_response(sample.trained_mask))),
+        "mask": "".join(map(str, kept.of_response(TokenColumn(trained(sample))))),
     }
     if kept.prompt.start or cut:
         row["left_out"] = {"prompt": kept.prompt.start, "at": len(kept.head), "response": cut}
