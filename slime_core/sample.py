@@ -536,19 +536,15 @@ def _wrong_value(sample: Sample) -> str | None:
         if column is None or not len(column):
             continue
         values = column.array
-        if name == "loss_mask":
-            wrong = values > 1
-        elif name == "rollout_log_probs":
-            wrong = ~(values <= 1e-6) | (values == -math.inf)  # NaN is not smaller either
-        else:
-            continue
-        if wrong.any():
-            found = values[wrong]
-            shown = sorted(set(found.tolist()))[:5] if name == "loss_mask" else found[0].item()
-            return f"{name} holds {shown}; {expected}"
+        if name == "loss_mask" and values.max() > 1:
+            return f"{name} holds {sorted(set(values[values > 1].tolist()))[:5]}; {expected}"
+        if name == "rollout_log_probs" and not (values.max() <= _MOST and values.min() > -math.inf):  # so is NaN
+            return f"{name} holds {values[~((values <= _MOST) & (values > -math.inf))][0].item()}; {expected}"
     return None
 
 
+_MOST = 1e-6
+"""What a log-prob may be at most: 0, and a rounding error."""
 _EXPECTED = {
     "tokens": "token ids are whole numbers.",
     "loss_mask": "only 0 and 1 are allowed.",

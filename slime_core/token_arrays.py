@@ -58,13 +58,13 @@ def prompt_ids(sample: Sample) -> Array:
 
 
 def trained(sample: Sample) -> Array:
-    """`Sample.trained_mask`: (R,) uint8."""
+    """`Sample.trained_mask`: (R,) bool. The mask has been checked: it holds 0 and 1 only."""
     import numpy as np
 
     mask = None if sample.remove_sample else column_of(sample, "loss_mask")
     if mask is not None:
-        return mask.array
-    return np.full(sample.response_length, 0 if sample.remove_sample else 1, dtype=np.uint8)
+        return mask.array.view(np.bool_)
+    return np.full(sample.response_length, not sample.remove_sample)
 
 
 def num_trained(sample: Sample) -> int:
@@ -74,7 +74,7 @@ def num_trained(sample: Sample) -> int:
     if sample.remove_sample:
         return 0
     mask = column_of(sample, "loss_mask")
-    return sample.response_length if mask is None else int(np.count_nonzero(mask.array))
+    return sample.response_length if mask is None else int(np.count_nonzero(mask.array.view(np.bool_)))
 
 
 def log_probs(sample: Sample) -> Array | None:
@@ -90,6 +90,8 @@ def versions(sample: Sample) -> Counter[int | str]:
     column = column_of(sample, "weight_versions")
     if column is None or column.words is None:
         return Counter(column)
+    if len(column.words) == 1:
+        return Counter({column.words[0]: len(column)})
     counts = np.bincount(column.array, minlength=len(column.words)).tolist()
     return Counter({word: count for word, count in zip(column.words, counts, strict=True) if count})
 
@@ -108,17 +110,17 @@ def array_of(row: Any) -> Array:
     return row.array if type(row) is TokenColumn else np.asarray(row, dtype=np.float64)
 
 
-def flat(rows: Iterable[Any]) -> Array:
-    """The numbers of several responses one after the other: (T,) float64, new."""
-    return flat_floats(map(array_of, rows))
+def flat(rows: Iterable[Any], dtype: str = "float64") -> Array:
+    """The numbers of several responses one after the other: (T,), new."""
+    return flat_arrays(map(array_of, rows), dtype)
 
 
-def flat_floats(arrays: Iterable[Array]) -> Array:
-    """Arrays one after the other: (T,) float64, new."""
+def flat_arrays(arrays: Iterable[Array], dtype: str = "float64") -> Array:
+    """Arrays one after the other: (T,), new."""
     import numpy as np
 
     listed = list(arrays)
-    return np.concatenate(listed, dtype=np.float64, casting="unsafe") if listed else np.zeros(0)
+    return np.concatenate(listed, dtype=dtype, casting="unsafe") if listed else np.zeros(0, dtype)
 
 
 def rows_of(values: Array, lengths: Iterable[int]) -> list[TokenColumn[float]]:

@@ -49,7 +49,7 @@ def means_of_trajectories(samples: Sequence[Sample], values: Sequence[float]) ->
     found: dict[int, list[float]] = {}
     for place, value in zip(trajectory_numbers(samples), values, strict=True):
         found.setdefault(place, []).append(value)
-    return [statistics.mean(of_segments) for of_segments in found.values()]
+    return [own[0] if len(own) == 1 else statistics.mean(own) for own in found.values()]
 
 
 def trajectory_rewards(samples: Sequence[Sample], key: str | None) -> list[float]:

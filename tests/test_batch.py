@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_core.contracts.train_backend import shared_runs
@@ -29,6 +29,24 @@ def test_packing_keeps_every_sequence_once_and_within_the_budget(lengths, budget
     for b in bins:
         assert b == sorted(b)
         assert len(b) == 1 or sum(lengths[i] for i in b) <= budget
+
+
+def first_fit_decreasing(lengths: list[int], room: int) -> list[list[int]]:
+    """Packing by its definition: every bin is looked at, in order."""
+    bins: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fits = (own for own in bins if sum(lengths[i] for i in own) + lengths[index] <= room)
+        found = next(fits, None)
+        if found is None:
+            bins.append(found := [])
+        found.append(index)
+    return sorted(map(sorted, bins))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 90), max_size=70), st.integers(1, 80))
+def test_packing_finds_the_bins_of_first_fit_decreasing(lengths, budget):
+    assert pack_by_tokens(lengths, budget) == first_fit_decreasing(lengths, budget)
 
 
 @given(lengths, st.integers(50, 80))

@@ -203,7 +203,7 @@ def test_arrays_of_a_sample_say_what_its_lists_say(make: Callable[[], Sample]) -
     assert prompt_ids(sample).tolist() == [1, 2]
     assert trained(sample).tolist() == [1, 0, 1]
     assert (num_tokens(sample), num_trained(sample), sample.effective_response_length) == (5, 2, 2)
-    assert versions(sample) == {1, 2}
+    assert versions(sample) == {1: 2, 2: 1}
     assert all(vars(sample)[name] is value for name, value in before.items())  # nothing became a list by that
     sample.remove_sample = True
     assert (trained(sample).tolist(), num_trained(sample), sample.effective_response_length) == ([0, 0, 0], 0, 2)

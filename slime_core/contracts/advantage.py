@@ -80,7 +80,8 @@ def _check_advantages(result: Any, args: tuple[Any, ...]) -> str | None:
     for name, value in made.items():
         if getattr(value, "shape", None) != wanted:
             return f"{name} {shape_of(value)}; expected a tensor of shape {wanted}, one for each response token"
-        if not bool(value.isfinite().all()):
+        # The sum is not finite if a number is not, and is found much sooner; where it only overflows, a look at all decides.
+        if not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
             bad = sorted(set(args[1].sample_index[~value.isfinite()].tolist()))
             return f"{name} that are NaN or Inf, at samples {bad[:5]} of the rollout; expected finite numbers"
     return None

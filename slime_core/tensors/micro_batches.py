@@ -117,14 +117,17 @@ def response_values(
     """
     lengths = [sample.response_length for sample in batch.samples]
     begins = [0, *accumulate(lengths)]
-    found = torch.zeros(begins[-1], dtype=torch.float64)
+    found = np.zeros(begins[-1])
     for micro_batch, predicted in computed:
-        places = [np.flatnonzero(trained(batch.samples[i])) + begins[i] for i in micro_batch]
-        if places:
-            found[torch.from_numpy(np.concatenate(places))] = predicted.to("cpu", torch.float64)
+        numbers, start = predicted.detach().to("cpu", torch.float64).numpy(), 0
+        for i in micro_batch:
+            mask = trained(batch.samples[i])
+            end = start + np.count_nonzero(mask)
+            found[begins[i] : begins[i + 1]][mask] = numbers[start:end]
+            start = end
     if ranks.size > 1:
-        found = ranks.sum(found.to(ranks.device)).cpu()
-    return rows_of(found.numpy(), lengths)
+        found = ranks.sum(torch.from_numpy(found).to(ranks.device)).cpu().numpy()
+    return rows_of(found, lengths)
 
 
 def step_metrics(

@@ -152,19 +152,16 @@ def pack_samples(
         SampleError: a trained token has nothing before it, or a token id is not in the model's vocabulary.
     """
     numbers = [number for number, sample in enumerate(samples) if num_trained(sample)]
-    runs = _runs(samples, numbers, share_prompts)
     own = [samples[number] for number in numbers]
     ids = [token_ids(sample) for sample in own]
     masks = [trained(sample) for sample in own]
-    # The trained tokens of all samples, numbered through all responses, and in which sample each of them is.
+    # The trained tokens of all samples, counted through all responses: those of sample k are chosen[cuts[k] : cuts[k + 1]].
     ends = np.cumsum([0, *map(len, masks)])
-    flat_places = np.flatnonzero(_joined(masks, np.uint8))
-    cuts = np.searchsorted(flat_places, ends)
-    owner = np.repeat(np.arange(len(own)), np.diff(cuts))
-    places = flat_places - ends[owner]
-    first_trained, last_trained = places[cuts[:-1]], places[cuts[1:] - 1]
+    chosen = np.flatnonzero(np.concatenate(masks)) if masks else np.zeros(0, dtype=np.int64)
+    cuts = np.searchsorted(chosen, ends)
+    first_trained, last_trained = chosen[cuts[:-1]] - ends[:-1], chosen[cuts[1:] - 1] - ends[:-1]
     first = np.array([len(one) for one in ids], dtype=np.int64) - np.diff(ends)  # of the response
-    _check(own, ids, first + first_trained, vocab_size)
+    _check(own, ids, (first + first_trained).tolist(), vocab_size)
 
     shapes: list[tuple[int, ...]] = []
     pieces: list[Piece] = []
@@ -174,7 +171,7 @@ def pack_samples(
         np.zeros_like(first),
     )  # where a response begins in the row, and where its stem ends
     size = place = 0
-    for run in runs:
+    for run in _runs(samples, numbers, share_prompts):
         prompt = int(first[place])
         if prompt:
             pieces.append(Piece(run[0], 0, prompt))
@@ -192,24 +189,27 @@ def pack_samples(
             size, place = size + length, place + 1
         shapes.append((prompt, *branches) if len(branches) > 1 else (prompt + sum(branches),))
 
-    starts = np.array([piece.start for piece in pieces], dtype=np.int64)
-    lengths = np.array([piece.end - piece.start for piece in pieces], dtype=np.int64)
-    position_ids = np.arange(size) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    counted = np.arange(max((piece.end for piece in pieces), default=0))
+    predictors = chosen + np.repeat(begins - ends[:-1] - 1, np.diff(cuts))
+    at_once = first_trained == 0
+    predictors[cuts[:-1][at_once]] = stems[at_once] - 1
     responses = [one[length:] for one, length in zip(ids, first, strict=True)]
 
-    def tensor(values: IntArray) -> Tensor:
-        return torch.from_numpy(values).to(device)
+    def tensor(arrays: Sequence[IntArray]) -> Tensor:
+        found = np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, dtype=np.int64)
+        return torch.from_numpy(found).to(device)
 
     def column(rows: Sequence[Sequence[float]]) -> Tensor:
-        return torch.from_numpy(flat(rows[number] for number in numbers)[flat_places]).to(device, dtype)
+        values = flat([rows[number] for number in numbers], "float32" if dtype == torch.float32 else "float64")
+        return torch.from_numpy(values[chosen]).to(device, dtype)
 
     return PackedRow(
-        input_ids=tensor(_joined(laid, np.int64))[None],
-        position_ids=tensor(position_ids)[None],
+        input_ids=tensor(laid)[None],
+        position_ids=tensor([counted[piece.start : piece.end] for piece in pieces])[None],
         segments=Segments.of(shapes, device),
-        predictors=tensor(np.where(places > 0, begins[owner] + places, stems[owner]) - 1),
-        targets=tensor(_joined(responses, np.int64)[flat_places]),
-        sample_index=tensor(np.array(numbers, dtype=np.int64)[owner]),
+        predictors=tensor([predictors]),
+        targets=tensor([np.concatenate(responses)[chosen]] if responses else []),
+        sample_index=tensor([np.repeat(np.array(numbers, dtype=np.int64), np.diff(cuts))]),
         columns={name: column(rows) for name, rows in (columns or {}).items()},
         pieces=tuple(pieces),
     )
@@ -238,11 +238,6 @@ def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> l
         return [[number] for number in order]
     runs = shared_runs(samples, order)
     return [part for run in runs for part in ([run] if len(prompt_ids(samples[run[0]])) else [[n] for n in run])]
-
-
-def _joined(arrays: Sequence[IntArray], dtype: type[np.integer[Any]]) -> IntArray:
-    """Whole numbers one after the other, in an array of their own."""
-    return np.concatenate(arrays, dtype=dtype) if arrays else np.zeros(0, dtype=dtype)
 
 
 def _check(samples: Sequence[Sample], ids: Sequence[IntArray], first_trained: Iterable[int], vocab_size: int) -> None:

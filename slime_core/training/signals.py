@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.sample import Group, Sample
-from slime_core.token_arrays import flat, flat_floats, rows_of, trained
+from slime_core.token_arrays import flat, flat_arrays, rows_of, trained
 from slime_core.trajectories import trajectory_numbers
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def advantage_inputs(
         final: whether the rewards are not to be normalised again.
         columns: by name; "old_log_probs", "ref_log_probs" and "old_values" are handed over where they are there.
     """
+    import numpy as np
     import torch
 
     samples = [sample for group in groups for sample in group]
-    lengths = torch.tensor([sample.response_length for sample in samples], dtype=torch.int64)
-    numbers = torch.arange(len(samples))
+    lengths = np.array([sample.response_length for sample in samples], dtype=np.int64)
 
     def given(name: str) -> Tensor | None:
         column = columns.get(name)
@@ -42,9 +42,9 @@ def advantage_inputs(
     return AdvantageInputs(
         rewards=torch.tensor(list(rewards), dtype=torch.float64),
         group_index=torch.tensor([g for g, group in enumerate(groups) for _ in group], dtype=torch.int64),
-        lengths=lengths,
-        loss_mask=torch.from_numpy(flat_floats(map(trained, samples))),
-        sample_index=numbers.repeat_interleave(lengths),
+        lengths=torch.from_numpy(lengths),
+        loss_mask=torch.from_numpy(flat_arrays(map(trained, samples))),
+        sample_index=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)),
         trajectory_index=torch.tensor(trajectory_numbers(samples), dtype=torch.int64),
         rewards_are_final=final,
         log_probs=given("old_log_probs"),

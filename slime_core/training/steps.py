@@ -63,7 +63,7 @@ class Steps:
         return {
             index
             for index, (sample, advantages) in enumerate(zip(samples, columns["advantages"], strict=True))
-            if not array_of(advantages)[trained(sample) > 0].any()
+            if not array_of(advantages)[trained(sample)].any()
         }
 
     def batch(

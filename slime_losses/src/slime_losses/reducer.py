@@ -11,7 +11,7 @@ from torch import Tensor
 from slime_core.contracts.loss import LossInputs
 from slime_core.contracts.results import shape_of
 from slime_core.errors import ArgumentError, PluginError
-from slime_core.token_arrays import flat_floats, num_tokens, trained
+from slime_core.token_arrays import flat_arrays, num_tokens, trained
 from slime_losses.arguments import LossRunArguments
 
 PgLossReducer = Callable[[list[int], list[int], list[Tensor], bool], Callable[[Tensor], Tensor]]
@@ -35,7 +35,7 @@ def reduced(args: LossRunArguments, inputs: LossInputs, token_loss: Tensor, redu
         )
     samples = inputs.responses.samples
     lengths = [sample.response_length for sample in samples]
-    mask = torch.from_numpy(flat_floats(map(trained, samples))).to(token_loss)
+    mask = torch.from_numpy(flat_arrays(map(trained, samples))).to(token_loss)
     losses = torch.zeros_like(mask).masked_scatter(mask > 0, token_loss[inputs.loss_mask > 0])
     reduce = reducer(
         [num_tokens(sample) for sample in samples],

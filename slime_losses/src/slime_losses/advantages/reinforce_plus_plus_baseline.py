@@ -26,5 +26,5 @@ def reinforce_plus_plus_baseline(args: LossRunArguments, inputs: AdvantageInputs
     rewards = inputs.rewards
     if not inputs.rewards_are_final:
         rewards = normalised_rewards(args, rewards, inputs.group_index, inputs.trajectory_index)
-    advantages = tokens.trained(inputs, rewards[inputs.sample_index]) - tokens.kl_penalty(args, inputs)
+    advantages = tokens.trained(inputs, rewards.index_select(0, inputs.sample_index)) - tokens.kl_penalty(args, inputs)
     return tokens.outputs(args, inputs, advantages, whiten=True)

@@ -17,7 +17,7 @@ from slime_losses.divergence import approximate_kl, needed_for_kl
 
 def trained(inputs: AdvantageInputs, values: Tensor) -> Tensor:
     """Pick the values of the M trained tokens from those of all T response tokens."""
-    return values[inputs.loss_mask > 0]
+    return values.masked_select(inputs.loss_mask > 0)
 
 
 def outputs(

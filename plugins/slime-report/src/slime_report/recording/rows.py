@@ -101,7 +101,7 @@ def sample_row(
         "label": _short(sample.label, _LABEL),
         "pieces": [*texts.of(ids), *texts.of(kept.of_response(answer))],
         "prompt_tokens": len(ids),
-        "mask": "".join(map(str, kept.of_response(TokenColumn(trained(sample))))),
+        "mask": "".join(map(str, kept.of_response(TokenColumn(trained(sample).view("uint8"))))),
     }
     if kept.prompt.start or cut:
         row["left_out"] = {"prompt": kept.prompt.start, "at": len(kept.head), "response": cut}
