@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_core.contracts.train_backend import shared_runs
+from slime_core.contracts.train_backend import prompt_tokens, shared_runs
 from slime_core.errors import ArgumentError, SampleError
 from slime_core.sample import Sample
-from slime_core.token_arrays import prompt_ids
 from slime_core.training.batches import make_train_batch, token_weights
 from slime_core.training.packing import pack_by_tokens
 from slime_core.training.steps import Steps
@@ -198,6 +197,6 @@ def test_with_shared_prompts_the_budget_counts_a_prompt_once_per_run(shapes, bud
     assert sorted(i for m in batch.micro_batches for i in m) == [i for i in range(len(samples)) if i not in skipped]
     for micro_batch in batch.micro_batches:
         assert list(micro_batch) == sorted(micro_batch)
-        prompts = [len(prompt_ids(samples[run[0]])) for run in shared_runs(samples, micro_batch)]
+        prompts = [len(prompt_tokens(samples[run[0]])) for run in shared_runs(samples, micro_batch)]
         tokens = sum(prompts) + sum(samples[i].response_length for i in micro_batch)
         assert len(micro_batch) == 1 or tokens <= budget

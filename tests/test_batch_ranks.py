@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_core.contracts.train_backend import TrainBatch, shared_runs
+from slime_core.contracts.train_backend import TrainBatch, prompt_tokens, shared_runs
 from slime_core.sample import Sample
-from slime_core.token_arrays import prompt_ids
 from slime_core.training.batches import make_train_batch
 from slime_core.training.packing import Packing, align, distribute_by_tokens, pack, pack_by_tokens, units
 
@@ -30,7 +29,7 @@ def samples_of(shapes: list[tuple[int, list[int]]]) -> list[Sample]:
 def tokens_of(batch: TrainBatch, micro_batch: list[int]) -> int:
     if not batch.share_prompts:
         return sum(len(batch.samples[i].tokens) for i in micro_batch)
-    prompts = [len(prompt_ids(batch.samples[run[0]])) for run in shared_runs(batch.samples, micro_batch)]
+    prompts = [len(prompt_tokens(batch.samples[run[0]])) for run in shared_runs(batch.samples, micro_batch)]
     return sum(prompts) + sum(batch.samples[i].response_length for i in micro_batch)
 
 

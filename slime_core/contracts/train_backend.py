@@ -17,7 +17,7 @@ from slime_core.contracts.engine import Offloads
 from slime_core.contracts.kind import Kind
 from slime_core.contracts.memory import EstimatesMemory
 from slime_core.sample import Sample
-from slime_core.token_arrays import num_tokens, num_trained, same_prompt
+from slime_core.token_arrays import num_tokens, num_trained, prompt_ids, same_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +75,12 @@ class TrainBatch:
         return sum(map(num_trained, self.samples))
 
 
+def prompt_tokens(sample: Sample) -> list[int]:
+    """The tokens before the response; `slime_core.token_arrays.prompt_ids` gives them without making a list."""
+    found: list[int] = prompt_ids(sample).tolist()
+    return found
+
+
 def shared_runs(samples: Sequence[Sample], order: Sequence[int]) -> list[list[int]]:
     """`order` cut into runs of neighbours that have group and prompt in common, its images included."""
     found: list[list[int]] = []
@@ -90,9 +96,7 @@ def shared_runs(samples: Sequence[Sample], order: Sequence[int]) -> list[list[in
 
 def _shares_prompt(one: Sample, other: Sample) -> bool:
     """Whether group and prompt are the same. Images of responses come last."""
-    return (
-        one.group_index == other.group_index and same_prompt(one, other) and all(map(eq, one.images, other.images))
-    )
+    return one.group_index == other.group_index and same_prompt(one, other) and all(map(eq, one.images, other.images))
 
 
 class TrainBackend(Protocol):

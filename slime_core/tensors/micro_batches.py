@@ -122,7 +122,7 @@ def response_values(
         numbers, start = predicted.detach().to("cpu", torch.float64).numpy(), 0
         for i in micro_batch:
             mask = trained(batch.samples[i])
-            end = start + np.count_nonzero(mask)
+            end = start + int(np.count_nonzero(mask))
             found[begins[i] : begins[i + 1]][mask] = numbers[start:end]
             start = end
     if ranks.size > 1:

@@ -92,7 +92,9 @@ def _spans(sample: Sample, processor: Processor | None) -> list[tuple[int, int]]
     if processor is None:
         return []
     try:
-        return image_places(sample.name, token_ids(sample), processor.token, processor.counts(sample.images, whole=False))
+        return image_places(
+            sample.name, token_ids(sample), processor.token, processor.counts(sample.images, whole=False)
+        )
     except (DataError, SampleError):  # a hook has given the sample other images than its tokens
         return []
 
