@@ -53,10 +53,12 @@ class ImageRules:
     Attributes:
         folders: folders with image files, besides the folder of the data file.
         fetch: whether addresses (http, https) are fetched.
+        files: whether there are image files at all. Without, a text is a data URL or base64, and no path is looked at.
     """
 
     folders: tuple[str, ...] = ()
     fetch: bool = False
+    files: bool = True
 
 
 NO_RULES = ImageRules()
@@ -220,6 +222,12 @@ def _of_text(text: str, folder: Path, rules: ImageRules) -> bytes:
         return _fetched(text)
     if len(text) > _LONGEST_PATH and _BASE64.fullmatch(text):  # looking for it as a path would take minutes
         return _from_base64(text)
+    if not rules.files:
+        if _BASE64.fullmatch(text):
+            return _from_base64(text)
+        raise DataError(
+            f"an image is {shown(text)}; expected a data URL, data:image/…;base64,…, or base64. No files are read"
+        )
     try:
         path = _allowed(text.removeprefix("file://"), folder, rules)
         if path.is_file():

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.data.image_processor import Processor
-from slime_core.data.images import Size
+from slime_core.data.images import Size, decode
 from slime_core.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -20,6 +21,18 @@ class QwenProcessor(Processor):
     def count(self, size: Size) -> int:
         patches: int = self._images.get_number_of_image_patches(size.height, size.width, {})
         return patches // int(self._images.merge_size) ** 2
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Between how many pixels an image is made to have."""
+        return int(self._images.size["shortest_edge"]), int(self._images.size["longest_edge"])
+
+    def resized(self, data: bytes) -> Image:
+        """Return an encoded image in the size in which it becomes patches: `features` makes the same of it as of the original."""
+        image = decode(data)
+        grid = self._images(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
+        side = self._images.patch_size
+        return image.resize((grid[2] * side, grid[1] * side), self._images.resample)
 
     def each(self, features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         if not features:

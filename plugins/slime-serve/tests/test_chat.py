@@ -23,7 +23,7 @@ from slime_serve import chat
 from slime_serve.generation_defaults import sampling_defaults
 from slime_serve.model import ServedModel, open_model
 from slime_serve.options import ChatOptions, read_command_line
-from slime_serve.prompts import conversation_tokens
+from slime_serve.prompts import read_conversation
 from slime_serve.terminal import shown
 
 GREEDY = ["--rollout-temperature", "0", "--rollout-max-response-len", "8"]
@@ -75,7 +75,7 @@ def replies(model: ServedModel, *questions: str, system: str = "") -> list[str]:
     said = []
     for question in questions:
         messages.append({"role": "user", "content": question})
-        said.append(answer(model, conversation_tokens(model.tokenizer, messages)))
+        said.append(answer(model, read_conversation(model.tokenizer, messages).tokens))
         messages.append({"role": "assistant", "content": said[-1]})
     return said
 
@@ -160,7 +160,9 @@ def test_ctrl_c_stops_an_answer_which_is_kept_and_twice_ends(
 
     prompts: list[list[int]] = []
     original = model.answer
-    monkeypatch.setattr(model, "answer", lambda tokens, *rest: prompts.append(tokens) or original(tokens, *rest))
+    monkeypatch.setattr(
+        model, "answer", lambda tokens, *rest, **more: prompts.append(tokens) or original(tokens, *rest, **more)
+    )
     monkeypatch.setattr(chat, "write", write)
     flags = ["--rollout-temperature", "0", "--rollout-max-response-len", "300"]
     assert (
@@ -172,7 +174,7 @@ def test_ctrl_c_stops_an_answer_which_is_kept_and_twice_ends(
     begun = said[0]
     assert 0 < len(begun) < 300
     messages: list[Any] = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": begun}]
-    assert prompts[1] == conversation_tokens(model.tokenizer, [*messages, {"role": "user", "content": "And?"}])
+    assert prompts[1] == read_conversation(model.tokenizer, [*messages, {"role": "user", "content": "And?"}]).tokens
     err = capfd.readouterr().err
     assert "(stopped; Ctrl-C again ends)" in err
     assert len(prompts) == 2

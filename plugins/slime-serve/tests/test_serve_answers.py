@@ -11,7 +11,7 @@ import torch
 from serve_fixtures import NAME, Served
 from transformers import AutoModelForCausalLM
 
-from slime_serve.prompts import conversation_tokens
+from slime_serve.prompts import read_conversation
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 3 + 4? Answer with 你好 and 🦋."}]
 PROMPT = list(range(30, 60))
@@ -40,7 +40,7 @@ def test_log_probs_of_a_chat_are_those_of_the_trainer(served: Served, tiny_model
     extra: Any = answer.model_extra
     choice: Any = answer.choices[0]
     prompt, tokens = extra["prompt_token_ids"], choice.model_extra["token_ids"]
-    assert prompt == conversation_tokens(served.model.tokenizer, QUESTION)
+    assert prompt == read_conversation(served.model.tokenizer, QUESTION).tokens
     assert len(tokens) == 12
     said = choice.logprobs.content
     assert [entry.logprob for entry in said] == pytest.approx(

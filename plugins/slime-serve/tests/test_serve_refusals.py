@@ -34,7 +34,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [{"role": "boss", "content": "x"}]}, "unknown role 'boss'"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, "neither content nor tool_calls"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "has the content 5"),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "'image_url'; only text"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "the model reads none"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "where text belongs"),
     (CHAT, {"messages": HELLO, "tools": [5]}, "tool"),
     (CHAT, {"messages": HELLO, "chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "'chat_template' is no variable"),

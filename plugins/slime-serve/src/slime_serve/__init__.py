@@ -5,7 +5,7 @@ plugin.py        what slime finds
 options.py       the options of both commands
 folders.py       which Hugging Face folder a MODEL is, exported where it is none yet
 model.py         `ServedModel`: tokenizer, engine, and answers piece by piece
-prompts.py       from messages or text to the token ids that the model reads
+prompts.py       from messages or text to the token ids and images that the model reads
 text_stream.py   from tokens to text, whole characters at a time, up to a stop string
 vocabulary.py    the bytes that a single token stands for
 chat.py          `slime chat`

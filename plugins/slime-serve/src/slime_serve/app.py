@@ -17,13 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from slime_core.data.images import ImageRules
 from slime_core.display import told
 from slime_core.errors import ArgumentError, DataError, SlimeError
-from slime_serve.bodies import read_body
+from slime_serve.bodies import MOST_BYTES, MOST_BYTES_WITH_IMAGES, read_body
 from slime_serve.generation import Answer, Prompt, Work, generate, require_few, work_for
 from slime_serve.guard import Guard, refused
 from slime_serve.model import ServedModel
-from slime_serve.prompts import conversation_tokens, plain_tokens
+from slime_serve.prompts import SENT, plain_tokens, read_conversation
 from slime_serve.refusals import Refusal, wrong
 from slime_serve.requests import ChatRequest, CompletionRequest, SamplingRequest, read_request
 from slime_serve.responses import ChatResponses, CompletionResponses, Json, PromptScores, Responses, usage_of
@@ -46,6 +47,7 @@ class Service:
         name: what requests call the model.
         longest: tokens of a chat answer that does not say how many.
         variables: of the chat template, for all requests.
+        images: where images of messages may come from.
         room: how many answers there may be at a time.
         started: when, in seconds since 1970.
     """
@@ -55,23 +57,25 @@ class Service:
     longest: int
     room: Room
     variables: dict[str, Any] = field(default_factory=dict)
+    images: ImageRules = SENT
     started: int = field(default_factory=lambda: int(time.time()))
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def chat(self, request: Request) -> Response:
         """Answer `/v1/chat/completions`."""
-        asked = read_request(await read_body(request), ChatRequest)
+        most = MOST_BYTES if self.model.processor is None else MOST_BYTES_WITH_IMAGES
+        asked = read_request(await read_body(request, most), ChatRequest)
         self._require_model(asked)
         variables = {**self.variables, **(asked.chat_template_kwargs or {})}
         tools = None if asked.tool_choice == "none" else asked.tools or None
         try:
-            read = conversation_tokens, self.model.tokenizer, asked.messages, tools, variables
-            tokens = await self._in_thread(*read)
+            given = self.model.tokenizer, asked.messages, tools, variables, self.model.processor, self.images
+            read = await self._in_thread(read_conversation, *given)
         except DataError as error:
             raise wrong(_sentence(error), "messages") from None
         wanted = asked.max_completion_tokens or asked.max_tokens
         likeliest = self._require_likeliest(asked.top_logprobs or 0)
-        work = work_for(asked, [Prompt(tokens)], wanted, self.longest, self.model, likeliest)
+        work = work_for(asked, [Prompt(read.tokens, images=read.images)], wanted, self.longest, self.model, likeliest)
         return await self._respond(request, asked, work, ChatResponses(asked, work, self.model.vocabulary))
 
     async def complete(self, request: Request) -> Response:

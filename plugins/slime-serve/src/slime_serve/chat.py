@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import ArgumentError, DataError, SlimeError, did_you_mean
@@ -18,18 +20,20 @@ from slime_serve.terminal import ask, is_a_person_there, piped, remark, write
 if TYPE_CHECKING:
     from slime_core.data.conversation import Message
     from slime_serve.model import ServedModel
+    from slime_serve.prompts import ReadConversation
 
 DESCRIPTION = (
     'Talk to a model: `slime chat MODEL`. Or ask one question, `slime chat MODEL "QUESTION"`, which standard input may hold as well; '
     "then the answer alone is printed. MODEL is a Hugging Face folder, the directory of a run, or a checkpoint iter_N "
     "of one."
 )
-HELP = """/system TEXT  begin anew with this system message; without TEXT, with none
+HELP = """/image FILE   show this image with the next question
+/system TEXT  begin anew with this system message; without TEXT, with none
 /reset        begin anew; the system message stays
 /quit         end; so do Ctrl-D, and Ctrl-C twice
 /help         say this
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next one."""
-COMMANDS = ("/help", "/quit", "/exit", "/reset", "/system")
+COMMANDS = ("/help", "/image", "/quit", "/exit", "/reset", "/system")
 
 
 def main(argv: list[str], plugins: Plugins) -> int:
@@ -50,6 +54,8 @@ def main(argv: list[str], plugins: Plugins) -> int:
     ):
         conversation = Conversation(model, _parameters(read.own, str(folder)), read.own)
         conversation.begin(read.own.system)
+        for name in read.own.image or ():
+            conversation.show(name)
         if question is None:
             return _talk(conversation)
         with asyncio.Runner() as runner:
@@ -64,12 +70,14 @@ class Conversation:
     Attributes:
         params: the engine's sampling parameters.
         messages: the conversation; empty for a model without chat template, which completes every text on its own.
+        images: encoded, which the next question shows.
     """
 
     model: ServedModel
     params: dict[str, Any]
     options: ChatOptions
     messages: list[Message] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
     _asked: int = 0
 
     @property
@@ -89,8 +97,31 @@ class Conversation:
         if system and not self.has_turns:
             raise ArgumentError("The model has no chat template, so that it cannot read a system message.")
         if system:
-            self._tokens([*messages, {"role": "user", "content": "?"}])
-        self.messages = messages
+            self._read([*messages, {"role": "user", "content": "?"}])
+        self.messages, self.images = messages, []
+
+    def show(self, name: str) -> int:
+        """Show the image in a file with the next question. Returns how many tokens it takes.
+
+        Raises:
+            ArgumentError: there is no such file, it has no image that can be used, or the model reads none.
+        """
+        from slime_core.data.images import NO_RULES, encoded
+
+        path = Path(name).expanduser().resolve()
+        if self.model.processor is None or not self.has_turns:
+            raise ArgumentError(
+                f"{self.model.folder} is shown no images: it is no model whose images are read, or its engine reads none."
+            )
+        if not path.is_file():
+            raise ArgumentError(f"There is no image file {name}. A question stands in front of --image.")
+        try:
+            data = encoded(str(path), path.parent, NO_RULES)
+            (count,) = self.model.processor.counts([data])
+        except DataError as error:
+            raise ArgumentError(f"{name}: {str(error).removeprefix('image 1: ')}.") from None
+        self.images.append(data)
+        return count
 
     def say(self, text: str, runner: asyncio.Runner) -> None:
         """Say something, and print the answer while it comes. An answer that Ctrl-C stops is kept as far as it came.
@@ -102,22 +133,25 @@ class Conversation:
         before = list(self.messages)
         told: list[str] = []
         if self.has_turns:
-            self.messages.append({"role": "user", "content": text})
+            shown = [{"type": "image", "image": data} for data in self.images]
+            content: Any = [*shown, {"type": "text", "text": text}] if shown else text
+            self.messages.append({"role": "user", "content": content})
         is_whole = False
         try:
-            tokens = self._tokens(self.messages) if self.has_turns else self._plain(text)
-            runner.run(self._answer(tokens, told))
+            tokens, images = self._read(self.messages) if self.has_turns else self._plain(text)
+            runner.run(self._answer(tokens, images, told))
             is_whole = True
         finally:
             stopped = isinstance(sys.exception(), KeyboardInterrupt) and any(told)
             if self.has_turns and (is_whole or stopped):
                 self.messages.append({"role": "assistant", "content": "".join(told)})
+                self.images = []
             else:
                 self.messages = before
         if not any(told):
             remark("(the answer is empty)")
 
-    async def _answer(self, tokens: list[int], told: list[str]) -> None:
+    async def _answer(self, tokens: list[int], images: Sequence[bytes], told: list[str]) -> None:
         seed = self.options.rollout_seed
         seed = None if seed is None else seed + self._asked
         self._asked += 1
@@ -131,7 +165,7 @@ class Conversation:
         reason = None
         params = {**self.params, "max_new_tokens": room, "seed": seed}
         try:
-            async with aclosing(self.model.answer(tokens, params)) as pieces:
+            async with aclosing(self.model.answer(tokens, params, images=images)) as pieces:
                 async for piece in pieces:
                     told.append(piece.text)
                     write(piece.text)
@@ -143,19 +177,20 @@ class Conversation:
             limit = "the context of the model ends here" if room < self.options.rollout_max_response_len else "cut off"
             remark(f"({limit} after {room} tokens, see --rollout-max-response-len)")
 
-    def _tokens(self, messages: list[Message]) -> list[int]:
-        from slime_serve.prompts import conversation_tokens
+    def _read(self, messages: list[Message]) -> ReadConversation:
+        from slime_serve.prompts import read_conversation
 
+        variables = self.options.apply_chat_template_kwargs
         try:
-            return conversation_tokens(self.model.tokenizer, messages, None, self.options.apply_chat_template_kwargs)
+            return read_conversation(self.model.tokenizer, messages, None, variables, self.model.processor)
         except DataError as error:
             text = str(error)
             raise ArgumentError(f"{text[0].upper()}{text[1:]}.") from None
 
-    def _plain(self, text: str) -> list[int]:
-        from slime_serve.prompts import plain_tokens
+    def _plain(self, text: str) -> ReadConversation:
+        from slime_serve.prompts import ReadConversation, plain_tokens
 
-        return plain_tokens(self.model.tokenizer, text)
+        return ReadConversation(plain_tokens(self.model.tokenizer, text))
 
 
 def _talk(conversation: Conversation) -> int:
@@ -203,6 +238,10 @@ def _obey(line: str, conversation: Conversation) -> bool:
         system = next((m["content"] for m in conversation.messages if m["role"] == "system"), None)
         conversation.begin(system)
         remark("(a new conversation)")
+    elif command == "/image":
+        if not rest.strip():
+            raise ArgumentError("Which image? /image FILE")
+        remark(f"(the next question shows this image, of {conversation.show(rest.strip())} tokens)")
     elif command == "/system":
         conversation.begin(rest.strip() or None)
         remark("(a new conversation, with this system message)" if rest.strip() else "(a new conversation)")

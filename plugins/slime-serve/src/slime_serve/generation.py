@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -22,10 +22,12 @@ class Prompt:
     Attributes:
         tokens: that the model reads, at least one.
         text: the same as text; "" where nobody wants to have it back.
+        images: the encoded images among the tokens, in their order.
     """
 
     tokens: list[int]
     text: str = ""
+    images: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,10 @@ async def generate(model: ServedModel, work: Work) -> AsyncGenerator[tuple[int, 
         if not work.limits[work.prompt_of(answer)]:
             news.put_nowait((answer, Piece("", finish_reason="length")))
             return
-        tokens = work.prompts[work.prompt_of(answer)].tokens
+        prompt = work.prompts[work.prompt_of(answer)]
+        asked = model.answer(prompt.tokens, work.params_of(answer), work.likeliest, prompt.images)
         try:
-            async with aclosing(model.answer(tokens, work.params_of(answer), work.likeliest)) as pieces:
+            async with aclosing(asked) as pieces:
                 async for piece in pieces:
                     news.put_nowait((answer, piece))
         except Exception as error:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.engine import Generation, InferenceEngine, ScoredToken, Scores, Streams
+from slime_core.data.image_processor import Processor
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import load_processor
 from slime_core.plugins import Plugins, Selected
 from slime_core.remote_code import from_pretrained
+from slime_core.rollout.asking import image_refusal
 from slime_serve.text_stream import TextStream
 from slime_serve.vocabulary import Vocabulary
 
@@ -49,6 +52,7 @@ class ServedModel:
         folder: the Hugging Face checkpoint.
         context: the longest prompt and answer together in tokens; None where the configuration sets no limit.
         vocabulary_size: how many tokens the model knows, which may be more than the tokenizer.
+        processor: what the model makes of images; None where it reads none, or the engine is shown none.
     """
 
     folder: str
@@ -56,6 +60,7 @@ class ServedModel:
     tokenizer: PreTrainedTokenizerBase
     context: int | None
     vocabulary_size: int
+    processor: Processor | None = None
     vocabulary: Vocabulary = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,13 +81,14 @@ class ServedModel:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=not with_special))
 
     async def answer(
-        self, prompt: Sequence[int], params: dict[str, Any], likeliest: int = 0
+        self, prompt: Sequence[int], params: dict[str, Any], likeliest: int = 0, images: Sequence[bytes] = ()
     ) -> AsyncGenerator[Piece, None]:
         """Generate one answer. Closing the generator ends the request.
 
         Args:
             params: the sampling parameters of `InferenceEngine.generate`. Answers end before the first of `stop`.
             likeliest: how many of the likeliest tokens are listed for each token.
+            images: the encoded images that the prompt shows, in their order.
 
         Yields:
             at least one piece; the last one alone has a finish reason.
@@ -92,7 +98,7 @@ class ServedModel:
         """
         text = TextStream(self.decode, params.get("stop") or ())
         arrived: asyncio.Queue[ScoredToken | None] = asyncio.Queue()
-        request = asyncio.ensure_future(self._generate(prompt, params, likeliest, arrived.put_nowait))
+        request = asyncio.ensure_future(self._generate(prompt, params, likeliest, arrived.put_nowait, images))
         request.add_done_callback(lambda _: arrived.put_nowait(None))
         try:
             is_going_on = True
@@ -141,10 +147,12 @@ class ServedModel:
         params: dict[str, Any],
         likeliest: int,
         on_token: Callable[[ScoredToken], None],
+        images: Sequence[bytes],
     ) -> Generation:
+        more: Any = {"images": images} if images else {}
         if isinstance(self.engine, Streams):
-            return await self.engine.stream(prompt, params, on_token, likeliest)
-        answer = await self.engine.generate(prompt, params)
+            return await self.engine.stream(prompt, params, on_token, likeliest, **more)
+        answer = await self.engine.generate(prompt, params, **more)
         for token, log_prob in zip(answer.tokens, answer.log_probs, strict=True):
             on_token(ScoredToken(token, log_prob))
         return answer
@@ -171,4 +179,6 @@ def open_model(args: RunArguments, plugins: Plugins) -> ServedModel:
     config = from_pretrained(AutoConfig, folder).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     make = partial(engine.bind(quantised=quantised), args)
-    return ServedModel(folder, make(), tokenizer, context, max(len(tokenizer), config.vocab_size))
+    made = make()
+    processor = None if image_refusal(type(made), args) else load_processor(folder)
+    return ServedModel(folder, made, tokenizer, context, max(len(tokenizer), config.vocab_size), processor)

@@ -54,6 +54,11 @@ class ChatOptions(ModelOptions):
     """The conversation"""
 
     system: str | None = option(None, "A system message, which stands before the conversation.")
+    image: list[str] | None = option(
+        None,
+        "Image files that the first question shows, in front of its text; /image adds one to a later question.",
+        repeatable=True,
+    )
     rollout_temperature: float | None = option(
         None,
         "Sampling temperature; 0 takes the likeliest token. Default: what the model's generation_config.json says, or else 0.7.",
@@ -104,6 +109,11 @@ class ServeOptions(ModelOptions):
         256,
         "Take so many answers at a time, running and waiting ones; further requests are told to come back later (429).",
         ge=1,
+    )
+    fetch_images: bool = option(
+        False,
+        "Fetch images that messages name by an address (http, https); else they are refused. Whoever may ask can then have this machine "
+        "fetch any address that it reaches.",
     )
     shutdown_timeout: int = option(
         30, "Seconds that running answers have to be finished in after Ctrl-C or SIGTERM; then they are cut off.", ge=0

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from slime_core.data.conversation import ROLES, Message, chat_messages
+from slime_core.contracts.data import ImageTexts
+from slime_core.data.conversation import ROLES, Message, chat_messages, has_images, text_of
 from slime_core.data.flags import STEP
+from slime_core.data.image_processor import Processor, image_places
+from slime_core.data.image_rows import count_places, take_images
+from slime_core.data.image_texts import expanded
+from slime_core.data.images import ImageRules, encoded
 from slime_core.data.tools import tool_calls, tool_definitions
-from slime_core.errors import DataError
+from slime_core.errors import DataError, SampleError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SENT = ImageRules(files=False)
+"""Images are in the messages themselves: whoever asks is not to read files of this machine, or to let it fetch something."""
 SETTING_ROLES = ("system", "developer")
 """Roles that some templates leave out without a word."""
 
@@ -22,19 +32,43 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def conversation_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Any, tools: Any = None, variables: dict[str, Any] | None = None
-) -> list[int]:
-    """The token ids of a conversation up to where the model's next answer begins.
+class ReadConversation(NamedTuple):
+    """A conversation as the model reads it.
+
+    Attributes:
+        tokens: up to where the model's next answer begins.
+        images: the encoded images among them, in their order.
+    """
+
+    tokens: list[int]
+    images: Sequence[bytes] = ()
+
+
+def read_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Any,
+    tools: Any = None,
+    variables: dict[str, Any] | None = None,
+    processor: Processor | None = None,
+    rules: ImageRules = SENT,
+) -> ReadConversation:
+    """Render a conversation and tokenise it.
 
     Args:
-        messages: as `chat_messages` takes them; content is text, or a list of parts of text.
+        messages: as `chat_messages` takes them; content is text, or a list of parts of text and, of what the model is given, images.
         tools: definitions of tools, or None.
         variables: that the chat template is given besides.
+        processor: what the model makes of images; None where it reads none.
+        rules: where images may come from.
 
     Raises:
-        DataError: what is wrong with which message, or what the chat template has against it.
+        DataError: what is wrong with which message or image, or what the chat template has against it.
     """
+    images: Sequence[bytes] = ()
+    if isinstance(messages, list) and count_places(messages, False):
+        if processor is None:
+            raise DataError("the messages have images, and the model reads none")
+        messages, images = take_images(messages, None, partial(encoded, folder=Path(), rules=rules))
     read = [_in_one_form(message, number) for number, message in enumerate(chat_messages(messages), 1)]
     if not has_chat_template(tokenizer):
         raise DataError("the model has no chat template, so that it cannot read messages; it completes plain text")
@@ -49,9 +83,18 @@ def conversation_tokens(
     except Exception as error:  # a template is a program, which may fail in any way at what it did not expect
         raise DataError(f"the chat template cannot render the messages: {type(error).__name__}: {error}") from None
     for number, message in enumerate(read, 1):
-        if message["role"] in SETTING_ROLES and message["content"].strip() not in text:
+        if message["role"] in SETTING_ROLES and text_of(message["content"]).strip() not in text:
             raise DataError(f"the chat template leaves out message {number} ({message['role']})")
-    return plain_tokens(tokenizer, text)
+    if processor is None:
+        return ReadConversation(plain_tokens(tokenizer, text))
+    counts = processor.counts(images)
+    text, _ = expanded(text, ImageTexts(processor.placeholder, tuple(map(processor.text, counts))))
+    tokens = plain_tokens(tokenizer, text)
+    try:
+        image_places("the conversation", tokens, processor.token, counts)
+    except SampleError as error:
+        raise DataError(str(error)) from None
+    return ReadConversation(tokens, images)
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
@@ -71,7 +114,9 @@ def _in_one_form(message: Message, number: int) -> Message:
         read["tool_calls"] = calls
     content = read["content"] or ""
     for part in content if isinstance(content, list) else ():
-        if part["type"] != "text":
-            raise DataError(f"message {number} has a part of the type {part['type']!r}; only text is supported")
-    read["content"] = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        if part["type"] not in ("text", "image"):
+            raise DataError(
+                f"message {number} has a part of the type {part['type']!r}; only text and images are supported"
+            )
+    read["content"] = content if has_images(read) else text_of(content)
     return read

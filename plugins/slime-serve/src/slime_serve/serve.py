@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from slime_core.errors import ArgumentError
@@ -58,6 +59,7 @@ def _serve(
 ) -> int:
     from slime_serve.app import Service, make_app
     from slime_serve.model import open_model
+    from slime_serve.prompts import SENT
     from slime_serve.room import Room
     from slime_serve.server import Server
 
@@ -70,7 +72,8 @@ def _serve(
         name = read.own.served_model_name or read.given.rstrip("/") or str(Path(read.given))
         room = Room(read.own.max_waiting)
         variables = read.own.apply_chat_template_kwargs
-        service = Service(model, name, read.own.rollout_max_response_len, room, variables)
+        images = replace(SENT, fetch=read.own.fetch_images)
+        service = Service(model, name, read.own.rollout_max_response_len, room, variables, images)
 
         def end() -> None:
             if not room.is_closed:
