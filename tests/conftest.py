@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 from collections.abc import Callable
@@ -50,3 +51,20 @@ def sft(tiny_model: Path, chat_rows: Path, tmp_path: Path) -> list[str]:
     flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"]
     flags += ["--rollout-batch-size", "4", "--num-rollout", "1", "--run-dir", str(tmp_path / "run")]
     return [*flags, "--rollout-function-path", "sft", "--loss-type", "sft_loss"]
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and rows with one image, with two, and with none."""
+    from vision_checkpoints import picture, write_checkpoint
+
+    folder = write_checkpoint(tmp_path_factory.mktemp("shown"), "qwen2_5_vl")
+    rows = []
+    for number in range(8):
+        parts = [{"type": "image", "image": f"{n}.png"} for n in range(number, number + (0, 1, 1, 2)[number % 4])]
+        content = [*parts, {"type": "text", "text": f"What is {number}?"}]
+        rows.append({"messages": [{"role": "user", "content": content}], "metadata": {"images": len(parts)}})
+    for number in range(9):
+        (folder / f"{number}.png").write_bytes(picture(40 + 8 * number, 60, seed=number))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

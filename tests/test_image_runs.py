@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.cli.main import main
 from slime_core.run.tracking import read_metrics
 
 SGD = ("--optimizer", "sgd", "--lr", "0.05", "--lr-decay-style", "constant")
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory) -> Path:
-    """A checkpoint, and rows with one image, with two, and with none."""
-    folder = write_checkpoint(tmp_path_factory.mktemp("shown"), "qwen2_5_vl")
-    rows = []
-    for number in range(8):
-        parts = [{"type": "image", "image": f"{n}.png"} for n in range(number, number + (0, 1, 1, 2)[number % 4])]
-        content = [*parts, {"type": "text", "text": f"What is {number}?"}]
-        rows.append({"messages": [{"role": "user", "content": content}], "metadata": {"images": len(parts)}})
-    for number in range(9):
-        (folder / f"{number}.png").write_bytes(picture(40 + 8 * number, 60, seed=number))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def flags(shown: Path, *more: str) -> list[str]:

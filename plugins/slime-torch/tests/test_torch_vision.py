@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from vision_checkpoints import FAMILIES, make_model, picture, write_checkpoint
 
+from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError, PluginError, SampleError
 from slime_core.sample import Sample
@@ -145,6 +146,34 @@ def test_a_prompt_with_images_that_a_group_shares_is_computed_once_and_exactly(
 def of_text(name: str) -> bool:
     """Whether a parameter is one of the part that reads tokens."""
     return ".language_model." in name or ".text_model." in name
+
+
+def policy_gradient(args: Any, inputs: LossInputs) -> LossOutputs:
+    """PPO's clipped objective with a k3 estimate of the divergence from a reference."""
+    ratio = (inputs.log_probs - inputs.old_log_probs).exp()
+    objective = torch.minimum(ratio * inputs.advantages, ratio.clamp(0.8, 1.2) * inputs.advantages)
+    gap = inputs.ref_log_probs - inputs.log_probs
+    return LossOutputs(inputs.reduce(0.1 * (gap.exp() - gap - 1) - objective))
+
+
+def test_a_policys_gradients_are_those_of_samples_alone_also_where_only_images_differ(vision: Any, tiny: Any) -> None:
+    samples = grouped(vision.processor)
+    other = [picture(60, 40, seed=5), *samples[0].images[1:]]  # the same tokens, and another image
+    samples.insert(2, replace(samples[0], images=other, index=9))
+
+    def column(scale: float) -> list[list[float]]:
+        return [[-5.0 + scale * (i + j % 3) for j in range(s.response_length)] for i, s in enumerate(samples)]
+
+    columns = {"advantages": [[(-1.0) ** i * 2] * s.response_length for i, s in enumerate(samples)]}
+    columns |= {"old_log_probs": column(0.1), "ref_log_probs": column(-0.1)}
+    found = []
+    with tiny.float64():
+        backend = tiny.backend(copy.deepcopy(vision.model), loss=policy_gradient, hf_checkpoint=str(vision.folder))
+        for size, share in ((len(samples), True), (1, False)):
+            given = {"columns": columns, "micro_batch_size": size, "share_prompts": share}
+            found.append(dict(backend.gradients(make_train_batch(samples, **given))))
+    assert max(gradient.abs().max() for gradient in found[0].values()) > 0
+    assert differences(*found) <= 1e-10
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
