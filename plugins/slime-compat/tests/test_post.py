@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import threading
@@ -25,6 +26,11 @@ from slime_core.rollout.surroundings import Surroundings, surrounded_by
 URL = "http://engine.invalid:30000/generate"
 
 
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
 class Recording:
     """An engine that answers with given tokens, and keeps what it was asked."""
 
@@ -33,7 +39,10 @@ class Recording:
         self.asked: list[tuple[list[int], dict[str, Any], str | None]] = []
         self.aborted: list[Any] = []
 
-    async def generate(self, input_ids: Any, sampling_params: Any, request_id: str | None = None) -> Generation:
+    async def generate(
+        self, input_ids: Any, sampling_params: Any, request_id: str | None = None, images: Any = None
+    ) -> Generation:
+        self.shown = images
         self.asked.append((list(input_ids), dict(sampling_params), request_id))
         log_probs = [-0.5 * (n + 1) for n in range(len(self.tokens))]
         versions = [3] * (len(self.tokens) - 1) + [4] * bool(self.tokens)
@@ -62,6 +71,20 @@ def ask(writer: Path) -> Callable[..., Any]:
         return asyncio.run(surrounded())
 
     return asking
+
+
+def test_images_of_a_request_are_shown_and_without_any_the_engine_decides(ask: Any, tokenizer: Any) -> None:
+    encoded, engine = base64.b64encode(PNG).decode(), Recording([tokenizer.eos_token_id])
+    for given, shown in (
+        ([f"data:image/png;base64,{encoded}", encoded], [PNG, PNG]),
+        (encoded, [PNG]),
+        ([], None),
+        (None, None),
+    ):
+        ask(engine, {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}, "image_data": given})
+        assert engine.shown == shown
+    with pytest.raises(ArgumentError, match="No files are read"):
+        ask(engine, {"input_ids": [1], "image_data": [__file__]})
 
 
 def test_an_answer_has_the_fields_of_sglangs(ask: Any, tokenizer: Any) -> None:

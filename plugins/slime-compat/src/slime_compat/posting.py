@@ -97,7 +97,9 @@ async def _generate(surroundings: Surroundings, payload: Mapping[str, Any]) -> d
     if request.params["max_new_tokens"] == 0:
         generation = Generation([], [], "length")
     else:
-        generation = await surroundings.engine.generate(request.input_ids, request.params, request.rid)
+        generation = await surroundings.engine.generate(
+            request.input_ids, request.params, request.rid, images=request.images
+        )
     rid = request.rid or f"slime-compat-{next(_numbers)}"
     return response(request, generation, tokenizer, rid, time.monotonic() - started)
 

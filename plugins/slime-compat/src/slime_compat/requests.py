@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slime_core.errors import ArgumentError
+from slime_core.data.images import ImageRules, encoded
+from slime_core.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +25,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Sampling parameters of SGLang that the engines here do not have, with the values that change nothing; None is one for all."""
 
+NO_FILES = ImageRules(files=False)
+"""Where the images of a request come from: from itself alone."""
+
 _NO_EFFECT = {"model", "priority", "session_id", "routing_key"}
 """What merely says where or when SGLang serves a request."""
 
@@ -31,7 +36,7 @@ _UNSET: dict[str, tuple[Any, ...]] = {
     "top_logprobs_num": (0,),
     "logprob_start_len": (-1,),
     **dict.fromkeys(("return_hidden_states", "return_routed_experts", "return_prompt_token_ids"), (False,)),
-    **dict.fromkeys(("image_data", "video_data", "audio_data", "input_embeds", "lora_path"), ([],)),
+    **dict.fromkeys(("video_data", "audio_data", "input_embeds", "lora_path"), ([],)),
     **dict.fromkeys(("token_ids_logprob", "custom_logit_processor", "session_params"), ()),
 }
 """Fields of a request that ask for what is not here, with the values that ask for nothing."""
@@ -46,6 +51,7 @@ class GenerateRequest:
         params: the sampling parameters under slime-core's names.
         stops: strings that end the response.
         stop_token_ids: tokens that end it, besides those of the model.
+        images: the encoded images that the request shows; None: those of the sample, where the ids have image tokens.
         rid: the name of the request, if it has one.
         return_logprob: whether log-probs are part of the answer.
         text_of_tokens: whether they name the text of each token.
@@ -57,6 +63,7 @@ class GenerateRequest:
     params: dict[str, Any]
     stops: tuple[str, ...]
     stop_token_ids: frozenset[int]
+    images: list[bytes] | None = None
     rid: str | None = None
     return_logprob: bool = False
     text_of_tokens: bool = False
@@ -79,7 +86,7 @@ def single_payloads(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
     prompts = "text" if isinstance(payload.get("text"), list) else "input_ids"
     count = len(payload[prompts])
     found = [dict(payload) for _ in range(count)]
-    for name in (prompts, "sampling_params", "rid", "return_logprob"):
+    for name in (prompts, "image_data", "sampling_params", "rid", "return_logprob"):
         values = payload.get(name)
         if not isinstance(values, list):
             continue
@@ -102,13 +109,13 @@ def read_payload(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
     Raises:
         ArgumentError: there is no prompt, or the payload asks for something that the engines here do not do.
     """
-    known = {"text", "input_ids", "sampling_params", "rid", "return_logprob", "return_text_in_logprobs"}
+    known = {"text", "input_ids", "image_data", "sampling_params", "rid", "return_logprob", "return_text_in_logprobs"}
     for name, value in payload.items():
         if name in known or name in _NO_EFFECT or value is None or value in _UNSET.get(name, ()):
             continue
         raise ArgumentError(
             f"A request to the run's engine asks for {name}={value!r}, which the engines here do not do. They take text or "
-            "input_ids, sampling_params, return_logprob, return_text_in_logprobs and rid."
+            "input_ids, image_data, sampling_params, return_logprob, return_text_in_logprobs and rid."
         )
     asked = payload.get("sampling_params") or {}
     given = engine_params(asked)
@@ -120,6 +127,7 @@ def read_payload(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
         {"max_new_tokens": DEFAULT_LENGTH, **given},
         (stops,) if isinstance(stops, str) else tuple(stops),
         frozenset(given.get("stop_token_ids") or ()),
+        images=_images(payload.get("image_data")),
         rid=payload.get("rid"),
         return_logprob=bool(payload.get("return_logprob")),
         text_of_tokens=bool(payload.get("return_text_in_logprobs")),
@@ -135,6 +143,16 @@ def engine_params(given: Mapping[str, Any]) -> dict[str, Any]:
     if "sampling_seed" in found:
         found["seed"] = found.pop("sampling_seed")
     return {name: value for name, value in found.items() if value not in _NEUTRAL.get(name, ())}
+
+
+def _images(given: Any) -> list[bytes] | None:
+    """Read `image_data`: one image or a list of them, each a data URL or base64; no file is read."""
+    if not given:
+        return None
+    try:
+        return [encoded(image, Path(), NO_FILES) for image in (given if isinstance(given, list) else [given])]
+    except DataError as error:
+        raise ArgumentError(f"A request to the run's engine has image_data that cannot be read: {error}.") from None
 
 
 def _prompt(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
