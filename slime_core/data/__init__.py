@@ -19,6 +19,7 @@
     vision.py        loads what a checkpoint makes of images
     image_processor.py  what every such checkpoint says of images
     vision_families.py  how each family of checkpoints does
+    patches.py       Qwen-VL's pixels, faster
     notices.py       what people should know of a file, said once
     shown.py         how messages show a value
     tokenizer.py     `load_tokenizer`: where tokenizers of checkpoints are loaded

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from slime_core.data.image_processor import Processor
 from slime_core.data.images import Size, decode
+from slime_core.data.patches import Patches
 from slime_core.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 
 class QwenProcessor(Processor):
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: an image takes tokens by its size, one for every few patches."""
+
+    def features(self, images: Sequence[bytes]) -> dict[str, Tensor]:
+        if not Patches.can_be_made(self._images):
+            return super().features(images)
+        return self._patches.of([decode(data) for data in images])
+
+    @cached_property
+    def _patches(self) -> Patches:
+        return Patches(self._images)
 
     def count(self, size: Size) -> int:
         patches: int = self._images.get_number_of_image_patches(size.height, size.width, {})

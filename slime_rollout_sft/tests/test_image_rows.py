@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageChops
 from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.cli.main import main
 from slime_core.data import open_rows
+from slime_core.data.image_processor import Processor
 from slime_core.data.images import NO_RULES, ImageRules, decode
 from slime_core.data.images import encoded as encoded_of
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.source import GlobalDataSource
 from slime_core.data.vision import load_processor
+from slime_core.data.vision_families import QwenProcessor
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Plugins
 from slime_core.sample import Sample
@@ -100,6 +103,21 @@ def test_every_form_of_an_image_gives_the_same_pixels(folder: Path, form: str) -
     for sample in (in_column, in_part):
         assert sample.prompt[0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]  # type: ignore[index]  # messages
         assert decode(sample.images[0]).tobytes() == decode(RAW).tobytes()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_pixels_are_those_of_the_processor_bit_for_bit(tmp_path: Path, family: str) -> None:
+    processor = load_processor(str(write_checkpoint(tmp_path / "model", family)))
+    assert isinstance(processor, QwenProcessor)
+    images = [picture(*size) for size in ((64, 32), (20, 90), (300, 500), (33, 31))]
+    for some in (images, images[:1]):
+        found = processor.features(some)
+        expected = Processor.features(processor, some)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+        assert all(found[name].dtype == expected[name].dtype for name in found)
+    with pytest.raises(ValueError, match="aspect ratio"):
+        processor.features([encoded(Image.new("L", (4000, 10)))])
 
 
 def test_base64_of_megabytes_is_not_looked_for_among_files(folder: Path) -> None:
