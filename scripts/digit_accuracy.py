@@ -1,6 +1,6 @@
-"""Says of how many held-out digits a model names the right one. Usage: digit_accuracy.py MODEL ROWS [--shuffled]
+"""Says of how many held-out digits models name the right one. Usage: digit_accuracy.py ROWS MODEL…
 
-transformers computes it alone, one row at a time; with --shuffled every row is shown another row's image.
+transformers computes it alone, one row at a time; and once more as a control, where every row is shown another row's image.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from slime_core.data.vision import load_processor
 from slime_core.sample import Sample
 
 
-def accuracy(folder: Path, file: Path, shuffled: bool) -> float:
-    """Return the share of rows whose digit is the likeliest first token of an answer."""
+def accuracies(folder: Path, file: Path) -> tuple[float, float]:
+    """Return the share of rows whose digit is the likeliest first token of an answer, and the same where each row is shown the image
+    of the one before."""
     model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     processor = load_processor(str(folder))
@@ -27,20 +28,23 @@ def accuracy(folder: Path, file: Path, shuffled: bool) -> float:
     lines = file.read_text(encoding="utf-8").splitlines()
     columns = Columns("messages", "label", image_key="images")
     rows = [sample_from_row(columns, json.loads(line), f"{file}:{n}") for n, line in enumerate(lines, 1)]
-    right = 0
-    for number, row in enumerate(rows):
-        images = rows[number - 1].images if shuffled else row.images
+    named = []
+    for row in rows:
         messages: Any = row.prompt[:-1]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for count in processor.counts(images):
+        for count in processor.counts(row.images):
             text = text.replace(processor.placeholder, processor.text(count), 1)
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
-            given = processor.alone(Sample(tokens=ids[0].tolist(), images=images), ids)
-            likeliest = model(input_ids=ids, **given).logits[0, -1].argmax()
-        right += tokenizer.decode(likeliest) == row.label
-    return right / len(rows)
+            given = processor.alone(Sample(tokens=ids[0].tolist(), images=row.images), ids)
+            named.append(tokenizer.decode(model(input_ids=ids, **given).logits[0, -1].argmax()))
+    # All questions and all sizes are the same, so an image answers alike wherever it is shown.
+    others = [named[-1], *named[:-1]]
+    right, control = (sum(n == row.label for n, row in zip(names, rows, strict=True)) for names in (named, others))
+    return right / len(rows), control / len(rows)
 
 
 if __name__ == "__main__":
-    print(f"{accuracy(Path(sys.argv[1]), Path(sys.argv[2]), '--shuffled' in sys.argv[3:]):.3f}")
+    for name in sys.argv[2:]:
+        right, control = accuracies(Path(name), Path(sys.argv[1]))
+        print(f"{name}: {right:.1%} (shown the image of another row: {control:.1%})", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 
 
 def write_digits(out: Path, packed: bytes) -> None:
-    """Write `images/`, `train.jsonl` and `heldout.jsonl`, whose rows have the columns messages, images and label.
+    """Write `images/`, and rows with the columns messages, images and label.
+
+    In `train.jsonl` and `heldout.jsonl` the messages are question and answer, in `train_prompts.jsonl` and `heldout_prompts.jsonl` the
+    question alone. Controls are `other_images.jsonl`, held-out rows with the images of others, and `other_labels.jsonl`, prompts of
+    training with the labels of others.
 
     Args:
         packed: scikit-learn's `digits.csv.gz`: 64 numbers from 0 to 16 and the digit in every line.
@@ -32,14 +37,20 @@ def write_digits(out: Path, packed: bytes) -> None:
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
     for number, line in enumerate(gzip.decompress(packed).decode().split()):
         *pixels, label = (int(float(value)) for value in line.split(","))
-        name = f"images/{number:04}.png"
-        Image.frombytes("L", (8, 8), bytes(min(255, value * 16) for value in pixels)).save(out / name)
+        image = f"images/{number:04}.png"
+        Image.frombytes("L", (8, 8), bytes(min(255, value * 16) for value in pixels)).save(out / image)
         messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": str(label)}]
         # Every sixth row is held out: no random numbers, and both parts cover the whole file.
-        part = parts["heldout" if number % 6 == 5 else "train"]
-        part.append({"messages": messages, "images": [name], "label": str(label)})
-    for part_name, rows in parts.items():
-        (out / f"{part_name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        own = parts["heldout" if number % 6 == 5 else "train"]
+        own.append({"messages": messages, "images": [image], "label": str(label)})
+    for part in ("train", "heldout"):
+        parts[f"{part}_prompts"] = [row | {"messages": row["messages"][:1]} for row in parts[part]]
+    for name, part, column in (("other_labels", "train_prompts", "label"), ("other_images", "heldout", "images")):
+        others = [row[column] for row in parts[part]]
+        random.Random(0).shuffle(others)
+        parts[name] = [row | {column: other} for row, other in zip(parts[part], others, strict=True)]
+    for name, rows in parts.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_model(out: Path) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Teaches a tiny vision-language model to read handwritten digits, from random weights, on a laptop's CPU. Everything it makes
-# lies in .venv, .cache and runs/. Further arguments go to `slime train-async`, for example: --num-rollout 100
+# Teaches a tiny vision-language model to read handwritten digits, on a laptop's CPU: first it is shown answers, from random weights,
+# then it is rewarded for right ones. Everything it makes lies in .venv, .cache and runs/. Further arguments go to both commands, for
+# example: --rollout-seed 1
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
@@ -14,11 +15,11 @@ slime data preview .cache/digits/train.jsonl --input-key messages --multimodal-k
   --hf-checkpoint .cache/digits/model --rows 1
 
 run="runs/vision-$(date +%Y%m%d-%H%M%S)"
-echo "==> training; stop it with Ctrl-C"
-slime train-async recipes/quickstart-vision.yaml --run-dir "$run" --save-hf "$run/model" "$@"
+echo "==> fine-tuning on answers, half as long as the recipe says, so that something is left to learn; stop it with Ctrl-C"
+slime train-async recipes/quickstart-vision.yaml --num-rollout 150 --eval-interval 150 --run-dir "$run/sft" --save-hf "$run/sft-model" "$@"
+echo "==> reinforcement learning: answers are sampled, and rewarded where they are right"
+slime train recipes/quickstart-vision-grpo.yaml --hf-checkpoint "$run/sft-model" --run-dir "$run/grpo" --save-hf "$run/grpo-model" "$@"
+slime report "$run/sft" "$run/grpo"
 
 echo "==> held-out digits that are named rightly"
-for model in .cache/digits/model "$run/model"; do
-  echo "$model: $(python scripts/digit_accuracy.py "$model" .cache/digits/heldout.jsonl)" \
-    "(shown the image of another row: $(python scripts/digit_accuracy.py "$model" .cache/digits/heldout.jsonl --shuffled))"
-done
+python scripts/digit_accuracy.py .cache/digits/heldout.jsonl .cache/digits/model "$run/sft-model" "$run/grpo-model"
