@@ -83,6 +83,12 @@ def _start(results: Results) -> Ratios:
     }
 
 
+def _vision(results: Results) -> Ratios:
+    return _runs(results, "images_per_cpu_second", ("slime",), True, "speed") | _runs(
+        results, "peak_mib", ("slime",), False, "memory"
+    )
+
+
 READERS: dict[str, Callable[[Results], Ratios]] = {
     "cluster": _cluster,
     "grpo-cpu": _grpo,
@@ -90,5 +96,6 @@ READERS: dict[str, Callable[[Results], Ratios]] = {
     "rollout-cpu": _rollout,
     "sft-cpu": _sft,
     "start": _start,
+    "vision": _vision,
 }
 """By the name of the file."""

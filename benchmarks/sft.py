@@ -146,13 +146,18 @@ def prepare_work(steps: int, batch_size: int) -> Work:
 
 def trl_python() -> str:
     """The interpreter of an environment with TRL, made on first use."""
-    python, stamp = VENV / "bin" / "python", VENV / ".complete"
-    if not stamp.exists() or stamp.read_text() != " ".join(TRL):
-        tell(f"installing TRL into {VENV} (once; some minutes)")
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    return environment_with(VENV, TRL)
+
+
+def environment_with(venv: Path, requirements: list[str]) -> str:
+    """The interpreter of a virtual environment that has some packages, made on first use."""
+    python, stamp = venv / "bin" / "python", venv / ".complete"
+    if not stamp.exists() or stamp.read_text() != " ".join(requirements):
+        tell(f"installing TRL into {venv} (once; some minutes)")
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", ROOT / "constraints.txt", *TRL], check=True)
-        stamp.write_text(" ".join(TRL))
+        subprocess.run([*pip, "-c", ROOT / "constraints.txt", *requirements], check=True)
+        stamp.write_text(" ".join(requirements))
     return str(python)
 
 
