@@ -45,9 +45,9 @@ def main() -> int:
             f"{bundle} was made of other code than is here: {', '.join(changed[:5])}. Run bash scripts/gpu-bundle.sh again."
         )
     if not given.without_gpu:
-        from benchmarks.on_gpu.machine import device_and_peak
+        from benchmarks.on_gpu.machine import require_gpu
 
-        device_and_peak(given.peak_tflops, without_gpu=False)
+        require_gpu()
     given.out.mkdir(parents=True, exist_ok=True)
     names = [job.name for job in JOBS if job.name in given.job or (given.all or job.phase in given.phase)]
     append(given.out, about := {"commit": commit(), "command": command("gpu"), "began": time.time()})

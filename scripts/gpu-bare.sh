@@ -22,5 +22,5 @@ cp -r benchmarks .gpu-bundle "$place"
 cd "$place"
 alone=()
 [ "$(id -u)" != 0 ] || alone=(unshare -n)
-"${alone[@]}" env -i HOME="$place" PATH="$venv/bin:/usr/bin:/bin" bash -c \
-  'source .gpu-bundle/use.sh && python3 -m benchmarks.gpu --without-gpu --budget-seconds 1800 --out "$@"' - "$out" "${@:---all}"
+"${alone[@]}" env -i HOME="$place" PATH="$venv/bin:/usr/bin:/bin:/usr/sbin:/sbin" bash -c \
+  'ip link set lo up 2>/dev/null; source .gpu-bundle/use.sh && python3 -m benchmarks.gpu --without-gpu --budget-seconds 1800 --out "$@"' - "$out" "${@:---all}"

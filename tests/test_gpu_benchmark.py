@@ -170,7 +170,7 @@ def test_a_process_that_dies_or_hangs_costs_one_job_and_results_are_not_made_aga
     def run(out: str, *words: str) -> dict[str, str]:
         given = ["gpu", "--out", str(tmp_path / out), "--job", *names, *words, "--peak-tflops", "1"]
         monkeypatch.setattr(sys, "argv", given)
-        monkeypatch.setattr("benchmarks.on_gpu.machine.device_and_peak", lambda *_, **__: ("GPU", 1.0))
+        monkeypatch.setattr("benchmarks.on_gpu.machine.require_gpu", lambda: None)
         assert gpu.main() == 1
         return {name: line["status"] for name, line in newest(read(tmp_path / out)).items()}
 

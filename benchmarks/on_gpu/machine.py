@@ -35,13 +35,20 @@ def device_and_peak(peak: float | None, without_gpu: bool) -> tuple[str, float |
     """
     if without_gpu:
         return "CPU", peak
+    require_gpu()
+    name = torch.cuda.get_device_name()
+    return name, peak or peak_of(name)
+
+
+def require_gpu() -> None:
+    """Raises:
+    SystemExit: torch sees no GPU.
+    """
     if not torch.cuda.is_available():
         raise SystemExit(
             "This benchmark needs a CUDA device, and torch sees none: install torch for CUDA and run it on a machine with a "
             "GPU. --without-gpu does the same on the CPU, with tiny models."
         )
-    name = torch.cuda.get_device_name()
-    return name, peak or peak_of(name)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from benchmarks.on_gpu.models import configuration, engine, random_model, random
 if TYPE_CHECKING:
     from slime_engine_local.engine import LocalEngine
 
-PROMPT = 512
+PROMPT = 416
 SHORT, LONG = 16, 80
 """New tokens of two rounds whose difference is decoding alone."""
 
