@@ -32,17 +32,22 @@ class Watched(Plugins):
         self._machine, self._updates = machine, 0
         self._recorder: Recorder | None = None
         self.recorded: Recorded | None = None
+        self.problem = ""
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Tell observers, and look at what they are told."""
         super().notify(hook, **arguments)
-        if hook == "slime_weights_updated":
+        if hook != "slime_weights_updated":
+            return
+        try:
             if self._updates == RECORDED:
                 self._recorder = Recorder(self._machine)
                 self._recorder.start()
             elif self._recorder is not None and self.recorded is None:
                 self.recorded = self._recorder.stop()
-            self._updates += 1
+        except Exception as error:  # what was timed before is worth having without it
+            self.problem, self._recorder = f"{type(error).__name__}: {error}", None
+        self._updates += 1
 
 
 def grpo(machine: Machine, found: Findings, name: str, prompts: int, samples: int, answer: int) -> None:
@@ -90,6 +95,7 @@ def grpo(machine: Machine, found: Findings, name: str, prompts: int, samples: in
         samples_per_second=prompts * samples / step,
     )
     if plugins.recorded is None:
+        found.note(recorder=plugins.problem)
         found.holds("a whole step was recorded", False)
         return
     found.note(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "results.jsonl"
+TRACEBACK = 1500
+"""Characters of the end of a traceback that are printed; the file has more."""
 
 
 def append(out: Path, line: dict[str, Any]) -> None:
@@ -36,47 +38,42 @@ def newest(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def table(about: dict[str, Any], lines: list[dict[str, Any]], left: list[str]) -> str:
-    """All results as Markdown.
+    """All results as Markdown, what matters most last: the end of what is printed is what is seen.
 
     Args:
         about: the machine and the code.
         left: the names of jobs that were not done.
     """
     found = newest(lines)
-    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
-    text = [
-        f"# {about.get('device', 'unknown device')}",
-        "",
-        f"commit {about.get('commit', 'unknown')}; {versions}",
-        "",
-    ]
     failed = [name for name, line in found.items() if line["status"] == "failed"]
-    text += [f"{len(found)} jobs, {len(failed)} failed: {', '.join(failed) or 'none'}", ""]
-    text += ["| job | result | seconds | figures |", "|---|---|---|---|"]
-    for name, line in found.items():
-        figures = _figures(name, line).replace("|", "/")
-        text.append(f"| {name} | {line['status']} | {line['seconds']:.1f} | {figures} |")
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    text = [f"# {about.get('device', 'unknown device')}", ""]
     for name in failed:
-        line = found[name]
-        text += ["", f"## {name}", "", *[f"- {words}" for words in line.get("outside", [])]]
-        if line.get("traceback"):
-            text += ["```", line["traceback"].rstrip(), "```"]
+        text += [f"## {name} failed", "", *[f"- {words}" for words in found[name].get("outside", [])], ""]
+        if trace := found[name].get("traceback"):
+            text += ["```", trace[-TRACEBACK:].rstrip(), "```", ""]
     for name, line in found.items():
         if kernels := line["found"].get("kernels"):
-            text += ["", f"## Kernels of {name}", "", "| ms | share | calls | name |", "|---|---|---|---|"]
+            text += [f"## Kernels of {name}", "", "| ms | share | calls | name |", "|---|---|---|---|"]
             text += [f"| {k['ms']} | {100 * k['share']:.1f} % | {k['calls']} | {_cell(k['name'])} |" for k in kernels]
+            text.append("")
         if waits := line["found"].get("waits"):
-            text += ["", f"## Where the host waits for the device, {name}", "", "| times | place |", "|---|---|"]
-            text += [f"| {count} | {place} |" for place, count in waits.items()]
+            text += [f"## Where the host waits for the device, {name}", "", "| times | place |", "|---|---|"]
+            text += [*(f"| {count} | {place} |" for place, count in waits.items()), ""]
+    text += ["## Results", "", f"commit {about.get('commit', 'unknown')}; {versions}", ""]
+    text += ["| job | result | seconds | figures |", "|---|---|---|---|"]
+    for name, line in found.items():
+        text.append(f"| {name} | {line['status']} | {line['seconds']:.1f} | {_figures(name, line)} |")
+    text += ["", f"{len(found)} jobs, {len(failed)} failed: {', '.join(failed) or 'none'}"]
     if left:
-        text += ["", f"Not done: {', '.join(left)}. The same command with `--earlier FOLDER` goes on."]
+        text += [f"Not done: {', '.join(left)}. The same command with `--earlier FOLDER` goes on."]
     return "\n".join(text) + "\n"
 
 
 def _figures(name: str, line: dict[str, Any]) -> str:
     """The figures of a job in a cell: of a check, the one nearest to its bound is not known, so the number of them."""
     if line["status"] in ("skipped", "failed") and line.get("why"):
-        return _cell(line["why"])
+        return _cell(line["why"])[:300]
     found = line["found"]
     if name.startswith("checks/") and len(found) > 8:
         worst = max((value for value in found.values() if isinstance(value, float)), default=0.0)
