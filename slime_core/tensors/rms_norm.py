@@ -1,4 +1,4 @@
-"""RMS norms with half the memory traffic, for the CPU. Train backends use it.
+"""RMS norms with half the memory traffic, for the CPU. Train backends and the embedded engine use it.
 
 torch and transformers write a norm as half a dozen element-wise operations, each of which passes over memory once forward and
 several times backward, and keep what lies between. This is the same arithmetic in fewer passes.
@@ -14,17 +14,24 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute x / sqrt(mean(x², last dimension) + eps) · weight (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    if not torch.is_grad_enabled():
+        return _compute(x, weight, eps)[0]
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return normed
+
+
+def _compute(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and 1 / sqrt(mean(x²) + eps)."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inverse).mul_(weight), inverse
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, inverse = _compute(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        normed: Tensor = (x * inverse).mul_(weight)
         return normed
 
     @staticmethod

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 
+from slime_core.tensors.rms_norm import rms_norm
 from slime_engine_local.attention import attend
 from slime_engine_local.forward_pass import ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
@@ -211,7 +212,9 @@ def _require_children(module: nn.Module, required: set[str], optional: frozenset
 
 def _norm(module: Any, x: Tensor) -> Tensor:
     """Normalise the last dimension as the RMS norm `module` does."""
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return rms_norm(x, module.weight, module.variance_epsilon)
     if x.dtype == torch.float32:
-        return rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+        return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
     normalised: Tensor = module(x)  # which computes in float32 in between
     return normalised
