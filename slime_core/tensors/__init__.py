@@ -28,6 +28,7 @@ experts.py               weights of single experts and of all experts of a layer
 weight_buckets.py        weights in pieces of limited size, on their way to an engine
 matrix_products.py       products by the library that is fastest on this processor, on the CPU
 rms_norm.py              a norm in fewer passes over memory, on the CPU
+swiglu.py                the gated activation with less to keep for the backward pass, on the CPU
 freed_memory.py          keeps the memory that a step frees, on the CPU
 offload.py               what lies on a device waits in host memory meanwhile
 """

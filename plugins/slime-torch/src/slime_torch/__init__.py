@@ -8,6 +8,7 @@ backend.py    the train backend: what the loop calls
 predictor.py  log-probs, entropies and values of a packed row
 model.py      loads a model and proves that its packed computation is its own
 attention.py  attention in which every token sees its own sample alone
+gated_layers.py   gives a model the gated layers that keep less, on the CPU
 rms_norm.py   gives a model the faster norm of the core, on the CPU
 lora.py       adapters
 low_precision.py  linear layers that compute in FP8

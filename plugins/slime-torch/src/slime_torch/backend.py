@@ -40,6 +40,7 @@ from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state, stored_export
 from slime_torch.arguments import TorchRunArguments, refused
+from slime_torch.gated_layers import keep_less
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
 from slime_torch.memory import memory
 from slime_torch.model import (
@@ -151,6 +152,7 @@ class TorchBackend(HasKeptWeights):
                     )
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
                 speed_up_norms(model)
+                keep_less(model)
             prepare(model, processor)
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.

@@ -1,0 +1,57 @@
+"""Gives the gated feed-forward layers of a model of transformers the activation of the core that keeps less, on the CPU. The backend
+calls `keep_less` once.
+
+A module's forward is exchanged only if its output on random input is reproduced; every other module stays as it is.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from slime_core.tensors.swiglu import swiglu
+
+CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def keep_less(model: nn.Module) -> int:
+    """Exchange the forward of the gated layers in `model` and return how many were exchanged."""
+    found = 0
+    for module in model.modules():
+        if {name for name, _ in module.named_children()} == CHILDREN and _is_swiglu(module):
+            vars(module)["forward"] = MethodType(_forward, module)  # so that a copied model uses its own weights
+            found += 1
+    return found
+
+
+def _is_swiglu(module: Any) -> bool:
+    """Whether the module computes down(silu(gate(x)) · up(x)), as seen on its own small random weights."""
+    layers = [getattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(type(layer) is nn.Linear for layer in layers):
+        return False
+    random = torch.Generator().manual_seed(0)
+    shapes = [(5, 4), (5, 4), (4, 5)]
+    weights = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
+    x = torch.randn(1, 3, 4, generator=random, dtype=torch.float64)
+    swapped = {
+        f"{name}.weight": weight for name, weight in zip(("gate_proj", "up_proj", "down_proj"), weights, strict=True)
+    }
+    for name, layer, weight in zip(("gate_proj", "up_proj", "down_proj"), layers, weights, strict=True):
+        if layer.bias is not None:
+            swapped[f"{name}.bias"] = torch.zeros(len(weight), dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            found = torch.func.functional_call(module, swapped, (x,))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    gate, up, down = weights
+    return torch.allclose(found, linear(swiglu(linear(x, gate), linear(x, up)), down))
+
+
+def _forward(self: Any, x: Tensor) -> Tensor:
+    output: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+    return output
