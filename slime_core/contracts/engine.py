@@ -78,7 +78,7 @@ class InferenceEngine(Protocol):
     """Generates tokens with the newest weights it was given. Made once per run as `InferenceEngine(args)`, in the process
     of the rollout worker. One that names the parameter `quantised` of `__init__` is given `--hf-checkpoint` as a
     `slime_core.contracts.checkpoint_format.QuantisedCheckpoint`, or None where that is not quantised.
-    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesImages`, `TakesMetrics`, `Offloads`,
+    Its further abilities are `SendsWeights`, `Holds`, `Streams`, `Scores`, `TakesImages`, `TakesMetrics`, `Offloads`, `GivesUpWeights`,
     `slime_core.contracts.memory.EstimatesMemory` and, for servers on a cluster, `HasServers`."""
 
     def __init__(self, args: RunArguments) -> None: ...
@@ -234,6 +234,16 @@ class Offloads(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class GivesUpWeights(Protocol):
+    """An engine that need not hold weights that are about to be replaced."""
+
+    def give_up_weights(self) -> None:
+        """Free the memory of the weights, if no request needs them. The trainer trains next, and `update_weights` is called before
+        the next request; one that comes earlier fails."""
+        raise NotImplementedError
+
+
 class HasServers(Protocol):
     """An engine class that starts servers, and so needs places for them on a cluster.
 
@@ -260,7 +270,7 @@ KINDS = (
         extras=("quantised",),
         abilities=(
             *(SendsWeights, Holds, Streams, Scores, TakesImages, TakesMetrics),
-            *(Offloads, HasServers, EstimatesMemory),
+            *(Offloads, GivesUpWeights, HasServers, EstimatesMemory),
         ),
     ),
 )

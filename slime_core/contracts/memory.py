@@ -76,6 +76,8 @@ class MemoryUse:
         entropy: the loss reads entropies.
         weight_bytes: for an engine, of one weight as the trainer hands it over.
         own_process: for an engine, that it is not in the process that trains.
+        takes_turns: for an engine, that nothing is generated while the trainer trains, after which all weights are handed over anew. (Of
+            `slime train`; in `slime train-async` something is.)
         on_gpu: the run is for GPUs.
         device: bytes of one of them, where they are known.
     """
@@ -85,6 +87,7 @@ class MemoryUse:
     entropy: bool = False
     weight_bytes: int = 4
     own_process: bool = False
+    takes_turns: bool = False
     on_gpu: bool = True
     device: float | None = None
 

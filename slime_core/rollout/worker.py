@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.data import Closes, DataSource, FollowsRollouts, HasMetrics
-from slime_core.contracts.engine import InferenceEngine, Offloads, SendsWeights, WeightSender
+from slime_core.contracts.engine import GivesUpWeights, InferenceEngine, Offloads, SendsWeights, WeightSender
 from slime_core.contracts.rollout import Background
 from slime_core.errors import SampleError
 from slime_core.plugins import Plugins, Selected
@@ -147,6 +147,11 @@ class RolloutWorker:
         """Let the engine give back the device's memory until `onload`."""
         if isinstance(self._engine, Offloads):
             self._engine.offload()
+
+    def give_up_weights(self) -> None:
+        """Let the engine free weights that are replaced before it is asked for anything."""
+        if isinstance(self._engine, GivesUpWeights):
+            self._engine.give_up_weights()
 
     def onload(self) -> None:
         """Let the engine take the device's memory again."""

@@ -131,6 +131,7 @@ def estimate(
     ranks = layout.ranks if layout is not None else int(not args.debug_rollout_only)
     read = what_reads(training.loss, args) | what_reads(training.advantage, args)
     use = MemoryUse(ranks=max(1, ranks), entropy="entropy" in what_reads(training.loss, args), on_gpu=on_gpu)
+    use = replace(use, takes_turns=args.update_weights_interval == 1 and not rollouts.works_in_background)
     use = use if limit is None else replace(use, device=limit * GIB)
     unknown: list[str] = []
     trainer: list[Part] = []

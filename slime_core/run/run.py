@@ -110,6 +110,8 @@ class Run:
         metrics: dict[str, float] = {}
         if self.trainer is not None:
             self.weight_sync.have_memory("trainer")
+            if not (self.ahead or self.components.rollouts.works_in_background):
+                self.weight_sync.give_up()
             version = self.versions.pop(rollout_id, None)
             training_done = self.trainer.call(TrainWorker.train, rollout_id, result.output.groups, version)
             metrics = wait(training_done, f"training on rollout {rollout_id + 1}")

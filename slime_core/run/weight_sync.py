@@ -45,13 +45,18 @@ class WeightSync:
         self._in_memory: set[Who] = {"trainer"}
         self.keeps, self._interval, self._resumed = keeps, interval, resumed
         self.version: int | None = None
+        self._given_up = False
         self._sends = False  # the trainer has the engine's own weight sender
 
     def update(self, version: int) -> None:
         """Hand the trainer's weights, which are of this version, to the engine, if it has others and new ones are due."""
         trainer, rollouts = self._trainer, self._rollouts
         between = version % self._interval != 0
-        if trainer is None or self.version == version or (between and self.version is not None):
+        if (
+            trainer is None
+            or (self.version == version and not self._given_up)
+            or (between and self.version is not None)
+        ):
             return
         earlier = self._resumed if between else None
         started = time.perf_counter()
@@ -70,7 +75,7 @@ class WeightSync:
             self._hand_over(trainer, version)
         if earlier is not None:
             wait(trainer.call(TrainWorker.serve_version, None), "the trainer's weights")
-        self.version = version
+        self.version, self._given_up = version, False
         seconds = time.perf_counter() - started
         self._plugins.notify("slime_weights_updated", args=self._args, version=version, seconds=seconds)
 
@@ -91,6 +96,13 @@ class WeightSync:
             raise
         finally:
             trainer.call(TrainWorker.drop_weights)
+
+    def give_up(self) -> None:
+        """Let the engine free its weights while the trainer makes new ones, where every version is handed over. Nothing is
+        generated until `update`."""
+        if self._trainer is not None and self._interval == 1 and self.version is not None and not self._sends:
+            wait(self._rollouts.call(RolloutWorker.give_up_weights), "the engine to give up its weights")
+            self._given_up = True
 
     def have_memory(self, *who: Who) -> None:
         """Let trainer, engine or both have the devices' memory, where the two take turns; whoever is not named gives it back."""

@@ -29,6 +29,6 @@ weight_buckets.py        weights in pieces of limited size, on their way to an e
 matrix_products.py       products by the library that is fastest on this processor, on the CPU
 rms_norm.py              a norm in fewer passes over memory, on the CPU
 swiglu.py                the gated activation with less to keep for the backward pass, on the CPU
-freed_memory.py          keeps the memory that a step frees, on the CPU
+freed_memory.py          a step's freed memory is kept, or given back, on the CPU
 offload.py               what lies on a device waits in host memory meanwhile
 """

@@ -58,6 +58,11 @@ class FusedLinear:
         """Return the weight, unless it is packed, and the bias, if there is one."""
         return (tensor for tensor in (self._weight, self._bias) if isinstance(tensor, Tensor))
 
+    def packed(self) -> Iterator[PackedLinear]:
+        """Return the weight if it is packed."""
+        if isinstance(self._weight, PackedLinear):
+            yield self._weight
+
     def part(self, number: int, attribute: str) -> FusedPart:
         """Return the weight or bias of one of the layers, as something that new values can be copied to."""
         return FusedPart(self, number, attribute)
@@ -195,6 +200,12 @@ class FusedDecoder:
                 x = images.behind(number, x)
         logits: Tensor = self._module.lm_head(_norm(body.norm, x[ends]))
         return logits
+
+    def packed(self) -> Iterator[PackedLinear]:
+        """Return the packed weights of the fused layers."""
+        for layer in self._layers:
+            for fused in (layer.inputs, layer.output, layer.gate_up, layer.down):
+                yield from fused.packed()
 
     def tensors(self) -> Iterator[Tensor]:
         """Return the weights and biases of fused layers that are not packed; all others belong to the module."""

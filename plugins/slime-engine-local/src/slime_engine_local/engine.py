@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 
     from slime_core.arguments import RunArguments
     from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
-    from slime_core.contracts.engine import Generates, Holds, InferenceEngine, Offloads, Scores, Streams, TakesImages
+    from slime_core.contracts.engine import (
+        Generates,
+        GivesUpWeights,
+        Holds,
+        InferenceEngine,
+        Offloads,
+        Scores,
+        Streams,
+        TakesImages,
+    )
     from slime_engine_local.arguments import LocalRunArguments
 
 LOOP_ITERATIONS = 16
@@ -284,6 +293,11 @@ class LocalEngine:
         """Take the GPU's memory again. The weights are as they were, bit for bit."""
         self._scheduler.call(self._scheduler.onload).result()
 
+    def give_up_weights(self) -> None:
+        """Free most of the memory of the weights on a CPU; all are handed over anew before the next request. With requests that
+        are not finished nothing happens."""
+        self._scheduler.call(self._scheduler.give_up_weights).result()
+
     def close(self) -> None:
         """End the engine's thread. Requests that are not finished fail."""
         self._finalizer()
@@ -358,5 +372,6 @@ if TYPE_CHECKING:  # type checkers compare the class with the contract and the a
     _takes_images: type[TakesImages] = LocalEngine
     _holds: type[Holds] = LocalEngine
     _offloads: type[Offloads] = LocalEngine
+    _gives_up: type[GivesUpWeights] = LocalEngine
     _streams: type[Streams] = LocalEngine
     _scores: type[Scores] = LocalEngine

@@ -21,9 +21,16 @@ def memory(args: LocalRunArguments, model: ModelShape, use: MemoryUse) -> Holdin
     """What the engine holds while it generates the longest responses that the options allow, with as many requests at a time."""
     d = Dimensions.of(model)
     of = f"{in_words(model.size)} weights × {use.weight_bytes} bytes"
+    embedding = use.weight_bytes * d.hidden * d.vocabulary
     parts = [Part("engine's weights", use.weight_bytes * model.size, of)]
-    if d.tied and not use.on_gpu:  # packed for products, beside the embedding
-        parts.append(Part("engine's head", use.weight_bytes * d.hidden * d.vocabulary, "a copy of the embedding"))
+    if not use.on_gpu:  # all but the embedding is packed for products, and not kept while `slime train` trains
+        when = GENERATE | HAND_OVER if use.takes_turns else ALWAYS
+        packed = use.weight_bytes * model.size - (0 if d.tied else embedding)
+        kept = "" if when == ALWAYS else ", which train-async keeps while it trains"
+        parts = [
+            Part("engine's embedding", embedding, "not packed"),
+            Part("engine's weights", packed, f"{of}, packed{kept}", when),
+        ]
     if use.own_process:
         size = 2.0 * args.update_weight_buffer_size
         parts.append(Part("weights on their way", size, "two buckets", HAND_OVER, "--update-weight-buffer-size"))

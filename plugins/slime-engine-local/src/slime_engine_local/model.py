@@ -168,6 +168,15 @@ class LanguageModel:
                 raise
             raise HalfReplaced(f"{error} {copied} weights had been replaced by then.") from error
 
+    def give_up(self) -> bool:
+        """Free the packed weights, and return whether there were any. Then the model is of no use until all weights are
+        replaced."""
+        packed = [module for module in self._module.modules() if isinstance(module, PackedLinear)]
+        packed += self._decoder.packed() if self._decoder else ()
+        for layer in packed:
+            layer.give_up()
+        return bool(packed)
+
     def tensors(self) -> Iterator[Tensor]:
         """Yield all that it keeps on its device. (Packed weights are not among them; they are on a CPU.)"""
         yield from self._module.parameters()

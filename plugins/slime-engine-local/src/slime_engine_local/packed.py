@@ -36,6 +36,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = bias
         self._by_onednn = onednn_is_faster()
+        self._packed: Tensor | None = None
         self._shape = torch.empty(1, 1).expand(weight.shape)  # MKL's product asks the plain weight for its shape alone
         self.copy_(weight)
 
@@ -45,6 +46,10 @@ class PackedLinear(nn.Module):
             torch.ops.mkldnn._reorder_linear_weight if self._by_onednn else torch.ops.mkl._mkl_reorder_linear_weight
         )
         self._packed = library(weight.detach().contiguous(), EXPECTED_ROWS)
+
+    def give_up(self) -> None:
+        """Free the memory of the weight, which must be replaced before the next product."""
+        self._packed = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply [..., in] with the weight, and return [..., out]."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slime_core.contracts.engine import ScoredToken
+from slime_core.tensors.freed_memory import give_back_freed_memory
 from slime_core.tensors.offload import Offloaded
 from slime_engine_local.cache import CachedSequence, KVCache, Row
 from slime_engine_local.errors import EngineError
@@ -90,6 +91,15 @@ class Scheduler:
     def spoil(self, error: EngineError) -> None:
         """The model's weights are of no use: requests fail with this error until `use` is called. Only to be called through `call`."""
         self._spoilt = error
+
+    def give_up_weights(self) -> None:
+        """Free what is packed of the weights, unless there are requests. Only to be called through `call`."""
+        if self.model is None or self._running or self._waiting or self._arrived:
+            return
+        if self.model.give_up():
+            give_back_freed_memory()
+            what = "has given its weights up for a training step, and has not been handed new ones"
+            self.spoil(EngineError(f"The engine 'local' {what}."))
 
     def model_in_use(self) -> LanguageModel:
         """Return the model, which is loaded now if there is none yet. Only to be called through `call`.

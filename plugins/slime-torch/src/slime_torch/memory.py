@@ -88,7 +88,10 @@ def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bo
 
 def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: MemoryUse) -> list[Part]:
     d = Dimensions.of(model)
-    dense, sparse = _of_a_layer(d, d.mlp, args.bf16), _of_a_layer(d, d.experts, args.bf16, d.chosen)
+    dense, sparse = (
+        _of_a_layer(d, d.mlp, args.bf16, keeps=_kept_of_an_mlp(model, use)),
+        _of_a_layer(d, d.experts, args.bf16, d.chosen),
+    )
     per_token = d.dense * dense + (d.layers - d.dense) * sparse
     how = f"{d.layers} layers"
     if args.gradient_checkpointing:
@@ -124,19 +127,27 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
     return parts
 
 
-def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0) -> float:
+def _kept_of_an_mlp(model: ModelShape, use: MemoryUse) -> int:
+    """How many tensors of its inner size a gated MLP keeps: `slime_torch.gated_layers` saves one."""
+    return 3 if not use.on_gpu and model.config.get("hidden_act") in ("silu", "swish") else 4
+
+
+def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0, keeps: int = 4) -> float:
     """Bytes that a layer keeps of a token for the backward pass.
 
     In float32 two norms keep their inputs and outputs; attention queries, keys, values, its output and that in one piece; the MLP
-    the gate before and after its activation, the other projection and their product. In bfloat16 each linear layer keeps an input of
-    its own.
+    the gate before and after its activation, the other projection and their product; on a CPU the gate only before it
+    (`slime_torch.gated_layers`). In bfloat16 each linear layer keeps an input of its own.
+
+    Args:
+        keeps: how many of these the MLP keeps.
     """
     exchanged = 2 * experts * d.hidden  # tokens as experts read and write them
     norms = d.queries + d.keys if d.head_norms else 0
     attention = 2 * d.queries + d.keys + 2 * d.values if d.latent else 3 * d.queries + d.keys + d.values
     if bf16:
-        return 18 * d.hidden + 2 * (attention + 4 * mlp + exchanged) + 6 * norms + 4 * d.heads + 2 * d.latent
-    return 4 * (4 * d.hidden + attention + 4 * mlp + exchanged + norms + d.heads + 2 * d.latent)
+        return 18 * d.hidden + 2 * (attention + keeps * mlp + exchanged) + 6 * norms + 4 * d.heads + 2 * d.latent
+    return 4 * (4 * d.hidden + attention + keeps * mlp + exchanged + norms + d.heads + 2 * d.latent)
 
 
 def _whole_for_a_while(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> list[Part]:
