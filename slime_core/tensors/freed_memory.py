@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Tell the allocator of this process to keep what is freed, for all threads alike; False where the C library has no such
-    setting. Train backends call it once."""
+    """Tell the allocator of this process to keep what is freed; False where the C library has no such setting. Train backends
+    call it once."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    settings = ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
-    return mallopt is not None and all(mallopt(*setting) for setting in settings)
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def give_back_freed_memory() -> None:
