@@ -33,4 +33,4 @@ python scripts/assets.py tokenizers >/dev/null
 
 echo "==> pytest"
 # Warnings of SGLang's many dependencies are none of ours.
-python -m pytest -q -s -W default "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,commands,weights,processes,options,engine,updates,runs,cluster}.py
+python -m pytest -q -s -W default "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,image_requests,commands,weights,processes,options,engine,images,updates,runs,cluster}.py

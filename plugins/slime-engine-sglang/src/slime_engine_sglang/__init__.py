@@ -5,6 +5,7 @@ The engine, in the rollout worker's process:
     engine.py      `SGLangEngine`, the engine that rollout functions call
     requests.py    sends requests to the servers, repeats and aborts them
     answers.py     requests and responses in the format of SGLang's `/generate`
+    images.py      images of prompts, in the form in which SGLang takes them
     placement.py   where the servers of a run are started
     fleet.py       all servers and the router: watched, and started again when they have died
     launcher.py    starts them and waits until they answer

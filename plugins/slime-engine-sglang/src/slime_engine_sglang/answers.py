@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from slime_core.errors import ArgumentError
@@ -40,6 +41,8 @@ class Answer:
         finish_reason: "abort" may also mean that the server ended the request for a reason of its own.
         prompt_tokens: how many tokens the prompt has.
         cached_tokens: how many of them the server had computed before.
+        banned_shares: R entries, the probability that the tokens had together that may not be chosen; none where all may be.
+        prompt: the ids that the server made of a prompt with images; None where it was not asked.
     """
 
     tokens: list[int]
@@ -48,6 +51,8 @@ class Answer:
     finish_reason: FinishReason
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    banned_shares: tuple[float, ...] = ()
+    prompt: tuple[int, ...] | None = None
 
 
 def response_room(prompt: Sequence[int], context: int | None, vocabulary: int) -> int | None:
@@ -106,20 +111,33 @@ def sglang_sampling_params(given: Mapping[str, Any], room: int | None) -> dict[s
     return found
 
 
-def request_body(input_ids: Sequence[int], sampling: dict[str, Any], rid: str) -> dict[str, Any]:
+def request_body(
+    input_ids: Sequence[int],
+    sampling: dict[str, Any],
+    rid: str,
+    images: Sequence[str] = (),
+    banned: Sequence[int] = (),
+) -> dict[str, Any]:
     """Return the body of a request to `/generate`.
 
     Args:
         sampling: the sampling parameters under SGLang's names.
         rid: the name by which the server can abort the request.
+        images: those of the prompt, as data URLs.
+        banned: the tokens whose log-probs are asked for at every place.
     """
-    return {
+    body: dict[str, Any] = {
         "rid": rid,
         "input_ids": list(input_ids),
         "sampling_params": sampling,
         "return_logprob": True,
         "stream": False,
     }
+    if images:
+        body |= {"image_data": list(images), "return_prompt_token_ids": True}
+    if banned:
+        body["token_ids_logprob"] = list(banned)
+    return body
 
 
 def read_answer(body: Any) -> Answer:
@@ -137,6 +155,8 @@ def read_answer(body: Any) -> Answer:
         tokens = [int(entry[1]) for entry in pairs]
         log_probs = [float(entry[0]) for entry in pairs]
         count = len(body.get("output_ids") or [])
+        shares = tuple(sum(math.exp(e[0]) for e in place) for place in meta.get("output_token_ids_logprobs") or [])
+        prompt = body.get("prompt_token_ids")
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise SGLangError(f"SGLang answered /generate with {str(body)[:300]}, which lacks {error}.") from error
     if reason not in ("stop", "length", "abort"):
@@ -153,7 +173,42 @@ def read_answer(body: Any) -> Answer:
         finish_reason=cast(FinishReason, reason),
         prompt_tokens=int(meta.get("prompt_tokens") or 0),
         cached_tokens=int(meta.get("cached_tokens") or 0),
+        banned_shares=shares,
+        prompt=None if prompt is None else tuple(prompt),
     )
+
+
+def before_banned(answer: Answer, banned: Collection[int]) -> tuple[Answer, float | None]:
+    """Return what lies before the first banned token of a response, and the probability that the banned ones had there; the whole
+    response and None where there is none.
+
+    Raises:
+        SGLangError: the server does not say how likely they were.
+    """
+    end = next((place for place, token in enumerate(answer.tokens) if token in banned), None)
+    if end is None:
+        return answer, None
+    if len(answer.banned_shares) != len(answer.tokens):
+        raise SGLangError(
+            f"SGLang chose the token {answer.tokens[end]}, which stands for an image or a video, and does not say how likely it was "
+            "(output_token_ids_logprobs)."
+        )
+    kept = replace(
+        answer,
+        tokens=answer.tokens[:end],
+        log_probs=answer.log_probs[:end],
+        versions=answer.versions[:end],
+    )
+    return kept, answer.banned_shares[end]
+
+
+def among_all(answer: Answer, share: float) -> Answer:
+    """Return a response of at most one token, chosen while others were banned, with its log-prob among all tokens.
+
+    Args:
+        share: the probability that the banned ones had.
+    """
+    return replace(answer, log_probs=[found + math.log1p(-min(share, 1.0 - 1e-7)) for found in answer.log_probs])
 
 
 def error_text(body: str) -> str:

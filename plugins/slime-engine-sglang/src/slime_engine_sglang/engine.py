@@ -20,6 +20,7 @@ import httpx
 from slime_core.contracts.engine import Generation
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import load_processor
 from slime_core.errors import first_error_only
 from slime_core.remote_code import from_pretrained
 from slime_core.runtime.handles import wait
@@ -28,6 +29,7 @@ from slime_engine_sglang.answers import response_room, sglang_sampling_params
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
 from slime_engine_sglang.held import memory
+from slime_engine_sglang.images import ShownPrompt, banned_tokens, refusal, shown_prompt
 from slime_engine_sglang.keys import Keys
 from slime_engine_sglang.options import SERVER, command_line
 from slime_engine_sglang.requests import Requests
@@ -39,7 +41,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slime_core.arguments import RunArguments
-    from slime_core.contracts.engine import HasServers, InferenceEngine, Offloads, SendsWeights, TakesMetrics
+    from slime_core.contracts.engine import (
+        HasServers,
+        InferenceEngine,
+        Offloads,
+        SendsWeights,
+        TakesImages,
+        TakesMetrics,
+    )
     from slime_engine_sglang.arguments import SGLangRunArguments
     from slime_engine_sglang.remote import RemoteServer
 
@@ -92,6 +101,8 @@ class SGLangEngine:
         self._context: int | None = int(given) if given else getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(args.hf_checkpoint)
+        self._processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        self._banned = banned_tokens(self._processor)
         self._sender: SGLangWeightSender | None = None
         self._fleet: Fleet | None = None
         self._closed = False
@@ -100,8 +111,17 @@ class SGLangEngine:
         self._thread.start()
         self._started = self._submit(self._start(servers, router))
 
+    @staticmethod
+    def image_refusal(args: RunArguments) -> str:
+        """Why the servers of a run are shown no images, as half a sentence; "" where they are."""
+        return refusal(args)
+
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        request_id: str | None = None,
+        images: Sequence[bytes] = (),
     ) -> Generation:
         """Generate one response, as `slime_core.contracts.engine.InferenceEngine.generate` says.
 
@@ -113,15 +133,20 @@ class SGLangEngine:
         there.
 
         Raises:
-            ArgumentError: the prompt or a sampling parameter cannot be used.
-            SGLangError: no server answers, or the engine was closed.
+            ArgumentError: the prompt, an image or a sampling parameter cannot be used.
+            SGLangError: SGLang makes other tokens of images than those of the prompt, no server answers, or the engine was closed.
         """
-        prompt = [int(token) for token in input_ids]
-        room = response_room(prompt, self._context, self._vocabulary)
+        ids = [int(token) for token in input_ids]
+        room = response_room(ids, self._context, self._vocabulary)
+        prompt = ShownPrompt(ids, ids)
+        if self._processor is not None:
+            prompt = await asyncio.to_thread(shown_prompt, ids, images, self._processor)
         sampling = sglang_sampling_params(sampling_params, room)
         try:
             _, requests = await asyncio.shield(asyncio.wrap_future(self._started))
-            answer = await asyncio.wrap_future(self._submit(requests.generate(prompt, sampling, request_id)))
+            answer = await asyncio.wrap_future(
+                self._submit(requests.generate(prompt, sampling, request_id, self._banned))
+            )
         except (asyncio.CancelledError, CancelledError):
             if self._closed:
                 raise SGLangError("The engine 'sglang' was closed.") from None
@@ -237,6 +262,7 @@ class SGLangEngine:
 if TYPE_CHECKING:  # type checkers compare the class with the contract and the abilities that it has
     _engine: type[InferenceEngine] = SGLangEngine
     _sends_weights: type[SendsWeights] = SGLangEngine
+    _takes_images: type[TakesImages] = SGLangEngine
     _takes_metrics: type[TakesMetrics] = SGLangEngine
     _offloads: type[Offloads] = SGLangEngine
     _has_servers: type[HasServers] = SGLangEngine

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import httpx
 
@@ -84,9 +85,15 @@ class Fleet:
         """Whether the servers compute on GPUs; None if they are external."""
         return next((member.server.on_gpu for member in self.members if member.server is not None), None)
 
-    @property
-    def generate_url(self) -> str:
-        """The address to which requests are sent."""
+    def generate_url(self, key: bytes | None = None) -> str:
+        """The address to which a request is sent: the router's.
+
+        Args:
+            key: of a request that the router would change, such as one with images, of which it leaves out return_prompt_token_ids, or
+                one with logit_bias. It goes to a server itself, the same one for the same key.
+        """
+        if key is not None and (there := self.answering):
+            return f"{there[crc32(key) % len(there)]}/generate"
         return f"{self._router.url}/generate"
 
     async def start(self) -> None:

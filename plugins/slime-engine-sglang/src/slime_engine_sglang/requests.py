@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import uuid
 from collections import Counter
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ import httpx
 from slime_core.errors import ArgumentError
 from slime_engine_sglang.answers import (
     Answer,
+    among_all,
+    before_banned,
     concatenated,
     error_text,
     read_answer,
@@ -26,6 +28,7 @@ from slime_engine_sglang.answers import (
 )
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
+from slime_engine_sglang.images import ShownPrompt, require_same_prompt
 
 if TYPE_CHECKING:
     from slime_engine_sglang.arguments import SGLangRunArguments
@@ -34,6 +37,8 @@ ATTEMPTS = 8
 """How often a request is sent before it fails."""
 _ABORT_INTERVAL_S = 0.25  # an abort is repeated, since it may overtake its request on the way through the router
 _NO_ANSWER = Answer([], [], [], "abort")
+_NEVER = -1e9
+"""A logit bias with which no token is chosen."""
 
 
 @dataclass(eq=False)
@@ -75,33 +80,52 @@ class Requests:
         self.counts: Counter[str] = Counter()
         self._numbers = itertools.count()
 
-    async def generate(self, prompt: list[int], sampling: dict[str, Any], name: str | None) -> Answer:
+    async def generate(
+        self, prompt: ShownPrompt, sampling: dict[str, Any], name: str | None, banned: Sequence[int] = ()
+    ) -> Answer:
         """Return the response to a prompt.
 
-        If a server ends the request and the caller has not aborted it, it goes on from there.
+        If a server ends the request and the caller has not aborted it, it goes on from there. Where a banned token was chosen,
+        the response is cut before it, and the next token is chosen among the others: SGLang can leave tokens out of the choice only
+        by leaving them out of the softmax too, from which log-probs would be other ones than a trainer's.
 
         Args:
             sampling: the sampling parameters under SGLang's names.
             name: the name by which the caller aborts the request.
+            banned: the tokens that may not be chosen.
 
         Raises:
             ArgumentError: SGLang does not accept the request.
-            SGLangError: no server answers.
+            SGLangError: no server answers, or SGLang makes other tokens of images than those that are trained.
         """
         request = _Request(name)
         number = next(self._numbers)
         self.running[number] = request
-        whole = _NO_ANSWER
+        whole, share, left = _NO_ANSWER, None, ATTEMPTS
         try:
-            for _ in range(ATTEMPTS):
+            while True:
                 rest = remaining_sampling(sampling, len(whole.tokens))
-                part = await self._send(request, prompt + whole.tokens, rest)
+                if share is not None:
+                    rest |= {"max_new_tokens": min(1, rest["max_new_tokens"])}
+                    rest |= {"logit_bias": {str(token): _NEVER for token in banned}}
+                part = await self._send(request, prompt, whole.tokens, rest, banned)
+                part, chosen = (part, None) if share is None else (among_all(part, share), share)
+                part, share = before_banned(part, banned)
                 whole = concatenated(whole, part)
-                if part.finish_reason != "abort" or request.aborted.is_set():
+                if share is not None and chosen is not None:
+                    raise SGLangError("SGLang chose a token that logit_bias excludes.")
+                if share is not None:
+                    continue
+                if part.finish_reason == "abort" and not request.aborted.is_set():
+                    share, left = chosen, left - 1
+                    if not left:
+                        raise SGLangError(f"The servers ended a request {ATTEMPTS} times that nobody had aborted.")
+                    self.counts["retries"] += 1
+                    await asyncio.sleep(_ABORT_INTERVAL_S)
+                elif (
+                    chosen is None or part.finish_reason != "length" or len(whole.tokens) >= sampling["max_new_tokens"]
+                ):
                     return whole
-                self.counts["retries"] += 1
-                await asyncio.sleep(_ABORT_INTERVAL_S)
-            raise SGLangError(f"The servers ended a request {ATTEMPTS} times that nobody had aborted.")
         finally:
             del self.running[number]
             request.done.set()
@@ -117,7 +141,9 @@ class Requests:
             await asyncio.gather(*(self._abort_at(url, body) for url in self._fleet.answering for body in bodies))
             await asyncio.wait([asyncio.ensure_future(r.done.wait()) for r in left], timeout=_ABORT_INTERVAL_S)
 
-    async def _send(self, request: _Request, prompt: list[int], sampling: dict[str, Any]) -> Answer:
+    async def _send(
+        self, request: _Request, prompt: ShownPrompt, begun: list[int], sampling: dict[str, Any], banned: Sequence[int]
+    ) -> Answer:
         """Return the response to a request, in as many attempts as it takes; an empty one if it is aborted before."""
         if sampling["max_new_tokens"] < 1:
             return replace(_NO_ANSWER, finish_reason="length")
@@ -133,14 +159,17 @@ class Requests:
                     return _NO_ANSWER
                 # SGLang aborts all requests whose names begin with the given one, so no name may begin with another.
                 request.rid = uuid.uuid4().hex
-                body = request_body(prompt, sampling, request.rid)
+                body = request_body(prompt.sent + begun, sampling, request.rid, prompt.urls, banned)
+                own = prompt.urls or "logit_bias" in sampling
+                url = self._fleet.generate_url(repr(prompt.urls or prompt.ids).encode() if own else None)
                 try:
-                    answer = await self._http.post(self._fleet.generate_url, json=body)
+                    answer = await self._http.post(url, json=body)
                 except httpx.HTTPError as error:
                     reason = repr(error)
                     continue
                 if answer.status_code == 200:
                     found = read_answer(answer.json())
+                    require_same_prompt(found, prompt, begun)
                     self.counts["prompt_tokens"] += found.prompt_tokens
                     self.counts["cached_tokens"] += found.cached_tokens
                     return found

@@ -1,5 +1,6 @@
-"""Lets SGLang be imported on a machine without a GPU, where two packages that it imports have no build: `sgl_kernel`
-and `torchvision`. Nothing of theirs is used there: SGLang takes its plain torch code, and models of text see no images.
+"""Lets SGLang be imported on a machine without a GPU, where packages that it imports have no build: `sgl_kernel`, of which nothing
+is used there, since SGLang takes its plain torch code; and `torchvision`, of which the part that is written in Python is enough for
+images, so that what its build for GPUs lacks here is declared, or all of it where it is not installed.
 
 `scripts/test-sglang.sh` puts this file into the environment, with a .pth file that imports it.
 """
@@ -30,6 +31,35 @@ class Absent(types.ModuleType):
         return absent
 
 
+class Declaring:
+    """Declares, right before torchvision is imported, the operators that it registers something for; they are never called. And
+    lets the operators of `sgl_kernel` that SGLang's code for CPUs names be named."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            import torch
+
+            self.library = torch.library.Library("torchvision", "FRAGMENT")
+            for operator in ("nms", "qnms"):
+                self.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if name == "sglang.srt":
+            import torch
+
+            kind = type(torch.ops.sgl_kernel)
+            known = kind.__getattr__
+
+            def operator(space, name):
+                try:
+                    return known(space, name)
+                except AttributeError:
+                    if space.name != "sgl_kernel" or not name.endswith("_cpu"):
+                        raise
+                    return getattr(Absent("sgl_kernel"), name)
+
+            kind.__getattr__ = operator
+        return
+
+
 class Finder:
     """Finds and makes those modules."""
 
@@ -45,4 +75,5 @@ class Finder:
         pass
 
 
+sys.meta_path.insert(0, Declaring())
 sys.meta_path.append(Finder())
