@@ -22,6 +22,7 @@ from slime_core.data.vision import load_processor
 from slime_core.sample import Sample
 from slime_engine_sglang.engine import SGLangEngine
 
+pytestmark = pytest.mark.timeout(1200)
 IMAGES = [picture(60, 40), picture(90, 30)]
 
 
