@@ -83,7 +83,10 @@ class Vision:
         Raises:
             SampleError: the image tokens of a sample are not as many as the features of its images, or an image cannot be used.
         """
-        read = {number: self._read(samples[number]) for number in dict.fromkeys(piece.sample for piece in row.pieces)}
+        known: dict[tuple[bytes, ...], Mapping[str, Tensor]] = {}  # the samples of a group show the same images
+        read = {
+            number: self._read(samples[number], known) for number in dict.fromkeys(piece.sample for piece in row.pieces)
+        }
         device = row.input_ids.device
         shown = [
             image
@@ -119,8 +122,10 @@ class Vision:
         finally:
             handle.remove()
 
-    def _read(self, sample: Sample) -> _Read:
-        features = self.processor.features_of(sample)
+    def _read(self, sample: Sample, known: dict[tuple[bytes, ...], Mapping[str, Tensor]]) -> _Read:
+        if (shown := tuple(sample.images)) not in known:
+            known[shown] = self.processor.features_of(sample)
+        features = known[shown]
         places = self.processor.places(sample, features)
         blocks = torch.zeros(num_tokens(sample), dtype=torch.int64)
         for number, (start, end) in enumerate(places, 1):
