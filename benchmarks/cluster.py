@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks.grpo import questions
 from benchmarks.processes import prepared, random_model, run_together, unwind_on_signals
+from benchmarks.quiet import add_option, require_quiet
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 PACKAGES = ("slime-core", "torch", "transformers", "ray")
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps per run; the first is not timed")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; SmolLM2-135M-Instruct if none is given")
     parser.add_argument("--quick", action="store_true", help="one small run of each, to see that it works; not written")
+    add_option(parser)
     options = parser.parse_args()
     if options.steps < 2:
         parser.error("--steps must be at least 2, since the first step is not timed")
@@ -124,6 +126,7 @@ def main() -> None:
                 variant = variants[name]
                 small = variant.work == "tiny"
                 steps = (6 if options.quick else TINY_STEPS) if small else options.steps
+                require_quiet(options.under_load or options.quick)
                 run = measure(variant, tiny if small else model, steps)
                 tell(f"  {run.step:.3f} s per step, load before {run.load_before:.1f}")
                 runs[name].append(run)

@@ -97,7 +97,7 @@ def measured(name: str, under_load: bool = False) -> Ratios:
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**measured_environment(), "SLIME_BENCHMARK_RESULTS": scratch}
         benchmark, *words = SHORT[name]
-        more = ["--under-load"] if under_load and benchmark != "start" else []
+        more = ["--under-load"] if under_load else []
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words, *more]
         subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=-3)
         return ratios_of(Path(scratch) / f"{name}.json")

@@ -99,12 +99,12 @@ def main() -> None:
     results: dict[str, list[Result]] = {name: [] for name in names}
     machine: list[dict[str, float]] = []
     for repeat in range(options.repeats):
-        require_quiet(options.under_load)
+        require_quiet(options.under_load or options.quick)
         machine.append(run_worker("machine", work, environment)[0])
         # Turn about, so that neither always runs on the machine that the other left behind.
         for name in names if repeat % 2 == 0 else reversed(names):
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
-            require_quiet(options.under_load)
+            require_quiet(options.under_load or options.quick)
             load = os.getloadavg()[0]
             found, ended = run_worker(name, work, environment)
             results[name].append(Result(work.tokens / found["seconds"], ended.peak_gib, load, ended.others))

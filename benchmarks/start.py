@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.processes import ROOT, measured_environment, prepared
+from benchmarks.quiet import add_option, require_quiet
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 RECIPE = "recipes/quickstart-sft.yaml"
@@ -30,6 +31,7 @@ ONE_ROW = ("--rollout-batch-size", "1", "--global-batch-size", "1", "--skip-eval
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each")
+    add_option(parser)
     options = parser.parse_args()
     model = prepared("model")
     subprocess.run([sys.executable, ROOT / "scripts" / "tool_calls.py"], check=True, stdout=subprocess.DEVNULL)
@@ -47,6 +49,7 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in contestants}
     load = os.getloadavg()[0]
     for repeat in range(options.repeats):
+        require_quiet(options.under_load)
         for name, run in contestants.items():
             found[name].append(run())
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}: {found[name][-1]:.2f} s")
