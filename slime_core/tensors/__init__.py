@@ -1,6 +1,9 @@
 """What train backends and engines share. Everything here may import torch, and nothing here knows a particular backend.
 
 packed_rows.py           the samples of a micro-batch as one packed row
+sequences.py             the sequences of a packed row, for attention kernels of variable length
+sent_rows.py             a packed row on the device that computes it
+transfer.py              small tensors on their way to a device, for which nobody waits
 micro_batches.py         what a loss is given for a micro-batch, and how results of all micro-batches come together
 kept_weights.py  copies of a model's weights in host memory
 linear_cross_entropy.py  log-probs and entropies from hidden states, without the full logits

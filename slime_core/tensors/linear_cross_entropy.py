@@ -135,8 +135,9 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx.chunks = _chunks(len(hidden), chunk_size)
         log_probs = torch.empty(len(hidden), dtype=weight.dtype, device=weight.device)
         entropies, means = (torch.empty_like(log_probs) for _ in range(2)) if entropy else (None, None)
+        factor = _rows(weight, ctx.shard).to(hidden.dtype)  # once for all chunks
         for rows in ctx.chunks:
-            shifted, slope = _shifted_logits(ctx, hidden[rows], weight, bias)
+            shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias, weight.dtype)
             chosen = _chosen(shifted, targets[rows], ctx.shard)
             powers = torch.exp(shifted) if entropy else shifted.exp_()
             total = powers.sum(1, keepdim=True)
@@ -163,10 +164,11 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if need_bias else None
+        factor = _rows(weight, ctx.shard).to(hidden.dtype)
         for rows in reversed(ctx.chunks):
             kept, ctx.kept = ctx.kept, None
             if kept is None:
-                shifted, slope = _shifted_logits(ctx, hidden[rows], weight, bias)
+                shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias, weight.dtype)
                 powers = shifted.exp_()
                 total = powers.sum(1, keepdim=True)
                 kept = powers, total if ctx.shard is None else ctx.shard.sum_(total), slope
@@ -179,7 +181,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = matmul(grad_logits, _rows(weight, ctx.shard).to(hidden.dtype))
+                grad_hidden[rows] = matmul(grad_logits, factor)
             if need_weight:
                 grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], weight.dtype)
             del kept, slope, grad_logits
@@ -189,10 +191,16 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _shifted_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the
-    soft cap is applied to, or None where there is no soft cap."""
-    logits = matmul(hidden, _rows(weight, ctx.shard).to(hidden.dtype).t()).to(weight.dtype)
+def _shifted_logits(
+    ctx: Any, hidden: Tensor, factor: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """The (C, V) logits z of a chunk of C rows minus each row's largest one, in `dtype`, and the (C, V) derivative of z by what the
+    soft cap is applied to, or None where there is no soft cap.
+
+    Args:
+        factor: (V, H) the head's weight in the dtype of the hidden states.
+    """
+    logits = matmul(hidden, factor.t()).to(dtype)
     if bias is not None:
         logits += bias
     slope = None

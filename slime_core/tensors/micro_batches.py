@@ -21,6 +21,7 @@ from slime_core.contracts.loss import LossInputs, Reduce, Responses
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.tensors.packed_rows import PackedRow, pack_samples
 from slime_core.tensors.ranks import Ranks
+from slime_core.tensors.transfer import numbers_on
 from slime_core.token_arrays import rows_of, trained
 
 
@@ -69,7 +70,8 @@ def loss_inputs(
     """
 
     def reduce(per_sample: Sequence[float]) -> Reduce:
-        return Reduce(predicted.new_tensor([per_sample[i] for i in micro_batch])[row.sample_index])
+        weights = numbers_on(predicted.device, [per_sample[i] for i in micro_batch], predicted.dtype)
+        return Reduce(weights[row.sample_index])
 
     return LossInputs(
         log_probs=predicted,
@@ -96,7 +98,10 @@ def gather_outputs(
         outputs: loss and metrics of each of this rank's micro-batches, at least one. Every rank has as many.
     """
     names = list(outputs[0][1])
-    rows = [[loss.item(), *(metrics[name].item() for name in names)] for loss, metrics in outputs]
+    device = outputs[0][0].device
+    numbers = [number for loss, metrics in outputs for number in (loss, *map(metrics.__getitem__, names))]
+    table = torch.stack([number.detach().to(device, torch.float64).reshape(()) for number in numbers])
+    rows: list[list[float]] = table.view(len(outputs), -1).tolist()  # the device is read once
     losses, *columns = zip(*ranks.interleave(rows), strict=True)
     return list(losses), {name: sum(column) for name, column in zip(names, columns, strict=True)}
 

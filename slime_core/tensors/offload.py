@@ -4,7 +4,7 @@ engines that offer `offload` and `onload`; the core itself calls only those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from slime_core.arguments import RunArguments
@@ -32,31 +32,61 @@ def check_device(device: device, args: RunArguments) -> None:
             )
 
 
+BLOCK = 2**28
+"""Bytes of a block of host memory. Pinned memory comes in powers of two: in blocks of one nothing of it is left over."""
+
+
 class Offloaded:
     """The contents of tensors while they are in host memory.
 
     The tensors stay what they are, and where the optimizer, FSDP and tied layers know them; only the memory behind them
     goes. Until it is back nobody may read them.
+
+    What comes from a CUDA device goes to pinned memory, at the full speed of its bus. torch keeps that memory when everything
+    is back, and gives it to whoever moves something next.
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[UntypedStorage, UntypedStorage]] = []
+        self._kept: list[tuple[UntypedStorage, list[Tensor]]] = []
 
     def leave(self, tensors: Iterable[Tensor], device: device) -> None:
         """Move the contents of the tensors that lie on a device of this kind to host memory."""
         import torch
 
-        new: Callable[[int], UntypedStorage] = torch.UntypedStorage
-        for storage in (tensor.untyped_storage() for tensor in tensors):
-            if storage.device.type == device.type and storage.nbytes():  # one that several tensors share is empty then
-                self._kept.append((storage, new(storage.nbytes()).copy_(storage)))
-                storage.resize_(0)
-        if device.type == "cuda":
+        pinned = device.type == "cuda"
+        block = torch.empty(0, dtype=torch.uint8)
+        for storage in dict.fromkeys(tensor.untyped_storage() for tensor in tensors):
+            if storage.device.type != device.type or not storage.nbytes():
+                continue
+            pieces: list[Tensor] = []
+            contents, start = _bytes_of(storage), 0
+            while start < len(contents):
+                if not len(block):
+                    block = torch.empty(BLOCK, dtype=torch.uint8, pin_memory=pinned)
+                size = min(len(block), len(contents) - start)
+                pieces.append(block[:size].copy_(contents[start : start + size], non_blocking=True))
+                block, start = block[size:], start + size
+            self._kept.append((storage, pieces))
+        if pinned:
+            torch.cuda.synchronize(device)  # the copies are made
+        for storage, _ in self._kept:
+            storage.resize_(0)
+        if pinned:
             torch.cuda.empty_cache()
 
     def come_back(self) -> None:
         """Move everything back to where it was; does nothing if there is nothing to bring back."""
-        for storage, copy in self._kept:
-            storage.resize_(copy.nbytes())
-            storage.copy_(copy)
+        for storage, pieces in self._kept:
+            storage.resize_(sum(map(len, pieces)))
+            contents, start = _bytes_of(storage), 0
+            for piece in pieces:
+                contents[start : start + len(piece)].copy_(piece, non_blocking=True)
+                start += len(piece)
         self._kept = []
+
+
+def _bytes_of(storage: UntypedStorage) -> Tensor:
+    """All bytes of a storage, in the same memory."""
+    import torch
+
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

@@ -24,6 +24,7 @@ from torch import Tensor
 from slime_core.contracts.train_backend import shared_runs
 from slime_core.errors import SampleError
 from slime_core.sample import Sample
+from slime_core.tensors.sequences import Sequences
 from slime_core.token_arrays import flat, num_trained, prompt_ids, token_ids, trained
 
 IntArray = np.ndarray[Any, np.dtype[Any]]
@@ -54,12 +55,14 @@ class Segments:
         branches: of every segment; None for a plain sequence.
         blocks: of every segment (L,) int64, the number, from 1, of the image that a token belongs to, and 0 for text, where the tokens
             of an image see each other in both directions; None for a segment without images. () without any images.
+        sequences: the same for the kernels of a device, where the row was sent to one; None: in host memory.
     """
 
     lengths: tuple[int, ...]
     bounds: Tensor
     branches: tuple[Branches | None, ...]
     blocks: tuple[Tensor | None, ...] = ()
+    sequences: Sequences | None = None
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> Segments:

@@ -10,7 +10,10 @@ from slime_core.contracts.loss import LossInputs
 
 def sequence_sum(values: Tensor, inputs: LossInputs) -> Tensor:
     """Return for each of T tokens the sum of `values` over the trained tokens of its sample. Keeps gradients."""
-    samples = int(inputs.sample_index.max()) + 1 if len(inputs.sample_index) else 0
+    if inputs.responses is not None:
+        samples = len(inputs.responses.samples)  # what lies on a device need not be read for it
+    else:
+        samples = int(inputs.sample_index.max()) + 1 if len(inputs.sample_index) else 0
     sums = values.new_zeros(samples).index_add(0, inputs.sample_index, values * inputs.loss_mask)
     return sums[inputs.sample_index]
 

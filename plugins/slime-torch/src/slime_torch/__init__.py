@@ -9,7 +9,8 @@ predictor.py  log-probs, entropies and values of a packed row
 model.py      loads a model and proves that its packed computation is its own
 attention.py  attention in which every token sees its own sample alone
 gated_layers.py   gives a model the gated layers that keep less, on the CPU
-rms_norm.py   gives a model the faster norm of the core, on the CPU
+rms_norm.py   gives a model faster norms
+compiled.py   fuses what lies between the matrix products, on a GPU
 lora.py       adapters
 low_precision.py  linear layers that compute in FP8
 optimizer.py  the optimizer, and the gradient that it is given

@@ -16,6 +16,11 @@ class TorchArguments(ArgumentGroup):
     gradient_checkpointing: bool = option(
         False, "Keep only every layer's input for the backward pass and compute the rest again: less memory, slower."
     )
+    compile_layers: bool = option(
+        False,
+        "Fuse what lies between the matrix products of a layer with torch.compile: faster on a GPU (no GPU has run it yet), equal "
+        "but for rounding, and the first steps take minutes. Not with FP8 or LoRA.",
+    )
     fsdp_reshard_after_forward: bool = option(
         True,
         "Between several training ranks: have a layer's weights whole only while the layer is computed. With "
@@ -40,4 +45,9 @@ def refused(args: RunArguments) -> list[str]:
     found = []
     if args.fp8_format:
         found += [*refused_in_emulation(args), *refused_with_adapters(args)]
+    if getattr(args, "compile_layers", False) and (args.fp8_format or args.lora_rank):
+        other = "--fp8-format" if args.fp8_format else "--lora-rank"
+        found.append(
+            f"--compile-layers does not go with {other}, whose layers it has not been tried with. Leave one of them out."
+        )
     return found

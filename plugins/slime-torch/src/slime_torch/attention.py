@@ -5,8 +5,9 @@ backend passes `segments` (`slime_core.tensors.packed_rows.Segments`) to the mod
 on to `packed_attention`. No mask over the whole row is ever built. What a model asks of its attention is computed
 exactly or refused, never ignored.
 
-A row without shared prompts is one call of the variable-length kernel where it fits (half precision on CUDA).
-Everything else, shared prompts on CUDA included, is `scaled_dot_product_attention` segment by segment.
+A row, with shared prompts or without, is one call of the variable-length kernel where it fits (half precision on CUDA, which
+--bf16 brings: a model's positions and norms leave queries and keys in float32, and they are rounded here as its linear layers
+round what they read). Everything else is `scaled_dot_product_attention` segment by segment.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from slime_core.errors import PluginError
 from slime_core.tensors.packed_rows import Branches, Segments
+from slime_core.tensors.sequences import Sequences, with_stems
 
 PACKED = "slime_packed"
 _REFUSED = ("position_bias", "s_aux", "cache", "head_mask", "indices", "block_mask")
 
 
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -58,7 +60,10 @@ def packed_attention(
     """
     _refuse_what_is_unknown(module, attention_mask, segments, sliding_window, kwargs)
     assert segments is not None  # for the type checker: refused above
-    if not any(segments.branches) and not segments.blocks and _varlen_kernel_fits(query, value, softcap, dropout):
+    dtype = _product_dtype(query)
+    two_ways = any(blocks is not None for blocks in segments.blocks)
+    if not two_ways and _varlen_kernel_fits(query, value, dtype, softcap, dropout):
+        query, key, value = (t.to(dtype) for t in (query, key, value))
         return _varlen(query, key, value, segments, scaling, sliding_window)[None], None
     attend = partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap)
     pieces = []
@@ -183,18 +188,31 @@ def _softcapped(
     return nn.functional.dropout(weights, dropout) @ v
 
 
-def _varlen_kernel_fits(query: Tensor, value: Tensor, softcap: float | None, dropout: float) -> bool:
+def _product_dtype(query: Tensor) -> torch.dtype:
+    """What matrix products are computed in: under autocast its dtype, whatever the operands have."""
+    kind = query.device.type
+    autocast = kind == "cuda" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else query.dtype
+
+
+def _varlen_kernel_fits(
+    query: Tensor, value: Tensor, dtype: torch.dtype, softcap: float | None, dropout: float
+) -> bool:
+    size = query.shape[-1]
     return (
         query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
+        and dtype in (torch.bfloat16, torch.float16)
         and softcap is None
         and dropout == 0
-        and query.shape[-1] == value.shape[-1] <= 256
+        and size == value.shape[-1]
+        and size <= 256
+        and size % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
         and _has_varlen()
     )
 
 
+@cache
 def _has_varlen() -> bool:
     return "window_size" in _varlen_options()
 
@@ -216,17 +234,17 @@ def _varlen(
     """Attention of all segments in one call of flash attention: (N, heads, D)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(segments.lengths)
+    sequences = segments.sequences or Sequences.of(segments, query.device)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _varlen_options() else {}
     out = varlen_attn(
         q,
-        k,
-        v,
-        segments.bounds,
-        segments.bounds,
-        longest,
-        longest,
+        with_stems(k, segments),
+        with_stems(v, segments),
+        sequences.query_bounds,
+        sequences.key_bounds,
+        sequences.longest_query,
+        sequences.longest_key,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         **grouped,
@@ -261,9 +279,5 @@ def _refuse_what_is_unknown(
         )
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Tells transformers that `packed_attention` needs no mask."""
-
-
+# No mask function is registered beside it, so that transformers makes no mask: it would read the positions of every row.
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)

@@ -28,6 +28,7 @@ from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
 from slime_core.tensors.matrix_products import speed_up_products
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
+from slime_core.tensors.norm import squares_of
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
 from slime_core.tensors.offload import Offloaded, check_device
 from slime_core.tensors.packed_rows import check_samples
@@ -40,6 +41,7 @@ from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state, stored_export
 from slime_torch.arguments import TorchRunArguments, refused
+from slime_torch.compiled import compile_layers
 from slime_torch.gated_layers import keep_less
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
 from slime_torch.memory import memory
@@ -53,7 +55,7 @@ from slime_torch.model import (
     vocabulary_size,
 )
 from slime_torch.offload import HOST, held, move_state, on_device
-from slime_torch.optimizer import build_optimizer, clip, forget_steps, gradient_norm, gradients_of
+from slime_torch.optimizer import build_optimizer, clip, forget_steps, gradient_norm, gradients_of, norm_of
 from slime_torch.predictor import Predictor
 from slime_torch.rms_norm import speed_up_norms
 from slime_torch.sharding import Sharded, local, whole
@@ -150,8 +152,8 @@ class TorchBackend(HasKeptWeights):
                     raise ArgumentError(
                         f"--hf-checkpoint {self.args.hf_checkpoint} is no checkpoint of a model that reads images."
                     )
+            speed_up_norms(model)
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
-                speed_up_norms(model)
                 keep_less(model)
             prepare(model, processor)
             value_head = add_value_head(model, folder) if role == "critic" else None
@@ -170,6 +172,8 @@ class TorchBackend(HasKeptWeights):
         if ranks.size > 1:
             self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)
             torch.manual_seed(self.args.seed + ranks.rank)  # each rank drops out its own
+        if self.args.compile_layers:
+            compile_layers(model)
         vision = None if processor is None else Vision(model, processor)
         self._predictor = Predictor(model, self.args, self._sharded, value_head, vision)
         if role == "reference":
@@ -206,11 +210,12 @@ class TorchBackend(HasKeptWeights):
         *others, last = self._own(batch)
         outputs = [self._forward_backward(batch, micro_batch, last=False) for micro_batch in others]
         outputs.append(self._forward_backward(batch, last))
+        gradients = gradients_of(self.model)
+        squares = squares_of(gradients)  # before anything is read: until here a GPU is never waited for
         losses, metrics = gather_outputs(outputs, ranks)
         try:
             require_finite_losses(batch, losses, self._step)
-            gradients = gradients_of(self.model)
-            norm = gradient_norm(gradients, ranks)
+            norm = norm_of(squares, ranks)
             require_finite_gradient(batch, norm, self._step, lambda number: self._norm_alone(batch, number))
         except TrainingError:
             optimizer.zero_grad()

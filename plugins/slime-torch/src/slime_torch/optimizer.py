@@ -55,7 +55,12 @@ def gradient_norm(gradients: Sequence[Tensor], ranks: Ranks) -> float:
     Args:
         gradients: this rank's parts.
     """
-    own = squares_of(gradients).to(ranks.device)
+    return norm_of(squares_of(gradients), ranks)
+
+
+def norm_of(squares: Tensor, ranks: Ranks) -> float:
+    """The same, from the sum of the squares of this rank's parts."""
+    own = squares.to(ranks.device)
     return math.sqrt((own if ranks.size == 1 else ranks.sum(own)).item())
 
 

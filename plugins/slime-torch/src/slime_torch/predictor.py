@@ -21,6 +21,7 @@ from slime_core.tensors.linear_cross_entropy import token_log_probs
 from slime_core.tensors.micro_batches import pack_micro_batch
 from slime_core.tensors.packed_rows import PackedRow, placeholder_row
 from slime_core.tensors.rotary import looks_at_length
+from slime_core.tensors.sent_rows import sent_row
 from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import find_head, packed_hidden, vocabulary_size
 from slime_torch.sharding import Sharded
@@ -63,11 +64,10 @@ class Predictor:
             batch,
             micro_batch,
             vocab_size=vocabulary_size(self._model),
-            device=self._model.device,
             dtype=find_head(self._model).weight.dtype,
             whole=looks_at_length(self._model),
         )
-        return row if self._vision is None else self._vision.laid(row, samples)
+        return sent_row(row if self._vision is None else self._vision.laid(row, samples), self._model.device)
 
     def check(self, samples: Sequence[Sample]) -> None:
         """Look at the images of samples, of whichever rank, without decoding them.

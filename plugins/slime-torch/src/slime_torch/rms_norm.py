@@ -1,4 +1,5 @@
-"""Gives the RMS norms of a model of transformers the faster one of the core, on the CPU. The backend calls `speed_up_norms` once.
+"""Gives the RMS norms of a model of transformers a faster one: that of the core on the CPU, torch's own kernel on a GPU. The backend
+calls `speed_up_norms` once.
 
 A module's forward is exchanged only if its output on random input is reproduced; every other module stays as it is.
 """
@@ -44,4 +45,7 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     eps, offset, original = self.rms_norm_of
     if x.dtype != self.weight.dtype:
         return original(x)
-    return rms_norm(x, self.weight + offset if offset else self.weight, eps)
+    weight: Tensor = self.weight + offset if offset else self.weight
+    if x.is_cuda:
+        return nn.functional.rms_norm(x, weight.shape, weight, eps)
+    return rms_norm(x, weight, eps)

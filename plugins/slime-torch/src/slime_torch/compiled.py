@@ -1,0 +1,35 @@
+"""`--compile-layers`: the passes over memory between the matrix products of a decoder layer are fused by torch.compile. Called by
+the backend.
+
+Norms, rotary positions, casts for --bf16 and the activation of the MLP are each a read and a write of all tokens when they run one
+by one, and together cost a GPU about half as much time as the products themselves. What is compiled are a layer's attention module,
+up to the attention itself and behind it, its MLP and its norms; the parts of all layers are one program, whatever the number of
+tokens. Recomputation (--gradient-checkpointing) and FSDP stay around them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from slime_torch.vision import language_model
+
+
+def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
+    """Have the parts of every decoder layer compiled when they are first computed, and return how many parts there are.
+
+    Args:
+        compiler: the backend of torch.compile.
+    """
+    kinds = set(model._no_split_modules or ())
+    layers = [module for module in language_model(model).modules() if type(module).__name__ in kinds]
+    parts = [part for layer in layers for part in layer.children() if not isinstance(part, nn.ModuleList)]
+    # A row with one trained token more is no reason for another program.
+    for part in parts:
+        part.compile(backend=compiler, dynamic=True)
+    if parts:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
+    return len(parts)

@@ -1,0 +1,42 @@
+"""`--compile-layers`: the same gradients, from one program for rows of all lengths and for all layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch_cases import GROUPED, make_args, make_backend, make_groups, make_model
+
+from slime_core.errors import ArgumentError
+from slime_core.training.batches import make_train_batch
+from slime_torch.backend import TorchBackend
+from slime_torch.compiled import compile_layers
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # by torch's own tracing
+
+
+def test_compiled_layers_have_the_same_gradients_whatever_the_lengths_of_rows() -> None:
+    model = make_model("qwen3", torch.float32, num_hidden_layers=3)
+    plain, compiled = make_backend(copy.deepcopy(model)), make_backend(model)
+    programs = CompileCounterWithBackend("eager")  # what is traced, computed as it stands
+    assert compile_layers(compiled.model, programs) == 3 * 4
+    counts = []
+    for seed in range(3):
+        samples = make_groups(GROUPED, seed=seed)[: 12 - 3 * seed]
+        batch = make_train_batch(samples, micro_batch_size=4, share_prompts=True)
+        expected = dict(plain.gradients(batch))
+        for name, gradient in compiled.gradients(batch):
+            torch.testing.assert_close(gradient, expected[name])
+        counts.append(programs.frame_count)
+    assert counts[0] <= 12  # of which the parts of a layer take six, and those for a row of one token as many
+    assert counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("other", [{"lora_rank": 2}, {"fp8_format": "e4m3", "fp8_emulation": True}])
+def test_compiled_layers_do_not_go_with_layers_that_others_make(other: dict[str, object]) -> None:
+    with pytest.raises(ArgumentError, match="--compile-layers does not go with --"):
+        TorchBackend(make_args(compile_layers=True, **other))
