@@ -71,6 +71,7 @@ def test_weights_change_in_flight_and_every_token_is_what_its_version_gives(
         num_rollout=ROLLOUTS,
         local_max_running_requests=64,
         local_max_total_tokens=65536,
+        local_decoding="auto",
     )
     engine = plugins.select("engine", "local")(args)
     handed_out, generate = 0, engine.generate

@@ -32,6 +32,7 @@ def run(arguments, plugins, tiny_model: Path) -> Iterator[Callable[..., Any]]:
             "rollout_max_context_len": 48,
             "local_max_running_requests": 64,
             "local_max_total_tokens": 65536,
+            "local_decoding": "auto",
             **changes,
         }
         args = arguments(ROWS, **options)

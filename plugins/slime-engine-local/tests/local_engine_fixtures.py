@@ -16,11 +16,13 @@ from slime_engine_local.engine import LocalEngine
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., LocalEngine]]:
-    """`start(folder, model, max_running, max_tokens)`: an engine with the model's weights, closed at the end."""
+    """`start(folder, model, max_running, max_tokens, option=…)`: an engine with the model's weights, closed at the end."""
     engines: list[LocalEngine] = []
 
-    def make(folder: Path, model: Any = None, max_running: int = 64, max_tokens: int = 65536) -> LocalEngine:
-        engine = LocalEngine(engine_args(folder, max_running, max_tokens))
+    def make(
+        folder: Path, model: Any = None, max_running: int = 64, max_tokens: int = 65536, **more: Any
+    ) -> LocalEngine:
+        engine = LocalEngine(engine_args(folder, max_running, max_tokens, **more))
         engines.append(engine)
         if model is not None:
             engine.update_weights(weights_of(model), version=1)

@@ -20,20 +20,19 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def test_compiled_layers_have_the_same_gradients_whatever_the_lengths_of_rows() -> None:
-    model = make_model("qwen3", torch.float32, num_hidden_layers=3)
+    model = make_model("qwen3", torch.float32)
     plain, compiled = make_backend(copy.deepcopy(model)), make_backend(model)
     programs = CompileCounterWithBackend("eager")  # what is traced, computed as it stands
-    assert compile_layers(compiled.model, programs) == 3 * 4
+    assert compile_layers(compiled.model, programs) == 2 * 4
     counts = []
-    for seed in range(3):
-        samples = make_groups(GROUPED, seed=seed)[: 12 - 3 * seed]
+    for seed in range(2):
+        samples = make_groups(GROUPED, seed=seed)[: 8 - 3 * seed]
         batch = make_train_batch(samples, micro_batch_size=4, share_prompts=True)
         expected = dict(plain.gradients(batch))
         for name, gradient in compiled.gradients(batch):
             torch.testing.assert_close(gradient, expected[name])
         counts.append(programs.frame_count)
-    assert counts[0] <= 12  # of which the parts of a layer take six, and those for a row of one token as many
-    assert counts[0] == counts[1] == counts[2]
+    assert counts[0] == counts[1] <= 6  # as many as the parts of one layer, cut at its attention
 
 
 @pytest.mark.parametrize("other", [{"lora_rank": 2}, {"fp8_format": "e4m3", "fp8_emulation": True}])

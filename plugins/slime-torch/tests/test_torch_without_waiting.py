@@ -75,23 +75,26 @@ def of_torch(
     key_bounds: Tensor,
     longest_q: int,
     longest_k: int,
-    **kwargs: Any,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What torch documents of `varlen_attn`: in every sequence the last query sees the last key."""
     outputs = []
+    left, right = window_size
+    assert right == 0
+    groups = q.shape[1] // k.shape[1]
+    assert enable_gqa == (groups > 1)
     bounds = (list(zip(b.tolist(), b.tolist()[1:], strict=False)) for b in (query_bounds, key_bounds))
     for (q0, q1), (k0, k1) in zip(*bounds, strict=True):
         assert q1 - q0 <= longest_q
         assert k1 - k0 <= longest_k
         past = (k1 - k0) - (q1 - q0)
         seen = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(past)
-        left, right = kwargs["window_size"]
-        assert right == 0
         seen = seen if left < 0 else seen.triu(past - left)
-        groups = q.shape[1] // k.shape[1]
-        assert kwargs["enable_gqa"] == (groups > 1)
         keys, values = (t[k0:k1].repeat_interleave(groups, 1) for t in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q[q0:q1], keys) * kwargs["scale"]
+        scores = torch.einsum("qhd,khd->hqk", q[q0:q1], keys) * scale
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         outputs.append(torch.einsum("hqk,khd->qhd", weights, values))
     return torch.cat(outputs)

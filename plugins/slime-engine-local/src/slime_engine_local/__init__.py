@@ -14,6 +14,10 @@ attention.py     attention over one packed row of tokens, which keeps requests a
 model.py         the engine's copy of the model
 threads.py       how many threads compute on a busy machine
 decoder.py       a faster form of Llama-like decoders
+pages.py         keys and values in pages, and attention that reads them
+static_decoding.py  decoding with fixed shapes, which a GPU replays as a CUDA graph
+static_sampling.py  choosing the next token on the device
+static_proof.py  whether a model computes the same with fixed shapes
 packed.py        linear layers whose weight is stored as the processor's matrix product reads it
 arguments.py     the options
 checks.py        what is seen of a run before it starts

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from slime_engine_local.cache import CachedSequence
 from slime_engine_local.errors import EngineError
 from slime_engine_local.forward_pass import ForwardPass, OwnRows, SharedRows
+from slime_engine_local.pages import StaticPass
 
 NAME = "slime_engine_local"
 """The name of this attention in transformers' `attn_implementation`."""
@@ -30,7 +31,7 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    slime_pass: ForwardPass | None = None,
+    slime_pass: ForwardPass | StaticPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute the attention of one packed row of T tokens. `AttentionInterface` calls it.
@@ -55,6 +56,8 @@ def attend(
     layer: int = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     slime_pass.settings[layer] = scale, sliding_window
+    if isinstance(slime_pass, StaticPass):
+        return slime_pass.attend(layer, query, key, value, scale, sliding_window), None
     start = len(slime_pass.decoded)
     outputs = []
     if start:

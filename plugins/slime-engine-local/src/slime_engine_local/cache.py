@@ -8,6 +8,7 @@ values, so that one matrix product serves all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,12 @@ class Pool:
             keys, values = (torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (keys, values))
             self._layers[index] = heads, keys, values
         return keys, values
+
+    def stored(self, row: int, length: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Yield for every layer its number and the first keys and values of a row, each (length, heads, size)."""
+        for index, (heads, keys, values) in self._layers.items():
+            own = slice(row * heads, (row + 1) * heads)
+            yield index, (keys[own, :, :length].permute(2, 0, 1), values[own, :length].transpose(0, 1))
 
     def copy_from(self, other: Pool, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of row `source` of a pool, which may be this one, to row `target` of this

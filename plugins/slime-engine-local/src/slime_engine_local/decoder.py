@@ -19,6 +19,7 @@ from slime_core.tensors.rms_norm import rms_norm
 from slime_engine_local.attention import attend
 from slime_engine_local.forward_pass import ForwardPass
 from slime_engine_local.packed import PackedLinear, packing_works
+from slime_engine_local.pages import StaticPass
 from slime_engine_local.vision import RowImages, language_part
 
 LAYER_MODULES = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -130,7 +131,7 @@ class FusedLayer:
             getattr(self.attention, n) for n in sorted(ATTENTION_NORMS, reverse=True) if hasattr(self.attention, n)
         ]
 
-    def __call__(self, x: Tensor, cosine: Tensor, sine: Tensor, step: ForwardPass) -> Tensor:
+    def __call__(self, x: Tensor, cosine: Tensor, sine: Tensor, step: ForwardPass | StaticPass) -> Tensor:
         """Compute the layer: [T, hidden] to the same shape.
 
         Args:
@@ -181,7 +182,12 @@ class FusedDecoder:
         ]
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, ends: Tensor, step: ForwardPass, images: RowImages | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        ends: Tensor | slice,
+        step: ForwardPass | StaticPass,
+        images: RowImages | None = None,
     ) -> Tensor:
         """Compute logits [len(ends), vocabulary] at the indices `ends` of the packed row `tokens` [1, T].
 
@@ -225,7 +231,7 @@ def _norm(module: Any, x: Tensor) -> Tensor:
     """Normalise the last dimension as the RMS norm `module` does."""
     if x.dtype == torch.float32 and x.device.type == "cpu":
         return rms_norm(x, module.weight, module.variance_epsilon)
-    if x.dtype == torch.float32:
+    if x.dtype == torch.float32 or x.is_cuda:
         return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
     normalised: Tensor = module(x)  # which computes in float32 in between
     return normalised

@@ -28,6 +28,7 @@ from slime_engine_local.request import Request
 from slime_engine_local.sampling import SamplingParams
 from slime_engine_local.scheduler import Scheduler
 from slime_engine_local.scoring import Scoring
+from slime_engine_local.static_proof import DecodingChoice
 from slime_engine_local.vision import Gallery
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class _CallbackReference:
 
 
 class LocalEngine:
-    """Generates in this process, on a GPU if there is one, in the dtype of the weights that it was handed.
+    """Generates in this process, on a GPU if there is one, in the dtype of the weights that it was handed; on a GPU with --bf16 in
+    bfloat16, as the trainer's products are.
 
     Requests that are awaited together are decoded together, and a prefix that several have in common is computed and
     stored once. The response and log-probs of a request do not depend on which others run (but for the last bits of
@@ -77,6 +79,7 @@ class LocalEngine:
         check_device(args)
         self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
+        self._dtype = torch.bfloat16 if args.bf16 and torch.cuda.is_available() else None
         config = from_pretrained(AutoConfig, self._checkpoint).get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
@@ -85,7 +88,9 @@ class LocalEngine:
         self._special = frozenset(token for token in self._gallery.special if token < self._vocabulary)
         self._end_tokens = _end_tokens(self._checkpoint, config, self._tokenizer)
         load = partial(LanguageModel.from_checkpoint, self._checkpoint, quantised)
-        self._scheduler = Scheduler(args.local_max_running_requests, self._max_tokens, load)
+        requests = args.local_max_running_requests
+        decoding = DecodingChoice(args.local_decoding, requests, self._max_tokens, self._context)
+        self._scheduler = Scheduler(requests, self._max_tokens, load, decoding)
         # Also runs when the engine is garbage or the interpreter ends, so that no step is cut off half-way.
         self._finalizer = weakref.finalize(self, self._scheduler.close)
 
@@ -120,7 +125,7 @@ class LocalEngine:
                 raise EngineError("The engine 'local' was handed no weights at all.")
             model, given = self._scheduler.model, _with_first(first, rest)
             if model is None or not model.fits(dict(first)):
-                model = LanguageModel(self._checkpoint, dict(given))
+                model = LanguageModel(self._checkpoint, dict(given), self._dtype)
             elif isinstance(weights, Iterator):
                 try:
                     model.replace(given)

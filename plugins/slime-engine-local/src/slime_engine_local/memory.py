@@ -15,25 +15,28 @@ GENERATE: frozenset[Phase] = frozenset({"generate"})
 HAND_OVER: frozenset[Phase] = frozenset({"hand over"})
 SMALLEST, SPARE = 64, 8
 """Of `slime_engine_local.cache`: tokens of the smallest row, and rows that are made beyond those that are needed."""
+PAGE, JOINING = 256, 2048
+"""Tokens of a page (`slime_engine_local.pages`), and of the requests that join together (`slime_engine_local.scheduler`)."""
 
 
 def memory(args: LocalRunArguments, model: ModelShape, use: MemoryUse) -> Holding:
     """What the engine holds while it generates the longest responses that the options allow, with as many requests at a time."""
     d = Dimensions.of(model)
-    of = f"{in_words(model.size)} weights × {use.weight_bytes} bytes"
-    embedding = use.weight_bytes * d.hidden * d.vocabulary
-    parts = [Part("engine's weights", use.weight_bytes * model.size, of)]
+    size = 2 if use.on_gpu and args.bf16 else use.weight_bytes
+    of = f"{in_words(model.size)} weights × {size} bytes"
+    embedding = size * d.hidden * d.vocabulary
+    parts = [Part("engine's weights", size * model.size, of)]
     if not use.on_gpu:  # all but the embedding is packed for products, and not kept while `slime train` trains
         when = GENERATE | HAND_OVER if use.takes_turns else ALWAYS
-        packed = use.weight_bytes * model.size - (0 if d.tied else embedding)
+        packed = size * model.size - (0 if d.tied else embedding)
         kept = "" if when == ALWAYS else ", which train-async keeps while it trains"
         parts = [
             Part("engine's embedding", embedding, "not packed"),
             Part("engine's weights", packed, f"{of}, packed{kept}", when),
         ]
     if use.own_process:
-        size = 2.0 * args.update_weight_buffer_size
-        parts.append(Part("weights on their way", size, "two buckets", HAND_OVER, "--update-weight-buffer-size"))
+        buckets = 2.0 * args.update_weight_buffer_size
+        parts.append(Part("weights on their way", buckets, "two buckets", HAND_OVER, "--update-weight-buffer-size"))
     response = getattr(args, "rollout_max_response_len", None)
     if response is None:
         return Holding(parts, unknown=["keys and values, as nothing limits how much is generated"])
@@ -45,14 +48,20 @@ def memory(args: LocalRunArguments, model: ModelShape, use: MemoryUse) -> Holdin
     if args.n_samples_per_prompt > 1 and _prompt(args):
         groups = -(-running // args.n_samples_per_prompt)
         shared = (groups + SPARE) * _capacity(_prompt(args) or 0)
-    tokens = held + SPARE * _capacity(own) + shared
-    per_token = d.layers * (d.keys + d.values) * use.weight_bytes
+    per_token = d.layers * (d.keys + d.values) * size
+    if use.on_gpu and args.local_decoding != "rows":
+        pages = -(-args.local_max_total_tokens // PAGE) + args.local_max_running_requests + 1
+        tokens = pages * PAGE + 2 * max(JOINING, _capacity(own)) + shared
+        places, when = f"{pages} pages of {PAGE} tokens, and requests that join", ALWAYS
+    else:
+        tokens = held + SPARE * _capacity(own) + shared
+        places, when = f"{running} requests of {_capacity(own)} tokens and {SPARE} spare places", GENERATE
     parts.append(
         Part(
             "keys and values",
             tokens * per_token,
-            f"{running} requests of {_capacity(own)} tokens and {SPARE} spare places, {in_words(per_token)}B a token",
-            GENERATE if args.offload else ALWAYS & GENERATE,
+            f"{places}, {in_words(per_token)}B a token",
+            GENERATE if args.offload else when,
             "--local-max-running-requests, --local-max-total-tokens",
         )
     )

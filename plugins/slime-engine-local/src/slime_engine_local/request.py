@@ -67,14 +67,18 @@ class Request:
         assert self.sequence is not None, "the request is not running"
         return self.sequence
 
-    def draw(self) -> float:
-        """Return the random number in [0, 1) that chooses the next token.
+    def draw(self, ahead: int = 0) -> float:
+        """Return the random number in [0, 1) that chooses the next token, or one so many tokens `ahead` of it.
 
         It depends only on the seed and on the token's position in the sequence, so a response that was interrupted goes
         on as it would have. It has 48 bits, so that its product with a sum of probabilities stays below that sum.
         """
-        position = len(self.prompt) + len(self.tokens)
+        position = len(self.prompt) + len(self.tokens) + ahead
         return int.from_bytes(blake2b(b"%b:%d" % (self._key, position), digest_size=6).digest()) / 2**48
+
+    def ends_after(self, tokens: int) -> bool:
+        """Whether the response has its full length with so many tokens more."""
+        return len(self.tokens) + tokens >= self.limit
 
     def banned(self) -> frozenset[int]:
         """Return the tokens that must not be chosen next: those of images, and the stop tokens, until the response has its least

@@ -142,7 +142,9 @@ def choose_tokens(
         chosen[greedy] = exact[greedy].argmax(-1)
     if free:
         some = probs if len(free) == len(params) else probs[free]
-        chosen[free] = _draw(some, torch.tensor([draws[row] for row in free], dtype=torch.float64, device=exact.device))
+        chosen[free] = draw_tokens(
+            some, torch.tensor([draws[row] for row in free], dtype=torch.float64, device=exact.device)
+        )
     for row in limited:
         if params[row].temperature:
             chosen[row] = _draw_limited(probs[row], draws[row], params[row].top_p, params[row].top_k)
@@ -175,7 +177,7 @@ def log_softmax(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
     return torch.log_softmax(exact / divisors, -1)
 
 
-def _draw(probs: Tensor, draws: Tensor) -> Tensor:
+def draw_tokens(probs: Tensor, draws: Tensor) -> Tensor:
     """Return a token for each row of `probs` [B, V], by inverting its cumulative distribution at the draw.
 
     Args:
@@ -189,14 +191,14 @@ def _draw(probs: Tensor, draws: Tensor) -> Tensor:
     sums = probs[:, :whole].view(len(probs), whole // SPAN, SPAN).sum(-1)
     if whole < probs.shape[1]:
         sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], 1)
-    span, rest = _invert(sums, draws)
+    span, rest = invert(sums, draws)
     columns = span[:, None] * SPAN + torch.arange(SPAN, device=probs.device)
     inside = probs.gather(1, columns.clamp(max=probs.shape[1] - 1))
-    token, _ = _invert(inside.masked_fill_(columns >= probs.shape[1], 0), rest)
+    token, _ = invert(inside.masked_fill_(columns >= probs.shape[1], 0), rest)
     return span * SPAN + token
 
 
-def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Return which entry of each row of `weights` [B, n] the draw hits, and how far into that entry it is, in [0,
     1)."""
     cumulative = weights.cumsum(-1, dtype=torch.float64)
@@ -224,5 +226,5 @@ def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tenso
     if top_k != -1:
         kept[top_k:] = False
     tokens = candidates[order[kept]].sort().values
-    number, _ = _invert(probs[tokens][None], torch.tensor([draw], dtype=torch.float64, device=probs.device))
+    number, _ = invert(probs[tokens][None], torch.tensor([draw], dtype=torch.float64, device=probs.device))
     return tokens[number[0]]

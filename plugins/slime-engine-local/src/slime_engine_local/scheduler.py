@@ -21,9 +21,12 @@ from slime_engine_local.cache import CachedSequence, KVCache, Row
 from slime_engine_local.errors import EngineError
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.model import LanguageModel
+from slime_engine_local.pages import PagedSequence
 from slime_engine_local.prefixes import StoredPrefix, plan_prefix
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import choose_tokens, likeliest_tokens
+from slime_engine_local.static_decoding import StaticDecoding
+from slime_engine_local.static_proof import DecodingChoice
 from slime_engine_local.threads import ThreadCount
 from slime_engine_local.vision import NO_IMAGES
 
@@ -44,12 +47,15 @@ class Scheduler:
         max_running: how many requests are decoded together at most.
         max_tokens: how many tokens' keys and values are kept at most.
         load: makes the model when a request waits and there is no model yet.
+        decoding: makes what decodes with fixed shapes.
 
     Attributes:
         model, version: the model that generates and the version of its weights; `use` changes them.
     """
 
-    def __init__(self, max_running: int, max_tokens: int, load: Callable[[], LanguageModel]) -> None:
+    def __init__(
+        self, max_running: int, max_tokens: int, load: Callable[[], LanguageModel], decoding: DecodingChoice
+    ) -> None:
         self.model: LanguageModel | None = None
         self.version = 0
         self._max_running, self._max_tokens, self._load = max_running, max_tokens, load
@@ -57,6 +63,8 @@ class Scheduler:
         self._waiting: list[Request] = []  # in the order of their numbers
         self._arrived: list[Request] = []
         self._calls: list[_Call] = []
+        self._decoding = decoding
+        self._static: StaticDecoding | None = None
         self._cache = KVCache()
         self._stored: list[StoredPrefix] = []
         self._holds = 0
@@ -86,6 +94,9 @@ class Scheduler:
         """Generate with this model, whose weights have changed, from now on. Only to be called through `call`."""
         if self.model not in (None, model):  # what was stored for another model is of no use
             self._preempt(list(self._running))
+            self._static = None
+        elif self._static is not None:
+            self._static.drop()
         self.model, self.version, self._stored, self._spoilt = model, version, [], None
 
     def spoil(self, error: EngineError) -> None:
@@ -129,6 +140,7 @@ class Scheduler:
         self._preempt(list(self._running))  # which leaves no keys and values
         for request in self._waiting:
             request.shown.forget()
+        self._static = None
         self._offloaded = Offloaded()
         if self.model is not None:
             self._offloaded.leave(self.model.tensors(), self.model.device)
@@ -187,6 +199,8 @@ class Scheduler:
         try:
             if self._waiting and self.model is None:
                 self.model = self._load()
+            if self._waiting and not self._running and self._static is None and self.model is not None:
+                self._static = self._decoding.static(self.model)
         except Exception as error:
             self._fail_waiting(error)
         try:
@@ -213,13 +227,22 @@ class Scheduler:
     def _step(self) -> None:
         """Generate one token for every running request, those that join now included."""
         self._remove_finished()
+        if self._static is not None:
+            self._static_step(self._static)
+            return
         self._make_room()
         decoded = sorted(self._running, key=lambda request: _position(request.cached.row))
         joining, chunks = self._admit()
         if (not decoded and not joining) or self.model is None:
             return
-        step = ForwardPass(self._cache, [request.cached for request in decoded], chunks, self.model.device)
-        logits = self.model.next_logits([request.tokens[-1] for request in decoded], step)
+        self._pass_over_rows(self.model, decoded, joining, chunks)
+
+    def _pass_over_rows(
+        self, model: LanguageModel, decoded: list[Request], joining: dict[Request, int], chunks: list[Chunk]
+    ) -> None:
+        """Compute one token of each decoded request and the chunks, and choose the next token of all these requests."""
+        step = ForwardPass(self._cache, [request.cached for request in decoded], chunks, model.device)
+        logits = model.next_logits([request.tokens[-1] for request in decoded], step)
         for request in decoded:
             request.cached.row.length += 1
         for chunk in chunks:
@@ -229,10 +252,40 @@ class Scheduler:
         rows = [*range(len(decoded)), *(len(decoded) + chunk for chunk in joining.values())]
         self._choose([*decoded, *joining], logits if len(rows) == len(logits) else logits[rows])
 
+    def _static_step(self, static: StaticDecoding) -> None:
+        """The same with fixed shapes: requests that join are computed over rows, and their tokens move to pages then."""
+        self._make_room()
+        decoded = list(self._running)
+        joining, chunks = self._admit()
+        if joining and self.model is not None:
+            self._pass_over_rows(self.model, [], joining, chunks)
+            for request in joining:
+                if request.sequence is not None:
+                    row = request.cached.row
+                    request.sequence = static.pages.adopt(request.cached, self._cache)
+                    self._stored = [entry for entry in self._stored if entry.row is not row]
+        elif any(request.likeliest or request.banned() for request in decoded):
+            logits = static.logits(decoded)
+            for request in decoded:
+                request.cached.row.length += 1
+            self._choose(decoded, logits)
+        elif decoded:
+            for read in static.decode(decoded):
+                if not read.finite:
+                    raise self._not_finite()
+                read.sequence.row.length += 1
+                read.request.add(ScoredToken(read.token, read.log_prob, ()), self.version)
+            self._remove_finished()
+        if not self._running:
+            static.drop()
+
+    def _not_finite(self) -> EngineError:
+        return EngineError(f"The weights of version {self.version} give logits that are NaN or infinite.")
+
     def _choose(self, requests: list[Request], logits: Tensor) -> None:
         """Choose the next token of each request from its row of the logits."""
         if not logits.amax(-1).isfinite().all():
-            raise EngineError(f"The weights of version {self.version} give logits that are NaN or infinite.")
+            raise self._not_finite()
         params = [request.params for request in requests]
         draws = [request.draw() for request in requests]
         temperatures = [p.temperature or 1.0 for p in params]
@@ -245,10 +298,23 @@ class Scheduler:
     def _make_room(self) -> None:
         """Make room for one more token of every running request; the youngest are preempted until there is."""
         by_age = sorted(self._running, key=lambda request: request.number)
-        while by_age and len(self._cache) + len(by_age) > self._max_tokens:
+        while by_age and (self._tokens() + len(by_age) > self._max_tokens or self._missing_pages() > 0):
             self._preempt([by_age.pop()])
         for request in self._running:
-            self._cache.grow(request.cached.row, request.cached.row.length + 1)
+            if not isinstance(request.cached, PagedSequence):
+                self._cache.grow(request.cached.row, request.cached.row.length + 1)
+
+    def _tokens(self) -> int:
+        """How many tokens' keys and values are stored."""
+        return len(self._cache) + (len(self._static.pages) if self._static is not None else 0)
+
+    def _missing_pages(self) -> int:
+        """How many pages the next token of all running requests needs beyond those that are free."""
+        if self._static is None:
+            return 0
+        pages = self._static.pages
+        paged = (request.sequence for request in self._running)
+        return sum(pages.missing(one, 1) for one in paged if isinstance(one, PagedSequence)) - pages.free
 
     def _admit(self) -> tuple[dict[Request, int], list[Chunk]]:
         """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and
@@ -259,7 +325,9 @@ class Scheduler:
         shared: list[Chunk] = []
         own: list[tuple[Request, Chunk]] = []
         ends: dict[Row | None, int] = {}
-        stored, new = len(self._cache), 0
+        stored, new = self._tokens(), 0
+        pages = self._static.pages if self._static is not None else None
+        free = -self._missing_pages()
         while self._waiting and len(self._running) < self._max_running:
             request = self._waiting[0]
             try:
@@ -274,6 +342,8 @@ class Scheduler:
             needed = len(tokens) - (plan.length if plan.row else 0)
             room = self._max_tokens - stored - ROOM_TO_GO_ON * len(self._running)
             if self._running and (needed > room or (new and new + needed > NEW_TOKENS_PER_STEP)):
+                break
+            if pages is not None and self._running and pages.needed(needed) > free:
                 break
             self._waiting.pop(0)
             prefix = plan.row
@@ -302,6 +372,7 @@ class Scheduler:
                 joining[request] = ends[prefix]
             self._running.append(request)
             stored, new = stored + needed, new + needed - plan.copied
+            free -= pages.needed(needed) if pages is not None else 0
         for number, (request, _) in enumerate(own, len(shared)):
             joining[request] = number
         return joining, [*shared, *(chunk for _, chunk in own)]
@@ -326,18 +397,24 @@ class Scheduler:
     def _free(self, request: Request) -> None:
         """Remove from the cache what is stored of a request, and its shared prefix if nobody else reads it."""
         sequence, request.sequence = request.cached, None
+        pages = self._static.pages if self._static is not None else None
         gone = [sequence.row]
+        if pages is not None and isinstance(sequence, PagedSequence):
+            pages.remove(sequence)
+            gone = []
         if sequence.prefix:
             sequence.prefix.readers -= 1
             if not sequence.prefix.readers:
                 gone.append(sequence.prefix)
+                if pages is not None:
+                    pages.forget(sequence.prefix)
         for row in gone:
             self._cache.remove(row)
         self._stored = [entry for entry in self._stored if entry.row not in gone]
 
     def _fail_running(self, error: Exception) -> None:
         """End the requests of a step that failed; those that wait get a step of their own."""
-        failed, self._running, self._cache, self._stored = self._running, [], KVCache(), []
+        failed, self._running, self._cache, self._stored, self._static = self._running, [], KVCache(), [], None
         for request in failed:
             request.fail(error)
 
