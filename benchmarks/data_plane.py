@@ -29,7 +29,7 @@ import torch
 from benchmarks.processes import ROOT, measured_environment
 from benchmarks.report import command, machine, tell
 from slime_core.contracts.train_backend import TrainBatch
-from slime_core.run.run import raw_rewards
+from slime_core.rollout.result import raw_rewards
 from slime_core.sample import Group, Sample, Status, check_rollout, number_groups
 from slime_core.tensors.micro_batches import pack_micro_batch, response_values
 from slime_core.tensors.ranks import Ranks

@@ -80,9 +80,7 @@ def _of_checkpoints(one: Path, other: Path) -> Iterator[str]:
         if state["prefetched"]:
             del state["prefetched"]["seconds"]  # that it took
     yield from _of_values(*states, where=f"{one.name}/state.json")
-    stored = [[stored.sample.to_dict() for stored in SampleFile(path).read()] for path in _samples(one, other)]
-    if stored:
-        yield from _of_values(*stored, where=f"{one.name}/{SAMPLES}")
+    yield from _of_values(*map(_samples, (one, other)), where=f"{one.name}/{SAMPLES}")
     names = [_names(folder, "trainer/**/*") for folder in (one, other)]
     yield from _of_names(*names)
     for name in sorted(names[0] & names[1]):
@@ -93,10 +91,10 @@ def _of_checkpoints(one: Path, other: Path) -> Iterator[str]:
             yield from _of_files(one, other, name, f"{one.name}/")
 
 
-def _samples(*checkpoints: Path) -> list[Path]:
-    """The files with the samples of checkpoints whose states refer to some."""
-    files = [folder / SAMPLES for folder in checkpoints]
-    return files if any(file.exists() for file in files) else []
+def _samples(checkpoint: Path) -> list[dict[str, Any]]:
+    """The samples that the state of a checkpoint refers to."""
+    file = checkpoint / SAMPLES
+    return [stored.sample.to_dict() for stored in SampleFile(file).read()] if file.exists() else []
 
 
 def _of_values(one: Any, other: Any, where: str) -> Iterator[str]:

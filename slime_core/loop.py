@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from slime_core.runtime.handles import wait
 
 if TYPE_CHECKING:
-    from slime_core.rollout.worker import RolloutResult
+    from slime_core.run.rollouts import Rollout
     from slime_core.run.run import Run
 
 
@@ -32,7 +32,7 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
         run.evaluate(rollout_id=start - 1)
     if start >= total:
         return
-    pending: Future[RolloutResult] | None = None
+    pending: Future[Rollout] | None = None
     for rollout_id in range(start, total):
         clock = time.perf_counter()
         result = wait(pending or run.generate(rollout_id), f"the samples of rollout {rollout_id + 1}")

@@ -2,6 +2,8 @@
 
 components.py     the components that a rollout calls, chosen from the arguments
 worker.py         runs the rollout functions, checks what they return
+result.py         what a rollout is when its samples have been made, and what is logged of it
+image_counts.py   how many images a rollout shows
 weight_intake.py  weights that arrive bucket by bucket, for the engine
 checks.py         what the checks of rollout functions share
 asking.py         how an engine is asked that may have to be shown images

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,39 +15,15 @@ from slime_core.errors import SampleError
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
+from slime_core.rollout.result import RolloutFacts, RolloutResult
 from slime_core.rollout.train_data import converted
 from slime_core.rollout.weight_intake import WeightIntake
-from slime_core.sample import Group, RolloutOutput, check_rollout, number_groups, stored_sample
+from slime_core.sample import Group, RolloutOutput, check_rollout, number_groups
 from slime_core.token_arrays import compact
 from slime_core.trajectories import gather_trajectories
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class RolloutResult:
-    """A checked rollout, and the state of the data source right after it (which a checkpoint of this rollout stores,
-    however far the next rollouts have been prefetched by then)."""
-
-    output: RolloutOutput
-    data_state: dict[str, Any]
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """This result as plain JSON data in which samples stand, for a checkpoint that is written while the rollout waits to be trained."""
-        return {
-            "groups": self.output.groups,
-            "metrics": self.output.metrics,
-            "data_state": self.data_state,
-            "seconds": self.seconds,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RolloutResult:
-        """Make a result from what `to_dict` returned, and a checkpoint has stored."""
-        groups = [list(map(stored_sample, group)) for group in data["groups"]]
-        return cls(RolloutOutput(groups, data["metrics"]), data["data_state"], data["seconds"])
 
 
 class RolloutWorker:
@@ -77,6 +52,23 @@ class RolloutWorker:
         self._rollout = components.rollout.bind(**extras)
         self._eval_rollout = components.eval_rollout.bind(**extras)
         self._convert = components.sample_converter
+        self._groups: dict[int, list[Group]] = {}  # of rollouts that have been made, until they are taken
+        self._data_states: dict[int, dict[str, Any]] = {}
+
+    def make(self, rollout_id: int) -> RolloutFacts:
+        """Make the samples of a rollout, keep them and the state of the data source until they are taken, and return what is logged of them."""
+        result = self.generate(rollout_id)
+        facts = result.facts(self._args)
+        self._groups[rollout_id], self._data_states[rollout_id] = result.output.groups, result.data_state
+        return facts
+
+    def take_groups(self, rollout_id: int) -> list[Group]:
+        """Give away the samples that `make` has made."""
+        return self._groups.pop(rollout_id)
+
+    def take_data_state(self, rollout_id: int) -> dict[str, Any]:
+        """Give away the state of the data source right after `make`."""
+        return self._data_states.pop(rollout_id)
 
     def generate(self, rollout_id: int) -> RolloutResult:
         """Make and check the samples of one rollout."""

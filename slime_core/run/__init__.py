@@ -9,6 +9,7 @@ served_precision.py  a quantised --hf-checkpoint, and the precision that trainin
 launch.py       starts a planned run, and ends it cleanly
 resume.py       which checkpoint a run goes on from, and whether it may
 claims.py       folders that a run writes into belong to it alone
+rollouts.py     a rollout as the driver has it, without its samples
 run.py          what happens around each rollout
 workers.py      makes the two workers of a run, in the process that calls
 start.py        starts them in this process or on Ray
@@ -27,7 +28,6 @@ parity.py       `slime check --parity`: drives a train backend and compares it w
 parity_rows.py  the rows of the run's data that it computes
 requests.py     Ctrl-C, SIGTERM and --save-trigger
 summary.py      what a run says at its end
-image_counts.py how many images a rollout shows
 early_stopping.py  ends a run whose metric has stopped improving
 best.py         the checkpoint of the best evaluation
 tracking.py     where the numbers go

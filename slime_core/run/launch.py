@@ -17,7 +17,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError, OutputError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
-from slime_core.rollout.worker import RolloutResult, RolloutWorker
+from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.best import keeps_best, take_over_best
 from slime_core.run.checkpoints import set_newer_aside
 from slime_core.run.claims import Claims
@@ -28,6 +28,7 @@ from slime_core.run.output import writing
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
 from slime_core.run.resume import find_previous, finish_removing, how_to_resume, set_earlier_run_aside
+from slime_core.run.rollouts import Rollout
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
 from slime_core.run.summary import Summary
@@ -126,7 +127,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             trained=start,
             versions={start: state.get("prefetched_version")} if state and state.get("prefetched") else {},
             engine_version=state.get("engine_version") if state else None,
-            prefetched=RolloutResult.from_dict(state["prefetched"]) if state and state.get("prefetched") else None,
+            prefetched=Rollout.stored(state["prefetched"], args) if state and state.get("prefetched") else None,
         )
         if _initial_weights_may_be_best(args, early, start):
             run.export(-1)

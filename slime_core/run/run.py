@@ -13,22 +13,19 @@ from slime_core.arguments.derived import derived
 from slime_core.contracts.rollout import EngineUse
 from slime_core.data.checkpoint_folders import PREFIX
 from slime_core.plugins import Plugins
-from slime_core.rollout.worker import RolloutResult, RolloutWorker
+from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.best import keeps_best
 from slime_core.run.checkpoints import Checkpoints, load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.evaluation import log_evaluation, measure, write_generations
-from slime_core.run.image_counts import image_counts
 from slime_core.run.output import writing
 from slime_core.run.requests import Requests
+from slime_core.run.rollouts import Rollout, start_rollout
 from slime_core.run.tracking import Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
-from slime_core.sample import Sample
-from slime_core.token_arrays import num_tokens
 from slime_core.training.worker import TrainWorker
-from slime_core.trajectories import trajectory_rewards
 
 
 @dataclass
@@ -62,7 +59,7 @@ class Run:
     ahead: bool = False
     early_stopping: EarlyStopping | None = None
     trained: int = 0
-    prefetched: RolloutResult | None = None
+    prefetched: Rollout | None = None
     versions: dict[int, int | None] = field(default_factory=dict)
     engine_version: int | None = None
     _updating_s: float = field(default=0.0, init=False)  # in `generate`, since a rollout was logged
@@ -88,10 +85,10 @@ class Run:
         """When an engine generates, and so needs the newest weights."""
         return self.components.rollouts.engine_use
 
-    def generate(self, rollout_id: int) -> Future[RolloutResult]:
+    def generate(self, rollout_id: int) -> Future[Rollout]:
         """Start making the samples of a rollout, with the newest weights that are due. Call it only when none are being made."""
         if self.prefetched is not None:
-            ready: Future[RolloutResult] = Future()
+            ready: Future[Rollout] = Future()
             ready.set_result(self.prefetched)
             self.prefetched = None
             return ready
@@ -101,9 +98,9 @@ class Run:
             self._updating_s += time.perf_counter() - started
             self.weight_sync.have_memory("engine")
             self.versions[rollout_id] = self.weight_sync.version
-        return self.rollouts.call(RolloutWorker.generate, rollout_id)
+        return start_rollout(self.rollouts, rollout_id)
 
-    def train(self, rollout_id: int, result: RolloutResult, waited: float) -> None:
+    def train(self, rollout_id: int, result: Rollout, waited: float) -> None:
         """Train on a rollout and log it. `waited` are the seconds before it in which the trainer did not train: there were
         no samples, or the engine took its weights."""
         started = time.perf_counter()
@@ -113,19 +110,19 @@ class Run:
             if not (self.ahead or self.components.rollouts.works_in_background):
                 self.weight_sync.give_up()
             version = self.versions.pop(rollout_id, None)
-            training_done = self.trainer.call(TrainWorker.train, rollout_id, result.output.groups, version)
+            training_done = self.trainer.call(TrainWorker.train, rollout_id, result.groups, version)
             metrics = wait(training_done, f"training on rollout {rollout_id + 1}")
         self.trained = rollout_id + 1
         training = time.perf_counter() - started
         seconds = training + waited
-        samples, shown = result.output.samples, image_counts(self.args, result.output.samples)
-        tokens = metrics.get("num_tokens") or sum(map(num_tokens, samples))
+        facts = result.facts
+        tokens = metrics.get("num_tokens") or facts.num_tokens
         logged = {
             **prefixed("train", metrics),
-            **prefixed("rollout", {**raw_rewards(samples, self.args), **shown, **result.output.metrics}),
+            **prefixed("rollout", {**facts.own, **facts.metrics}),
             **self._timings(),
             "perf/rollout_time": seconds,
-            "perf/generate_time": result.seconds,
+            "perf/generate_time": facts.seconds,
             "perf/train_time": training,
             "perf/data_wait_time": waited,
             "perf/data_wait_share": waited / seconds,
@@ -134,12 +131,14 @@ class Run:
         if self.engine_use == "always" and self.trainer is not None:
             logged["perf/update_weights_time"], self._updating_s = self._updating_s, 0.0
         own_log = self.components.rollout_log
-        if own_log is not None and own_log(rollout_id, self.args, samples, result.output.metrics, result.seconds):
-            logged = {name: value for name, value in logged.items() if not name.startswith("rollout/")}
+        if own_log is not None:
+            samples = result.fetched(self.rollouts).output.samples
+            if own_log(rollout_id, self.args, samples, facts.metrics, facts.seconds):
+                logged = {name: value for name, value in logged.items() if not name.startswith("rollout/")}
         self.tracking.log(logged, rollout_id)
         self.tracking.console.rollout(rollout_id, logged)
 
-    def evaluate_if_due(self, rollout_id: int, pending: Future[RolloutResult] | None = None) -> bool:
+    def evaluate_if_due(self, rollout_id: int, pending: Future[Rollout] | None = None) -> bool:
         """Evaluate when the interval says so (-1: before the first rollout). True when the run should stop early.
 
         Args:
@@ -172,8 +171,8 @@ class Run:
         self,
         error: Exception,
         rollout_id: int,
-        result: RolloutResult,
-        pending: Future[RolloutResult] | None,
+        result: Rollout,
+        pending: Future[Rollout] | None,
         last: bool,
     ) -> None:
         """The evaluation failed with `error`: write the checkpoint that is due all the same. A resumed run makes up for the
@@ -184,9 +183,7 @@ class Run:
         except Exception as second:
             error.add_note(f"and the checkpoint that was due could not be written: {second}")
 
-    def save_if_due(
-        self, rollout_id: int, result: RolloutResult, pending: Future[RolloutResult] | None, last: bool
-    ) -> None:
+    def save_if_due(self, rollout_id: int, result: Rollout, pending: Future[Rollout] | None, last: bool) -> None:
         """Write a checkpoint when the interval says so, a person asks for it, these are the best weights and the run keeps them, or
         this is the last rollout; export if asked for.
 
@@ -202,13 +199,13 @@ class Run:
         if self.trainer is None or not (due or asked):
             return
         if self._checkpoints is not None:
-            prefetched = None
+            prefetched: Rollout | None = None
             if pending is not None and self.engine_use == "always":
                 prefetched = wait(pending, f"the samples of rollout {rollout_id + 2}")
             state = {
                 "rollout_id": rollout_id,
-                "data_source": (prefetched or result).data_state,
-                "prefetched": prefetched.to_dict() if prefetched else None,
+                "data_source": self.rollouts.fetch((prefetched or result).data_state),
+                "prefetched": prefetched.fetched(self.rollouts).to_dict() if prefetched else None,
                 "prefetched_version": self.versions.get(rollout_id + 1),
                 "engine_version": self.weight_sync.version if self.weight_sync.keeps else None,
                 "evaluation_due": self._evaluation_due,
@@ -279,11 +276,3 @@ class Run:
                 for name, value in source.take_timings().items():
                     total[name] = total.get(name, 0.0) + value
         return total
-
-
-def raw_rewards(samples: list[Sample], args: RunArguments) -> dict[str, float]:
-    """The mean reward of a rollout's trajectories, where samples have one to train on."""
-    if args.disable_compute_advantages_and_returns or not samples:
-        return {}
-    rewards = trajectory_rewards(samples, args.reward_key)
-    return {"raw_reward": sum(rewards) / len(rewards)}

@@ -176,6 +176,19 @@ class ActorHandle(Generic[Worker]):
         of where it is an argument."""
         return self._run(method, args, kwargs, lambda values: values[0])
 
+    def fetch(self, kept: Any) -> Any:
+        """What stands in the object store for what `keep` has given. Arrays in it are views of that, without a copy.
+
+        Raises:
+            WorkerDied: it is gone with the worker or its machine.
+        """
+        if not isinstance(kept, ray.ObjectRef):
+            return kept
+        try:
+            return ray.get(kept)
+        except RayError as error:
+            raise self._watch.died(self._members[0], error) from None
+
     def call_all(
         self,
         method: Callable[Concatenate[Worker, Parameters], Result],

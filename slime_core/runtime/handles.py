@@ -50,6 +50,9 @@ class Handle(Protocol[Worker_co]):
         """Like `call`, but what comes back is only good as an argument of another call: the result itself stays where it
         was made until that call fetches it."""
 
+    def fetch(self, kept: Any) -> Any:
+        """What `keep` has given, in this process; anything else as it is."""
+
     def call_all(
         self,
         method: Callable[Concatenate[Worker_co, Parameters], Result],
@@ -94,6 +97,10 @@ class LocalHandle(Generic[Worker]):
     ) -> Future[Result]:
         """Do the same as `call`: everything is in this process."""
         return self.call(method, *args, **kwargs)
+
+    def fetch(self, kept: Any) -> Any:
+        """The very object."""
+        return kept
 
     def call_all(
         self,

@@ -1,4 +1,4 @@
-"""How many images a rollout shows, as metrics. Called by `Run`."""
+"""How many images a rollout shows, as metrics. Called for every rollout by `RolloutResult.facts`."""
 
 from __future__ import annotations
 
