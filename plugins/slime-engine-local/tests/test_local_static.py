@@ -158,7 +158,7 @@ def test_the_step_that_was_begun_is_dropped_when_weights_change(llama: Any, star
             engine._scheduler.use(engine._scheduler.model, 2)
 
         params = {"max_new_tokens": 20, "seed": 3, "ignore_eos": True}
-        return asyncio.run(engine._generate([5, 6, 7], params, None, tell)), told
+        return asyncio.run(engine._generate([5, 6, 7], params, None, None, tell)), told
 
     (found, told), (expected, _) = run("pages"), run("rows")
     same([found], [expected])

@@ -141,7 +141,7 @@ class StaticDecoding:
         if results.is_cuda:
             host = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
             host.copy_(results, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not annotate it
             event.record()
             return _Launched(asked, host, event.synchronize)
         return _Launched(asked, results, lambda: None)
@@ -201,7 +201,7 @@ class StaticDecoding:
 
     def _captured(self, key: _Key, given: Tensor) -> Callable[[Tensor], Tensor]:
         inputs = given.clone()
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch does not annotate it
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(2):  # what is made at the first call, such as workspaces, must not be captured

@@ -29,7 +29,7 @@ PACKED = "slime_packed"
 _REFUSED = ("position_bias", "s_aux", "cache", "head_mask", "indices", "block_mask")
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
 def packed_attention(
     module: nn.Module,
     query: Tensor,
