@@ -16,10 +16,12 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +32,8 @@ from benchmarks.processes import ROOT, measured_environment
 from benchmarks.report import command, machine, tell
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.rollout.result import raw_rewards
+from slime_core.run.checkpoints import Saving, load_state
+from slime_core.run.state_samples import SAMPLES, without_samples
 from slime_core.sample import Group, Sample, Status, check_rollout, number_groups
 from slime_core.tensors.micro_batches import pack_micro_batch, response_values
 from slime_core.tensors.ranks import Ranks
@@ -48,7 +52,8 @@ SIZES = (0.5, 2.0, 8.0, 32.0, 64.0)
 PROMPT, GROUP = 512, 8
 """Tokens of a prompt, and samples of each."""
 VOCABULARY, BUDGET = 151_936, 16_384
-GOAL_NS, GOAL_BYTES = 80, 24
+GOAL_NS, GOAL_BYTES, GOAL_STORED_NS = 80, 24, 200
+CHECKPOINT, RESUME = "write a checkpoint", "resume from it"
 
 
 @dataclass
@@ -58,7 +63,8 @@ class Rollout:
     Attributes:
         tokens: how many it shall have, at least.
         longest: response tokens that a sample may have; they have half as many on average.
-        groups, columns, batch, sent: what the stages have made of it so far.
+        groups, columns, batch, sent, stored: what the stages have made of it so far.
+        folder: of its checkpoint; it goes with the rollout.
     """
 
     tokens: int
@@ -67,6 +73,8 @@ class Rollout:
     columns: dict[str, Column] = field(default_factory=dict)
     batch: TrainBatch | None = None
     sent: list[Group] = field(default_factory=list)
+    folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    stored: Path = Path()
 
     @property
     def samples(self) -> list[Sample]:
@@ -179,6 +187,18 @@ def log_probs(rollout: Rollout) -> float:
     return time.process_time() - started
 
 
+def checkpoint(rollout: Rollout) -> None:
+    """A checkpoint in which the rollout waits: flushed to disk, with the digests of its files."""
+    plain, packed = without_samples({"groups": rollout.groups})
+    with Saving(Path(rollout.folder.name), 0) as saving:
+        rollout.stored = saving.finish(plain, samples=packed)
+
+
+def resume(rollout: Rollout) -> None:
+    """The checkpoint is verified and read."""
+    load_state(rollout.stored)
+
+
 STAGES: list[tuple[str, Callable[[Rollout], float | None]]] = [
     ("take over", take),
     ("check, number, metrics", check),
@@ -187,9 +207,11 @@ STAGES: list[tuple[str, Callable[[Rollout], float | None]]] = [
     ("batch", batch),
     ("packed rows", pack),
     ("log-probs", log_probs),
+    (CHECKPOINT, checkpoint),
+    (RESUME, resume),
 ]
 """What a rollout goes through, by name. A stage that returns seconds has set the others aside."""
-BEYOND: tuple[str, ...] = ()
+BEYOND = (CHECKPOINT, RESUME)
 """Names of stages that are not between the engine's answer and the model's input, such as what is stored."""
 
 
@@ -199,6 +221,7 @@ def one(tokens: int, longest: int) -> dict[str, Any]:
     warm = Rollout(20_000, longest)
     for _, stage in STAGES:
         stage(warm)
+    warm.folder.cleanup()
     del warm
     rollout = Rollout(tokens, longest)
     found: dict[str, float] = {}
@@ -214,6 +237,7 @@ def one(tokens: int, longest: int) -> dict[str, Any]:
         "tokens": rollout.made.num_tokens,
         "samples": len(rollout.samples),
         "seconds": found,
+        "stored": (rollout.stored / SAMPLES).stat().st_size,
         "held": resident() - before,
         "peak": peak() - before,
     }
@@ -254,6 +278,8 @@ def table(runs: dict[float, list[dict[str, Any]]]) -> str:
         line(name, lambda run, name=name: run["seconds"][name] / run["tokens"] * 1e9)  # type: ignore[misc]  # of this round
     line(f"**answer to model's input** (goal: {GOAL_NS})", per_token)
     line(f"bytes per token, held (goal: {GOAL_BYTES})", lambda run: run["held"] / run["tokens"])
+    line(f"**with the checkpoint** (goal: {GOAL_STORED_NS})", lambda run: per_token(run) + in_checkpoint(run))
+    line("bytes per token, on disk", lambda run: run["stored"] / run["tokens"])
     line("bytes per token, at most", lambda run: run["peak"] / run["tokens"])
     line("samples", lambda run: run["samples"], 0)
     return "\n".join(lines)
@@ -262,6 +288,11 @@ def table(runs: dict[float, list[dict[str, Any]]]) -> str:
 def per_token(run: dict[str, Any]) -> float:
     """Nanoseconds between the engine's answer and the model's input."""
     return float(sum(seconds for name, seconds in run["seconds"].items() if name not in BEYOND) / run["tokens"] * 1e9)
+
+
+def in_checkpoint(run: dict[str, Any]) -> float:
+    """Nanoseconds to write a token into a checkpoint."""
+    return float(run["seconds"][CHECKPOINT] / run["tokens"] * 1e9)
 
 
 def growth(runs: dict[float, list[dict[str, Any]]]) -> list[float]:
