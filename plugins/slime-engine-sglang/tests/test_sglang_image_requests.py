@@ -14,13 +14,15 @@ import httpx
 import pytest
 import sglang_cases as cases
 import torch
-from vision_checkpoints import picture, write_checkpoint
+from safetensors import safe_open
+from vision_checkpoints import make_model, picture, write_checkpoint
 
 from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError
+from slime_engine_sglang.checkpoint_names import is_renamed, name_in_files
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
-from slime_engine_sglang.images import banned_tokens, shown_prompt
+from slime_engine_sglang.images import TRIED, banned_tokens, shown_prompt
 from slime_engine_sglang.requests import Requests
 
 PAD, VIDEO = 260, 261
@@ -150,3 +152,12 @@ def test_other_tokens_than_those_that_are_trained_are_an_error(checkpoint: Path)
     del body["meta_info"]["output_token_ids_logprobs"]
     with pytest.raises(SGLangError, match="does not say how likely"):
         answers(checkpoint, body)
+
+
+@pytest.mark.parametrize("family", TRIED)
+def test_servers_are_given_weights_under_the_names_of_checkpoint_files(tmp_path: Path, family: str) -> None:
+    folder = write_checkpoint(tmp_path / family, family)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    given = [name for name, _ in make_model(family).named_parameters()]
+    assert {name_in_files(name) if is_renamed(str(folder)) else name for name in given} == stored

@@ -23,6 +23,7 @@ Programs that it starts:
 New weights, from the first training rank:
 
     weights.py     `SGLangWeightSender`, which takes a new version of the weights to all servers
+    checkpoint_names.py  names of weights as checkpoints have them
     transports.py  how the weights travel: in HTTP requests, or broadcast in a process group
     keys.py        what servers and the router want to be shown with every request
     control.py     the calls of a server's HTTP interface that control it

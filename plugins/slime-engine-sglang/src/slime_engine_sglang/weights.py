@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang import snapshot
+from slime_engine_sglang.checkpoint_names import is_renamed, name_in_files
 from slime_engine_sglang.control import ControlClient, PendingCalls, call_all, control_clients
 from slime_engine_sglang.errors import SGLangError, Unreachable, UnsupportedCall
 from slime_engine_sglang.keys import NO_KEYS, Keys
@@ -75,6 +76,8 @@ class SGLangWeightSender:
             SGLangError: no server answers, one refuses, or one has other weights afterwards.
         """
         rest = iter(weights)
+        if is_renamed(self.checkpoint):
+            rest = ((name_in_files(name), tensor) for name, tensor in rest)
         try:
             with control_clients(self.urls, self.keys) as servers:
                 self._send(self._answering(servers), servers, rest, version)
