@@ -68,11 +68,12 @@ def test_prompts_whose_tokens_are_not_those_of_their_images_are_refused(checkpoi
         ("qwen2_5_vl", {}, ""),
         ("qwen2_5_vl", {"image_min_pixels": 1000, "image_max_pixels": 2000}, ""),
         ("qwen2_5_vl", {"image_max_pixels": 10**6}, "its servers make images of 784 to 9408 pixels"),
+        ("qwen2_5_vl", {"rollout_external_engine_addrs": ["host:1"]}, "keep what the vision tower made"),
         ("gemma3", {}, "this is one of the type gemma3"),
     ],
 )
 def test_what_servers_would_be_shown_wrongly_is_refused_before_the_run(
-    tmp_path: Path, family: str, changes: dict[str, int], reason: str
+    tmp_path: Path, family: str, changes: dict[str, Any], reason: str
 ) -> None:
     args = cases.options(hf_checkpoint=str(write_checkpoint(tmp_path / family, family)), **changes)
     found = SGLangEngine.image_refusal(args)

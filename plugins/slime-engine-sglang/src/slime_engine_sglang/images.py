@@ -53,6 +53,11 @@ def refusal(args: RunArguments) -> str:
             f"it is known to show images rightly to models of the types {' and '.join(TRIED)} alone, and this is one of the type "
             f"{processor.config.model_type}"
         )
+    if getattr(args, "rollout_external_engine_addrs", None):
+        return (
+            "servers that run already (--rollout-external-engine-addrs) keep what the vision tower made of images when its weights are "
+            "replaced; those that it starts itself do not"
+        )
     given, own = (cast("QwenProcessor", made).limits for made in (processor, load_processor(args.hf_checkpoint)))
     if given[0] < own[0] or given[1] > own[1]:
         return (

@@ -100,6 +100,7 @@ class Server:
         """The environment variables of the server that differ from those of this process."""
         own = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus)}
         own["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "false"  # log-probs are those at the temperature of the request
+        own["SGLANG_VLM_CACHE_SIZE_MB"] = "0"  # what the vision tower makes of images, which would outlive its weights
         defaults = {"TOKENIZERS_PARALLELISM": "false"}
         if not self._gpus:
             defaults["SGLANG_USE_CPU_ENGINE"] = "1"
