@@ -276,7 +276,7 @@ ASSETS = {
         build_model,
         modules=("torch", "transformers", "tokenizers", "gguf", "accelerate"),
     ),
-    "digits": Asset("digits", build_digits, modules=("torch", "transformers", "tokenizers", "PIL")),
+    "digits": Asset("digits", build_digits, version=2, modules=("torch", "transformers", "tokenizers", "PIL")),
     "tokenizers": Asset(
         "tokenizers", build_tokenizers, modules=("transformers", "tokenizers"), needs=("templates", "model")
     ),
