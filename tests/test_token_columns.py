@@ -177,7 +177,9 @@ def test_what_is_read_of_a_sample_in_columns_is_a_list_that_may_be_changed() -> 
     assert (sample.tokens, sample.loss_mask) == ([1, 2, 3, 4, 5, 6], [1, 0, 1, 1])
 
 
-@pytest.mark.parametrize("read", [lambda s: s, copy.copy, copy.deepcopy, Sample.changed], ids=str)
+@pytest.mark.parametrize(
+    "read", [lambda s: s, copy.copy, copy.deepcopy, Sample.changed], ids=["itself", "copy", "deepcopy", "changed"]
+)
 def test_copies_of_a_sample_share_columns_and_no_lists(read: Callable[[Sample], Sample]) -> None:
     sample = compacted()
     other = read(sample)

@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,7 @@ class LocalEngine:
     @staticmethod
     def image_refusal(args: RunArguments) -> str:
         """Why the model of a run is shown no images."""
-        if is_vision_model(from_pretrained(AutoConfig, args.hf_checkpoint)):
+        if _reads_images(args.hf_checkpoint):
             return ""
         return f"it reads no images of the checkpoint {args.hf_checkpoint}, which is of none of the types {', '.join(FAMILIES)}"
 
@@ -353,6 +353,12 @@ def check_device(args: LocalRunArguments) -> None:
             "--offload needs a GPU: the engine 'local' generates on the CPU here, so all that it holds is in host "
             "memory already. Leave the option out."
         )
+
+
+@lru_cache(maxsize=4)
+def _reads_images(folder: str) -> bool:
+    """Whether a checkpoint's model is shown images here. Asked with every request that has some."""
+    return is_vision_model(from_pretrained(AutoConfig, folder))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
