@@ -15,8 +15,8 @@ slime data preview .cache/digits/train.jsonl --input-key messages --multimodal-k
   --hf-checkpoint .cache/digits/model --rows 1
 
 run="runs/vision-$(date +%Y%m%d-%H%M%S)"
-echo "==> fine-tuning on answers, half as long as the recipe says, so that something is left to learn; stop it with Ctrl-C"
-slime train-async recipes/quickstart-vision.yaml --num-rollout 150 --eval-interval 150 --run-dir "$run/sft" --save-hf "$run/sft-model" "$@"
+echo "==> fine-tuning on answers; stop it with Ctrl-C"
+slime train-async recipes/quickstart-vision.yaml --run-dir "$run/sft" --save-hf "$run/sft-model" "$@"
 echo "==> reinforcement learning: answers are sampled, and rewarded where they are right"
 slime train recipes/quickstart-vision-grpo.yaml --hf-checkpoint "$run/sft-model" --run-dir "$run/grpo" --save-hf "$run/grpo-model" "$@"
 slime report "$run/sft" "$run/grpo"
