@@ -260,7 +260,12 @@ def test_a_backend_of_one_process_refuses_several_ranks(monkeypatch):
     plugins = Plugins()
     backend = Selected("train_backend", "mine", OneProcess, "import path", "--train-backend")
     settings = SimpleNamespace(
-        load=None, hf_checkpoint="m", num_steps_per_rollout=1, skip_zero_advantages=False, use_pytorch_profiler=False
+        load=None,
+        lora_rank=0,
+        hf_checkpoint="m",
+        num_steps_per_rollout=1,
+        skip_zero_advantages=False,
+        use_pytorch_profiler=False,
     )
     components = TrainComponents(backend, plugins.select("loss", "sft_loss"))
     worker = TrainWorker(settings, plugins, components, None, 1)

@@ -240,7 +240,7 @@ DUMPS: dict[str, tuple[Any, str]] = {
     "tokens of text": ([{"metrics": {}}, {**SAMPLE, "tokens": ["__import__('os')"]}], "has tokens that is none"),
     "a mask of text": ([{"metrics": {}}, {**SAMPLE, "loss_mask": "1"}], "has loss_mask that is none"),
     "a status": ([{"metrics": {}}, {**SAMPLE, "status": "os.system"}], "has the status 'os.system'"),
-    "a field": ([{"metrics": {}}, {**SAMPLE, "__reduce__": 1}], "fields that Sample does not know: __reduce__"),
+    "a field": ([{"metrics": {}}, {**SAMPLE, "__reduce__": 1}], "Sample does not know the fields __reduce__"),
     "metrics of text": ([{"metrics": {"x": "y"}}, SAMPLE], "no object of numbers"),
     "no object": ([{"metrics": {}}, 5], "cannot be read"),
     "nested for ever": (b'{"metrics": {}}\n' + b"[" * 100_000, "nested too deeply"),

@@ -55,14 +55,19 @@ class Offloaded:
 
         pinned = device.type == "cuda"
         block = torch.empty(0, dtype=torch.uint8)
-        for storage in dict.fromkeys(tensor.untyped_storage() for tensor in tensors):
-            if storage.device.type != device.type or not storage.nbytes():
-                continue
+        storages = [
+            storage
+            for storage in dict.fromkeys(tensor.untyped_storage() for tensor in tensors)
+            if storage.device.type == device.type and storage.nbytes()
+        ]
+        left = sum(storage.nbytes() for storage in storages)
+        for storage in storages:
             pieces: list[Tensor] = []
             contents, start = _bytes_of(storage), 0
             while start < len(contents):
                 if not len(block):
-                    block = torch.empty(BLOCK, dtype=torch.uint8, pin_memory=pinned)
+                    block = torch.empty(min(BLOCK, left), dtype=torch.uint8, pin_memory=pinned)
+                    left -= len(block)
                 size = min(len(block), len(contents) - start)
                 pieces.append(block[:size].copy_(contents[start : start + size], non_blocking=True))
                 block, start = block[size:], start + size

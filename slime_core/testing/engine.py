@@ -37,10 +37,14 @@ class EchoEngine:
         self._closed = False
 
     async def generate(
-        self, input_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str | None = None
+        self,
+        input_ids: Sequence[int],
+        sampling_params: dict[str, Any],
+        request_id: str | None = None,
+        images: Sequence[bytes] | None = None,
     ) -> Generation:
         """Return the last `max_new_tokens` (16 if not given) tokens of the prompt, up to the first of `stop_token_ids`
-        that comes after `min_new_tokens`."""
+        that comes after `min_new_tokens`. Images change nothing."""
         number = self._count = self._count + 1
         self._running[number] = request_id
         try:

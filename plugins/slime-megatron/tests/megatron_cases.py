@@ -327,11 +327,14 @@ def compare_in_double(case: Case, folder: Path) -> dict[str, Any]:
     Returns:
         loss, log_probs, gradients: as in `compare`.
     """
-    from slime_megatron import device, optimizer
+    from slime_megatron import computation, device, optimizer
 
     truth = Truth.read(folder / case.truth)
     device.prepare()
-    with in_double(), mock.patch.object(optimizer, "build", return_value=None):
+    columns = mock.patch.object(
+        computation, "_DTYPE", torch.float64
+    )  # numpy makes them, which knows nothing of the context
+    with in_double(), columns, mock.patch.object(optimizer, "build", return_value=None):
         backend = make_backend(case, folder)
         if (
             backend._model.module.config.moe_router_dtype

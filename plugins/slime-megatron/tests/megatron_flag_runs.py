@@ -144,7 +144,7 @@ def shared_prompts(folder: Path) -> list[list[list[float]]]:
     batches = [
         make_train_batch(group, max_tokens=64, columns={}, ranks=2, share_prompts=share) for share in (False, True)
     ]
-    return [made.log_probs(batch) for batch in batches]
+    return [list(map(list, made.log_probs(batch))) for batch in batches]
 
 
 def closed(folder: Path) -> dict[str, bool]:

@@ -255,9 +255,11 @@ def test_at_a_terminal(tiny_model: Path, model: ServedModel) -> None:
         assert "(greedy; /help)" in until("> ")
         os.write(ours, b"One?\n")
         assert lines_of(replies(model, "One?")) in until("> ")
+        time.sleep(0.5)  # no person is faster: readline hears of a signal once it waits for keys
         process.send_signal(signal.SIGINT)
         until("Ctrl-C again ends")
         until("> ")
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
