@@ -1,7 +1,7 @@
 """Fewer collections of garbage while a command starts. Called by the command line, and where a run begins.
 
 What a command imports makes millions of objects that stay. Python looks through them again after every 700 new ones, which
-takes a fifth of the time until a run is checked.
+takes a third of a second of the five until a run is checked.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 
 from slime_core.tensors.swiglu import swiglu
 
-CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+LINEAR = ("gate_proj", "up_proj", "down_proj")
+CHILDREN = {*LINEAR, "act_fn"}
 
 
 def keep_less(model: nn.Module) -> int:
@@ -30,17 +31,16 @@ def keep_less(model: nn.Module) -> int:
 
 def _is_swiglu(module: Any) -> bool:
     """Whether the module computes down(silu(gate(x)) · up(x)), as seen on its own small random weights."""
-    layers = [getattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")]
+    layers = [getattr(module, name) for name in LINEAR]
     if not all(type(layer) is nn.Linear for layer in layers):
         return False
     random = torch.Generator().manual_seed(0)
     shapes = [(5, 4), (5, 4), (4, 5)]
     weights = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
     x = torch.randn(1, 3, 4, generator=random, dtype=torch.float64)
-    swapped = {
-        f"{name}.weight": weight for name, weight in zip(("gate_proj", "up_proj", "down_proj"), weights, strict=True)
-    }
-    for name, layer, weight in zip(("gate_proj", "up_proj", "down_proj"), layers, weights, strict=True):
+    swapped = {}
+    for name, layer, weight in zip(LINEAR, layers, weights, strict=True):
+        swapped[f"{name}.weight"] = weight
         if layer.bias is not None:
             swapped[f"{name}.bias"] = torch.zeros(len(weight), dtype=torch.float64)
     try:
