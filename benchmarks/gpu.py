@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.on_gpu.catalogue import JOBS
 from benchmarks.on_gpu.job import PHASES
+from benchmarks.on_gpu.kept import keep
 from benchmarks.on_gpu.results import append, newest, read, table
 from benchmarks.processes import ROOT, measured_environment, unwind_on_signals
 from benchmarks.report import command, tell
@@ -80,6 +81,13 @@ def _given() -> argparse.Namespace:
     parser.add_argument(
         "--earlier", nargs="+", type=Path, default=[], help="folders of results: what is there is not done again"
     )
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="write the results of these folders to benchmarks/results",
+    )
     parser.add_argument("--peak-tflops", type=float, help="in bfloat16, of a device that this program does not know")
     parser.add_argument("--without-gpu", action="store_true", help="the same on a CPU, with tiny models")
     parser.add_argument(
@@ -88,6 +96,9 @@ def _given() -> argparse.Namespace:
     given = parser.parse_args()
     if given.list:
         print("\n".join(f"{job.name:<32} {job.seconds:4.0f} s" for job in JOBS))
+        sys.exit()
+    if given.keep:
+        print(keep(given.keep))
         sys.exit()
     if unknown := sorted(set(given.job) - {job.name for job in JOBS}):
         parser.error(f"there is no job {unknown[0]}; --list names them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from benchmarks.on_gpu.kept import section
 from benchmarks.processes import ROOT
 from benchmarks.quiet import sentence
 from benchmarks.ratios import READERS, ratios_of
@@ -34,6 +35,8 @@ def page() -> str:
         lines += ["", f"## {name}", "", f"`{results.get('command', 'unknown')}` on {_machine(results)}", ""]
         lines += ["| ratio | |", "|---|---|"]
         lines += [f"| {what} | {spread(values, '×', 2)} |" for what, values in ratios_of(file).items() if values]
+    for file in sorted(RESULTS.glob("gpu-*.json")):
+        lines += section(file)
     return "\n".join(lines) + "\n"
 
 

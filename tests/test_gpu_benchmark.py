@@ -21,9 +21,10 @@ from packaging.utils import canonicalize_name
 from benchmarks import gpu
 from benchmarks.on_gpu.catalogue import JOBS
 from benchmarks.on_gpu.job import PHASES, Findings, Job, NotHere
+from benchmarks.on_gpu.kept import keep, section
 from benchmarks.on_gpu.kernels import Recorded
 from benchmarks.on_gpu.machine import peak_of
-from benchmarks.on_gpu.results import newest, read, table
+from benchmarks.on_gpu.results import append, newest, read, table
 from benchmarks.on_gpu.worker import do
 from scripts.gpu_bundle_use import fits
 
@@ -198,3 +199,27 @@ def test_the_time_without_a_kernel_is_that_in_which_none_of_any_stream_ran() -> 
 
 def test_the_peak_is_that_of_the_whole_name() -> None:
     assert [peak_of(n) for n in ("NVIDIA H200", "NVIDIA H20", "NVIDIA H100 80GB HBM3", "else")] == [989, 148, 989, None]
+
+
+def test_what_is_kept_of_several_runs_is_the_newest_of_each_job_and_is_on_the_page(tmp_path: Path) -> None:
+    about = {"device": "NVIDIA X1", "versions": {"python": "3", "torch": "2", "transformers": "5", "triton": "3"}}
+    trained = {"tokens_per_second": 1000.0, "tflops": 20.0, "peak_gib": 3.0, "estimate_gib": 4.0, "mfu": 0.25}
+    runs = [
+        [("sft/4B", "failed", {}), ("checks/twice", "ok", {"bit for bit": True})],
+        [("sft/4B", "ok", trained), ("checks/resume", "failed", {})],
+    ]
+    for number, jobs in enumerate(runs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        append(folder, {"commit": "abc"})
+        append(folder, {"machine": about})
+        for job, status, found in jobs:
+            append(folder, {"job": job, "status": status, "seconds": 1.0, "found": found})
+    file = keep([tmp_path / "0", tmp_path / "1"], tmp_path)
+    assert file.name == "gpu-nvidia-x1.json"
+    text = "\n".join(section(file))
+    assert "2 checks; failed jobs: checks/resume." in text
+    assert "| sft/4B | 1,000 | 20 | 25 % | – | 3.0 | 4.0 |" in text
+    assert "one NVIDIA X1 (python 3, torch 2, transformers 5, triton 3), commit abc" in text
+    with pytest.raises(SystemExit, match="no results"):
+        keep([tmp_path], tmp_path)
