@@ -182,12 +182,12 @@ def measure_products(
 
 def on_cpu(name: str, given: list[Tensor]) -> float | None:
     """The error of torch's own FP8 product on a CPU, which it has for one scale to a tensor; None without it, as before torch 2.13."""
-    from slime_fp8.scaled_mm import scaled_product
+    from slime_fp8.fused import BY_TORCH
 
     if name not in ("tensorwise", "delayed"):
         return None
     try:
-        own = three_products(recipe(name).products(scaled_product), *given)
+        own = three_products(recipe(name).products(BY_TORCH), *given)
     except NotImplementedError:
         return None
     return furthest(own, three_products(recipe(name).linear("x.weight"), *given))

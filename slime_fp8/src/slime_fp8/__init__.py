@@ -12,6 +12,8 @@ delayed.py         scales from earlier steps
 operands.py        what becomes of the factors of the three products of a linear layer
 linear.py          the three products of a linear layer, and their emulation
 scaled_mm.py       products by the arithmetic of a GPU
+fused.py           quantising for them in one pass
+kernels.py         its kernels
 weight_formats.py  how quantised weights lie in checkpoints
 checkpoint_format.py   how an existing FP8 checkpoint stores weights, for updates of engines
 commands.py        `slime convert hf-to-fp8` and `fp8-to-hf`

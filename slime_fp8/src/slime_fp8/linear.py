@@ -1,20 +1,58 @@
-"""The three products of a linear layer in low precision: its matrices are quantised, and multiplied by `Multiply`, which is the
-arithmetic of a GPU (`slime_fp8.scaled_mm`) or, on any device, `emulated`. Both multiply the same numbers, and differ in the order of
-their sums."""
+"""The three products of a linear layer in low precision: its matrices are quantised, and multiplied by an `Arithmetic`: that of a GPU
+(`slime_fp8.fused`, `slime_fp8.scaled_mm`) or, on any device, the `EMULATION`. All multiply the same numbers, and differ in the order
+of their sums."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
-from slime_fp8.operands import DelayedOperands, Operands
+from slime_fp8.operands import DelayedOperands, Operands, Role
 from slime_fp8.quantise import Quantised
 
-Multiply = Callable[[Quantised, Quantised, torch.dtype], Tensor]
-"""Called with matrices (M, S) and (S, N) and a dtype, returns their product (M, N) in that dtype."""
+
+class Factor(Protocol):
+    """A quantised matrix, which `Quantised` is."""
+
+    @property
+    def data(self) -> Tensor: ...
+
+    @property
+    def scales(self) -> Tensor: ...
+
+    def t(self) -> Any:
+        """The transposed matrix."""
+
+    def rebuilt(self) -> Callable[[Tensor, Tensor], Any]:
+        """Makes such a factor of its tensors."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How matrices are quantised and multiplied.
+
+    Attributes:
+        prepare: called with the operands of a layer, a role, a matrix, the dtype that it is rounded to first, and whether both
+            results are needed; returns the matrix for products along its columns, and for those along its rows.
+        multiply: called with matrices (M, S) and (S, N) and a dtype, returns their product (M, N) in that dtype.
+        shares: a matrix that several layers read one after the other is quantised once.
+    """
+
+    prepare: Callable[[Any, Role, Tensor, torch.dtype, bool], tuple[Any, Any]]
+    multiply: Callable[[Any, Any, torch.dtype], Tensor]
+    shares: bool = False
+
+
+def plainly(
+    operands: Operands | DelayedOperands, role: Role, matrix: Tensor, dtype: torch.dtype, both: bool
+) -> tuple[Quantised, Quantised]:
+    """Quantise a matrix by operations of torch, on any device."""
+    return operands.both(role, matrix.to(dtype))
 
 
 def emulated(left: Quantised, right: Quantised, dtype: torch.dtype) -> Tensor:
@@ -23,29 +61,40 @@ def emulated(left: Quantised, right: Quantised, dtype: torch.dtype) -> Tensor:
     return (left.restored().to(wide) @ right.restored().to(wide)).to(dtype)
 
 
+EMULATION = Arithmetic(plainly, emulated)
+
+
 class QuantisedLinear(nn.Module):
     """Computes products with one weight in low precision.
 
     Args:
         operands: quantise input, weight and gradient.
-        multiply: multiplies what was quantised.
+        arithmetic: how they are quantised and multiplied.
     """
 
-    def __init__(self, operands: Operands | DelayedOperands, multiply: Multiply = emulated) -> None:
+    def __init__(self, operands: Operands | DelayedOperands, arithmetic: Arithmetic = EMULATION) -> None:
         super().__init__()
-        self.operands, self.multiply = operands, multiply
+        self.operands, self.arithmetic = operands, arithmetic
+        # torch.compile goes around the kernels and what they share. (It is slow to import, and only a GPU has them.)
+        disable: Callable[..., Any] = torch.compiler.disable
+        self._products = disable(_shared) if arithmetic.shares else _products
 
     def forward(self, input: Tensor, weight: Tensor) -> Tensor:
         """(…, K) and (N, K) → (…, N) in the dtype of the input or, within autocast, in that of autocast. All leading dimensions
         together are the rows that blocks run along, so a packed row is one matrix."""
         device = input.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            input, weight = input.to(dtype), weight.to(dtype)
+        autocast = torch.is_autocast_enabled(device)
+        dtypes = (torch.get_autocast_dtype(device),) * 2 if autocast else (input.dtype, weight.dtype)
         rows = input.reshape(-1, input.shape[-1])
+        trains = torch.is_grad_enabled()
+        wants = (trains and input.requires_grad, trains and weight.requires_grad)
         with torch.autocast(device, enabled=False):
-            output: Tensor = _Products.apply(rows, weight, self)  # type: ignore[no-untyped-call]
+            output = self._products(input, rows, weight, self, dtypes, wants)
         return output.view(*input.shape[:-1], weight.shape[0])
+
+    def prepared(self, role: Role, matrix: Tensor, dtype: torch.dtype, both: bool = True) -> tuple[Factor, Factor]:
+        """Quantise a matrix, rounded to `dtype` first, for both directions."""
+        return self.arithmetic.prepare(self.operands, role, matrix, dtype, both)
 
 
 class RememberingLinear(QuantisedLinear):
@@ -59,29 +108,106 @@ class RememberingLinear(QuantisedLinear):
 
 
 class _Products(torch.autograd.Function):
-    """rows (T, K), weight (N, K) → (T, N)."""
+    """rows (T, K), weight (N, K) → (T, N).
+
+    Args:
+        dtypes: that rows and weight are rounded to before they are quantised.
+        wants: whether their gradients will be.
+        prepared: the rows, if they are quantised already.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, layer: QuantisedLinear) -> Tensor:
-        rows_along_k, rows_along_t = layer.operands.both("input", rows)
-        weight_along_k, weight_along_n = layer.operands.both("weight", weight)
-        wants_rows, wants_weight = ctx.needs_input_grad[:2]
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        layer: QuantisedLinear,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        wants: tuple[bool, bool],
+        prepared: tuple[Factor, Factor] | None,
+    ) -> Tensor:
+        wants_rows, wants_weight = wants
+        rows_along_k, rows_along_t = prepared or layer.prepared("input", rows, dtypes[0], wants_weight)
+        weight_along_k, weight_along_n = layer.prepared("weight", weight, dtypes[1], wants_rows)
         kept = (rows_along_t if wants_weight else None, weight_along_n if wants_rows else None)
         ctx.save_for_backward(*(t for made in kept for t in ((made.data, made.scales) if made else (None, None))))
-        ctx.layer, ctx.dtypes, ctx.blocks = layer, (rows.dtype, weight.dtype), [made and made.block for made in kept]
-        return layer.multiply(rows_along_k, weight_along_k.t(), rows.dtype)
+        ctx.layer, ctx.dtypes, ctx.rebuilt = layer, dtypes, [made and made.rebuilt() for made in kept]
+        ctx.given = (rows.dtype, weight.dtype)
+        return layer.arithmetic.multiply(rows_along_k, weight_along_k.t(), dtypes[0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         layer: QuantisedLinear = ctx.layer
-        saved = ctx.saved_tensors
-        gradient_along_n, gradient_along_t = layer.operands.both("gradient", gradient)
+        multiply, saved = layer.arithmetic.multiply, ctx.saved_tensors
         for_rows = for_weight = None
         with torch.autocast(gradient.device.type, enabled=False):
+            along_n, along_t = layer.prepared("gradient", gradient, gradient.dtype, saved[0] is not None)
             if saved[2] is not None:
-                weight_along_n = Quantised(saved[2], saved[3], ctx.blocks[1])
-                for_rows = layer.multiply(gradient_along_n, weight_along_n, ctx.dtypes[0])
+                for_rows = multiply(along_n, ctx.rebuilt[1](saved[2], saved[3]), ctx.dtypes[0]).to(ctx.given[0])
             if saved[0] is not None:
-                rows_along_t = Quantised(saved[0], saved[1], ctx.blocks[0])
-                for_weight = layer.multiply(gradient_along_t.t(), rows_along_t, ctx.dtypes[1])
-        return for_rows, for_weight, None
+                for_weight = multiply(along_t.t(), ctx.rebuilt[0](saved[0], saved[1]), ctx.dtypes[1]).to(ctx.given[1])
+        return for_rows, for_weight, None, None, None, None
+
+
+# -------------------------------------------------------------------------------------------------------- what layers share
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The input that was quantised last. It is known by the object that it is and the writes to it, and forgotten with it."""
+
+    input: ReferenceType[Tensor]
+    key: tuple[Any, ...]
+    made: tuple[Factor, Factor]
+
+
+_last: _Last | None = None
+
+
+def _products(
+    input: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    layer: QuantisedLinear,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    wants: tuple[bool, bool],
+) -> Tensor:
+    """The products of a layer by itself."""
+    output: Tensor = _Products.apply(rows, weight, layer, dtypes, wants, None)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _shared(
+    input: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    layer: QuantisedLinear,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    wants: tuple[bool, bool],
+) -> Tensor:
+    """The products of a layer that may read what the layer before it read, as those of queries, keys and values do."""
+    prepared = None
+    if isinstance(layer.operands, Operands):
+        with torch.no_grad():
+            prepared = _quantised_once(input, rows, layer, layer.operands, dtypes[0], wants[1])
+    output: Tensor = _Products.apply(rows, weight, layer, dtypes, wants, prepared)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _quantised_once(
+    input: Tensor, rows: Tensor, layer: QuantisedLinear, operands: Operands, dtype: torch.dtype, both: bool
+) -> tuple[Factor, Factor]:
+    global _last
+    directions = operands.quantisers["input"]
+    key = (input._version, tuple(input.shape), dtype, both, directions.along_columns, directions.along_rows)
+    if _last is not None and _last.input() is input and _last.key == key:
+        return _last.made
+    made = layer.prepared("input", rows, dtype, both)
+    _last = _Last(ref(input, _forget), key, made)
+    return made
+
+
+def _forget(input: ReferenceType[Tensor]) -> None:
+    global _last
+    if _last is not None and _last.input is input:
+        _last = None

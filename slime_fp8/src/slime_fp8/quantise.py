@@ -8,7 +8,9 @@ Blocks at the edges may be smaller. A block of zeros stays zero. Inf becomes the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -48,6 +50,10 @@ class Quantised:
     def t(self) -> Quantised:
         """The transposed matrix (N, M), as views."""
         return Quantised(self.data.t(), self.scales.t(), (self.block[1], self.block[0]))
+
+    def rebuilt(self) -> Callable[[Tensor, Tensor], Quantised]:
+        """Makes it of its tensors, for the backward pass."""
+        return partial(Quantised, block=self.block)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from slime_core.contracts.precision import Hardware
 from slime_core.errors import ArgumentError
 from slime_fp8.arguments import Fp8RunArguments
+from slime_fp8.fused import gpu_arithmetic
 from slime_fp8.hardware import refusal, without_hardware
-from slime_fp8.linear import Multiply, QuantisedLinear, emulated
+from slime_fp8.linear import EMULATION, Arithmetic, QuantisedLinear
 from slime_fp8.modules import QuantisedModules
 from slime_fp8.operands import DelayedOperands, Operands
 from slime_fp8.quantise import Format
-from slime_fp8.scaled_mm import scaled_product
 from slime_fp8.weight_formats import WeightFormat
 
 
@@ -56,7 +56,7 @@ class Recipe:
 
     def linear(self, name: str) -> nn.Module:
         """A new module that computes products with one weight in emulation."""
-        return self.products(emulated)
+        return self.products(EMULATION)
 
     def hardware_linear(self, name: str, hardware: Hardware) -> nn.Module:
         """A new module that computes products with one weight by the arithmetic of a GPU.
@@ -66,11 +66,11 @@ class Recipe:
         """
         if why := self.refusal(hardware) or self.torch_refusal(hardware):
             raise ArgumentError(without_hardware(self.name, why, hardware))
-        return self.products(scaled_product)
+        return self.products(gpu_arithmetic(self.operands()))
 
-    def products(self, multiply: Multiply) -> nn.Module:
+    def products(self, arithmetic: Arithmetic) -> nn.Module:
         """A new module that computes products with one weight."""
-        return QuantisedLinear(self.operands(), multiply)
+        return QuantisedLinear(self.operands(), arithmetic)
 
     def row_multiple(self) -> int:
         """Packed rows have a multiple of so many tokens."""

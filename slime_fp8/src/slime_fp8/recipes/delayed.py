@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slime_fp8.linear import Multiply, RememberingLinear
+from slime_fp8.linear import Arithmetic, RememberingLinear
 from slime_fp8.operands import DelayedOperands
 from slime_fp8.recipe import Recipe
 from slime_fp8.weight_formats import FORMATS
@@ -30,9 +30,9 @@ class Delayed(Recipe):
             args.fp8_amax_compute_algo,
         )
 
-    def products(self, multiply: Multiply) -> RememberingLinear:
+    def products(self, arithmetic: Arithmetic) -> RememberingLinear:
         """A new module that computes products with one weight, and remembers magnitudes."""
-        return RememberingLinear(self.operands(), multiply)
+        return RememberingLinear(self.operands(), arithmetic)
 
     def megatron_config(self) -> dict[str, Any]:
         """Fields of megatron-core's `TransformerConfig`."""

@@ -1,0 +1,296 @@
+"""Quantises for the arithmetic of a GPU by Triton kernels (`slime_fp8.kernels`): the bytes of the plain quantisers, which are torch
+operations one by one, in one pass over a matrix, or two where its scale is that of its own numbers. Called by recipes.
+
+Products are summed along rows of memory, so every matrix is needed as it is and transposed; both are written by the same kernel.
+Whoever uses this asks `reason_against` first, which compares with the plain quantisers on the device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.functional import ScalingType, SwizzleType
+
+from slime_fp8.linear import Arithmetic, plainly
+from slime_fp8.operands import ROLES, DelayedOperands, Directions, Operands, Role
+from slime_fp8.quantise import Format, Quantiser
+from slime_fp8.scaled_mm import ALIGNED, layout, padded, scaled_product
+from slime_fp8.scales import DTYPES, LARGEST
+
+BLOCK = 128
+PARTS = 512
+"""A matrix is read in so many parts to find its largest magnitude."""
+
+LINES = ((1, BLOCK), (BLOCK, 1))
+"""Blocks of a matrix for its two directions."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A matrix (M, S) for products that are summed over S, as torch's product wants it.
+
+    Attributes:
+        data: (M', S') float8, row by row: filled up with zeros to what the product needs.
+        scales: in the order that the product needs.
+        kind: what shares a scale.
+        rows: M.
+        transposed: it stands for the matrix (S, M).
+    """
+
+    data: Tensor
+    scales: Tensor
+    kind: ScalingType
+    rows: int
+    transposed: bool = False
+
+    def t(self) -> Prepared:
+        """The transposed matrix, which lies in memory as this one."""
+        return Prepared(self.data, self.scales, self.kind, self.rows, not self.transposed)
+
+    def rebuilt(self) -> Callable[[Tensor, Tensor], Prepared]:
+        """Makes it of its tensors, for the backward pass."""
+        return partial(Prepared, kind=self.kind, rows=self.rows, transposed=self.transposed)
+
+
+def prepared_product(left: Prepared, right: Prepared, dtype: torch.dtype) -> Tensor:
+    """Multiply (M, S) with (S, N): bfloat16 if that is wanted, otherwise float32 that is then made the wanted dtype."""
+    if left.transposed or not right.transposed:
+        raise ValueError("A product is summed along the rows that both of its factors have in memory.")
+    if not (left.rows and right.rows and left.data.shape[1]):
+        return torch.zeros(left.rows, right.rows, dtype=dtype, device=left.data.device)
+    product = F.scaled_mm(
+        left.data,
+        right.data.t(),
+        left.scales,
+        left.kind,
+        right.scales,
+        right.kind,
+        SwizzleType.NO_SWIZZLE,
+        SwizzleType.NO_SWIZZLE,
+        output_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
+    )
+    return product[: left.rows, : right.rows].to(dtype)
+
+
+def prepare(
+    operands: Operands | DelayedOperands, role: Role, matrix: Tensor, dtype: torch.dtype, both: bool
+) -> tuple[Prepared, Prepared]:
+    """Quantise a matrix, rounded to `dtype` first, for products along its columns, and for those along its rows.
+
+    Args:
+        both: otherwise the second one is not made, and the first one takes its place.
+    """
+    if dtype != torch.bfloat16 or matrix.dtype == torch.bfloat16:  # that one the kernels round themselves
+        matrix = matrix.to(dtype)
+    matrix, rounds = matrix.detach().contiguous(), matrix.dtype != dtype
+    if isinstance(operands, DelayedOperands):
+        place = ROLES.index(role)
+        noted = operands.history[0, place].view(torch.int32) if operands.training and matrix.numel() else None
+        return _whole(matrix, operands.formats[role], rounds, both, (operands.scale[place], noted))
+    first, second = operands.quantisers[role].along_columns, operands.quantisers[role].along_rows
+    if first.block == (None, None):
+        return _whole(matrix, first.format, rounds, both)
+    return _blocks(matrix, first, second, rounds, both)
+
+
+BY_KERNELS = Arithmetic(prepare, prepared_product, shares=True)
+BY_TORCH = Arithmetic(plainly, scaled_product)
+
+
+def _whole(
+    matrix: Tensor, format: Format, rounds: bool, both: bool, delayed: tuple[Tensor, Tensor | None] | None = None
+) -> tuple[Prepared, Prepared]:
+    from slime_fp8 import kernels
+
+    (rows, columns), device = matrix.shape, matrix.device
+    tall, wide = _filled(rows, ALIGNED), _filled(columns, ALIGNED)
+    along_columns = torch.empty(tall, wide, dtype=DTYPES[format], device=device)
+    along_rows = torch.empty(wide, tall, dtype=DTYPES[format], device=device) if both else along_columns
+    inverse = torch.empty((), dtype=torch.float32, device=device)
+    first = Prepared(along_columns, inverse, ScalingType.TensorWise, rows)
+    second = Prepared(along_rows, inverse, ScalingType.TensorWise, columns, transposed=True) if both else first
+    if not matrix.numel():
+        return first, second
+    parts, number, unused = inverse, 0, inverse
+    if delayed is None:
+        block = 4096
+        each = _filled(-(-matrix.numel() // PARTS), block)
+        number = -(-matrix.numel() // each)
+        parts = torch.empty(number, dtype=torch.int32, device=device)
+        kernels.largest_of_parts[(number,)](matrix, parts, matrix.numel(), each, BLOCK=block, num_warps=8)
+    earlier, noted = delayed or (unused, None)
+    tile = (64, 128)
+    kernels.quantise_whole[(-(-tall // tile[0]), -(-wide // tile[1]))](
+        matrix,
+        parts,
+        number,
+        earlier,
+        unused if noted is None else noted,
+        along_columns,
+        along_rows,
+        inverse,
+        rows,
+        columns,
+        LARGEST[format],
+        ROUND=rounds,
+        DELAYED=delayed is not None,
+        NOTES=noted is not None,
+        BOTH=both,
+        PARTS=PARTS,
+        ROWS=tile[0],
+        COLUMNS=tile[1],
+        num_warps=8,
+    )
+    return first, second
+
+
+def _blocks(
+    matrix: Tensor, along_columns: Quantiser, along_rows: Quantiser, rounds: bool, both: bool
+) -> tuple[Prepared, Prepared]:
+    from slime_fp8 import kernels
+
+    (rows, columns), device, format = matrix.shape, matrix.device, along_columns.format
+    square = along_columns.block == (BLOCK, BLOCK)
+    high, broad = -(-rows // BLOCK), -(-columns // BLOCK)
+
+    def empty(lines: int, blocks: int, line_blocks: int) -> tuple[Tensor, Tensor]:
+        """Numbers of a matrix with so many lines, of so many blocks each, and their scales in memory."""
+        height = line_blocks * BLOCK if square else _filled(lines, ALIGNED)
+        data = torch.empty(height, blocks * BLOCK, dtype=DTYPES[format], device=device)
+        if not square:
+            return data, torch.empty(blocks, height, dtype=torch.float32, device=device)
+        size = (line_blocks, _filled(blocks, 4))
+        return data, (torch.ones if blocks % 4 else torch.empty)(size, dtype=torch.float32, device=device)
+
+    kind = ScalingType.BlockWise128x128 if square else ScalingType.BlockWise1x128
+    data, scales = empty(rows, broad, high)
+    transposed, its_scales = empty(columns, high, broad) if both else (data, scales)
+    first = Prepared(data, scales.t(), kind, rows)
+    second = Prepared(transposed, its_scales.t(), kind, columns, transposed=True) if both else first
+    if matrix.numel():
+        kernels.quantise_blocks[(high, broad)](
+            matrix,
+            data,
+            transposed,
+            scales,
+            its_scales,
+            rows,
+            columns,
+            LARGEST[format],
+            ROUND=rounds,
+            POWER_OF_TWO=along_columns.scaling == "power_of_two",
+            SQUARE=square,
+            BOTH=both,
+            num_warps=8,
+        )
+    return first, second
+
+
+def _filled(extent: int, unit: int) -> int:
+    return -(-extent // unit) * unit
+
+
+# ------------------------------------------------------------------------------------------------------------ whether it can
+
+
+def gpu_arithmetic(operands: Operands | DelayedOperands) -> Arithmetic:
+    """How a GPU quantises and multiplies these: by the kernels, or, where it has none, by torch's operations one by one."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return BY_TORCH if reason_against(operands, device) else BY_KERNELS
+
+
+def reason_against(operands: Operands | DelayedOperands, device: torch.device) -> str:
+    """Why these matrices are not quantised by the kernels on a device; "" if they are. The first call on a device compiles the kernels
+    and compares them with the plain quantisers, and says it if they cannot be used."""
+    if isinstance(operands, Operands):
+        found = {(directions.along_columns, directions.along_rows) for directions in operands.quantisers.values()}
+        pairs = sorted(found, key=str)
+        if any(not _has_kernel(*pair) for pair in pairs):
+            return "no kernel for such blocks"
+    else:
+        pairs = [(Quantiser(format), Quantiser(format)) for format in sorted(set(operands.formats.values()))]
+    if device.type != "cuda" or find_spec("triton") is None:
+        return "no Triton for this device"
+    return _first_difference(tuple(pairs), isinstance(operands, DelayedOperands), device)
+
+
+def _has_kernel(along_columns: Quantiser, along_rows: Quantiser) -> bool:
+    blocks = (along_columns.block, along_rows.block)
+    if along_columns.scaling != along_rows.scaling or along_columns.format != along_rows.format:
+        return False
+    if blocks == ((None, None), (None, None)):
+        return along_columns.scaling == "float32"
+    return along_columns.scaling in ("float32", "power_of_two") and blocks in (LINES, ((BLOCK, BLOCK), (BLOCK, BLOCK)))
+
+
+@lru_cache
+def _first_difference(pairs: tuple[tuple[Quantiser, Quantiser], ...], delayed: bool, device: torch.device) -> str:
+    try:
+        why = next(filter(None, (_difference(pair, delayed, device) for pair in pairs)), "")
+    except Exception as error:  # whatever a compiler that is not ours may raise
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        _log.warning(
+            f"FP8: quantised by torch, operation by operation, which is slow, since the kernels cannot be used: {why}"
+        )
+    return why
+
+
+def _difference(pair: tuple[Quantiser, Quantiser], delayed: bool, device: torch.device) -> str:
+    """What of a few matrices the kernels quantise otherwise than the plain quantisers; "" if nothing."""
+    directions = Directions(*pair)
+    for shape in ((256, 384), (200, 328)):
+        numbers = torch.randn(shape, device=device, generator=torch.Generator(device).manual_seed(1)).mul_(1e-3)
+        numbers[:, 7] = 0
+        numbers[3, 5] = 3.0
+        operands: Operands | DelayedOperands = Operands({"input": directions})
+        if delayed:
+            operands = DelayedOperands(dict.fromkeys(ROLES, pair[0].format)).to(device)
+            operands.scale.fill_(400.0)
+        for given, dtype in ((numbers, torch.bfloat16), (numbers.bfloat16(), torch.bfloat16), (numbers, torch.float32)):
+            if differing(operands, "input", given, dtype):
+                return f"{given.dtype} as {dtype} in {shape[0]} × {shape[1]}, blocks of {pair[0].block}"
+    return ""
+
+
+def differing(operands: Operands | DelayedOperands, role: Role, matrix: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels make something else of a matrix than the plain quantisers do: numbers, scales, or magnitudes that are noted."""
+    found: list[list[Any]] = []
+    history = operands.history.clone() if isinstance(operands, DelayedOperands) else None
+    for makes in (partial(prepare, both=True), _as_products_want_it):
+        if isinstance(operands, DelayedOperands) and history is not None:
+            operands.history.copy_(history)
+        first, second = makes(operands, role, matrix, dtype)
+        found.append([*_bytes(first), *_bytes(second)])
+        if isinstance(operands, DelayedOperands):
+            found[-1].append(operands.history.view(torch.int32).clone())
+    if isinstance(operands, DelayedOperands) and history is not None:
+        operands.history.copy_(history)
+    return any(not ours.equal(right) for ours, right in zip(*found, strict=True))
+
+
+def _as_products_want_it(
+    operands: Operands | DelayedOperands, role: Role, matrix: Tensor, dtype: torch.dtype
+) -> tuple[Prepared, Prepared]:
+    """What `prepare` makes of a matrix, by the plain quantisers."""
+    found = []
+    whole = isinstance(operands, DelayedOperands) or operands.quantisers[role].along_columns.block == (None, None)
+    for made, transposed in zip(operands.both(role, matrix.to(dtype)), (False, True), strict=True):
+        filled = padded(made.t() if transposed else made, whole)
+        kind, scales, _ = layout(filled, whole)
+        found.append(Prepared(filled.data, scales, kind, matrix.shape[1 if transposed else 0], transposed))
+    return found[0], found[1]
+
+
+def _bytes(made: Prepared) -> tuple[Tensor, Tensor]:
+    return made.data.view(torch.uint8), made.scales.contiguous().view(torch.int32)
