@@ -95,20 +95,27 @@ def token_log_probs(
         targets: (T,) int64 token ids.
         temperature: divides the logits that the head gives, after its soft cap.
         chunk_size: rows whose logits exist at one time; -1: all.
-        product: dtype of the matrix products, that of `hidden` if None; the softmax is never taken in half precision.
+        product: dtype of the matrix products, that of `hidden` if None. All else is computed in float32, or in float64 where the weight
+            is.
 
     Returns:
-        (T,) log-probs and (T,) entropies, or None, in the dtype of `head.weight`.
+        (T,) log-probs and (T,) entropies, or None, in float32, or in float64 where `head.weight` is.
     """
-    # What scales all logits may as well scale the hidden states, which are far fewer.
     scale, stretch = (head.scale / temperature, 1.0) if head.softcap is None else (head.scale, 1.0 / temperature)
-    bias = head.bias
-    if scale != 1.0:
+    product, bias = product or hidden.dtype, head.bias
+    if scale != 1.0 and _exact(product) is product:
+        # What scales all logits may as well scale the hidden states, which are far fewer; but half precision would round them anew.
         hidden = hidden * scale
         bias = None if bias is None else bias * scale
-    hidden = hidden.to(product or hidden.dtype)
+        scale = 1.0
+    hidden = hidden.to(product)
     apply: Callable[..., tuple[Tensor, Tensor | None]] = _TokenLogProbs.apply
-    return apply(hidden, head.weight, bias, targets, (head.softcap, stretch, head.shard), entropy, chunk_size)
+    return apply(hidden, head.weight, bias, targets, (scale, head.softcap, stretch, head.shard), entropy, chunk_size)
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a dtype are computed in: never half precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(rows: int, chunk_size: int) -> list[slice]:
@@ -126,18 +133,19 @@ class _TokenLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        shape: tuple[float | None, float, Shard | None],
+        shape: tuple[float, float | None, float, Shard | None],
         entropy: bool,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
-        ctx.softcap, ctx.stretch, ctx.shard = shape
+        ctx.scale, ctx.softcap, ctx.stretch, ctx.shard = shape
+        ctx.exact = _exact(weight.dtype)
         ctx.chunks = _chunks(len(hidden), chunk_size)
-        log_probs = torch.empty(len(hidden), dtype=weight.dtype, device=weight.device)
+        log_probs = torch.empty(len(hidden), dtype=ctx.exact, device=weight.device)
         entropies, means = (torch.empty_like(log_probs) for _ in range(2)) if entropy else (None, None)
         factor = _rows(weight, ctx.shard).to(hidden.dtype)  # once for all chunks
         for rows in ctx.chunks:
-            shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias, weight.dtype)
+            shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias)
             chosen = _chosen(shifted, targets[rows], ctx.shard)
             powers = torch.exp(shifted) if entropy else shifted.exp_()
             total = powers.sum(1, keepdim=True)
@@ -163,12 +171,12 @@ class _TokenLogProbs(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias) if need_bias else None
+        grad_bias = torch.zeros_like(bias, dtype=ctx.exact) if need_bias else None
         factor = _rows(weight, ctx.shard).to(hidden.dtype)
         for rows in reversed(ctx.chunks):
             kept, ctx.kept = ctx.kept, None
             if kept is None:
-                shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias, weight.dtype)
+                shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias)
                 powers = shifted.exp_()
                 total = powers.sum(1, keepdim=True)
                 kept = powers, total if ctx.shard is None else ctx.shard.sum_(total), slope
@@ -177,32 +185,36 @@ class _TokenLogProbs(torch.autograd.Function):
             _gradient_by_logits_(grad_logits, total, targets[rows, None], ctx.shard, *per_row)
             if slope is not None:
                 grad_logits.mul_(slope)
+            if ctx.scale != 1.0:
+                grad_logits.mul_(ctx.scale)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = matmul(grad_logits, factor)
             if need_weight:
-                grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], weight.dtype)
+                grad_weight = _add_product(grad_weight, grad_logits.t(), hidden[rows], ctx.exact)
             del kept, slope, grad_logits
         if grad_weight is not None and len(grad_weight) < len(weight):
             filling = grad_weight.new_zeros(len(weight) - len(grad_weight), grad_weight.shape[1])
             grad_weight = torch.cat([grad_weight, filling])
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _shifted_logits(
-    ctx: Any, hidden: Tensor, factor: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """The (C, V) logits z of a chunk of C rows minus each row's largest one, in `dtype`, and the (C, V) derivative of z by what the
-    soft cap is applied to, or None where there is no soft cap.
+def _shifted_logits(ctx: Any, hidden: Tensor, factor: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The (C, V) logits z of a chunk of C rows minus each row's largest one, and the (C, V) derivative of z by what the soft cap is
+    applied to, or None where there is no soft cap.
 
     Args:
         factor: (V, H) the head's weight in the dtype of the hidden states.
     """
-    logits = matmul(hidden, factor.t()).to(dtype)
+    logits = matmul(hidden, factor.t()).to(ctx.exact)
     if bias is not None:
         logits += bias
+    if ctx.scale != 1.0:
+        logits *= ctx.scale
     slope = None
     if ctx.softcap is not None:
         logits.div_(ctx.softcap).tanh_()

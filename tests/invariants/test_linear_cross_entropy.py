@@ -53,6 +53,40 @@ def test_values_and_gradients_equal_those_of_full_logits(
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("hidden_dtype", [None, torch.float32])
+@pytest.mark.parametrize(("scale", "softcap", "temperature"), [(1.0, None, 1.0), (0.3, None, 0.6), (0.3, 20.0, 0.6)])
+def test_weights_in_half_precision_round_their_products_and_nothing_else(
+    half: torch.dtype, hidden_dtype: torch.dtype | None, scale: float, softcap: float | None, temperature: float
+) -> None:
+    torch.manual_seed(0)
+    rows, width, vocabulary = 64, 16, 300
+    hidden = (3 * torch.randn(rows, width)).to(half).to(hidden_dtype or half).requires_grad_()
+    weight, bias = (torch.randn(*size).to(half).requires_grad_() for size in ((vocabulary, width), (vocabulary,)))
+    targets = torch.randint(vocabulary, (rows,))
+    product = (hidden.to(half) @ weight.t()).detach()  # rounded: from here on all is float64 in the reference
+    logits = product.double().requires_grad_()
+    bias_64 = bias.detach().double().requires_grad_()
+    scaled = (logits + bias_64) * scale
+    scaled = softcap * torch.tanh(scaled / softcap) if softcap else scaled
+    every = (scaled / temperature).log_softmax(-1)
+    expected = every[torch.arange(rows), targets], -(every.exp() * every).sum(-1)
+    expected[0].sum().backward()
+
+    head = Head(weight, bias, scale, softcap)
+    found = token_log_probs(hidden, head, targets, temperature=temperature, entropy=True, chunk_size=7, product=half)
+    for values, right in zip(found, expected, strict=True):
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values.double(), right, rtol=2e-6, atol=2e-5)
+    found[0].sum().backward()
+    unit = torch.finfo(half).eps
+    wanted = {hidden: logits.grad @ weight.double(), weight: logits.grad.t() @ hidden.double(), bias: bias_64.grad}
+    for parameter, gradient in wanted.items():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == parameter.dtype
+        assert (parameter.grad - gradient).norm() < unit * gradient.norm()
+
+
 def test_a_very_unlikely_token_has_a_finite_log_prob_and_a_sure_one_no_entropy() -> None:
     weight = torch.tensor([[300.0], [0.0]], requires_grad=True)
     log_probs, entropy = token_log_probs(torch.ones(1, 1), Head(weight), torch.tensor([1]), entropy=True)

@@ -45,6 +45,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
     loaded = ready(case, folder)
     loaded.keep_weights("other")
     loaded.load_state(folder / f"{case}, kept")
+    found["log-probs are not rounded"] = any(p != _rounded(p) for own in first[0] for p in own)
     found["names"] = loaded.kept_weights() == ["version-1"]
     found["loaded"] = _same(_shown(loaded), present)
     with loaded.with_kept_weights("version-1"):
@@ -58,6 +59,11 @@ def _shown(backend: Any) -> list[Any]:
     """Log-probs and weights, as they are now."""
     batch = make_batch({}, ranks=backend.data_parallel_size)
     return [backend.log_probs(batch), *(tensor.clone() for _, tensor in backend.weights())]
+
+
+def _rounded(number: float) -> float:
+    """The nearest number of bfloat16, which `--bf16` computes layers in, but no log-probs."""
+    return torch.tensor(number).bfloat16().item()
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:

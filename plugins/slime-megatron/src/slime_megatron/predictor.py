@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -55,7 +56,9 @@ class Predictor:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=self.value_head is None)
         chosen = hidden[:, 0][own.predictors]
         if self.value_head is not None:
-            return Predicted(self._all_tokens(self.value_head(chosen).squeeze(1), own))
+            # Not in the weights' bfloat16, in which a value has three digits.
+            values = F.linear(chosen.float(), self.value_head.weight.float())
+            return Predicted(self._all_tokens(values.squeeze(1), own))
         if not self._layout.sequence:
             chosen = copy_to_tensor_model_parallel_region(chosen)
         weight = self._model.head_weight
