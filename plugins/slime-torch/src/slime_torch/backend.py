@@ -42,6 +42,7 @@ from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state, stored_export
 from slime_torch.arguments import TorchRunArguments, refused
 from slime_torch.compiled import compile_layers
+from slime_torch.experts import group_experts
 from slime_torch.gated_layers import keep_less
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
 from slime_torch.memory import memory
@@ -160,6 +161,8 @@ class TorchBackend(HasKeptWeights):
             # After `prepare`, which compares with the model's own numbers.
             recipe = recipe_of(self.args, self._components, layers_of(model.config), role)
             self._low_precision = LowPrecision(model, recipe, computing(self.args, ranks.device))
+            if ranks.device.type == "cuda":
+                group_experts(model, ranks.device)
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
             if role == "reference":
                 model.requires_grad_(False).train(False)
