@@ -8,6 +8,7 @@ processes only disturb the figures by taking its caches and its memory's bandwid
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -225,26 +226,26 @@ def one(tokens: int, longest: int) -> dict[str, Any]:
     del warm
     rollout = Rollout(tokens, longest)
     found: dict[str, float] = {}
-    gc.collect()
     before = resident()
     for name, stage in STAGES:
         started = time.process_time()
         own = stage(rollout)
         found[name] = time.process_time() - started if own is None else own
         rollout.sent = []
-    gc.collect()
-    return {
+    sizes = {
         "tokens": rollout.made.num_tokens,
         "samples": len(rollout.samples),
-        "seconds": found,
         "stored": (rollout.stored / SAMPLES).stat().st_size,
-        "held": resident() - before,
-        "peak": peak() - before,
     }
+    most, with_rollout = peak() - before, resident()
+    del rollout
+    return {**sizes, "seconds": found, "held": with_rollout - resident(), "peak": most}
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Bytes of this process in memory, without those that the C library has kept for what is allocated next."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

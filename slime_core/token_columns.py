@@ -222,7 +222,7 @@ def column_of_flags(values: list[int]) -> TokenColumn[int]:
     """
     import numpy as np
 
-    return TokenColumn(np.frombuffer(bytes(values), dtype=np.uint8))
+    return TokenColumn(np.array(bytearray(values)))  # `bytes` takes twice as long
 
 
 def column_of_floats(values: Sequence[float]) -> TokenColumn[float]:
@@ -237,17 +237,23 @@ def column_of_floats(values: Sequence[float]) -> TokenColumn[float]:
 
 
 def narrow(values: Array) -> TokenColumn[float]:
-    """Numbers of 8 bytes, in 4 where that keeps every bit."""
+    """Numbers of 8 bytes, in 4 where that keeps every bit; those of 4 as they are."""
     import numpy as np
 
-    parts = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+    if values.dtype == np.float32:
+        return TokenColumn(values)
+    short = np.empty(len(values), dtype=np.float32)
     with np.errstate(over="ignore"):
-        exact = all(bool((part.astype(np.float32) == part).all()) for part in parts)
-        return TokenColumn(values.astype(np.float32) if exact else values)
+        for start in range(0, len(values), _BLOCK):
+            block, exact = short[start : start + _BLOCK], values[start : start + _BLOCK]
+            block[:] = exact
+            if not (block == exact).all():
+                return TokenColumn(values)
+    return TokenColumn(short)
 
 
 _BLOCK = 1 << 16
-"""Numbers that are looked at together: they stay in the processor's cache, and the first that needs 8 bytes ends the search."""
+"""Numbers that are looked at together: they stay in the processor's cache, and the first that needs 8 bytes ends the conversion."""
 
 
 def column_of_words(values: list[int | str]) -> TokenColumn[int | str]:

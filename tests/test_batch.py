@@ -200,3 +200,12 @@ def test_with_shared_prompts_the_budget_counts_a_prompt_once_per_run(shapes, bud
         prompts = [len(prompt_tokens(samples[run[0]])) for run in shared_runs(samples, micro_batch)]
         tokens = sum(prompts) + sum(samples[i].response_length for i in micro_batch)
         assert len(micro_batch) == 1 or tokens <= budget
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 199])
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_sample_is_computed_when_one_trained_token_has_an_advantage(place, is_trained):
+    advantages = [float(other == place) for other in range(200)]
+    one = Sample(tokens=[1] * 202, response_length=200, loss_mask=[int(is_trained or n != place) for n in range(200)])
+    steps = Steps(SimpleNamespace(), has_advantages=True, may_skip=True)
+    assert steps.without_gradient([one], {"advantages": [advantages]}) == (set() if is_trained else {0})

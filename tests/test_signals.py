@@ -29,10 +29,20 @@ def test_the_signals_keep_the_order_of_groups_samples_and_tokens():
     assert inputs.lengths.tolist() == [2, 3, 0, 1]
     assert inputs.sample_index.tolist() == [0, 0, 1, 1, 1, 3]
     assert inputs.loss_mask.tolist() == [1, 1, 1, 0, 1, 0]
+    assert inputs.trained.tolist() == [True, True, True, False, True, False]
+    assert (inputs.loss_mask.dtype, inputs.sample_index.dtype) == (torch.float64, torch.int64)
     assert inputs.rewards.dtype == torch.float64
     assert inputs.log_probs.tolist() == [-1, -2, -3, -4, -5, -6]
     assert inputs.values.tolist() == [0.5] * 6
     assert inputs.ref_log_probs is None
+
+
+def test_what_takes_most_memory_is_made_when_an_estimator_reads_it():
+    inputs = advantage_inputs(GROUPS, [1.0, 2.0, 3.0, 4.0], False, {})
+    assert not {"loss_mask", "sample_index"} & set(vars(inputs))
+    assert inputs.loss_mask is inputs.loss_mask
+    with pytest.raises(AttributeError):
+        inputs.advantages  # noqa: B018  # it is no input
 
 
 def test_segments_of_a_trajectory_share_its_number():

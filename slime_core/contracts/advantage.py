@@ -9,6 +9,7 @@ Importing this module does not import torch; the tensors bring it along.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.kind import Kind
@@ -50,6 +51,11 @@ class AdvantageInputs:
     ref_log_probs: Tensor | None = None
     values: Tensor | None = None
 
+    @cached_property
+    def trained(self) -> Tensor:
+        """(T,) bool: which tokens are trained. It takes an eighth of the memory of `loss_mask`."""
+        return self.loss_mask > 0
+
 
 @dataclass(frozen=True)
 class AdvantageOutputs:
@@ -75,7 +81,7 @@ def advantages(args: RunArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
 def _check_advantages(result: Any, args: tuple[Any, ...]) -> str | None:
     if not isinstance(result, AdvantageOutputs):
         return f"{shown(result)}; expected an AdvantageOutputs"
-    wanted = tuple(args[1].loss_mask.shape)
+    wanted = tuple(args[1].trained.shape)
     made = {"advantages": result.advantages} | ({} if result.returns is None else {"returns": result.returns})
     for name, value in made.items():
         if getattr(value, "shape", None) != wanted:

@@ -12,9 +12,10 @@ of every response.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,23 +160,22 @@ def pack_samples(
     ids = [token_ids(sample) for sample in own]
     masks = [trained(sample) for sample in own]
     # The trained tokens of all samples, counted through all responses: those of sample k are chosen[cuts[k] : cuts[k + 1]].
-    ends = np.cumsum([0, *map(len, masks)])
-    chosen = np.flatnonzero(np.concatenate(masks)) if masks else np.zeros(0, dtype=np.int64)
-    cuts = np.searchsorted(chosen, ends)
-    first_trained, last_trained = chosen[cuts[:-1]] - ends[:-1], chosen[cuts[1:] - 1] - ends[:-1]
-    first = np.array([len(one) for one in ids], dtype=np.int64) - np.diff(ends)  # of the response
-    _check(own, ids, (first + first_trained).tolist(), vocab_size)
+    ends = [0, *accumulate(map(len, masks))]
+    chosen = np.concatenate(masks).nonzero()[0] if masks else np.zeros(0, dtype=np.int64)
+    cuts: list[int] = np.searchsorted(chosen, ends).tolist()
+    first_trained = [int(chosen[cut]) - end for cut, end in zip(cuts[:-1], ends, strict=False)]
+    last_trained = [int(chosen[cut - 1]) - end for cut, end in zip(cuts[1:], ends, strict=False)]
+    first = [len(one) - len(mask) for one, mask in zip(ids, masks, strict=True)]  # of the response
+    _check(own, ids, list(map(add, first, first_trained)), vocab_size)
 
     shapes: list[tuple[int, ...]] = []
     pieces: list[Piece] = []
     laid: list[IntArray] = []
-    begins, stems = (
-        np.zeros_like(first),
-        np.zeros_like(first),
-    )  # where a response begins in the row, and where its stem ends
+    begins: list[int] = []  # where each response begins in the row
+    stems: list[int] = []  # where its stem ends
     size = place = 0
     for run in _runs(samples, numbers, share_prompts):
-        prompt = int(first[place])
+        prompt = first[place]
         if prompt:
             pieces.append(Piece(run[0], 0, prompt))
             laid.append(ids[place][:prompt])
@@ -183,8 +183,9 @@ def pack_samples(
         branches: list[int] = []
         stem = size
         for number in run:
-            begins[place], stems[place] = size, stem
-            length = len(masks[place]) if whole else int(last_trained[place])
+            begins.append(size)
+            stems.append(stem)
+            length = len(masks[place]) if whole else last_trained[place]
             if length:
                 branches.append(length)
                 pieces.append(Piece(number, prompt, prompt + length))
@@ -193,29 +194,44 @@ def pack_samples(
         shapes.append((prompt, *branches) if len(branches) > 1 else (prompt + sum(branches),))
 
     counted = np.arange(max((piece.end for piece in pieces), default=0))
-    predictors = chosen + np.repeat(begins - ends[:-1] - 1, np.diff(cuts))
-    at_once = first_trained == 0
-    predictors[cuts[:-1][at_once]] = stems[at_once] - 1
+    counts = [after - before for before, after in pairwise(cuts)]
+    predictors = _repeated([begin - end - 1 for begin, end in zip(begins, ends, strict=False)], counts)
+    predictors += chosen
+    for cut, offset, stem in zip(cuts[:-1], first_trained, stems, strict=True):
+        if not offset:
+            predictors[cut] = stem - 1
     responses = [one[length:] for one, length in zip(ids, first, strict=True)]
 
-    def tensor(arrays: Sequence[IntArray]) -> Tensor:
-        found = np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, dtype=np.int64)
-        return torch.from_numpy(found).to(device)
+    def tensor(array: IntArray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    def of_trained(values: IntArray) -> IntArray:
+        return values if len(chosen) == ends[-1] else values.take(chosen)
 
     def column(rows: Sequence[Sequence[float]]) -> Tensor:
         values = flat([rows[number] for number in numbers], "float32" if dtype == torch.float32 else "float64")
-        return torch.from_numpy(values[chosen]).to(device, dtype)
+        return tensor(of_trained(values)).to(dtype)
 
     return PackedRow(
-        input_ids=tensor(laid)[None],
-        position_ids=tensor([counted[piece.start : piece.end] for piece in pieces])[None],
+        input_ids=tensor(_joined(laid))[None],
+        position_ids=tensor(_joined([counted[piece.start : piece.end] for piece in pieces]))[None],
         segments=Segments.of(shapes, device),
-        predictors=tensor([predictors]),
-        targets=tensor([np.concatenate(responses)[chosen]] if responses else []),
-        sample_index=tensor([np.repeat(np.array(numbers, dtype=np.int64), np.diff(cuts))]),
+        predictors=tensor(predictors),
+        targets=tensor(of_trained(_joined(responses))),
+        sample_index=tensor(_repeated(numbers, counts)),
         columns={name: column(rows) for name, rows in (columns or {}).items()},
         pieces=tuple(pieces),
     )
+
+
+def _joined(arrays: Sequence[IntArray]) -> IntArray:
+    """Whole numbers one after the other: (N,) int64, new."""
+    return np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, dtype=np.int64)
+
+
+def _repeated(numbers: Sequence[int], counts: Sequence[int]) -> IntArray:
+    """Each number as often as its count says: int64, new."""
+    return np.repeat(np.array(numbers, dtype=np.int64), counts) if counts else np.zeros(0, dtype=np.int64)
 
 
 def placeholder_row(vocab_size: int, device: torch.device | str = "cpu") -> PackedRow:
@@ -243,7 +259,12 @@ def _runs(samples: Sequence[Sample], order: list[int], share_prompts: bool) -> l
     return [part for run in runs for part in ([run] if len(prompt_ids(samples[run[0]])) else [[n] for n in run])]
 
 
-def _check(samples: Sequence[Sample], ids: Sequence[IntArray], first_trained: Iterable[int], vocab_size: int) -> None:
+def _check(samples: Sequence[Sample], ids: Sequence[IntArray], first_trained: Sequence[int], vocab_size: int) -> None:
+    if not samples:
+        return
+    every = np.concatenate(ids)
+    if all(first_trained) and every.max() < vocab_size and every.min() >= 0:
+        return
     for sample, own, first in zip(samples, ids, first_trained, strict=True):
         if first == 0:
             raise SampleError(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.sample import Group, Sample
@@ -29,28 +29,46 @@ def advantage_inputs(
         final: whether the rewards are not to be normalised again.
         columns: by name; "old_log_probs", "ref_log_probs" and "old_values" are handed over where they are there.
     """
-    import numpy as np
     import torch
 
     samples = [sample for group in groups for sample in group]
-    lengths = np.array([sample.response_length for sample in samples], dtype=np.int64)
 
     def given(name: str) -> Tensor | None:
         column = columns.get(name)
         return None if column is None else torch.from_numpy(flat(column))
 
-    return AdvantageInputs(
+    return _Inputs(
+        trained=torch.from_numpy(flat_arrays(map(trained, samples), "bool")),
         rewards=torch.tensor(list(rewards), dtype=torch.float64),
         group_index=torch.tensor([g for g, group in enumerate(groups) for _ in group], dtype=torch.int64),
-        lengths=torch.from_numpy(lengths),
-        loss_mask=torch.from_numpy(flat_arrays(map(trained, samples))),
-        sample_index=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)),
+        lengths=torch.tensor([sample.response_length for sample in samples], dtype=torch.int64),
         trajectory_index=torch.tensor(trajectory_numbers(samples), dtype=torch.int64),
         rewards_are_final=final,
         log_probs=given("old_log_probs"),
         ref_log_probs=given("ref_log_probs"),
         values=given("old_values"),
     )
+
+
+class _Inputs(AdvantageInputs):
+    """The inputs of a whole rollout. `loss_mask` and `sample_index`, 8 bytes a token each, are made when an estimator reads them."""
+
+    def __init__(self, **given: Any) -> None:
+        vars(self).update(given)
+
+    def __getattr__(self, name: str) -> Tensor:  # called for what has not been set
+        import torch
+
+        found: Tensor
+        if name == "loss_mask":
+            found = vars(self)["trained"].to(torch.float64)
+        elif name == "sample_index":
+            lengths = vars(self)["lengths"]
+            found = torch.arange(len(lengths)).repeat_interleave(lengths)
+        else:
+            raise AttributeError(f"AdvantageInputs have no {name!r}")
+        vars(self)[name] = found
+        return found
 
 
 def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str, Column]:

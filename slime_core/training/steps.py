@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
@@ -16,6 +17,9 @@ from slime_core.token_arrays import array_of, trained
 from slime_core.training.batches import make_train_batch
 from slime_core.training.signals import Column
 from slime_core.trajectories import in_trajectories
+
+if TYPE_CHECKING:
+    from slime_core.token_columns import Array
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Steps:
         return {
             index
             for index, (sample, advantages) in enumerate(zip(samples, columns["advantages"], strict=True))
-            if not array_of(advantages)[trained(sample)].any()
+            if not _any_among(array_of(advantages), trained(sample))
         }
 
     def batch(
@@ -92,3 +96,12 @@ class Steps:
             ranks=self.ranks,
             balance=args.balance_data,
         )
+
+
+def _any_among(values: Array, chosen: Array) -> bool:
+    """Whether any of the chosen values is not 0; the first few mostly tell."""
+    first, mask = values[:_FIRST], chosen[:_FIRST]
+    return bool(first[mask].any()) or bool(values.any() and values[chosen].any())
+
+
+_FIRST = 64

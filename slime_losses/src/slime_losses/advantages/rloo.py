@@ -23,4 +23,4 @@ def rloo(args: AdvantageArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
     rewards = inputs.rewards
     if not inputs.rewards_are_final:
         rewards = normalised_rewards(args, rewards, inputs.group_index, inputs.trajectory_index)
-    return tokens.outputs(args, inputs, tokens.trained(inputs, rewards.index_select(0, inputs.sample_index)))
+    return tokens.of_samples(args, inputs, rewards)

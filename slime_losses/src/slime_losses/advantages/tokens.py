@@ -17,7 +17,19 @@ from slime_losses.divergence import approximate_kl, needed_for_kl
 
 def trained(inputs: AdvantageInputs, values: Tensor) -> Tensor:
     """Pick the values of the M trained tokens from those of all T response tokens."""
-    return values.masked_select(inputs.loss_mask > 0)
+    return values.masked_select(inputs.trained)
+
+
+def of_samples(args: AdvantageArguments, inputs: AdvantageInputs, values: Tensor) -> AdvantageOutputs:
+    """Give every trained token the number of its sample, with 0 elsewhere; whitened as `outputs` says.
+
+    Args:
+        values: (S,) one for each sample.
+    """
+    if args.normalize_advantages:
+        return outputs(args, inputs, trained(inputs, values.index_select(0, inputs.sample_index)))
+    repeated = torch.from_numpy(values.numpy().repeat(inputs.lengths.numpy()))  # numpy asks for large pages of memory
+    return AdvantageOutputs(repeated.masked_fill_(~inputs.trained, 0.0))
 
 
 def outputs(
@@ -35,7 +47,7 @@ def outputs(
         advantages = whitened(advantages)
 
     def spread(values: Tensor) -> Tensor:
-        return torch.zeros_like(inputs.loss_mask).masked_scatter(inputs.loss_mask > 0, values)
+        return values.new_zeros(inputs.trained.shape).masked_scatter_(inputs.trained, values)
 
     return AdvantageOutputs(spread(advantages), None if returns is None else spread(returns))
 
@@ -62,7 +74,7 @@ def kl_penalty(args: LossRunArguments, inputs: AdvantageInputs) -> Tensor:
         ArgumentError: log-probs are missing.
     """
     if not args.kl_coef:
-        return torch.zeros_like(trained(inputs, inputs.loss_mask))
+        return inputs.rewards.new_zeros(int(inputs.trained.sum()))
     log_probs = trained(inputs, needed_for_kl(inputs.log_probs))
     reference = trained(inputs, needed_for_kl(inputs.ref_log_probs))
     return args.kl_coef * approximate_kl(log_probs, reference, args.kl_loss_type)
