@@ -78,6 +78,15 @@ def test_temperature_zero_takes_the_likeliest_token_with_its_log_prob_at_tempera
     assert log_probs == pytest.approx([torch.log_softmax(LOGITS, -1)[0].item()], abs=1e-14)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_banned_tokens_that_the_model_has_not_change_nothing(temperature: float) -> None:
+    rows, params = LOGITS.repeat(2, 1), [SamplingParams(1, temperature=temperature)] * 2
+    beyond = [{len(LOGITS), 10**9, -1}, {0, len(LOGITS)}]
+    assert choose_tokens(rows.clone(), params, [0.0, 0.9], beyond) == choose_tokens(
+        rows, params, [0.0, 0.9], [set(), {0}]
+    )
+
+
 def test_bfloat16_logits_are_normalised_in_float32() -> None:
     logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     tokens, log_probs = choose_tokens(logits, [SamplingParams(1)] * 2, [0.2, 0.8])

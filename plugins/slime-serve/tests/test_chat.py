@@ -102,6 +102,11 @@ def test_standard_input_is_one_question(
     pipe("Two lines\nwith 你好\n".encode())
     assert chatting() == 0
     assert capfd.readouterr().out == lines_of(replies(model, "Two lines\nwith 你好"))
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("Two lines\nwith 你好\n")
+    )  # in a notebook there are no bytes behind it
+    assert chatting() == 0
+    assert capfd.readouterr().out == lines_of(replies(model, "Two lines\nwith 你好"))
     for content, problem in ((b"\xff", "not valid UTF-8 at byte 0"), (b" \n", "The question is empty")):
         pipe(content)
         with pytest.raises(ArgumentError, match=problem):

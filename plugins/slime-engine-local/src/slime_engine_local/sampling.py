@@ -123,7 +123,8 @@ def choose_tokens(
         params: the sampling parameters of each request.
         draws: a random number in [0, 1) for each request; greedy requests ignore theirs. A token is found by inverting
             the cumulative distribution at the draw, so it depends on nothing but the request's logits and draw.
-        banned: the tokens that must not be chosen, for each request.
+        banned: the tokens that must not be chosen, for each request. Some of them the model may not have: a checkpoint or a request
+            may name an end token beyond its vocabulary.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
     temperatures = [p.temperature or 1.0 for p in params]
@@ -131,9 +132,9 @@ def choose_tokens(
         exact = exact / torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
     probs = torch.softmax(exact, -1)
     for row, tokens in enumerate(banned or ()):
-        if tokens:
-            exact[row, list(tokens)] = -torch.inf
-            probs[row, list(tokens)] = 0
+        if known := [token for token in tokens if 0 <= token < exact.shape[-1]]:
+            exact[row, known] = -torch.inf
+            probs[row, known] = 0
     rows = range(len(params))
     limited = {row for row in rows if params[row].top_p < 1 or params[row].top_k != -1}
     free = [row for row in rows if params[row].temperature and row not in limited]

@@ -59,6 +59,8 @@ def piped() -> str:
     """
     if sys.stdin is None:
         return ""
+    if not hasattr(sys.stdin, "buffer"):  # whoever calls slime from Python may have put text in its place
+        return sys.stdin.read().removeprefix("\ufeff").rstrip("\r\n")
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
