@@ -183,13 +183,16 @@ class PackedCoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-cor
             return out.transpose(0, 1)
         if grouped:
             k, v = (t.repeat_interleave(q.shape[0] // k.shape[0], 0) for t in (k, v))
-        scores = q @ k.mT * (q.shape[-1] ** -0.5 if self._scale is None else self._scale)
+        # Scores in half precision would be rounded by every operation on them; products round only what they are of.
+        scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32))
+        scores = scores * (q.shape[-1] ** -0.5 if self._scale is None else self._scale)
         if self.soft_cap is not None:
             scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
         at = torch.arange(k.shape[1], device=q.device)
         back = (at if places is None else places)[:, None] - at
         hidden = back < 0 if self.window is None else (back < 0) | (back >= self.window)
-        return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype)
+        return (weights @ v).transpose(0, 1)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Nothing: there are no weights."""
