@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import gc
 
-_NEW_OBJECTS = 200_000
+_NEW_OBJECTS = 1_000_000
 _before: tuple[int, int, int] | None = None
 
 
 def collect_seldom() -> None:
-    """Collect garbage after 200,000 new objects, until `collect_again`."""
+    """Collect garbage after a million new objects, until `collect_again`."""
     global _before
     if _before is None:
         _before = gc.get_threshold()

@@ -27,4 +27,4 @@ def test_without_a_deferral_nothing_is_frozen():
 
 def test_the_command_line_collects_seldom():
     code = "import gc, sys; sys.argv = ['slime', '--version']; from slime_core.cli.main import main; main(); print(gc.get_threshold()[0])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "200000"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "1000000"
