@@ -42,6 +42,7 @@ JOBS = [
     Job("checks/machine", machine_itself, 5),
     Job("checks/attention", _work("check_numbers", "attention"), 15),
     Job("checks/cross-entropy", _work("check_numbers", "cross_entropy"), 8),
+    Job("checks/decoding-kernels", _work("check_decoding", "kernels"), 25),
     Job("checks/bf16-against-fp32", _work("check_training", "bf16_against_fp32", "check"), 8),
     Job("checks/bf16-against-fp32-0.6B", _work("check_training", "bf16_against_fp32", "0.6B"), 15),
     Job("checks/gpu-against-cpu", _work("check_training", "gpu_against_cpu", "check"), 15),

@@ -198,7 +198,7 @@ def test_a_model_that_computes_something_else_with_fixed_shapes_is_refused(
 ) -> None:
     right = pages.attention_over_pages
     monkeypatch.setattr(
-        "slime_engine_local.static_decoding.attention_over_pages",
+        "slime_engine_local.static_proof.attention_over_pages",
         lambda q, k, v, table, lengths, *more: right(q, k, v, table, lengths - 1, *more),
     )
     with pytest.raises(EngineError, match="--local-decoding pages does not fit this model: its logits are others"):
@@ -225,5 +225,6 @@ def test_tokens_are_chosen_on_the_device_as_on_the_host() -> None:
         )
     )
     found = choose_on_device(logits, temperatures, torch.tensor(draws, dtype=torch.float64), top_p, top_k, True)
-    assert found[0].tolist() == expected
-    assert found[1].tolist() == pytest.approx(log_probs, abs=1e-12)
+    assert found[:, 0].tolist() == expected
+    assert found[:, 1].tolist() == pytest.approx(log_probs, abs=1e-12)
+    assert found[:, 2].all()

@@ -14,6 +14,10 @@ attention.py     attention over one packed row of tokens, which keeps requests a
 model.py         the engine's copy of the model
 threads.py       how many threads compute on a busy machine
 decoder.py       a faster form of Llama-like decoders
+layer_operations.py  what such a decoder computes between its products
+triton_operations.py  the same, attention over pages and the choice of tokens, in a Triton kernel each
+triton_kernels.py  these kernels
+fused_proof.py   whether such a decoder computes what the model does
 pages.py         keys and values in pages, and attention that reads them
 static_decoding.py  decoding with fixed shapes, which a GPU replays as a CUDA graph
 static_sampling.py  choosing the next token on the device

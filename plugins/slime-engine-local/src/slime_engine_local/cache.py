@@ -87,11 +87,15 @@ class Pool:
             self._layers[index] = heads, keys, values
         return keys, values
 
-    def stored(self, row: int, length: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """Yield for every layer its number and the first keys and values of a row, each (length, heads, size)."""
+    def gather(self, rows: Tensor, tokens: Tensor) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Yield for every layer its number and the keys and values of n tokens, each (n, heads, size).
+
+        Args:
+            rows, tokens: (n,), the rows and the places in them.
+        """
         for index, (heads, keys, values) in self._layers.items():
-            own = slice(row * heads, (row + 1) * heads)
-            yield index, (keys[own, :, :length].permute(2, 0, 1), values[own, :length].transpose(0, 1))
+            keys, values = (x.view(-1, heads, *x.shape[1:]) for x in (keys, values))
+            yield index, (keys[rows, :, :, tokens], values[rows, :, tokens])
 
     def copy_from(self, other: Pool, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of row `source` of a pool, which may be this one, to row `target` of this

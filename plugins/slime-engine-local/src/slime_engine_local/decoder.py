@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from slime_core.tensors.rms_norm import rms_norm
 from slime_engine_local.attention import attend
 from slime_engine_local.forward_pass import ForwardPass
+from slime_engine_local.layer_operations import HeadShape, LayerOperations
 from slime_engine_local.packed import PackedLinear, packing_works
 from slime_engine_local.pages import StaticPass
 from slime_engine_local.vision import RowImages, language_part
@@ -104,10 +104,19 @@ class FusedLayer:
         name: its name in the model.
         setting: scale and window of its attention.
         parts: collects the weights and biases that were fused, by name.
+        operations: compute what lies between the products.
     """
 
-    def __init__(self, module: Any, name: str, setting: tuple[float, int | None], parts: dict[str, FusedPart]) -> None:
+    def __init__(
+        self,
+        module: Any,
+        name: str,
+        setting: tuple[float, int | None],
+        parts: dict[str, FusedPart],
+        operations: LayerOperations,
+    ) -> None:
         self.attention, (self.scale, self.window) = module.self_attn, setting
+        self.operations = operations
         mlp = module.mlp
 
         def fuse(owner: Any, path: str, names: list[str]) -> FusedLinear:
@@ -125,32 +134,31 @@ class FusedLayer:
         self.gate_up = fuse(mlp, "mlp", ["gate_proj", "up_proj"])
         self.down = fuse(mlp, "mlp", ["down_proj"])
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
-        self.size: int = self.attention.head_dim
-        self.heads = [size // self.size for size in self.inputs.sizes]
-        self.query_key_norms = [
-            getattr(self.attention, n) for n in sorted(ATTENTION_NORMS, reverse=True) if hasattr(self.attention, n)
-        ]
+        size: int = self.attention.head_dim
+        queries, keys, _ = (width // size for width in self.inputs.sizes)
+        norms = [getattr(self.attention, n) for n in ("q_norm", "k_norm") if hasattr(self.attention, n)]
+        self.heads = HeadShape(queries, keys, size, tuple(norms))
 
-    def __call__(self, x: Tensor, cosine: Tensor, sine: Tensor, step: ForwardPass | StaticPass) -> Tensor:
-        """Compute the layer: [T, hidden] to the same shape.
+    def __call__(
+        self, x: Tensor, added: Tensor | None, cosine: Tensor, sine: Tensor, step: ForwardPass | StaticPass
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the layer for the sum of `x` and `added`, [T, hidden]; its result is the sum of those that are returned.
 
         Args:
-            cosine, sine: [T, 1, head size], the encoding of the positions; the first half of `sine` has its sign
-                changed.
+            cosine, sine: [T, head size], the encoding of the positions; the first half of `sine` has its sign changed.
         """
-        rows, (queries, keys, values) = len(x), self.heads
-        projected = self.inputs(_norm(self.norms[0], x)).view(rows, queries + keys + values, self.size)
-        encoded = projected[:, : queries + keys]
-        if self.query_key_norms:
-            parts = torch.split(encoded, [queries, keys], 1)
-            encoded = torch.cat([_norm(norm, part) for norm, part in zip(self.query_key_norms, parts, strict=True)], 1)
-        encoded = (encoded * cosine).addcmul_(encoded.roll(self.size // 2, -1), sine)
-        query, key = (part.transpose(0, 1)[None] for part in torch.split(encoded, [queries, keys], 1))
-        value = projected[:, queries + keys :].transpose(0, 1)[None]
-        seen, _ = attend(self.attention, query, key, value, None, self.scale, self.window, slime_pass=step)
-        x = x + self.output(seen.reshape(rows, -1))
-        gate, up = torch.split(self.gate_up(_norm(self.norms[1], x)), self.gate_up.sizes, -1)
-        return x + self.down(self.activation(gate) * up)
+        do, heads = self.operations, self.heads
+        x, normed = do.add_norm(x, added, self.norms[0])
+        projected = self.inputs(normed)
+        if isinstance(step, StaticPass):
+            places = step.places(self.attention.layer_idx, heads.keys, heads.size, projected)
+            query, _, _ = do.encode(projected, heads, cosine, sine, places)
+            seen = step.attend_to(places, query, self.scale, self.window)
+        else:
+            query, key, value = (x.transpose(0, 1)[None] for x in do.encode(projected, heads, cosine, sine, None))
+            seen, _ = attend(self.attention, query, key, value, None, self.scale, self.window, slime_pass=step)
+        x, normed = do.add_norm(x, self.output(seen.reshape(len(x), -1)), self.norms[1])
+        return x, self.down(do.gated(self.gate_up(normed), self.activation))
 
 
 class FusedDecoder:
@@ -159,6 +167,7 @@ class FusedDecoder:
     Args:
         module: the Hugging Face module, with weights. Its embedding, norms and head go on being used.
         settings: scale and window of each layer's attention.
+        operations: compute what lies between the products.
 
     Attributes:
         parts: the weights and biases that were fused, by name, to which new values can be copied.
@@ -168,9 +177,9 @@ class FusedDecoder:
         AttributeError, TypeError, ValueError: the module is of another kind.
     """
 
-    def __init__(self, module: Any, settings: dict[int, tuple[float, int | None]]) -> None:
+    def __init__(self, module: Any, settings: dict[int, tuple[float, int | None]], operations: LayerOperations) -> None:
         self.parts: dict[str, FusedPart] = {}
-        self._module = module
+        self._module, self._operations = module, operations
         path, body = language_part(module)
         self.body = body
         for layer in body.layers:
@@ -178,7 +187,8 @@ class FusedDecoder:
             _require_children(layer.self_attn, ATTENTION_MODULES, ATTENTION_NORMS)
             _require_children(layer.mlp, MLP_MODULES)
         self._layers = [
-            FusedLayer(layer, f"{path}.layers.{n}", settings[n], self.parts) for n, layer in enumerate(body.layers)
+            FusedLayer(layer, f"{path}.layers.{n}", settings[n], self.parts, operations)
+            for n, layer in enumerate(body.layers)
         ]
 
     def __call__(
@@ -195,17 +205,42 @@ class FusedDecoder:
             positions: [1, T], the position of each token in its sequence, or [3, 1, T].
             images: those of the row.
         """
-        body = self.body
-        x = body.embed_tokens(tokens)
-        cosine, sine = (angle[0, :, None].clone() for angle in body.rotary_emb(x, positions))
-        sine[..., : sine.shape[-1] // 2].neg_()
-        x = x[0] if images is None else images.embedded(x[0])
+        embedded = self.body.embed_tokens(tokens)
+        cosine, sine = self.angles(self.residual(embedded), positions)
+        x = self.residual(embedded[0] if images is None else images.embedded(embedded[0]))
+        added: Tensor | None = None
         for number, layer in enumerate(self._layers):
-            x = layer(x, cosine, sine, step)
+            x, added = layer(x, added, cosine, sine, step)
             if images is not None:
-                x = images.behind(number, x)
-        logits: Tensor = self._module.lm_head(_norm(body.norm, x[ends]))
+                x, added = images.behind(number, x + added), None
+        return self.logits(x[ends], None if added is None else added[ends])
+
+    def angles(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoding of positions in the dtype of `x` (1, T, hidden), as layers take it."""
+        cosine, sine = (angle[0].clone() for angle in self.body.rotary_emb(x, positions))
+        sine[..., : sine.shape[-1] // 2].neg_()
+        return cosine, sine
+
+    def logits(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """What the head makes of the sum of both, [n, hidden]."""
+        _, normed = self._operations.add_norm(x, added, self.body.norm)
+        logits: Tensor = self._module.lm_head(normed)
         return logits
+
+    def layer(self, number: int, x: Tensor, cosine: Tensor, sine: Tensor, step: ForwardPass) -> Tensor:
+        """What one layer makes of `x` [T, hidden], for who compares it."""
+        before, added = self._layers[number](self.residual(x), None, cosine, sine, step)
+        return before + added
+
+    def residual(self, embedded: Tensor) -> Tensor:
+        """What the layers add to, from embeddings; always another tensor where it is changed in place."""
+        return self._operations.residual(embedded)
+
+    def compute_by(self, operations: LayerOperations) -> None:
+        """Compute what lies between the products in another way."""
+        self._operations = operations
+        for layer in self._layers:
+            layer.operations = operations
 
     def packed(self) -> Iterator[PackedLinear]:
         """Return the packed weights of the fused layers."""
@@ -225,13 +260,3 @@ def _require_children(module: nn.Module, required: set[str], optional: frozenset
     found = {name for name, _ in module.named_children()}
     if not required <= found <= required | optional:
         raise ValueError(f"{type(module).__name__} holds {', '.join(sorted(found))}.")
-
-
-def _norm(module: Any, x: Tensor) -> Tensor:
-    """Normalise the last dimension as the RMS norm `module` does."""
-    if x.dtype == torch.float32 and x.device.type == "cpu":
-        return rms_norm(x, module.weight, module.variance_epsilon)
-    if x.dtype == torch.float32 or x.is_cuda:
-        return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-    normalised: Tensor = module(x)  # which computes in float32 in between
-    return normalised

@@ -4,6 +4,7 @@ trainer's tensors, or with those of the checkpoint. The scheduler calls it, on i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,11 +29,18 @@ from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
 from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.forward_pass import Chunk, ForwardPass
+from slime_engine_local.fused_proof import SeenLayers, agree, layers_agree
+from slime_engine_local.layer_operations import LayerOperations, PlainOperations
 from slime_engine_local.packed import PackedLinear, packing_works
 from slime_engine_local.pages import StaticPass
+from slime_engine_local.triton_operations import TritonOperations, fits
 from slime_engine_local.vision import RowImages, features_of, language_part, probe_chunk, row_images, row_positions
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
+HALF = (torch.bfloat16, torch.float16)
+PROBED = 8
+"""Tokens that forms of the model are compared with."""
+_log = logging.getLogger(__name__)
 
 
 class _Copy(Protocol):
@@ -319,15 +327,43 @@ class LanguageModel:
         """Use a `FusedDecoder` if the model then still computes the logits `expected`."""
         if not _may_fuse(self.dtype, self.device):
             return
-        with suppress(AttributeError, TypeError, ValueError, RuntimeError):
-            self._decoder = FusedDecoder(self._module, self._attention)
-            if agree(self._probe(), expected):
-                for module in self._decoder.body.layers.modules():
-                    if isinstance(module, nn.Linear):
-                        for name in ("weight", "bias"):
-                            setattr(module, name, None)
-                return
-        self._decoder = None
+        plain: LayerOperations = PlainOperations()
+        ways = [TritonOperations(), plain] if fits(self.device, self.dtype) else [plain]
+        try:
+            decoder = FusedDecoder(self._module, self._attention, plain)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return
+        seen = SeenLayers(decoder.body, self._probe) if self.dtype in HALF else None
+        for way in ways:
+            decoder.compute_by(way)
+            problem = "its layers compute something else"
+            try:
+                if self._computes(decoder, expected, seen):
+                    self._decoder = decoder
+                    break
+            except Exception as error:  # a compiler raises what it likes
+                problem = str(error)
+            if way is not plain:
+                _log.warning("Layers are computed by plain operations, not by Triton kernels (%s).", problem)
+        else:
+            if seen is not None:
+                _log.warning("The model's layers are computed as transformers wrote them: fused, %s.", problem)
+            return
+        for module in decoder.body.layers.modules():
+            if isinstance(module, nn.Linear):
+                for name in ("weight", "bias"):
+                    setattr(module, name, None)
+
+    def _computes(self, decoder: FusedDecoder, expected: Tensor, seen: SeenLayers | None) -> bool:
+        """Whether a decoder computes what the module does, which made the logits `expected` and, in half precision, `seen`."""
+        step, tokens, images = self._probe_step()
+        positions = row_positions(step, self.device)
+        if seen is None:
+            ends = torch.tensor([len(tokens) - 1], device=self.device)
+            shown = row_images(step.chunks, 0, self.device) if images else None
+            return agree(decoder(tokens[None], positions, ends, step, shown), expected)
+        embedded = None if images else decoder.body.embed_tokens(tokens)
+        return layers_agree(decoder, seen, embedded, positions, step)
 
     def _pack(self, expected: Tensor) -> None:
         """Pack the linear layers if the model then still computes the logits `expected`: its code might read a
@@ -362,13 +398,17 @@ class LanguageModel:
 
     def _probe(self) -> Tensor:
         """Compute the logits after a few tokens, and note scale and window of each layer's attention."""
-        cache = KVCache()
-        shown = probe_chunk(self._module, 8, self.dtype, self.device)
-        chunk = Chunk(CachedSequence(cache.add(8)), range(8), shown)
-        step = ForwardPass(cache, [], [chunk], self.device)
+        step, _, _ = self._probe_step()
         logits = self.next_logits([], step)
         self._attention = step.settings
         return logits
+
+    def _probe_step(self) -> tuple[ForwardPass, Tensor, bool]:
+        """A pass over a few tokens, these tokens, and whether an image is among them."""
+        cache, tokens = KVCache(), range(PROBED)
+        shown = probe_chunk(self._module, PROBED, self.dtype, self.device)
+        step = ForwardPass(cache, [], [Chunk(CachedSequence(cache.add(PROBED)), tokens, shown)], self.device)
+        return step, torch.arange(PROBED, device=self.device), shown is not None
 
     def _refusal(self, reason: str) -> EngineError:
         return EngineError(f"The engine 'local' cannot serve {self._checkpoint}: {reason}.")
@@ -410,13 +450,3 @@ def _dtype_and_device(weights: Mapping[str, Tensor], dtype: torch.dtype | None) 
 def _may_fuse(dtype: torch.dtype, device: torch.device) -> bool:
     """On a CPU a model in half precision rounds where its Hugging Face module does. On a GPU it rounds less often."""
     return dtype in (torch.float32, torch.float64) or device.type == "cuda"
-
-
-def agree(logits: Tensor, expected: Tensor) -> bool:
-    """Return whether logits differ by no more than rounding, which grows with the largest of them; in half precision by 2 % of their spread on average, since every layer
-    rounds its result."""
-    if expected.dtype in (torch.float32, torch.float64):
-        tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-3
-        return torch.allclose(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item())
-    difference = (logits.float() - expected.float()).abs().mean()
-    return bool(difference <= 0.02 * expected.float().std())

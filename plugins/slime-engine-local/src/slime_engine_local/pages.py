@@ -7,20 +7,18 @@ behind the last full page is copied for each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from slime_core.tensors.transfer import numbers_on
-from slime_engine_local.cache import CachedSequence, KVCache, Row
+from slime_engine_local.cache import CachedSequence, KVCache, Pool, Row
+from slime_engine_local.layer_operations import Places
 
-PAGE = 256
-"""Tokens in a page: what flash attention asks of paged keys."""
+PAGE = 64
+"""Tokens in a page: half of one is empty in every sequence, and attention reads 64 tokens of a head without looking at the table."""
 
 
 @dataclass(eq=False)
@@ -91,8 +89,21 @@ class Pages:
             self._layers[index] = keys, values
         return self._layers[index]
 
-    def adopt(self, sequence: CachedSequence, cache: KVCache) -> PagedSequence:
-        """Take over what a cache of rows holds of a request, whose own row leaves that cache. There must be pages for it."""
+    def adopt(self, sequences: Sequence[CachedSequence], cache: KVCache) -> list[PagedSequence]:
+        """Take over what a cache of rows holds of requests, whose own rows leave that cache. There must be pages for it."""
+        moves: dict[Pool, list[tuple[int, int, int]]] = {}
+        adopted = [self._adopted(sequence, moves) for sequence in sequences]
+        for pool, places in moves.items():
+            rows, tokens, at = numbers_on(self.device, places).unbind(1)
+            for index, (key, value) in pool.gather(rows, tokens):
+                Places(*self.layer(index, key, value), at).store(key, value)
+        for sequence in sequences:
+            cache.remove(sequence.row)
+        self._sequences.update(adopted)
+        return adopted
+
+    def _adopted(self, sequence: CachedSequence, moves: dict[Pool, list[tuple[int, int, int]]]) -> PagedSequence:
+        """Give pages to a request, and say what must be moved to them: per pool (row, token, place)."""
         prefix, shared, row = sequence.prefix, sequence.shared, sequence.row
         full = shared // self.page
         common = self._prefixes.setdefault(prefix, []) if prefix is not None else []
@@ -105,31 +116,21 @@ class Pages:
         for number in new_common:  # and one for the list of the prefix
             self._readers[common[number]] += 1
         self.grow(found, 0)
-        first = new_common.start * self.page if new_common else full * self.page
-        pages = [*common[new_common.start : full], *found.pages[full:]]
-        places = [page * self.page + j for page in pages for j in range(self.page)][: found.length - first]
-        at = numbers_on(self.device, places)
-        held = [(prefix, 0, shared)] if prefix is not None and first < shared else []
-        held += [(row, shared, row.length)] if row.length else []
-        stored = [dict(one.pool.stored(one.index, length)) for one, _, length in held]
-        for index in stored[0] if stored else ():
-            parts = [layers[index] for layers in stored]
-            for number, own in enumerate(self.layer(index, *parts[0])):
-                new = torch.cat([part[number] for part in parts])[first - held[0][1] :]
-                own.view(-1, *own.shape[2:]).index_copy_(0, at, new)
-        cache.remove(row)
-        self._sequences.add(found)
+        numbers = numbers_on(self.device, found.pages, torch.int32)
+        self.table[found.slot, : len(found.pages)].copy_(numbers, non_blocking=True)
+        for token in range(min(new_common.start, full) * self.page, found.length):
+            place = found.pages[token // self.page] * self.page + token % self.page
+            source, number = (row, token - shared) if token >= shared else (prefix, token)
+            assert source is not None  # there is one where tokens are shared
+            moves.setdefault(source.pool, []).append((source.index, number, place))
         return found
 
     def grow(self, sequence: PagedSequence, tokens: int) -> None:
-        """Make sure that a sequence has pages for so many more tokens."""
-        if more := self.missing(sequence, tokens):
-            sequence.pages += [self._take() for _ in range(more)]
-            for number in sequence.pages[-more:]:
-                self._readers[number] += 1
-        if more or not tokens:
-            row = numbers_on(self.device, sequence.pages, torch.int32)
-            self.table[sequence.slot, : len(sequence.pages)].copy_(row, non_blocking=True)
+        """Make sure that a sequence has pages for so many more tokens. The step that writes the first token of one writes its number to
+        the table."""
+        for _ in range(self.missing(sequence, tokens)):
+            sequence.pages.append(self._take())
+            self._readers[sequence.pages[-1]] += 1
 
     def remove(self, sequence: PagedSequence) -> None:
         """Let go what is stored of a request."""
@@ -158,6 +159,7 @@ class StaticPass:
     Args:
         slots: (B,) int64.
         positions: (B,) int64, of the new tokens.
+        page: (B,) int64, the numbers of the pages that they go to, which are written to the table.
         width: how many pages of a sequence are looked at.
         kernel: computes (B, heads, size) from queries, pages of keys and values, (B, width) page numbers, (B,) lengths, scale and
             window; `attention_over_pages` or a faster one.
@@ -166,21 +168,30 @@ class StaticPass:
         settings: as those of `ForwardPass`.
     """
 
-    def __init__(self, pages: Pages, slots: Tensor, positions: Tensor, width: int, kernel: Kernel) -> None:
+    def __init__(
+        self, pages: Pages, slots: Tensor, positions: Tensor, page: Tensor, width: int, kernel: Kernel
+    ) -> None:
         self.settings: dict[int, tuple[float, int | None]] = {}
         self._pages, self._kernel = pages, kernel
+        pages.table.index_put_((slots, positions // pages.page), page.int())
         self._table = pages.table[:, :width].index_select(0, slots)
-        page = self._table.gather(1, (positions // pages.page)[:, None])[:, 0]
-        self._at = page.long() * pages.page + positions % pages.page
+        self._at = page * pages.page + positions % pages.page
         self._lengths = (positions + 1).int()
+
+    def places(self, layer: int, heads: int, size: int, like: Tensor) -> Places:
+        """Where the new keys and values of a layer go, which are of the dtype of `like`."""
+        return Places(*self._pages.layer(layer, *[like.new_empty(0, heads, size)] * 2), self._at)
+
+    def attend_to(self, stored: Places, query: Tensor, scale: float, window: int | None) -> Tensor:
+        """Compute attention to what is stored: (B, heads, size) to the same shape."""
+        return self._kernel(query, stored.keys, stored.values, self._table, self._lengths, scale, window)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Store keys and values, and compute attention: (1, heads, B, size) to (1, B, heads, size)."""
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        both = self._pages.layer(layer, key, value)
-        for pages, new in zip(both, (key, value), strict=True):
-            pages.view(-1, *pages.shape[2:]).index_copy_(0, self._at, new)
-        return self._kernel(query, *both, self._table, self._lengths, scale, window)[None]
+        stored = Places(*self._pages.layer(layer, key, value), self._at)
+        stored.store(key, value)
+        return self.attend_to(stored, query, scale, window)[None]
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -200,42 +211,3 @@ def attention_over_pages(
     scores = scores.masked_fill(~seen[:, None, None], torch.finfo(scores.dtype).min / 2)
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return torch.einsum("bhgt,bthd->bhgd", weights, value).reshape(len(query), -1, value.shape[3])
-
-
-def flash_over_pages(
-    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, scale: float, window: int | None
-) -> Tensor:
-    """The same by torch's flash attention, which reads no more than the tokens that there are."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    # torch 2.11 takes grouped heads as they are, and does not know the word.
-    grouped: dict[str, Any] = (
-        {"enable_gqa": query.shape[1] != keys.shape[2]} if "enable_gqa" in kernel_options() else {}
-    )
-    bounds = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-    out = varlen_attn(
-        query.contiguous(),
-        keys,
-        values,
-        bounds,
-        None,
-        1,
-        table.shape[1] * keys.shape[1],
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        **grouped,
-        seqused_k=lengths,
-        block_table=table,
-    )
-    assert isinstance(out, Tensor)  # a pair only where more is asked for
-    return out
-
-
-@cache
-def kernel_options() -> frozenset[str]:
-    """What flash attention of variable lengths can be told in this torch; nothing where there is none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(signature(varlen_attn).parameters)

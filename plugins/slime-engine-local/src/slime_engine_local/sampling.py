@@ -207,6 +207,7 @@ def invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     hit = torch.searchsorted(cumulative, target, right=True)
     # Rounding must not lead beyond the last entry that weighs anything.
     hit = torch.minimum(hit, torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()))
+    hit = hit.clamp(max=weights.shape[1] - 1)  # where all of them are NaN, which others find
     weight = weights.gather(1, hit).double()
     into = (target - (cumulative.gather(1, hit) - weight)) / weight
     return hit[:, 0], into[:, 0].clamp(0, 1 - 2**-48)

@@ -259,11 +259,12 @@ class Scheduler:
         joining, chunks = self._admit()
         if joining and self.model is not None:
             self._pass_over_rows(self.model, [], joining, chunks)
-            for request in joining:
-                if request.sequence is not None:
-                    row = request.cached.row
-                    request.sequence = static.pages.adopt(request.cached, self._cache)
-                    self._stored = [entry for entry in self._stored if entry.row is not row]
+            going = [request for request in joining if request.sequence is not None]
+            rows = {request.cached.row for request in going}
+            moved = static.pages.adopt([request.cached for request in going], self._cache)
+            for request, sequence in zip(going, moved, strict=True):
+                request.sequence = sequence
+            self._stored = [entry for entry in self._stored if entry.row not in rows]
         elif any(request.likeliest or request.banned() for request in decoded):
             logits = static.logits(decoded)
             for request in decoded:

@@ -21,15 +21,8 @@ import torch
 from torch import Tensor
 
 from slime_core.tensors.transfer import numbers_on
-from slime_engine_local.pages import (
-    PagedSequence,
-    Pages,
-    StaticPass,
-    attention_over_pages,
-    flash_over_pages,
-    kernel_options,
-)
-from slime_engine_local.static_sampling import choose_on_device
+from slime_engine_local.pages import Kernel, PagedSequence, Pages, StaticPass, attention_over_pages
+from slime_engine_local.static_sampling import Choose, choose_on_device
 
 if TYPE_CHECKING:
     from slime_engine_local.model import LanguageModel
@@ -76,13 +69,16 @@ class StaticDecoding:
         model: whose weights may change in place.
         pages: hold the keys and values of the requests.
         requests: how many are decoded together at most.
-        flash: attend by torch's flash attention over pages.
+        kernel: computes attention.
+        choose: chooses tokens where nothing is left out, `choose_on_device` or what finds the same.
     """
 
-    def __init__(self, model: LanguageModel, pages: Pages, requests: int, flash: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, pages: Pages, requests: int, kernel: Kernel, choose: Choose = choose_on_device
+    ) -> None:
         self.pages = pages
         self._model, self._last_slot, self._device = model, requests, model.device
-        self._flash = flash
+        self._kernel, self._choose = kernel, choose
         self._last = torch.zeros(requests + 1, dtype=torch.long, device=self._device)
         self._steps: dict[_Key, Callable[[Tensor], Tensor]] = {}
         self._pool: Any = None
@@ -124,7 +120,11 @@ class StaticDecoding:
     def probe(self, sequence: PagedSequence, token: int) -> Tensor:
         """The logits (1, V) behind a token that follows those of a sequence, without a graph."""
         self.pages.grow(sequence, 1)
-        given = numbers_on(self._device, [[sequence.slot, token, sequence.length, 0.0, 0.0, 1.0, 2**31]], torch.float64)
+        given = numbers_on(
+            self._device,
+            [[sequence.slot, token, sequence.length, sequence.pages[-1], 0.0, 0.0, 1.0, 2**31]],
+            torch.float64,
+        )
         return self._compute((1, self.pages.width, None), given)
 
     def drop(self) -> None:
@@ -155,11 +155,14 @@ class StaticDecoding:
             top_k = params.top_k if params.top_k != -1 else 2**31
             token = KNOWN if ahead else request.tokens[-1]
             sampling = (params.temperature, request.draw(ahead), params.top_p, top_k)
-            rows.append([sequence.slot, token, length, *sampling])
+            page = sequence.pages[length // self.pages.page]
+            rows.append([sequence.slot, token, length, page, *sampling])
         size = _size(len(rows))
-        rows += [[self._last_slot, 0, 0, 0.0, 0.0, 1.0, 2**31]] * (size - len(rows))
-        longest = max(-(-(length + 1) // self.pages.page) for _, _, length in asked)
-        width = self.pages.width if self._flash else min(self.pages.width, 1 << (longest - 1).bit_length())
+        rows += [[self._last_slot, 0, 0, 0, 0.0, 0.0, 1.0, 2**31]] * (size - len(rows))
+        width = self.pages.width
+        if self._kernel is attention_over_pages:  # which reads all of it
+            longest = max(-(-(length + 1) // self.pages.page) for _, _, length in asked)
+            width = min(width, 1 << (longest - 1).bit_length())
         key = size, width, limited
         given = numbers_on(self._device, rows, torch.float64)
         if key not in self._steps:
@@ -167,20 +170,19 @@ class StaticDecoding:
         return self._steps[key](given)
 
     def _compute(self, key: _Key, given: Tensor) -> Tensor:
-        """One step: (B, 7) numbers to (B, 3), token, log-prob, and whether the logits are finite; or to logits."""
+        """One step: (B, 8) numbers to (B, 3), token, log-prob, and whether the logits are finite; or to logits."""
         _, width, limited = key
-        slots, tokens, positions = given[:, :3].long().unbind(1)
+        slots, tokens, positions, page = given[:, :4].long().unbind(1)
         tokens = torch.where(tokens < 0, self._last.index_select(0, slots), tokens)
-        kernel = flash_over_pages if self._flash else attention_over_pages
-        step = StaticPass(self.pages, slots, positions, width, kernel)
+        step = StaticPass(self.pages, slots, positions, page, width, self._kernel)
         logits = self._model.static_logits(tokens, positions, step)
         if limited is None:
             return logits
-        temperatures, draws, top_p, top_k = given[:, 3:].unbind(1)
-        chosen, log_probs = choose_on_device(logits, temperatures, draws, top_p, top_k, limited)
-        self._last.index_copy_(0, slots, chosen)
-        finite = logits.amax(-1).isfinite()
-        return torch.stack([chosen.double(), log_probs.double(), finite.double()], 1)
+        temperatures, draws, top_p, top_k = given[:, 4:].unbind(1)
+        choose = choose_on_device if limited else self._choose
+        chosen = choose(logits, temperatures, draws, top_p, top_k, limited)
+        self._last.index_copy_(0, slots, chosen[:, 0].long())
+        return chosen
 
     def _step(self, key: _Key, given: Tensor) -> Callable[[Tensor], Tensor]:
         """What computes steps of this kind: on a GPU a graph that is captured now, else the operations one by one."""
@@ -228,12 +230,3 @@ def _paged(request: Request) -> PagedSequence:
     sequence = request.sequence
     assert isinstance(sequence, PagedSequence), "the request's tokens are not in pages"
     return sequence
-
-
-def flash_fits(model: LanguageModel) -> bool:
-    """Whether torch's flash attention may read the pages; the proof at the start compares what it computes."""
-    if model.device.type != "cuda" or model.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if not {"seqused_k", "block_table", "window_size"} <= kernel_options():
-        return False
-    return torch.cuda.get_device_capability(model.device) >= (8, 0)

@@ -3,16 +3,21 @@ chooses, for `static_decoding`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from slime_engine_local.sampling import draw_tokens, invert
 
+Choose = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
+
 
 def choose_on_device(
     logits: Tensor, temperatures: Tensor, draws: Tensor, top_p: Tensor, top_k: Tensor, limited: bool
-) -> tuple[Tensor, Tensor]:
-    """Choose the next token of B requests: (B,) tokens and (B,) log-probs of the softmax of logits / temperature.
+) -> Tensor:
+    """Choose the next token of B requests: (B, 3) float64, the token, its log-prob in the softmax of logits / temperature, and whether
+    the logits are finite.
 
     Args:
         logits: (B, V).
@@ -31,12 +36,14 @@ def choose_on_device(
         kept = probs.double() * _kept(probs, top_p, top_k)
         drawn = torch.where(free, drawn, invert(kept, draws)[0])
     tokens = torch.where(greedy, exact.argmax(-1), drawn)
-    return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
+    log_probs = probs.gather(1, tokens[:, None])[:, 0].log()
+    return torch.stack([tokens.double(), log_probs.double(), logits.amax(-1).isfinite().double()], 1)
 
 
 def _kept(probs: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     """(B, V): which tokens may be chosen. The likeliest one always may."""
-    ordered, order = probs.double().sort(dim=-1, descending=True, stable=True)
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered.double()
     before = ordered.cumsum(-1) - ordered
     rank = torch.arange(probs.shape[1], device=probs.device)
     kept = (before < (top_p * ordered.sum(-1))[:, None]) & (rank < top_k[:, None])
