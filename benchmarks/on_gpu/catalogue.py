@@ -38,6 +38,9 @@ def _dtype_check(machine: Machine, found: Findings, name: str, dtype: str) -> No
     log_probs(machine, found, name, getattr(torch, dtype))
 
 
+EXACT = ["--bf16", "--deterministic-mode"]
+FP8 = ["--fp8-format", "e4m3", "--fp8-recipe", "tensorwise"]
+
 JOBS = [
     Job("checks/machine", machine_itself, 5),
     Job("checks/attention", _work("check_numbers", "attention"), 15),
@@ -51,8 +54,12 @@ JOBS = [
     Job("checks/engine-log-probs-bf16", partial(_dtype_check, name="check", dtype="bfloat16"), 10),
     Job("checks/engine-log-probs-MoE", partial(_dtype_check, name="check MoE", dtype="float32"), 10),
     Job("checks/offload", _work("check_training", "offload"), 6),
-    Job("checks/twice", _work("check_training", "twice", ["--bf16"]), 6),
-    Job("checks/resume", _work("check_training", "resume", ["--bf16"]), 8),
+    Job("checks/twice", _work("check_training", "twice", "check", EXACT, True), 6),
+    Job("checks/twice-MoE", _work("check_training", "twice", "check MoE", EXACT, True), 6),
+    Job("checks/twice-fp8", _work("check_training", "twice", "check", [*EXACT, *FP8], True), 6),
+    Job("checks/twice-rounded", _work("check_training", "twice", "check", ["--bf16"], False), 6),
+    Job("checks/resume", _work("check_training", "resume", EXACT, True), 8),
+    Job("checks/resume-rounded", _work("check_training", "resume", ["--bf16"], False), 8),
     Job("checks/fp8", _work("check_fp8", "products"), 8),
     Job("checks/nccl", _work("check_training", "process_group", "nccl"), 6),
     Job("checks/gloo", _work("check_training", "process_group", "gloo"), 3),
@@ -64,6 +71,7 @@ JOBS = [
     Job("weights/4B", _work("measure_engine", "weights", "4B"), 25),
     Job("fp8/products", _work("measure_training", "fp8_products"), 20),
     Job("sft/1.7B", _work("measure_training", "sft", "1.7B", []), 12),
+    Job("sft/1.7B-deterministic", _work("measure_training", "sft", "1.7B", ["--deterministic-mode"]), 12),
     Job("fp8/1.7B-tensorwise", _work("measure_training", "fp8", "1.7B", "tensorwise"), 15),
     Job("fp8/1.7B-blockwise", _work("measure_training", "fp8", "1.7B", "blockwise"), 15),
     Job("sft/MoE", _work("measure_training", "sft", "MoE", []), 25),
@@ -74,6 +82,7 @@ JOBS = [
     Job("engine/0.6B", _work("measure_engine", "decode", "0.6B", (64, 1, 8, 256)), 35),
     Job("engine/MoE", _work("measure_engine", "decode", "MoE", (64, 1)), 30),
     Job("grpo/1.7B", _work("measure_grpo", "grpo", "1.7B", 16, 8, 512), 150, alone=True),
+    Job("weights/1.7B", _work("measure_engine", "weights", "1.7B"), 12),
     Job("weights/0.6B", _work("measure_engine", "weights", "0.6B"), 10),
     Job("engine/8B", _work("measure_engine", "decode", "8B", (64, 1)), 50),
 ]

@@ -34,6 +34,8 @@ def log_probs(machine: Machine, found: Findings, name: str, dtype: torch.dtype) 
         prompts += [[*prompts[-1]], [*prompts[-1]]]  # which share their keys and values
         answers, again = generate(serves, prompts, ANSWER), generate(serves, prompts, ANSWER)
         found.holds("the same requests get the same answers", [a.tokens for a in answers] == [a.tokens for a in again])
+        alone = [generate(serves, [prompt], ANSWER, first=number)[0] for number, prompt in enumerate(prompts)]
+        found.note(**_against(answers, alone))
         serves.offload()
         serves.onload()
         back = generate(serves, prompts, ANSWER)
@@ -52,18 +54,38 @@ def log_probs(machine: Machine, found: Findings, name: str, dtype: torch.dtype) 
     found.note(tokens=len(apart))
 
 
+def _against(together: list[Generation], alone: list[Generation]) -> dict[str, Any]:
+    """How far answers that were generated together are from those of the same requests alone."""
+    pairs = [
+        (x, y)
+        for a, b in zip(together, alone, strict=True)
+        if a.tokens == b.tokens
+        for x, y in zip(a.log_probs, b.log_probs, strict=True)
+    ]
+    return {
+        "answers alone with the same tokens": sum(a.tokens == b.tokens for a, b in zip(together, alone, strict=True)),
+        "answers": len(together),
+        "log-probs alone, largest distance": max((abs(x - y) for x, y in pairs), default=0.0),
+        "log-probs alone with the same bits": sum(x == y for x, y in pairs) / max(1, len(pairs)),
+    }
+
+
 def in_dtype(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The weights of a model for an engine, tied ones once."""
     for name, parameter in model.named_parameters():
         yield name, parameter.detach().to(dtype)
 
 
-def generate(serves: Any, prompts: list[list[int]], tokens: int) -> list[Generation]:
-    """Answers of so many tokens to all prompts, which are asked together."""
+def generate(serves: Any, prompts: list[list[int]], tokens: int, first: int = 0) -> list[Generation]:
+    """Answers of so many tokens to all prompts, which are asked together.
+
+    Args:
+        first: the seed of the first one; that of the next is the next number.
+    """
     given = {"max_new_tokens": tokens, "temperature": 1.0, "ignore_eos": True}
 
     async def ask() -> list[Generation]:
-        asked = [serves.generate(prompt, {**given, "seed": number}) for number, prompt in enumerate(prompts)]
+        asked = [serves.generate(prompt, {**given, "seed": number}) for number, prompt in enumerate(prompts, first)]
         return list(await asyncio.gather(*asked))
 
     return asyncio.run(ask())

@@ -126,7 +126,7 @@ def cross_entropy(machine: Machine, found: Findings) -> None:
         unit = U if dtype == torch.bfloat16 else 1e-5
         largest = float(z.detach().abs().max())
         name = f"{'bf16' if unit == U else 'fp32'}, chunks of {chunk}, softcap {softcap}"
-        found.within(f"{name}: log-probs", float((log_probs - exact).abs().max()), unit * largest)
-        found.within(f"{name}: entropies", float((entropies - entropy).abs().max()), unit * largest)
+        found.within(f"{name}: log-probs", float((log_probs - exact).detach().abs().max()), unit * largest)
+        found.within(f"{name}: entropies", float((entropies - entropy).detach().abs().max()), unit * largest)
         found.within(f"{name}: gradients", max(map(distance, mine, wanted)), unit * (1 + largest))
         del z, p, exact, entropy, h64, w64, wanted, mine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from torch import Tensor
 from benchmarks.on_gpu.check_numbers import distance
 from benchmarks.on_gpu.job import Findings, NotHere
 from benchmarks.on_gpu.machine import Machine
-from benchmarks.on_gpu.models import configuration, random_batch, random_model, trainer
+from benchmarks.on_gpu.models import configuration, random_batch, random_model, shared_batch, trainer
 from slime_core.contracts.train_backend import TrainBatch
 
 LENGTHS = [301, 17, 128, 2, 255, 64]
@@ -64,51 +65,61 @@ def apart(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     return (off / sum(float(other.double().square().sum()) for other in others.values())) ** 0.5
 
 
-def twice(machine: Machine, found: Findings, words: list[str]) -> None:
-    """Two runs of the same steps end with the same weights, bit for bit."""
-    ends = [_after(machine, _new(machine, words), range(3)) for _ in range(2)]
-    found.holds("bit for bit", _equal(*ends))
-    if not _equal(*ends):
-        found.note(
-            distance=apart(*ends),
-            parameters=[key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])][:8],
-        )
+def twice(machine: Machine, found: Findings, name: str, words: list[str], exact: bool) -> None:
+    """Two runs of the same steps end with the same weights: bit for bit, or but for rounding."""
+    ends = [_after(machine, _new(machine, name, words), name, range(3)) for _ in range(2)]
+    _same(found, *ends, exact)
 
 
-def resume(machine: Machine, found: Findings, words: list[str]) -> None:
-    """A run that is saved and goes on in another backend ends like one that was never stopped, bit for bit."""
+def resume(machine: Machine, found: Findings, words: list[str], exact: bool) -> None:
+    """A run that is saved and goes on in another backend ends like one that was never stopped: bit for bit, or but for rounding."""
+    name = "check"
     with TemporaryDirectory(dir=machine.scratch) as place:
-        first = _new(machine, words)
-        _after(machine, first, range(2))
+        first = _new(machine, name, words)
+        _after(machine, first, name, range(2))
         first.save_state(Path(place))
         first.saved()
         saved = _weights(first)
-        unbroken = _after(machine, first, [2])
-        second = _new(machine, words)
+        unbroken = _after(machine, first, name, [2])
+        second = _new(machine, name, words)
         second.load_state(Path(place))
         found.holds("what is loaded is what was saved", _equal(saved, _weights(second)))
-        resumed = _after(machine, second, [2])
-    found.holds("the next step is the same", _equal(unbroken, resumed))
+        resumed = _after(machine, second, name, [2])
+    _same(found, unbroken, resumed, exact)
+
+
+def _same(found: Findings, some: dict[str, Tensor], others: dict[str, Tensor], exact: bool) -> None:
+    """But for rounding: gradients in bfloat16 that differ in their last digits, of which Adam makes steps that differ by as much, each
+    1e-5 long beside weights of 0.02. Where a gradient is about 0 the steps differ more, in few places."""
+    differ = [key for key in some if not torch.equal(some[key], others[key])]
+    found.note(parameters_that_differ=len(differ), some_of_them=differ[:8])
+    if exact:
+        found.holds("bit for bit", not differ)
+    found.within("distance", apart(some, others), 0.0 if exact else 1e-5)
 
 
 def offload(machine: Machine, found: Findings) -> None:
     """Weights, buffers and the optimizer's state come back bit for bit, and the memory is free in between."""
     from slime_torch.offload import held
 
-    backend = _new(machine, ["--bf16"])
-    _after(machine, backend, range(2))
+    backend = _new(machine, "check", ["--bf16"])
+    _after(machine, backend, "check", range(2))
     backend.optimizer.zero_grad()
     tensors = held(backend.model, backend.optimizer)
     before, took = [tensor.detach().cpu().clone() for tensor in tensors], machine.allocated()
     backend.offload()
-    left = machine.allocated()
+    left, reserved = machine.allocated(), machine.reserved()
+    kept = machine.what_is_allocated()
     backend.onload()
     machine.sync()
     found.holds("bit for bit", all(torch.equal(a, b.cpu()) for a, b in zip(before, tensors, strict=True)))
-    found.note(mib_before=took / 2**20, mib_offloaded=left / 2**20)
+    found.note(mib_before=took / 2**20, mib_offloaded=left / 2**20, mib_reserved=reserved / 2**20)
     if machine.on_gpu:
         found.within("share of the memory that stays", left / took, 0.05)
-    _after(machine, backend, [2])
+        if found.outside:
+            found.note(kept=kept)
+            print(json.dumps(kept, indent=1), flush=True)
+    _after(machine, backend, "check", [2])
 
 
 def process_group(machine: Machine, found: Findings, backend: str) -> None:
@@ -141,14 +152,17 @@ def _has_an_address() -> bool:
     return True
 
 
-def _new(machine: Machine, words: list[str]) -> Any:
-    return trainer(machine, "check", words)
+def _new(machine: Machine, name: str, words: list[str]) -> Any:
+    return trainer(machine, name, words)
 
 
-def _after(machine: Machine, backend: Any, steps: Any) -> dict[str, Tensor]:
-    """The weights, in host memory, after steps of these numbers, each on a batch of its own."""
+def _after(machine: Machine, backend: Any, name: str, steps: Any) -> dict[str, Tensor]:
+    """The weights, in host memory, after steps of these numbers, each on a batch of its own; those of odd numbers share prompts."""
     for step in steps:
-        backend.train_step(random_batch(machine, "check", LENGTHS, MICRO_BATCH, seed=step))
+        if step % 2:
+            backend.train_step(shared_batch(machine, name, 70, LENGTHS, seed=step))
+        else:
+            backend.train_step(random_batch(machine, name, LENGTHS, MICRO_BATCH, seed=step))
     return _weights(backend)
 
 

@@ -87,7 +87,8 @@ class Recorder:
 
         self._machine = machine
         activities = [ProfilerActivity.CUDA] if machine.on_gpu else [ProfilerActivity.CPU]
-        self._profile: Any = profile(activities=[*activities, *[ProfilerActivity.CPU] * (host and machine.on_gpu)])
+        activities += [ProfilerActivity.CPU] * (host and machine.on_gpu)
+        self._profile: Any = profile(activities=activities, acc_events=True)  # else it warns of a second cycle
 
     def start(self) -> None:
         """Begin, when the device has done everything so far."""

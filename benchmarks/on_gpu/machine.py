@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,6 +108,35 @@ class Machine:
     def allocated(self) -> int:
         """Bytes of the device that tensors take now."""
         return torch.cuda.memory_allocated() if self.on_gpu else 0
+
+    def reserved(self) -> int:
+        """Bytes of the device that torch has taken, for tensors or for later."""
+        return torch.cuda.memory_reserved() if self.on_gpu else 0
+
+    def what_is_allocated(self) -> dict[str, Any]:
+        """What takes the device's memory: blocks by their size, and tensors that Python knows, the largest first."""
+        if not self.on_gpu:
+            return {}
+        gc.collect()
+        blocks: Counter[str] = Counter()
+        for segment in torch.cuda.memory.memory_snapshot():
+            pool = "" if tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0) else ", in the pool of a graph"
+            for block in segment["blocks"]:
+                if block["state"] == "active_allocated" and block["size"] >= 2**16:
+                    blocks[f"{block['size'] / 2**20:.2f} MiB, stream {segment['stream']}{pool}"] += 1
+        tensors: Counter[str] = Counter()
+        seen = set()
+        for thing in gc.get_objects():
+            if isinstance(thing, torch.Tensor) and thing.is_cuda and thing.layout is torch.strided:
+                storage = thing.untyped_storage()
+                if storage.nbytes() >= 2**16 and storage.data_ptr() not in seen:
+                    seen.add(storage.data_ptr())
+                    tensors[f"{storage.nbytes() / 2**20:.2f} MiB of {tuple(thing.shape)}, {thing.dtype}"] += 1
+
+        def largest(found: Counter[str]) -> dict[str, int]:
+            return dict(sorted(found.items(), key=lambda item: -float(item[0].split()[0]))[:20])
+
+        return {"blocks": largest(blocks), "tensors": largest(tensors)}
 
     @contextmanager
     def peak_memory(self, found: dict[str, float]) -> Iterator[None]:

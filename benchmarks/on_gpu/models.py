@@ -208,6 +208,20 @@ def random_batch(machine: Machine, name: str, lengths: Sequence[int], max_tokens
     return make_train_batch(samples, mean="token", max_tokens=max_tokens)
 
 
+def shared_batch(machine: Machine, name: str, prompt: int, responses: Sequence[int], seed: int = 0) -> TrainBatch:
+    """A global batch of one group: random responses of these lengths to one random prompt, which is computed once."""
+    from slime_core.training.batches import make_train_batch
+
+    vocabulary, generator = configuration(machine, name)["vocab_size"], random.Random(seed)
+    asked = [generator.randrange(vocabulary) for _ in range(prompt)]
+    answers = [[generator.randrange(vocabulary) for _ in range(length)] for length in responses]
+    samples = [
+        Sample(group_index=0, tokens=[*asked, *own], response_length=len(own), loss_mask=[1] * len(own))
+        for own in answers
+    ]
+    return make_train_batch(samples, mean="token", micro_batch_size=len(samples), share_prompts=True)
+
+
 def shapes(machine: Machine, name: str) -> Shapes:
     """For `benchmarks.gemm.step_flops`; of a MoE, the experts that a token goes through."""
     place, config = folder(machine, name), configuration(machine, name)

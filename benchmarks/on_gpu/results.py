@@ -72,10 +72,11 @@ def table(about: dict[str, Any], lines: list[dict[str, Any]], left: list[str]) -
 
 def _figures(name: str, line: dict[str, Any]) -> str:
     """The figures of a job in a cell: of a check, the one nearest to its bound is not known, so the number of them."""
-    if line["status"] in ("skipped", "failed") and line.get("why"):
-        return _cell(line["why"])[:300]
     found = line["found"]
-    if name.startswith("checks/") and len(found) > 8:
+    if line["status"] in ("skipped", "failed") and line.get("why"):
+        numbers = [f"{key} {_number(value)}" for key, value in found.items() if isinstance(value, (bool, int, float))]
+        return _cell("; ".join([line["why"][:300], *numbers[:12]]))
+    if name.startswith("checks/") and len(found) > 12:
         worst = max((value for value in found.values() if isinstance(value, float)), default=0.0)
         return f"{len(found)} comparisons, largest {worst:.2e}"
     cells = []

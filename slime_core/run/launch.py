@@ -133,8 +133,13 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             run.export(-1)
         if workers.trainer is not None:
             if previous:
-                wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
+                exact = wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
                 console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
+                if not exact:
+                    console.say(
+                        "note: on a GPU the run goes on like the unbroken one but for rounding; bit for bit if both were started with "
+                        "--deterministic-mode"
+                    )
             elif args.load:
                 console.say(start_in_words(args))
         if previous and state and state.get("evaluation_due"):

@@ -18,6 +18,7 @@ norm.py                  the norm of a gradient
 ranks.py                 the training ranks, and their small exchanges
 meeting.py               how the ranks find each other, and what they say where they do not
 interfaces.py            the network interface that reaches another machine
+determinism.py           the same bits every time, on a GPU too
 random_states.py         the states of all random number generators
 stored.py                what torch.save wrote is read as data alone, within the bytes that it has
 dcp_metadata.py          checkpoints of torch.distributed.checkpoint are read without executing anything in them

@@ -86,6 +86,7 @@ class Profiler:
             record_shapes=True,
             profile_memory=True,
             on_trace_ready=tensorboard_trace_handler(str(self._folder)),
+            acc_events=True,  # else it warns of what a second cycle would lose
         )
         self._trace.start()
 

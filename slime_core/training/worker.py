@@ -332,8 +332,12 @@ class TrainWorker:
         answers = [model.saved(wait) for model in self._models if isinstance(model, SavesInBackground)]
         return all(answers)  # all are asked, in every rank
 
-    def load(self, folder: Path) -> None:
-        """Restore the models from a checkpoint whose files have been verified."""
+    def load(self, folder: Path) -> bool:
+        """Restore the models from a checkpoint whose files have been verified.
+
+        Returns:
+            whether training goes on bit for bit as if it had not been stopped, not just but for rounding.
+        """
         self._actor.load_state(folder / "trainer")
         if self._reference is not None and self._args.ref_update_interval:
             actor = keeping(self._actor)
@@ -345,6 +349,9 @@ class TrainWorker:
         self._ends.load(folder / "trainer")
         if self._critic is not None:
             self._critic.load_state(folder / "trainer" / "critic")
+        from slime_core.tensors.determinism import repeats_itself
+
+        return repeats_itself(self._args)
 
     def export(self, folder: Path) -> list[str]:
         """Write a Hugging Face checkpoint, in high precision, which generates up to the ends of what was trained. Where

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_core.errors import ArgumentError
-from slime_engine_local.sampling import SamplingParams, choose_tokens
+from slime_engine_local.sampling import SamplingParams, choose_tokens, whole_sums
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -30.0], dtype=torch.float64)
 
@@ -139,3 +139,17 @@ def test_stop_strings_may_be_one_or_several() -> None:
 
     assert stop("ab") == stop(["ab"]) == ("ab",)
     assert stop(None) == stop([]) == ()
+
+
+@pytest.mark.parametrize("count", [1, 7, 400, 50_000])
+def test_sums_of_whole_numbers_are_those_of_floating_point_numbers(count: int) -> None:
+    """Which a GPU takes. A weight is off by half of 2^-52 of the total, and so are sums of so many, at most."""
+    torch.manual_seed(count)
+    weights = torch.softmax(torch.randn(3, count) * 4, -1)
+    weights[1] *= 1e-12  # of a row that weighs next to nothing
+    weights[2] = 0
+    exact = weights.cumsum(-1, dtype=torch.float64)
+    found = whole_sums(weights)
+    assert (found[:2] / exact[:2, -1:] - exact[:2] / exact[:2, -1:]).abs().max() <= (count + 2) * 2.0**-53
+    assert not found[2].any()
+    assert (found.diff(dim=-1) >= 0).all()

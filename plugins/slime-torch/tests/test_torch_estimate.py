@@ -1,15 +1,21 @@
-"""What `slime check` says that a step will keep for the backward pass is what the forward pass keeps."""
+"""What `slime check` says that a step will keep for the backward pass is what the forward pass keeps, and what it says of a whole step is what
+lives at once."""
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
 from slime_core.contracts.memory import MemoryUse
 from slime_core.plugins import Plugins
+from slime_core.run.memory import ProcessMemory
 from slime_core.sample import Sample
 from slime_core.tensors.model_shape import shape_of
 from slime_core.training.batches import make_train_batch
@@ -53,6 +59,69 @@ def test_a_step_keeps_what_the_estimate_says(model_type, flags):
         expected -= TOKENS * 4 * (4 * 64 + 3 * 64 + 2 * 32 + 3 * 160 + 4 + (96 if model_type == "qwen3" else 0))
     kept = kept_by_a_forward_pass(args, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     assert expected == pytest.approx(kept, rel=0.08)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "flags", [[], ["--bf16"], ["--bf16", "--gradient-checkpointing"], ["--gradient-checkpointing"]], ids=str
+)
+def test_no_moment_of_a_step_takes_more_than_the_estimate_says(flags):
+    """Everything that lives at once, also what nobody saved: weights that autocast rounds and holds on to, for example."""
+    model = {**SHAPE, "hidden_size": 128, "intermediate_size": 486, "num_hidden_layers": 10, "vocab_size": 500}
+    words = [
+        "--hf-checkpoint",
+        "none",
+        "--prompt-data",
+        "none",
+        "--num-rollout",
+        "1",
+        "--rollout-batch-size",
+        "1",
+        "--use-dynamic-batch-size",
+    ]
+    args = resolve(Namespace(Plugins()), [*words, "--max-tokens-per-gpu", "96", *flags], env={}).args
+    config = AutoConfig.for_model("qwen3", **model)
+    holding = TorchBackend.memory(args, shape_of(config), MemoryUse(on_gpu=False))
+    backend = TorchBackend(args)
+    backend.attach(AutoModelForCausalLM.from_config(config, dtype=torch.float32), sft_loss, 2)
+    samples = [Sample(index=k, tokens=[n % 400 for n in range(96)], response_length=95) for k in range(2)]
+    batch = make_train_batch(samples, mean="token", max_tokens=96)
+    backend.train_step(batch)
+    state = [value for values in backend.optimizer.state.values() for value in values.values()]
+    held = [*backend.model.parameters(), *backend.model.buffers(), *state]
+    backend.optimizer.zero_grad()
+    with Live(held) as live:
+        backend.train_step(batch)
+    peak = sum(tensor.nbytes for tensor in held) + live.peak
+    _, expected = ProcessMemory("", 1, tuple(holding.parts)).peak()
+    assert 0.94 * expected <= peak <= 1.01 * expected
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that live at once.
+
+    Args:
+        known: those that are there already, and are not counted.
+    """
+
+    def __init__(self, known):
+        super().__init__()
+        self.now = self.peak = 0
+        self._counted = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self._counted:
+                self._counted.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return found
+
+    def _gone(self, key, size):
+        self._counted.remove(key)
+        self.now -= size
 
 
 def kept_by_a_forward_pass(args, model) -> int:

@@ -41,6 +41,11 @@ class OptimizerArguments(ArgumentGroup):
     bf16: bool = option(
         False, "Compute matrix products in bfloat16. Weights, gradients and optimizer state stay in float32."
     )
+    deterministic_mode: bool = option(
+        False,
+        "Compute a step so that the same numbers give the same bits every time, as they do on a CPU without it: on a GPU a run that is "
+        "repeated or resumed is then equal bit for bit, not just but for rounding. Slower.",
+    )
     optimizer_cpu_offload: bool = option(
         False,
         "Keep the optimizer's state in host memory but for the moments in which a step is taken. Needs a GPU.",

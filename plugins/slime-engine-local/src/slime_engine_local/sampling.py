@@ -202,7 +202,7 @@ def draw_tokens(probs: Tensor, draws: Tensor) -> Tensor:
 def invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Return which entry of each row of `weights` [B, n] the draw hits, and how far into that entry it is, in [0,
     1)."""
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    cumulative = running_sums(weights)
     target = draws[:, None] * cumulative[:, -1:]
     hit = torch.searchsorted(cumulative, target, right=True)
     # Rounding must not lead beyond the last entry that weighs anything.
@@ -211,6 +211,23 @@ def invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     weight = weights.gather(1, hit).double()
     into = (target - (cumulative.gather(1, hit) - weight)) / weight
     return hit[:, 0], into[:, 0].clamp(0, 1 - 2**-48)
+
+
+def running_sums(weights: Tensor) -> Tensor:
+    """The cumulative sums along the rows of `weights` [..., n], none of them negative, in float64.
+
+    On a GPU of whole numbers: torch adds floating-point numbers there in an order that may change, and refuses to while a trainer in
+    the same process computes in deterministic mode.
+    """
+    if not weights.is_cuda:
+        return weights.cumsum(-1, dtype=torch.float64)
+    return whole_sums(weights)
+
+
+def whole_sums(weights: Tensor) -> Tensor:
+    """The same of weights that are rounded to multiples of 2^-52 of their row's total."""
+    unit = (weights.sum(-1, keepdim=True, dtype=torch.float64) * 2.0**-52).clamp_min_(torch.finfo(torch.float64).tiny)
+    return (weights.double() / unit).round_().long().cumsum(-1).double().mul_(unit)
 
 
 def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tensor:
@@ -223,7 +240,7 @@ def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tenso
         least = max(least, probs.topk(min(top_k, len(probs))).values[-1].item())
     candidates = (probs >= least).nonzero()[:, 0]  # few, which makes sorting cheap
     ordered, order = probs[candidates].double().sort(descending=True, stable=True)
-    kept = ordered.cumsum(-1) - ordered < top_p * total
+    kept = running_sums(ordered) - ordered < top_p * total
     kept[:1] = True
     if top_k != -1:
         kept[top_k:] = False

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from slime_engine_local.sampling import draw_tokens, invert
+from slime_engine_local.sampling import draw_tokens, invert, running_sums
 
 Choose = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -44,7 +44,7 @@ def _kept(probs: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     """(B, V): which tokens may be chosen. The likeliest one always may."""
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     ordered = ordered.double()
-    before = ordered.cumsum(-1) - ordered
+    before = running_sums(ordered) - ordered
     rank = torch.arange(probs.shape[1], device=probs.device)
     kept = (before < (top_p * ordered.sum(-1))[:, None]) & (rank < top_k[:, None])
     kept[:, :1] = True

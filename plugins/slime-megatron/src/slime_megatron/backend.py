@@ -24,6 +24,7 @@ from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import TrainingError
+from slime_core.tensors.determinism import prepare as prepare_determinism
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
@@ -63,6 +64,7 @@ class MegatronBackend(HasKeptWeights):
     """
 
     def __init__(self, args: MegatronRunArguments, components: TrainComponents | None = None) -> None:
+        prepare_determinism(args)
         self.args, self._components = args, components
         self.data_parallel_size = self.context_parallel_size = 1
         self.replays_routing = args.use_routing_replay

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slime_core.contracts.loss import LossFunction
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.sample import Sample
+from slime_core.tensors.determinism import deterministic
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, pack_micro_batch, response_values
 from slime_core.tensors.packed_rows import check_samples, pack_samples
 from slime_core.tensors.random_states import random_states, set_random_states
@@ -84,7 +85,8 @@ class Computation:
             value, metrics = loss(micro_batch, predicted)
             return value, (value.detach().clone(), metrics)  # the schedule changes what it was given in place
 
-        with self.routing.repeating(batch) if self.routing else nullcontext() as before:
+        repeating = self.routing.repeating(batch) if self.routing else nullcontext()
+        with deterministic(self.args), repeating as before:
             found = self.pipeline.train(micro_batches, share, before)
         return gather_outputs(found, self.ranks)
 
@@ -129,7 +131,7 @@ class Computation:
         was_training, before = self.wrapped.training, random_states()
         self.wrapped.train(False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), deterministic(self.args):
                 yield
         finally:
             set_random_states(before)

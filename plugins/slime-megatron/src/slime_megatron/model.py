@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from slime_core.errors import ArgumentError
 from slime_megatron import te_layers, versions
-from slime_megatron.arguments import MegatronArguments
+from slime_megatron.arguments import MegatronRunArguments
 from slime_megatron.layout import ParallelLayout
 from slime_megatron.modules import (
     LatentRMSNorm,
@@ -132,7 +132,7 @@ def build(
     spec: ModelSpec,
     vocab_size: int,
     layout: ParallelLayout,
-    args: MegatronArguments,
+    args: MegatronRunArguments,
     dtype: torch.dtype,
     low_precision: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
@@ -234,7 +234,7 @@ def _check_stages(layers: int, stages: int, given: tuple[int | None, int | None]
 def _config(
     spec: ModelSpec,
     layout: ParallelLayout,
-    args: MegatronArguments,
+    args: MegatronRunArguments,
     dtype: torch.dtype,
     low_precision: Mapping[str, Any] | None = None,
 ) -> TransformerConfig:
@@ -254,6 +254,7 @@ def _config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
+        deterministic_mode=args.deterministic_mode,
         variable_seq_lengths=True,  # packed rows of a pipeline differ in length
         moe_token_dispatcher_type="alltoall",  # the only one that works with them, for dense models too
         calculate_per_token_loss=True,  # gradients are sums: the loss is normalised by whoever computes it

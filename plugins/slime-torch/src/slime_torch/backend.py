@@ -23,6 +23,8 @@ from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import is_vision_model, load_processor
 from slime_core.errors import ArgumentError, TrainingError
+from slime_core.tensors.determinism import deterministic
+from slime_core.tensors.determinism import prepare as prepare_determinism
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
@@ -86,6 +88,7 @@ class TorchBackend(HasKeptWeights):
         """
         if found := refused(args):
             raise ArgumentError("\n".join(found))
+        prepare_determinism(args)
         self.args, self._components = args, components
         self.data_parallel_size = 1
         self.shares_prompts = True
@@ -207,6 +210,10 @@ class TorchBackend(HasKeptWeights):
         Parameters that nothing reached have the gradient 0, so a step without any micro-batch is the step that a batch
         of gradient 0 takes: weights decay and the optimizer's means move on.
         """
+        with deterministic(self.args):
+            return self._train_step(batch)
+
+    def _train_step(self, batch: TrainBatch) -> dict[str, float]:
         optimizer, ranks = self._trained()
         self.model.train()
         optimizer.zero_grad()
@@ -263,7 +270,7 @@ class TorchBackend(HasKeptWeights):
         optimizer.zero_grad()
         try:
             *others, last = self._own(batch)
-            with torch.enable_grad():
+            with torch.enable_grad(), deterministic(self.args):
                 for micro_batch in others:
                     self._forward_backward(batch, micro_batch, last=False)
                 self._forward_backward(batch, last)
@@ -389,7 +396,7 @@ class TorchBackend(HasKeptWeights):
         was_training, before = self.model.training, random_states()
         self.model.train(False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), deterministic(self.args):
                 yield
         finally:
             set_random_states(before)

@@ -104,7 +104,8 @@ class Predictor:
         args = self._args
         head = find_head(self._model)  # not kept: with several ranks its weight is whole only now
         device, dtype = row.input_ids.device, head.weight.dtype
-        kept = self._sharded is None  # else autocast would hold on to the weights of all layers
+        # Autocast would hold on to the rounded weights of all layers until the last one is computed.
+        kept = self._sharded is None and not args.gradient_checkpointing
         blind = self._vision if self._sharded is not None and not row.images else None
         alike = nullcontext() if blind is None else blind.in_step()
         with alike, torch.autocast(device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=kept):
