@@ -4,12 +4,12 @@ backends that compute with torch's own layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from slime_core.contracts.precision import Hardware, PrecisionRecipe, Remembers
+from slime_core.contracts.precision import Hardware, PrecisionRecipe, Remembers, RemembersTogether
 from slime_core.errors import ArgumentError
 from slime_core.tensors.experts import TOGETHER
 from slime_core.tensors.low_precision_experts import expert_matrices, swap_experts
@@ -82,6 +82,19 @@ def remembering(model: nn.Module) -> list[Remembers]:
         elif isinstance(module, Products):
             found.extend(module)
     return [product for product in found if isinstance(product, Remembers)]
+
+
+def end_step(products: Sequence[Remembers], over_ranks: Callable[[Tensor], Tensor]) -> None:
+    """An optimizer step was taken: find the scales of the next one for these products of a model."""
+    kinds: dict[type[Remembers], list[Remembers]] = {}
+    for product in products:
+        kinds.setdefault(type(product), []).append(product)
+    for kind, own in kinds.items():
+        if issubclass(kind, RemembersTogether):
+            kind.end_step_together(own, over_ranks)
+        else:
+            for product in own:
+                product.end_step(over_ranks)
 
 
 def is_precision_state(name: str) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fp8_cases import INF, NAN, made
 
+from slime_core.tensors.low_precision import end_step
 from slime_fp8.delayed import next_scale, quantise_with
 from slime_fp8.operands import DelayedOperands
 
@@ -111,3 +112,38 @@ def test_scales_and_histories_are_part_of_the_state_of_a_model():
         "scale": (3,),
         "history": (5, 3),
     }
+
+
+def test_layers_whose_scales_move_together_have_those_that_they_have_alone():
+    found = []
+    for together in (False, True):
+        layers = [
+            made("delayed", fp8_format=format, fp8_amax_history_len=length, fp8_amax_compute_algo="max").linear(
+                "x.weight"
+            )
+            for format, length in (("e4m3", 3), ("hybrid", 3), ("e4m3", 2), ("e4m3", 3))
+        ]
+        for step in range(4):
+            for number, layer in enumerate(layers):
+                x, w = torch.full((2, 4), 3.0 + step), torch.full((3, 4), 1.0 + number)
+                layer(x.requires_grad_(), w.requires_grad_()).backward(torch.full((2, 3), 7.0 - step * number))
+            if together:
+                end_step(layers, alone)
+            else:
+                for layer in layers:
+                    layer.end_step(alone)
+        found.append([[*own.operands.scale.tolist(), *own.operands.history.flatten().tolist()] for own in layers])
+    assert found[0] == found[1]
+    assert len({tuple(own) for own in found[0]}) == 4
+
+
+def test_what_moves_its_scales_by_itself_is_asked_one_by_one():
+    class Alone:
+        asked = 0
+
+        def end_step(self, over_ranks):
+            self.asked += 1
+
+    products = [Alone(), made("delayed").linear("x.weight"), Alone()]
+    end_step(products, alone)
+    assert [products[0].asked, products[2].asked] == [1, 1]

@@ -29,18 +29,19 @@ def next_scale(
     """The scale for the next step, and the history with this step's magnitude in it.
 
     Args:
-        scale: that this step used, one number, float32. It stays if the magnitude is 0, Inf or NaN.
-        history: (H,) the largest magnitudes of the last H - 1 steps, the latest one last; `history[0]` is free for this step.
-        amax: the largest magnitude of this step, one number.
+        scale: that this step used, one number, float32, or any number of them. It stays if the magnitude is 0, Inf or NaN.
+        history: (H,) the largest magnitudes of the last H - 1 steps, the latest one last, or (H, …) of all of them; `history[0]` is
+            free for this step.
+        amax: the largest magnitude of this step, one number or as many.
         margin: halve the scale so many times.
         algorithm: take the largest magnitude of the history, or this step's.
     """
     history = history.clone()
     history[0] = torch.maximum(history[0], amax.to(history.dtype))
-    chosen = history.amax() if algorithm == "max" else history[0]
+    chosen = history.amax(0) if algorithm == "max" else history[0]
     fresh = torch.div(torch.full_like(chosen, LARGEST[format]), chosen) / 2.0**margin
     fresh = fresh.clamp(max=torch.finfo(torch.float32).max)
     scale = torch.where((chosen > 0) & chosen.isfinite(), fresh, scale)
-    history = history.roll(-1)
+    history = history.roll(-1, 0)
     history[0] = 0
     return scale, history

@@ -4,7 +4,7 @@ of their sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import ReferenceType, ref
@@ -12,7 +12,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
-from slime_fp8.operands import DelayedOperands, Operands, Role
+from slime_fp8.operands import DelayedOperands, Operands, Role, end_step
 from slime_fp8.quantise import Quantised
 
 
@@ -106,6 +106,11 @@ class RememberingLinear(QuantisedLinear):
         """Find the scales of the next step."""
         self.operands.end_step(over_ranks)
 
+    @staticmethod
+    def end_step_together(layers: Sequence[RememberingLinear], over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """The same for many layers."""
+        end_step([layer.operands for layer in layers], over_ranks)
+
 
 class _Products(torch.autograd.Function):
     """rows (T, K), weight (N, K) → (T, N).
@@ -131,8 +136,12 @@ class _Products(torch.autograd.Function):
         weight_along_k, weight_along_n = layer.prepared("weight", weight, dtypes[1], wants_rows)
         kept = (rows_along_t if wants_weight else None, weight_along_n if wants_rows else None)
         ctx.save_for_backward(*(t for made in kept for t in ((made.data, made.scales) if made else (None, None))))
-        ctx.layer, ctx.dtypes, ctx.rebuilt = layer, dtypes, [made and made.rebuilt() for made in kept]
-        ctx.given = (rows.dtype, weight.dtype)
+        # Gradients are in the dtype of what they belong to: within autocast, sums in float32 that are not rounded.
+        ctx.layer, ctx.dtypes, ctx.rebuilt = (
+            layer,
+            (rows.dtype, weight.dtype),
+            [made and made.rebuilt() for made in kept],
+        )
         return layer.arithmetic.multiply(rows_along_k, weight_along_k.t(), dtypes[0])
 
     @staticmethod
@@ -143,9 +152,9 @@ class _Products(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             along_n, along_t = layer.prepared("gradient", gradient, gradient.dtype, saved[0] is not None)
             if saved[2] is not None:
-                for_rows = multiply(along_n, ctx.rebuilt[1](saved[2], saved[3]), ctx.dtypes[0]).to(ctx.given[0])
+                for_rows = multiply(along_n, ctx.rebuilt[1](saved[2], saved[3]), ctx.dtypes[0])
             if saved[0] is not None:
-                for_weight = multiply(along_t.t(), ctx.rebuilt[0](saved[0], saved[1]), ctx.dtypes[1]).to(ctx.given[1])
+                for_weight = multiply(along_t.t(), ctx.rebuilt[0](saved[0], saved[1]), ctx.dtypes[1])
         return for_rows, for_weight, None, None, None, None
 
 

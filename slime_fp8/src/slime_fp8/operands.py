@@ -12,7 +12,7 @@ high precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,13 +95,34 @@ class DelayedOperands(nn.Module):
         Args:
             over_ranks: takes a tensor to the largest of each of its numbers over all ranks.
         """
-        magnitudes = over_ranks(self.history[0].clone())
+        end_step([self], over_ranks)
+
+
+def end_step(layers: Sequence[DelayedOperands], over_ranks: Callable[[Tensor], Tensor]) -> None:
+    """Find the scales of the next step for the operands of many layers, together where they are alike: a GPU then starts a few
+    operations, and not a few dozen for each layer. Ranks have the same layers in the same order."""
+    alike: dict[tuple[object, ...], list[DelayedOperands]] = {}
+    for own in layers:
+        key = (
+            *own.formats.values(),
+            own.margin,
+            own.algorithm,
+            len(own.history),
+            own.history.dtype,
+            own.history.device,
+        )
+        alike.setdefault(key, []).append(own)
+    for group in alike.values():
+        scale, history = torch.stack([own.scale for own in group]), torch.stack([own.history for own in group], 1)
+        magnitudes = over_ranks(history[0].clone())
         for place, role in enumerate(ROLES):
-            self.scale[place], self.history[:, place] = next_scale(
-                self.scale[place].clone(),
-                self.history[:, place],
-                magnitudes[place],
-                self.formats[role],
-                self.margin,
-                self.algorithm,
+            scale[:, place], history[..., place] = next_scale(
+                scale[:, place].clone(),
+                history[..., place],
+                magnitudes[:, place],
+                group[0].formats[role],
+                group[0].margin,
+                group[0].algorithm,
             )
+        torch._foreach_copy_([own.scale for own in group], list(scale))
+        torch._foreach_copy_([own.history for own in group], list(history.unbind(1)))

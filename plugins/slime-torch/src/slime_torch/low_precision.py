@@ -19,7 +19,7 @@ from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.remote_code import from_pretrained
 from slime_core.runtime.hardware import hardware_of
-from slime_core.tensors.low_precision import nothing_remembered, remembering, swap_linears
+from slime_core.tensors.low_precision import end_step, nothing_remembered, remembering, swap_linears
 from slime_core.tensors.ranks import Ranks
 from slime_core.token_arrays import num_trained
 from slime_core.training.precision import recipe_of
@@ -84,5 +84,4 @@ class LowPrecision:
 
     def end_step(self, ranks: Ranks) -> None:
         """An optimizer step was taken. All ranks call this at the same time."""
-        for product in self._remembering:
-            product.end_step(ranks.largest)
+        end_step(self._remembering, ranks.largest)
