@@ -3,9 +3,11 @@ their chat templates are given in a run."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.data.checkpoint_folders import require_hugging_face
@@ -17,18 +19,51 @@ if TYPE_CHECKING:
 
     from slime_core.arguments.groups.data import DataArguments
 
+_FAST = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "smollm3",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "granite",
+    "gpt_oss",
+)
+"""Model types whose checkpoints have a tokenizer.json that no class of their own reads, where tokenizer_config.json says so."""
+_KINDS = {
+    "TokenizersBackend": ("TokenizersBackend", _FAST),
+    "PreTrainedTokenizerFast": ("TokenizersBackend", _FAST),
+    "Qwen2Tokenizer": ("Qwen2Tokenizer", ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next")),
+    "Qwen2TokenizerFast": ("Qwen2Tokenizer", ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next")),
+    "GemmaTokenizer": ("GemmaTokenizer", ("gemma", "gemma2", "gemma3", "gemma3_text")),
+    "GemmaTokenizerFast": ("GemmaTokenizer", ("gemma", "gemma2", "gemma3", "gemma3_text")),
+}
+"""The `tokenizer_class` of tokenizer_config.json: the class of transformers that AutoTokenizer takes for it, and for which model types."""
+
 
 @lru_cache(maxsize=4)
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a Hugging Face checkpoint, loaded once per path in a process. Needs transformers.
 
+    AutoTokenizer first imports torch and the classes of all models, which takes four seconds of the five until a command has a
+    tokenizer. Where it is known which class it takes, that is asked itself, and reads the folder as it would for AutoTokenizer.
+
     Raises:
         ArgumentError: the folder holds none that can be loaded.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
     try:
-        tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, path)
+        known = _known_class(Path(path))
+        tokenizer: PreTrainedTokenizerBase
+        if known:
+            tokenizer = getattr(transformers, known).from_pretrained(path)
+        else:
+            tokenizer = from_pretrained(transformers.AutoTokenizer, path)
     except ArgumentError as error:
         raise ArgumentError(f"--hf-checkpoint {error}") from error
     except Exception as error:  # the library that reads tokenizer.json raises bare ones, for a file newer than itself
@@ -37,6 +72,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {_one_line(error)}"
         ) from error
     return tokenizer
+
+
+def _known_class(folder: Path) -> str | None:
+    """The class that AutoTokenizer takes for a checkpoint; None where that is for AutoTokenizer to find out."""
+    try:
+        tokenizer, model = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("tokenizer_config.json", "config.json")
+        )
+        known, types = _KINDS.get(tokenizer["tokenizer_class"], (None, ()))
+        own_code = "auto_map" in tokenizer or "auto_map" in model
+        return (
+            known if model["model_type"] in types and not own_code and (folder / "tokenizer.json").is_file() else None
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 @dataclass(frozen=True)
