@@ -26,7 +26,7 @@ def machine_itself(machine: Machine, found: Findings) -> None:
     found.note(
         copy_bandwidth=machine.copy_bandwidth,
         product_tflops=machine.product_flops / 1e12,
-        peak_tflops=machine.peak_tflops,
+        peak_tflops=machine.peak and machine.peak / 1e12,
     )
 
 

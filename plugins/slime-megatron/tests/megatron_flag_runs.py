@@ -177,6 +177,7 @@ def main(folder: Path) -> None:
     full = {"recompute_granularity": "full", "recompute_num_layers": 1}
     cases: dict[str, dict[str, Any]] = {
         "plain": {},
+        "deterministic": {"deterministic_mode": True},
         "overlap": {"overlap_grad_reduce": True},
         "full": {**full, "recompute_method": "uniform"},
         "block": {**full, "recompute_method": "block"},

@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_recomputation_and_overlap_change_no_number(runs: dict[str, Any]) -> None:
     steps = {name: run["steps"] for name, run in runs["runs"].items()}
-    assert len(steps) == 9
+    assert len(steps) == 10
     for name, found in steps.items():
         assert found == [pytest.approx(values, rel=1e-6) for values in steps["plain"]], name
 
