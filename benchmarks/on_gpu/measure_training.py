@@ -52,12 +52,14 @@ def sft(
     batches = [random_batch(machine, name, lengths * MICRO_BATCHES, tokens, seed) for seed in range(2)]
     memory: dict[str, float] = {}
     with machine.peak_memory(memory):
-        seconds = [machine.seconds(lambda n=n: backend.train_step(batches[n % 2])) for n in range(steps + 2)][2:]
+        seconds = [machine.seconds(lambda n=n: backend.train_step(batches[n % 2])) for n in range(steps + 2)]
+    first, seconds = seconds[0], seconds[2:]
     middle, count = statistics.median(seconds), tokens * MICRO_BATCHES
     flops = step_flops(shapes(machine, name), lengths * MICRO_BATCHES, count - len(lengths) * MICRO_BATCHES)
     found.note(
         options=" ".join(words),
         tokens_per_second=count / middle,
+        first_step_seconds=round(first, 2),
         seconds_per_step=[round(s, 4) for s in seconds],
         tflops=flops / middle / 1e12,
         estimate_gib=needed / 2**30,

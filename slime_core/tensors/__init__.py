@@ -34,5 +34,7 @@ matrix_products.py       products by the library that is fastest on this process
 rms_norm.py              a norm in fewer passes over memory, on the CPU
 swiglu.py                the gated activation with less to keep for the backward pass, on the CPU
 freed_memory.py          a step's freed memory is kept, or given back, on the CPU
+fused/                   what lies between matrix products in fewer passes over memory, on a GPU
+fused_proof.py           the kernels of this device are compared with torch's operations
 offload.py               what lies on a device waits in host memory meanwhile
 """

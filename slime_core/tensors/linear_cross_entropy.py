@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slime_core.tensors.fused.launch import by_kernels
+from slime_core.tensors.fused.log_probs import LogProbs
 from slime_core.tensors.matrix_products import matmul
 
 
@@ -69,6 +71,8 @@ class Head:
         scale: the logits are multiplied by this.
         softcap: the scaled logits are bounded to ±softcap by tanh; None: they are not.
         shard: which rows the weight has, where other ranks have the others; None: all of them.
+        fused: the kernels of this device were found to be right (`slime_core.tensors.fused_proof`), and may be used.
+        rounded: the weight in bfloat16, for the kernels; None: it is rounded for each call.
     """
 
     weight: Tensor
@@ -76,6 +80,8 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     shard: Shard | None = None
+    fused: bool = False
+    rounded: Tensor | None = None
 
 
 def token_log_probs(
@@ -109,6 +115,8 @@ def token_log_probs(
         bias = None if bias is None else bias * scale
         scale = 1.0
     hidden = hidden.to(product)
+    if head.fused and (found := _by_kernels(hidden, head, scale, targets, entropy, chunk_size)):
+        return found
     apply: Callable[..., tuple[Tensor, Tensor | None]] = _TokenLogProbs.apply
     return apply(hidden, head.weight, bias, targets, (scale, head.softcap, stretch, head.shard), entropy, chunk_size)
 
@@ -116,6 +124,18 @@ def token_log_probs(
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """What numbers of a dtype are computed in: never half precision."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def _by_kernels(
+    hidden: Tensor, head: Head, scale: float, targets: Tensor, entropy: bool, chunk_size: int
+) -> tuple[Tensor, Tensor | None] | None:
+    """The same by the kernels of a GPU, for heads that they know and hidden states in bfloat16; else None."""
+    known = head.softcap is None and head.bias is None and head.shard is None and head.weight.dtype == torch.float32
+    if not (known and by_kernels(hidden) and hidden.dtype == torch.bfloat16 and len(hidden)):
+        return None
+    rounded = head.weight.detach().to(hidden.dtype) if head.rounded is None else head.rounded
+    apply: Callable[..., tuple[Tensor, Tensor | None]] = LogProbs.apply
+    return apply(hidden, head.weight, rounded, targets, scale, entropy, _chunks(len(hidden), chunk_size))
 
 
 def _chunks(rows: int, chunk_size: int) -> list[slice]:

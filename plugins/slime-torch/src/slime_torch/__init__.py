@@ -11,7 +11,8 @@ attention.py  attention in which every token sees its own sample alone
 gated_layers.py   gives a model the gated layers that keep less, on the CPU
 experts.py    gives a model products of all experts at once, on a GPU
 rms_norm.py   gives a model faster norms
-compiled.py   fuses what lies between the matrix products, on a GPU
+fused_layers.py   fuses what lies between the matrix products by kernels, on a GPU
+compiled.py   the same by torch.compile
 lora.py       adapters
 low_precision.py  linear layers that compute in FP8
 optimizer.py  the optimizer, and the gradient that it is given

@@ -9,6 +9,10 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.options import ArgumentGroup, option
 from slime_core.training.precision import refused_in_emulation, refused_with_adapters
 
+FUSED = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
+"""Model types whose decoder layers --fuse-layers knows, with the beginning of their class's name: norm, attention with queries and keys
+that are turned half against half, addition, norm, MLP or experts, addition."""
+
 
 class TorchArguments(ArgumentGroup):
     """Torch backend"""
@@ -16,10 +20,15 @@ class TorchArguments(ArgumentGroup):
     gradient_checkpointing: bool = option(
         False, "Keep only every layer's input for the backward pass and compute the rest again: less memory, slower."
     )
+    fuse_layers: bool = option(
+        True,
+        "With --bf16 on one GPU: compute what lies between the matrix products of a layer by fused kernels, and sum gradients of "
+        "weights in float32; for Llama-like layers without FP8 or LoRA, whose kernels are compared at the start.",
+    )
     compile_layers: bool = option(
         False,
-        "Fuse what lies between the matrix products of a layer with torch.compile: faster on a GPU (no GPU has run it yet), equal "
-        "but for rounding, and the first steps take minutes. Not with FP8 or LoRA.",
+        "Fuse what lies between the matrix products of a layer with torch.compile instead of --fuse-layers: equal but for rounding, "
+        "and the first steps take minutes. Not with FP8 or LoRA.",
     )
     fsdp_reshard_after_forward: bool = option(
         True,
@@ -38,6 +47,11 @@ class TorchArguments(ArgumentGroup):
 
 class TorchRunArguments(RunArguments, TorchArguments):
     """The run's options with those of this package: a class for type checkers, of which nobody makes an instance."""
+
+
+def fuses(args: TorchRunArguments, ranks: int, on_gpu: bool) -> bool:
+    """Whether kernels are to compute what lies between matrix products, if they run there."""
+    return args.fuse_layers and args.bf16 and not args.compile_layers and ranks == 1 and on_gpu
 
 
 def refused(args: RunArguments) -> list[str]:

@@ -27,6 +27,8 @@ from slime_core.tensors.determinism import deterministic
 from slime_core.tensors.determinism import prepare as prepare_determinism
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
+from slime_core.tensors.fused.rounded import RoundedWeights
+from slime_core.tensors.fused_proof import kernels_are_right
 from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
 from slime_core.tensors.matrix_products import speed_up_products
 from slime_core.tensors.micro_batches import gather_outputs, loss_inputs, response_values, step_metrics
@@ -42,9 +44,10 @@ from slime_core.training.initial_weights import option_of
 from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
 from slime_torch import export, lora, state, stored_export
-from slime_torch.arguments import TorchRunArguments, refused
+from slime_torch.arguments import TorchRunArguments, fuses, refused
 from slime_torch.compiled import compile_layers
 from slime_torch.experts import group_experts
+from slime_torch.fused_layers import fuse_layers
 from slime_torch.gated_layers import keep_less
 from slime_torch.low_precision import LowPrecision, computing, layers_of, require_recipe
 from slime_torch.memory import memory
@@ -173,6 +176,12 @@ class TorchBackend(HasKeptWeights):
                 lora.add_adapters(model, self.args)
             else:
                 freeze(model, self.args)
+            self._rounded = RoundedWeights(
+                torch.bfloat16, keep=role != "reference" and not self.args.gradient_checkpointing
+            )
+            fused = fuses(self.args, ranks.size, model.device.type == "cuda") and kernels_are_right(model.device)
+            if fused:
+                fuse_layers(model, self._rounded)
             speed_up_products(model)  # those that are left in high precision, an adapter's included
         self._sharded = None
         if ranks.size > 1:
@@ -181,7 +190,9 @@ class TorchBackend(HasKeptWeights):
         if self.args.compile_layers:
             compile_layers(model)
         vision = None if processor is None else Vision(model, processor)
-        self._predictor = Predictor(model, self.args, self._sharded, value_head, vision)
+        self._predictor = Predictor(
+            model, self.args, self._sharded, value_head, vision, rounded=self._rounded if fused else None
+        )
         if role == "reference":
             return
         if self.args.gradient_checkpointing:
@@ -218,8 +229,9 @@ class TorchBackend(HasKeptWeights):
         self.model.train()
         optimizer.zero_grad()
         *others, last = self._own(batch)
-        outputs = [self._forward_backward(batch, micro_batch, last=False) for micro_batch in others]
-        outputs.append(self._forward_backward(batch, last))
+        with self._rounded.unchanged():
+            outputs = [self._forward_backward(batch, micro_batch, last=False) for micro_batch in others]
+            outputs.append(self._forward_backward(batch, last))
         gradients = gradients_of(self.model)
         squares = squares_of(gradients)  # before anything is read: until here a GPU is never waited for
         losses, metrics = gather_outputs(outputs, ranks)
@@ -270,7 +282,7 @@ class TorchBackend(HasKeptWeights):
         optimizer.zero_grad()
         try:
             *others, last = self._own(batch)
-            with torch.enable_grad(), deterministic(self.args):
+            with torch.enable_grad(), deterministic(self.args), self._rounded.unchanged():
                 for micro_batch in others:
                     self._forward_backward(batch, micro_batch, last=False)
                 self._forward_backward(batch, last)
@@ -396,7 +408,7 @@ class TorchBackend(HasKeptWeights):
         was_training, before = self.model.training, random_states()
         self.model.train(False)
         try:
-            with torch.no_grad(), deterministic(self.args):
+            with torch.no_grad(), deterministic(self.args), self._rounded.unchanged():
                 yield
         finally:
             set_random_states(before)

@@ -20,6 +20,7 @@ from slime_core.training.memory import (
     trained_size,
     vision_parameters,
 )
+from slime_torch.arguments import FUSED, fuses
 
 if TYPE_CHECKING:
     from slime_torch.arguments import TorchRunArguments
@@ -88,10 +89,9 @@ def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bo
 
 def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: MemoryUse) -> list[Part]:
     d = Dimensions.of(model)
-    dense, sparse = (
-        _of_a_layer(d, d.mlp, args.bf16, keeps=_kept_of_an_mlp(model, use)),
-        _of_a_layer(d, d.experts, args.bf16, d.chosen),
-    )
+    fused = _is_fused(args, model, use)
+    dense = _of_a_fused_layer(d) if fused else _of_a_layer(d, d.mlp, args.bf16, keeps=_kept_of_an_mlp(model, use))
+    sparse = _of_a_layer(d, d.experts, args.bf16, d.chosen)
     per_token = d.dense * dense + (d.layers - d.dense) * sparse
     how = f"{d.layers} layers"
     if args.gradient_checkpointing:
@@ -112,14 +112,20 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
         parts.append(Part("weights in bfloat16", casts, "for the backward pass", TRAIN, "--gradient-checkpointing"))
     if use.role == "actor":
         chunk = rows if args.log_probs_chunk_size == -1 else min(rows, args.log_probs_chunk_size)
+        head = d.vocabulary * d.hidden
         size = logits(d, rows, args, entropy=use.entropy)
-        if not args.lora_rank:  # the gradient of the head, until that of a tied embedding is added
-            size += d.vocabulary * d.hidden * (8 if args.bf16 else 4)
+        if (
+            fused
+        ):  # logits in bfloat16, the head in it as well, and its gradient, which is added where there is one already
+            size = 2 * chunk * d.vocabulary + 2 * head + 4 * head * one_micro_batch(args, use.ranks)
+        elif not args.lora_rank:  # the gradient of the head, until that of a tied embedding is added
+            size += head * (8 if args.bf16 else 4)
         parts.append(
             Part(
                 "logits",
                 size,
-                f"{chunk} tokens × {d.vocabulary} × 4 bytes" + ("" if args.lora_rank else ", and the head's gradient"),
+                f"{chunk} tokens × {d.vocabulary} × {2 if fused else 4} bytes"
+                + ("" if args.lora_rank else ", and the head's gradient"),
                 TRAIN,
                 "--log-probs-chunk-size",
             )
@@ -148,6 +154,18 @@ def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0, keeps: in
     if bf16:
         return 18 * d.hidden + 2 * (attention + keeps * mlp + exchanged) + 6 * norms + 4 * d.heads + 2 * d.latent
     return 4 * (4 * d.hidden + attention + keeps * mlp + exchanged + norms + d.heads + 2 * d.latent)
+
+
+def _is_fused(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> bool:
+    """Whether `slime_torch.fused_layers` computes the layers."""
+    changed = args.fp8_format or args.lora_rank
+    return fuses(args, use.ranks, use.on_gpu) and not changed and model.config.get("model_type") in FUSED
+
+
+def _of_a_fused_layer(d: Dimensions) -> float:
+    """Bytes that a layer with a gated MLP keeps of a token: in float32 what two norms read; in bfloat16 what they give, queries, keys
+    and values before they are turned, queries and keys after it, what attention gives, gate and up, and their product."""
+    return 12 * d.hidden + 2 * (3 * d.queries + 2 * d.keys + d.values + 3 * d.mlp) + 4 * d.heads
 
 
 def _whole_for_a_while(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> list[Part]:

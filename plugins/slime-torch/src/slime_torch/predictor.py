@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.sample import Sample
+from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.tensors.linear_cross_entropy import token_log_probs
 from slime_core.tensors.micro_batches import pack_micro_batch
 from slime_core.tensors.packed_rows import PackedRow, placeholder_row
@@ -38,6 +40,7 @@ class Predictor:
         sharded: the model spread over the ranks; None: it is whole in this process.
         value_head: of a critic, in place of logits.
         vision: of a vision-language model.
+        rounded: the weights in bfloat16; the head computes with them by the kernels of a GPU. None: it does not.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class Predictor:
         sharded: Sharded | None,
         value_head: nn.Linear | None,
         vision: Vision | None = None,
+        rounded: RoundedWeights | None = None,
     ) -> None:
         self._model, self._args, self._sharded, self.value_head = model, args, sharded, value_head
-        self._vision = vision
+        self._vision, self._rounded = vision, rounded
 
     def pack(self, batch: TrainBatch, micro_batch: Sequence[int]) -> PackedRow:
         """The packed row of a micro-batch, on the model's device, with its images.
@@ -114,6 +118,8 @@ class Predictor:
         if self.value_head is not None:
             values: Tensor = self.value_head(trained.to(dtype))
             return values, None
+        if self._rounded is not None:
+            head = replace(head, fused=True, rounded=self._rounded.of([head.weight]))
         return token_log_probs(
             trained,
             head,
