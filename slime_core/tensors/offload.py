@@ -4,7 +4,8 @@ engines that offer `offload` and `onload`; the core itself calls only those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from slime_core.arguments import RunArguments
@@ -36,6 +37,10 @@ BLOCK = 2**28
 """Bytes of a block of host memory. Pinned memory comes in powers of two: in blocks of one nothing of it is left over."""
 
 
+THREADS = 8
+"""That take pinned memory at one time."""
+
+
 class Offloaded:
     """The contents of tensors while they are in host memory.
 
@@ -54,20 +59,19 @@ class Offloaded:
         import torch
 
         pinned = device.type == "cuda"
-        block = torch.empty(0, dtype=torch.uint8)
         storages = [
             storage
             for storage in dict.fromkeys(tensor.untyped_storage() for tensor in tensors)
             if storage.device.type == device.type and storage.nbytes()
         ]
-        left = sum(storage.nbytes() for storage in storages)
+        blocks = host_blocks(sum(storage.nbytes() for storage in storages), pinned)
+        block = torch.empty(0, dtype=torch.uint8)
         for storage in storages:
             pieces: list[Tensor] = []
             contents, start = _bytes_of(storage), 0
             while start < len(contents):
                 if not len(block):
-                    block = torch.empty(min(BLOCK, left), dtype=torch.uint8, pin_memory=pinned)
-                    left -= len(block)
+                    block = next(blocks)
                 size = min(len(block), len(contents) - start)
                 pieces.append(block[:size].copy_(contents[start : start + size], non_blocking=True))
                 block, start = block[size:], start + size
@@ -89,6 +93,22 @@ class Offloaded:
                 contents[start : start + len(piece)].copy_(piece, non_blocking=True)
                 start += len(piece)
         self._kept = []
+
+
+def host_blocks(size: int, pinned: bool) -> Iterator[Tensor]:
+    """Yield host memory of so many bytes, block by block. Pinned memory that is taken from the system the first time is taken by
+    several threads, ahead of whoever fills it."""
+    import torch
+
+    def block(length: int) -> Tensor:
+        return torch.empty(length, dtype=torch.uint8, pin_memory=pinned)
+
+    sizes = [BLOCK] * (size // BLOCK) + [size % BLOCK] * bool(size % BLOCK)
+    if not pinned:
+        yield from map(block, sizes)
+        return
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from threads.map(block, sizes)
 
 
 def free_workspaces() -> None:
