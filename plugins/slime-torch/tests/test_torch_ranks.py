@@ -34,8 +34,9 @@ from slime_core.training.components import TrainComponents
 from slime_core.training.profiling import Profiler
 from slime_core.training.worker import TrainWorker
 from slime_losses.sft import sft_loss
+from slime_torch import shared_memory
 from slime_torch.backend import TorchBackend
-from slime_torch.gloo import AllGather, ReduceScatter
+from slime_torch.gloo import AllGather, Network, ReduceScatter
 from slime_torch.sharding import local, whole
 
 STEPS = 2
@@ -286,6 +287,27 @@ def exchanges(tiny: SimpleNamespace, reshard: bool) -> dict[str, int]:
     return counts
 
 
+def ways(rank: int) -> dict[str, bool]:
+    """Whether these ranks share memory, and get through it what they get through the network, bit for bit."""
+    group = torch.distributed.group.WORLD
+    own = torch.randn(2, 3 * shared_memory.SLOT // 4 + 5, generator=torch.Generator().manual_seed(rank))
+    memory = shared_memory.between(group)
+    found = {"shared": type(memory) is shared_memory.SharedMemory}
+    results = []
+    for way in (Network(), memory or Network()):
+        received, total = [torch.zeros_like(own[0]) for _ in range(2)], torch.zeros_like(own[0])
+        way.gather(own[0], received, group)
+        way.add(list(own), total, group)
+        results.append((received[1 - rank], total))
+    found["alike"] = all(map(torch.equal, *results))
+    with mock.patch.object(shared_memory, "_machine", return_value=f"machine {rank}"):
+        found["machines"] = shared_memory.between(group) is None
+    process = os.getpid() if rank else os.getppid()  # in a container the same number is another process
+    with mock.patch.object(os, "getpid", return_value=process):
+        found["containers"] = shared_memory.between(group) is None
+    return found
+
+
 def from_disk(tiny: SimpleNamespace, rank: int, folder: Path) -> dict[str, Any]:
     """`setup`, checkpoints and exports."""
     found: dict[str, Any] = {}
@@ -382,6 +404,7 @@ def child(rank: int, port: int, folder: Path) -> None:
         found["listens"] = listening()
         found["failures"] = failures(tiny, rank)
         found["exchanges"] = {reshard: exchanges(tiny, reshard) for reshard in (True, False)}
+        found["ways"] = ways(rank)
         found["kept"] = kept(tiny)
         found["disk"] = from_disk(tiny, rank, folder)
         found["closed"] = closing(tiny, folder)
@@ -474,6 +497,11 @@ def test_layers_that_are_kept_whole_are_exchanged_once_in_a_step(two: Any) -> No
             True: {"AllGather": 3 * (2 * 2 + 1), "ReduceScatter": 3 * 3},  # what lies outside of the layers stays whole
             False: {"AllGather": 3, "ReduceScatter": 3},
         }
+
+
+def test_ranks_of_one_machine_share_memory_and_get_through_it_what_the_network_brings(two: Any) -> None:
+    for rank in two[1]:
+        assert rank["ways"] == {"shared": True, "alike": True, "machines": True, "containers": True}
 
 
 def test_a_fault_on_one_rank_stops_all_of_them_with_the_samples_named(two: Any) -> None:

@@ -18,6 +18,7 @@ low_precision.py  linear layers that compute in FP8
 optimizer.py  the optimizer, and the gradient that it is given
 sharding.py   a model spread over the training ranks
 gloo.py       the exchanges of such a model between CPUs
+shared_memory.py  the same on one machine, without the network
 offload.py    what waits in host memory while the GPU is needed for something else
 state.py      the training state on disk
 export.py     writes Hugging Face checkpoints

@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from slime_core.tensors.ranks import Ranks
-from slime_torch.gloo import AllGather, ReduceScatter
+from slime_torch import shared_memory
+from slime_torch.gloo import AllGather, Network, ReduceScatter
 from slime_torch.vision import language_model
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class Sharded(nn.Module):
         self.model = model
         self._keeps_whole = not reshard
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+        on_cpus = ranks.device.type == "cpu"
+        way = (shared_memory.between(mesh.get_group()) if on_cpus else None) or Network()
         for unit in (*_layers(model), self):
             _send_from_rank_0(unit, ranks.device)
             fully_shard(unit, mesh=mesh, reshard_after_forward=None if reshard else False)
@@ -52,10 +55,10 @@ class Sharded(nn.Module):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-                if ranks.device.type == "cpu" and hasattr(module, "set_custom_reduce_scatter"):
+                if on_cpus and hasattr(module, "set_custom_reduce_scatter"):
                     # Their base classes are private to torch, and not in every version.
-                    module.set_custom_all_gather(AllGather())  # type: ignore[arg-type]  # has all that is asked for
-                    module.set_custom_reduce_scatter(ReduceScatter())  # type: ignore[arg-type]  # likewise
+                    module.set_custom_all_gather(AllGather(way))  # type: ignore[arg-type]  # has all that is asked for
+                    module.set_custom_reduce_scatter(ReduceScatter(way))  # type: ignore[arg-type]  # likewise
                 if hasattr(module, "set_reduce_scatter_unused_params"):  # not in every torch
                     module.set_reduce_scatter_unused_params(True)  # an expert may get tokens on one rank only
 
