@@ -4,8 +4,8 @@ Each run is a `slime train` or `slime train-async` of its own, one thread per pr
 
 * ray: the same fine-tuning in one process, and with its workers as Ray actors; also of a random model so small that the
   cost of Ray stands out from the step itself.
-* dp: fine-tuning with the same global batch in one process and by two training ranks. What the machine allows at most is
-  measured beside it: the run in one process, twice at the same time.
+* dp: fine-tuning with the same global batch in one process and by two training ranks, with --balance-data and without. What
+  the machine allows at most is measured beside it: the run in one process, twice at the same time.
 * async: GRPO with one core for the training rank and one for the engine: synchronous, one step off, fully asynchronous.
   Each sample of a group is generated to a length of its own, so that all variants generate and train as many tokens.
 
@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.grpo import questions
 from benchmarks.processes import prepared, random_model, run_together, unwind_on_signals
-from benchmarks.quiet import add_option, require_quiet
+from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 PACKAGES = ("slime-core", "torch", "transformers", "ray")
@@ -47,7 +47,7 @@ class Variant:
     Attributes:
         work: "sft", "dp" (more of it) or "grpo", and "tiny" for fine-tuning of the random model.
         part: of the benchmark that shows it.
-        command, flags, switch: of slime.
+        command, flags, switches: of slime.
         at_once: how many such runs go on at the same time; the first one is measured.
     """
 
@@ -55,13 +55,14 @@ class Variant:
     part: str
     command: str = "train-async"
     flags: dict[str, Any] = field(default_factory=dict)
-    switch: str | None = None
+    switches: tuple[str, ...] = ()
     at_once: int = 1
 
 
 ON_RAY = {"--ray-address": "local"}
 FULLY_ASYNC = {**ON_RAY, "--rollout-function-path": "fully_async", "--max-staleness": 1}
 TWO_RANKS = {**ON_RAY, "--actor-num-gpus-per-node": 2}
+BALANCED, WHOLE = "--balance-data", "--no-fsdp-reshard-after-forward"
 VARIANTS = {
     "tiny, in process": Variant("tiny", "ray"),
     "tiny, on Ray": Variant("tiny", "ray", flags=ON_RAY),
@@ -69,12 +70,14 @@ VARIANTS = {
     "one rank on Ray": Variant("sft", "ray", flags=ON_RAY),
     "one rank": Variant("dp", "dp"),
     "two separate runs at once": Variant("dp", "dp", at_once=2),
-    "two ranks": Variant("dp", "dp", flags=TWO_RANKS),
-    "two ranks, weights kept whole": Variant("dp", "dp", flags=TWO_RANKS, switch="--no-fsdp-reshard-after-forward"),
+    "two ranks, samples in order": Variant("dp", "dp", flags=TWO_RANKS),
+    "two ranks": Variant("dp", "dp", flags=TWO_RANKS, switches=(BALANCED,)),
+    "two ranks, weights kept whole": Variant("dp", "dp", flags=TWO_RANKS, switches=(BALANCED, WHOLE)),
     "synchronous": Variant("grpo", "async", "train", ON_RAY),
     "one step off": Variant("grpo", "async", flags=ON_RAY),
     "fully asynchronous": Variant("grpo", "async", flags=FULLY_ASYNC),
 }
+TWO = [name for name in VARIANTS if name.startswith("two ranks")]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Run:
         losses: of all steps.
         generated_per_second: tokens; RL only.
         staleness: mean number of versions between the weights that made a token and those that it trained; RL only.
-        load_before: load average of the machine when the run began; above about 0.5 something else was running.
+        load_before: load average of the machine when the run began, the run before it included.
+        others: the share of all processors' time that others used meanwhile.
     """
 
     step: float
@@ -98,6 +102,7 @@ class Run:
     generated_per_second: float | None = None
     staleness: float | None = None
     load_before: float = 0.0
+    others: float = 0.0
 
 
 def main() -> None:
@@ -128,7 +133,7 @@ def main() -> None:
                 steps = (6 if options.quick else TINY_STEPS) if small else options.steps
                 require_quiet(options.under_load or options.quick)
                 run = measure(variant, tiny if small else model, steps)
-                tell(f"  {run.step:.3f} s per step, load before {run.load_before:.1f}")
+                tell(f"  {run.step:.3f} s per step, others {100 * run.others:.0f} %")
                 runs[name].append(run)
     check(runs)
     print(report(runs, options.only, model.name, options.steps))
@@ -156,10 +161,10 @@ def measure(variant: Variant, model: Path, steps: int) -> Run:
         folders = [Path(scratch) / str(number) for number in range(variant.at_once)]
         for folder in folders:
             folder.mkdir()
-        run_together([_words(variant, model, steps, folder) for folder in folders])
+        others = run_together([_words(variant, model, steps, folder) for folder in folders])
         lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
         stale = staleness(folders[0], steps) if variant.work == "grpo" else None
-    return replace(read(lines), staleness=stale, load_before=load)
+    return replace(read(lines), staleness=stale, load_before=load, others=others)
 
 
 def read(lines: list[dict[str, float]]) -> Run:
@@ -201,7 +206,7 @@ def _words(variant: Variant, model: Path, steps: int, folder: Path) -> list[str]
         "--clip-grad": 1.0,
         "--run-dir": folder,
     }
-    switches = ["--calculate-per-token-loss", "--use-dynamic-batch-size", *filter(None, [variant.switch])]
+    switches = ["--calculate-per-token-loss", "--use-dynamic-batch-size", *variant.switches]
     if variant.work == "grpo":
         data = folder / "questions.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in questions(steps * PROMPTS)))
@@ -277,8 +282,7 @@ def report(runs: dict[str, list[Run]], parts: Iterable[str], model: str, steps: 
     for part in PARTS:
         if part in parts:
             lines += ["", *tables[part]()]
-    loads = [run.load_before for measured in runs.values() for run in measured]
-    lines += ["", f"Load average when a run began: {min(loads):.1f} to {max(loads):.1f}, the run before it included."]
+    lines += ["", sentence([run.others for measured in runs.values() for run in measured])]
     return "\n".join(lines)
 
 
@@ -310,33 +314,33 @@ def _dp_table(runs: dict[str, list[Run]]) -> list[str]:
         "## Two training ranks",
         "",
         f"Fine-tuning, the same {CONVERSATIONS['dp']} conversations of at most {CUT['dp']} tokens per step for one rank and for "
-        "two. Kept whole: `--no-fsdp-reshard-after-forward`. The last row is the most that the machine allows: two separate "
-        "runs in one process each, at the same time, against such a run alone.",
+        "two. In order: without `--balance-data`, each rank has as many conversations, and waits for the one with more tokens. Kept "
+        "whole: `--no-fsdp-reshard-after-forward`. The last row is the most that the machine allows: two separate runs in one "
+        "process each, at the same time, against such a run alone.",
         "",
-        "| | s per step | speed-up | efficiency |",
-        "|---|---|---|---|",
-        f"| one rank, in process | {spread([run.step for run in one], '', 2)} | | |",
+        "| | s per step | speed-up | efficiency | of what the machine allows |",
+        "|---|---|---|---|---|",
+        f"| one rank, in process | {spread([run.step for run in one], '', 2)} | | | |",
     ]
-    for name in ("two ranks", "two ranks, weights kept whole", "two separate runs at once"):
+    allowed = runs["two separate runs at once"]
+    for name in (*TWO, "two separate runs at once"):
         at_once = VARIANTS[name].at_once
         ratios = [at_once * a.step / b.step for a, b in zip(one, runs[name], strict=True)]
-        share = spread([50 * ratio for ratio in ratios], " %", 0)
-        lines.append(
-            f"| {name} | {spread([run.step for run in runs[name]], '', 2)} | {spread(ratios, '×', 2)} | {share} |"
-        )
-    two, whole = runs["two ranks"], runs["two ranks, weights kept whole"]
-    differences = [abs(a - b) for other in (two, whole) for a, b in zip(one[0].losses, other[0].losses, strict=True)]
+        shares = [50 * at_once * a.step / b.step for a, b in zip(allowed, runs[name], strict=True)]
+        cells = [spread([run.step for run in runs[name]], "", 2), spread(ratios, "×", 2)]
+        cells += [spread([50 * ratio for ratio in ratios], " %", 0), spread(shares, " %", 0)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    losses = [runs[name][0].losses for name in ("one rank", *TWO)]
+    furthest = max(abs(a - b) for other in losses[1:] for a, b in zip(losses[0], other, strict=True))
     lines += [
         "",
-        f"The largest difference of a loss between one rank and two is {max(differences):.1e}:",
+        f"The largest difference of a loss between one rank and two is {furthest:.1e}:",
         "",
-        "| step | loss, one rank | loss, two ranks | loss, weights kept whole |",
-        "|---|---|---|---|",
-        *(
-            f"| {step} | {a:.6f} | {b:.6f} | {c:.6f} |"
-            for step, (a, b, c) in enumerate(zip(one[0].losses, two[0].losses, whole[0].losses, strict=True))
-        ),
+        f"| step | one rank | {' | '.join(TWO)} |",
+        "|---" * (2 + len(TWO)) + "|",
     ]
+    for step, found in enumerate(zip(*losses, strict=True)):
+        lines.append(f"| {step} | {' | '.join(f'{loss:.6f}' for loss in found)} |")
     return lines
 
 

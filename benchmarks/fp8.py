@@ -25,6 +25,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import measured_environment, run_process, smollm2_shaped, unwind_on_signals
+from benchmarks.quiet import add_option, beside_others, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ class ProductFigures:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. The first step is not timed."""
+    """One training run. The first step is not timed. `others` is the share of all processors' time that others used meanwhile."""
 
     tokens_per_second: float
     losses: list[float]
+    others: float = 0.0
 
 
 def main() -> None:
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="tokens of a packed row; 128, on a GPU 16384")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    add_option(parser)
     given = parser.parse_args()
     if given.worker:
         train(*given.worker)
@@ -103,21 +106,25 @@ def main() -> None:
     skipped = {name: why for name in RECIPES if (why := reason_against(name, hardware))} if gpu else {}
     recipes = [name for name in RECIPES if name not in skipped]
     tell("products")
-    products = measure_products(recipes, hardware, QWEN3_4B if gpu else SMOLLM2_135M, tokens, given.repeats)
+    require_quiet(given.under_load)
+    shapes = QWEN3_4B if gpu else SMOLLM2_135M
+    products, others = beside_others(partial(measure_products, recipes, hardware, shapes, tokens, given.repeats))
     runs: dict[str, list[Run]] = {name: [] for name in (HIGH, *recipes)}
     with tempfile.TemporaryDirectory() as scratch:
         model = qwen3_4b_shaped(Path(scratch)) if gpu else smollm2_shaped(Path(scratch) / "model")
         for repeat in range(given.repeats):
             for name in runs if repeat % 2 == 0 else reversed(runs):
                 tell(f"training, repeat {repeat + 1}/{given.repeats}: {name}")
+                require_quiet(given.under_load)
                 runs[name].append(measure_training(name, model, tokens, given.steps, given.threads, gpu))
     print(report(hardware, skipped, products, runs, tokens))
+    print(f"\n{sentence([others, *(run.others for own in runs.values() for run in own)])}")
     found: dict[str, Any] = {
         "command": command("fp8"),
         "machine": machine(given.threads),
         "versions": versions(*PACKAGES),
     }
-    found |= {"hardware": asdict(hardware), "skipped": skipped, "tokens": tokens}
+    found |= {"hardware": asdict(hardware), "skipped": skipped, "tokens": tokens, "others": others}
     found |= {"products": [asdict(one) for one in products]}
     found |= {"training": {name: [asdict(run) for run in own] for name, own in runs.items()}}
     (RESULTS / f"fp8-{'gpu' if gpu else 'cpu'}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -253,8 +260,8 @@ def measure_training(name: str, model: Path, tokens: int, steps: int, threads: i
         job, result = Path(scratch) / "job.json", Path(scratch) / "result.json"
         job.write_text(json.dumps({"name": name, "model": str(model), "tokens": tokens, "steps": steps, "gpu": gpu}))
         words = [sys.executable, "-m", "benchmarks.fp8", "--worker", str(job), str(result)]
-        run_process(words, measured_environment(threads))
-        return Run(**json.loads(result.read_text()))
+        ended = run_process(words, measured_environment(threads))
+        return Run(**json.loads(result.read_text()), others=ended.others)
 
 
 def train(job: str, result: str) -> None:

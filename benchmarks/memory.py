@@ -7,7 +7,9 @@ budget of their micro-batches, of which a step has several, and answers are as l
 Measured is the largest resident memory of the process, above that of the same process after a run of the smallest model there is, which
 has loaded and used all libraries. The C library is told to give freed memory back at once (`MALLOC_MMAP_THRESHOLD_`); a run on a CPU
 otherwise keeps it for the next step, which is faster (`slime_core.tensors.freed_memory`), and takes more than its tensors: that is
-the second number. The estimate is the one that `slime check` prints.
+the second number. The estimate is the one that `slime check` prints. What others do on the machine does not change these figures.
+
+Prints them, and writes them to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import ROOT
+from benchmarks.quiet import beside_others, sentence
+from benchmarks.report import RESULTS, command, machine, versions
 
 SHAPES: dict[str, dict[str, int]] = {
     "none": {
@@ -93,17 +98,28 @@ def main() -> None:
         return
     os.environ["SLIME_BENCHMARK_TOKENS"] = str(options.tokens)  # read by the processes that are measured
     print("| run | model | estimate, MiB | measured, MiB | ratio | kept, MiB |\n|---|---|---|---|---|---|")
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
             for run in options.runs:
-                found = _in_a_process(Path(folder), size, run, gives_back=True)
-                kept = _in_a_process(Path(folder), size, run, gives_back=False)["measured"] if options.kept else None
+                found, others = beside_others(partial(_figures, Path(folder), size, run, options.kept))
+                results.append({"run": run, "model": size, **found, "others": others})
                 ratio = found["estimate"] / found["measured"]
-                more = f"{kept:.0f}" if kept else "–"
+                more = f"{found['kept']:.0f}" if options.kept else "–"
                 print(
                     f"| {run} | {size} | {found['estimate']:.0f} | {found['measured']:.0f} | {ratio:.2f} | {more} |",
                     flush=True,
                 )
+    print(f"\n{sentence([found['others'] for found in results])}")
+    about = {"command": command("memory"), "machine": machine(1), "tokens": options.tokens}
+    about |= {"versions": versions("slime-core", "torch", "transformers"), "figures": results}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "memory.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _figures(folder: Path, size: str, run: str, kept: bool) -> dict[str, float]:
+    found = _in_a_process(folder, size, run, gives_back=True)
+    return found | ({"kept": _in_a_process(folder, size, run, gives_back=False)["measured"]} if kept else {})
 
 
 def _in_a_process(folder: Path, size: str, run: str, gives_back: bool) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.on_gpu.kept import section
 from benchmarks.processes import ROOT
 from benchmarks.quiet import sentence
-from benchmarks.ratios import READERS, ratios_of
+from benchmarks.ratios import READERS, numbers, ratios_of
 from benchmarks.report import RESULTS, spread
 
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -43,19 +43,9 @@ def page() -> str:
 def _machine(results: dict[str, Any]) -> str:
     about = results.get("machine")
     where = f"{about['processor']}, {about['cores']} cores" if isinstance(about, dict) else "an unnamed machine"
-    loads, others = list(_all(results, "load_before")), list(_all(results, "others"))
+    loads, others = numbers(results, "load_before"), numbers(results, "others")
     loaded = f"{where}; load {min(loads):.1f} to {max(loads):.1f}" if loads else where
     return f"{loaded}. {sentence(others)}" if others else loaded
-
-
-def _all(found: Any, wanted: str) -> Any:
-    """All values under this key, however deep."""
-    if isinstance(found, dict):
-        for key, value in found.items():
-            yield from [value] if key == wanted else _all(value, wanted)
-    elif isinstance(found, list):
-        for value in found:
-            yield from _all(value, wanted)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quiet import Watch
+from benchmarks.quiet import Family, Watch
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S, GRACE_S = 1800.0, 60.0
@@ -54,13 +54,18 @@ def run_process(words: list[str], environment: dict[str, str]) -> Ended:
     return Ended(usage.ru_maxrss / 2**20, watch.others(usage.ru_utime + usage.ru_stime))
 
 
-def run_together(commands: list[list[str]]) -> None:
+def run_together(commands: list[list[str]]) -> float:
     """Run commands at the same time, to their ends, one thread each and without GPUs. Nothing of them outlasts this call,
-    also when it fails or is interrupted."""
-    environment = {**measured_environment(1), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    also when it fails or is interrupted.
+
+    Returns:
+        the share of all processors' time that others used meanwhile.
+    """
+    environment = {**measured_environment(1), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": _paths()}
     environment.pop("RAY_ADDRESS", None)
     processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryFile("w+") as output, _ended(processes):
+    with tempfile.TemporaryFile("w+") as output, _ended(processes), Family() as family:
+        environment |= family.mark
         for words in commands:
             processes.append(_start(words, environment, output))
         for process, words in zip(processes, commands, strict=True):
@@ -70,6 +75,12 @@ def run_together(commands: list[list[str]]) -> None:
                 what = "failed" if process.returncode else f"has not ended after {LIMIT_S:.0f} s"
                 output.seek(0)
                 raise SystemExit(f"{' '.join(words[:4])} … {what}:\n{output.read()[-4000:]}")
+    return family.others()
+
+
+def _paths() -> str:
+    """Where Python finds this repository, and what this process finds."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def _start(words: list[str], environment: dict[str, str], output: Any) -> subprocess.Popen[str]:

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+T = TypeVar("T")
 
 MOST = 0.1
 """The share of the processors' time up to which a machine is quiet."""
-LOOK_S, WAIT_S = 1.0, 30.0
+LOOK_S, WAIT_S, SAMPLE_S = 1.0, 30.0, 0.5
+FAMILY = "SLIME_BENCHMARK_FAMILY"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +69,58 @@ class Watch:
         """
         available = (time.monotonic() - self._started) * (os.cpu_count() or 1)
         return max(0.0, _used() - self._used - own) / available
+
+
+def beside_others(work: Callable[[], T]) -> tuple[T, float]:
+    """What `work` returns, and the share of all processors' time that others used meanwhile than this process and the children that
+    it waited for."""
+    watch, before = Watch(), _own()
+    done = work()
+    return done, watch.others(_own() - before)
+
+
+def _own() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+class Family:
+    """Counts the processor time of processes and of all that these start, wherever they belong to: workers of Ray are nobody's
+    children, and whoever ends them need not wait for them. They are known by a variable of their environment.
+
+    Attributes:
+        mark: what to add to the environment of those to count.
+    """
+
+    def __init__(self) -> None:
+        self.mark = {FAMILY: uuid4().hex}
+        self._seconds: dict[int, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._watch = Watch()
+
+    def __enter__(self) -> Family:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def others(self) -> float:
+        """The share of all processors' time that others have used, for after the end. What a process used in its last half
+        second is taken for that of others."""
+        return self._watch.others(sum(self._seconds.values()))
+
+    def _look(self) -> None:
+        wanted = f"{FAMILY}={self.mark[FAMILY]}".encode()
+        while not self._ended.wait(SAMPLE_S):
+            for folder in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):  # it has ended
+                    number = int(folder.name)
+                    if number in self._seconds or wanted in (folder / "environ").read_bytes():
+                        used = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+                        self._seconds[number] = sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
 
 
 def sentence(shares: list[float]) -> str:

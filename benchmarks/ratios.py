@@ -6,7 +6,7 @@ Read by `benchmarks.compare` and `benchmarks.page`, from the files in benchmarks
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,22 @@ def ratios_of(file: Path) -> Ratios:
     """Return the ratios of a file of results; none of one that has none, or that is not there."""
     read = READERS.get(file.stem)
     return read(json.loads(file.read_text(encoding="utf-8"))) if read is not None and file.exists() else {}
+
+
+def numbers(found: Any, key: str) -> list[float]:
+    """All numbers under this key in a file of results, however deep, and however many at each place."""
+
+    def of(value: Any, within: bool) -> Iterator[float]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from of(inner, within or name == key)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from of(inner, within)
+        elif within:
+            yield value
+
+    return list(of(found, False))
 
 
 def _runs(results: Results, key: str, ours: tuple[str, ...], higher: bool, what: str) -> Ratios:
@@ -61,9 +77,14 @@ def _grpo(results: Results) -> Ratios:
 def _cluster(results: Results) -> Ratios:
     runs = results["runs"]
     found: Ratios = {}
-    for name in ("two ranks", "two ranks, weights kept whole"):
-        pairs = zip(runs.get("one rank", []), runs.get(name, []), strict=False)
-        found[f"{name}: share of twice the speed of one rank"] = [a["step"] / (2 * b["step"]) for a, b in pairs]
+    for name in (name for name in runs if name.startswith("two ranks")):
+        one, two, allowed = (runs.get(kind, []) for kind in ("one rank", name, "two separate runs at once"))
+        found[f"{name}: share of twice the speed of one rank"] = [
+            a["step"] / (2 * b["step"]) for a, b in zip(one, two, strict=False)
+        ]
+        found[f"{name}: share of the speed of two separate runs"] = [
+            a["step"] / (2 * b["step"]) for a, b in zip(allowed, two, strict=False)
+        ]
     for name in ("one step off", "fully asynchronous"):
         pairs = zip(runs.get("synchronous", []), runs.get(name, []), strict=False)
         found[f"speed: {name} against synchronous"] = [a["step"] / b["step"] for a, b in pairs]

@@ -35,7 +35,7 @@ from typing import Any
 from benchmarks.gemm import Shapes, measure
 from benchmarks.processes import ROOT, Ended, measured_environment, prepared, run_process
 from benchmarks.quiet import add_option, require_quiet, sentence
-from benchmarks.report import RESULTS, command, spread, tell
+from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 SHORTEST = 8
 GEMM_ROWS = 512
@@ -97,10 +97,10 @@ def main() -> None:
     environment = measured_environment(options.threads)
     work = prepare_work(options.prompts, options.samples, options.longest)
     results: dict[str, list[Result]] = {name: [] for name in names}
-    machine: list[dict[str, float]] = []
+    limits: list[dict[str, float]] = []
     for repeat in range(options.repeats):
         require_quiet(options.under_load or options.quick)
-        machine.append(run_worker("machine", work, environment)[0])
+        limits.append(run_worker("machine", work, environment)[0])
         # Turn about, so that neither always runs on the machine that the other left behind.
         for name in names if repeat % 2 == 0 else reversed(names):
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
@@ -111,12 +111,18 @@ def main() -> None:
             tell(
                 f"  {results[name][-1].tokens_per_second:.0f} tok/s, {ended.peak_gib:.2f} GiB, others {100 * ended.others:.0f} %"
             )
-    print(report(work, results, machine, options.threads))
+    print(report(work, results, limits, options.threads))
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
-        raw = {"command": command("rollout"), "threads": options.threads, "tokens": work.tokens, "steps": work.steps}
+        raw = {"command": command("rollout"), "machine": machine(options.threads)}
+        raw |= {
+            "versions": versions("slime-core", "torch", "transformers"),
+            "threads": options.threads,
+            "tokens": work.tokens,
+            "steps": work.steps,
+        }
         runs = {name: [asdict(run) for run in found] for name, found in results.items()}
-        text = json.dumps({**raw, "machine": platform.machine(), "limits": machine, "runs": runs}, indent=1)
+        text = json.dumps({**raw, "limits": limits, "runs": runs}, indent=1)
         (RESULTS / "rollout-cpu.json").write_text(text + "\n")
 
 
@@ -280,13 +286,13 @@ def least_seconds(work: Work, read: float, gflops: float) -> tuple[float, float]
     return work.steps * 4 * (layers + head) / 1e9 / read, operations / 1e9 / gflops
 
 
-def report(work: Work, results: dict[str, list[Result]], machine: list[dict[str, float]], threads: int) -> str:
+def report(work: Work, results: dict[str, list[Result]], limits: list[dict[str, float]], threads: int) -> str:
     """The measurements as Markdown."""
     lengths = [len(prompt) for prompt in work.prompts]
     lines = [
         f"SmolLM2-135M-Instruct, fp32: {len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, "
         f"{len(work.requests())} responses of {min(map(min, work.limits))} to {work.steps} tokens at once, {work.tokens} "
-        f"tokens in all. {threads} threads, {platform.machine()}. Median (lowest to highest) of {len(machine)} runs in turn.",
+        f"tokens in all. {threads} threads, {platform.machine()}. Median (lowest to highest) of {len(limits)} runs in turn.",
         "",
         "| | tokens/s | slime is faster by | peak memory |",
         "|---|---|---|---|",
@@ -302,7 +308,7 @@ def report(work: Work, results: dict[str, list[Result]], machine: list[dict[str,
         )
         lines.append(f"| {name} | {speed} | {ratio} | {memory} |")
     if ours:
-        read, gflops = (max(m[key] for m in machine) for key in ("read_gb_per_second", "gflop_per_second"))
+        read, gflops = (max(m[key] for m in limits) for key in ("read_gb_per_second", "gflop_per_second"))
         reading, computing = least_seconds(work, read, gflops)
         taken = work.tokens / median(run.tokens_per_second for run in ours)
         lines += [

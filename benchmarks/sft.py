@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.gemm import Shapes, step_flops
 from benchmarks.processes import ROOT, measured_environment, prepared, run_process
 from benchmarks.quiet import add_option, require_quiet, sentence
-from benchmarks.report import RESULTS, command, spread, tell
+from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 VENV = ROOT / ".cache" / "benchmarks" / "trl-venv"
 TRL = ["torch", "trl==1.16.0", "transformers", "accelerate", "datasets"]
@@ -121,7 +121,9 @@ def main() -> None:
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sft-cpu.md").write_text(text + "\n")
-    raw = {"command": command("sft"), "gemm_peak_gflops": peaks, "flops": work.flops, "tokens": work.tokens()}
+    about = {"command": command("sft"), "machine": machine(options.threads)}
+    about["versions"] = versions("slime-core", "torch", "transformers")
+    raw = {**about, "gemm_peak_gflops": peaks, "flops": work.flops, "tokens": work.tokens()}
     runs = {name: [asdict(run) for run in found] for name, found in results.items()}
     (RESULTS / "sft-cpu.json").write_text(json.dumps({**raw, "runs": runs}, indent=1) + "\n")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.processes import ROOT, measured_environment, prepared
-from benchmarks.quiet import add_option, require_quiet
+from benchmarks.quiet import add_option, beside_others, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 RECIPE = "recipes/quickstart-sft.yaml"
@@ -47,16 +47,19 @@ def main() -> None:
         "slime train, first step": first_step,
     }
     found: dict[str, list[float]] = {name: [] for name in contestants}
+    others: dict[str, list[float]] = {name: [] for name in contestants}
     load = os.getloadavg()[0]
     for repeat in range(options.repeats):
         require_quiet(options.under_load)
         for name, run in contestants.items():
-            found[name].append(run())
-            tell(f"repeat {repeat + 1}/{options.repeats}: {name}: {found[name][-1]:.2f} s")
-    print(report(found, load))
+            took, of_others = beside_others(run)
+            found[name].append(took)
+            others[name].append(of_others)
+            tell(f"repeat {repeat + 1}/{options.repeats}: {name}: {took:.2f} s, others {100 * of_others:.0f} %")
+    print(report(found, others))
     RESULTS.mkdir(exist_ok=True)
     about = {"command": command("start"), "machine": machine(os.cpu_count() or 1)}
-    about |= {"versions": versions("slime-core", "torch", "transformers"), "load_before": load}
+    about |= {"versions": versions("slime-core", "torch", "transformers"), "load_before": load, "others": others}
     (RESULTS / "start.json").write_text(json.dumps({**about, "seconds": found}, indent=1) + "\n")
 
 
@@ -86,12 +89,13 @@ def first_step() -> float:
             process.wait()
 
 
-def report(found: dict[str, list[float]], load: float) -> str:
+def report(found: dict[str, list[float]], others: dict[str, list[float]]) -> str:
     """The measurements as Markdown."""
     lines = ["| | seconds | goal |", "|---|---|---|"]
     for name, values in found.items():
         lines.append(f"| {name} | {spread(values, '', 2)} | {GOALS.get(name, '—')} |")
-    lines += ["", f"Median (lowest to highest) of {len(found[IMPORTS])}. Load average before: {load:.1f}."]
+    shares = [share for own in others.values() for share in own]
+    lines += ["", f"Median (lowest to highest) of {len(found[IMPORTS])}. {sentence(shares)}"]
     return "\n".join(lines)
 
 

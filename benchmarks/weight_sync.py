@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import prepared, random_model, run_together, unwind_on_signals
+from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 PACKAGES = ("slime-core", "torch", "transformers", "ray", "sglang")
@@ -65,6 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tiny model, once, to see that it works; not written")
     parser.add_argument("--worker", nargs=4, metavar=("WAY", "MODEL", "UPDATES", "FOLDER"), help=argparse.SUPPRESS)
+    add_option(parser)
     options = parser.parse_args()
     unwind_on_signals()
     if options.worker:
@@ -82,17 +84,22 @@ def main() -> None:
         models = {size: _model(size, Path(scratch)) for size in options.sizes}
         megabytes = {size: megabytes_of(model) for size, model in models.items()}
         seconds: dict[str, dict[str, list[float]]] = {size: {way: [] for way in ways} for size in models}
+        others: list[float] = []
         for repeat in range(options.repeats):
             for size, model in models.items():
                 # Turn about, so that none always runs on the machine that another left behind.
                 for way in ways if repeat % 2 == 0 else reversed(ways):
                     tell(f"repeat {repeat + 1}/{options.repeats}: {size}, {WAYS[way].title}")
-                    seconds[size][way] += measure(way, model, options.updates)
+                    require_quiet(options.under_load or options.quick)
+                    took, of_others = measure(way, model, options.updates)
+                    seconds[size][way] += took
+                    others.append(of_others)
     print(report(seconds, megabytes, options.repeats, options.updates))
+    print(f"\n{sentence(others)}")
     if not options.quick:
         found = {"command": command("weight_sync"), "machine": machine(1), "versions": versions(*PACKAGES)}
         RESULTS.mkdir(exist_ok=True)
-        text = json.dumps({**found, "megabytes": megabytes, "seconds": seconds}, indent=1)
+        text = json.dumps({**found, "megabytes": megabytes, "others": others, "seconds": seconds}, indent=1)
         (RESULTS / "weight-sync.json").write_text(text + "\n")
 
 
@@ -111,12 +118,12 @@ def possible(ways: list[str]) -> list[str]:
     return ways
 
 
-def measure(way: str, model: Path, updates: int) -> list[float]:
-    """Seconds of all updates but the first, in a process of its own."""
+def measure(way: str, model: Path, updates: int) -> tuple[list[float], float]:
+    """Seconds of all updates but the first, in a process of its own, and the share of the processors that others used meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--worker", way, str(model), str(updates), folder]
-        run_together([[sys.executable, "-m", "benchmarks.weight_sync", *words]])
-        return json.loads(Path(folder, "result.json").read_text())
+        others = run_together([[sys.executable, "-m", "benchmarks.weight_sync", *words]])
+        return json.loads(Path(folder, "result.json").read_text()), others
 
 
 def _model(size: str, scratch: Path) -> Path:

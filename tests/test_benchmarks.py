@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,3 +127,17 @@ def test_others_are_all_but_the_measured_process(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(quiet.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(quiet.os, "cpu_count", lambda: 2)
     assert quiet.Watch().others(own=4.0) == pytest.approx(0.15)
+
+
+def test_what_measured_processes_start_is_theirs_whoever_it_belongs_to() -> None:
+    with quiet.Family() as family:
+        words = ["sh", "-c", "setsid timeout 20 sh -c 'while :; do :; done' > /dev/null & echo $!"]
+        done = subprocess.run(words, env={**os.environ, **family.mark}, stdout=subprocess.PIPE, check=True)
+        last = time.monotonic() + 20
+        try:
+            while sum(family._seconds.values()) < 0.1:
+                assert time.monotonic() < last, "it was not seen"
+                time.sleep(0.05)
+        finally:
+            os.kill(int(done.stdout), signal.SIGTERM)
+    assert 0 <= family.others() < 1
