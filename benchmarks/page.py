@@ -35,6 +35,11 @@ def page() -> str:
         lines += ["", f"## {name}", "", f"`{results.get('command', 'unknown')}` on {_machine(results)}", ""]
         lines += ["| ratio | |", "|---|---|"]
         lines += [f"| {what} | {spread(values, '×', 2)} |" for what, values in ratios_of(file).items() if values]
+    for file in sorted(RESULTS.glob("*.json")):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if tables := results.get("tables") if isinstance(results, dict) else None:
+            lines += ["", f"## {file.stem}", "", f"`{results['command']}` on {_machine(results)}"]
+            lines += [line for found in tables for line in ("", *found.split("\n"))]
     for file in sorted(RESULTS.glob("gpu-*.json")):
         lines += section(file)
     return "\n".join(lines) + "\n"

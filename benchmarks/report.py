@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -46,6 +47,21 @@ def versions(*packages: str) -> dict[str, str]:
 def spread(values: list[float], unit: str, digits: int) -> str:
     """Median (lowest to highest)."""
     return f"{median(values):.{digits}f}{unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def keep(name: str, called: str, tables: list[str], load: float, **found: Any) -> None:
+    """Keep results whose tables stand on the page as they are.
+
+    Args:
+        name: of the file, without ending.
+        called: the command line.
+        tables: in Markdown.
+        load: the load average of the machine when the benchmark began.
+        found: what they were made of.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    about = {"command": called, "machine": machine(1), "load_before": load, "tables": tables}
+    (RESULTS / f"{name}.json").write_text(json.dumps({**about, **found}, indent=1) + "\n")
 
 
 def tell(text: str) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
@@ -187,7 +187,10 @@ class Sample:
         """R ints: the loss mask with `remove_sample` and a missing mask taken into account."""
         if self.remove_sample:
             return [0] * self.response_length
-        return self.loss_mask if self.loss_mask is not None else [1] * self.response_length
+        mask: list[int] | TokenColumn[int] | None = vars(self)["loss_mask"]
+        if mask is None:
+            return [1] * self.response_length
+        return mask.tolist() if type(mask) is TokenColumn else cast("list[int]", mask)
 
     @property
     def effective_response_length(self) -> int:

@@ -5,6 +5,7 @@ Called by the methods of `slime_core.sample.Sample`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,28 +66,30 @@ def append_turn(
         raise SampleError(
             f"Log-probs were appended to {name} with trainable=False: tokens that the model did not generate have none."
         )
-    before, known = sample.response_length, sample.rollout_log_probs
-    if ids and trainable and known is None and before:
+    before = sample.response_length
+    if ids and trainable and sample.rollout_log_probs is None and before:
         raise SampleError(
             f"Tokens with log-probs were appended to {name}, whose {before} response tokens have none: append all of them, or "
             "set rollout_log_probs for those."
         )
-    for field, values in (("loss_mask", sample.loss_mask), ("rollout_log_probs", known)):
-        if values is not None and len(values) != before:
+    for field in ("loss_mask", "rollout_log_probs"):
+        if (length := _length(getattr(sample, field))) not in (None, before):
             raise SampleError(
-                f"Tokens were appended to {name}, which has {len(values)} entries of {field} and {before} response tokens; "
+                f"Tokens were appended to {name}, which has {length} entries of {field} and {before} response tokens; "
                 "set them together, or append with append_response_tokens alone."
             )
-    versions = _versions(sample, len(ids), trainable, meta_info)
-    sample.tokens = [*sample.tokens, *ids]
+    sample.weight_versions, new = _versions(sample, len(ids), trainable, meta_info)
+    _extend(sample, TOKEN_VERSIONS, new)
+    _extend(sample, "tokens", ids)
     sample.response_length += len(ids)
     if ids:
         mask = [1] * before if sample.loss_mask is None else sample.loss_mask
         mask += [int(trainable)] * len(ids)  # a hook may hold the very list
         sample.loss_mask = mask
     if given is not None or ids:
-        sample.rollout_log_probs = [*([0.0] * before if known is None else known), *(given or [0.0] * len(ids))]
-    sample.weight_versions = versions
+        if sample.rollout_log_probs is None:
+            sample.rollout_log_probs = [0.0] * before
+        _extend(sample, "rollout_log_probs", given or [0.0] * len(ids))
     reason = meta_info.get("finish_reason")
     return _ENDS.get(reason.get("type", "")) if isinstance(reason, Mapping) else None
 
@@ -113,12 +116,34 @@ def spread_over_turns(versions: list[Version], mask: Sequence[int] | None, lengt
     return found
 
 
-def _versions(sample: Sample, count: int, trainable: bool, meta_info: Mapping[str, Any]) -> list[Version]:
-    """Return the weight versions of the response with `count` further tokens; [] where those of trained tokens are unknown."""
+def _length(values: Sequence[Any] | None) -> int | None:
+    return None if values is None else len(values)
+
+
+def _extend(sample: Sample, name: str, values: Sequence[Any]) -> None:
+    """Add values to a list of the sample: to the very list where nobody else holds it, so that many turns take no longer than their tokens;
+    else to a copy, since samples of a group may share a prompt, and copies of a sample all that it has."""
+    getattr(sample, name)  # a column becomes a list
+    own = vars(sample)
+    if type(own[name]) is not list or sys.getrefcount(own[name]) > _HELD_ONCE:
+        own[name] = list(own[name])
+    own[name] += values
+
+
+_PROBE: dict[str, list[Any]] = {"": []}
+_HELD_ONCE = sys.getrefcount(_PROBE[""])
+"""The references to a list that stands in one dict alone, as they are counted here."""
+
+
+def _versions(
+    sample: Sample, count: int, trainable: bool, meta_info: Mapping[str, Any]
+) -> tuple[list[Version], list[Version]]:
+    """Return the weight versions of the response so far, and those of `count` further tokens; none where those of trained tokens are
+    unknown."""
     known, before = sample.weight_versions, sample.response_length
     known = spread_over_turns(known, sample.loss_mask, before)
     if not count:
-        return known
+        return known, []
     given = meta_info.get(TOKEN_VERSIONS)
     version = meta_info.get("weight_version")
     if isinstance(given, list) and len(given) == count:
@@ -126,14 +151,14 @@ def _versions(sample: Sample, count: int, trainable: bool, meta_info: Mapping[st
     elif version is not None:
         new = [version] * count
     elif trainable:
-        return []
+        return [], []
     else:
-        return [*known, *known[-1:] * count]
+        return known, known[-1:] * count
     if not known and before:
         if any(sample.trained_mask):
-            return []
+            return [], []
         known = new[:1] * before
-    return [*known, *new]
+    return known, new
 
 
 def _numbers(values: Any, kind: type[Number]) -> list[Number] | None:

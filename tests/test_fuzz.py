@@ -61,6 +61,14 @@ def test_checkpoints_and_dumps(seed: int) -> None:
         require_no_fault(fuzz.outcome(lambda: fuzz.read_checkpoint(path)))
 
 
+@settings(few, max_examples=12)
+@given(seed=st.integers(0, 2**32))
+def test_files_of_samples(seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = fuzz.damaged_samples(random.Random(seed), Path(folder))
+        require_no_fault(fuzz.outcome(lambda: fuzz.read_samples(file)))
+
+
 def test_what_goes_wrong_is_seen() -> None:
     assert fuzz.outcome(lambda: None) == "read"
     assert fuzz.outcome(lambda: 1 / 0).startswith("traceback\n")

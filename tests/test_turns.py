@@ -61,6 +61,21 @@ def test_turns_of_any_kind_give_a_response_that_keeps_every_rule(seed: int) -> N
     assert Sample.from_dict(sample.to_dict()) == sample
 
 
+def test_many_turns_are_appended_to_the_same_lists_which_copies_and_hooks_do_not_see_change() -> None:
+    prompt = [7, 7]
+    sample = Sample(tokens=prompt)
+    sample.append_response_tokens(tokens=[1], log_probs=[-1.0], meta_info=meta(1))
+    lists = [id(vars(sample)[name]) for name in ("tokens", "loss_mask", "rollout_log_probs", "weight_versions")]
+    sample.append_response_tokens(tokens=[2], log_probs=[-2.0], meta_info=meta(1))
+    assert lists == [id(vars(sample)[name]) for name in ("tokens", "loss_mask", "rollout_log_probs", "weight_versions")]
+    held, other = sample.tokens, sample.changed()
+    sample.append_response_tokens(tokens=[3], log_probs=[-3.0], meta_info=meta(2))
+    assert prompt == [7, 7]
+    assert held == other.tokens == [7, 7, 1, 2]
+    assert (other.rollout_log_probs, other.weight_versions) == ([-1.0, -2.0], [1, 1])
+    assert (sample.tokens, sample.weight_versions) == ([7, 7, 1, 2, 3], [1, 1, 2])
+
+
 def test_versions_of_single_tokens_are_taken_where_the_engine_names_them() -> None:
     sample = Sample(tokens=[1])
     sample.append_response_tokens(

@@ -7,6 +7,7 @@ called. Reading looks at the content alone.
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def write_debug_data(path: Path, output: RolloutOutput) -> None:
                 file.write(json.dumps({"group": number, **sample.to_dict()}) + "\n")
 
 
-def read_debug_data(path: Path) -> RolloutOutput:
+def read_debug_data(path: Path, most: int | None = None) -> RolloutOutput:
     """Read a rollout that `write_debug_data` wrote.
+
+    Args:
+        most: read its first samples alone, so many.
 
     Raises:
         DataError: there is no such file, or it holds something else.
@@ -39,7 +43,7 @@ def read_debug_data(path: Path) -> RolloutOutput:
     try:
         file = open_samples(path)
         groups: dict[int, Group] = {}
-        for stored in file.read():
+        for stored in islice(file.read(), most):
             if stored.group is None or stored.rows:
                 raise DataError("it holds samples that are in no group, as a dump's are")
             groups.setdefault(stored.group, []).append(stored.sample)

@@ -16,6 +16,7 @@ from slime_core.errors import DataError
 from slime_core.rollout.debug_data import read_debug_data
 from slime_core.run.plan import Plan
 from slime_core.sample import Sample
+from slime_core.token_arrays import num_trained
 
 
 def parity_rows(plan: Plan, count: int, tokens: int) -> list[Sample]:
@@ -33,7 +34,7 @@ def parity_rows(plan: Plan, count: int, tokens: int) -> list[Sample]:
     found = []
     for number, sample in enumerate(samples[:count]):
         sample = _cut(sample, max(2, tokens - number))
-        if not sum(sample.trained_mask):
+        if not num_trained(sample):
             sample = replace(sample, response_length=len(sample.tokens) - 1, loss_mask=None, remove_sample=False)
         if len(sample.tokens) > 1:
             found.append(replace(sample, index=number, group_index=number))
@@ -65,7 +66,7 @@ def _samples(plan: Plan, count: int) -> list[Sample]:
     args, chosen = plan.args, plan.components.rollouts
     if args.load_debug_rollout_data:
         path = Path(args.load_debug_rollout_data.replace("{rollout_id}", "0"))
-        return read_debug_data(path).samples
+        return read_debug_data(path, count).samples
     if not (_asks_engine(chosen.rollout.target) or chosen.works_in_background):
         few = args.model_copy(update={"rollout_batch_size": count})
         extras = {"plugins": plan.plugins, "components": chosen, "engine": None, "background": Background()}

@@ -18,6 +18,7 @@ from slime_core.errors import PluginError
 from slime_core.plugins import Selected
 from slime_core.sample import Sample, Status, reward_of
 from slime_core.token_arrays import array_of, num_tokens, token_ids, trained
+from slime_core.token_columns import TokenColumn
 from slime_core.training.signals import Column
 from slime_core.trajectories import number_of
 
@@ -126,7 +127,7 @@ def write_train_data(path: Path, samples: Sequence[Sample], columns: Mapping[str
                 "index": sample.index,
                 "group_index": sample.group_index,
                 "rollout_id": number_of(sample),
-                "tokens": sample.tokens,
+                "tokens": token_ids(sample).tolist(),
                 "response_length": sample.response_length,
                 "reward": sample.reward,
                 "loss_mask": sample.trained_mask,
@@ -137,7 +138,8 @@ def write_train_data(path: Path, samples: Sequence[Sample], columns: Mapping[str
 
 def _as_trained(sample: Sample) -> Sample:
     """The sample with the mask and the number that it is trained with."""
-    return sample.changed(loss_mask=sample.trained_mask, remove_sample=False, rollout_id=number_of(sample))
+    mask = TokenColumn(trained(sample).view("uint8"))
+    return sample.changed(loss_mask=mask, remove_sample=False, rollout_id=number_of(sample))
 
 
 def _rows(rows: Any, samples: Sequence[Sample]) -> list[list[float]] | None:

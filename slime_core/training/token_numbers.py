@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.plugins import Selected
 from slime_core.sample import Sample
-from slime_core.token_arrays import num_trained
+from slime_core.token_arrays import array_of, num_trained, trained
 from slime_core.training.signals import Column
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from slime_core.token_columns import Array
 
 Numbers = list[float | None]
 """One for every token of a response; None where a token is not trained, or was not computed."""
@@ -57,27 +59,27 @@ class TokenNumbers:
             names: give these alone, as far as they are there; without any, give all.
         """
         sample = self.samples[place]
-        mask = sample.trained_mask
-        trained = num_trained(sample)
+        mask = trained(sample)
         found: dict[str, Numbers] = {}
         for name, rows in self.columns.items():
             if not names or name in names:
-                row = rows[place]
-                found[name] = (
-                    list(row) if trained == len(mask) else [n if t else None for n, t in zip(row, mask, strict=True)]
-                )
+                found[name] = _spread(array_of(rows[place])[mask].tolist(), mask)
         part = self._of_loss.get(id(sample))
-        if part is not None and part.count == trained:
+        if part is not None and part.count == num_trained(sample):
             for name, values in (("log_probs", part.log_probs), ("entropy", part.entropy)):
                 if values is not None and (not names or name in names):
-                    found[name] = _spread(values, part, mask)
+                    found[name] = _spread(values[part.start : part.start + part.count].tolist(), mask)
         return found
 
 
-def _spread(values: Tensor, part: _Part, mask: Sequence[int]) -> Numbers:
+def _spread(numbers: list[float], mask: Array) -> Numbers:
     """The numbers of the trained tokens at their places in the response."""
-    numbers = iter(values[part.start : part.start + part.count].tolist())
-    return [next(numbers) if trained else None for trained in mask]
+    if len(numbers) == len(mask):
+        return [*numbers]
+    found: Numbers = [None] * len(mask)
+    for place, number in zip(mask.nonzero()[0].tolist(), numbers, strict=True):
+        found[place] = number
+    return found
 
 
 class WatchedLoss:
