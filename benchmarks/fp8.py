@@ -6,7 +6,7 @@ On a CPU, where FP8 is emulated: the same against fp32, with the shapes of SmolL
 computed by torch's own FP8 product there, which is slow and only shows that it multiplies the same numbers.
 
 Contestants take turns, each training run in a process of its own, and ratios are taken run by run. Prints, and writes to
-benchmarks/results, milliseconds, tokens per second, ratios with their spread, and losses. On a GPU nothing of it has run so far.
+benchmarks/results, milliseconds, tokens per second, ratios with their spread, and losses.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ JOBS = [
     Job("sft/1.7B-deterministic", _work("measure_training", "sft", "1.7B", ["--deterministic-mode"]), 12),
     Job("fp8/1.7B-tensorwise", _work("measure_training", "fp8", "1.7B", "tensorwise"), 15),
     Job("fp8/1.7B-blockwise", _work("measure_training", "fp8", "1.7B", "blockwise"), 15),
+    Job("fp8/4B-tensorwise", _work("measure_training", "fp8", "4B", "tensorwise"), 25),
     Job("sft/MoE", _work("measure_training", "sft", "MoE", []), 25),
     Job("engine/prefill-4B", _work("measure_engine", "prefill", "4B"), 20),
     Job("sft/8B", _work("measure_training", "sft", "8B", []), 40),

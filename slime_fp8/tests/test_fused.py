@@ -74,6 +74,18 @@ def test_kernels_write_the_bytes_of_the_plain_quantisers(name: str, format: str,
 
 
 @pytest.mark.parametrize("name", ["tensorwise", "blockwise", "delayed"])
+@pytest.mark.parametrize(
+    "part", [(slice(None), slice(16, 48)), (slice(None), slice(1, 40)), (slice(0, 8, 2), slice(None))], ids=str
+)
+def test_parts_of_other_matrices_are_read_where_they_lie(name: str, part: tuple[slice, slice]) -> None:
+    matrix = numbers(20, 96).to(DEVICE)[part]
+    assert not matrix.is_contiguous()
+    operands = made(name).operands().to(DEVICE)
+    assert not differing(operands, "gradient", matrix, torch.float32)
+    assert not differing(operands, "gradient", matrix.t(), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["tensorwise", "blockwise", "delayed"])
 @pytest.mark.parametrize("odd", [INF, NAN])
 def test_numbers_that_are_none_go_through_as_in_the_plain_quantisers(name: str, odd: float) -> None:
     matrix = numbers(130, 140).to(DEVICE)

@@ -92,7 +92,7 @@ def prepare(
     """
     if dtype != torch.bfloat16 or matrix.dtype == torch.bfloat16:  # that one the kernels round themselves
         matrix = matrix.to(dtype)
-    matrix, rounds = matrix.detach().contiguous(), matrix.dtype != dtype
+    matrix, rounds = _in_rows(matrix.detach()), matrix.dtype != dtype
     if isinstance(operands, DelayedOperands):
         place = ROLES.index(role)
         noted = operands.history[0, place].view(torch.int32) if operands.training and matrix.numel() else None
@@ -127,7 +127,10 @@ def _whole(
         each = _filled(-(-matrix.numel() // PARTS), block)
         number = -(-matrix.numel() // each)
         parts = torch.empty(number, dtype=torch.int32, device=device)
-        kernels.largest_of_parts[(number,)](matrix, parts, matrix.numel(), each, BLOCK=block, num_warps=8)
+        gaps, stride = not matrix.is_contiguous(), matrix.stride(0)
+        kernels.largest_of_parts[(number,)](
+            matrix, parts, matrix.numel(), each, columns, stride, GAPS=gaps, BLOCK=block, num_warps=8
+        )
     earlier, noted = delayed or (unused, None)
     tile = (64, 128)
     kernels.quantise_whole[(-(-tall // tile[0]), -(-wide // tile[1]))](
@@ -141,6 +144,7 @@ def _whole(
         inverse,
         rows,
         columns,
+        matrix.stride(0),
         LARGEST[format],
         ROUND=rounds,
         DELAYED=delayed is not None,
@@ -186,6 +190,7 @@ def _blocks(
             its_scales,
             rows,
             columns,
+            matrix.stride(0),
             LARGEST[format],
             ROUND=rounds,
             POWER_OF_TWO=along_columns.scaling == "power_of_two",
@@ -194,6 +199,13 @@ def _blocks(
             num_warps=8,
         )
     return first, second
+
+
+def _in_rows(matrix: Tensor) -> Tensor:
+    """The matrix with each row in one piece of memory, where kernels can read them fast: as it is if it is so, such as a few columns of
+    another matrix."""
+    fast = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1] and matrix.data_ptr() % 16 == 0
+    return matrix if fast and matrix.numel() < 2**31 else matrix.contiguous()
 
 
 def _filled(extent: int, unit: int) -> int:

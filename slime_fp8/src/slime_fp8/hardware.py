@@ -1,5 +1,5 @@
-"""Which GPU computes which recipe, as far as NVIDIA documents it; nothing here has run on one. Imports no torch, so that a run is
-refused before anything is loaded."""
+"""Which GPU computes which recipe, as NVIDIA documents it. Imports no torch, so that a run is refused before anything is
+loaded."""
 
 from __future__ import annotations
 

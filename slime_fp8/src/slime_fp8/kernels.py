@@ -1,8 +1,8 @@
 """Triton kernels that quantise a matrix for both directions in one pass over it, with the bytes of `slime_fp8.quantise`. Called by
 `slime_fp8.fused`, on a GPU; imported there alone, since Triton comes with torch for GPUs only.
 
-Every kernel takes a matrix (M, N) that lies row by row in memory, in any dtype of floating-point numbers, and writes FP8 numbers of it
-row by row and of its transposed matrix (N, M) row by row: the two layouts that products are summed along. Both are filled up with
+Every kernel takes a matrix (M, N) whose rows lie in one piece in memory, `stride` numbers apart, in any dtype of floating-point numbers,
+and writes FP8 numbers of it row by row and of its transposed matrix (N, M) row by row: the two layouts that products are summed along. Both are filled up with
 zeros to the sizes that products need. ROUND: the matrix stands for what its numbers are in bfloat16.
 
 Magnitudes are compared as the integers that their bits are: their order is that of the numbers, and NaN is above all of them.
@@ -39,10 +39,10 @@ def _inverse(scale):
 
 
 @triton.jit
-def _read(matrix, rows, columns, m, n, ROUND: tl.constexpr):
+def _read(matrix, rows, columns, stride, m, n, ROUND: tl.constexpr):
     """Numbers of the matrix in float32; zeros where it ends."""
     inside = (m[:, None] < rows) & (n[None, :] < columns)
-    values = tl.load(matrix + m[:, None].to(tl.int64) * columns + n[None, :], mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(matrix + m[:, None].to(tl.int64) * stride + n[None, :], mask=inside, other=0.0).to(tl.float32)
     if ROUND:
         values = values.to(tl.bfloat16).to(tl.float32)
     return values
@@ -62,14 +62,18 @@ def _write(numbers, scaled, largest, rows, columns, m, n, TRANSPOSED: tl.constex
 
 
 @triton.jit
-def largest_of_parts(matrix, found, count, each, BLOCK: tl.constexpr):
-    """The largest magnitude of each part of `each` numbers, as integers."""
+def largest_of_parts(matrix, found, count, each, columns, stride, GAPS: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest magnitude of each part of `each` numbers, as integers. GAPS: there are gaps between rows, and fewer than 2^31 numbers."""
     start = tl.program_id(0).to(tl.int64) * each
     amax = tl.zeros((BLOCK,), tl.int32)
     step = 0
     while step < each:
         places = start + step + tl.arange(0, BLOCK)
-        values = tl.load(matrix + places, mask=places < count, other=0.0).to(tl.float32)
+        inside = places < count
+        if GAPS:
+            row = places.to(tl.int32) // columns
+            places += row.to(tl.int64) * (stride - columns)
+        values = tl.load(matrix + places, mask=inside, other=0.0).to(tl.float32)
         amax = tl.maximum(amax, _magnitudes(values))
         step += BLOCK
     tl.store(found + tl.program_id(0), tl.max(amax, 0))
@@ -89,6 +93,7 @@ def quantise_whole(
     inverse,
     rows,
     columns,
+    stride,
     largest,
     ROUND: tl.constexpr,
     DELAYED: tl.constexpr,
@@ -101,7 +106,7 @@ def quantise_whole(
     """One scale for the matrix: from the magnitudes of its parts, or DELAYED, which NOTES its largest magnitude."""
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    values = _read(matrix, rows, columns, m, n, ROUND)
+    values = _read(matrix, rows, columns, stride, m, n, ROUND)
     if DELAYED:
         scale = tl.load(earlier)
         if NOTES:
@@ -129,6 +134,7 @@ def quantise_blocks(
     scales_along_rows,
     rows,
     columns,
+    stride,
     largest,
     ROUND: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
@@ -140,7 +146,7 @@ def quantise_blocks(
     the latter in lines that are multiples of four."""
     down, across = tl.program_id(0), tl.program_id(1)
     m, n = down * 128 + tl.arange(0, 128), across * 128 + tl.arange(0, 128)
-    values = _read(matrix, rows, columns, m, n, ROUND)
+    values = _read(matrix, rows, columns, stride, m, n, ROUND)
     magnitudes = _magnitudes(values)
     # A dimension that is summed over is filled up to blocks, the other one to 16.
     tall, wide = tl.cdiv(rows, 16) * 16, tl.cdiv(columns, 16) * 16

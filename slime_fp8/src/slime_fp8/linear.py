@@ -75,9 +75,6 @@ class QuantisedLinear(nn.Module):
     def __init__(self, operands: Operands | DelayedOperands, arithmetic: Arithmetic = EMULATION) -> None:
         super().__init__()
         self.operands, self.arithmetic = operands, arithmetic
-        # torch.compile goes around the kernels and what they share. (It is slow to import, and only a GPU has them.)
-        disable: Callable[..., Any] = torch.compiler.disable
-        self._products = disable(_shared) if arithmetic.shares else _products
 
     def forward(self, input: Tensor, weight: Tensor) -> Tensor:
         """(…, K) and (N, K) → (…, N) in the dtype of the input or, within autocast, in that of autocast. All leading dimensions
@@ -89,8 +86,16 @@ class QuantisedLinear(nn.Module):
         trains = torch.is_grad_enabled()
         wants = (trains and input.requires_grad, trains and weight.requires_grad)
         with torch.autocast(device, enabled=False):
-            output = self._products(input, rows, weight, self, dtypes, wants)
+            prepared = self._shared(input, rows, dtypes[0], wants[1])
+            output: Tensor = _Products.apply(rows, weight, self, dtypes, wants, prepared)  # type: ignore[no-untyped-call]
         return output.view(*input.shape[:-1], weight.shape[0])
+
+    def _shared(self, input: Tensor, rows: Tensor, dtype: torch.dtype, both: bool) -> tuple[Factor, Factor] | None:
+        """The input quantised, if that is shared with the layers that read it before and after, as those of queries, keys and values."""
+        if not self.arithmetic.shares or not isinstance(self.operands, Operands):
+            return None
+        with torch.no_grad():
+            return _quantised_once(input, rows, self, self.operands, dtype, both)
 
     def prepared(self, role: Role, matrix: Tensor, dtype: torch.dtype, both: bool = True) -> tuple[Factor, Factor]:
         """Quantise a matrix, rounded to `dtype` first, for both directions."""
@@ -171,36 +176,6 @@ class _Last:
 
 
 _last: _Last | None = None
-
-
-def _products(
-    input: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    layer: QuantisedLinear,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    wants: tuple[bool, bool],
-) -> Tensor:
-    """The products of a layer by itself."""
-    output: Tensor = _Products.apply(rows, weight, layer, dtypes, wants, None)  # type: ignore[no-untyped-call]
-    return output
-
-
-def _shared(
-    input: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    layer: QuantisedLinear,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    wants: tuple[bool, bool],
-) -> Tensor:
-    """The products of a layer that may read what the layer before it read, as those of queries, keys and values do."""
-    prepared = None
-    if isinstance(layer.operands, Operands):
-        with torch.no_grad():
-            prepared = _quantised_once(input, rows, layer, layer.operands, dtypes[0], wants[1])
-    output: Tensor = _Products.apply(rows, weight, layer, dtypes, wants, prepared)  # type: ignore[no-untyped-call]
-    return output
 
 
 def _quantised_once(
