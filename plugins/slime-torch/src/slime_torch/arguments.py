@@ -23,7 +23,7 @@ class TorchArguments(ArgumentGroup):
     fuse_layers: bool = option(
         True,
         "With --bf16 on one GPU: compute what lies between the matrix products of a layer by fused kernels, and sum gradients of "
-        "weights in float32; for Llama-like layers without FP8 or LoRA, whose kernels are compared at the start.",
+        "weights in float32; for Llama-like layers without LoRA, whose kernels are compared at the start.",
     )
     compile_layers: bool = option(
         False,

@@ -1,7 +1,8 @@
 """Decoder layers whose passes between the matrix products are fused, and whose gradients of weights are summed in float32 by the
-products themselves (`slime_core.tensors.fused`). For --bf16 on a GPU. Called by the backend.
+products themselves (`slime_core.tensors.fused`). For --bf16 on a GPU. Called by the backend. Linear layers in low precision keep their
+own products, and what lies between them is fused all the same.
 
-A layer's forward is exchanged only if its modules are those of a known family, plain linear layers and RMS norms, and only if the
+A layer's forward is exchanged only if its modules are those of a known family, linear layers and RMS norms, and only if the
 exchanged layer is about as near to the layer in float32 as autocast is, by its output and all gradients. A call that brings anything but a
 packed row goes to the layer's own forward.
 """
@@ -24,6 +25,7 @@ from slime_core.tensors.fused.heads import Heads, queries_keys_values
 from slime_core.tensors.fused.norm import add_rms_norm, rms_norm
 from slime_core.tensors.fused.products import products
 from slime_core.tensors.fused.rounded import RoundedWeights
+from slime_core.tensors.low_precision import LowPrecisionLinear, nothing_remembered
 from slime_core.tensors.packed_rows import Segments
 from slime_torch.arguments import FUSED
 from slime_torch.attention import PACKED, packed_attention
@@ -121,7 +123,7 @@ def _plan(layer: Any, rounded: RoundedWeights, autocast: bool) -> Plan | None:
 
 
 def _are_plain(module: nn.Module, names: set[str]) -> bool:
-    return all(type(getattr(module, name)) is nn.Linear for name in names)
+    return all(type(getattr(module, name)) in (nn.Linear, LowPrecisionLinear) for name in names)
 
 
 def _biased_alike(*layers: nn.Linear) -> bool:
@@ -175,7 +177,10 @@ def _fits(plan: Plan, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> boo
 
 
 def _linear(plan: Plan, x: Tensor, *layers: nn.Linear) -> Tensor:
-    """(N, in) → (N, sum of out) of layers that read the same."""
+    """(N, in) → (N, sum of out) of layers that read the same. In low precision each has a product of its own."""
+    if any(isinstance(layer, LowPrecisionLinear) for layer in layers):
+        found = [layer(x).to(x.dtype) for layer in layers]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
     return products(x, plan.rounded.of(weights), weights, plan.rounded.of(biases) if biases else None, biases)
 
@@ -218,9 +223,10 @@ def _is_right(layer: nn.Module, plan: Plan) -> bool:
 
     Single roundings differ between the two, and with them now and then the experts that a token goes to.
     """
-    exact = _outputs_and_gradients(layer, plan, autocast=False, own=True)
-    usual = _outputs_and_gradients(layer, plan, autocast=True, own=True)
-    fused = _outputs_and_gradients(layer, plan, autocast=True)
+    with nothing_remembered(layer):
+        exact = _outputs_and_gradients(layer, plan, autocast=False, own=True)
+        usual = _outputs_and_gradients(layer, plan, autocast=True, own=True)
+        fused = _outputs_and_gradients(layer, plan, autocast=True)
     for number, (right, near, ours) in enumerate(zip(exact, usual, fused, strict=True)):
         size = right.norm()
         if not (ours - right).norm() <= 3 * (near - right).norm() + 2.0**-7 * size:
