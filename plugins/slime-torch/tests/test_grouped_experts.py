@@ -29,6 +29,23 @@ def test_a_step_has_the_gradients_of_one_expert_after_the_other(architecture: st
     assert list(grouped.log_probs(batch)[0]) == pytest.approx(list(plain.log_probs(batch)[0]), abs=1e-5)
 
 
+def test_weights_are_rounded_once_for_a_step_and_its_micro_batches_add_to_each_other() -> None:
+    model = make_model("qwen3_moe", torch.float32)
+    options = {"bf16": True, "lr": 0.1, "optimizer": "sgd"}
+    plain, grouped = make_backend(copy.deepcopy(model), **options), make_backend(model, **options)
+    assert group_experts(plain.model, CPU) == group_experts(grouped.model, CPU, grouped._rounded) == 2
+    batch = make_train_batch(make_groups(GROUPED), micro_batch_size=3, share_prompts=True)
+    assert len(batch.micro_batches) > 2
+    expected, found = dict(plain.gradients(batch)), dict(grouped.gradients(batch))
+    for name, gradient in expected.items():
+        assert found[name].equal(gradient), name
+    for _ in range(2):
+        plain.train_step(batch)
+        grouped.train_step(batch)
+    for (name, weight), other in zip(plain.model.named_parameters(), grouped.model.parameters(), strict=True):
+        assert weight.equal(other), name
+
+
 def experts_of(model: Any) -> Any:
     return model.model.layers[0].mlp.experts
 

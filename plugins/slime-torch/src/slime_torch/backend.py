@@ -167,8 +167,11 @@ class TorchBackend(HasKeptWeights):
             # After `prepare`, which compares with the model's own numbers.
             recipe = recipe_of(self.args, self._components, layers_of(model.config), role)
             self._low_precision = LowPrecision(model, recipe, computing(self.args, ranks.device))
+            self._rounded = RoundedWeights(
+                torch.bfloat16, keep=role != "reference" and not self.args.gradient_checkpointing
+            )
             if ranks.device.type == "cuda":
-                group_experts(model, ranks.device)
+                group_experts(model, ranks.device, self._rounded if ranks.size == 1 else None)
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
             if role == "reference":
                 model.requires_grad_(False).train(False)
@@ -176,9 +179,6 @@ class TorchBackend(HasKeptWeights):
                 lora.add_adapters(model, self.args)
             else:
                 freeze(model, self.args)
-            self._rounded = RoundedWeights(
-                torch.bfloat16, keep=role != "reference" and not self.args.gradient_checkpointing
-            )
             fused = fuses(self.args, ranks.size, model.device.type == "cuda") and kernels_are_right(model.device)
             if fused:
                 fuse_layers(model, self._rounded)

@@ -3,7 +3,8 @@
 transformers multiplies all experts at once too, but in the dtype of their weights, which is float32 also where autocast says bfloat16:
 torch then multiplies one expert after the other and waits for their sizes. What is different here:
 
-* Products are in the dtype of autocast, as those of linear layers are.
+* Products are in the dtype of autocast, as those of linear layers are. Weights are rounded to it once for all micro-batches of a step,
+  and a micro-batch's gradients by them are added to earlier ones where they lie.
 * A token is brought to its experts and back by reading alone, in the backward pass as well: no sums of which the order is left to chance.
 * The weight that the router gives a token is multiplied with what goes into the down projection, as megatron-core does it, and not with
   what comes out, which is several times as wide.
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.tensors.low_precision_experts import LowPrecisionExperts, expert_matrices
 
 NEAR = 0.03
@@ -30,11 +32,12 @@ NEAR = 0.03
 _log = logging.getLogger(__name__)
 
 
-def group_experts(model: nn.Module, device: torch.device) -> int:
+def group_experts(model: nn.Module, device: torch.device, rounded: RoundedWeights | None = None) -> int:
     """Exchange the forward of the experts in `model`, and return how many were exchanged.
 
     Args:
         device: that they compute on.
+        rounded: the weights of products; None: each micro-batch rounds them.
     """
     found, proven = 0, dict[type[nn.Module], str]()
     for name, module in model.named_modules():
@@ -49,26 +52,61 @@ def group_experts(model: nn.Module, device: torch.device) -> int:
                 )
         if not proven[kind]:
             vars(module)["forward"] = MethodType(grouped_forward, module)  # so that a copied model uses its own weights
+            vars(module)["rounded"] = rounded
             found += 1
     return found
 
 
 def grouped_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """(T, H) hidden states, (T, k) experts of each token and what they weigh → (T, H)."""
-    device, both, down = hidden_states.device.type, self.gate_up_proj, self.down_proj
+    device, both, down, rounded = (
+        hidden_states.device.type,
+        self.gate_up_proj,
+        self.down_proj,
+        vars(self).get("rounded"),
+    )
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else both.dtype
     ways = _Ways(top_k_index, both.shape[0])
     given: Tensor = _ToExperts.apply(hidden_states.to(dtype), *ways.tensors)  # type: ignore[no-untyped-call]
-    inner = self._apply_gate(_product(given, both.to(dtype), ways.ends))
+    inner = self._apply_gate(_product(given, both, ways.ends, rounded))
     weighed = (inner * top_k_weights.reshape(-1)[ways.order, None]).to(dtype)
-    made = _product(weighed, down.to(dtype), ways.ends)
+    made = _product(weighed, down, ways.ends, rounded)
     found: Tensor = _FromExperts.apply(made, *ways.tensors)  # type: ignore[no-untyped-call]
     return found.to(hidden_states.dtype)
 
 
-def _product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def _product(rows: Tensor, weights: Tensor, ends: Tensor, rounded: RoundedWeights | None) -> Tensor:
     """(S, K) rows, those of an expert together, and (E, N, K) → (S, N)."""
-    return F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
+    kept = rounded is not None and rounded.dtype == rows.dtype != weights.dtype and isinstance(weights, nn.Parameter)
+    narrow = rounded.of([weights]) if rounded is not None and kept else weights.detach().to(rows.dtype)
+    found: Tensor = _Product.apply(rows, weights, narrow, ends)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Product(torch.autograd.Function):
+    """The products of rows (S, K) with weights (E, N, K), of which `narrow` are the rounded ones."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, narrow: Tensor, ends: Tensor) -> Tensor:
+        ctx.weights = weights
+        ctx.save_for_backward(rows, narrow, ends)
+        return F.grouped_mm(rows, narrow.transpose(-2, -1), offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        rows, narrow, ends = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        for_rows = F.grouped_mm(gradient, narrow, offs=ends) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return for_rows, None, None, None
+        for_weights, weights = F.grouped_mm(gradient.t(), rows, offs=ends), ctx.weights
+        earlier = weights.grad if weights.is_leaf else None
+        if type(earlier) is Tensor and earlier.dtype == weights.dtype:
+            earlier.add_(
+                for_weights
+            )  # reads and writes what it must: autograd would widen it first, in passes of their own
+            return for_rows, None, None, None
+        return for_rows, for_weights.to(weights.dtype), None, None
 
 
 class _Ways:
