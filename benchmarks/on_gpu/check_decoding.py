@@ -16,6 +16,17 @@ from benchmarks.on_gpu.check_numbers import U, distance
 from benchmarks.on_gpu.job import Findings, NotHere
 from benchmarks.on_gpu.machine import Machine
 
+ATTENTION = [
+    (32, 8, 128, None, None),
+    (32, 8, 128, 200, 8),
+    (4, 4, 64, None, 1),
+    (16, 8, 128, 17, 2),
+    (8, 2, 96, None, 4),
+    (40, 2, 256, 17, 1),
+]
+"""(heads, key heads, size, window, parts)."""
+HEADS = [(32, 8, 128, 1), (40, 8, 64, 0), (3, 1, 80, 1)]
+"""(heads, key heads, size, whether queries and keys have norms)."""
 LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300, 1000]
 
 
@@ -52,9 +63,7 @@ def _attention(machine: Machine, found: Findings, dtype: torch.dtype) -> None:
     width = -(-max(LENGTHS) // PAGE)
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=machine.device)
     table = (torch.randperm(len(LENGTHS) * width, device=machine.device) + 1).view(len(LENGTHS), width).int()
-    for size, (heads, keys), window, splits in product(
-        (64, 96, 128, 256), ((4, 4), (8, 2), (40, 2)), (None, 17, 200), (None, 1, 8)
-    ):
+    for heads, keys, size, window, splits in ATTENTION:
         query = _random(machine, dtype, len(LENGTHS), heads, size)
         stored = [_random(machine, dtype, table.numel() + 1, PAGE, keys, size) for _ in range(2)]
         mine = triton_over_pages(query, *stored, table, lengths, size**-0.5, window, splits=splits)
@@ -68,7 +77,7 @@ def _layer(machine: Machine, found: Findings, dtype: torch.dtype) -> None:
     from slime_engine_local.triton_operations import TritonOperations
 
     mine, plain, unit = TritonOperations(), PlainOperations(), U if dtype == torch.bfloat16 else 1e-5
-    for rows, (queries, keys), size, normed in product((1, 5, 64), ((16, 8), (40, 8), (3, 1)), (64, 80, 128), (0, 1)):
+    for rows, (queries, keys, size, normed) in product((1, 5, 64), HEADS):
         projected = _random(machine, dtype, rows, (queries + 2 * keys) * size)
         norms = (Norm(size, projected), Norm(size, projected)) if normed else ()
         heads = HeadShape(queries, keys, size, norms)
