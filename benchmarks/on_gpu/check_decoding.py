@@ -53,6 +53,7 @@ def kernels(machine: Machine, found: Findings) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         _attention(machine, found, dtype)
         _layer(machine, found, dtype)
+        _experts(machine, found, dtype)
     _choice(machine, found)
 
 
@@ -100,6 +101,27 @@ def _layer(machine: Machine, found: Findings, dtype: torch.dtype) -> None:
         both = _random(machine, dtype, rows, 2 * size)
         gates = plain.gated(both.double(), nn.SiLU())
         found.within(f"{_short(dtype)}, gates of {rows} × {size}", distance(mine.gated(both, nn.SiLU()), gates), unit)
+
+
+def _experts(machine: Machine, found: Findings, dtype: torch.dtype) -> None:
+    from slime_engine_local.triton_experts import Experts
+
+    for count, chosen, hidden, inner in ((128, 8, 2048, 768), (16, 2, 520, 264)):
+        layer = nn.Module()
+        layer.gate_up_proj = _random(machine, dtype, count, 2 * inner, hidden) * hidden**-0.5
+        layer.down_proj = _random(machine, dtype, count, hidden, inner) * inner**-0.5
+        for tokens in (1, 7, 64):
+            x, shares = _random(machine, dtype, tokens, hidden), _random(machine, dtype, tokens, chosen).abs()
+            choice = torch.rand(tokens, count, device=machine.device).topk(chosen).indices
+            choice[tokens // 2 :] = choice[tokens // 2]  # many tokens of few experts
+            both = torch.einsum("th,tkfh->tkf", x.double(), layer.gate_up_proj.double()[choice])
+            gates, ups = both.chunk(2, -1)
+            out = torch.einsum("tkf,tkhf->tkh", nn.functional.silu(gates) * ups, layer.down_proj.double()[choice])
+            exact = (out * shares.double()[..., None]).sum(1)
+            mine = Experts(layer, lambda *_: exact)(x, choice, shares)
+            name = f"{_short(dtype)}, {chosen} of {count} experts, {hidden} × {inner}, {tokens} tokens"
+            found.within(name, distance(mine, exact), U if dtype == torch.bfloat16 else 1e-5)
+            del both, gates, ups, out
 
 
 def _choice(machine: Machine, found: Findings) -> None:

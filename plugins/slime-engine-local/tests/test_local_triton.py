@@ -16,6 +16,7 @@ from slime_engine_local.engine import LocalEngine
 from slime_engine_local.layer_operations import HeadShape, Places, PlainOperations
 from slime_engine_local.pages import attention_over_pages
 from slime_engine_local.static_sampling import choose_on_device
+from slime_engine_local.triton_experts import Experts, exchange_experts
 from slime_engine_local.triton_operations import TritonOperations, choose_by_triton, triton_over_pages
 
 pytest.importorskip("triton", reason="there is no triton here")
@@ -150,3 +151,23 @@ def test_an_engine_with_kernels_gives_the_answers_of_one_without(
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_experts_of_a_few_tokens_are_those_of_transformers(dtype: torch.dtype) -> None:
+    from transformers import Qwen3MoeConfig
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(hidden_size=48, moe_intermediate_size=40, num_experts=5, num_experts_per_tok=2)
+    module = Qwen3MoeExperts(config).to(dtype).requires_grad_(False)
+    for weight in module.parameters():
+        weight.normal_(std=0.2)
+    plain = module.forward
+    exchange_experts(module, dtype, torch.device("cpu"))
+    assert isinstance(module.forward, Experts)
+    x, shares = torch.randn(37, 48).to(dtype), torch.rand(37, 2).to(dtype)
+    choice = torch.stack([torch.tensor([1, 3])] * 30 + [torch.tensor([4, 0])] * 7)  # nobody chooses 2, 30 choose 1
+    found, expected = module.forward(x, choice, shares), plain(x, choice, shares)
+    unit = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, atol=unit, rtol=unit)

@@ -16,6 +16,7 @@ threads.py       how many threads compute on a busy machine
 decoder.py       a faster form of Llama-like decoders
 layer_operations.py  what such a decoder computes between its products
 triton_operations.py  the same, attention over pages and the choice of tokens, in a Triton kernel each
+triton_experts.py  experts of a few tokens, in Triton kernels
 triton_kernels.py  these kernels
 fused_proof.py   whether such a decoder computes what the model does
 pages.py         keys and values in pages, and attention that reads them

@@ -1,7 +1,8 @@
 """A Llama-like decoder computed with a third of the operations that its Hugging Face module takes.
 
 At a few rows an operation costs more than what it computes. So queries, keys and values come from one product, gate and
-up projection from another, and positions are encoded in queries and keys together. `slime_engine_local.model` uses it
+up projection from another, and positions are encoded in queries and keys together. What a layer has in place of a gated
+MLP, such as experts, is computed as transformers wrote it. `slime_engine_local.model` uses it
 where it fits the module's layers and then computes the module's logits; all other models run as transformers wrote
 them.
 """
@@ -117,11 +118,12 @@ class FusedLayer:
     ) -> None:
         self.attention, (self.scale, self.window) = module.self_attn, setting
         self.operations = operations
-        mlp = module.mlp
+        self.fused_modules: list[nn.Linear] = []
 
         def fuse(owner: Any, path: str, names: list[str]) -> FusedLinear:
             layers = [getattr(owner, n) for n in names]
             fused = FusedLinear(layers)
+            self.fused_modules += layers
             for number, (n, layer) in enumerate(zip(names, layers, strict=True)):
                 for attribute in ("weight", "bias"):
                     if getattr(layer, attribute) is not None:
@@ -131,9 +133,13 @@ class FusedLayer:
         self.norms = (module.input_layernorm, module.post_attention_layernorm)
         self.inputs = fuse(self.attention, "self_attn", ["q_proj", "k_proj", "v_proj"])
         self.output = fuse(self.attention, "self_attn", ["o_proj"])
-        self.gate_up = fuse(mlp, "mlp", ["gate_proj", "up_proj"])
-        self.down = fuse(mlp, "mlp", ["down_proj"])
-        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+        mlp = module.mlp
+        self.gated = {name for name, _ in mlp.named_children()} == MLP_MODULES
+        self.mlp: Callable[[Tensor], Any] = self._gated if self.gated else mlp
+        if self.gated:
+            self.gate_up = fuse(mlp, "mlp", ["gate_proj", "up_proj"])
+            self.down = fuse(mlp, "mlp", ["down_proj"])
+            self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
         size: int = self.attention.head_dim
         queries, keys, _ = (width // size for width in self.inputs.sizes)
         norms = [getattr(self.attention, n) for n in ("q_norm", "k_norm") if hasattr(self.attention, n)]
@@ -158,7 +164,15 @@ class FusedLayer:
             query, key, value = (x.transpose(0, 1)[None] for x in do.encode(projected, heads, cosine, sine, None))
             seen, _ = attend(self.attention, query, key, value, None, self.scale, self.window, slime_pass=step)
         x, normed = do.add_norm(x, self.output(seen.reshape(len(x), -1)), self.norms[1])
-        return x, self.down(do.gated(self.gate_up(normed), self.activation))
+        made = self.mlp(normed[None])
+        return x, (made[0] if isinstance(made, tuple) else made)[0]
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return self.down(self.operations.gated(self.gate_up(x[0]), self.activation))[None]
+
+    def linears(self) -> Iterator[FusedLinear]:
+        """All products that were fused."""
+        yield from (self.inputs, self.output, *((self.gate_up, self.down) if self.gated else ()))
 
 
 class FusedDecoder:
@@ -185,7 +199,6 @@ class FusedDecoder:
         for layer in body.layers:
             _require_children(layer, LAYER_MODULES)
             _require_children(layer.self_attn, ATTENTION_MODULES, ATTENTION_NORMS)
-            _require_children(layer.mlp, MLP_MODULES)
         self._layers = [
             FusedLayer(layer, f"{path}.layers.{n}", settings[n], self.parts, operations)
             for n, layer in enumerate(body.layers)
@@ -242,16 +255,23 @@ class FusedDecoder:
         for layer in self._layers:
             layer.operations = operations
 
+    def free_modules(self) -> None:
+        """Take the weights from the modules whose products were fused."""
+        for layer in self._layers:
+            for module in layer.fused_modules:
+                for name in ("weight", "bias"):
+                    setattr(module, name, None)
+
     def packed(self) -> Iterator[PackedLinear]:
         """Return the packed weights of the fused layers."""
         for layer in self._layers:
-            for fused in (layer.inputs, layer.output, layer.gate_up, layer.down):
+            for fused in layer.linears():
                 yield from fused.packed()
 
     def tensors(self) -> Iterator[Tensor]:
         """Return the weights and biases of fused layers that are not packed; all others belong to the module."""
         for layer in self._layers:
-            for fused in (layer.inputs, layer.output, layer.gate_up, layer.down):
+            for fused in layer.linears():
                 yield from fused.tensors()
 
 

@@ -33,6 +33,7 @@ from slime_engine_local.fused_proof import SeenLayers, agree, layers_agree
 from slime_engine_local.layer_operations import LayerOperations, PlainOperations
 from slime_engine_local.packed import PackedLinear, packing_works
 from slime_engine_local.pages import StaticPass
+from slime_engine_local.triton_experts import exchange_experts
 from slime_engine_local.triton_operations import TritonOperations, fits
 from slime_engine_local.vision import RowImages, features_of, language_part, probe_chunk, row_images, row_positions
 
@@ -306,6 +307,8 @@ class LanguageModel:
             self._set(weight.names, nn.Parameter(new.detach(), requires_grad=False))
         self._module.to(self.device)  # what is computed from the configuration and so was not handed over
         expected = self._probe()
+        if fits(self.device, self.dtype):
+            exchange_experts(self._module, self.dtype, self.device)
         self._fuse(expected)
         self._pack(expected)
         fused = self._decoder.parts if self._decoder else {}
@@ -349,10 +352,7 @@ class LanguageModel:
             if seen is not None:
                 _log.warning("The model's layers are computed as transformers wrote them: fused, %s.", problem)
             return
-        for module in decoder.body.layers.modules():
-            if isinstance(module, nn.Linear):
-                for name in ("weight", "bias"):
-                    setattr(module, name, None)
+        decoder.free_modules()
 
     def _computes(self, decoder: FusedDecoder, expected: Tensor, seen: SeenLayers | None) -> bool:
         """Whether a decoder computes what the module does, which made the logits `expected` and, in half precision, `seen`."""

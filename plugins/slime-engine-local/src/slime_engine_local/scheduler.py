@@ -299,7 +299,7 @@ class Scheduler:
     def _make_room(self) -> None:
         """Make room for one more token of every running request; the youngest are preempted until there is."""
         by_age = sorted(self._running, key=lambda request: request.number)
-        while by_age and (self._tokens() + len(by_age) > self._max_tokens or self._missing_pages() > 0):
+        while by_age and (self._tokens() + len(by_age) > self._max_tokens or self._lacks_pages(len(by_age))):
             self._preempt([by_age.pop()])
         for request in self._running:
             if not isinstance(request.cached, PagedSequence):
@@ -308,6 +308,11 @@ class Scheduler:
     def _tokens(self) -> int:
         """How many tokens' keys and values are stored."""
         return len(self._cache) + (len(self._static.pages) if self._static is not None else 0)
+
+    def _lacks_pages(self, running: int) -> bool:
+        """Whether there are not enough pages for the next token of so many requests, each of which takes one page at most."""
+        few = self._static is not None and self._static.pages.free < running
+        return few and self._missing_pages() > 0
 
     def _missing_pages(self) -> int:
         """How many pages the next token of all running requests needs beyond those that are free."""
@@ -321,7 +326,7 @@ class Scheduler:
         """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and
         the chunks that must be computed."""
         joining: dict[Request, int] = {}
-        if (model := self.model) is None:
+        if (model := self.model) is None or not self._waiting:
             return joining, []
         shared: list[Chunk] = []
         own: list[tuple[Request, Chunk]] = []

@@ -88,10 +88,11 @@ class StaticDecoding:
         """The next token of every one of these requests, or of fewer: those whose token is computed already come first, and the
         others in the next call. The step behind this one is begun."""
         launched, self._ahead = self._ahead, None
+        running = set(requests)
         going = [
             (request, sequence, length)
             for request, sequence, length in (launched.asked if launched else ())
-            if request in requests and request.sequence is sequence and sequence.length == length
+            if request in running and request.sequence is sequence and sequence.length == length
         ]
         if launched is None or not going:
             launched = self._launch([(request, _paged(request), _paged(request).length) for request in requests], 0)
@@ -132,7 +133,8 @@ class StaticDecoding:
         self._ahead = None
 
     def _room(self, asked: Sequence[tuple[Request, PagedSequence, int]]) -> bool:
-        return sum(self.pages.missing(s, length + 1 - s.length) for _, s, length in asked) <= self.pages.free
+        free = self.pages.free  # a sequence takes one page at most
+        return len(asked) <= free or sum(self.pages.missing(s, n + 1 - s.length) for _, s, n in asked) <= free
 
     def _launch(self, asked: list[tuple[Request, PagedSequence, int]], unread: int) -> _Launched:
         """Begin a step. Of the first `unread` requests only the device knows the last token."""
@@ -148,15 +150,17 @@ class StaticDecoding:
 
     def _run(self, asked: list[tuple[Request, PagedSequence, int]], unread: int, limited: bool | None) -> Tensor:
         rows: list[list[float]] = []
+        tokens_of_page = self.pages.page
         for number, (request, sequence, length) in enumerate(asked):
             ahead = int(number < unread)
-            self.pages.grow(sequence, length + 1 - sequence.length)
+            place = length // tokens_of_page
+            if place >= len(sequence.pages):
+                self.pages.grow(sequence, length + 1 - sequence.length)
             params = request.params
             top_k = params.top_k if params.top_k != -1 else 2**31
             token = KNOWN if ahead else request.tokens[-1]
-            sampling = (params.temperature, request.draw(ahead), params.top_p, top_k)
-            page = sequence.pages[length // self.pages.page]
-            rows.append([sequence.slot, token, length, page, *sampling])
+            where = (sequence.slot, token, length, sequence.pages[place])
+            rows.append([*where, params.temperature, request.draw(ahead), params.top_p, top_k])
         size = _size(len(rows))
         rows += [[self._last_slot, 0, 0, 0, 0.0, 0.0, 1.0, 2**31]] * (size - len(rows))
         width = self.pages.width

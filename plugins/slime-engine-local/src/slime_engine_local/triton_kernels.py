@@ -270,3 +270,86 @@ def pick(
     tl.store(out + row * 3, token.to(tl.float64))
     tl.store(out + row * 3 + 1, ((chosen - top) / temperature).to(tl.float64) - tl.log(total))
     tl.store(out + row * 3 + 2, (total - total == 0).to(tl.float64))
+
+
+@triton.jit
+def expert_gates(
+    x,
+    weight,
+    order,
+    ends,
+    out,
+    hidden,
+    inner,
+    CHOSEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Some columns of one expert a program, for all tokens that have chosen it: silu(gate) · up, in the order of experts."""
+    expert = tl.program_id(0)
+    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = weight + expert.to(tl.int64) * 2 * inner * hidden + column[None, :] * hidden
+    for start in range(begin, end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        token = tl.load(order + row, mask=row < end, other=0) // CHOSEN
+        gates = tl.zeros((ROWS, COLUMNS), tl.float32)
+        ups = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for first in range(0, hidden, DEPTH):
+            depth = first + tl.arange(0, DEPTH)
+            there = (column[None, :] < inner) & (depth[:, None] < hidden)
+            some = tl.load(
+                x + token[:, None] * hidden + depth[None, :],
+                mask=(row[:, None] < end) & (depth[None, :] < hidden),
+                other=0.0,
+            )
+            of_gate = tl.load(own + depth[:, None], mask=there, other=0.0)
+            of_up = tl.load(own + inner * hidden + depth[:, None], mask=there, other=0.0)
+            gates += tl.dot(some, of_gate, input_precision="ieee")
+            ups += tl.dot(some, of_up, input_precision="ieee")
+        gates = gates.to(out.dtype.element_ty).to(tl.float32)
+        ups = ups.to(out.dtype.element_ty).to(tl.float32)
+        active = (gates / (1 + tl.exp(-gates))).to(out.dtype.element_ty).to(tl.float32) * ups
+        at = row[:, None].to(tl.int64) * inner + column[None, :]
+        tl.store(out + at, active.to(out.dtype.element_ty), mask=(row[:, None] < end) & (column[None, :] < inner))
+
+
+@triton.jit
+def expert_outputs(
+    active,
+    weight,
+    order,
+    ends,
+    shares,
+    out,
+    hidden,
+    inner,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Some columns of one expert a program: what it adds to each token that has chosen it, at the place of that choice."""
+    expert = tl.program_id(0)
+    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    end = tl.load(ends + expert)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = weight + expert.to(tl.int64) * inner * hidden + column[None, :] * inner
+    for start in range(begin, end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        choice = tl.load(order + row, mask=row < end, other=0)
+        result = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for first in range(0, inner, DEPTH):
+            depth = first + tl.arange(0, DEPTH)
+            some = tl.load(
+                active + row[:, None].to(tl.int64) * inner + depth[None, :],
+                mask=(row[:, None] < end) & (depth[None, :] < inner),
+                other=0.0,
+            )
+            mine = tl.load(own + depth[:, None], mask=(column[None, :] < hidden) & (depth[:, None] < inner), other=0.0)
+            result += tl.dot(some, mine, input_precision="ieee")
+        share = tl.load(shares + choice, mask=row < end, other=0.0).to(tl.float32)
+        result = result.to(active.dtype.element_ty).to(tl.float32) * share[:, None]
+        at = choice[:, None].to(tl.int64) * hidden + column[None, :]
+        tl.store(out + at, result, mask=(row[:, None] < end) & (column[None, :] < hidden))

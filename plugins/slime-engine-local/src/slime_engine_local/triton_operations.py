@@ -46,7 +46,7 @@ class TritonOperations:
 
     def add_norm(self, x: Tensor, added: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
         """See `LayerOperations`."""
-        kernels, (rows, size) = _kernels(), x.shape
+        kernels, (rows, size) = kernels_of_triton(), x.shape
         if size > LARGEST_ROW:
             raise ValueError(f"a row of {size} elements is too wide")
         x = x.contiguous()
@@ -77,7 +77,7 @@ class TritonOperations:
             raise ValueError("the norms of queries and keys are not alike")
         together = 8
         all_heads = heads.queries + heads.keys * (1 if places is None else 2)
-        _kernels().encode[(rows, -(-all_heads // together))](
+        kernels_of_triton().encode[(rows, -(-all_heads // together))](
             *(projected, cosine, sine, *weights),
             projected if places is None else places.at,
             query,
@@ -101,7 +101,7 @@ class TritonOperations:
             return self._plain.gated(gate_up, activation)
         rows, size = len(gate_up), gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, size)
-        _kernels().gate[(rows, -(-size // 1024))](gate_up, out, size, BLOCK=1024, num_warps=4)
+        kernels_of_triton().gate[(rows, -(-size // 1024))](gate_up, out, size, BLOCK=1024, num_warps=4)
         return out
 
 
@@ -126,7 +126,7 @@ def triton_over_pages(
         splits: parts of a sequence that are computed at the same time; None: as many as the device has room for.
         warps, stages, block: how the kernel is compiled.
     """
-    kernels = _kernels()
+    kernels = kernels_of_triton()
     (rows, heads, size), (page, key_heads) = query.shape, keys.shape[1:3]
     if splits is None:
         splits = min(MOST_SPLITS, _power_of_two(-(-PROGRAMS // (rows * key_heads)), down=True))
@@ -162,7 +162,7 @@ def choose_by_triton(logits: Tensor, temperatures: Tensor, draws: Tensor, *_: ob
         logits: (B, V).
         temperatures, draws: (B,) float64.
     """
-    kernels, logits = _kernels(), logits.contiguous()
+    kernels, logits = kernels_of_triton(), logits.contiguous()
     rows, size = logits.shape
     spans, blocks = -(-size // SPAN), -(-size // (SPAN * SPANS))
     largest = logits.new_empty(rows, blocks, dtype=torch.float32)
@@ -191,7 +191,8 @@ def _is_silu(activation: Callable[[Tensor], Tensor]) -> bool:
 
 
 @cache
-def _kernels() -> Any:
+def kernels_of_triton() -> Any:
+    """The module with the kernels, imported when one is used."""
     from slime_engine_local import triton_kernels
 
     return triton_kernels
