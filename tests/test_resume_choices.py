@@ -49,11 +49,17 @@ def outcome(capsys, *words):
         ("c/iter_0000001", ["--ckpt-step", "1"], 2),
     ],
 )
-def test_the_checkpoint_that_is_named_is_gone_on_from(sft, saved, tmp_path, capsys, load, more, from_rollout):
+def test_the_checkpoint_that_is_named_is_gone_on_from(
+    sft, saved, tmp_path, capsys, monkeypatch, load, more, from_rollout
+):
+    """And where numbers may differ in their last digits, as on a GPU, that is said."""
+    exact = from_rollout < 3
+    monkeypatch.setattr("slime_core.tensors.determinism.repeats_itself", lambda args: exact)
     words = [*sft, "--num-rollout", "3", "--load", saved.parent / load, *more]
     status, said = outcome(capsys, *words)
     assert status == 0
     assert f"iter_{from_rollout - 1:07d}: {from_rollout} of 3 rollouts are done" in said
+    assert ("bit for bit if both were started with --deterministic-mode" in said) is not exact
     done = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
     assert [line["rollout_id"] for line in done] == list(range(from_rollout, 3))
 
