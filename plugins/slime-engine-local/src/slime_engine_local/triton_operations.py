@@ -20,8 +20,9 @@ from slime_engine_local.layer_operations import HeadShape, Places, PlainOperatio
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_ROW = 16384
 """Elements of the widest row that one program normalises."""
-BLOCK = 32
-"""Tokens that attention reads at a time; a page has a multiple of it."""
+BLOCK, BLOCK_IN_FULL = 32, 16
+"""Tokens that attention reads at a time in half precision, and in float32, whose products take ten times as long to compile; a page has
+a multiple of them."""
 PROGRAMS = 1024
 """Attention splits the tokens of a sequence until it has about so many programs."""
 MOST_SPLITS = 32
@@ -117,7 +118,7 @@ def triton_over_pages(
     splits: int | None = None,
     warps: int = 4,
     stages: int = 3,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Tensor:
     """Attention of one query of each of B sequences to their pages, (B, heads, size), as `pages.attention_over_pages` computes it. It
     reads no more than the tokens that there are.
@@ -145,7 +146,7 @@ def triton_over_pages(
         SPLITS=splits,
         ROWS=max(16, _power_of_two(heads // key_heads)),
         COLUMNS=columns,
-        BLOCK=min(page, block),
+        BLOCK=min(page, block or (BLOCK if query.element_size() == 2 else BLOCK_IN_FULL)),
         num_warps=warps,
         num_stages=stages,
     )
