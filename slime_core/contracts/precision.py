@@ -10,6 +10,7 @@ Importing this module does not import torch; the tensors bring it along.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -59,6 +60,15 @@ class RemembersTogether(Remembers, Protocol):
     @staticmethod
     def end_step_together(layers: Sequence[Any], over_ranks: Callable[[Tensor], Tensor]) -> None:
         """`end_step` of products of this class, all those of a model."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class KeepsWeight(Protocol):
+    """What `PrecisionRecipe.linear` returns if it may quantise its weight once for many calls."""
+
+    def weight_unchanged(self) -> AbstractContextManager[None]:
+        """A context inside of which the weight does not change. What was made of it may be kept there, and is gone behind it."""
         raise NotImplementedError
 
 

@@ -5,11 +5,11 @@ backends that compute with torch's own layers."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from slime_core.contracts.precision import Hardware, PrecisionRecipe, Remembers, RemembersTogether
+from slime_core.contracts.precision import Hardware, KeepsWeight, PrecisionRecipe, Remembers, RemembersTogether
 from slime_core.errors import ArgumentError
 from slime_core.tensors.experts import TOGETHER
 from slime_core.tensors.low_precision_experts import expert_matrices, swap_experts
@@ -82,6 +82,16 @@ def remembering(model: nn.Module) -> list[Remembers]:
         elif isinstance(module, Products):
             found.extend(module)
     return [product for product in found if isinstance(product, Remembers)]
+
+
+@contextmanager
+def weights_unchanged(model: nn.Module) -> Iterator[None]:
+    """No weight of the model changes inside of this context: they are quantised once for all that is computed there."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, KeepsWeight):
+                stack.enter_context(module.weight_unchanged())
+        yield
 
 
 def end_step(products: Sequence[Remembers], over_ranks: Callable[[Tensor], Tensor]) -> None:

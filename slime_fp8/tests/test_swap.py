@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from fp8_cases import CASES, RECIPES, error, made
+from fp8_cases import CASES, RECIPES, error, made, numbers
 from torch import nn
 
 from slime_core.contracts.precision import Remembers
 from slime_core.errors import ArgumentError
-from slime_core.tensors.low_precision import LowPrecisionLinear, remembering, swap_linears
+from slime_core.tensors.low_precision import LowPrecisionLinear, remembering, swap_linears, weights_unchanged
 
 SIZES = {
     "hidden_size": 64,
@@ -182,3 +183,36 @@ def test_trainer_engine_and_converter_quantise_the_same_weights_to_the_same_numb
             key = f"{module}.weight"
             operands = trained.get_submodule(module).precision.operands
             assert operands.both("weight", weights[key])[0].restored().equal(recipe.restored(key, converted))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_weights_that_do_not_change_are_quantised_once_and_nothing_else_changes(name, monkeypatch):
+    asked = []
+    layer, other = (made(name).linear("x.weight") for _ in range(2))
+    both = type(layer.operands).both
+
+    def counting(self, role, matrix):
+        asked.append((self, role))
+        return both(self, role, matrix)
+
+    monkeypatch.setattr(type(layer.operands), "both", counting)
+    model = nn.ModuleList([layer])
+    results = []
+    for kept in (True, False):
+        own, weight = (layer if kept else other), numbers(24, 32, seed=1)
+        for _ in range(2):
+            with weights_unchanged(model) if kept else nullcontext():
+                for call in range(3):
+                    own.train(call > 0)
+                    x, w = numbers(16, 32, seed=call).requires_grad_(), weight.requires_grad_()
+                    y = own(x, w)
+                    results.append((y.detach(), *torch.autograd.grad(y, (x, w), torch.ones_like(y))))
+            if isinstance(own, Remembers):
+                own.end_step(lambda values: values)
+            weight = weight.detach() * 2
+    for ours, right in zip(results[:6], results[6:], strict=True):
+        assert all(a.equal(b) for a, b in zip(ours, right, strict=True))
+    assert sum(one == (layer.operands, "weight") for one in asked) == 2 * 2, (
+        "in each step once in training, once outside"
+    )
+    assert sum(one == (other.operands, "weight") for one in asked) == 2 * 3

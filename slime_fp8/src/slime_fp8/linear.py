@@ -4,7 +4,8 @@ of their sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import ReferenceType, ref
@@ -75,6 +76,16 @@ class QuantisedLinear(nn.Module):
     def __init__(self, operands: Operands | DelayedOperands, arithmetic: Arithmetic = EMULATION) -> None:
         super().__init__()
         self.operands, self.arithmetic = operands, arithmetic
+        self._kept: dict[tuple[torch.dtype, bool], tuple[Factor, Factor, bool]] | None = None
+
+    @contextmanager
+    def weight_unchanged(self) -> Iterator[None]:
+        """See `slime_core.contracts.precision.KeepsWeight`."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def forward(self, input: Tensor, weight: Tensor) -> Tensor:
         """(…, K) and (N, K) → (…, N) in the dtype of the input or, within autocast, in that of autocast. All leading dimensions
@@ -100,6 +111,15 @@ class QuantisedLinear(nn.Module):
     def prepared(self, role: Role, matrix: Tensor, dtype: torch.dtype, both: bool = True) -> tuple[Factor, Factor]:
         """Quantise a matrix, rounded to `dtype` first, for both directions."""
         return self.arithmetic.prepare(self.operands, role, matrix, dtype, both)
+
+    def prepared_weight(self, weight: Tensor, dtype: torch.dtype, both: bool) -> tuple[Factor, Factor]:
+        """The weight quantised, once while it does not change. In training mode anew, as its magnitude may have to be noted."""
+        kept = None if self._kept is None else self._kept.get((dtype, self.training))
+        if kept is None or (both and not kept[2]):
+            kept = (*self.prepared("weight", weight, dtype, both), both)
+            if self._kept is not None:
+                self._kept[dtype, self.training] = kept
+        return kept[:2]
 
 
 class RememberingLinear(QuantisedLinear):
@@ -138,7 +158,7 @@ class _Products(torch.autograd.Function):
     ) -> Tensor:
         wants_rows, wants_weight = wants
         rows_along_k, rows_along_t = prepared or layer.prepared("input", rows, dtypes[0], wants_weight)
-        weight_along_k, weight_along_n = layer.prepared("weight", weight, dtypes[1], wants_rows)
+        weight_along_k, weight_along_n = layer.prepared_weight(weight, dtypes[1], wants_rows)
         kept = (rows_along_t if wants_weight else None, weight_along_n if wants_rows else None)
         ctx.save_for_backward(*(t for made in kept for t in ((made.data, made.scales) if made else (None, None))))
         # Gradients are in the dtype of what they belong to: within autocast, sums in float32 that are not rounded.

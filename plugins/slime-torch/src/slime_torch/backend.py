@@ -166,10 +166,11 @@ class TorchBackend(HasKeptWeights):
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
             recipe = recipe_of(self.args, self._components, layers_of(model.config), role)
-            self._low_precision = LowPrecision(model, recipe, computing(self.args, ranks.device))
-            self._rounded = RoundedWeights(
-                torch.bfloat16, keep=role != "reference" and not self.args.gradient_checkpointing
+            keeps = role != "reference" and not self.args.gradient_checkpointing
+            self._low_precision = LowPrecision(
+                model, recipe, computing(self.args, ranks.device), keep=keeps and ranks.size == 1
             )
+            self._rounded = RoundedWeights(torch.bfloat16, keep=keeps)
             if ranks.device.type == "cuda":
                 group_experts(model, ranks.device, self._rounded if ranks.size == 1 else None)
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
@@ -229,7 +230,7 @@ class TorchBackend(HasKeptWeights):
         self.model.train()
         optimizer.zero_grad()
         *others, last = self._own(batch)
-        with self._rounded.unchanged():
+        with self._unchanged():
             outputs = [self._forward_backward(batch, micro_batch, last=False) for micro_batch in others]
             outputs.append(self._forward_backward(batch, last))
         gradients = gradients_of(self.model)
@@ -282,7 +283,7 @@ class TorchBackend(HasKeptWeights):
         optimizer.zero_grad()
         try:
             *others, last = self._own(batch)
-            with torch.enable_grad(), deterministic(self.args), self._rounded.unchanged():
+            with torch.enable_grad(), deterministic(self.args), self._unchanged():
                 for micro_batch in others:
                     self._forward_backward(batch, micro_batch, last=False)
                 self._forward_backward(batch, last)
@@ -404,11 +405,17 @@ class TorchBackend(HasKeptWeights):
         return response_values(batch, computed, self._joined())
 
     @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """No weight changes inside of this context: what products make of weights is made once."""
+        with self._rounded.unchanged(), self._low_precision.unchanged():
+            yield
+
+    @contextmanager
     def _without_trace(self) -> Iterator[None]:
         was_training, before = self.model.training, random_states()
         self.model.train(False)
         try:
-            with torch.no_grad(), deterministic(self.args), self._rounded.unchanged():
+            with torch.no_grad(), deterministic(self.args), self._unchanged():
                 yield
         finally:
             set_random_states(before)

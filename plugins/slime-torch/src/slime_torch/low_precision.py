@@ -19,7 +19,7 @@ from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.remote_code import from_pretrained
 from slime_core.runtime.hardware import hardware_of
-from slime_core.tensors.low_precision import end_step, nothing_remembered, remembering, swap_linears
+from slime_core.tensors.low_precision import end_step, nothing_remembered, remembering, swap_linears, weights_unchanged
 from slime_core.tensors.ranks import Ranks
 from slime_core.token_arrays import num_trained
 from slime_core.training.precision import recipe_of
@@ -65,15 +65,25 @@ class LowPrecision:
         model: is changed: the linear layers that the recipe quantises compute by it.
         recipe: None: nothing is changed.
         hardware: whose arithmetic computes; None: it is emulated.
+        keep: quantised weights are kept inside of `unchanged`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, recipe: PrecisionRecipe | None, hardware: Hardware | None = None
+        self,
+        model: PreTrainedModel,
+        recipe: PrecisionRecipe | None,
+        hardware: Hardware | None = None,
+        keep: bool = True,
     ) -> None:
         self._model: nn.Module = model
+        self._keeps = keep and recipe is not None
         if recipe is not None:
             swap_linears(model, recipe, hardware)
         self._remembering = remembering(model)
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """The context of computations between which no weight changes."""
+        return weights_unchanged(self._model) if self._keeps else nullcontext()
 
     def noted(self, batch: TrainBatch, micro_batch: Sequence[int]) -> AbstractContextManager[None]:
         """The context of a micro-batch's forward and backward pass: one without a trained token, for which a rank computes
