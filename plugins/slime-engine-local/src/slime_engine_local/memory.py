@@ -15,8 +15,8 @@ GENERATE: frozenset[Phase] = frozenset({"generate"})
 HAND_OVER: frozenset[Phase] = frozenset({"hand over"})
 SMALLEST, SPARE = 64, 8
 """Of `slime_engine_local.cache`: tokens of the smallest row, and rows that are made beyond those that are needed."""
-PAGE, JOINING = 64, 2048
-"""Tokens of a page (`slime_engine_local.pages`), and of the requests that join together (`slime_engine_local.scheduler`)."""
+PAGE, JOINING = 64, 4096
+"""Tokens of a page (`slime_engine_local.pages`), and of the requests that join together on a GPU (`slime_engine_local.scheduler`)."""
 
 
 def memory(args: LocalRunArguments, model: ModelShape, use: MemoryUse) -> Holding:

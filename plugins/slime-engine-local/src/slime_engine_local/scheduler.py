@@ -30,8 +30,8 @@ from slime_engine_local.static_proof import DecodingChoice
 from slime_engine_local.threads import ThreadCount
 from slime_engine_local.vision import NO_IMAGES
 
-NEW_TOKENS_PER_STEP = 2048
-"""Requests join together up to so many tokens, which bounds memory and how long the others wait for their next
+NEW_TOKENS_PER_STEP, ON_GPU = 2048, 4096
+"""Requests join together up to so many tokens on a CPU and on a GPU, which bounds memory and how long the others wait for their next
 token."""
 ROOM_TO_GO_ON = 32
 """Every running request must have room for so many tokens before another one joins, so that it is not preempted at
@@ -332,6 +332,7 @@ class Scheduler:
         own: list[tuple[Request, Chunk]] = []
         ends: dict[Row | None, int] = {}
         stored, new = self._tokens(), 0
+        most = ON_GPU if model.device.type == "cuda" else NEW_TOKENS_PER_STEP
         pages = self._static.pages if self._static is not None else None
         free = -self._missing_pages()
         while self._waiting and len(self._running) < self._max_running:
@@ -347,7 +348,7 @@ class Scheduler:
             plan = plan_prefix(keys, self._stored, others, shown.uncut)
             needed = len(tokens) - (plan.length if plan.row else 0)
             room = self._max_tokens - stored - ROOM_TO_GO_ON * len(self._running)
-            if self._running and (needed > room or (new and new + needed > NEW_TOKENS_PER_STEP)):
+            if self._running and (needed > room or (new and new + needed > most)):
                 break
             if pages is not None and self._running and pages.needed(needed) > free:
                 break
