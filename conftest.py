@@ -25,10 +25,6 @@ ROOT = Path(__file__).parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if not Path(
-    "/proc/driver/nvidia"
-).exists():  # read when triton is imported: its kernels are interpreted where there is no GPU
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A property is tried on the same inputs in every run, so that a run fails for what was changed; new inputs are looked for by
 # `pytest --hypothesis-profile=search`.
