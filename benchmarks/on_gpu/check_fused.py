@@ -47,5 +47,5 @@ def fused(machine: Machine, found: Findings) -> None:
         speed_up_norms(model)
         prepare(model)
         dtype = torch.bfloat16 if machine.on_gpu else torch.float32
-        count = fuse_layers(model, RoundedWeights(dtype), autocast=machine.on_gpu)
+        count = fuse_layers(model, RoundedWeights(dtype), machine.device, autocast=machine.on_gpu)
         found.holds(f"layers of {family} are fused", count == SHAPE["num_hidden_layers"])

@@ -85,6 +85,12 @@ def _cases(half: torch.dtype) -> list[tuple[str, Callable[..., tuple[Tensor, ...
             lambda x, c, s: heads.queries_keys_values(x, c.detach(), s.detach(), None, None, layout),
             turned,
         ),
+        (
+            "queries alone",
+            lambda x, c, s, w: (heads.turned(x, c.detach(), s.detach(), w, 1e-6),),
+            [numbers(21, 3 * 32), *turned[1:], numbers(32, dtype=wide)],
+        ),
+        ("a gate and another matrix", lambda x, y: (gated.gated_of(x, y),), [numbers(19, 70), numbers(19, 70)]),
         ("a gated activation", lambda x: (gated.gated(x),), [numbers(19, 2 * 70)]),
         (
             "a linear layer",

@@ -129,9 +129,9 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 def _by_kernels(
     hidden: Tensor, head: Head, scale: float, targets: Tensor, entropy: bool, chunk_size: int
 ) -> tuple[Tensor, Tensor | None] | None:
-    """The same by the kernels of a GPU, for heads that they know and hidden states in bfloat16; else None."""
+    """The same by the kernels of a GPU, for heads that they know; else None."""
     known = head.softcap is None and head.bias is None and head.shard is None and head.weight.dtype == torch.float32
-    if not (known and by_kernels(hidden) and hidden.dtype == torch.bfloat16 and len(hidden)):
+    if not (known and by_kernels(hidden) and len(hidden)):
         return None
     rounded = head.weight.detach().to(hidden.dtype) if head.rounded is None else head.rounded
     apply: Callable[..., tuple[Tensor, Tensor | None]] = LogProbs.apply

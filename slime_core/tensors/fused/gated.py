@@ -22,37 +22,60 @@ def gated(both: Tensor) -> Tensor:
     Returns:
         (N, I).
     """
-    product: Tensor = _Gated.apply(both)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    product: Tensor = _Gated.apply(both, None)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return product
+
+
+def gated_of(gate: Tensor, up: Tensor) -> Tensor:
+    """The same of (N, I) gate and up that are matrices of their own."""
+    product: Tensor = _Gated.apply(gate.contiguous(), up.contiguous())  # type: ignore[no-untyped-call]  # torch does not annotate it
     return product
 
 
 class _Gated(torch.autograd.Function):
+    """Of (N, 2 · I) and None, or of two (N, I)."""
+
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        ctx.save_for_backward(both)
-        if not by_kernels(both):
-            gate, up = _wide(both).chunk(2, -1)
-            return (silu(gate) * up).to(both.dtype)
+    def forward(ctx: Any, first: Tensor, second: Tensor | None) -> Tensor:
+        ctx.save_for_backward(first, second)
+        gate, up = _parts(first, second)
+        if not by_kernels(first):
+            return (silu(_wide(gate)) * _wide(up)).to(first.dtype)
         from slime_core.tensors.fused import gated_kernels
 
-        rows, size = len(both), both.shape[1] // 2
-        product = both.new_empty(rows, size)
-        gated_kernels.forward[(rows, -(-size // BLOCK))](both, product, size, BLOCK=BLOCK, num_warps=4)
+        rows, size = gate.shape
+        product = first.new_empty(rows, size)
+        gated_kernels.forward[(rows, -(-size // BLOCK))](
+            gate, up, product, gate.stride(0), size, BLOCK=BLOCK, num_warps=4
+        )
         return product
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (both,) = ctx.saved_tensors
-        if not by_kernels(both):
-            gate, up = _wide(both).chunk(2, -1)
-            above, share = _wide(grad), gate.sigmoid()
-            by_gate = above * up * share * (1 + gate * (1 - share))
-            return torch.cat((by_gate, above * gate * share), -1).to(both.dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        first, second = ctx.saved_tensors
+        grads = torch.empty_like(first), None if second is None else torch.empty_like(second)
+        (gate, up), (grad_gate, grad_up) = _parts(first, second), _parts(*grads)
+        if not by_kernels(first):
+            above, x = _wide(grad), _wide(gate)
+            share = x.sigmoid()
+            grad_gate.copy_(above * _wide(up) * share * (1 + x * (1 - share)))
+            grad_up.copy_(above * x * share)
+            return grads
         from slime_core.tensors.fused import gated_kernels
 
-        grad, grad_both, size = grad.contiguous(), torch.empty_like(both), both.shape[1] // 2
-        gated_kernels.backward[(len(both), -(-size // BLOCK))](grad, both, grad_both, size, BLOCK=BLOCK, num_warps=4)
-        return grad_both
+        rows, size = gate.shape
+        gated_kernels.backward[(rows, -(-size // BLOCK))](
+            grad.contiguous(), gate, up, grad_gate, grad_up, gate.stride(0), size, BLOCK=BLOCK, num_warps=4
+        )
+        return grads
+
+
+def _parts(first: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gate and up, as views."""
+    if second is not None:
+        return first, second
+    gate, up = first.chunk(2, -1)
+    return gate, up
 
 
 def _wide(tensor: Tensor) -> Tensor:

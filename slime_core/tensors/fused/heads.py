@@ -49,6 +49,27 @@ def queries_keys_values(
     return found
 
 
+def turned(projected: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The same of queries, or keys, alone: (N, heads · size) → (N, heads, size)."""
+    found: Tensor = _Turned.apply(projected, cos, sin, weight, eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return found
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        ctx.eps = eps
+        ctx.save_for_backward(projected, cos, sin, weight)
+        return (_turned_by_kernels if by_kernels(projected) else _turned)(projected, cos, sin, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        projected, cos, sin, weight = ctx.saved_tensors
+        grad_projected = torch.empty_like(projected)
+        compute = _gradient_by_kernels if by_kernels(projected) else _gradient
+        return grad_projected, None, None, compute(grad, projected, cos, sin, weight, ctx.eps, grad_projected), None
+
+
 class _Heads(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -29,7 +29,7 @@ def forward(
     weighted = tl.full((), 0.0, tl.float32)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        z = tl.load(begin + column, mask=column < columns, other=-float("inf")).to(tl.float32) * factor
+        z = tl.load(begin + column, mask=column < columns, other=-1e30).to(tl.float32) * factor
         higher = tl.maximum(high, tl.max(z, 0))
         power = tl.exp(z - higher)
         fade = tl.exp(high - higher)
@@ -78,7 +78,7 @@ def backward(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < columns
-        z = tl.load(begin + column, mask=inside, other=-float("inf")).to(tl.float32) * factor - high
+        z = tl.load(begin + column, mask=inside, other=-1e30).to(tl.float32) * factor - high
         share = tl.exp(z) * inverse
         found = tl.zeros((BLOCK,), tl.float32)
         if BY_LOG_PROB:

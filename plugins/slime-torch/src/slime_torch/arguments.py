@@ -49,9 +49,9 @@ class TorchRunArguments(RunArguments, TorchArguments):
     """The run's options with those of this package: a class for type checkers, of which nobody makes an instance."""
 
 
-def fuses(args: TorchRunArguments, ranks: int, on_gpu: bool) -> bool:
+def fuses(args: TorchRunArguments, on_gpu: bool) -> bool:
     """Whether kernels are to compute what lies between matrix products, if they run there."""
-    return args.fuse_layers and args.bf16 and not args.compile_layers and ranks == 1 and on_gpu
+    return args.fuse_layers and args.bf16 and not args.compile_layers and on_gpu
 
 
 def refused(args: RunArguments) -> list[str]:

@@ -166,11 +166,9 @@ class TorchBackend(HasKeptWeights):
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
             recipe = recipe_of(self.args, self._components, layers_of(model.config), role)
-            keeps = role != "reference" and not self.args.gradient_checkpointing
-            self._low_precision = LowPrecision(
-                model, recipe, computing(self.args, ranks.device), keep=keeps and ranks.size == 1
-            )
-            self._rounded = RoundedWeights(torch.bfloat16, keep=keeps)
+            keeps = ranks.size == 1 and role != "reference" and not self.args.gradient_checkpointing
+            self._low_precision = LowPrecision(model, recipe, computing(self.args, ranks.device), keep=keeps)
+            self._rounded = RoundedWeights(torch.bfloat16, keeps)
             if ranks.device.type == "cuda":
                 group_experts(model, ranks.device, self._rounded if ranks.size == 1 else None)
             self._wants_entropy = role == "actor" and "entropy" in what_reads(loss, self.args)
@@ -180,9 +178,10 @@ class TorchBackend(HasKeptWeights):
                 lora.add_adapters(model, self.args)
             else:
                 freeze(model, self.args)
-            fused = fuses(self.args, ranks.size, model.device.type == "cuda") and kernels_are_right(model.device)
+            device = model.device if ranks.size == 1 else ranks.device
+            fused = fuses(self.args, device.type == "cuda") and kernels_are_right(device)
             if fused:
-                fuse_layers(model, self._rounded)
+                fuse_layers(model, self._rounded, device)
             speed_up_products(model)  # those that are left in high precision, an adapter's included
         self._sharded = None
         if ranks.size > 1:

@@ -1,14 +1,15 @@
 """Decoder layers whose passes between the matrix products are fused, and whose gradients of weights are summed in float32 by the
-products themselves (`slime_core.tensors.fused`). For --bf16 on a GPU. Called by the backend. Linear layers in low precision keep their
-own products, and what lies between them is fused all the same.
+products themselves (`slime_core.tensors.fused`). For --bf16 on a GPU. Called by the backend.
 
 A layer's forward is exchanged only if its modules are those of a known family, linear layers and RMS norms, and only if the
 exchanged layer is about as near to the layer in float32 as autocast is, by its output and all gradients. A call that brings anything but a
-packed row goes to the layer's own forward.
+packed row goes to the layer's own forward. Linear layers that are not torch's own, of FP8 or with an adapter, compute for themselves, and
+what lies between them is fused.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slime_core.tensors.fused.gated import gated
-from slime_core.tensors.fused.heads import Heads, queries_keys_values
+from slime_core.tensors.fused.gated import gated, gated_of
+from slime_core.tensors.fused.heads import Heads, queries_keys_values, turned
 from slime_core.tensors.fused.norm import add_rms_norm, rms_norm
 from slime_core.tensors.fused.products import products
 from slime_core.tensors.fused.rounded import RoundedWeights
-from slime_core.tensors.low_precision import LowPrecisionLinear, nothing_remembered
+from slime_core.tensors.low_precision import nothing_remembered
 from slime_core.tensors.packed_rows import Segments
 from slime_torch.arguments import FUSED
 from slime_torch.attention import PACKED, packed_attention
@@ -45,6 +46,7 @@ class Plan:
         heads: of its attention.
         eps: of its two norms.
         dense: its MLP is a gated one, which is fused as well; else it is called as it is.
+        plain: the linear layers of attention, and of the MLP, are torch's own.
         rounded: the weights of its products.
         autocast: it is fused where autocast computes in the dtype of the rounded weights; else always.
     """
@@ -52,14 +54,18 @@ class Plan:
     heads: Heads
     eps: tuple[float, float]
     dense: bool
+    plain: tuple[bool, bool]
     rounded: RoundedWeights
     autocast: bool
 
 
-def fuse_layers(model: PreTrainedModel, rounded: RoundedWeights, autocast: bool = True) -> int:
+def fuse_layers(
+    model: PreTrainedModel, rounded: RoundedWeights, device: torch.device | str = "cpu", autocast: bool = True
+) -> int:
     """Exchange the forward of the layers of `model` that fit, and return how many were exchanged.
 
     Args:
+        device: on which the model will compute; it may lie elsewhere.
         rounded: see `Plan`.
         autocast: see `Plan`.
     """
@@ -69,9 +75,9 @@ def fuse_layers(model: PreTrainedModel, rounded: RoundedWeights, autocast: bool 
         plan = _plan(layer, rounded, autocast)
         if plan is None:
             continue
-        alike = type(layer), plan.heads, plan.eps, plan.dense
+        alike = type(layer), plan.heads, plan.eps, plan.dense, plan.plain
         if alike not in proven:
-            proven[alike] = not autocast or _is_right(layer, plan)
+            proven[alike] = not autocast or _is_right(layer, plan, torch.device(device))
         if proven[alike]:
             vars(layer)["forward"] = MethodType(_forward, layer)  # so that a copied model uses its own weights
             vars(layer)["fused"] = plan
@@ -96,12 +102,7 @@ def _plan(layer: Any, rounded: RoundedWeights, autocast: bool) -> Plan | None:
         return None
     parts = {name for name, child in attention.named_children() if any(True for _ in child.parameters())}
     size = getattr(attention, "head_dim", None)
-    if (
-        parts - {"q_norm", "k_norm"} != ATTENTION
-        or not isinstance(size, int)
-        or size % 2
-        or not _are_plain(attention, ATTENTION)
-    ):
+    if parts - {"q_norm", "k_norm"} != ATTENTION or not isinstance(size, int) or size % 2:
         return None
     q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
     alike = _biased_alike(q, k, v) and k.weight.shape == v.weight.shape
@@ -114,16 +115,15 @@ def _plan(layer: Any, rounded: RoundedWeights, autocast: bool) -> Plan | None:
             return None
         eps = found[0]
     dense = {name for name, _ in mlp.named_children()} == GATED
-    if dense and not (
-        _are_plain(mlp, GATED - {"act_fn"}) and _is_silu(mlp.act_fn) and _biased_alike(mlp.gate_proj, mlp.up_proj)
-    ):
+    if dense and not (_is_silu(mlp.act_fn) and _biased_alike(mlp.gate_proj, mlp.up_proj)):
         return None
     heads = Heads(len(q.weight) // size, len(k.weight) // size, size, eps)
-    return Plan(heads, (cast(float, norms[0]), cast(float, norms[1])), dense, rounded, autocast)
+    plain = _are_plain(attention, ATTENTION), dense and _are_plain(mlp, GATED - {"act_fn"})
+    return Plan(heads, (cast(float, norms[0]), cast(float, norms[1])), dense, plain, rounded, autocast)
 
 
 def _are_plain(module: nn.Module, names: set[str]) -> bool:
-    return all(type(getattr(module, name)) in (nn.Linear, LowPrecisionLinear) for name in names)
+    return all(type(getattr(module, name)) is nn.Linear for name in names)
 
 
 def _biased_alike(*layers: nn.Linear) -> bool:
@@ -177,10 +177,7 @@ def _fits(plan: Plan, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> boo
 
 
 def _linear(plan: Plan, x: Tensor, *layers: nn.Linear) -> Tensor:
-    """(N, in) → (N, sum of out) of layers that read the same. In low precision each has a product of its own."""
-    if any(isinstance(layer, LowPrecisionLinear) for layer in layers):
-        found = [layer(x).to(x.dtype) for layer in layers]
-        return found[0] if len(found) == 1 else torch.cat(found, -1)
+    """(N, in) → (N, sum of out) of layers that read the same."""
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
     return products(x, plan.rounded.of(weights), weights, plan.rounded.of(biases) if biases else None, biases)
 
@@ -195,10 +192,17 @@ def _attention(
     **kwargs: Any,
 ) -> Tensor:
     """(1, N, H) → (1, N, H)."""
-    projected = _linear(plan, x[0], self.q_proj, self.k_proj, self.v_proj)
     cos, sin = (angle[0].contiguous() for angle in position_embeddings)
     by_query, by_key = (self.q_norm.weight, self.k_norm.weight) if plan.heads.eps else (None, None)
-    found = queries_keys_values(projected, cos, sin, by_query, by_key, plan.heads)
+    if plan.plain[0]:
+        projected = _linear(plan, x[0], self.q_proj, self.k_proj, self.v_proj)
+        found = queries_keys_values(projected, cos, sin, by_query, by_key, plan.heads)
+    else:
+        found = (
+            turned(self.q_proj(x)[0], cos, sin, by_query, plan.heads.eps),
+            turned(self.k_proj(x)[0], cos, sin, by_key, plan.heads.eps),
+            self.v_proj(x)[0].view(len(cos), plan.heads.keys, plan.heads.size),
+        )
     dropout = self.attention_dropout if self.training else 0.0
     out, _ = packed_attention(
         self,
@@ -209,59 +213,79 @@ def _attention(
         sliding_window=getattr(self, "sliding_window", None),
         **kwargs,
     )
-    return _linear(plan, out.reshape(len(x[0]), -1), self.o_proj)[None]
+    out = out.reshape(len(cos), -1)
+    return _linear(plan, out, self.o_proj)[None] if plan.plain[0] else self.o_proj(out[None])
 
 
 def _mlp(self: Any, plan: Plan, x: Tensor) -> Tensor:
     """(1, N, H) → (1, N, H)."""
-    return _linear(plan, gated(_linear(plan, x[0], self.gate_proj, self.up_proj)), self.down_proj)[None]
+    if plan.plain[1]:
+        return _linear(plan, gated(_linear(plan, x[0], self.gate_proj, self.up_proj)), self.down_proj)[None]
+    down: Tensor = self.down_proj(gated_of(self.gate_proj(x)[0], self.up_proj(x)[0])[None])
+    return down
 
 
-def _is_right(layer: nn.Module, plan: Plan) -> bool:
+def _is_right(layer: nn.Module, plan: Plan, device: torch.device) -> bool:
     """Whether the exchanged layer is about as near to float32 as autocast with the layer's own forward, by its output, and by the
     gradients by its input and all weights, of a row of two sequences. If it is not, the reason is logged.
 
-    Single roundings differ between the two, and with them now and then the experts that a token goes to.
+    Experts, which compute for themselves, are left out: by a single rounding a token goes to another one.
     """
-    with nothing_remembered(layer):
-        exact = _outputs_and_gradients(layer, plan, autocast=False, own=True)
-        usual = _outputs_and_gradients(layer, plan, autocast=True, own=True)
-        fused = _outputs_and_gradients(layer, plan, autocast=True)
-    for number, (right, near, ours) in enumerate(zip(exact, usual, fused, strict=True)):
-        size = right.norm()
-        if not (ours - right).norm() <= 3 * (near - right).norm() + 2.0**-7 * size:
-            name = ["its output", "the gradient by its input", *(name for name, _ in layer.named_parameters())][number]
-            _log.warning(
-                "%s is not fused: %s is off by %.1e of its size, %.1e with autocast.",
-                type(layer).__name__,
-                name,
-                (ours - right).norm() / size,
-                (near - right).norm() / size,
-            )
+    tried = _with_random_weights(layer, device, plan.dense)
+    with nothing_remembered(tried):
+        exact = _outputs_and_gradients(tried, plan, autocast=False, own=True)
+        usual = _outputs_and_gradients(tried, plan, autocast=True, own=True)
+        fused = _outputs_and_gradients(tried, plan, autocast=True)
+    for name, right in exact.items():
+        size, near, ours = right.norm(), (usual[name] - right).norm(), (fused[name] - right).norm()
+        if not ours <= 3 * near + 2.0**-7 * size:
+            found = f"{name} is off by {ours / size:.1e} of its size, {near / size:.1e} with autocast"
+            _log.warning("%s is not fused: %s.", type(layer).__name__, found)
             return False
     return True
 
 
-def _outputs_and_gradients(layer: Any, plan: Plan, autocast: bool, own: bool = False) -> list[Tensor]:
-    """Of a row of random numbers in [-2, 2], by the fused forward or by the layer's own."""
+def _with_random_weights(layer: Any, device: torch.device, dense: bool) -> nn.Module:
+    """A copy of a layer, which may have no weights yet, on the device that will compute it.
+
+    Args:
+        dense: else there is nothing in place of its MLP.
+    """
+    random = torch.Generator(device).manual_seed(0)
+    made: dict[int, Any] = {}
+    for name, old in layer.named_parameters():
+        if name.startswith("mlp.") and not dense:
+            continue
+        new = torch.randn(old.shape, generator=random, device=device, dtype=old.dtype)
+        if old.ndim >= 2:
+            new *= old.shape[-1] ** -0.5
+        else:
+            new = 0.1 * new + (not name.endswith("bias"))
+        made[id(old)] = nn.Parameter(new)
+    for old in layer.buffers():
+        made[id(old)] = torch.ones_like(old, device=device) if old.is_meta else old.to(device, copy=True)
+    config = layer.self_attn.config
+    if not dense:
+        made[id(layer.mlp)] = nn.Identity()
+    return cast(nn.Module, copy.deepcopy(layer, {**made, id(config): config}).eval())
+
+
+def _outputs_and_gradients(layer: Any, plan: Plan, autocast: bool, own: bool = False) -> dict[str, Tensor]:
+    """Of a row of random numbers, by the fused forward or by the layer's own."""
     lengths = (21, 27)
-    parameters = list(layer.parameters())
-    device, width = parameters[0].device, layer.input_layernorm.weight.shape[0]
+    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    weight = layer.input_layernorm.weight
     random = torch.Generator().manual_seed(0)
-    hidden, seed = (torch.randn(1, sum(lengths), width, generator=random).to(device) for _ in range(2))
-    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-    angle = positions[:, None] * 10000.0 ** -torch.linspace(0, 1, plan.heads.size // 2, device=device)
+    hidden, seed = (torch.randn(1, sum(lengths), len(weight), generator=random).to(weight) for _ in range(2))
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(weight.device)
+    angle = positions[:, None] * 10000.0 ** -torch.linspace(0, 1, plan.heads.size // 2, device=weight.device)
     angle = torch.cat((angle, angle), -1)[None]
-    hidden.requires_grad_()
-    needed = [p.requires_grad for p in parameters]
     call = partial(type(layer).forward, layer) if own else partial(_computed, layer, plan)
     given = {"position_embeddings": (angle.cos(), angle.sin()), "attention_mask": None, "position_ids": positions[None]}
-    try:
-        with torch.enable_grad(), torch.autocast(device.type, plan.rounded.dtype, enabled=autocast):
-            layer.requires_grad_(True)
-            out = call(hidden, **given, segments=Segments.of([(n,) for n in lengths], device))
-            grads = torch.autograd.grad(out, [hidden, *parameters], seed, allow_unused=True)
-    finally:
-        for parameter, need in zip(parameters, needed, strict=True):
-            parameter.requires_grad_(need)
-    return [part.float() for part in (out.detach(), *grads) if part is not None]
+    hidden.requires_grad_()
+    with torch.enable_grad(), torch.autocast(weight.device.type, plan.rounded.dtype, enabled=autocast):
+        out = call(hidden, **given, segments=Segments.of([(n,) for n in lengths], weight.device))
+        grads = torch.autograd.grad(out, [hidden, *parameters.values()], seed, allow_unused=True)
+    named = zip(["the gradient by its input", *parameters], grads, strict=True)
+    found = {name: grad.float() for name, grad in named if grad is not None}
+    return {"its output": out.detach().float(), **found}

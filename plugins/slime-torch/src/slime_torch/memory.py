@@ -159,7 +159,7 @@ def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0, keeps: in
 def _is_fused(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> bool:
     """Whether `slime_torch.fused_layers` computes the layers."""
     changed = args.fp8_format or args.lora_rank
-    return fuses(args, use.ranks, use.on_gpu) and not changed and model.config.get("model_type") in FUSED
+    return fuses(args, use.on_gpu) and not changed and model.config.get("model_type") in FUSED
 
 
 def _of_a_fused_layer(d: Dimensions) -> float:
