@@ -39,6 +39,7 @@ EXTRAS = {
     "engine": "the run's `InferenceEngine`, or None",
     "evaluation": "whether the sample is of an evaluation set",
     "rollout_id": "the number of the rollout; in an evaluation that of the one before it",
+    "at_end": "a `contextlib.ExitStack` that is closed when the run ends, for what it keeps between its calls",
     "background": "a [`Background`](#background), where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""

@@ -40,6 +40,7 @@ def generate_rollout(
         background: a `Background`, to keep work in that goes on between the calls.
         components: the run's further components (`slime_core.rollout.components.RolloutComponents`): its reward, its filters.
         plugins: the process's `Plugins`.
+        at_end: a `contextlib.ExitStack` that is closed when the run ends, however it ends: for what is kept from call to call.
     """
     raise NotImplementedError
 
@@ -225,7 +226,7 @@ KINDS = (
         "slime_rollouts",
         generate_rollout,
         ("--rollout-function-path", "--eval-function-path"),
-        extras=("plugins", "components", "engine", "background"),
+        extras=("plugins", "components", "engine", "background", "at_end"),
         marks=("slime_engine_use",),
         normalise=as_rollout_output,
         check=is_a(RolloutOutput),

@@ -48,7 +48,9 @@ class RolloutWorker:
         self._closes_data = closes_data
         self._intake: WeightIntake | None = None
         self._background = Background()
-        extras = {"plugins": plugins, "components": components, "engine": engine, "background": self._background}
+        self._at_end = ExitStack()
+        extras: dict[str, Any] = {"plugins": plugins, "components": components, "engine": engine}
+        extras |= {"background": self._background, "at_end": self._at_end}
         self._rollout = components.rollout.bind(**extras)
         self._eval_rollout = components.eval_rollout.bind(**extras)
         self._convert = components.sample_converter
@@ -159,6 +161,7 @@ class RolloutWorker:
                 stack.callback(self._data_source.close)
             if self._engine is not None:
                 stack.callback(self._engine.close)
+            stack.callback(self._at_end.close)
             stack.callback(self._background.close)
 
 

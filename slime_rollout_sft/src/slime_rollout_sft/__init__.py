@@ -5,6 +5,7 @@
     checks.py         what is seen of a run before it starts
     rollout.py        the rollout function `sft`, for training and evaluation
     conversations.py  a conversation becomes a sample that can be trained, or is left out as the options say
+    workers.py        processes that do this beside the rollout worker
     answers.py        lets the model answer questions of the evaluation sets
     masks/            loss masks: which tokens of a conversation are trained
     converters.py     rows of other formats become chat rows

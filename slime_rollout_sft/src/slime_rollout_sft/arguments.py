@@ -30,6 +30,13 @@ class SftArguments(ArgumentGroup):
         "that it does not know: stop, take the next row instead, or train what is left. It is counted in the metrics.",
     )
 
+    num_workers: int = option(
+        0,
+        "Processes that tokenise and mask conversations, for GPUs that one core cannot keep busy; 0: the rollout worker does so itself.",
+        affects_result=False,
+        ge=0,
+    )
+
 
 class SftRunArguments(RunArguments, SftArguments):
     """The run's options with those of this package, for type checkers."""

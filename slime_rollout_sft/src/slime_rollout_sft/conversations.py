@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -175,6 +176,16 @@ class Conversations:
         if is_tokenised(sample.prompt):
             done.prompt = self._text(done.tokens[: -done.response_length])
         return done
+
+    def take(self, counts: Counter[str], notices: Iterable[tuple[str, str, Any]]) -> None:
+        """Count and tell what another process has counted and would have told of a conversation.
+
+        Args:
+            notices: (method of `Notices`, its arguments).
+        """
+        self.counts.update(counts)
+        for method, *arguments in notices:
+            getattr(self._notices, method)(*arguments)
 
     def metrics(self) -> dict[str, float]:
         """The counts that are not 0."""

@@ -7,8 +7,10 @@ its size (and an epoch ends a little earlier), and it is counted in the metrics.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from slime_core.contracts.data import DataSource, MaskedTokens, malformed_rows
 from slime_core.contracts.engine import InferenceEngine
@@ -16,11 +18,12 @@ from slime_core.contracts.rollout import uses_engine
 from slime_core.data import EvaluationSet, evaluation_sets
 from slime_core.data.tokenizer import load_tokenizer, template_variables
 from slime_core.errors import DataError
-from slime_core.plugins import Selected
+from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.sample import Group, RolloutOutput, Sample
 from slime_rollout_sft.arguments import SftRunArguments
 from slime_rollout_sft.conversations import Conversations, Policy, with_variables
+from slime_rollout_sft.workers import ConversationWorkers, Work
 
 
 @uses_engine("evaluation")
@@ -32,6 +35,8 @@ def generate_rollout(
     *,
     components: RolloutComponents,
     engine: InferenceEngine | None = None,
+    plugins: Plugins | None = None,
+    at_end: ExitStack | None = None,
 ) -> RolloutOutput:
     """Return the next `--rollout-batch-size` conversations or, for evaluation, all of `--eval-prompt-data`.
 
@@ -43,6 +48,7 @@ def generate_rollout(
     Args:
         components: the loss-mask generator, and the reward of `--eval-generate`.
         engine: answers the questions of the evaluation sets under `--eval-generate`.
+        plugins, at_end: of a run, whose `--num-workers` processes complete the conversations until it ends; without them there are none.
 
     Raises:
         DataError: a conversation cannot be used and the policy is "error", or a whole epoch was skipped.
@@ -56,11 +62,17 @@ def generate_rollout(
     conversations = Conversations(policy, loss_mask)
     groups: list[Group] = []
     skipped_in_a_row = 0
+    workers = None
+    if args.num_workers and plugins is not None and at_end is not None:
+        work = Work(policy, args.loss_mask_type, variables, plugins.switches, args.trust_remote_code)
+        workers = _workers(work, args.num_workers, at_end)
     while len(groups) < args.rollout_batch_size:
-        for group in data_source.get_samples(args.rollout_batch_size - len(groups)):
-            done = conversations.complete(group[0])
+        taken = data_source.get_samples(args.rollout_batch_size - len(groups))
+        firsts = [group[0] for group in taken]
+        completed = workers.complete(firsts, conversations) if workers else map(conversations.complete, firsts)
+        for group, done in zip(taken, completed, strict=True):
             if done is not None:
-                groups.append([replace(done, index=s.index, metadata=s.metadata) for s in group])
+                groups.append([done.changed(index=s.index, metadata=s.metadata) for s in group])
                 skipped_in_a_row = 0
                 continue
             skipped_in_a_row += 1
@@ -71,6 +83,18 @@ def generate_rollout(
                 )
     conversations.counts["skipped_malformed"] += malformed_rows(data_source) - malformed_before
     return RolloutOutput(groups, conversations.metrics())
+
+
+def _workers(work: Work, count: int, at_end: ExitStack) -> ConversationWorkers:
+    """The processes of the run that ends with this stack: those of its earlier rollouts, or new ones."""
+    workers = _of_runs.get(at_end)
+    if workers is None or not workers.is_open or workers.work != work:
+        workers = _of_runs[at_end] = ConversationWorkers(work, count)
+        at_end.callback(workers.close)
+    return workers
+
+
+_of_runs: WeakKeyDictionary[ExitStack, ConversationWorkers] = WeakKeyDictionary()
 
 
 def _evaluate(
