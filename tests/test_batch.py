@@ -61,6 +61,7 @@ def sample(prompt: int, mask: list[int]) -> Sample:
 SAMPLES = [sample(3, [1, 0, 1]), sample(2, [0]), sample(4, [1] * 5), sample(1, [1, 1])]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 7), st.one_of(st.none(), st.integers(1, 40)), st.sampled_from(["token", "sample", "constant"]))
 def test_weights_do_not_depend_on_micro_batching(micro_batch_size, max_tokens, mean):
     batch = make_train_batch(SAMPLES, mean=mean, micro_batch_size=micro_batch_size, max_tokens=max_tokens)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,21 +121,22 @@ def response_values(
     """
     lengths = [sample.response_length for sample in batch.samples]
     begins = [0, *accumulate(lengths)]
-    found: np.ndarray[Any, np.dtype[Any]] | None = None
+    found: Tensor | None = None
     for micro_batch, predicted in computed:
         # One rank keeps 4 bytes as they are; several must add numbers of the same kind.
         kind = torch.float32 if ranks.size == 1 and predicted.dtype != torch.float64 else torch.float64
         numbers, start = predicted.detach().to("cpu", kind).numpy(), 0
-        found = np.zeros(begins[-1], dtype=numbers.dtype) if found is None else found
+        found = torch.zeros(begins[-1], dtype=kind) if found is None else found
+        values = found.numpy()
         for i in micro_batch:
             places = trained(batch.samples[i]).nonzero()[0]
             places += begins[i]
-            found[places] = numbers[start : start + len(places)]
+            values[places] = numbers[start : start + len(places)]
             start += len(places)
-    found = np.zeros(begins[-1]) if found is None else found
+    found = torch.zeros(begins[-1], dtype=torch.float64) if found is None else found
     if ranks.size > 1:
-        found = ranks.sum(torch.from_numpy(found).to(ranks.device)).cpu().numpy()
-    return rows_of(found, lengths)
+        found = ranks.sum(found.to(ranks.device)).cpu()
+    return rows_of(found.numpy(), lengths)
 
 
 def step_metrics(

@@ -75,9 +75,13 @@ def balanced_micro_batches(packing: Packing, order: Sequence[int], ranks: int) -
         sizes, room = [len(unit) for unit in parts], packing.micro_batch_size
     bins = -(-len(pack_by_tokens(sizes, room)) // ranks) * ranks
     while (distributed := distribute_by_tokens(loads, sizes, room, bins)) is None:
-        bins += ranks
+        bins += max(1, bins // (_TRIED * ranks)) * ranks
     distributed.sort(key=lambda numbers: -sum(loads[n] for n in numbers))
     return _joined(distributed, parts)
+
+
+_TRIED = 32
+"""Of a larger number of rounds a part is added at once, so that as many tries suffice for any number of samples."""
 
 
 def pack(packing: Packing, order: Sequence[int]) -> MicroBatches:

@@ -363,3 +363,14 @@ def test_the_comparison_catches(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
     r = rollout(0, segments=4)
     found = estimator(args, inputs_of(r)).advantages.tolist()
     assert found != pytest.approx(reference(args, r), rel=1e-6, abs=1e-6)
+
+
+def test_every_token_of_long_responses_gets_the_number_of_its_sample() -> None:
+    lengths = torch.tensor([0, 40_000, 3, 0, 32_768, 70_000, 1, 0])
+    owner = torch.arange(8).repeat_interleave(lengths)
+    mask = torch.ones(len(owner), dtype=torch.float64)
+    mask[::7] = 0
+    values = torch.arange(8, dtype=torch.float64) - 3.5
+    inputs = AdvantageInputs(values, torch.zeros(8, dtype=torch.int64), lengths, mask, owner)
+    found = tokens.of_samples(SimpleNamespace(normalize_advantages=False), inputs, values).advantages
+    assert torch.equal(found, torch.where(mask > 0, values[owner], 0.0))

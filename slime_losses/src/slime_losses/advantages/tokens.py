@@ -7,6 +7,7 @@ next trained one. M is the number of trained tokens; `owner` (M int64) says whic
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,21 @@ def of_samples(args: AdvantageArguments, inputs: AdvantageInputs, values: Tensor
     """
     if args.normalize_advantages:
         return outputs(args, inputs, trained(inputs, values.index_select(0, inputs.sample_index)))
-    repeated = torch.from_numpy(values.numpy().repeat(inputs.lengths.numpy()))  # numpy asks for large pages of memory
-    return AdvantageOutputs(repeated.masked_fill_(~inputs.trained, 0.0))
+    found = torch.zeros(inputs.trained.shape, dtype=values.dtype)
+    spread, mask = found.numpy(), inputs.trained.numpy()
+    numbers, lengths = values.numpy(), inputs.lengths.numpy()
+    ends = lengths.cumsum()
+    first = begin = 0
+    while first < len(lengths):  # block by block, so that what is made on the way stays in the processor's cache
+        last = max(first + 1, int(ends.searchsorted(begin + _BLOCK)))
+        end = int(ends[last - 1])
+        np.copyto(spread[begin:end], numbers[first:last].repeat(lengths[first:last]), where=mask[begin:end])
+        first, begin = last, end
+    return AdvantageOutputs(found)
+
+
+_BLOCK = 1 << 15
+"""Tokens that are given their numbers together."""
 
 
 def outputs(
