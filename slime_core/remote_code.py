@@ -32,6 +32,13 @@ def from_pretrained(kind: Any, folder: Any, **settings: Any) -> Any:
     return _without_code(folder, lambda: kind.from_pretrained(folder, trust_remote_code=_trusted, **settings))
 
 
+def load_configuration(folder: Any) -> Any:
+    """Return the configuration of a Hugging Face checkpoint, as transformers completes it. Raises like `from_pretrained`."""
+    from transformers import AutoConfig  # with which it imports the classes of models, two seconds
+
+    return from_pretrained(AutoConfig, folder)
+
+
 def from_config(kind: Any, config: Any, **settings: Any) -> Any:
     """Return `kind.from_config(config, …)`, which a model's code is found through, too. Raises like `from_pretrained`."""
     folder = getattr(config, "_name_or_path", "") or "the model"

@@ -1,6 +1,6 @@
 """The cache folder for files that cannot be read row by row, such as Parquet: each is copied once into a form that can.
 
-The folder is `$SLIME_CACHE/rows`, by default `~/.cache/slime/rows`. A copy is named after the digest of what it was
+They are in the folder `$SLIME_CACHE/rows`, by default `~/.cache/slime/rows`. A copy is named after the digest of what it was
 made from: it can never be stale, and may be deleted at any time.
 """
 
@@ -15,6 +15,11 @@ from pathlib import Path
 from slime_core.errors import DataError
 
 
+def cache_folder() -> Path:
+    """Return the folder of everything that slime keeps between commands and can make anew."""
+    return Path(os.environ.get("SLIME_CACHE", "~/.cache/slime")).expanduser()
+
+
 def cached_copy(original: Path, digest: str, suffix: str, write: Callable[[Path], None]) -> Path:
     """Return the copy of a file, and write it first if there is none yet. It appears whole or not at all.
 
@@ -26,7 +31,7 @@ def cached_copy(original: Path, digest: str, suffix: str, write: Callable[[Path]
     Raises:
         DataError: the folder cannot be written; or what `write` raises.
     """
-    folder = Path(os.environ.get("SLIME_CACHE", "~/.cache/slime")).expanduser() / "rows"
+    folder = cache_folder() / "rows"
     copy = folder / f"{digest}{suffix}"
     if copy.is_file():
         return copy

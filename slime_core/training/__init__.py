@@ -3,6 +3,7 @@
 components.py  the components that training calls, chosen from the arguments
 worker.py      drives the models of a training process through a rollout
 initial_weights.py  which weights a new run starts from
+model_facts.py  what is known of a model from its configuration, kept between commands
 checkpoint_check.py  what can be seen of these before a model is loaded
 columns.py     log-probs, values and advantages of the samples of a rollout
 steps.py       how samples are cut into optimizer steps

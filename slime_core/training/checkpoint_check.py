@@ -4,26 +4,48 @@ that read Hugging Face checkpoints (`slime_core.contracts.checking`)."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from slime_core.contracts.checking import Checking
 from slime_core.data.checkpoint_folders import recognise, require_folder, require_hugging_face
 from slime_core.errors import ArgumentError
-from slime_core.remote_code import from_pretrained
+from slime_core.remote_code import load_configuration
 from slime_core.training.initial_weights import foreign_weights
 
 
-def check_checkpoints(checking: Checking) -> Any:
+def read_configuration(folder: str, option: str) -> Any:
+    """Return the configuration of a Hugging Face checkpoint.
+
+    Raises:
+        ArgumentError: there is none, or none that transformers can read.
+    """
+    require_folder(folder, option)
+    try:
+        return load_configuration(folder)
+    except ArgumentError as error:
+        raise ArgumentError(f"{option} {error}") from error
+    except Exception as error:  # transformers raises whatever its parsers raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ArgumentError(f"{option} {folder} holds no model configuration that can be loaded: {text}") from error
+
+
+def check_checkpoints(checking: Checking, read: Callable[[str, str], Any] = read_configuration) -> Any:
     """Look at `--hf-checkpoint` and whatever else the run starts from: configuration, the beginning of every file of weights,
-    and the embedding. Says what is wrong, and returns the configuration; None if it cannot be read."""
+    and the embedding. Says what is wrong, and returns the configuration; None if it cannot be read.
+
+    Args:
+        read: what reads the configuration in a folder; `slime_core.training.model_facts.configuration_of` for a backend that asks no
+            more of it than those facts.
+    """
     args, config = checking.args, None
     if checking.is_elsewhere(args.hf_checkpoint):  # told by the look at the tokenizer
         with checking.noting():
-            return read_configuration(checking.card, "--hf-checkpoint") if checking.card else None
+            return read(checking.card, "--hf-checkpoint") if checking.card else None
     with checking.noting():
         require_hugging_face(args.hf_checkpoint, "--hf-checkpoint")
-        config = read_configuration(args.hf_checkpoint, "--hf-checkpoint")
+        config = read(args.hf_checkpoint, "--hf-checkpoint")
     if args.debug_rollout_only:
         return config
     foreign = None
@@ -40,24 +62,6 @@ def check_checkpoints(checking: Checking) -> Any:
             require_weights(trained, option)
             _look_at_embedding(checking, config, trained, option)
     return config
-
-
-def read_configuration(folder: str, option: str) -> Any:
-    """Return the configuration of a Hugging Face checkpoint.
-
-    Raises:
-        ArgumentError: there is none, or none that transformers can read.
-    """
-    from transformers import AutoConfig
-
-    require_folder(folder, option)
-    try:
-        return from_pretrained(AutoConfig, folder)
-    except ArgumentError as error:
-        raise ArgumentError(f"{option} {error}") from error
-    except Exception as error:  # transformers raises whatever its parsers raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ArgumentError(f"{option} {folder} holds no model configuration that can be loaded: {text}") from error
 
 
 def require_weights(folder: str, option: str) -> None:

@@ -7,12 +7,12 @@ are done once for all of them. How the tokens of the row belong to requests is i
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from slime_engine_local.cache import CachedSequence
 from slime_engine_local.errors import EngineError
@@ -193,4 +193,9 @@ def _prefill(
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=shared_heads)
 
 
-AttentionInterface.register(NAME, attend)
+@cache
+def register() -> None:
+    """Let transformers find the attention under `NAME`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)

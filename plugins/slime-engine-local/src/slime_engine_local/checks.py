@@ -6,10 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig
-
 from slime_core.contracts.checking import Checking
-from slime_core.remote_code import from_pretrained
+from slime_core.training.model_facts import configuration_of
 from slime_engine_local.model import refusal
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ def check(args: LocalRunArguments, checking: Checking) -> None:
     if not Path(args.hf_checkpoint).is_dir():
         return
     try:
-        config = from_pretrained(AutoConfig, args.hf_checkpoint)
+        config = configuration_of(args.hf_checkpoint, "--hf-checkpoint")
     except Exception:  # transformers raises whatever its parsers raise
         return
     if reason := refusal(config):

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
 
 from slime_core.contracts.engine import Generation, ScoredToken
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import FAMILIES, is_vision_model, load_processor
 from slime_core.errors import ArgumentError
-from slime_core.remote_code import from_pretrained
+from slime_core.remote_code import load_configuration
 from slime_core.tensors.quantised_weights import restored
 from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.memory import memory
@@ -80,7 +79,7 @@ class LocalEngine:
         self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
         self._dtype = torch.bfloat16 if args.bf16 and torch.cuda.is_available() else None
-        config = from_pretrained(AutoConfig, self._checkpoint).get_text_config()
+        config = load_configuration(self._checkpoint).get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(self._checkpoint)
@@ -358,7 +357,7 @@ def check_device(args: LocalRunArguments) -> None:
 @lru_cache(maxsize=4)
 def _reads_images(folder: str) -> bool:
     """Whether a checkpoint's model is shown images here. Asked with every request that has some."""
-    return is_vision_model(from_pretrained(AutoConfig, folder))
+    return is_vision_model(load_configuration(folder))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -369,6 +368,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, skip_s
 def _end_tokens(checkpoint: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the checkpoint's end tokens: those of its generation settings (or else its configuration), and the
     tokenizer's."""
+    from transformers import GenerationConfig
+
     try:
         ends = GenerationConfig.from_pretrained(checkpoint).eos_token_id
     except OSError:  # the file is optional

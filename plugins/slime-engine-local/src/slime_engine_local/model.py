@@ -12,14 +12,12 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.vision import auto_model, is_vision_model
 from slime_core.errors import SlimeError
-from slime_core.remote_code import from_config, from_pretrained
+from slime_core.remote_code import from_config, from_pretrained, load_configuration
 from slime_core.tensors.experts import put_together
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import length_dependent
@@ -86,11 +84,14 @@ class LanguageModel:
         self._checkpoint, self._wanted = checkpoint, dtype
         self.dtype, self.device = _dtype_and_device(weights, dtype)
         self._decoder: FusedDecoder | None = None
-        config = in_high_precision(from_pretrained(AutoConfig, checkpoint))
+        config = in_high_precision(load_configuration(checkpoint))
         if reason := refusal(config):
             raise self._refusal(reason)
         self._layers: int = config.get_text_config().num_hidden_layers
         self.reads_images = is_vision_model(config)
+        from accelerate import init_empty_weights
+
+        attention.register()
         with init_empty_weights(include_buffers=False):
             self._module: Any = from_config(
                 auto_model(config),
@@ -127,9 +128,7 @@ class LanguageModel:
                 if quantised is not None:
                     module, _ = load_restored(quantised, dtype_of(checkpoint))
                 else:
-                    module = from_pretrained(
-                        auto_model(from_pretrained(AutoConfig, checkpoint)), checkpoint, dtype=dtype
-                    )
+                    module = from_pretrained(auto_model(load_configuration(checkpoint)), checkpoint, dtype=dtype)
                 module = module.to(device)
         except (OSError, ValueError, SlimeError) as error:
             raise EngineError(
@@ -418,7 +417,7 @@ def dtype_of(checkpoint: str) -> torch.dtype:
     """The dtype in which the engine computes with a quantised checkpoint: that of its configuration on a GPU, float32 on a CPU."""
     if not torch.cuda.is_available():
         return torch.float32
-    named = getattr(from_pretrained(AutoConfig, checkpoint).get_text_config(), "dtype", None)
+    named = getattr(load_configuration(checkpoint).get_text_config(), "dtype", None)
     return named if isinstance(named, torch.dtype) else torch.bfloat16
 
 

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from slime_core.errors import PluginError
 from slime_core.tensors.packed_rows import Branches, Segments
@@ -29,7 +28,6 @@ PACKED = "slime_packed"
 _REFUSED = ("position_bias", "s_aux", "cache", "head_mask", "indices", "block_mask")
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -279,5 +277,12 @@ def _refuse_what_is_unknown(
         )
 
 
-# No mask function is registered beside it, so that transformers makes no mask: it would read the positions of every row.
-AttentionInterface.register(PACKED, packed_attention)
+@cache
+def register() -> None:
+    """Let transformers find the attention under the name `PACKED`. torch.compile leaves it as it is.
+
+    No mask function is registered beside it, so that transformers makes no mask: it would read the positions of every row.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]  # not annotated

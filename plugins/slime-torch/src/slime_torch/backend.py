@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
@@ -68,7 +67,7 @@ from slime_torch.sharding import Sharded, local, whole
 from slime_torch.vision import Vision
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
     from slime_core.training.components import TrainComponents

@@ -12,6 +12,7 @@ from slime_core.errors import ArgumentError
 from slime_core.training.adapters import ALL_LINEAR, target_layers
 from slime_core.training.checkpoint_check import check_checkpoints, stored_linear
 from slime_core.training.frozen import NAME_LISTS, freezes, trained_names
+from slime_core.training.model_facts import ModelFacts, configuration_of
 from slime_core.training.schedule import check_schedule
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def check(args: TorchRunArguments, checking: Checking) -> None:
     """Say what would end the run when the model is loaded."""
     check_schedule(args, checking)
     before = len(checking.found)
-    config = check_checkpoints(checking)
+    config = check_checkpoints(checking, configuration_of)
     broken = any(finding.weight == "error" for finding in checking.found[before:])
     if args.ref_load:
         with checking.noting():
@@ -53,6 +54,8 @@ def check(args: TorchRunArguments, checking: Checking) -> None:
 
 
 def _require_causal_model(config: Any, folder: str) -> None:
+    if isinstance(config, ModelFacts):  # of a model that transformers has made
+        return
     from transformers import AutoModelForCausalLM
 
     mapping: Any = AutoModelForCausalLM._model_mapping  # not public

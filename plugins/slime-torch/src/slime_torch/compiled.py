@@ -9,13 +9,15 @@ tokens. Recomputation (--gradient-checkpointing) and FSDP stay around them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from slime_torch.vision import language_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:

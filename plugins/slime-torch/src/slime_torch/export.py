@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from slime_core.data.vision import is_vision_model
 from slime_core.tensors.low_precision import is_precision_state, remembering
@@ -23,7 +22,7 @@ from slime_torch.arguments import TorchRunArguments
 from slime_torch.sharding import whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHARD_SIZE = "4GB"
 """Of weights in one file, which is put together in memory before it is written."""

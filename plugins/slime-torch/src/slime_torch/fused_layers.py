@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from slime_core.tensors.fused.gated import gated, gated_of
 from slime_core.tensors.fused.heads import Heads, queries_keys_values, turned
@@ -31,6 +30,9 @@ from slime_core.tensors.packed_rows import Segments
 from slime_torch.arguments import FUSED
 from slime_torch.attention import PACKED, packed_attention
 from slime_torch.vision import language_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
@@ -204,9 +206,12 @@ def _attention(
             self.v_proj(x)[0].view(len(cos), plan.heads.keys, plan.heads.size),
         )
     dropout = self.attention_dropout if self.training else 0.0
+    queries, keys, values = (part.transpose(0, 1)[None] for part in found)
     out, _ = packed_attention(
         self,
-        *(part.transpose(0, 1)[None] for part in found),
+        queries,
+        keys,
+        values,
         attention_mask,
         scaling=self.scaling,
         dropout=dropout,

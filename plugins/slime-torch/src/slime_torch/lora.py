@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from slime_core.data.vision import is_vision_model
 from slime_core.errors import ArgumentError
@@ -26,6 +24,8 @@ from slime_torch.model import VALUE_HEAD
 from slime_torch.vision import language_model, vision_names
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from slime_core.contracts.train_backend import TrainBatch
     from slime_torch.backend import TorchBackend
 
@@ -152,12 +152,16 @@ def _targets(body: nn.Module, wanted: Sequence[str], whole_names: bool) -> list[
     Args:
         whole_names: not the last parts alone, since those of a vision tower may be the numbers of its blocks too.
     """
+    from transformers.pytorch_utils import Conv1D
+
     linear = [name for name, module in body.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     targets = target_layers({name.rpartition(".")[2] for name in linear}, wanted, type(body).__name__)
     return sorted(name for name in linear if name.rpartition(".")[2] in targets) if whole_names else sorted(targets)
 
 
 def _transposed(body: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
     return any(isinstance(module, Conv1D) for module in body.modules())
 
 

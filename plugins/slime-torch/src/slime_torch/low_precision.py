@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from slime_core.contracts.precision import Hardware, PrecisionRecipe
 from slime_core.contracts.train_backend import Role, TrainBatch
-from slime_core.remote_code import from_pretrained
+from slime_core.remote_code import load_configuration
 from slime_core.runtime.hardware import hardware_of
 from slime_core.tensors.low_precision import end_step, nothing_remembered, remembering, swap_linears, weights_unchanged
 from slime_core.tensors.ranks import Ranks
@@ -26,6 +25,8 @@ from slime_core.training.precision import recipe_of
 from slime_torch.arguments import TorchRunArguments
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
     from slime_core.training.components import TrainComponents
 
 
@@ -40,7 +41,7 @@ def require_recipe(
     if not args.fp8_format:
         return
     try:
-        config = from_pretrained(AutoConfig, folder)
+        config = load_configuration(folder)
     except (OSError, ValueError, KeyError):  # who loads the weights says what is wrong
         return
     recipe, hardware = recipe_of(args, components, layers_of(config), role), computing(args, device)

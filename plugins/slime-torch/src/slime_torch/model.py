@@ -12,13 +12,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
 
 from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
@@ -26,7 +24,7 @@ from slime_core.data.checkpoint_folders import require_folder, require_hugging_f
 from slime_core.data.image_processor import Processor
 from slime_core.data.vision import auto_model
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
-from slime_core.remote_code import from_config, from_pretrained
+from slime_core.remote_code import from_config, from_pretrained, load_configuration
 from slime_core.sample import Sample
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 from slime_core.tensors.packed_rows import PackedRow, pack_samples
@@ -34,8 +32,11 @@ from slime_core.tensors.quantised_weights import in_high_precision, load_restore
 from slime_core.tensors.rotary import per_sequence
 from slime_core.token_arrays import token_ids
 from slime_core.training.frozen import trained_names
-from slime_torch.attention import PACKED
+from slime_torch.attention import PACKED, register
 from slime_torch.vision import Vision, language_model, vision_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VALUE_HEAD = "value_head"
 
@@ -63,7 +64,7 @@ def load_model(
         if quantised is not None:
             loaded = load_restored(quantised, torch.float32)
         else:
-            kind = auto_model(from_pretrained(AutoConfig, folder))
+            kind = auto_model(load_configuration(folder))
             loaded = from_pretrained(kind, folder, dtype=torch.float32, output_loading_info=True)
         model, info = loaded
     except (OSError, ValueError, KeyError, RuntimeError, CheckpointError) as error:
@@ -82,9 +83,11 @@ def load_model(
 
 def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel:
     """Make the model in `folder` with its parameters on the meta device, for a rank that gets them from another one."""
+    from accelerate import init_empty_weights
+
     check_checkpoint(folder, option)
     with init_empty_weights(include_buffers=False):
-        config = in_high_precision(from_pretrained(AutoConfig, folder))
+        config = in_high_precision(load_configuration(folder))
         model: PreTrainedModel = from_config(auto_model(config), config, dtype=torch.float32)
     model.tie_weights()
     model.train(False)
@@ -223,6 +226,7 @@ def _output_embedding(model: PreTrainedModel) -> nn.Linear:
 
 def _set_attention(model: PreTrainedModel) -> None:
     """Switch what reads tokens to packed attention. A vision tower keeps its own, which keeps images apart itself."""
+    register()
     if language_model(model) is model.base_model:
         model.set_attn_implementation(PACKED)
     else:

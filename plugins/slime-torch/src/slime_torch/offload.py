@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from slime_torch.sharding import local
 
@@ -44,6 +43,8 @@ def move_state(optimizer: torch.optim.Optimizer, device: torch.device | None) ->
     Args:
         device: where to; None: to the device of the parameter that the tensor belongs to.
     """
+    from torch.distributed.tensor import DTensor
+
     left: set[torch.device] = set()
     for parameter, values in optimizer.state.items():
         target = parameter.device if device is None else device

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.tensors.norm import squares_of
@@ -24,6 +23,8 @@ def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]
     ]
     groups = [group for group in groups if group["params"]]
     if args.optimizer == "sgd":
+        from torch.distributed.tensor import DTensor
+
         spread = any(isinstance(p, DTensor) for p in trained)  # for which torch has no fused SGD
         return torch.optim.SGD(groups, lr=args.lr, momentum=args.sgd_momentum, fused=not spread)
     betas = (args.adam_beta1, args.adam_beta2)

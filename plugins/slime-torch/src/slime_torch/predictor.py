@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.sample import Sample
@@ -28,6 +28,9 @@ from slime_torch.arguments import TorchRunArguments
 from slime_torch.model import find_head, packed_hidden, vocabulary_size
 from slime_torch.sharding import Sharded
 from slime_torch.vision import Vision, require_no_images
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Predicted = tuple[Tensor, Tensor | None]
 """(T,) log-probs of the trained tokens, or a critic's values at them, and (T,) entropies where they were wanted."""

@@ -11,20 +11,20 @@ Gradients are summed over the ranks, not averaged: every rank's loss is its shar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from slime_core.tensors.ranks import Ranks
 from slime_torch import shared_memory
 from slime_torch.gloo import AllGather, Network, ReduceScatter
 from slime_torch.vision import language_model
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
@@ -42,6 +42,9 @@ class Sharded(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, ranks: Ranks, reshard: bool = True) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
         super().__init__()
         self.model = model
         self._keeps_whole = not reshard
@@ -80,13 +83,15 @@ class Sharded(nn.Module):
                 ranks only now, and then each rank keeps its parts alone.
         """
         if self._keeps_whole:
-            unit = cast(FSDPModule, self)  # what `fully_shard` has made of it
+            unit = cast("FSDPModule", self)  # what `fully_shard` has made of it
             unit.set_requires_gradient_sync(last)
             unit.set_reshard_after_backward(last)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def reshard_all(self) -> None:
         """Keep this rank's parts alone, which FSDP does not do after a forward pass without a backward pass."""
+        from torch.distributed.fsdp import FSDPModule
+
         for module in self.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -94,11 +99,15 @@ class Sharded(nn.Module):
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be spread, in the same memory."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be spread, detached. All ranks must call this at the same time."""
+    from torch.distributed.tensor import DTensor
+
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -112,6 +121,8 @@ def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 def _send_from_rank_0(unit: nn.Module, device: torch.device) -> None:
     """Put the parameters and buffers of `unit` that are not yet spread on `device`, with the values of rank 0."""
+    from torch.distributed.tensor import DTensor
+
     sent: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, so that tied ones stay tied
     for module in unit.modules():
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)

@@ -20,23 +20,21 @@ import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
-from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
 from slime_core.errors import CheckpointError
-from slime_core.tensors.dcp_metadata import PlainReader, read_metadata
 from slime_core.tensors.kept_weights import Copy
 from slime_core.tensors.low_precision import is_precision_state
 from slime_core.tensors.random_states import random_states, set_random_states
 from slime_core.tensors.stored import load_stored
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
 logger = logging.getLogger(__name__)
@@ -217,17 +215,26 @@ def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write(path: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     writer = FileSystemWriter(path, sync_files=False)  # whoever makes the checkpoint flushes all its files
     try:
-        save_checkpoint(state, storage_writer=writer, process_group=group, no_dist=group is None)
+        save(state, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:  # not an Exception; it holds those of the ranks
         raise _first(error) from error
 
 
 def _read(path: Path, state: dict[str, Tensor]) -> None:
     """Fill the tensors in `state` from the checkpoint. Every rank reads for itself."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    from slime_core.tensors.dcp_metadata import PlainReader
+
     try:
-        load_checkpoint(state, storage_reader=PlainReader(path), no_dist=True)
+        load(state, storage_reader=PlainReader(path), no_dist=True)
     except CheckpointException as error:
         raise _unreadable(path, _first(error)) from error
     except Exception as error:  # damaged bytes can fail in any way
@@ -236,6 +243,10 @@ def _read(path: Path, state: dict[str, Tensor]) -> None:
 
 def _stored(path: Path) -> dict[str, TensorStorageMetadata]:
     """The size and dtype of all tensors that the folder holds, by name."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from slime_core.tensors.dcp_metadata import read_metadata
+
     try:
         found = read_metadata(path)
     except CheckpointError as error:

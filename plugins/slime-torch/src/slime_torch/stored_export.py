@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.tokenizer import load_tokenizer
@@ -37,6 +35,9 @@ def export_state(
 ) -> None:
     """Write what the training state in `stored` holds into the folder `path`; see
     `slime_core.contracts.train_backend.ExportsStates`."""
+    from transformers import GenerationConfig
+    from transformers.utils import GENERATION_CONFIG_NAME
+
     option, folder = option_of(args), args.ref_load or args.hf_checkpoint
     check_checkpoint(args.hf_checkpoint)
     tokenizer = load_tokenizer(args.hf_checkpoint)

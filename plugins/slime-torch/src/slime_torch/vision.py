@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from slime_core.data.image_processor import Processor
 from slime_core.data.vision import is_vision_model
@@ -24,6 +23,9 @@ from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import PackedRow
 from slime_core.tensors.rotary import looks_at_length
 from slime_core.token_arrays import num_tokens, token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def require_no_images(samples: Sequence[Sample], model: PreTrainedModel) -> None:
