@@ -3,7 +3,7 @@ answers. test_local_kernels.py runs these tests in a process of their own, whose
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from local_engine_cases import SHAPE, ask_at_once
 from torch import nn
 
+from slime_core.tensors.fused.launch import kernels_on
 from slime_engine_local import model, pages, static_proof, triton_operations
 from slime_engine_local.engine import LocalEngine
 from slime_engine_local.layer_operations import HeadShape, Places, PlainOperations
@@ -23,6 +24,13 @@ pytest.importorskip("triton", reason="there is no triton here")
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="kernels are compiled here; benchmarks.gpu compares them"
 )
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_the_trainer() -> Iterator[None]:
+    """Which the engine uses too."""
+    with kernels_on("cpu"):
+        yield
 
 
 class Norm(nn.Module):

@@ -246,7 +246,7 @@ class FusedDecoder:
         return before + added
 
     def residual(self, embedded: Tensor) -> Tensor:
-        """What the layers add to, from embeddings; always another tensor where it is changed in place."""
+        """What the layers add to, from embeddings."""
         return self._operations.residual(embedded)
 
     def compute_by(self, operations: LayerOperations) -> None:

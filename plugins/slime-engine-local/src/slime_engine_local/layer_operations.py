@@ -54,7 +54,7 @@ class LayerOperations(Protocol):
         ...
 
     def add_norm(self, x: Tensor, added: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-        """Return x + added, which may be x itself changed, and its RMS norm, which is read by a product."""
+        """Return x + added and its RMS norm, which is read by a product."""
         ...
 
     def encode(

@@ -1,28 +1,13 @@
-"""Triton kernels of the decoder: what lies between its products, and attention over pages. Launched by
-`slime_engine_local.triton_operations`, which says what each of them computes; imported only where there is triton.
+"""Triton kernels of the decoder: heads and their places in pages, attention over pages, the choice of tokens, and experts. Launched by
+`slime_engine_local.triton_operations` and `triton_experts`, which say what each of them computes; imported only where there is triton.
 
-Sums, norms, positions and scores are in float32. Numbers are rounded where a layer of transformers under autocast rounds them.
+Sums, norms, positions and scores are in float32.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def add_norm(x, added, weight, out, size, eps, ADDS: tl.constexpr, BLOCK: tl.constexpr):
-    """One row a program: x += added, out = the RMS norm of x."""
-    row = tl.program_id(0).to(tl.int64) * size
-    column = tl.arange(0, BLOCK)
-    there = column < size
-    h = tl.load(x + row + column, mask=there, other=0.0).to(tl.float32)
-    if ADDS:
-        h += tl.load(added + row + column, mask=there, other=0.0).to(tl.float32)
-        tl.store(x + row + column, h.to(x.dtype.element_ty), mask=there)
-    inverse = 1 / tl.sqrt(tl.sum(h * h, 0) / size + eps)
-    normed = h * inverse * tl.load(weight + column, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + row + column, normed.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -68,8 +53,8 @@ def encode(
             tl.load(query_weight + column + half, mask=there, other=0.0),
             tl.load(key_weight + column + half, mask=there, other=0.0),
         )
-        a = (a * inverse).to(first.dtype).to(tl.float32) * weights.to(tl.float32)
-        b = (b * inverse).to(first.dtype).to(tl.float32) * later.to(tl.float32)
+        a = a * inverse * weights.to(tl.float32)
+        b = b * inverse * later.to(tl.float32)
     angle = row * SIZE + column
     there = column < half
     new = a * tl.load(cosine + angle, mask=there, other=0.0) + b * tl.load(sine + angle, mask=there, other=0.0)
@@ -93,19 +78,6 @@ def encode(
         is_value = inside & (head >= QUERIES + KEYS)
         tl.store(value + own, first, mask=is_value)
         tl.store(value + own + half, second, mask=is_value)
-
-
-@triton.jit
-def gate(gate_up, out, size, BLOCK: tl.constexpr):
-    """A piece of one row a program: out = silu(gate) · up."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = column < size
-    gates = tl.load(gate_up + row * 2 * size + column, mask=there, other=0.0)
-    ups = tl.load(gate_up + row * 2 * size + size + column, mask=there, other=0.0)
-    x = gates.to(tl.float32)
-    active = (x / (1 + tl.exp(-x))).to(gates.dtype).to(tl.float32)
-    tl.store(out + row * size + column, (active * ups.to(tl.float32)).to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -311,7 +283,7 @@ def expert_gates(
             ups += tl.dot(some, of_up, input_precision="ieee")
         gates = gates.to(out.dtype.element_ty).to(tl.float32)
         ups = ups.to(out.dtype.element_ty).to(tl.float32)
-        active = (gates / (1 + tl.exp(-gates))).to(out.dtype.element_ty).to(tl.float32) * ups
+        active = gates / (1 + tl.exp(-gates)) * ups
         at = row[:, None].to(tl.int64) * inner + column[None, :]
         tl.store(out + at, active.to(out.dtype.element_ty), mask=(row[:, None] < end) & (column[None, :] < inner))
 

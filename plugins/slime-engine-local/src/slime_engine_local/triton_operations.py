@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_core.tensors.fused.gated import gated
+from slime_core.tensors.fused.norm import add_rms_norm, rms_norm
 from slime_engine_local.layer_operations import HeadShape, Places, PlainOperations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_ROW = 16384
-"""Elements of the widest row that one program normalises."""
 BLOCK, BLOCK_IN_FULL = 32, 16
 """Tokens that attention reads at a time in half precision, and in float32, whose products take ten times as long to compile; a page has
 a multiple of them."""
@@ -36,32 +36,21 @@ def fits(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class TritonOperations:
-    """`slime_engine_local.layer_operations.LayerOperations` with kernels. What the layers add to is in float32, as in a trainer under
-    autocast."""
+    """`slime_engine_local.layer_operations.LayerOperations` with kernels, norms and gates by those of a train backend. What the layers add
+    to is in float32, as in a trainer under autocast."""
 
     _plain = PlainOperations()
 
     def residual(self, embedded: Tensor) -> Tensor:
         """See `LayerOperations`."""
-        return embedded.to(torch.float32, copy=True)
+        return embedded.float()
 
     def add_norm(self, x: Tensor, added: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
         """See `LayerOperations`."""
-        kernels, (rows, size) = kernels_of_triton(), x.shape
-        if size > LARGEST_ROW:
-            raise ValueError(f"a row of {size} elements is too wide")
-        x = x.contiguous()
-        out = torch.empty_like(x, dtype=norm.weight.dtype)
-        block = _power_of_two(size)
-        kernels.add_norm[(rows,)](
-            x,
-            x if added is None else added.contiguous(),
-            *(norm.weight, out, size, norm.variance_epsilon),
-            ADDS=added is not None,
-            BLOCK=block,
-            num_warps=4 if block <= 2048 else 8,
-        )
-        return x, out
+        weight, eps = norm.weight, norm.variance_epsilon
+        if added is None:
+            return x, rms_norm(x, weight, eps, weight.dtype)
+        return add_rms_norm(x, added, weight, eps, weight.dtype)
 
     def encode(
         self, projected: Tensor, heads: HeadShape, cosine: Tensor, sine: Tensor, places: Places | None
@@ -100,10 +89,7 @@ class TritonOperations:
         """See `LayerOperations`."""
         if not _is_silu(activation):
             return self._plain.gated(gate_up, activation)
-        rows, size = len(gate_up), gate_up.shape[1] // 2
-        out = gate_up.new_empty(rows, size)
-        kernels_of_triton().gate[(rows, -(-size // 1024))](gate_up, out, size, BLOCK=1024, num_warps=4)
-        return out
+        return gated(gate_up)
 
 
 def triton_over_pages(
