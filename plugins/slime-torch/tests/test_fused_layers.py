@@ -4,6 +4,9 @@ give."""
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +15,6 @@ import torch
 from torch_cases import GROUPED, make_backend, make_groups, make_model
 
 from slime_core.tensors.fused.rounded import RoundedWeights
-from slime_core.tensors.fused_proof import distances
 from slime_core.training.batches import make_train_batch
 from slime_torch.fused_layers import _is_right, _plan, fuse_layers
 from slime_torch.model import prepare
@@ -105,7 +107,11 @@ def test_kernels_compute_what_torch_does() -> None:
     pytest.importorskip(
         "triton", reason="a torch without CUDA brings no Triton; benchmarks.gpu compares kernels as well"
     )
-    found = distances(torch.device("cpu"), torch.float32)
-    assert len(found) == 10
-    for name, distance in found:
-        assert distance < 1e-5, name
+    code = (
+        "import torch; from slime_core.tensors.fused_proof import distances; "
+        "print(max(distance for _, distance in distances(torch.device('cpu'), torch.float32)))"
+    )
+    interpreted = {**os.environ, "TRITON_INTERPRET": "1"}  # read when Triton is imported
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=interpreted, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
