@@ -7,7 +7,6 @@ not at all.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, require_unread_without_effect, sample_from_row
 from slime_core.errors import DataError
 from slime_core.plain import plain
+from slime_core.unfinished import unfinished
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,8 +78,7 @@ def convert_file(
         raise DataError(f"{output}: can write .jsonl and .parquet, not {output.suffix or 'a file without extension'}.")
     report, shape = Converted(), _Shape()
     images = ConvertedImages(output.parent, image_key, image_rules)
-    lines = output.with_name(f".{output.name}.{os.getpid()}.jsonl")
-    table = output.with_name(f".{output.name}.{os.getpid()}.parquet")
+    lines, table = unfinished(output, ".jsonl"), unfinished(output, ".parquet")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with lines.open("w", encoding="utf-8") as file:
@@ -96,9 +95,9 @@ def convert_file(
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error.strerror or error}.") from None
     finally:
-        for unfinished in (lines, table):
+        for hidden in (lines, table):
             with suppress(FileNotFoundError):
-                unfinished.unlink()
+                hidden.unlink()
     return report
 
 

@@ -7,7 +7,6 @@ trained, and where `--hf-checkpoint` is quantised a checkpoint in its format too
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from slime_core.run.output import writing
 from slime_core.run.stored_run import arguments_of, require_checkpoint
 from slime_core.training.components import quantised_checkpoints
 from slime_core.training.initial_weights import with_initial_weights
+from slime_core.unfinished import unfinished
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
@@ -206,7 +206,7 @@ def _new_folder(target: Path, force: bool, sources: tuple[Path | str | None, ...
             raise ArgumentError(f"{target} is there already, and is no exported model. Choose another folder.")
         if not force:
             raise ArgumentError(f"{target} holds a model already. Choose another folder, or replace it with --force.")
-    hidden = target.with_name(f".{target.name}.{os.getpid()}")
+    hidden = unfinished(target)
     try:
         with writing("The exported model", target):
             hidden.mkdir(parents=True)

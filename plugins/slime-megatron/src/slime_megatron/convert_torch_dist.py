@@ -7,7 +7,6 @@ bit; the rows that fill up a vocabulary are left out.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from slime_core.data.checkpoint_folders import recognise
 from slime_core.data.ends import add_ends, stored_trained_ends
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
+from slime_core.unfinished import unfinished
 from slime_megatron.arguments import MegatronArguments, MegatronComputeArguments, MegatronLayoutArguments
 from slime_megatron.checkpoint_files import Reader, read_config, write
 from slime_megatron.configuration import read_spec
@@ -70,18 +70,18 @@ def main(argv: list[str], plugins: Plugins) -> int:
     spec = read_spec(read_config(str(origin)), where, options, tensor=1)
     reader = TorchDistReader(source, spec, f"--input-dir {options.input_dir}")
     _compare(reader, origin, spec.extra_file_prefixes)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    hidden = unfinished(output)
     try:
-        write(unfinished, _all(reader), origin, spec.extra_file_prefixes, shard_bytes=options.chunk_size)
-        _copy_others(origin, unfinished)
-        add_ends(unfinished, stored_trained_ends(source))
+        write(hidden, _all(reader), origin, spec.extra_file_prefixes, shard_bytes=options.chunk_size)
+        _copy_others(origin, hidden)
+        add_ends(hidden, stored_trained_ends(source))
         if output.exists():
             shutil.rmtree(output)
-        unfinished.rename(output)
+        hidden.rename(output)
     except OSError as error:
         raise CheckpointError(f"The checkpoint could not be written to {output}: {error}.") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
     print(f"{output}: {len(reader.names())} weights of {source}")
     if copied := [name for name in _stored(origin) if is_extra(name, spec)]:
         print(f"{len(copied)} weights for multi-token prediction are those of {origin}: {shown(copied)}")
