@@ -28,7 +28,18 @@ from benchmarks.report import RESULTS, machine, spread, tell, versions
 
 SHORT: dict[str, tuple[str, ...]] = {
     "start": ("start", "--repeats", "3"),
-    "sft-cpu": ("sft", "--repeats", "2", "--steps", "2", "--batch-size", "4", "--without", "TRL, tuned"),
+    "sft-cpu": (
+        "sft",
+        "--repeats",
+        "2",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--without",
+        "TRL, tuned",
+        "slime, two ranks",
+    ),
     "rollout-cpu": ("rollout", "--repeats", "2", "--prompts", "4", "--longest", "48"),
     "grpo-cpu": ("grpo", "--repeats", "2", "--prompts", "4", "--without", "TRL, tuned"),
 }

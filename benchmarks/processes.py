@@ -54,6 +54,13 @@ def run_process(words: list[str], environment: dict[str, str]) -> Ended:
     return Ended(usage.ru_maxrss / 2**20, watch.others(usage.ru_utime + usage.ru_stime))
 
 
+def run_family(words: list[str], environment: dict[str, str]) -> Ended:
+    """Run a command that starts processes of its own, such as Ray's: what is measured is all of them together, every half second."""
+    with Family() as family:
+        run_process(words, environment | family.mark)
+    return Ended(family.peak_gib, family.others())
+
+
 def run_together(commands: list[list[str]]) -> float:
     """Run commands at the same time, to their ends, one thread each and without GPUs. Nothing of them outlasts this call,
     also when it fails or is interrupted.
@@ -61,7 +68,7 @@ def run_together(commands: list[list[str]]) -> float:
     Returns:
         the share of all processors' time that others used meanwhile.
     """
-    environment = {**measured_environment(1), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": _paths()}
+    environment = {**measured_environment(1), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": python_path()}
     environment.pop("RAY_ADDRESS", None)
     processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryFile("w+") as output, _ended(processes), Family() as family:
@@ -78,7 +85,7 @@ def run_together(commands: list[list[str]]) -> float:
     return family.others()
 
 
-def _paths() -> str:
+def python_path() -> str:
     """Where Python finds this repository, and what this process finds."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 

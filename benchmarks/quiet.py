@@ -85,15 +85,17 @@ def _own() -> float:
 
 
 class Family:
-    """Counts the processor time of processes and of all that these start, wherever they belong to: workers of Ray are nobody's
-    children, and whoever ends them need not wait for them. They are known by a variable of their environment.
+    """Counts the processor time and memory of processes and of all that these start, wherever they belong to: workers of Ray are
+    nobody's children, and whoever ends them need not wait for them. They are known by a variable of their environment.
 
     Attributes:
         mark: what to add to the environment of those to count.
+        peak_gib: the most that was resident at one time: of all what each has for itself, and what the one that shares most shares.
     """
 
     def __init__(self) -> None:
         self.mark = {FAMILY: uuid4().hex}
+        self.peak_gib = 0.0
         self._seconds: dict[int, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -115,12 +117,17 @@ class Family:
     def _look(self) -> None:
         wanted = f"{FAMILY}={self.mark[FAMILY]}".encode()
         while not self._ended.wait(SAMPLE_S):
+            own, shared = 0, [0]
             for folder in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):  # it has ended
                     number = int(folder.name)
                     if number in self._seconds or wanted in (folder / "environ").read_bytes():
                         used = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
                         self._seconds[number] = sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+                        _, resident, common = map(int, (folder / "statm").read_text().split()[:3])
+                        own += resident - common
+                        shared.append(common)
+            self.peak_gib = max(self.peak_gib, (own + max(shared)) * os.sysconf("SC_PAGE_SIZE") / 2**30)
 
 
 def sentence(shares: list[float]) -> str:

@@ -57,12 +57,16 @@ def _runs(results: Results, key: str, ours: tuple[str, ...], higher: bool, what:
 
 
 def _sft(results: Results) -> Ratios:
-    found = _runs(results, "tokens_per_second", ("slime",), True, "speed")
-    found |= _runs(results, "peak_gib", ("slime",), False, "memory")
+    ours = ("slime", "slime, two ranks")
+    found = _runs(results, "tokens_per_second", ours, True, "speed")
+    found |= _runs(results, "peak_gib", ours, False, "memory")
     peak = max(results["gemm_peak_gflops"])
     per_token = results["flops"] / results["tokens"] / 1e9
-    shares = [run["tokens_per_second"] * per_token / peak for run in results["runs"].get("slime", [])]
-    return {**found, "share of the matrix-product limit": shares} if shares else found
+    for name in ours:
+        shares = [run["tokens_per_second"] * per_token / peak for run in results["runs"].get(name, [])]
+        if shares:
+            found["share of the matrix-product limit" + name.removeprefix("slime")] = shares
+    return found
 
 
 def _rollout(results: Results) -> Ratios:

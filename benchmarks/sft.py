@@ -2,7 +2,8 @@
 
 Both fine-tune SmolLM2-135M-Instruct in fp32 on the same alpaca conversations, in the same order, with the same trained
 tokens, optimizer and number of threads. They run in turn, each in a process of its own, several times. slime runs through
-its command line, TRL through its trainer in a virtual environment that is made once.
+its command line, in one process and once more as two training ranks with one thread each (whose memory is that of all processes
+together), TRL through its trainer in a virtual environment that is made once.
 
 Prints, and writes to benchmarks/results: tokens per second (all tokens of the conversations, no padding, first step left
 out), their ratio run by run, peak memory, the losses, the share of the machine's matrix-product peak that slime reaches
@@ -23,7 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gemm import Shapes, step_flops
-from benchmarks.processes import ROOT, measured_environment, prepared, run_process
+from benchmarks.processes import (
+    ROOT,
+    measured_environment,
+    prepared,
+    python_path,
+    run_family,
+    run_process,
+    unwind_on_signals,
+)
 from benchmarks.quiet import add_option, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
@@ -32,11 +41,16 @@ TRL = ["torch", "trl==1.16.0", "transformers", "accelerate", "datasets"]
 MAX_LENGTH = 1024
 LR = 1e-5
 
-CONTESTANTS: dict[str, dict[str, Any] | None] = {
-    "slime": None,
+SLIME: dict[str, tuple[str, ...]] = {
+    "slime": (),
+    "slime, two ranks": ("--ray-address", "local", "--actor-num-gpus-per-node", "2", "--balance-data"),
+}
+"""The flags of each. Two ranks have one thread each."""
+TRAINERS: dict[str, dict[str, Any]] = {
     "TRL, its defaults": {},
     "TRL, tuned": {"gradient_checkpointing": False, "padding_free": True, "max_length": None},
 }
+CONTESTANTS = [*SLIME, *TRAINERS]
 
 
 @dataclass(frozen=True)
@@ -95,25 +109,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps per run; the first is not timed")
     parser.add_argument("--batch-size", type=int, default=8, help="conversations per step")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each")
-    parser.add_argument("--without", nargs="*", default=[], choices=list(CONTESTANTS), help="contestants to leave out")
+    parser.add_argument("--without", nargs="*", default=[], choices=CONTESTANTS, help="contestants to leave out")
     add_option(parser)
     options = parser.parse_args()
-    contestants = {name: more for name, more in CONTESTANTS.items() if name not in options.without}
+    unwind_on_signals()
+    contestants = [name for name in CONTESTANTS if name not in options.without]
     environment = measured_environment(options.threads)
     work = prepare_work(options.steps, options.batch_size)
-    python = trl_python() if any(more is not None for more in contestants.values()) else ""
+    python = trl_python() if any(name in TRAINERS for name in contestants) else ""
     results: dict[str, list[Result]] = {name: [] for name in contestants}
     peaks: list[float] = []
     for repeat in range(options.repeats):
         require_quiet(options.under_load)
         peaks.append(max(gemm_rates(work, environment).values()))
         # Turn about, so that neither always runs on the machine that the other left behind.
-        for name in list(contestants) if repeat % 2 == 0 else reversed(contestants):
-            more = contestants[name]
+        for name in contestants if repeat % 2 == 0 else reversed(contestants):
             tell(f"repeat {repeat + 1}/{options.repeats}: {name}")
             require_quiet(options.under_load)
             load = os.getloadavg()[0]
-            run = run_slime(work, environment) if more is None else run_trl(work, more, python, environment)
+            if name in SLIME:
+                run = run_slime(work, environment, SLIME[name])
+            else:
+                run = run_trl(work, TRAINERS[name], python, environment)
             run = replace(run, load_before=load)
             tell(f"  {run.tokens_per_second:.0f} tok/s, {run.peak_gib:.2f} GiB, others {100 * run.others:.0f} %")
             results[name].append(run)
@@ -171,8 +188,12 @@ def gemm_rates(work: Work, environment: dict[str, str]) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def run_slime(work: Work, environment: dict[str, str]) -> Result:
-    """One run of `slime train-async`."""
+def run_slime(work: Work, environment: dict[str, str], more: tuple[str, ...] = ()) -> Result:
+    """One run of `slime train-async`.
+
+    Args:
+        more: flags for several processes on Ray; none: it is one.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         flags = {
             "--hf-checkpoint": work.model,
@@ -196,8 +217,9 @@ def run_slime(work: Work, environment: dict[str, str]) -> Result:
             "--disable-compute-advantages-and-returns",
             "--use-dynamic-batch-size",
         ]
-        words = [sys.executable, "-m", "slime_core", "train-async", *switches]
-        ended = run_process([*words, *(str(word) for flag in flags.items() for word in flag)], environment)
+        words = [sys.executable, "-m", "slime_core", "train-async", *switches, *more]
+        words += [str(word) for flag in flags.items() for word in flag]
+        ended = run_family(words, on_ray(environment)) if more else run_process(words, environment)
         steps = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
     timed = steps[1:]
     if (tokens := sum(step["train/num_tokens"] for step in timed)) != work.tokens():
@@ -210,6 +232,12 @@ def run_slime(work: Work, environment: dict[str, str]) -> Result:
         data_wait_share=sum(step["perf/data_wait_time"] for step in timed)
         / sum(step["perf/rollout_time"] for step in timed),
     )
+
+
+def on_ray(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a run on a cluster of its own, one thread per process."""
+    kept = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": python_path()}
 
 
 def run_trl(work: Work, options: dict[str, Any], python: str, environment: dict[str, str]) -> Result:
@@ -242,7 +270,7 @@ def report(work: Work, results: dict[str, list[Result]], peak: float, threads: i
     ours = results.get("slime", [])
     for name, runs in results.items():
         ratio = difference = "—"
-        if ours and name != "slime":
+        if ours and runs is not ours:
             ratio = spread([a.tokens_per_second / b.tokens_per_second for a, b in zip(ours, runs, strict=True)], "×", 2)
             difference = f"{max(abs(a - b) for a, b in zip(ours[0].losses, runs[0].losses, strict=True)):.1e}"
         speed = spread([run.tokens_per_second for run in runs], "", 0)
@@ -253,14 +281,18 @@ def report(work: Work, results: dict[str, list[Result]], peak: float, threads: i
         lines.append(f"| {step} | " + " | ".join(f"{runs[0].losses[step]:.6f}" for runs in results.values()) + " |")
     if ours:
         per_token = work.flops / work.tokens()
-        shares = [run.tokens_per_second * per_token / 1e9 / peak for run in ours]
+        reached = [
+            f"{name} reaches {spread([100 * run.tokens_per_second * per_token / 1e9 / peak for run in runs], ' %', 0)} of it"
+            for name, runs in results.items()
+            if name in SLIME
+        ]
         waits = [run.data_wait_share or 0.0 for run in ours]
         lines += [
             "",
             f"A token needs {per_token / 1e9:.3f} GFLOP (forward and backward, head on trained tokens only). The fastest "
             f"matrix product of the model's shapes reaches {peak:.0f} GFLOP/s here, which would be "
-            f"{peak * 1e9 / per_token:.0f} tokens/s; slime reaches {spread([100 * s for s in shares], ' %', 0)} of it. "
-            f"It waits for data {spread([100 * w for w in waits], ' %', 2)} of the time.",
+            f"{peak * 1e9 / per_token:.0f} tokens/s; {', '.join(reached)}. "
+            f"slime waits for data {spread([100 * w for w in waits], ' %', 2)} of the time.",
         ]
     lines += ["", sentence([run.others for runs in results.values() for run in runs])]
     return "\n".join(lines)
