@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import SlimeError
 from slime_core.plugins import Plugins
+from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.testing import chat_tokenizer
 from slime_core.training.batches import make_train_batch
 from slime_core.training.components import TrainComponents
@@ -36,6 +38,7 @@ from slime_core.training.worker import TrainWorker
 from slime_losses.sft import sft_loss
 from slime_torch import shared_memory
 from slime_torch.backend import TorchBackend
+from slime_torch.fused_layers import fuse_layers
 from slime_torch.gloo import AllGather, Network, ReduceScatter
 from slime_torch.sharding import local, whole
 
@@ -185,7 +188,20 @@ SCENARIOS |= {
 WHOLE = ("sft", "grpo", "grpo, one rank without a sample", "grpo, experts", "grpo, recomputed", "lora")
 WHOLE += ("grpo, embedding and first layer frozen",)
 SCENARIOS |= {f"{name}, layers kept whole": {**SCENARIOS[name], "fsdp_reshard_after_forward": False} for name in WHOLE}
+SCENARIOS["grpo, fused layers"] = {**SCENARIOS["grpo"], "fused": True}
 SCENARIOS["lora, offloaded between steps"] = {**SCENARIOS["lora"], "offloaded": True}
+
+
+@contextmanager
+def fused_layers() -> Iterator[None]:
+    """A backend that is made inside of this context fuses its layers, as it would on a GPU, but in float64."""
+
+    def fuse(model: Any, rounded: Any, device: torch.device) -> None:
+        assert fuse_layers(model, RoundedWeights(torch.float64, keep=False), device, autocast=False) == 2
+
+    changed = {"fuses": lambda args, on_gpu: True, "kernels_are_right": lambda device: True, "fuse_layers": fuse}
+    with mock.patch.multiple("slime_torch.backend", **changed):
+        yield
 
 
 def run(tiny: SimpleNamespace, name: str, ranks: int, folder: Path) -> dict[str, Any]:
@@ -204,7 +220,8 @@ def run(tiny: SimpleNamespace, name: str, ranks: int, folder: Path) -> dict[str,
             model = vision_model(architecture).double()
         else:
             model = tiny.model(architecture)
-        backend = tiny.backend(model, **options)
+        with fused_layers() if options.pop("fused", False) else nullcontext():
+            backend = tiny.backend(model, **options)
         assert backend.data_parallel_size == ranks
         per_token = backend.values if critic else backend.log_probs
         found: dict[str, Any] = {"before": per_token(batch), "evaluated": backend.evaluate(batch), "metrics": []}
