@@ -123,7 +123,8 @@ class Work:
             ]
         }
         count = max(1, self._tokens // LONGEST)
-        rows.write_text((json.dumps(row) + "\n") * count)
+        if not rows.exists():
+            rows.write_text((json.dumps(row) + "\n") * count)
         words = ["--hf-checkpoint", str(self._model), "--prompt-data", str(rows), "--input-key", "messages"]
         words += ["--rollout-function-path", "sft", "--loss-type", "sft_loss", "--calculate-per-token-loss"]
         words += [

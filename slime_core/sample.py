@@ -1,28 +1,42 @@
 """`Sample`: what flows from the data source through the rollout function into training.
 
 The field names are slime's. A *group* is the list of samples of one prompt; a rollout returns a list of groups.
-`check_rollout` runs at the boundary where a rollout function returns, so that everything after it can rely on the
-invariants stated here.
+`check_rollout` (`slime_core.sample_rules`) runs at the boundary where a rollout function returns, so that everything after it can
+rely on the invariants stated there.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from functools import lru_cache, partial
 from typing import Any, cast
 
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
-from slime_core.token_arrays import column_of, num_tokens, trained
+from slime_core.plain_fields import MADE_PLAIN, SET_BY_HOOKS, plain_reward
+from slime_core.sample_rules import check_rollout, misaligned, number_groups, reward_of
+from slime_core.stored_fields import STORED, as_bytes, as_text, listed
+from slime_core.token_arrays import column_of
 from slime_core.token_columns import COLUMNS, TokenColumn, TokenField
 from slime_core.turns import append_turn, spread_over_turns
+
+__all__ = [
+    "RESERVED",
+    "Group",
+    "RolloutOutput",
+    "Sample",
+    "Status",
+    "check_rollout",
+    "misaligned",
+    "number_groups",
+    "plain_reward",
+    "reward_of",
+    "stored_sample",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +160,11 @@ class Sample:
         if handed_over:
             self.compact()
         try:
-            for name in _SET_BY_HOOKS:
+            for name in SET_BY_HOOKS:
                 before = vars(self)[name] if name in COLUMNS else getattr(self, name)
                 if type(before) is TokenColumn:
                     continue
-                after = _MADE_PLAIN.get(name, plain)(before, name)
+                after = MADE_PLAIN.get(name, plain)(before, name)
                 if after is not before:
                     setattr(self, name, after)
             for name, before in self.further_attributes.items():
@@ -259,11 +273,10 @@ class Sample:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain data (what checkpoints and dumps hold), and under "attributes" what hooks have set besides."""
         own = {
-            name: _listed(vars(self)[name]) if name in COLUMNS else copy.deepcopy(getattr(self, name))
-            for name in _NAMES
+            name: listed(vars(self)[name]) if name in COLUMNS else copy.deepcopy(getattr(self, name)) for name in _NAMES
         }
         further = self.further_attributes
-        encoded = [_as_text(image) for image in own.pop("images")]
+        encoded = [as_text(image) for image in own.pop("images")]
         own |= {"images": encoded} if encoded else {}
         return {**own, "status": self.status.value, **({"attributes": further} if further else {})}
 
@@ -277,11 +290,11 @@ class Sample:
             status = Status(data.get("status", "pending"))
         except ValueError:
             raise SampleError(f"A stored sample has the status {data['status']!r}, which there is not.") from None
-        for name, fits in _STORED.items():
+        for name, fits in STORED.items():
             if name in values and not fits(values[name]):
                 raise SampleError(f"A stored sample has {name} that is none: {str(values[name])[:60]!r}.")
         if "images" in values:
-            values["images"] = [_as_bytes(text) for text in values["images"]]
+            values["images"] = [as_bytes(text) for text in values["images"]]
         sample = cls(**{**values, "status": status})
         for name, value in data.get("attributes", {}).items():
             if getattr(cls, name, None) is not None:  # those of slime's fields alone are None
@@ -305,102 +318,6 @@ for _name in COLUMNS:
     _field.__set_name__(Sample, _name)
     setattr(Sample, _name, _field)
 
-
-def _listed(values: Any) -> Any:
-    """The values of tokens in a list of their own, or what else a hook has set."""
-    return list(values) if isinstance(values, list | TokenColumn) else copy.deepcopy(values)
-
-
-def _are(*kinds: type) -> Callable[[Any], bool]:
-    """Whether a value is a list of such values, or a column."""
-    return lambda value: type(value) is TokenColumn or (type(value) is list and set(kinds).issuperset(map(type, value)))
-
-
-def _is(*kinds: type | None) -> Callable[[Any], bool]:
-    """Whether a value is of one of these types, or None where that is among them."""
-    return lambda value: type(value) in kinds or (value is None and None in kinds)
-
-
-_STORED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("group_index", "index", "rollout_id"), _is(int, None)),
-    "prompt": _is(str, list),
-    "images": _are(str),
-    "tokens": _are(int),
-    "response": _is(str),
-    "response_length": _is(int),
-    "loss_mask": lambda value: value is None or _are(int)(value),
-    "rollout_log_probs": lambda value: value is None or _are(int, float)(value),
-    "weight_versions": _are(int, str),
-    "metadata": _is(dict),
-    "remove_sample": _is(bool),
-}
-"""What the fields of a stored sample are; the others may be anything."""
-
-
-@lru_cache(maxsize=8)
-def _as_text(image: bytes) -> str:
-    """Return an image as base64. A few are remembered, since the samples of a group have the same ones."""
-    return b64encode(image).decode()
-
-
-@lru_cache(maxsize=8)
-def _as_bytes(text: str) -> bytes:
-    """Return the bytes of a stored image: the very object for all samples of a group."""
-    try:
-        return b64decode(text, validate=True)
-    except ValueError:
-        raise SampleError(f"A stored sample has an image that is no base64: {text[:60]!r}.") from None
-
-
-def plain_reward(reward: Any, what: str = "the reward") -> Any:
-    """Return a reward, or a list of them, as plain JSON data in which truth values are numbers; the very object where nothing is
-    to be changed.
-
-    Raises:
-        DataError: something in it is no data.
-    """
-    reward = plain(reward, what)
-    if isinstance(reward, bool):
-        return float(reward)
-    if isinstance(reward, dict) and any(isinstance(value, bool) for value in reward.values()):
-        return {key: float(value) if isinstance(value, bool) else value for key, value in reward.items()}
-    if isinstance(reward, list) and any(isinstance(value, (bool, dict)) for value in reward):
-        return [plain_reward(value, what) for value in reward]
-    return reward
-
-
-def _plain_numbers(values: Any, what: str, kind: type[int] | type[float]) -> Any:
-    """Return a list of numbers as plain numbers of one kind, or None as it is."""
-    values = plain(values, what)
-    if values is None or (isinstance(values, list) and {kind}.issuperset(map(type, values))):
-        return values
-    if not isinstance(values, list):
-        raise DataError(f"{what} is {type(values).__name__!r}, expected a list of numbers")
-    for position, value in enumerate(values):
-        if not isinstance(value, (int, float)) or (kind is int and value not in (0, 1)):
-            raise DataError(f"{what}[{position}] is {value!r}, expected {'0 or 1' if kind is int else 'a number'}")
-    return [kind(value) for value in values]
-
-
-_MADE_PLAIN: dict[str, Callable[[Any, str], Any]] = {
-    "reward": plain_reward,
-    "loss_mask": partial(_plain_numbers, kind=int),
-    "rollout_log_probs": partial(_plain_numbers, kind=float),
-}
-_SET_BY_HOOKS = (
-    *(
-        "rollout_id",
-        "prompt",
-        "tokens",
-        "response_length",
-        "label",
-        "reward",
-        "loss_mask",
-        "rollout_log_probs",
-        "weight_versions",
-    ),
-    "metadata",
-)
 
 _OF_SLIME_ALONE = {
     **dict.fromkeys(("multimodal_inputs", "multimodal_train_inputs"), "images and sound for the model"),
@@ -448,140 +365,3 @@ class RolloutOutput:
     def samples(self) -> list[Sample]:
         """All samples, group after group."""
         return [sample for group in self.groups for sample in group]
-
-
-def number_groups(groups: Sequence[Group]) -> None:
-    """Give every sample of a rollout the number of its group in `group_index`, in place.
-
-    A group has one identity: a number that its samples have is kept, and a group without any gets the next one that is free.
-
-    Raises:
-        SampleError: the samples of one group have different numbers, or two groups have the same; names them.
-    """
-    numbers: dict[int, Sample] = {}
-    without: list[Group] = []
-    for group in groups:
-        own = {sample.group_index: sample for sample in group if sample.group_index is not None}
-        if len(own) > 1:
-            first, second, *_ = own.values()
-            raise SampleError(
-                f"The rollout returned a group whose samples disagree: {first.name} has the group_index {first.group_index}, "
-                f"{second.name} has {second.group_index}; all samples of a group share one."
-            )
-        for number, sample in own.items():
-            if number in numbers:
-                raise SampleError(
-                    f"The rollout returned two groups with the group_index {number}, those of {numbers[number].name} and of "
-                    f"{sample.name}; every group of a rollout has a number of its own."
-                )
-            numbers[number] = sample
-            for other in group:
-                other.group_index = number
-        if not own:
-            without.append(group)
-    for number, group in enumerate(without, start=max(numbers, default=-1) + 1):
-        for sample in group:
-            sample.group_index = number
-
-
-def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None:
-    """Raise `SampleError` naming sample and rule when a sample breaks an invariant.
-
-    The rules: `rollout_id` is an int or None; at least one response token and fewer than all tokens; the loss mask, log-probs and weight versions,
-    where present, have `response_length` entries; the mask holds 0 and 1 only; log-probs are finite and at most 0;
-    a reward is present and finite unless the sample was aborted (checked when `need_reward`).
-    """
-    for group in groups:
-        for sample in group:
-            if problem := _broken_rule(sample, need_reward):
-                raise SampleError(f"The rollout returned a bad {sample.name}: {problem}")
-
-
-def misaligned(sample: Sample) -> str | None:
-    """Return which of the rules of `check_rollout` on lengths a sample breaks, as a sentence; None where it keeps all."""
-    n, r = num_tokens(sample), sample.response_length
-    if isinstance(sample.rollout_id, bool) or not isinstance(sample.rollout_id, int | None):
-        return f"its rollout_id is {sample.rollout_id!r}; expected an int, or None for that of its index."
-    if not 0 <= r <= n:
-        return f"response_length is {r}, but there are {n} tokens; it must lie between 0 and the number of tokens."
-    for name in ("loss_mask", "rollout_log_probs", "weight_versions"):
-        values = vars(sample)[name]
-        if (values or (name == "loss_mask" and values is not None)) and len(values) != r:
-            return f"{name} has {len(values)} entries, but response_length is {r}; they must be equal."
-    return None
-
-
-def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
-    if problem := misaligned(sample):
-        return problem
-    n, r = num_tokens(sample), sample.response_length
-    if wrong := _wrong_value(sample):
-        return wrong
-    if r == n and n > 0 and trained(sample)[0]:
-        return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
-    if any(type(image) is not bytes for image in sample.images):
-        return "its images are not all bytes; expected encoded images, such as the content of a PNG file."
-    if need_reward and sample.status is not Status.ABORTED:
-        if sample.reward is None:
-            return "it has no reward; the reward function must set one for every sample that was not aborted."
-        if isinstance(sample.reward, (int, float)) and not math.isfinite(sample.reward):
-            return f"its reward is {sample.reward}; rewards must be finite."
-    return None
-
-
-def _wrong_value(sample: Sample) -> str | None:
-    """What a token's value is and must not be, as a sentence; None where all are right."""
-    for name, expected in _EXPECTED.items():
-        try:
-            column = column_of(sample, name)
-        except (TypeError, ValueError, OverflowError):
-            return f"{name} holds {_not_taken(name, vars(sample)[name])!r}; {expected}"
-        if column is None or not len(column):
-            continue
-        values = column.array
-        if name == "loss_mask" and values.max() > 1:
-            return f"{name} holds {sorted(set(values[values > 1].tolist()))[:5]}; {expected}"
-        if name == "rollout_log_probs" and not (values.max() <= _MOST and values.min() > -math.inf):  # so is NaN
-            return f"{name} holds {values[~((values <= _MOST) & (values > -math.inf))][0].item()}; {expected}"
-    return None
-
-
-_MOST = 1e-6
-"""What a log-prob may be at most: 0, and a rounding error."""
-_EXPECTED = {
-    "tokens": "token ids are whole numbers.",
-    "loss_mask": "only 0 and 1 are allowed.",
-    "rollout_log_probs": "log-probabilities are finite and not above 0.",
-    "weight_versions": "weight versions are ints or strings.",
-}
-"""What the values of tokens must be, for messages."""
-
-
-def _not_taken(name: str, values: Any) -> Any:
-    """The first values that no column takes; all of them where there is none."""
-    found = []
-    for value in values if isinstance(values, (list, tuple)) else ():
-        try:
-            COLUMNS[name]([value])
-        except (TypeError, ValueError, OverflowError):
-            found.append(value)
-    return found[:5] or values
-
-
-def reward_of(sample: Sample, key: str | None) -> float:
-    """The number that is trained on: the reward or, of a reward that is a dict, its `key`.
-
-    Raises:
-        SampleError: there is none; says what the sample has.
-    """
-    reward = sample.reward
-    if isinstance(reward, dict):
-        if key is None or key not in reward:
-            raise SampleError(
-                f"The reward of {sample.name} is a dict with the keys {', '.join(map(str, reward))}; "
-                f"name one of them with --reward-key (given: {key})."
-            )
-        reward = reward[key]
-    if isinstance(reward, bool) or not isinstance(reward, (int, float)):
-        raise SampleError(f"The reward of {sample.name} is {reward!r}; expected a number. Choose one with --rm-type.")
-    return float(reward)
