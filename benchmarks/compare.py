@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,22 +27,12 @@ from benchmarks.quiet import MOST, add_option, sentence
 from benchmarks.ratios import Ratios, numbers, ratios_of
 from benchmarks.report import RESULTS, machine, spread, tell, versions
 
+WITHOUT = ("--without", "TRL, tuned")
 SHORT: dict[str, tuple[str, ...]] = {
-    "start": ("start", "--repeats", "3"),
-    "sft-cpu": (
-        "sft",
-        "--repeats",
-        "2",
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--without",
-        "TRL, tuned",
-        "slime, two ranks",
-    ),
+    "start": ("start", "--repeats", "2"),
+    "sft-cpu": ("sft", "--repeats", "2", "--steps", "2", "--batch-size", "3", *WITHOUT, "slime, two ranks"),
     "rollout-cpu": ("rollout", "--repeats", "2", "--prompts", "4", "--longest", "48"),
-    "grpo-cpu": ("grpo", "--repeats", "2", "--prompts", "4", "--without", "TRL, tuned"),
+    "grpo-cpu": ("grpo", "--repeats", "2", "--prompts", "4", *WITHOUT, "slime, its defaults"),
 }
 """The file that a benchmark writes → its words behind `python -m benchmarks.`."""
 NOISE = 0.1
@@ -150,11 +141,11 @@ def measured(name: str, under_load: bool = False) -> dict[str, Any]:
     Raises:
         BenchmarkFailed: it refused the machine, or failed, or found nothing to compare; it has said why.
     """
-    words = " ".join(SHORT[name])
+    words = shlex.join(SHORT[name])
     tell(f"python -m benchmarks.{words}")
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**measured_environment(), "SLIME_BENCHMARK_RESULTS": scratch}
-        command = [sys.executable, "-m", f"benchmarks.{words.split()[0]}", *SHORT[name][1:]]
+        command = [sys.executable, "-m", f"benchmarks.{SHORT[name][0]}", *SHORT[name][1:]]
         more = ["--under-load"] if under_load else []
         started = time.monotonic()
         status = subprocess.run([*command, *more], cwd=ROOT, env=environment, stdout=-3).returncode

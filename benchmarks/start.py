@@ -66,8 +66,11 @@ def main() -> None:
 def seconds(words: list[str]) -> float:
     """How long a command takes."""
     started = time.perf_counter()
-    subprocess.run(words, check=True, cwd=ROOT, env=measured_environment(), stdout=-3, stderr=-3)
-    return time.perf_counter() - started
+    done = subprocess.run(words, cwd=ROOT, env=measured_environment(), stdout=-1, stderr=-2, text=True)
+    took = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words[1:])} failed:\n{done.stdout[-2000:]}")
+    return took
 
 
 def first_step() -> float:
