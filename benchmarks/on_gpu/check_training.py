@@ -89,13 +89,14 @@ def resume(machine: Machine, found: Findings, words: list[str], exact: bool) -> 
 
 
 def _same(found: Findings, some: dict[str, Tensor], others: dict[str, Tensor], exact: bool) -> None:
-    """But for rounding: gradients in bfloat16 that differ in their last digits, of which Adam makes steps that differ by as much, each
-    1e-5 long beside weights of 0.02. Where a gradient is about 0 the steps differ more, in few places."""
+    """But for rounding: gradients in bfloat16 that differ in their last digits, of which Adam makes steps that differ by as much. Three
+    steps of 1e-5 move weights of 0.02 by 1.5e-3 of their size; the bound is a fifteenth of that, as a step is another one altogether
+    where a gradient is about 0."""
     differ = [key for key in some if not torch.equal(some[key], others[key])]
     found.note(parameters_that_differ=len(differ), some_of_them=differ[:8])
     if exact:
         found.holds("bit for bit", not differ)
-    found.within("distance", apart(some, others), 0.0 if exact else 1e-5)
+    found.within("distance", apart(some, others), 0.0 if exact else 1e-4)
 
 
 def offload(machine: Machine, found: Findings) -> None:

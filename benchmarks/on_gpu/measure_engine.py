@@ -12,6 +12,7 @@ from benchmarks.on_gpu.check_engine import generate, in_dtype
 from benchmarks.on_gpu.job import Findings, NotHere
 from benchmarks.on_gpu.machine import Machine
 from benchmarks.on_gpu.models import configuration, engine, random_model, random_prompts, shapes, trainer
+from slime_core.tensors.offload import free_workspaces
 
 if TYPE_CHECKING:
     from slime_engine_local.engine import LocalEngine
@@ -93,6 +94,7 @@ def weights(machine: Machine, found: Findings, name: str) -> None:
         times = [machine.seconds(lambda: serves.update_weights(backend.weights(), next(versions))) for _ in range(6)]
         found.note(gb=size / 1e9, seconds=[round(s, 4) for s in times], gb_per_second=size / 1e9 / sorted(times[1:])[2])
         found.note(first_update_seconds=times[0], copy_gb_per_second=machine.copy_bandwidth / 2e9)
+        free_workspaces()  # which offloading frees too
         took = machine.allocated()
         rounds: dict[str, list[float]] = {}
         for who, one in (("trainer", backend), ("trainer", backend), ("engine", serves)):
@@ -106,6 +108,7 @@ def weights(machine: Machine, found: Findings, name: str) -> None:
         found.note(
             **{f"{key}{'_first' * (n == 0 < len(r) - 1)}": x for key, r in rounds.items() for n, x in enumerate(r)}
         )
+        free_workspaces()
         found.holds("both take as much memory as before", abs(machine.allocated() - took) <= 0.01 * took)
     finally:
         serves.close()

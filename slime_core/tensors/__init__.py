@@ -36,5 +36,6 @@ swiglu.py                the gated activation with less to keep for the backward
 freed_memory.py          a step's freed memory is kept, or given back, on the CPU
 fused/                   what lies between matrix products in fewer passes over memory, on a GPU
 fused_proof.py           the kernels of this device are compared with torch's operations
+host_memory.py           pinned memory, taken fast and kept
 offload.py               what lies on a device waits in host memory meanwhile
 """

@@ -4,8 +4,7 @@ engines that offer `offload` and `onload`; the core itself calls only those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from slime_core.arguments import RunArguments
@@ -33,30 +32,25 @@ def check_device(device: device, args: RunArguments) -> None:
             )
 
 
-BLOCK = 2**28
-"""Bytes of a block of host memory. Pinned memory comes in powers of two: in blocks of one nothing of it is left over."""
-
-
-THREADS = 8
-"""That take pinned memory at one time."""
-
-
 class Offloaded:
     """The contents of tensors while they are in host memory.
 
     The tensors stay what they are, and where the optimizer, FSDP and tied layers know them; only the memory behind them
     goes. Until it is back nobody may read them.
 
-    What comes from a CUDA device goes to pinned memory, at the full speed of its bus. torch keeps that memory when everything
-    is back, and gives it to whoever moves something next.
+    What comes from a CUDA device goes to pinned memory, at the full speed of its bus, which is kept when everything is back
+    (`slime_core.tensors.host_memory`).
     """
 
     def __init__(self) -> None:
         self._kept: list[tuple[UntypedStorage, list[Tensor]]] = []
+        self._blocks: list[Tensor] = []  # pinned ones
 
     def leave(self, tensors: Iterable[Tensor], device: device) -> None:
         """Move the contents of the tensors that lie on a device of this kind to host memory."""
         import torch
+
+        from slime_core.tensors.host_memory import HOST_MEMORY
 
         pinned = device.type == "cuda"
         storages = [
@@ -64,7 +58,8 @@ class Offloaded:
             for storage in dict.fromkeys(tensor.untyped_storage() for tensor in tensors)
             if storage.device.type == device.type and storage.nbytes()
         ]
-        blocks = host_blocks(sum(storage.nbytes() for storage in storages), pinned)
+        left = sum(storage.nbytes() for storage in storages)
+        blocks = HOST_MEMORY.blocks(left) if pinned else iter([torch.empty(left, dtype=torch.uint8)])
         block = torch.empty(0, dtype=torch.uint8)
         for storage in storages:
             pieces: list[Tensor] = []
@@ -72,6 +67,7 @@ class Offloaded:
             while start < len(contents):
                 if not len(block):
                     block = next(blocks)
+                    self._blocks += [block] * pinned
                 size = min(len(block), len(contents) - start)
                 pieces.append(block[:size].copy_(contents[start : start + size], non_blocking=True))
                 block, start = block[size:], start + size
@@ -86,6 +82,9 @@ class Offloaded:
 
     def come_back(self) -> None:
         """Move everything back to where it was; does nothing if there is nothing to bring back."""
+        import torch
+
+        devices = {storage.device for storage, _ in self._kept}
         for storage, pieces in self._kept:
             storage.resize_(sum(map(len, pieces)))
             contents, start = _bytes_of(storage), 0
@@ -93,22 +92,13 @@ class Offloaded:
                 contents[start : start + len(piece)].copy_(piece, non_blocking=True)
                 start += len(piece)
         self._kept = []
+        if self._blocks:
+            from slime_core.tensors.host_memory import HOST_MEMORY
 
-
-def host_blocks(size: int, pinned: bool) -> Iterator[Tensor]:
-    """Yield host memory of so many bytes, block by block. Pinned memory that is taken from the system the first time is taken by
-    several threads, ahead of whoever fills it."""
-    import torch
-
-    def block(length: int) -> Tensor:
-        return torch.empty(length, dtype=torch.uint8, pin_memory=pinned)
-
-    sizes = [BLOCK] * (size // BLOCK) + [size % BLOCK] * bool(size % BLOCK)
-    if not pinned:
-        yield from map(block, sizes)
-        return
-    with ThreadPoolExecutor(THREADS) as threads:
-        yield from threads.map(block, sizes)
+            for device in devices:
+                torch.cuda.synchronize(device)  # nothing reads them any more
+            HOST_MEMORY.give_back(self._blocks)
+            self._blocks = []
 
 
 def free_workspaces() -> None:
