@@ -18,6 +18,8 @@ from slime_engine_local.static_sampling import Choose, choose_on_device
 from slime_engine_local.triton_operations import choose_by_triton, fits, triton_over_pages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from slime_engine_local.arguments import Decoding
     from slime_engine_local.model import LanguageModel
 
@@ -82,7 +84,9 @@ class DecodingChoice:
 
 
 def compare(model: LanguageModel, longest: int, kernel: Kernel) -> bool:
-    """Whether the logits behind the last token of a sequence that reaches into its third page are those of a pass over rows."""
+    """Whether the logits behind the last token of a sequence that reaches into its third page are those of a pass over rows, and
+    whether a kernel computes in each layer what plain operations do in float32. (In half precision the roundings of some dozens of
+    layers would hide a kernel's faults in the logits, or look like some.)"""
     pages = Pages(longest, 1, longest, model.device)
     count = min(longest - 1, 2 * pages.page + BEYOND)
     *before, last = (n * 7919 % model.vocabulary for n in range(1, count + 1))
@@ -92,9 +96,22 @@ def compare(model: LanguageModel, longest: int, kernel: Kernel) -> bool:
         model.next_logits([], ForwardPass(cache, [], [Chunk(sequence, before)], model.device))
         sequence.row.length += len(before)
     expected = model.next_logits([last], ForwardPass(cache, [sequence], [], model.device))
-    decoding = StaticDecoding(model, pages, 1, kernel)
+    alike: list[bool] = []
+
+    def compared(
+        query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        plain = attention_over_pages(query, keys, values, table, lengths, scale, window)
+        if kernel is not attention_over_pages:
+            wide = torch.promote_types(query.dtype, torch.float32)
+            exact = attention_over_pages(query.to(wide), keys.to(wide), values.to(wide), table, lengths, scale, window)
+            found = kernel(query, keys, values, table, lengths, scale, window)
+            alike.append(agree(found, exact.to(query.dtype)))
+        return plain
+
+    decoding = StaticDecoding(model, pages, 1, compared)
     found = decoding.probe(pages.adopt([sequence], cache)[0], last)
-    return agree(found, expected) and bool(torch.isfinite(found).all())
+    return agree(found, expected) and bool(torch.isfinite(found).all()) and all(alike)
 
 
 def _choice(model: LanguageModel) -> Choose:

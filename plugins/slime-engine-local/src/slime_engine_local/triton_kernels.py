@@ -126,8 +126,11 @@ def attend(
     largest = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     result = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # The number of a page is read one step before the page: else no load of keys and values can be under way while others are used.
+    pages = table + sequence * width
+    page = tl.load(pages + begin * BLOCK // PAGE, mask=begin < end, other=0).to(tl.int64)
     for block in range(begin, end):
-        page = tl.load(table + sequence * width + block * BLOCK // PAGE).to(tl.int64)
+        following = tl.load(pages + (block + 1) * BLOCK // PAGE, mask=block + 1 < end, other=0).to(tl.int64)
         token = block * BLOCK + tl.arange(0, BLOCK)
         place = ((page * PAGE + token % PAGE) * KEYS + head) * SIZE
         seen = token < length
@@ -145,6 +148,7 @@ def attend(
         total = total * fading + tl.sum(weights, 1)
         result = result * fading[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         largest = higher
+        page = following
     if SPLITS == 1:
         tl.store(out + own, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
     else:

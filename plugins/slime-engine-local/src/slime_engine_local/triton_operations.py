@@ -23,8 +23,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK, BLOCK_IN_FULL = 32, 16
 """Tokens that attention reads at a time in half precision, and in float32, whose products take ten times as long to compile; a page has
 a multiple of them."""
-PROGRAMS = 1024
-"""Attention splits the tokens of a sequence until it has about so many programs."""
+PROGRAMS = 512
+"""Attention splits the tokens of a sequence until it has about so many programs: four for each processor of a large GPU."""
 MOST_SPLITS = 32
 SPAN, SPANS = 256, 16
 """Tokens in a span of the vocabulary (`slime_engine_local.sampling.SPAN`), and spans that a program sums."""
@@ -103,7 +103,7 @@ def triton_over_pages(
     *,
     splits: int | None = None,
     warps: int = 4,
-    stages: int = 3,
+    stages: int = 4,
     block: int | None = None,
 ) -> Tensor:
     """Attention of one query of each of B sequences to their pages, (B, heads, size), as `pages.attention_over_pages` computes it. It
