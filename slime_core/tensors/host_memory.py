@@ -14,6 +14,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from threading import Lock
 
 import numpy
@@ -66,21 +67,38 @@ class HostMemory:
 
 def pinned(size: int) -> Tensor:
     """So many bytes of new pinned memory, which stays as long as the process: registered with CUDA, or if that fails as torch takes it."""
-    block = cleared(size)
-    try:
-        status = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), size, 0)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        if int(status) == 0:
-            _registered.append(block)
-        if int(status) == 0 and (len(_registered) > 1 or _arrives(block)):
-            return block
-        why = f"cudaHostRegister returned {int(status)}"
-    except (AttributeError, RuntimeError, TypeError) as error:
-        why = str(error)
-    _forget_error()
-    _log.warning(
-        "Host memory cannot be pinned as it is (%s); it is taken from CUDA, which is slower the first time.", why
-    )
+    if not _refused() and not _register(block := cleared(size)):
+        return block
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+@cache
+def _refused() -> str:
+    """Why memory cannot be registered with CUDA here, tried with a page; "" if it can."""
+    block = cleared(PAGE)
+    try:
+        why = _register(block) or ("" if _arrives(block) else "what the GPU writes there does not arrive")
+    except RuntimeError as error:
+        why = str(error)
+    if why:
+        _log.warning(
+            "Host memory is taken from CUDA, which is slow the first time, since it cannot be registered: %s", why
+        )
+    return why
+
+
+def _register(block: Tensor) -> str:
+    """Pin a block. Returns what CUDA has against it."""
+    try:
+        status = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), len(block), 0)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    except (AttributeError, RuntimeError, TypeError) as error:
+        _forget_error()
+        return f"{type(error).__name__}: {error}"
+    if int(status) != 0:
+        _forget_error()
+        return f"cudaHostRegister returned {int(status)}"
+    _registered.append(block)
+    return ""
 
 
 def cleared(size: int) -> Tensor:
