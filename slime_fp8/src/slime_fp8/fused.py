@@ -2,13 +2,15 @@
 operations one by one, in one pass over a matrix, or two where its scale is that of its own numbers. Called by recipes.
 
 Products are summed along rows of memory, so every matrix is needed as it is and transposed; both are written by the same kernel.
-Whoever uses this asks `reason_against` first, which compares with the plain quantisers on the device.
+Whoever uses this asks `reason_against` first, which compares with the plain quantisers on the device. Kernels quantise what products in
+bfloat16 read. Other numbers are left to the plain quantisers: of float32 ones the transposed copy comes out wrong on an H200, by a fault of
+the assembler that Triton 3.6 brings (triton-lang/triton, issue 11111), which needs one result that is stored in both layouts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
-from slime_fp8.linear import Arithmetic, plainly
+from slime_fp8.linear import Arithmetic, QuantisedLinear, plainly
 from slime_fp8.operands import ROLES, DelayedOperands, Directions, Operands, Role
 from slime_fp8.quantise import Format, Quantiser
 from slime_fp8.scaled_mm import ALIGNED, layout, padded, scaled_product
@@ -90,9 +92,10 @@ def prepare(
     Args:
         both: otherwise the second one is not made, and the first one takes its place.
     """
-    if dtype != torch.bfloat16 or matrix.dtype == torch.bfloat16:  # that one the kernels round themselves
-        matrix = matrix.to(dtype)
-    matrix, rounds = _in_rows(matrix.detach()), matrix.dtype != dtype
+    matrix = matrix.detach()
+    if matrix.numel() and (dtype != torch.bfloat16 or matrix.shape[1] % ALIGNED):
+        return _as_products_want_it(operands, role, matrix, dtype)
+    matrix, rounds = _in_rows(matrix), matrix.dtype != dtype
     if isinstance(operands, DelayedOperands):
         place = ROLES.index(role)
         noted = operands.history[0, place].view(torch.int32) if operands.training and matrix.numel() else None
@@ -204,7 +207,8 @@ def _blocks(
 def _in_rows(matrix: Tensor) -> Tensor:
     """The matrix with each row in one piece of memory, where kernels can read them fast: as it is if it is so, such as a few columns of
     another matrix."""
-    fast = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1] and matrix.data_ptr() % 16 == 0
+    stride = matrix.stride(0)
+    fast = matrix.stride(1) == 1 and stride >= matrix.shape[1] and not stride % ALIGNED and not matrix.data_ptr() % 16
     return matrix if fast and matrix.numel() < 2**31 else matrix.contiguous()
 
 
@@ -224,16 +228,13 @@ def gpu_arithmetic(operands: Operands | DelayedOperands) -> Arithmetic:
 def reason_against(operands: Operands | DelayedOperands, device: torch.device) -> str:
     """Why these matrices are not quantised by the kernels on a device; "" if they are. The first call on a device compiles the kernels
     and compares them with the plain quantisers, and says it if they cannot be used."""
-    if isinstance(operands, Operands):
-        found = {(directions.along_columns, directions.along_rows) for directions in operands.quantisers.values()}
-        pairs = sorted(found, key=str)
-        if any(not _has_kernel(*pair) for pair in pairs):
-            return "no kernel for such blocks"
-    else:
-        pairs = [(Quantiser(format), Quantiser(format)) for format in sorted(set(operands.formats.values()))]
     if device.type != "cuda" or find_spec("triton") is None:
         return "no Triton for this device"
-    return _first_difference(tuple(pairs), isinstance(operands, DelayedOperands), device)
+    if isinstance(operands, DelayedOperands):
+        return _first_difference(tuple(operands.formats.items()), device)
+    if not all(_has_kernel(own.along_columns, own.along_rows) for own in operands.quantisers.values()):
+        return "no kernel for such blocks"
+    return _first_difference(tuple(operands.quantisers.items()), device)
 
 
 def _has_kernel(along_columns: Quantiser, along_rows: Quantiser) -> bool:
@@ -246,9 +247,9 @@ def _has_kernel(along_columns: Quantiser, along_rows: Quantiser) -> bool:
 
 
 @lru_cache
-def _first_difference(pairs: tuple[tuple[Quantiser, Quantiser], ...], delayed: bool, device: torch.device) -> str:
+def _first_difference(roles: tuple[tuple[Role, Directions | Format], ...], device: torch.device) -> str:
     try:
-        why = next(filter(None, (_difference(pair, delayed, device) for pair in pairs)), "")
+        why = difference(roles, device)
     except Exception as error:  # whatever a compiler that is not ours may raise
         why = f"{type(error).__name__}: {error}"
     if why:
@@ -258,21 +259,47 @@ def _first_difference(pairs: tuple[tuple[Quantiser, Quantiser], ...], delayed: b
     return why
 
 
-def _difference(pair: tuple[Quantiser, Quantiser], delayed: bool, device: torch.device) -> str:
-    """What of a few matrices the kernels quantise otherwise than the plain quantisers; "" if nothing."""
-    directions = Directions(*pair)
-    for shape in ((256, 384), (200, 328)):
-        numbers = torch.randn(shape, device=device, generator=torch.Generator(device).manual_seed(1)).mul_(1e-3)
-        numbers[:, 7] = 0
-        numbers[3, 5] = 3.0
-        operands: Operands | DelayedOperands = Operands({"input": directions})
-        if delayed:
-            operands = DelayedOperands(dict.fromkeys(ROLES, pair[0].format)).to(device)
-            operands.scale.fill_(400.0)
-        for given, dtype in ((numbers, torch.bfloat16), (numbers.bfloat16(), torch.bfloat16), (numbers, torch.float32)):
-            if differing(operands, "input", given, dtype):
-                return f"{given.dtype} as {dtype} in {shape[0]} × {shape[1]}, blocks of {pair[0].block}"
+def difference(roles: Sequence[tuple[Role, Directions | Format]], device: torch.device) -> str:
+    """What of a few matrices, and of the products of a layer, comes out otherwise by the kernels; "" if nothing.
+
+    Args:
+        roles: how the matrix in each role is quantised, or its format if that is by scales of earlier steps.
+    """
+    random = torch.Generator(device).manual_seed(1)
+
+    def numbers(rows: int, columns: int) -> Tensor:
+        found = torch.randn(rows, columns, device=device, generator=random).mul_(1e-3)
+        found[:, 7], found[3, 5] = 0, 3.0
+        return found
+
+    operands = _operands(roles).to(device)
+    wide = numbers(72, 208)
+    for matrix in (numbers(136, 144), wide[:, 16:160]):
+        for given in (matrix, matrix.bfloat16()):
+            for role, how in roles:
+                if differing(operands, role, given, torch.bfloat16):
+                    what = "by earlier scales" if isinstance(how, str) else f"in blocks of {how.along_columns.block}"
+                    return f"the {role} from {given.dtype}, {given.shape[0]} × {given.shape[1]}, {what}"
+    x, weight, gradient = wide, numbers(144, 208), numbers(72, 144).bfloat16()
+    results = []
+    for arithmetic in (BY_KERNELS, BY_TORCH):
+        layer = QuantisedLinear(_operands(roles).to(device), arithmetic)
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16):
+            output = layer(*leaves)
+        results.append([output.detach(), *torch.autograd.grad(output, leaves, gradient)])
+    for name, ours, right in zip(("output", "gradient of the input", "gradient of the weight"), *results, strict=True):
+        if not (ours - right).float().norm() <= 0.01 * right.float().norm():
+            return f"the {name} of a layer"
     return ""
+
+
+def _operands(roles: Sequence[tuple[Role, Directions | Format]]) -> Operands | DelayedOperands:
+    if any(isinstance(how, str) for _, how in roles):
+        delayed = DelayedOperands({role: how for role, how in roles if isinstance(how, str)})
+        delayed.scale.fill_(100.0)
+        return delayed
+    return Operands({role: how for role, how in roles if isinstance(how, Directions)})
 
 
 def differing(operands: Operands | DelayedOperands, role: Role, matrix: Tensor, dtype: torch.dtype) -> bool:
@@ -285,7 +312,7 @@ def differing(operands: Operands | DelayedOperands, role: Role, matrix: Tensor, 
         first, second = makes(operands, role, matrix, dtype)
         found.append([*_bytes(first), *_bytes(second)])
         if isinstance(operands, DelayedOperands):
-            found[-1].append(operands.history.view(torch.int32).clone())
+            found[-1].append(operands.history.nan_to_num(nan=-1.0))
     if isinstance(operands, DelayedOperands) and history is not None:
         operands.history.copy_(history)
     return any(not ours.equal(right) for ours, right in zip(*found, strict=True))
