@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -50,7 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             return sft.generate_rollout(args, 0, source, components=components(args), plugins=plugins, at_end=end)
 
         yield rollout
-    assert not [child for child in multiprocessing.active_children() if child.name.startswith("conversations")]
+        processes = sft._of_runs[at_end]._processes
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.poll() for process in processes] == [0, 0]
 
 
 @pytest.fixture
@@ -102,7 +103,6 @@ def test_rollouts_of_processes_are_those_of_one(
     assert together == alone
     assert alone[1][0].keys() >= {"skipped_no_trainable_token", "skipped_malformed", "seen"}
     assert len([sentence for sentence in alone[3] if "note" in sentence]) == 1
-    assert len([child for child in multiprocessing.active_children() if child.name.startswith("conversations")]) == 2
 
 
 def test_an_error_is_that_of_the_first_row_that_has_one(arguments: Any, components: Any, run: Any) -> None:
@@ -123,6 +123,6 @@ def test_a_process_that_has_ended_is_named(arguments: Any, components: Any, run:
         run(args, source, components, own)
         (process,) = sft._of_runs[own]._processes
         os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        process.wait()
         with pytest.raises(PluginError, match=r"--num-workers that .*exit code -9"):
             run(args, source, components, own)

@@ -8,9 +8,9 @@ outlives the run, whatever ends that.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import signal
+import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -71,21 +71,14 @@ class ConversationWorkers:
 
     def __init__(self, work: Work, count: int) -> None:
         self.work = work
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may never wake up
         self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        # A person's Ctrl-C goes to all processes, and these are ended by the one that has them; what is blocked here stays so there.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for number in range(count):
-            here, there = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(there, work, os.getcwd(), sys.path), name=f"conversations-{number}", daemon=True
-            )
-            process.start()
-            there.close()  # so that this end says when the process is gone
-            self._pipes.append(here)
-            self._processes.append(process)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for _ in range(count):
+            here, there = socket.socketpair()
+            with there:  # only the process has this end then, so that the other one says when it is gone
+                self._processes.append(_started(there.fileno()))
+            self._pipes.append(Connection(here.detach()))
+            self._pipes[-1].send((work, os.getcwd(), sys.path))
 
     def complete(self, samples: Sequence[Sample], conversations: Conversations) -> Iterator[Sample | None]:
         """Yield what `Conversations.complete` makes of each sample, in their order.
@@ -132,9 +125,10 @@ class ConversationWorkers:
 
     def _ended(self, number: int) -> PluginError:
         process = self._processes[number % len(self._processes)]
-        process.join(END_S)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
         return PluginError(
-            f"A process of --num-workers that tokenises conversations has ended (exit code {process.exitcode}); what it wrote stands above. "
+            f"A process of --num-workers that tokenises conversations has ended (exit code {process.poll()}); what it wrote stands above. "
             "It may have been out of memory; --num-workers 0 does without such processes."
         )
 
@@ -143,10 +137,11 @@ class ConversationWorkers:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(END_S)
-            if process.is_alive():
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
+                process.wait()
         self._pipes, self._processes = [], []
 
     @property
@@ -175,9 +170,24 @@ class _Recorded(Notices):
             self.calls.append(call)
 
 
-def _serve(pipe: Connection, work: Work, folder: str, import_path: list[str]) -> None:
-    """Complete chunks until the pipe ends. The body of a process."""
+def _started(end: int) -> subprocess.Popen[bytes]:
+    """A process that serves this end of a pipe, apart from a person's Ctrl-C: whoever has the other end says when it is over."""
+    command = [sys.executable, "-P", "-c", f"from slime_rollout_sft.workers import serve; serve({end})"]
+    own = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, pass_fds=[end], start_new_session=True, env={**os.environ, **own}
+    )
+
+
+def serve(end: int) -> None:
+    """Complete chunks until the pipe ends, and end this process. The body of a process."""
+    pipe = Connection(end)
     with suppress(EOFError, OSError):
+        work, folder, import_path = pipe.recv()
         chunk: Sequence[Sample] = pipe.recv()
         sys.path[:] = import_path
         os.chdir(folder)
