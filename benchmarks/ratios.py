@@ -104,7 +104,8 @@ def _start(results: Results) -> Ratios:
     imports = seconds["imports alone"]
     return {
         f"{name}: imports alone ÷ all": [a / b for a, b in zip(imports, seconds[name], strict=True)]
-        for name in ("slime check", "slime train, first step")
+        for name in ("slime check, the first of a model", "slime check", "slime train, first step")
+        if name in seconds
     }
 
 

@@ -1,8 +1,10 @@
 """How long commands take until they have something to say: `python -m benchmarks.start`, a minute on a quiet CPU.
 
-Each in a process of its own, in turn: `slime --help`, `slime check recipes/quickstart-sft.yaml`, `slime train` of that recipe to the end
-of its first step, of one conversation, and beside them the imports alone that the last two cannot do without (torch, and the configuration, tokenizer and
-model classes of transformers). Prints seconds, and writes them with the shares that slime adds to benchmarks/results.
+Each in a process of its own, in turn: `slime --help`, `slime check recipes/quickstart-sft.yaml`, the first of a model and a later one
+(`slime_core.training.model_facts`), `slime train` of that recipe to the end of its first step, of one conversation, and beside them
+the imports alone that training cannot do without (torch, and the configuration, tokenizer and model classes of transformers). Then
+`slime train` phase by phase (`benchmarks.start_phases`). Prints seconds, and writes them to benchmarks/results with the shares that
+the imports alone have in them.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.processes import ROOT, measured_environment, prepared
 from benchmarks.quiet import add_option, beside_others, require_quiet, sentence
 from benchmarks.report import RESULTS, command, machine, spread, tell, versions
 
 RECIPE = "recipes/quickstart-sft.yaml"
-GOALS = {"slime --help": 0.4, "slime check": 3.0, "slime train, first step": 6.0}
+FIRST, CHECK, TRAIN = "slime check, the first of a model", "slime check", "slime train, first step"
+GOALS = {"slime --help": 0.4, CHECK: 3.0, TRAIN: 6.0}
 IMPORTS = "imports alone"
+Phases = dict[str, list[float]]
+"""A phase → seconds, and seconds of processor time."""
 ONE_ROW = ("--rollout-batch-size", "1", "--global-batch-size", "1", "--skip-eval-before-train")
 """Of the recipe's steps, which have eight conversations, so much that the step itself counts little."""
 
@@ -43,24 +49,31 @@ def main() -> None:
     contestants: dict[str, Callable[[], float]] = {
         "slime --help": lambda: seconds([*slime, "--help"]),
         IMPORTS: lambda: seconds([sys.executable, "-c", imports]),
-        "slime check": lambda: seconds([*slime, "check", RECIPE]),
-        "slime train, first step": first_step,
+        FIRST: lambda: seconds([*slime, "check", RECIPE]),
+        CHECK: lambda: seconds([*slime, "check", RECIPE]),
+        TRAIN: first_step,
     }
     found: dict[str, list[float]] = {name: [] for name in contestants}
     others: dict[str, list[float]] = {name: [] for name in contestants}
+    phases: list[Phases] = []
     load = os.getloadavg()[0]
     for repeat in range(options.repeats):
         require_quiet(options.under_load)
-        for name, run in contestants.items():
-            took, of_others = beside_others(run)
-            found[name].append(took)
-            others[name].append(of_others)
-            tell(f"repeat {repeat + 1}/{options.repeats}: {name}: {took:.2f} s, others {100 * of_others:.0f} %")
-    print(report(found, others))
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["SLIME_CACHE"] = cache  # in which nothing is kept yet
+            for name, run in contestants.items():
+                took, of_others = beside_others(run)
+                found[name].append(took)
+                others[name].append(of_others)
+                tell(f"repeat {repeat + 1}/{options.repeats}: {name}: {took:.2f} s, others {100 * of_others:.0f} %")
+            phases.append(first_step_in_phases())
+    print(report(found, others, phases))
     RESULTS.mkdir(exist_ok=True)
-    about = {"command": command("start"), "machine": machine(os.cpu_count() or 1)}
+    about: dict[str, Any] = {"command": command("start"), "machine": machine(os.cpu_count() or 1)}
     about |= {"versions": versions("slime-core", "torch", "transformers"), "load_before": load, "others": others}
-    (RESULTS / "start.json").write_text(json.dumps({**about, "seconds": found}, indent=1) + "\n")
+    shares = {name: [a / b for a, b in zip(found[IMPORTS], found[name], strict=True)] for name in (FIRST, CHECK, TRAIN)}
+    results = {"seconds": found, "imports_alone_divided_by": shares, "phases": phases}
+    (RESULTS / "start.json").write_text(json.dumps({**about, **results}, indent=1) + "\n")
 
 
 def seconds(words: list[str]) -> float:
@@ -92,11 +105,24 @@ def first_step() -> float:
             process.wait()
 
 
-def report(found: dict[str, list[float]], others: dict[str, list[float]]) -> str:
+def first_step_in_phases() -> Phases:
+    """The same, phase by phase."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["-m", "benchmarks.start_phases", repr(time.time()), "train", RECIPE, "--run-dir", scratch, *ONE_ROW]
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, env=measured_environment(), stdout=-1, stderr=-3)
+        found: Phases = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+def report(found: dict[str, list[float]], others: dict[str, list[float]], phases: list[Phases]) -> str:
     """The measurements as Markdown."""
     lines = ["| | seconds | goal |", "|---|---|---|"]
     for name, values in found.items():
         lines.append(f"| {name} | {spread(values, '', 2)} | {GOALS.get(name, '—')} |")
+    lines += ["", f"| phases of {TRAIN} | seconds | processor time |", "|---|---|---|"]
+    for phase in phases[0]:
+        wall, used = ([one[phase][number] for one in phases] for number in (0, 1))
+        lines.append(f"| {phase} | {spread(wall, '', 2)} | {spread(used, '', 2)} |")
     shares = [share for own in others.values() for share in own]
     lines += ["", f"Median (lowest to highest) of {len(found[IMPORTS])}. {sentence(shares)}"]
     return "\n".join(lines)
