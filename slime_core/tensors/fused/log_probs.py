@@ -33,7 +33,9 @@ class LogProbs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.chunks, ctx.scale, ctx.weight = chunks, scale, weight
         numbers = torch.empty(5 if entropy else 3, len(hidden), dtype=torch.float32, device=hidden.device)
+        logits = None
         for rows in chunks:
+            del logits  # before there are those of the next chunk
             logits = torch.mm(hidden[rows], rounded.t())
             found = [row[rows] for row in numbers]
             log_probs_kernels.forward[(len(logits),)](

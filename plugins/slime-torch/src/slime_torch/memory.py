@@ -90,7 +90,11 @@ def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bo
 def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: MemoryUse) -> list[Part]:
     d = Dimensions.of(model)
     fused = _is_fused(args, model, use)
-    dense = _of_a_fused_layer(d) if fused else _of_a_layer(d, d.mlp, args.bf16, keeps=_kept_of_an_mlp(model, use))
+    dense = (
+        _of_a_fused_layer(d, bool(args.fp8_format))
+        if fused
+        else _of_a_layer(d, d.mlp, args.bf16, keeps=_kept_of_an_mlp(model, use))
+    )
     sparse = _of_a_layer(d, d.experts, args.bf16, d.chosen)
     per_token = d.dense * dense + (d.layers - d.dense) * sparse
     how = f"{d.layers} layers"
@@ -114,10 +118,13 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
         chunk = rows if args.log_probs_chunk_size == -1 else min(rows, args.log_probs_chunk_size)
         head = d.vocabulary * d.hidden
         size = logits(d, rows, args, entropy=use.entropy)
-        if (
-            fused
-        ):  # logits in bfloat16, the head in it as well, and its gradient, which is added where there is one already
-            size = 2 * chunk * d.vocabulary + 2 * head + 4 * head * one_micro_batch(args, use.ranks)
+        if fused:
+            # The head rounded, and its gradient, which is added where there is one already; and the larger of two moments: logits in
+            # bfloat16 beside the hidden states, or the backward pass of a layer with all that the last one keeps.
+            size = 2 * chunk * d.vocabulary + 4 * rows * d.hidden
+            inner = max(d.mlp * bool(d.dense), d.experts)
+            size = max(size, rows * (10 * d.hidden + 12 * inner + 4 * d.chosen * d.hidden))
+            size += 2 * head + 4 * head * one_micro_batch(args, use.ranks)
         elif not args.lora_rank:  # the gradient of the head, until that of a tied embedding is added
             size += head * (8 if args.bf16 else 4)
         parts.append(
@@ -158,14 +165,18 @@ def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0, keeps: in
 
 def _is_fused(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> bool:
     """Whether `slime_torch.fused_layers` computes the layers."""
-    changed = args.fp8_format or args.lora_rank
+    changed = args.fp8_emulation or args.lora_rank
     return fuses(args, use.on_gpu) and not changed and model.config.get("model_type") in FUSED
 
 
-def _of_a_fused_layer(d: Dimensions) -> float:
+def _of_a_fused_layer(d: Dimensions, fp8: bool) -> float:
     """Bytes that a layer with a gated MLP keeps of a token: in float32 what two norms read; in bfloat16 what they give, queries, keys
-    and values before they are turned, queries and keys after it, what attention gives, gate and up, and their product."""
-    return 12 * d.hidden + 2 * (3 * d.queries + 2 * d.keys + d.values + 3 * d.mlp) + 4 * d.heads
+    and values before they are turned, queries and keys after it, what attention gives, gate and up, and their product. In FP8 what
+    linear layers read is quantised instead, for each of them."""
+    attention = 2 * (3 * d.queries + 2 * d.keys + d.values) + 4 * d.heads
+    if fp8:
+        return 13 * d.hidden + attention + d.queries + 5 * d.mlp
+    return 12 * d.hidden + attention + 6 * d.mlp
 
 
 def _whole_for_a_while(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> list[Part]:

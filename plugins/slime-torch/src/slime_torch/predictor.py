@@ -116,8 +116,7 @@ class Predictor:
         blind = self._vision if self._sharded is not None and not row.images else None
         alike = nullcontext() if blind is None else blind.in_step()
         with alike, torch.autocast(device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=kept):
-            hidden = packed_hidden(self._model, row)
-        trained = hidden[row.predictors]
+            trained = packed_hidden(self._model, row)[row.predictors]
         if self.value_head is not None:
             values: Tensor = self.value_head(trained.to(dtype))
             return values, None
