@@ -1,4 +1,4 @@
-"""What tokens cost between the engine's answer and the model's input: `python -m benchmarks.data_plane`, about four minutes on one core and 4 GiB. Writes
+"""What tokens cost between the engine's answer and the model's input: `python -m benchmarks.data_plane`, about three minutes on one core and 4 GiB. Writes
 benchmarks/results/data-plane.json.
 
 A rollout of half a million tokens to 64 million goes through the core as in a GRPO run, without engine and model, stage by stage: nanoseconds
@@ -36,6 +36,7 @@ from slime_core.rollout.result import raw_rewards
 from slime_core.run.checkpoints import Saving, load_state
 from slime_core.run.state_samples import SAMPLES, without_samples
 from slime_core.sample import Group, Sample, Status, check_rollout, number_groups
+from slime_core.start_up import collect_again, collect_seldom
 from slime_core.tensors.micro_batches import pack_micro_batch, response_values
 from slime_core.tensors.ranks import Ranks
 from slime_core.token_arrays import num_trained
@@ -226,6 +227,8 @@ def one(tokens: int, longest: int) -> dict[str, Any]:
         stage(warm)
     warm.folder.cleanup()
     del warm
+    collect_seldom()
+    collect_again()  # as when a run begins
     touch(TOUCHED * tokens)
     rollout = Rollout(tokens, longest)
     found: dict[str, float] = {}

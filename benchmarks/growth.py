@@ -1,5 +1,5 @@
 """How times grow with the tokens of a rollout, and with the training ranks: `python -m benchmarks.growth`, about three minutes on one core
-and 9 GiB. Writes benchmarks/results/growth.json.
+and 4 GiB. Writes benchmarks/results/growth.json.
 
 Rollouts of half a million tokens to 64 million, and 1 to 64 ranks that are only counted: dumps, checkpoints with a buffer, what resumes from them,
 micro-batches (with prompts of their own and shared ones), `slime check` and `slime report`. Prints the seconds of each by size, and the
@@ -32,6 +32,7 @@ from slime_core.run.checkpoints import Saving, load_state
 from slime_core.run.evaluation import write_answers
 from slime_core.run.state_samples import without_samples
 from slime_core.sample import RolloutOutput, Sample, Status
+from slime_core.start_up import collect_again, collect_seldom
 from slime_core.testing.checkpoint import tiny_checkpoint
 from slime_core.token_columns import TokenColumn
 from slime_core.training.batches import make_train_batch
@@ -208,6 +209,8 @@ def measured(sizes: Sequence[float], repeats: int, items: Sequence[str]) -> dict
         warm = Work(20_000, _new(Path(folder), "warm"), model)
         for name in items:
             ITEMS[name](warm)
+        collect_seldom()
+        collect_again()  # as when a run begins
         for size in sizes:
             tell(f"{size:g} million tokens …")
             work = Work(round(size * 1e6), _new(Path(folder), f"{size:g}"), model)

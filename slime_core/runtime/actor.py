@@ -19,6 +19,7 @@ from slime_core.display import log_to_stderr, tell_plainly
 from slime_core.plugins import Plugins
 from slime_core.runtime.failures import Failure
 from slime_core.runtime.tensors import share_tensors_by_bytes
+from slime_core.start_up import collect_again, collect_seldom
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class WorkerActor:
 
     def start(self, maker: Maker, environment: dict[str, str]) -> tuple[Failure | None, None]:
         """Make the worker, with these environment variables set."""
+        collect_seldom()
         try:
             log_to_stderr()
             tell_plainly()
@@ -77,6 +79,8 @@ class WorkerActor:
             share_tensors_by_bytes()
         except BaseException as error:
             return Failure.of(error, self._who), None
+        finally:
+            collect_again()  # where samples are read, garbage is not looked for among what was imported
         return None, None
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Failure | None, Any]:

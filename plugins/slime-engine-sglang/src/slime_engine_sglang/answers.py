@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from slime_core.errors import ArgumentError
 from slime_engine_sglang.errors import SGLangError
 
+Number = TypeVar("Number", int, float)
 FinishReason = Literal["stop", "length", "abort"]
 
 _SGLANG_NAMES = {  # slime's sampling parameters → SGLang's
@@ -152,8 +153,8 @@ def read_answer(body: Any) -> Answer:
         meta = body["meta_info"]
         reason = meta["finish_reason"]["type"]
         pairs = meta.get("output_token_logprobs") or []
-        tokens = [int(entry[1]) for entry in pairs]
-        log_probs = [float(entry[0]) for entry in pairs]
+        tokens = _of_kind(int, [entry[1] for entry in pairs])
+        log_probs = _of_kind(float, [entry[0] for entry in pairs])
         count = len(body.get("output_ids") or [])
         shares = tuple(sum(math.exp(e[0]) for e in place) for place in meta.get("output_token_ids_logprobs") or [])
         prompt = body.get("prompt_token_ids")
@@ -178,6 +179,11 @@ def read_answer(body: Any) -> Answer:
     )
 
 
+def _of_kind(kind: type[Number], values: list[Any]) -> list[Number]:
+    """The values as numbers of one kind; the very list where they are, as JSON has them."""
+    return values if {kind}.issuperset(map(type, values)) else list(map(kind, values))
+
+
 def before_banned(answer: Answer, banned: Collection[int]) -> tuple[Answer, float | None]:
     """Return what lies before the first banned token of a response, and the probability that the banned ones had there; the whole
     response and None where there is none.
@@ -185,9 +191,9 @@ def before_banned(answer: Answer, banned: Collection[int]) -> tuple[Answer, floa
     Raises:
         SGLangError: the server does not say how likely they were.
     """
-    end = next((place for place, token in enumerate(answer.tokens) if token in banned), None)
-    if end is None:
+    if not banned or set(banned).isdisjoint(answer.tokens):
         return answer, None
+    end = next(place for place, token in enumerate(answer.tokens) if token in banned)
     if len(answer.banned_shares) != len(answer.tokens):
         raise SGLangError(
             f"SGLang chose the token {answer.tokens[end]}, which stands for an image or a video, and does not say how likely it was "
@@ -257,7 +263,7 @@ def token_versions(meta: Mapping[str, Any], count: int) -> list[int]:
             f"SGLang names the versions {spans} for {count} tokens; expected a number for each. A server must be "
             "started with --weight-version 0, or be given weights by slime."
         )
-    return [version for version in found if version is not None]
+    return cast("list[int]", found)
 
 
 def parse_version(value: object) -> int | None:
