@@ -71,6 +71,11 @@ def _cases(half: torch.dtype) -> list[tuple[str, Callable[..., tuple[Tensor, ...
     return [
         ("a norm", lambda x, w: (norm.rms_norm(x, w, 1e-6, x.dtype),), [numbers(37, 80), numbers(80, dtype=wide)]),
         (
+            "what is read and normed",
+            lambda x, w: norm.and_rms_norm(x, w, 1e-6, half),
+            [numbers(37, 80, dtype=wide), numbers(80, dtype=wide)],
+        ),
+        (
             "an addition and a norm",
             lambda x, d, w: norm.add_rms_norm(x, d, w, 1e-6, dtype_of(d)),
             [numbers(37, 80, dtype=wide), numbers(37, 80), numbers(80, dtype=wide)],
@@ -86,9 +91,9 @@ def _cases(half: torch.dtype) -> list[tuple[str, Callable[..., tuple[Tensor, ...
             turned,
         ),
         (
-            "queries alone",
-            lambda x, c, s, w: (heads.turned(x, c.detach(), s.detach(), w, 1e-6),),
-            [numbers(21, 3 * 32), *turned[1:], numbers(32, dtype=wide)],
+            "queries and keys alone",
+            lambda x, y, c, s, v, w: heads.queries_keys(x, y, c.detach(), s.detach(), v, w, layout),
+            [numbers(21, 6 * 32), numbers(21, 2 * 32), *turned[1:], numbers(32, dtype=wide), numbers(32, dtype=wide)],
         ),
         ("a gate and another matrix", lambda x, y: (gated.gated_of(x, y),), [numbers(19, 70), numbers(19, 70)]),
         ("a gated activation", lambda x: (gated.gated(x),), [numbers(19, 2 * 70)]),

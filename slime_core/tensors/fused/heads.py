@@ -49,28 +49,24 @@ def queries_keys_values(
     return found
 
 
-def turned(projected: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """The same of queries, or keys, alone: (N, heads · size) → (N, heads, size)."""
-    found: Tensor = _Turned.apply(projected, cos, sin, weight, eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
+def queries_keys(
+    queries: Tensor,
+    keys: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    heads: Heads,
+) -> tuple[Tensor, Tensor]:
+    """The same of (N, queries · size) and (N, keys · size) that are matrices of their own, without values."""
+    both = torch.cat((queries, keys), -1)
+    found: tuple[Tensor, Tensor] = _Heads.apply(both, cos, sin, query_weight, key_weight, heads)[:2]  # type: ignore[no-untyped-call]  # torch does not annotate it
     return found
 
 
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, projected: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        ctx.eps = eps
-        ctx.save_for_backward(projected, cos, sin, weight)
-        return (_turned_by_kernels if by_kernels(projected) else _turned)(projected, cos, sin, weight, eps)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        projected, cos, sin, weight = ctx.saved_tensors
-        grad_projected = torch.empty_like(projected)
-        compute = _gradient_by_kernels if by_kernels(projected) else _gradient
-        return grad_projected, None, None, compute(grad, projected, cos, sin, weight, ctx.eps, grad_projected), None
-
-
 class _Heads(torch.autograd.Function):
+    """`projected` may end behind the keys; then there are no values."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -80,35 +76,40 @@ class _Heads(torch.autograd.Function):
         query_weight: Tensor | None,
         key_weight: Tensor | None,
         heads: Heads,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.heads = heads
         ctx.save_for_backward(projected, cos, sin, query_weight, key_weight)
-        queries, keys, values = _split(projected, heads)
-        compute = _turned_by_kernels if by_kernels(projected) else _turned
-        return (
-            compute(queries, cos, sin, query_weight, heads.eps),
-            compute(keys, cos, sin, key_weight, heads.eps),
-            values.view(len(values), heads.keys, heads.size),
-        )
+        turned, values = _split(projected, heads)
+        if by_kernels(projected):
+            queries, keys = _turned_by_kernels(turned, cos, sin, query_weight, key_weight, heads)
+        else:
+            parts = torch.split(turned, [heads.queries * heads.size, heads.keys * heads.size], -1)
+            queries, keys = (
+                _turned(part, cos, sin, weight, heads.eps)
+                for part, weight in zip(parts, (query_weight, key_weight), strict=True)
+            )
+        if not values.shape[1]:
+            return queries, keys
+        return queries, keys, values.view(len(values), heads.keys, heads.size)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_queries: Tensor, grad_keys: Tensor, *grad_values: Tensor) -> tuple[Tensor | None, ...]:
         projected, cos, sin, query_weight, key_weight = ctx.saved_tensors
         heads: Heads = ctx.heads
         grad = torch.empty_like(projected)
-        compute = _gradient_by_kernels if by_kernels(projected) else _gradient
-        grad_queries, grad_keys, grad_values = _split(grad, heads)
-        queries, keys, _ = _split(projected, heads)
-        by_query = compute(grads[0], queries, cos, sin, query_weight, heads.eps, grad_queries)
-        by_key = compute(grads[1], keys, cos, sin, key_weight, heads.eps, grad_keys)
-        grad_values.copy_(grads[2].reshape(grad_values.shape))
+        (turned, _), (grad_turned, by_values) = _split(projected, heads), _split(grad, heads)
+        given = turned, cos, sin, query_weight, key_weight, heads, grad_turned
+        compute = _gradient_by_kernels if by_kernels(projected) else _gradients
+        by_query, by_key = compute(grad_queries, grad_keys, *given)
+        if grad_values:
+            by_values.copy_(grad_values[0].reshape(by_values.shape))
         return grad, None, None, by_query, by_key, None
 
 
-def _split(projected: Tensor, heads: Heads) -> list[Tensor]:
-    """Queries, keys and values as views."""
-    sizes = [heads.queries * heads.size, heads.keys * heads.size, heads.keys * heads.size]
-    return list(torch.split(projected, sizes, -1))
+def _split(projected: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Queries and keys, and values, as views."""
+    turned = (heads.queries + heads.keys) * heads.size
+    return projected[:, :turned], projected[:, turned:]
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -142,55 +143,100 @@ def _gradient(
     return by_weight
 
 
-def _turned_by_kernels(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+def _gradients(
+    grad_queries: Tensor,
+    grad_keys: Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    heads: Heads,
+    grad_x: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Write the gradients by queries and keys into `grad_x`, and return those by the weights."""
+    sizes = [heads.queries * heads.size, heads.keys * heads.size]
+    parts = zip(torch.split(x, sizes, -1), torch.split(grad_x, sizes, -1), strict=True)
+    (queries, into_queries), (keys, into_keys) = parts
+    return (
+        _gradient(grad_queries, queries, cos, sin, query_weight, heads.eps, into_queries),
+        _gradient(grad_keys, keys, cos, sin, key_weight, heads.eps, into_keys),
+    )
+
+
+TOGETHER = 8
+"""So many heads are computed by one program."""
+
+
+def _turned_by_kernels(
+    x: Tensor, cos: Tensor, sin: Tensor, query_weight: Tensor | None, key_weight: Tensor | None, heads: Heads
+) -> tuple[Tensor, Tensor]:
     from slime_core.tensors.fused import heads_kernels
 
     tokens, size = cos.shape
-    heads = x.shape[1] // size
-    turned = x.new_empty(tokens, heads, size)
-    shape = {"HEADS": block(heads), "HALF": block(size // 2)}
-    heads_kernels.forward[(tokens,)](
+    count = heads.queries + heads.keys
+    turned = x.new_empty(tokens, count, size)
+    half = block(size // 2)
+    heads_kernels.forward[(tokens, -(-count // TOGETHER))](
         x,
         cos,
         sin,
-        cos if weight is None else weight,
+        cos if query_weight is None else query_weight,
+        cos if key_weight is None else key_weight,
         turned,
         x.stride(0),
-        heads,
+        heads.queries,
+        count,
         size // 2,
-        eps,
-        NORMS=weight is not None,
-        **shape,
-        num_warps=warps(shape["HEADS"] * shape["HALF"]),
+        heads.eps,
+        NORMS=query_weight is not None,
+        HEADS=TOGETHER,
+        HALF=half,
+        num_warps=warps(TOGETHER * half),
     )
-    return turned
+    return turned[:, : heads.queries], turned[:, heads.queries :]
 
 
 def _gradient_by_kernels(
-    grad: Tensor, x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float, grad_x: Tensor
-) -> Tensor | None:
+    grad_queries: Tensor,
+    grad_keys: Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    heads: Heads,
+    grad_x: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
     from slime_core.tensors.fused import heads_kernels
 
     tokens, size = cos.shape
-    heads = x.shape[1] // size
-    parts = torch.empty(programs(tokens, x.device), size, dtype=torch.float32, device=x.device)
-    shape = {"HEADS": block(heads), "HALF": block(size // 2)}
-    heads_kernels.backward[(len(parts),)](
-        grad.contiguous(),
+    count = heads.queries + heads.keys
+    blocks, half = -(-count // TOGETHER), block(size // 2)
+    parts = torch.empty(programs(tokens, x.device, 8) * blocks, 2, size, dtype=torch.float32, device=x.device)
+    heads_kernels.backward[(len(parts) // blocks, blocks)](
+        grad_queries.contiguous(),
+        grad_keys.contiguous(),
         x,
         cos,
         sin,
-        cos if weight is None else weight,
+        cos if query_weight is None else query_weight,
+        cos if key_weight is None else key_weight,
         grad_x,
         parts,
         tokens,
         x.stride(0),
         grad_x.stride(0),
-        heads,
+        heads.queries,
+        count,
         size // 2,
-        eps,
-        NORMS=weight is not None,
-        **shape,
-        num_warps=warps(shape["HEADS"] * shape["HALF"]),
+        heads.eps,
+        NORMS=query_weight is not None,
+        HEADS=TOGETHER,
+        HALF=half,
+        num_warps=2 * warps(TOGETHER * half),
     )
-    return None if weight is None else parts.sum(0).to(weight.dtype)
+    if query_weight is None or key_weight is None:
+        return None, None
+    by_query, by_key = parts.sum(0)
+    return by_query.to(query_weight.dtype), by_key.to(key_weight.dtype)

@@ -41,8 +41,12 @@ def warps(numbers: int) -> int:
     return min(16, max(1, numbers // 512))
 
 
-def programs(rows: int, device: torch.device) -> int:
+def programs(rows: int, device: torch.device, each: int = 4) -> int:
     """How many programs share the rows of a sum over all rows, each of which writes a part of it: always as many on a kind of device,
-    so that sums are taken in the same order."""
+    so that sums are taken in the same order.
+
+    Args:
+        each: how many there are for each multiprocessor.
+    """
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    return max(1, min(rows, 4 * processors))
+    return max(1, min(rows, each * processors))

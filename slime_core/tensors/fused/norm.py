@@ -17,9 +17,13 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> 
         hidden: (..., H).
         dtype: of the result, which is rounded once.
     """
-    _, normed = _AddNorm.apply(hidden, None, weight, eps, dtype)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    assert isinstance(normed, Tensor)
-    return normed
+    return and_rms_norm(hidden, weight, eps, dtype)[1]
+
+
+def and_rms_norm(hidden: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(hidden itself, its norm in `dtype`). Whoever reads the first in place of `hidden` has both gradients added in one pass."""
+    found: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, None, weight, eps, dtype)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return found
 
 
 def add_rms_norm(
@@ -38,7 +42,8 @@ class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         ctx.delta_dtype = None if delta is None else delta.dtype
         if by_kernels(hidden):
             summed, normed, inverse = _forward_by_kernels(hidden, delta, weight, eps, dtype)
@@ -48,11 +53,13 @@ class _AddNorm(torch.autograd.Function):
             inverse = (summed.to(wide).square().mean(-1) + eps).rsqrt()
             normed = (summed.to(wide) * inverse[..., None] * weight).to(dtype)
         ctx.save_for_backward(summed, weight, inverse)
-        return (None if delta is None else summed), normed
+        return summed, normed
 
     @staticmethod
-    def backward(ctx: Any, grad_summed: Tensor | None, grad_normed: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_summed: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
         summed, weight, inverse = ctx.saved_tensors
+        if grad_normed is None:
+            grad_normed = torch.zeros_like(summed)
         if by_kernels(summed):
             grad, grad_delta, grad_weight = _backward_by_kernels(
                 grad_summed, grad_normed, summed, weight, inverse, ctx.delta_dtype
@@ -109,24 +116,23 @@ def _backward_by_kernels(
     size = summed.shape[-1]
     rows, columns = summed.numel() // size, block(size)
     grad = torch.empty_like(summed)
-    adds = delta_dtype is not None
     grad_normed = grad_normed.contiguous()
-    if adds:
-        grad_summed = torch.zeros_like(summed) if grad_summed is None else grad_summed.contiguous()
-    grad_delta = torch.empty_like(summed, dtype=delta_dtype) if adds else None
+    grad_summed = None if grad_summed is None else grad_summed.contiguous()
+    grad_delta = None if delta_dtype is None else torch.empty_like(summed, dtype=delta_dtype)
     parts = torch.empty(programs(rows, summed.device), size, dtype=torch.float32, device=summed.device)
     norm_kernels.backward[(len(parts),)](
         grad_normed,
-        grad_summed if adds else grad_normed,
+        grad_normed if grad_summed is None else grad_summed,
         summed,
         weight,
         inverse,
         grad,
-        grad_delta if adds else grad,
+        grad if grad_delta is None else grad_delta,
         parts,
         rows,
         size,
-        ADDS=adds,
+        BY_SUM=grad_summed is not None,
+        BY_DELTA=grad_delta is not None,
         BLOCK=columns,
         num_warps=warps(columns),
     )

@@ -35,11 +35,12 @@ def backward(
     grad_weight,
     rows,
     size,
-    ADDS: tl.constexpr,
+    BY_SUM: tl.constexpr,
+    BY_DELTA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Every so many rows: the gradients by both that were added, which are equal but for their dtypes, and the part of these rows in
-    the gradient by the weight."""
+    """Every so many rows: the gradient by what was normed, with the one that reaches it otherwise if BY_SUM, in its dtype and if
+    BY_DELTA in another; and the part of these rows in the gradient by the weight."""
     program, step = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK)
     inside = column < size
@@ -54,8 +55,9 @@ def backward(
         total += grad * x
         grad *= factor
         grad = (grad - x * (tl.sum(grad * x, 0) / size)) * scale
-        if ADDS:
+        if BY_SUM:
             grad += tl.load(grad_summed + place, mask=inside, other=0.0).to(tl.float32)
+        if BY_DELTA:
             tl.store(grad_delta + place, grad.to(grad_delta.dtype.element_ty), mask=inside)
         tl.store(grad_hidden + place, grad.to(grad_hidden.dtype.element_ty), mask=inside)
     tl.store(grad_weight + program * size + column, total, mask=inside)

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from slime_core.errors import PluginError
 from slime_core.tensors.packed_rows import Branches, Segments
 from slime_core.tensors.sequences import Sequences, with_stems
+from slime_torch.flash import Flash, flash_is_right
 
 PACKED = "slime_packed"
 _REFUSED = ("position_bias", "s_aux", "cache", "head_mask", "indices", "block_mask")
@@ -233,12 +234,16 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     sequences = segments.sequences or Sequences.of(segments, query.device)
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
+    k, v = with_stems(k, segments), with_stems(v, segments)
+    if window is None and flash_is_right(query.device):
+        attended: Tensor = Flash.apply(q, k, v, sequences, scaling)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return attended
     grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _varlen_options() else {}
     out = varlen_attn(
         q,
-        with_stems(k, segments),
-        with_stems(v, segments),
+        k,
+        v,
         sequences.query_bounds,
         sequences.key_bounds,
         sequences.longest_query,

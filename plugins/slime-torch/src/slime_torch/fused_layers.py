@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from slime_core.tensors.fused.gated import gated, gated_of
-from slime_core.tensors.fused.heads import Heads, queries_keys_values, turned
-from slime_core.tensors.fused.norm import add_rms_norm, rms_norm
+from slime_core.tensors.fused.heads import Heads, queries_keys, queries_keys_values
+from slime_core.tensors.fused.norm import add_rms_norm, and_rms_norm
 from slime_core.tensors.fused.products import products
 from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.tensors.low_precision import nothing_remembered
@@ -153,10 +153,10 @@ def _computed(self: Any, plan: Plan, hidden_states: Tensor, *args: Any, **kwargs
         return type(self).forward(self, hidden_states, *args, **kwargs)
     first, second = self.input_layernorm, self.post_attention_layernorm
     dtype = plan.rounded.dtype
-    normed = rms_norm(hidden_states, first.weight, plan.eps[0], dtype)
+    residual, normed = and_rms_norm(hidden_states, first.weight, plan.eps[0], dtype)
     attended = _attention(self.self_attn, plan, normed, **kwargs)
     hidden, normed = add_rms_norm(
-        hidden_states, attended, second.weight, plan.eps[1], dtype if plan.dense else hidden_states.dtype
+        residual, attended, second.weight, plan.eps[1], dtype if plan.dense else hidden_states.dtype
     )
     return hidden + (_mlp(self.mlp, plan, normed) if plan.dense else self.mlp(normed))
 
@@ -197,13 +197,13 @@ def _attention(
     cos, sin = (angle[0].contiguous() for angle in position_embeddings)
     by_query, by_key = (self.q_norm.weight, self.k_norm.weight) if plan.heads.eps else (None, None)
     if plan.plain[0]:
-        projected = _linear(plan, x[0], self.q_proj, self.k_proj, self.v_proj)
+        projected = _linear(plan, x.squeeze(0), self.q_proj, self.k_proj, self.v_proj)
         found = queries_keys_values(projected, cos, sin, by_query, by_key, plan.heads)
     else:
+        values = self.v_proj(x).squeeze(0).view(len(cos), plan.heads.keys, plan.heads.size)
         found = (
-            turned(self.q_proj(x)[0], cos, sin, by_query, plan.heads.eps),
-            turned(self.k_proj(x)[0], cos, sin, by_key, plan.heads.eps),
-            self.v_proj(x)[0].view(len(cos), plan.heads.keys, plan.heads.size),
+            *queries_keys(self.q_proj(x).squeeze(0), self.k_proj(x).squeeze(0), cos, sin, by_query, by_key, plan.heads),
+            values,
         )
     dropout = self.attention_dropout if self.training else 0.0
     queries, keys, values = (part.transpose(0, 1)[None] for part in found)
@@ -225,8 +225,8 @@ def _attention(
 def _mlp(self: Any, plan: Plan, x: Tensor) -> Tensor:
     """(1, N, H) → (1, N, H)."""
     if plan.plain[1]:
-        return _linear(plan, gated(_linear(plan, x[0], self.gate_proj, self.up_proj)), self.down_proj)[None]
-    down: Tensor = self.down_proj(gated_of(self.gate_proj(x)[0], self.up_proj(x)[0])[None])
+        return _linear(plan, gated(_linear(plan, x.squeeze(0), self.gate_proj, self.up_proj)), self.down_proj)[None]
+    down: Tensor = self.down_proj(gated_of(self.gate_proj(x).squeeze(0), self.up_proj(x).squeeze(0))[None])
     return down
 
 
