@@ -20,14 +20,14 @@ ROUNDING = 0.02
 """How far a layer may be off, as a share of the spread of what it adds."""
 
 
-def agree(logits: Tensor, expected: Tensor) -> bool:
-    """Return whether logits differ by no more than rounding, which grows with the largest of them; in half precision by 2 % of their
-    spread on average, since every layer rounds its result."""
+def agree(logits: Tensor, expected: Tensor, rounding: float = ROUNDING) -> bool:
+    """Return whether logits differ by no more than rounding, which grows with the largest of them; in half precision by a share of
+    their spread on average, since every layer rounds its result."""
     if expected.dtype in (torch.float32, torch.float64):
         tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-3
         return torch.allclose(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item())
     difference = (logits.float() - expected.float()).abs().mean()
-    return bool(difference <= ROUNDING * expected.float().std())
+    return bool(difference <= rounding * expected.float().std())
 
 
 class SeenLayers:

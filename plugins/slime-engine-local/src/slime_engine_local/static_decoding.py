@@ -13,14 +13,15 @@ The random numbers are those of `Request.draw`, so a request's tokens are those 
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from slime_core.tensors.transfer import numbers_on
+from slime_core.tensors.transfer import numbers_on, sent
 from slime_engine_local.pages import Kernel, PagedSequence, Pages, StaticPass, attention_over_pages
 from slime_engine_local.static_sampling import Choose, choose_on_device
 
@@ -37,8 +38,7 @@ _Key = tuple[int, int, bool | None]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """What a step found for one request.
 
     Attributes:
@@ -149,7 +149,7 @@ class StaticDecoding:
         return _Launched(asked, results, lambda: None)
 
     def _run(self, asked: list[tuple[Request, PagedSequence, int]], unread: int, limited: bool | None) -> Tensor:
-        rows: list[list[float]] = []
+        numbers = array("d")
         tokens_of_page = self.pages.page
         for number, (request, sequence, length) in enumerate(asked):
             ahead = int(number < unread)
@@ -159,16 +159,16 @@ class StaticDecoding:
             params = request.params
             top_k = params.top_k if params.top_k != -1 else 2**31
             token = KNOWN if ahead else request.tokens[-1]
-            where = (sequence.slot, token, length, sequence.pages[place])
-            rows.append([*where, params.temperature, request.draw(ahead), params.top_p, top_k])
-        size = _size(len(rows))
-        rows += [[self._last_slot, 0, 0, 0, 0.0, 0.0, 1.0, 2**31]] * (size - len(rows))
+            numbers.extend((sequence.slot, token, length, sequence.pages[place]))
+            numbers.extend((params.temperature, request.draw(ahead), params.top_p, top_k))
+        size = _size(len(asked))
+        numbers.extend((self._last_slot, 0, 0, 0, 0.0, 0.0, 1.0, 2**31) * (size - len(asked)))
         width = self.pages.width
         if self._kernel is attention_over_pages:  # which reads all of it
             longest = max(-(-(length + 1) // self.pages.page) for _, _, length in asked)
             width = min(width, 1 << (longest - 1).bit_length())
         key = size, width, limited
-        given = numbers_on(self._device, rows, torch.float64)
+        given = sent(torch.frombuffer(numbers, dtype=torch.float64).view(size, 8), self._device)
         if key not in self._steps:
             self._steps[key] = self._step(key, given)
         return self._steps[key](given)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 BEYOND = 20
 """How many tokens behind the end of the second page the compared token is."""
+OF_ALL_LAYERS = 0.05
+"""How far the logits of a model in half precision may be off, as a share of their spread, where all of its layers round."""
 DRAWS = tuple(n * 0.6180339887 % 1 for n in range(16))
 """Random numbers for which chosen tokens are compared."""
 
@@ -111,7 +113,7 @@ def compare(model: LanguageModel, longest: int, kernel: Kernel) -> bool:
 
     decoding = StaticDecoding(model, pages, 1, compared)
     found = decoding.probe(pages.adopt([sequence], cache)[0], last)
-    return agree(found, expected) and bool(torch.isfinite(found).all()) and all(alike)
+    return agree(found, expected, OF_ALL_LAYERS) and bool(torch.isfinite(found).all()) and all(alike)
 
 
 def _choice(model: LanguageModel) -> Choose:
