@@ -77,9 +77,17 @@ def plan_prefix(
         others: the tokens of the requests that wait with it.
         uncut: the most tokens, at most so many, behind which no image is cut.
     """
-    last = uncut(len(tokens) - 1)
-    matches = [(uncut(common_length(tokens, entry.tokens)), entry) for entry in stored]
-    waiting = max((uncut(common_length(tokens, other)) for other in others), default=0)
+    last, begin, waiting = uncut(len(tokens) - 1), tokens[:MIN_SHARED_TOKENS], 0
+    matches = [
+        (uncut(common_length(tokens, entry.tokens)), entry)
+        for entry in stored
+        if entry.tokens[:MIN_SHARED_TOKENS] == begin
+    ]
+    for other in others:
+        if other[:MIN_SHARED_TOKENS] == begin:
+            waiting = max(waiting, uncut(common_length(tokens, other)))
+            if waiting == len(tokens):  # the members of a group stand together: the others need not be looked at
+                break
     best, row = 0, None
     for length, entry in matches:
         usable = length if entry.pending and length == len(entry.tokens) else min(length, last)

@@ -335,6 +335,7 @@ class Scheduler:
         most = ON_GPU if model.device.type == "cuda" else NEW_TOKENS_PER_STEP
         pages = self._static.pages if self._static is not None else None
         free = -self._missing_pages()
+        keys_of = {request: request.keys() for request in self._waiting[: self._max_running]}
         while self._waiting and len(self._running) < self._max_running:
             request = self._waiting[0]
             try:
@@ -343,8 +344,9 @@ class Scheduler:
                 self._waiting.pop(0)
                 request.fail(error)
                 continue
-            tokens, keys, shown = [*request.prompt, *request.tokens], request.keys(), request.shown
-            others = [r.keys() for r in self._waiting[1 : self._max_running]]
+            tokens, shown = [*request.prompt, *request.tokens], request.shown
+            keys = keys_of[request] if request in keys_of else request.keys()
+            others = (keys_of[other] for other in self._waiting[1 : self._max_running] if other in keys_of)
             plan = plan_prefix(keys, self._stored, others, shown.uncut)
             needed = len(tokens) - (plan.length if plan.row else 0)
             room = self._max_tokens - stored - ROOM_TO_GO_ON * len(self._running)
