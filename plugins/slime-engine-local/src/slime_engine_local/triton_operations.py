@@ -103,7 +103,7 @@ def triton_over_pages(
     *,
     splits: int | None = None,
     warps: int = 4,
-    stages: int = 4,
+    stages: int | None = None,
     block: int | None = None,
 ) -> Tensor:
     """Attention of one query of each of B sequences to their pages, (B, heads, size), as `pages.attention_over_pages` computes it. It
@@ -134,7 +134,7 @@ def triton_over_pages(
         COLUMNS=columns,
         BLOCK=min(page, block or (BLOCK if query.element_size() == 2 else BLOCK_IN_FULL)),
         num_warps=warps,
-        num_stages=stages,
+        num_stages=stages or (4 if columns <= 128 else 3),  # wide heads would take more memory than some GPUs have
     )
     if splits > 1:
         kernels.put_together[(rows * heads,)](parts, sums, out, SIZE=size, SPLITS=splits, COLUMNS=columns, num_warps=2)
