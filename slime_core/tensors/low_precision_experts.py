@@ -36,11 +36,16 @@ class LowPrecisionExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(T, H) hidden states, (T, k) experts of each token and what they weigh → (T, H)."""
         found = torch.zeros_like(hidden_states)
-        stacks = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        stacks, choices = (self.gate_up_proj.unbind(), self.down_proj.unbind()), top_k_index.shape[1]
+        by_expert, order = top_k_index.reshape(-1).sort(
+            stable=True
+        )  # so that a GPU is waited for once, and not for each expert
+        every = torch.arange(len(stacks[0]), device=order.device, dtype=by_expert.dtype)
+        parts = order.tensor_split(torch.searchsorted(by_expert, every[1:]).cpu())
         own: Any = self
-        for expert, (both, down) in enumerate(zip(*stacks, strict=True)):
+        for expert, (both, down, part) in enumerate(zip(*stacks, parts, strict=True)):
             to_gate, to_up, to_down = list(self.precision)[3 * expert : 3 * expert + 3]
-            tokens, places = torch.where(top_k_index == expert)
+            tokens, places = part // choices, part % choices
             given, (gate, up) = hidden_states[tokens], both.chunk(2)
             inner = own._apply_gate(torch.cat([to_gate(given, gate), to_up(given, up)], -1))
             weighed = (inner * top_k_weights[tokens, places, None]).to(inner.dtype)
