@@ -57,11 +57,15 @@ def flash_is_right(device: torch.device) -> bool:
     )
     attend: Any = varlen.varlen_attn
     try:
-        mine: Any = Flash.apply(q, k, v, sequences, 0.1)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        every_k, every_v = (t.repeat_interleave(2, 1) for t in (k, v))
-        theirs = attend(q, every_k, every_v, bounds, bounds, 27, 27, scale=0.1, window_size=(-1, 0))
-        pairs = [(mine, theirs), *zip(*(torch.autograd.grad(o, (q, k, v), seed) for o in (mine, theirs)), strict=True)]
-        right = all(((a - b).float().norm() <= 2.0**-7 * b.float().norm()).item() for a, b in pairs)
+        with torch.enable_grad():
+            mine: Any = Flash.apply(q, k, v, sequences, 0.1)  # type: ignore[no-untyped-call]  # torch does not annotate it
+            every_k, every_v = (t.repeat_interleave(2, 1) for t in (k, v))
+            theirs = attend(q, every_k, every_v, bounds, bounds, 27, 27, scale=0.1, window_size=(-1, 0))
+            pairs = [
+                (mine, theirs),
+                *zip(*(torch.autograd.grad(o, (q, k, v), seed) for o in (mine, theirs)), strict=True),
+            ]
+            right = all(((a - b).float().norm() <= 2.0**-7 * b.float().norm()).item() for a, b in pairs)
     except Exception as error:  # operators of another torch may take or give something else
         _log.info("Attention goes through torch.nn.attention.varlen: %s: %s", type(error).__name__, error)
         return False
