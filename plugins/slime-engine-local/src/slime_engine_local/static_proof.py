@@ -89,8 +89,8 @@ def compare(model: LanguageModel, longest: int, kernel: Kernel) -> bool:
     """Whether the logits behind the last token of a sequence that reaches into its third page are those of a pass over rows, and
     whether a kernel computes in each layer what plain operations do in float32. (In half precision the roundings of some dozens of
     layers would hide a kernel's faults in the logits, or look like some.)"""
-    pages = Pages(longest, 1, longest, model.device)
-    count = min(longest - 1, 2 * pages.page + BEYOND)
+    count = min(longest - 1, 2 * Pages(1, 1, 1, model.device).page + BEYOND)
+    pages = Pages(count + 1, 1, count + 1, model.device)  # no more: memory may be short, and all of them are read
     *before, last = (n * 7919 % model.vocabulary for n in range(1, count + 1))
     cache = KVCache()
     sequence = CachedSequence(cache.add(count))
