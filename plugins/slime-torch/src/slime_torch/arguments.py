@@ -22,8 +22,8 @@ class TorchArguments(ArgumentGroup):
     )
     fuse_layers: bool = option(
         True,
-        "With --bf16 on one GPU: compute what lies between the matrix products of a layer by fused kernels, and sum gradients of "
-        "weights in float32; for Llama-like layers without LoRA, whose kernels are compared at the start.",
+        "With --bf16 on a GPU: compute what lies between the matrix products of Llama-like layers by fused kernels, and sum gradients of "
+        "their weights in float32. Kernels and layers are compared with torch's and the model's own at the start.",
     )
     compile_layers: bool = option(
         False,
