@@ -3,8 +3,9 @@
 import gc
 import subprocess
 import sys
+from contextlib import ExitStack
 
-from slime_core.start_up import collect_again, collect_seldom
+from slime_core.start_up import collect_again, collect_seldom, collecting_seldom
 
 
 def test_thresholds_are_as_before_when_a_run_begins():
@@ -30,3 +31,13 @@ def test_without_a_deferral_nothing_is_frozen():
 def test_the_command_line_collects_seldom():
     code = "import gc, sys; sys.argv = ['slime', '--version']; from slime_core.cli.main import main; main(); print(gc.get_threshold()[0])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "1000000"
+
+
+def test_garbage_is_collected_as_before_when_the_last_reader_is_done() -> None:
+    before = gc.get_threshold()
+    with collecting_seldom():
+        with ExitStack() as another:
+            another.enter_context(collecting_seldom())
+            assert gc.get_threshold()[0] >= 1_000_000
+        assert gc.get_threshold()[0] >= 1_000_000
+    assert gc.get_threshold() == before

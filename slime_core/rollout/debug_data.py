@@ -15,6 +15,7 @@ from slime_core.data.sample_files import PackedSamples
 from slime_core.data.sample_lines import is_json, open_samples
 from slime_core.errors import DataError
 from slime_core.sample import Group, RolloutOutput
+from slime_core.start_up import collecting_seldom
 
 
 def write_debug_data(path: Path, output: RolloutOutput) -> None:
@@ -43,10 +44,11 @@ def read_debug_data(path: Path, most: int | None = None) -> RolloutOutput:
     try:
         file = open_samples(path)
         groups: dict[int, Group] = {}
-        for stored in islice(file.read(), most):
-            if stored.group is None or stored.rows:
-                raise DataError("it holds samples that are in no group, as a dump's are")
-            groups.setdefault(stored.group, []).append(stored.sample)
+        with collecting_seldom():
+            for stored in islice(file.read(), most):
+                if stored.group is None or stored.rows:
+                    raise DataError("it holds samples that are in no group, as a dump's are")
+                groups.setdefault(stored.group, []).append(stored.sample)
         return RolloutOutput(list(groups.values()), _numbers(file.head.get("metrics")))
     except (OSError, DataError) as error:
         raise DataError(

@@ -11,6 +11,7 @@ from slime_core.data.beside_json import put_back, taken_out
 from slime_core.data.sample_files import PackedSamples, SampleFile
 from slime_core.errors import DataError
 from slime_core.sample import Sample, stored_sample
+from slime_core.start_up import collecting_seldom
 
 SAMPLES = "samples.arrow"
 """The file beside `state.json`; not there where a state has no samples."""
@@ -39,7 +40,8 @@ def with_samples(state: dict[str, Any], file: Path) -> dict[str, Any]:
         DataError: the file is damaged, or has not the samples that the state refers to.
     """
     try:
-        samples = [stored.sample for stored in SampleFile(file).read()]
+        with collecting_seldom():
+            samples = [stored.sample for stored in SampleFile(file).read()]
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     made: dict[str, Any] = put_back(state, {_KIND: samples.__getitem__})
