@@ -195,13 +195,15 @@ def changed_since(bundle: Path, root: Path = ROOT) -> list[str]:
 
 
 def commit() -> str:
-    """Of the code: what git says or, without it, what the bundle was made of."""
+    """Of the code: what the bundle was made of or, without one, what git says."""
+    file = Path(os.environ.get(BUNDLE, "")) / "commit"
+    if file.is_file():
+        return file.read_text().strip()
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        file = Path(os.environ.get(BUNDLE, "")) / "commit"
-        return file.read_text().strip() if file.is_file() else "unknown"
+        return "unknown"
 
 
 if __name__ == "__main__":

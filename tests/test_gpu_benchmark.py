@@ -211,7 +211,7 @@ def test_what_is_kept_of_several_runs_is_the_newest_of_each_job_and_is_on_the_pa
     for number, jobs in enumerate(runs):
         folder = tmp_path / str(number)
         folder.mkdir()
-        append(folder, {"commit": "abc"})
+        append(folder, {"commit": f"commit{number}"})
         append(folder, {"machine": about})
         for job, status, found in jobs:
             append(folder, {"job": job, "status": status, "seconds": 1.0, "found": found})
@@ -219,7 +219,7 @@ def test_what_is_kept_of_several_runs_is_the_newest_of_each_job_and_is_on_the_pa
     assert file.name == "gpu-nvidia-x1.json"
     text = "\n".join(section(file))
     assert "2 checks; failed jobs: checks/resume." in text
-    assert "| sft/4B | 1,000 | 20 | 25 % | – | 3.0 | 4.0 |" in text
-    assert "one NVIDIA X1 (python 3, torch 2, transformers 5, triton 3), commit abc" in text
+    assert "| sft/4B | 1,000 | 20 | 25 % | – | 3.0 | 4.0 | commit1 |" in text
+    assert "one NVIDIA X1 (python 3, torch 2, transformers 5, triton 3)." in text
     with pytest.raises(SystemExit, match="no results"):
         keep([tmp_path], tmp_path)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from slime_core.errors import ClusterError
 from slime_core.tensors import interfaces
-from slime_core.tensors.ranks import Ranks
+from slime_core.tensors.ranks import Ranks, backends
 
 CPU = torch.device("cpu")
 
@@ -113,3 +113,8 @@ def test_the_exchanges_are_those_of_the_group(monkeypatch: pytest.MonkeyPatch) -
     own = Ranks(0, 2, CPU, group)  # type: ignore[arg-type]
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     assert own.interleave([[1.0], [2.0]]) == [[1.0], [10.0], [2.0], [20.0]]
+
+
+def test_tensors_of_a_gpu_never_go_by_gloo() -> None:
+    assert backends(torch.device("cuda")) == "cpu:gloo,cuda:nccl"
+    assert backends(torch.device("cpu")) == "gloo"

@@ -19,14 +19,18 @@ def keep(folders: list[Path], results: Path = RESULTS) -> Path:
         SystemExit: there is nothing in the folders.
     """
     lines = [line for folder in folders for line in read(folder)]
-    jobs = newest(lines)
     about: dict[str, Any] = {}
+    commit = "unknown"
     for line in lines:
-        about |= line.get("machine", {}) | ({"commit": line["commit"]} if "commit" in line else {})
+        about |= line.get("machine", {})
+        commit = line.get("commit", commit)
+        line["commit"] = commit
+    jobs = newest(lines)
     if not jobs or "device" not in about:
         raise SystemExit(f"There are no results of benchmarks.gpu in {', '.join(map(str, folders))}.")
     file = results / f"gpu-{about['device'].lower().replace(' ', '-')}.json"
-    shown = {name: {key: line[key] for key in ("status", "why", "found") if key in line} for name, line in jobs.items()}
+    wanted = ("status", "commit", "why", "found")
+    shown = {name: {key: line[key] for key in wanted if key in line} for name, line in jobs.items()}
     text = {"command": "python3 -m benchmarks.gpu --all", "machine": about, "jobs": shown}
     file.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
     return file
@@ -41,7 +45,7 @@ def section(file: Path) -> list[str]:
         "",
         f"## {file.stem}",
         "",
-        f"`{kept['command']}` on one {about['device']} ({versions}), commit {about['commit']}.",
+        f"`{kept['command']}` on one {about['device']} ({versions}).",
     ]
     checks = {name: job for name, job in jobs.items() if name.startswith("checks/")}
     failed = [name for name, job in jobs.items() if job["status"] == "failed"]
@@ -51,18 +55,22 @@ def section(file: Path) -> list[str]:
 
 def _training(jobs: Jobs) -> list[str]:
     lines = [
-        "| training | tokens/s | TFLOP/s | MFU | of a large product | peak GiB | estimated |",
-        "|---|---|---|---|---|---|---|",
+        "| training | tokens/s | TFLOP/s | MFU | of a large product | peak GiB | estimated | commit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in _found(jobs, "tflops", ("sft/", "fp8/")):
         cells = [f"{found['tokens_per_second']:,.0f}", f"{found['tflops']:.0f}", _percent(found.get("mfu"))]
         cells += [_percent(found.get("share_of_product")), f"{found['peak_gib']:.1f}", f"{found['estimate_gib']:.1f}"]
+        cells.append(_commit(jobs, name))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def _decoding(jobs: Jobs) -> list[str]:
-    lines = ["| decoding | requests | tokens/s | ms a step | limit, ms | share of it |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| decoding | requests | tokens/s | ms a step | limit, ms | share of it | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, found in _found(jobs, "bandwidth", ("engine/",)):
         batches = {int(key.removeprefix("batch ")): value for key, value in found.items() if key.startswith("batch ")}
         for batch, figures in sorted(batches.items()):
@@ -71,35 +79,30 @@ def _decoding(jobs: Jobs) -> list[str]:
                 f"{figures['ms_per_step']:.2f}",
                 f"{figures['limit_ms']:.2f}",
             ]
-            lines.append(f"| {name} | {batch} | {' | '.join(cells)} | {_percent(figures['share_of_limit'])} |")
+            lines.append(
+                f"| {name} | {batch} | {' | '.join(cells)} | {_percent(figures['share_of_limit'])} | {_commit(jobs, name)} |"
+            )
     return [*lines, ""]
 
 
 def _grpo(jobs: Jobs) -> list[str]:
-    head = [
-        "GRPO",
-        "generating, s",
-        "training, s",
-        "generated tokens/s",
-        "trained tokens/s",
-        "without a kernel",
-        "peak GiB",
+    lines = [
+        "| GRPO | generating, s | training, s | generated tokens/s | trained tokens/s | without a kernel | peak GiB | commit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|---|"]
     for name, found in _found(jobs, "generated_tokens_per_second", ("grpo/",)):
         cells = [f"{found['perf/generate_time']:.2f}", f"{found['perf/train_time']:.2f}"]
         cells += [f"{found['generated_tokens_per_second']:,.0f}", f"{found['trained_tokens_per_second']:,.0f}"]
-        lines.append(
-            f"| {name} | {' | '.join(cells)} | {_percent(found.get('idle_share'))} | {found['peak_gib']:.1f} |"
-        )
+        cells += [_percent(found.get("idle_share")), f"{found['peak_gib']:.1f}", _commit(jobs, name)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def _others(jobs: Jobs) -> list[str]:
-    lines = ["| other figures | |", "|---|---|"]
+    lines = ["| other figures | | commit |", "|---|---|---|"]
     for name, found in _found(jobs, "share_of_peak", ("engine/prefill",)):
         rate = f"{found['tokens_per_second']:,.0f} tokens/s, {_percent(found['share_of_peak'])} of the data sheet's products"
-        lines.append(f"| {name} | {rate} |")
+        lines.append(f"| {name} | {rate} | {_commit(jobs, name)} |")
     for name, found in _found(jobs, "gb_per_second", ("weights/",)):
         rates = [f"new weights {found['gb_per_second']:,.0f} GB/s"]
         rates += [
@@ -107,20 +110,24 @@ def _others(jobs: Jobs) -> list[str]:
             for key, value in found.items()
             if key.endswith("load_gb_per_second")
         ]
-        lines.append(f"| {name} | {', '.join(rates)} |")
+        lines.append(f"| {name} | {', '.join(rates)} | {_commit(jobs, name)} |")
     for name, job in jobs.items():
         if name == "fp8/products" and job["status"] == "ok":
             times = {
                 key: value["times as fast as bf16"] for key, value in job["found"].items() if isinstance(value, dict)
             }
             shown = [f"{key} {times[key]:.2f}×" for key in times]
-            lines.append(f"| {name}, against bfloat16 | {'; '.join(shown)} |")
+            lines.append(f"| {name}, against bfloat16 | {'; '.join(shown)} | {_commit(jobs, name)} |")
     return lines
 
 
 def _found(jobs: Jobs, figure: str, begins: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """Names and figures of the jobs that have such a figure."""
     return [(name, job["found"]) for name, job in jobs.items() if name.startswith(begins) and figure in job["found"]]
+
+
+def _commit(jobs: Jobs, name: str) -> str:
+    return str(jobs[name]["commit"])[:7]
 
 
 def _percent(share: float | None) -> str:

@@ -123,12 +123,18 @@ class Ranks:
                 raise failure[0](f"{failure[1]} (on training rank {number})")
 
 
+def backends(device: torch.device) -> str:
+    """What `torch.distributed` is to exchange tensors by, where a rank computes on this device. Tensors of the host go by gloo in any
+    case; gloo takes those of a GPU too, but some of its exchanges end the process."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def _start(rank: int, size: int, device: torch.device, timeout_minutes: float) -> None:
     meeting = Meeting(rank, size, _text("MASTER_ADDR"), _number("MASTER_PORT"), timeout_minutes)
     store, timeout = meeting.hold(), timedelta(minutes=timeout_minutes)
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            backends(device),
             store=store,
             timeout=timeout,
             rank=rank,

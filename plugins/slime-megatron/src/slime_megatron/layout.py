@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from slime_core.errors import ArgumentError
+from slime_core.tensors.ranks import backends
 from slime_megatron.arguments import MegatronArguments
 
 
@@ -114,4 +116,6 @@ class ParallelLayout:
 def start_alone() -> None:
     """Let a single process be a group of one: megatron-core needs torch.distributed all the same."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]  # it has it
+        store = dist.HashStore()  # type: ignore[attr-defined]  # it has it
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dist.init_process_group(backends(device), store=store, rank=0, world_size=1)
