@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,6 +113,7 @@ def between() -> Iterator[Callable[..., WeightSync]]:
     def make(backend: Backend, engine: Any, limit: int = LIMIT) -> WeightSync:
         args: Any = SimpleNamespace(update_weight_buffer_size=limit)
         trainer, rollouts = TrainWorker.__new__(TrainWorker), RolloutWorker.__new__(RolloutWorker)
+        rollouts._at_end = ExitStack()
         vars(trainer).update(
             _args=args,
             _actor=backend,

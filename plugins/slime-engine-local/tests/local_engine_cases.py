@@ -94,8 +94,14 @@ def all_there(engine: LocalEngine, requests: int) -> Callable[[], bool]:
 @contextmanager
 def held(engine: LocalEngine) -> Iterator[None]:
     """Block the engine's thread between two steps, so that it finds all at once what is asked meanwhile."""
-    free = threading.Event()
-    engine._scheduler.call(free.wait)
+    there, free = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        there.set()
+        free.wait()
+
+    engine._scheduler.call(wait)
+    assert there.wait(60)  # what comes before would be taken with this step, and what comes after with the next one
     try:
         yield
     finally:
