@@ -25,8 +25,10 @@ def words_that_fit(machine: Machine, name: str, words: list[str]) -> tuple[list[
     activations, if they have room.
 
     Raises:
-        NotHere: it does not fit.
+        NotHere: it does not fit, or an option of it needs a GPU.
     """
+    if "--optimizer-cpu-offload" in words and not machine.on_gpu:
+        raise NotHere("--optimizer-cpu-offload needs a GPU")
     words = ["--bf16", "--use-dynamic-batch-size", "--max-tokens-per-gpu", str(tokens_of(machine)), *words]
     room = ROOM * machine.memory - CONTEXT * 2**30 * machine.on_gpu
     needed = 0.0
