@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from benchmarks.on_gpu.job import Findings
+from benchmarks.on_gpu.job import Findings, NotHere
 from benchmarks.on_gpu.machine import Machine
 
 SHAPE = {
@@ -24,6 +25,8 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 def fused(machine: Machine, found: Findings) -> None:
     """Kernels are off by single roundings to bfloat16; layers are compared where they are exchanged, which an exchanged one has passed."""
+    if not find_spec("triton"):
+        raise NotHere("there is no Triton")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from slime_core.tensors.fused.products import _ways

@@ -67,6 +67,7 @@ def apart(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
 
 def twice(machine: Machine, found: Findings, name: str, words: list[str], exact: bool) -> None:
     """Two runs of the same steps end with the same weights: bit for bit, or but for rounding."""
+    words = [*words, *["--fp8-emulation"] * ("--fp8-format" in words and not machine.on_gpu)]
     ends = [_after(machine, _new(machine, name, words), name, range(3)) for _ in range(2)]
     _same(found, *ends, exact)
 
