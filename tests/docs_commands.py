@@ -27,7 +27,7 @@ _REDIRECTION = re.compile(r" [<>]+ ?[\w./-]+")
 
 # Bash itself takes a block apart. Every command that it calls is written down instead of started.
 _TAKE_APART = r"""
-record() { printf '%s\037' "$@" >&3; printf '\036' >&3; }
+record() { local words; printf -v words '%s\037' "$@"; printf '%s\036' "$words" >&3; }
 command_not_found_handle() { record "$@"; }
 source() { :; }
 PATH=/nowhere
