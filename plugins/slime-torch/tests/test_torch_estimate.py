@@ -35,22 +35,18 @@ SHAPE = {
 }
 
 
+def arguments(tokens, flags):
+    """The options of a run whose micro-batches have so many tokens."""
+    words = ["--hf-checkpoint", "none", "--prompt-data", "none", "--num-rollout", "1", "--rollout-batch-size", "1"]
+    words += ["--use-dynamic-batch-size", "--max-tokens-per-gpu", str(tokens)]
+    return resolve(Namespace(Plugins()), [*words, *flags], env={}).args
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about its own name for recomputation
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("flags", [[], ["--bf16"], ["--gradient-checkpointing"], ["--lora-rank", "4"]], ids=str)
 def test_a_step_keeps_what_the_estimate_says(model_type, flags):
-    words = [
-        "--hf-checkpoint",
-        "none",
-        "--prompt-data",
-        "none",
-        "--num-rollout",
-        "1",
-        "--rollout-batch-size",
-        "1",
-        "--use-dynamic-batch-size",
-    ]
-    args = resolve(Namespace(Plugins()), [*words, "--max-tokens-per-gpu", str(TOKENS), *flags], env={}).args
+    args = arguments(TOKENS, flags)
     config = AutoConfig.for_model(model_type, **SHAPE)
     holding = TorchBackend.memory(args, shape_of(config), MemoryUse(on_gpu=False))
     names = ("activations", "weights in bfloat16")
@@ -68,18 +64,7 @@ def test_a_step_keeps_what_the_estimate_says(model_type, flags):
 def test_no_moment_of_a_step_takes_more_than_the_estimate_says(flags):
     """Everything that lives at once, also what nobody saved: weights that autocast rounds and holds on to, for example."""
     model = {**SHAPE, "hidden_size": 128, "intermediate_size": 486, "num_hidden_layers": 10, "vocab_size": 500}
-    words = [
-        "--hf-checkpoint",
-        "none",
-        "--prompt-data",
-        "none",
-        "--num-rollout",
-        "1",
-        "--rollout-batch-size",
-        "1",
-        "--use-dynamic-batch-size",
-    ]
-    args = resolve(Namespace(Plugins()), [*words, "--max-tokens-per-gpu", "96", *flags], env={}).args
+    args = arguments(96, flags)
     config = AutoConfig.for_model("qwen3", **model)
     holding = TorchBackend.memory(args, shape_of(config), MemoryUse(on_gpu=False))
     backend = TorchBackend(args)

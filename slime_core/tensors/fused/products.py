@@ -72,11 +72,17 @@ def gradient_by_weight(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor | None
         grad: (N, out).
         x: (N, in).
     """
-    earlier = weight.grad
-    if earlier is None or type(earlier) is not Tensor or earlier.dtype != weight.dtype:
+    earlier = earlier_gradient(weight)
+    if earlier is None:
         return product_of_rounded(grad.t(), x, weight.dtype)
     add_product_of_rounded_(earlier, grad.t(), x)
     return None
+
+
+def earlier_gradient(weight: Tensor) -> Tensor | None:
+    """The gradient that a weight has and that more may be added to where it lies; None if there is none of that kind."""
+    earlier = weight.grad if weight.is_leaf else None
+    return earlier if type(earlier) is Tensor and earlier.dtype == weight.dtype else None
 
 
 def product_of_rounded(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from slime_core.tensors.fused.products import earlier_gradient
 from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.tensors.low_precision_experts import LowPrecisionExperts, expert_matrices
 
@@ -100,11 +101,9 @@ class _Product(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return for_rows, None, None, None
         for_weights, weights = F.grouped_mm(gradient.t(), rows, offs=ends), ctx.weights
-        earlier = weights.grad if weights.is_leaf else None
-        if type(earlier) is Tensor and earlier.dtype == weights.dtype:
-            earlier.add_(
-                for_weights
-            )  # reads and writes what it must: autograd would widen it first, in passes of their own
+        if (earlier := earlier_gradient(weights)) is not None:
+            # Reads and writes what it must: autograd would widen it first, in passes of their own.
+            earlier.add_(for_weights)
             return for_rows, None, None, None
         return for_rows, for_weights.to(weights.dtype), None, None
 
