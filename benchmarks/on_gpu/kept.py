@@ -54,55 +54,41 @@ def section(file: Path) -> list[str]:
 
 
 def _training(jobs: Jobs) -> list[str]:
-    lines = [
-        "| training | tokens/s | TFLOP/s | MFU | of a large product | peak GiB | estimated | commit |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, found in _found(jobs, "tflops", ("sft/", "fp8/")):
-        cells = [f"{found['tokens_per_second']:,.0f}", f"{found['tflops']:.0f}", _percent(found.get("mfu"))]
-        cells += [_percent(found.get("share_of_product")), f"{found['peak_gib']:.1f}", f"{found['estimate_gib']:.1f}"]
-        cells.append(_commit(jobs, name))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
+        row = [name, f"{found['tokens_per_second']:,.0f}", f"{found['tflops']:.0f}", _percent(found.get("mfu"))]
+        row += [_percent(found.get("share_of_product")), f"{found['peak_gib']:.1f}", f"{found['estimate_gib']:.1f}"]
+        rows.append([*row, _commit(jobs, name)])
+    head = ["training", "tokens/s", "TFLOP/s", "MFU", "of a large product", "peak GiB", "estimated", "commit"]
+    return [*_table(head, rows), ""]
 
 
 def _decoding(jobs: Jobs) -> list[str]:
-    lines = [
-        "| decoding | requests | tokens/s | ms a step | limit, ms | share of it | commit |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, found in _found(jobs, "bandwidth", ("engine/",)):
         batches = {int(key.removeprefix("batch ")): value for key, value in found.items() if key.startswith("batch ")}
-        for batch, figures in sorted(batches.items()):
-            cells = [
-                f"{figures['tokens_per_second']:,.0f}",
-                f"{figures['ms_per_step']:.2f}",
-                f"{figures['limit_ms']:.2f}",
-            ]
-            lines.append(
-                f"| {name} | {batch} | {' | '.join(cells)} | {_percent(figures['share_of_limit'])} | {_commit(jobs, name)} |"
-            )
-    return [*lines, ""]
+        for batch, of in sorted(batches.items()):
+            row = [name, str(batch), f"{of['tokens_per_second']:,.0f}", f"{of['ms_per_step']:.2f}"]
+            rows.append([*row, f"{of['limit_ms']:.2f}", _percent(of["share_of_limit"]), _commit(jobs, name)])
+    head = ["decoding", "requests", "tokens/s", "ms a step", "limit, ms", "share of it", "commit"]
+    return [*_table(head, rows), ""]
 
 
 def _grpo(jobs: Jobs) -> list[str]:
-    lines = [
-        "| GRPO | generating, s | training, s | generated tokens/s | trained tokens/s | without a kernel | peak GiB | commit |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, found in _found(jobs, "generated_tokens_per_second", ("grpo/",)):
-        cells = [f"{found['perf/generate_time']:.2f}", f"{found['perf/train_time']:.2f}"]
-        cells += [f"{found['generated_tokens_per_second']:,.0f}", f"{found['trained_tokens_per_second']:,.0f}"]
-        cells += [_percent(found.get("idle_share")), f"{found['peak_gib']:.1f}", _commit(jobs, name)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
+        row = [name, f"{found['perf/generate_time']:.2f}", f"{found['perf/train_time']:.2f}"]
+        row += [f"{found['generated_tokens_per_second']:,.0f}", f"{found['trained_tokens_per_second']:,.0f}"]
+        rows.append([*row, _percent(found.get("idle_share")), f"{found['peak_gib']:.1f}", _commit(jobs, name)])
+    head = ["GRPO", "generating, s", "training, s", "generated tokens/s", "trained tokens/s", "without a kernel"]
+    return [*_table([*head, "peak GiB", "commit"], rows), ""]
 
 
 def _others(jobs: Jobs) -> list[str]:
-    lines = ["| other figures | | commit |", "|---|---|---|"]
+    rows = []
     for name, found in _found(jobs, "share_of_peak", ("engine/prefill",)):
-        rate = f"{found['tokens_per_second']:,.0f} tokens/s, {_percent(found['share_of_peak'])} of the data sheet's products"
-        lines.append(f"| {name} | {rate} | {_commit(jobs, name)} |")
+        share = _percent(found["share_of_peak"])
+        rows.append([name, f"{found['tokens_per_second']:,.0f} tokens/s, {share} of the data sheet's products"])
     for name, found in _found(jobs, "gb_per_second", ("weights/",)):
         rates = [f"new weights {found['gb_per_second']:,.0f} GB/s"]
         rates += [
@@ -110,15 +96,20 @@ def _others(jobs: Jobs) -> list[str]:
             for key, value in found.items()
             if key.endswith("load_gb_per_second")
         ]
-        lines.append(f"| {name} | {', '.join(rates)} | {_commit(jobs, name)} |")
-    for name, job in jobs.items():
-        if name == "fp8/products" and job["status"] == "ok":
-            times = {
-                key: value["times as fast as bf16"] for key, value in job["found"].items() if isinstance(value, dict)
-            }
-            shown = [f"{key} {times[key]:.2f}×" for key in times]
-            lines.append(f"| {name}, against bfloat16 | {'; '.join(shown)} | {_commit(jobs, name)} |")
-    return lines
+        rows.append([name, ", ".join(rates)])
+    products = jobs.get("fp8/products")
+    if products is not None and products["status"] == "ok":
+        matrices = {key: value for key, value in products["found"].items() if isinstance(value, dict)}
+        shown = "; ".join(f"{key} {value['times as fast as bf16']:.2f}×" for key, value in matrices.items())
+        rows.append(["fp8/products, against bfloat16", shown])
+    named = [[*row, _commit(jobs, row[0].partition(",")[0])] for row in rows]
+    return _table(["other figures", "", "commit"], named)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table of Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return [first, "|" + "---|" * len(head), *others]
 
 
 def _found(jobs: Jobs, figure: str, begins: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
