@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slime_core.tensors.fused.gated import gated
+from slime_core.tensors.fused.gated import gated, is_silu
 from slime_core.tensors.fused.norm import add_rms_norm, rms_norm
 from slime_engine_local.layer_operations import HeadShape, Places, PlainOperations
 
@@ -87,7 +87,7 @@ class TritonOperations:
 
     def gated(self, gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         """See `LayerOperations`."""
-        if not _is_silu(activation):
+        if not is_silu(activation):
             return self._plain.gated(gate_up, activation)
         return gated(gate_up)
 
@@ -169,12 +169,6 @@ def choose_by_triton(logits: Tensor, temperatures: Tensor, draws: Tensor, *_: ob
         num_warps=4,
     )
     return out
-
-
-@cache
-def _is_silu(activation: Callable[[Tensor], Tensor]) -> bool:
-    x = torch.linspace(-9, 9, 37)
-    return torch.equal(activation(x), torch.nn.functional.silu(x))
 
 
 @cache

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from slime_core.tensors.fused.gated import gated, gated_of
+from slime_core.tensors.fused.gated import gated, gated_of, is_silu
 from slime_core.tensors.fused.heads import Heads, queries_keys, queries_keys_values
 from slime_core.tensors.fused.norm import add_rms_norm, and_rms_norm
 from slime_core.tensors.fused.products import products
@@ -117,7 +116,7 @@ def _plan(layer: Any, rounded: RoundedWeights, autocast: bool) -> Plan | None:
             return None
         eps = found[0]
     dense = {name for name, _ in mlp.named_children()} == GATED
-    if dense and not (_is_silu(mlp.act_fn) and _biased_alike(mlp.gate_proj, mlp.up_proj)):
+    if dense and not (is_silu(mlp.act_fn) and _biased_alike(mlp.gate_proj, mlp.up_proj)):
         return None
     heads = Heads(len(q.weight) // size, len(k.weight) // size, size, eps)
     plain = _are_plain(attention, ATTENTION), dense and _are_plain(mlp, GATED - {"act_fn"})
@@ -130,11 +129,6 @@ def _are_plain(module: nn.Module, names: set[str]) -> bool:
 
 def _biased_alike(*layers: nn.Linear) -> bool:
     return len({layer.bias is None for layer in layers}) == 1
-
-
-def _is_silu(activation: Callable[[Tensor], Tensor]) -> bool:
-    x = torch.linspace(-4, 4, 9)
-    return torch.allclose(activation(x), nn.functional.silu(x))
 
 
 def _eps(norm: Any) -> float | None:
