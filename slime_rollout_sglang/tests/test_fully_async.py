@@ -185,6 +185,20 @@ def test_a_group_that_is_filtered_out_is_replaced_while_the_trainer_trains(start
     assert filtered == sum(m["sampling/groups_filtered"] for m in run.metrics.values()) >= 8
 
 
+def test_a_filter_that_would_keep_rejected_groups_for_want_of_others_is_told_once_that_none_is_kept(
+    start, caplog
+) -> None:
+    rollout_cases.state.answers = {n: [1.0, 1.0] for n in range(0, 40, 2)}
+    run = start(dynamic_sampling_filter_path="check_reward_nonzero_std_with_fallback")
+    with caplog.at_level(logging.WARNING):
+        for rollout_id in range(2):
+            run.rollout(rollout_id)
+    assert all(number % 2 for number in run.prompts)
+    told = [record.getMessage() for record in caplog.records if "keep_when_insufficient" in record.getMessage()]
+    assert len(told) == 1
+    assert "(zero_std_1.0)" in told[0]
+
+
 def test_a_filter_that_passes_nothing_ends_in_a_full_rollout_and_a_warning(start, caplog) -> None:
     run = start(dynamic_sampling_filter_path="rollout_cases.nothing_passes", max_dynamic_sampling_rounds=2)
     with caplog.at_level(logging.WARNING):

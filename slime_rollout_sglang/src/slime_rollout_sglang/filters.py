@@ -19,7 +19,7 @@ class Verdict:
         keep: whether it passes.
         reason: why it does not.
         keep_when_insufficient: a group that does not pass is kept all the same where more prompts would have to be taken for
-            it (slime's name).
+            it (slime's name). The rollout `fully_async`, which takes more prompts all the time, does not keep it, and says so.
     """
 
     keep: bool

@@ -114,6 +114,7 @@ class ContinuousSampling:
         self._rollout_id = 0  # the rollout that is returned next
         self._version = 0  # of the weights that generate
         self._started_afresh = 0
+        self._told_of_scarcity = False
         self._paused = False
         self._error_raised = False
         self._ended: Future[None] = Future()
@@ -264,9 +265,18 @@ class ContinuousSampling:
         if self._closing.is_set():
             return
         verdict = Verdict(False) if group.lost else passes(self._args, self._pipeline.filter, group)
-        if verdict.keep:  # `keep_when_insufficient` does not matter: there are always further groups
+        if verdict.keep:
             self._finished.add(group)
         else:
+            if verdict.keep_when_insufficient and not self._told_of_scarcity:
+                self._told_of_scarcity = True
+                logger.warning(
+                    "The dynamic sampling filter would keep groups that it rejects (%s) where too few others are left "
+                    "(`keep_when_insufficient`). The rollout function 'fully_async' does not: further groups are always being "
+                    "generated, and another takes the place of each that is rejected. Only --max-dynamic-sampling-rounds ends "
+                    "that. The rollout function 'rl' keeps them.",
+                    verdict.reason,
+                )
             del self._due[group]
             (self._judged.lost if group.lost else self._judged.rejected).append(group)
             if not group.lost:
