@@ -21,7 +21,15 @@ def exit_in_words(error: BaseException) -> str:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM ended the run, as Ctrl-C does."""
+    """SIGTERM or SIGHUP ended the run, as Ctrl-C does.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class SlimeError(Exception):

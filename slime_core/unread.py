@@ -3,9 +3,11 @@ prints and ends is ended by it, a run goes on."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
+import stat
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,7 +56,10 @@ class _WritesOn(io.FileIO):
         """Write to it, or nowhere."""
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            closed_terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+            if not isinstance(error, BrokenPipeError) and not closed_terminal:
+                raise
             discard(self)
             return memoryview(data).nbytes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -79,6 +80,23 @@ def test_a_second_signal_or_one_where_nothing_is_saved_ends_a_run_at_once(sft, t
     assert "1 of 5 rollouts are done" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("s/iter_*"))
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_ends_as_after_sigterm(sft, tmp_path):
+    started = "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n" + STARTED
+    words = ["train", *sft, "--num-rollout", "500", "--save", str(tmp_path / "s"), "--save-interval", "500"]
+    terminal, end = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-c", started, *words], stdin=end, stdout=end, stderr=end, start_new_session=True
+    )
+    os.close(end)
+    said = b""
+    while b"rollout 2/500" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert run.wait(timeout=300) == 128 + signal.SIGHUP
+    (saved,) = (tmp_path / "s").glob("iter_*")
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == int(saved.name.removeprefix("iter_")) + 1 < 500
 
 
 def test_a_file_asks_for_a_checkpoint(sft, tmp_path, capsys):

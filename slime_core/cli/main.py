@@ -22,7 +22,7 @@ CORE = "slime-core"
 
 def main(argv: list[str] | None = None) -> int:
     """Run `slime` and return its exit status: 0, 1 after an error in the run, 2 after a mistake on the command line, 130
-    after Ctrl-C, 143 after SIGTERM, 141 where nobody reads its output any more.
+    after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where nobody reads its output any more.
 
     Args:
         argv: the words after `slime`; by default those of this process.
@@ -73,9 +73,9 @@ def _run(argv: list[str] | None) -> int:
             raise  # a defect of slime itself: the whole traceback
         print(told(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}"), file=sys.stderr)
         return 1
-    except Terminated:
+    except Terminated as error:
         print("slime: terminated", file=sys.stderr)
-        return 143
+        return 128 + error.number
     except KeyboardInterrupt:
         print("slime: interrupted", file=sys.stderr)
         return 130

@@ -26,7 +26,7 @@ stored_run.py   arguments and checkpoints of a run on disk, for whoever uses its
 export.py       a Hugging Face folder of a checkpoint
 parity.py       `slime check --parity`: drives a train backend and compares it with transformers
 parity_rows.py  the rows of the run's data that it computes
-requests.py     Ctrl-C, SIGTERM and --save-trigger
+requests.py     Ctrl-C, SIGTERM, SIGHUP and --save-trigger
 summary.py      what a run says at its end
 early_stopping.py  ends a run whose metric has stopped improving
 best.py         the checkpoint of the best evaluation

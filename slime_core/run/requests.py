@@ -1,5 +1,5 @@
-"""What a person asks of a run while it goes on: to end (Ctrl-C, SIGTERM), or to save now (`--save-trigger`). The loop looks after every
-rollout."""
+"""What a person asks of a run while it goes on: to end (Ctrl-C, SIGTERM, a closed terminal), or to save now (`--save-trigger`). The
+loop looks after every rollout."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from slime_core.run.console import Console
 
 
 class Requests:
-    """Asks of a run, heard within its `with` block. The first SIGINT or SIGTERM lets a run that saves checkpoints finish the rollout that
-    it is in, save and end; the second one ends it at once. A run that saves none ends with the first.
+    """Asks of a run, heard within its `with` block. The first SIGINT, SIGTERM or SIGHUP lets a run that saves checkpoints finish the
+    rollout that it is in, save and end; the second one ends it at once. A run that saves none ends with the first.
 
     Signals go to the main thread; a run in another one hears none.
 
@@ -32,7 +32,7 @@ class Requests:
 
     def __enter__(self) -> Requests:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._hear)
         return self
@@ -49,10 +49,10 @@ class Requests:
 
     def raise_if_ended(self) -> None:
         """Raises:
-        KeyboardInterrupt: somebody asked the run to end, and it has; a `Terminated` after SIGTERM.
+        KeyboardInterrupt: somebody asked the run to end, and it has; a `Terminated` after the other signals.
         """
         if self._received is not None:
-            raise Terminated if self._received == signal.SIGTERM else KeyboardInterrupt
+            raise _of(self._received)
 
     def take_save(self) -> bool:
         """Whether somebody asks for a checkpoint now. The file that says so is removed, and may be made again."""
@@ -63,9 +63,13 @@ class Requests:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self._saves or self._received is not None:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise _of(number)
         self._received = number
         again = "Ctrl-C" if number == signal.SIGINT else "another signal"
         self._console.say(
             f"{signal.Signals(number).name}: the run ends after this rollout, with a checkpoint; {again} ends it at once"
         )
+
+
+def _of(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
