@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
-from slime_core.plain_fields import MADE_PLAIN, SET_BY_HOOKS, plain_reward
+from slime_core.plain_fields import SET_BY_HOOKS, plain_field, plain_reward
 from slime_core.sample_rules import check_rollout, misaligned, number_groups, reward_of
 from slime_core.stored_fields import STORED, as_bytes, as_text, listed
 from slime_core.token_arrays import column_of
@@ -148,14 +148,14 @@ class Sample:
 
     def make_plain(self, handed_over: bool = False) -> None:
         """Make plain JSON data of what hooks set: numbers and arrays of numpy, tuples, dates (see `slime_core.plain`). Truth
-        values among rewards and masks become numbers.
+        values among rewards and masks become numbers, and the name of a status the status.
 
         Args:
             handed_over: nobody holds the sample's lists any more, so that they can be kept as columns.
 
         Raises:
-            SampleError: something is no data, such as a set, or a mask or log-probs hold no numbers; names the sample and the
-                place.
+            SampleError: something is no data, such as a set, or is not what its field is, such as a mask that holds no numbers;
+                names the sample and the place.
         """
         if handed_over:
             self.compact()
@@ -164,7 +164,7 @@ class Sample:
                 before = vars(self)[name] if name in COLUMNS else getattr(self, name)
                 if type(before) is TokenColumn:
                     continue
-                after = MADE_PLAIN.get(name, plain)(before, name)
+                after = plain_field(before, name)
                 if after is not before:
                     setattr(self, name, after)
             for name, before in self.further_attributes.items():
@@ -175,6 +175,7 @@ class Sample:
                         *(name, self.name, _OF_SLIME_ALONE[name]),
                     )
                 setattr(self, name, plain(before, name))
+            self._require_status()
         except DataError as error:
             raise SampleError(f"{self.name}: {error}.") from None
         versions = vars(self)["weight_versions"]
@@ -182,6 +183,14 @@ class Sample:
             self.weight_versions = spread_over_turns(self.weight_versions, self.loss_mask, self.response_length)
         if handed_over:
             self.compact()
+
+    def _require_status(self) -> None:
+        if type(self.status) is not Status:
+            if self.status not in tuple(Status):
+                raise DataError(
+                    f"status is {self.status!r}, expected one of Sample.Status, such as Sample.Status.COMPLETED"
+                )
+            self.status = Status(self.status)
 
     def compact(self) -> None:
         """Keep tokens, masks, log-probs and weight versions as columns from now on, where they hold what columns can. Only the
@@ -193,7 +202,7 @@ class Sample:
                     setattr(self, name, column(values))
 
     def _noted(self, key: str) -> Any:
-        noted = self.metadata.get(RESERVED)
+        noted = self.metadata.get(RESERVED) if isinstance(self.metadata, dict) else None  # a hook may have set anything
         return noted.get(key) if isinstance(noted, dict) else None
 
     @property
@@ -290,9 +299,11 @@ class Sample:
             status = Status(data.get("status", "pending"))
         except ValueError:
             raise SampleError(f"A stored sample has the status {data['status']!r}, which there is not.") from None
-        for name, fits in STORED.items():
-            if name in values and not fits(values[name]):
-                raise SampleError(f"A stored sample has {name} that is none: {str(values[name])[:60]!r}.")
+        for name, form in STORED.items():
+            if name in values and not form.fits(values[name]):
+                raise SampleError(
+                    f"A stored sample has {name} that is none: {str(values[name])[:60]!r}; expected {form.words}."
+                )
         if "images" in values:
             values["images"] = [as_bytes(text) for text in values["images"]]
         sample = cls(**{**values, "status": status})

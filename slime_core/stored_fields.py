@@ -1,10 +1,12 @@
-"""The fields of a sample as they are stored: what each may be, and images as text. Called by `Sample.to_dict` and `Sample.from_dict`. Pure."""
+"""The fields of a sample as they are stored: what each may be, and images as text. Called by `Sample.to_dict`, `Sample.from_dict` and, since what
+hooks set will be stored, `slime_core.plain_fields`. Pure."""
 
 from __future__ import annotations
 
 import copy
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,18 +29,35 @@ def _is(*kinds: type | None) -> Callable[[Any], bool]:
     return lambda value: type(value) in kinds or (value is None and None in kinds)
 
 
-STORED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("group_index", "index", "rollout_id"), _is(int, None)),
-    "prompt": _is(str, list),
-    "images": _are(str),
-    "tokens": _are(int),
-    "response": _is(str),
-    "response_length": _is(int),
-    "loss_mask": lambda value: value is None or _are(int)(value),
-    "rollout_log_probs": lambda value: value is None or _are(int, float)(value),
-    "weight_versions": _are(int, str),
-    "metadata": _is(dict),
-    "remove_sample": _is(bool),
+@dataclass(frozen=True)
+class Form:
+    """What a field may be.
+
+    Attributes:
+        fits: whether a value is that.
+        words: for messages.
+    """
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+STORED: dict[str, Form] = {
+    **dict.fromkeys(("group_index", "index", "rollout_id"), Form(_is(int, None), "a whole number or None")),
+    "prompt": Form(_is(str, list), "text or a list of messages"),
+    "images": Form(_are(str), "a list of texts"),
+    "tokens": Form(_are(int), "a list of whole numbers"),
+    "response": Form(_is(str), "text"),
+    "response_length": Form(_is(int), "a whole number"),
+    "loss_mask": Form(_or_none(_are(int)), "a list of whole numbers or None"),
+    "rollout_log_probs": Form(_or_none(_are(int, float)), "a list of numbers or None"),
+    "weight_versions": Form(_are(int, str), "a list of ints or strings"),
+    "metadata": Form(_is(dict), "an object"),
+    "remove_sample": Form(_is(bool), "True or False"),
 }
 """What the fields of a stored sample are; the others may be anything."""
 

@@ -80,10 +80,18 @@ def test_status_reads_as_in_slime():
         ("loss_mask", (1, 0), [1, 0]),
         ("rollout_log_probs", torch.tensor([-0.5, -1.0]), [-0.5, -1.0]),
         ("rollout_log_probs", [np.float32(-0.5), 0], [-0.5, 0.0]),
+        ("index", np.int64(3), 3),
+        ("response_length", torch.tensor(2), 2),
+        ("remove_sample", np.bool_(True), True),
+        ("remove_sample", 1, True),
+        ("status", "aborted", Status.ABORTED),
+        ("weight_versions", None, []),
+        ("images", (b"png",), [b"png"]),
     ],
 )
 def test_numbers_of_hooks_become_plain_numbers(field, left, found):
-    sample = Sample(index=3, **{field: left})
+    sample = Sample(index=3)
+    setattr(sample, field, left)
     sample.make_plain()
     assert getattr(sample, field) == found
     assert [type(value) for value in flat(getattr(sample, field))] == [type(value) for value in flat(found)]
@@ -103,11 +111,23 @@ def flat(value):
         ("rollout_log_probs", [None, -1.0], r"rollout_log_probs\[0\] is None, expected a number"),
         ("rollout_log_probs", ["-1"], r"rollout_log_probs\[0\] is '-1'"),
         ("reward", {1.0}, "reward is 'set'"),
+        ("tokens", None, "tokens is None, expected a list of whole numbers"),
+        ("weight_versions", "abc", "weight_versions is 'abc', expected a list"),
+        ("rollout_log_probs", [-(10**400)], "rollout_log_probs cannot be kept"),
+        ("response_length", 3.0, "response_length is 3.0, expected a whole number"),
+        ("group_index", "3", "group_index is '3', expected a whole number or None"),
+        ("remove_sample", "no", "remove_sample is 'no', expected True or False"),
+        ("metadata", None, "metadata is None, expected an object"),
+        ("response", None, "response is None, expected text"),
+        ("images", None, "images is None, expected a list of bytes"),
+        ("status", "done", "status is 'done', expected one of Sample.Status"),
     ],
 )
 def test_what_is_no_number_is_named_with_sample_and_place(field, left, says):
+    sample = Sample(index=3)
+    setattr(sample, field, left)
     with pytest.raises(SampleError, match=f"sample 3: {says}"):
-        Sample(index=3, **{field: left}).make_plain()
+        sample.make_plain()
 
 
 @pytest.mark.parametrize("name", ["custom_rm_path", "generate_function_path"])

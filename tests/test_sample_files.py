@@ -37,7 +37,7 @@ def some_sample(chance: random.Random, number: int) -> Sample:
         prompt=chance.choice(["Ärger\x1b[31m", [{"role": "user", "content": "1 + 1?"}]]),
         images=PICTURES[: number // 4 % 3],
         tokens=[chance.randrange(150_000) for _ in range(n)] if number % 9 else [2**40] * n,
-        response=chance.choice(["", "zwei\n\n"]),
+        response=chance.choice(["", "zw\ud800i\n\n"]),
         response_length=r,
         label=chance.choice([None, "2", 2, {"a": [1]}, ["$ints"]]),
         reward=chance.choice([None, 1, 0.5, float("inf"), {"a": 1.0, "b": 1}]),

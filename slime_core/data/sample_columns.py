@@ -371,7 +371,7 @@ def _giver(found: pa.Scalar) -> Callable[[int], Any]:
 
 
 def _json(text: str | None, name: str) -> dict[str, Any]:
-    value = read_json(text) if text is not None else {}
+    value = read_json(text, halves=True) if text is not None else {}
     if not isinstance(value, dict):
         raise DataError(f"its column {name!r} holds something else than objects")
     return value

@@ -67,7 +67,7 @@ class SampleLines:
                     if not text.strip():
                         continue
                     try:
-                        line = read_json(text)
+                        line = read_json(text, halves=True)
                     except DataError as error:
                         raise DataError(f"{self.path} holds no samples: line {number} is {error}.") from None
                     if not isinstance(line, dict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime_core.errors import SampleError
-from slime_core.sample import RolloutOutput, Sample, Status, misaligned
+from slime_core.sample import RolloutOutput, Sample, misaligned
 from slime_core.token_arrays import kept
 
 KINDS = ("reward", "dynamic_filter", "sample_filter", "all_samples_process")
@@ -55,13 +55,6 @@ def check(given: Iterable[Before]) -> None:
     """
     for was in given:
         sample = was.sample
-        if sample.status in tuple(Status) and not isinstance(sample.status, Status):
-            sample.status = Status(sample.status)
-        if not isinstance(sample.status, Status):
-            raise SampleError(
-                f"It set the status of {was.name} to {sample.status!r}; expected one of Sample.Status, such as "
-                "Sample.Status.COMPLETED."
-            )
         prompt = _prompt(sample)
         if prompt != was.prompt_tokens:
             raise SampleError(

@@ -298,7 +298,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     try:
         damaged = _differences(checkpoint, read_json((checkpoint / "manifest.json").read_text(encoding="utf-8")))
         if not damaged:
-            state = read_json((checkpoint / "state.json").read_text(encoding="utf-8"))
+            state = read_json((checkpoint / "state.json").read_text(encoding="utf-8"), halves=True)
             if isinstance(state, dict):
                 file = checkpoint / SAMPLES
                 return with_samples(state, file) if file.exists() else state
