@@ -53,9 +53,9 @@ def number_groups(groups: Sequence[list[Sample]]) -> None:
 def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None:
     """Raise `SampleError` naming sample and rule when a sample breaks an invariant.
 
-    The rules: `rollout_id` is an int or None; at least one response token and fewer than all tokens; the loss mask, log-probs and weight versions,
-    where present, have `response_length` entries; the mask holds 0 and 1 only; log-probs are finite and at most 0;
-    a reward is present and finite unless the sample was aborted (checked when `need_reward`).
+    The rules: `rollout_id` is an int or None; no more response tokens than tokens, and a first token that nothing precedes is not trained; the
+    loss mask, log-probs and weight versions, where present, have `response_length` entries; the mask holds 0 and 1 only; log-probs are
+    finite and at most 0; images are bytes; a reward is present, and a number finite, unless the sample was aborted (checked when `need_reward`).
     """
     for group in groups:
         for sample in group:
@@ -138,7 +138,7 @@ def reward_of(sample: Sample, key: str | None) -> float:
     """The number that is trained on: the reward or, of a reward that is a dict, its `key`.
 
     Raises:
-        SampleError: there is none; says what the sample has.
+        SampleError: there is none, or it is not finite; says what the sample has.
     """
     reward = sample.reward
     if isinstance(reward, dict):
@@ -148,6 +148,8 @@ def reward_of(sample: Sample, key: str | None) -> float:
                 f"name one of them with --reward-key (given: {key})."
             )
         reward = reward[key]
-    if isinstance(reward, bool) or not isinstance(reward, (int, float)):
-        raise SampleError(f"The reward of {sample.name} is {reward!r}; expected a number. Choose one with --rm-type.")
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        raise SampleError(
+            f"The reward of {sample.name} is {reward!r}; expected a number that is finite. Choose one with --rm-type."
+        )
     return float(reward)

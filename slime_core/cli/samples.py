@@ -33,11 +33,11 @@ def main(argv: list[str], plugins: Plugins) -> int:
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="a file of samples, or a checkpoint")
     parser.add_argument("--index", type=_count, default=0, help="begin with this sample of the file, counted from 0")
-    parser.add_argument("--limit", type=_count, help=f"show at most so many; default: {_SHOWN}, and with --json all")
+    parser.add_argument("--limit", type=_limit, help=f"show at most so many; default: {_SHOWN}, and with --json all")
     parser.add_argument("--json", action="store_true", help="print whole samples as JSON, one line each")
     given = parser.parse_args(argv)
     path: Path = given.file
-    limit: int | None = given.limit or (None if given.json else _SHOWN)
+    limit: int | None = _SHOWN if given.limit is None and not given.json else given.limit
     left, shown = False, 0
     for number, where, stored in _samples(path, given.index):
         if limit is not None and shown == limit:
@@ -58,6 +58,12 @@ def main(argv: list[str], plugins: Plugins) -> int:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    if not _count(text):
+        raise ArgumentTypeError("0 would show nothing; give a whole number from 1 on")
     return int(text)
 
 

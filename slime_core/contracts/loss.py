@@ -129,7 +129,15 @@ def reads(names: Declaring) -> Callable[[Component], Component]:
 
         @reads(lambda args: {"ref_log_probs"} if args.use_kl_loss else set())
         def my_loss(args, inputs): ...
+
+    Raises:
+        PluginError: it is given names in place of a function that returns them.
     """
+    if not callable(names):
+        raise PluginError(
+            f"@reads was given {names!r}; expected a function of the run's options that returns names, such as "
+            '@reads(lambda args: {"rollout_log_probs"}).'
+        )
 
     def mark(component: Component) -> Component:
         component.slime_reads = names  # type: ignore[attr-defined]

@@ -95,16 +95,21 @@ def open_samples(path: Path) -> SampleFile | SampleLines:
         return SampleFile(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         raise DataError(
-            f"{path} is a file of torch or a pickle, as slime itself writes them; reading one may execute what stands in it, so it is not read."
+            f"{path} is a file of torch or a pickle, as slime itself writes them; reading one may execute what stands in it, so it is not read. "
+            "Make a dump here, with --save-debug-rollout-data and --debug-rollout-only."
         )
     return SampleLines(path)
+
+
+def _are_numbers(value: Any) -> bool:
+    return type(value) is list and {int, float}.issuperset(map(type, value))
 
 
 def _stored(line: dict[str, Any]) -> StoredSample:
     """Make the sample of a line: of a dump, or of what was trained, whose lines have numbers of every token besides."""
     own = {name: value for name, value in line.items() if name in _KNOWN and name != "group"}
     others = {name: value for name, value in line.items() if name not in _KNOWN}
-    if wrong := sorted(name for name, value in others.items() if type(value) is not list):
+    if wrong := sorted(name for name, value in others.items() if not _are_numbers(value)):
         raise SampleError(f"Sample does not know the fields {', '.join(wrong)}")
     rows: dict[str, TokenColumn[float]] = {name: column_of_floats(value) for name, value in others.items()}
     group = line.get("group")

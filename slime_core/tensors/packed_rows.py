@@ -263,7 +263,7 @@ def _check(samples: Sequence[Sample], ids: Sequence[IntArray], first_trained: Se
     if not samples:
         return
     every = np.concatenate(ids)
-    if all(first_trained) and every.max() < vocab_size and every.min() >= 0:
+    if all(first_trained) and every.max(initial=0) < vocab_size and every.min(initial=0) >= 0:
         return
     for sample, own, first in zip(samples, ids, first_trained, strict=True):
         if first == 0:
@@ -271,9 +271,9 @@ def _check(samples: Sequence[Sample], ids: Sequence[IntArray], first_trained: Se
                 f"The first token of {sample.name} is trained, but nothing precedes it to predict it from. "
                 "Mask it, or begin the sample with a prompt."
             )
-        largest = own.max()
-        if largest >= vocab_size or own.min() < 0:
+        outside = own[(own < 0) | (own >= vocab_size)]
+        if outside.size:
             raise SampleError(
-                f"{sample.name} holds the token id {largest}, but the model knows the ids 0 to {vocab_size - 1}. "
+                f"{sample.name} holds the token id {outside[0]}, but the model knows the ids 0 to {vocab_size - 1}. "
                 "Use the tokenizer that belongs to --hf-checkpoint."
             )

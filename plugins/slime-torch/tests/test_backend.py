@@ -164,9 +164,12 @@ def test_a_loss_gets_columns_masks_and_its_metrics_are_summed(tiny: SimpleNamesp
     assert metrics["advantage"] == pytest.approx(12 / 4)
 
 
-def test_a_token_outside_the_vocabulary_is_refused_by_name(tiny: SimpleNamespace) -> None:
-    bad = Sample(index=5, tokens=[1, 2, 263], response_length=1)
-    with pytest.raises(SampleError, match=r"sample 5 holds the token id 263, but the model knows the ids 0 to 262"):
+@pytest.mark.parametrize("token", [263, -1])
+def test_a_token_outside_the_vocabulary_is_refused_by_name(tiny: SimpleNamespace, token: int) -> None:
+    bad = Sample(index=5, tokens=[1, 2, token], response_length=1)
+    with pytest.raises(
+        SampleError, match=rf"sample 5 holds the token id {token}, but the model knows the ids 0 to 262"
+    ):
         tiny.backend(tiny.model()).train_step(make_train_batch([bad]))
 
 
