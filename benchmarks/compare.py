@@ -2,8 +2,8 @@
 
 Runs the short form of the benchmarks of which a ratio is kept, and compares each ratio (against a peer or a limit of the machine, measured
 in the same run) with the one in benchmarks/results/short.json. Ends with status 1 where one fell by more than its noise: a tenth, or
-what the kept repeats differ by, whichever is more; what fell is measured once more before it counts. Ends with status 2 where a
-benchmark could not be run, such as on a busy machine. `--keep` writes the new ratios in place of the kept ones, each benchmark's when
+what the kept repeats differ by, whichever is more, but at most half; what fell is measured once more before it counts. Ends with status 2 where
+nothing is kept of a benchmark, or it could not be run, such as on a busy machine. `--keep` writes the new ratios in place of the kept ones, each benchmark's when
 it has ended, with the share of the processors that others used.
 """
 
@@ -35,7 +35,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "grpo-cpu": ("grpo", "--repeats", "2", "--prompts", "4", *WITHOUT, "slime, its defaults"),
 }
 """The file that a benchmark writes → its words behind `python -m benchmarks.`."""
-NOISE = 0.1
+NOISE, MOST_NOISE = 0.1, 0.5
 KEPT = RESULTS / "short.json"
 
 
@@ -57,7 +57,7 @@ class Verdict:
     def lowest(self) -> float:
         """What the median of now must reach."""
         middle = median(self.kept)
-        return middle * (1 - max(NOISE, (max(self.kept) - min(self.kept)) / middle))
+        return middle * (1 - min(MOST_NOISE, max(NOISE, (max(self.kept) - min(self.kept)) / middle)))
 
     @property
     def fell(self) -> bool:
@@ -91,6 +91,10 @@ def main() -> None:
     missing: list[str] = []
     for name in options.only:
         kept = before["benchmarks"].get(name, {})
+        if not kept and not options.keep:
+            tell(f"{name}: no ratios of it are kept in {KEPT}; --keep keeps those that are found.")
+            missing.append(name)
+            continue
         try:
             found = measured(name, options.under_load)
             if any(verdict.fell for verdict in compared(name, kept.get("ratios", {}), found["ratios"])):
@@ -111,7 +115,7 @@ def main() -> None:
     for verdict in fell:
         print(f"FELL: {verdict.benchmark}, {verdict.name}: {verdict.told}")
     for name in missing:
-        print(f"NOT MEASURED: {name}; what it says is above.")
+        print(f"NOT COMPARED: {name}; why is said above.")
     if missing:
         raise SystemExit(2)
     if fell and not options.keep:

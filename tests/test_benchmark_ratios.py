@@ -17,6 +17,7 @@ from benchmarks.page import PAGE, page
         ([2.0, 2.0, 2.0], [1.79], True),
         ([1.5, 2.0, 2.5], [1.05], False),  # the kept repeats differ by half
         ([1.5, 2.0, 2.5], [0.95], True),
+        ([0.5, 1.0, 2.5], [0.4], True),  # noise explains no more than a half
         ([2.0], [3.0], False),
         ([2.0], [], True),
         ([], [0.1], False),
@@ -52,8 +53,9 @@ def run(monkeypatch: pytest.MonkeyPatch, kept: Path, found: dict[str, list[float
 
 def test_ratios_are_kept_as_they_are_found_and_what_fell_is_measured_twice(monkeypatch, tmp_path, capsys):
     kept = tmp_path / "short.json"
+    assert run(monkeypatch, kept, {"start": [2.0]}, "start") == 2  # there is nothing to compare with
     assert run(monkeypatch, kept, {"start": [2.0]}, "start", "sft-cpu", "--keep") == 2
-    assert "NOT MEASURED: sft-cpu" in capsys.readouterr().out
+    assert "NOT COMPARED: sft-cpu" in capsys.readouterr().out
     assert json.loads(kept.read_text())["benchmarks"]["start"]["ratios"] == {"speed": [2.0]}
     assert run(monkeypatch, kept, {"start": [1.9]}, "start") == 0
     assert run(monkeypatch, kept, {"start": [1.0, 2.8]}, "start") == 0  # chance

@@ -14,12 +14,19 @@ from slime_core.run.looks.look import Look, Scene
 
 
 def folders(scene: Scene) -> None:
-    """`--run-dir`, `--save`, `--save-hf` and `--dump-details` are folders, or can become such, and can be written into."""
+    """`--run-dir`, `--save`, `--save-hf`, `--dump-details` and those of single dumps are folders, or can become such, and can be written into."""
     args = scene.args
     trains = not args.debug_rollout_only
     given = {"--run-dir": args.run_dir, "--save": args.save if trains else None, "--dump-details": args.dump_details}
     if trains and args.save_hf:
         given["--save-hf"] = args.save_hf.replace("{rollout_id}", "0")
+    dumps = {
+        "--save-debug-rollout-data": args.save_debug_rollout_data,
+        "--save-debug-train-data": args.save_debug_train_data,
+    }
+    for option, file in dumps.items():
+        if file and not args.dump_details:
+            given[option] = str(Path(file.replace("{rollout_id}", "0")).parent)
     tried: set[Path] = set()
     for option, folder in given.items():
         if folder and is_for_another_machine() and scene.is_elsewhere(folder):
@@ -79,7 +86,11 @@ def _same(first: str, second: str) -> bool:
 
 
 LOOKS = (
-    Look("folders", "the folders of --run-dir, --save and --save-hf, in which a folder is made and removed", folders),
+    Look(
+        "folders",
+        "the folders of --run-dir, --save, --save-hf and of dumps, in which a folder is made and removed",
+        folders,
+    ),
     Look("earlier checkpoints", "what --load and --save hold", earlier_checkpoints),
     Look("kept weights", "nothing", kept_weights),
 )

@@ -32,9 +32,11 @@ class SftArguments(ArgumentGroup):
 
     num_workers: int = option(
         0,
-        "Processes that tokenise and mask conversations, for GPUs that one core cannot keep busy; 0: the rollout worker does so itself.",
+        "Processes that tokenise and mask conversations, for GPUs that one core cannot keep busy, at most one for each prompt of a rollout; "
+        "0: the rollout worker does so itself.",
         affects_result=False,
         ge=0,
+        le=1024,
     )
 
 

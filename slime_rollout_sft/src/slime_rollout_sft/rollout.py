@@ -65,7 +65,7 @@ def generate_rollout(
     workers = None
     if args.num_workers and plugins is not None and at_end is not None:
         work = Work(policy, args.loss_mask_type, variables, plugins.switches, args.trust_remote_code)
-        workers = _workers(work, args.num_workers, at_end)
+        workers = _workers(work, min(args.num_workers, args.rollout_batch_size), at_end)
     while len(groups) < args.rollout_batch_size:
         taken = data_source.get_samples(args.rollout_batch_size - len(groups))
         firsts = [group[0] for group in taken]

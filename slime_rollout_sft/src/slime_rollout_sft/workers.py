@@ -63,7 +63,7 @@ class _Completed:
 
 
 class ConversationWorkers:
-    """The processes. They start with the first chunks, and end with `close`.
+    """The processes, from here to `close`.
 
     Args:
         count: how many.
