@@ -140,7 +140,14 @@ def image_places(name: str, tokens: Any, token: int, counts: Sequence[int]) -> l
     import numpy as np
 
     places: list[int] = np.flatnonzero(np.asarray(tokens) == token).tolist()
-    if len(places) != sum(counts):
+    further = len(places) - sum(counts)
+    if counts and further > 0:
+        raise SampleError(
+            f"{name} has {further} image tokens behind those of its {len(counts)} images, the first of them at token "
+            f"{places[-further]}, and no image for them. Prompts alone have images: what follows one, as what tools answer and later "
+            "turns ask, must be text that spells no image token."
+        )
+    if further:
         raise SampleError(
             f"{name} has {len(places)} image tokens, and its {len(counts)} images give {sum(counts)} features; every feature has a "
             "token. Nothing may cut a sample inside of an image, and no text may spell an image token."

@@ -22,6 +22,7 @@ meeting.py               how the ranks find each other, and what they say where 
 interfaces.py            the network interface that reaches another machine
 determinism.py           the same bits every time, on a GPU too
 random_states.py         the states of all random number generators
+bounded_pickle.py        pickles are read in time and memory that their bytes bound
 stored.py                what torch.save wrote is read as data alone, within the bytes that it has
 dcp_metadata.py          checkpoints of torch.distributed.checkpoint are read without executing anything in them
 adapter_files.py         LoRA adapters on disk

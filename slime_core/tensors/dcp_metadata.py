@@ -7,20 +7,22 @@ stand-in without effect for everything else. Train backends read every checkpoin
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.bounded_pickle import BoundedUnpickler
 from slime_core.tensors.stored import Part, require_bounded
 
 METADATA = ".metadata"
 MAX_METADATA_BYTES = 1 << 30
 """Bytes that the file may have; one of a model of a trillion parameters on a thousand ranks has less."""
+MAX_DIMENSIONS = 64
+"""Dimensions that a tensor may have; torch has no larger ones."""
 
 _KNOWN = {
     "torch.distributed.checkpoint.metadata": {
@@ -46,8 +48,7 @@ def read_metadata(folder: Path) -> Metadata:
         size = (folder / METADATA).stat().st_size
         if size > MAX_METADATA_BYTES:
             raise ValueError(f"it has {size} bytes, and at most {MAX_METADATA_BYTES} are read")
-        with (folder / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
+        found = _Unpickler((folder / METADATA).read_bytes()).load()
         if not isinstance(found, Metadata):
             raise ValueError(f"it holds a {type(found).__name__}")
         _require_whole(found)
@@ -96,6 +97,8 @@ def _require_whole(found: Metadata) -> None:
     compressed (`ValueError`)."""
     for about in found.state_dict_metadata.values():
         if isinstance(about, TensorStorageMetadata):
+            if any(not 0 <= length < 1 << 63 for length in about.size) or len(about.size) > MAX_DIMENSIONS:
+                raise ValueError("it has a tensor of a size that no tensor has")
             math.prod(about.size) * about.properties.dtype.itemsize + len(about.chunks)
     for place in found.storage_data.values():
         if Path(place.relative_path).name != place.relative_path:
@@ -104,11 +107,8 @@ def _require_whole(found: Metadata) -> None:
             raise ValueError(f"its tensors are transformed by {place.transform_descriptors}, which is not read")
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(BoundedUnpickler):
     """Makes what a `.metadata` consists of, and a stand-in for everything else: programs put objects of their own beside it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
 
     def find_class(self, module: str, name: str) -> Any:
         return super().find_class(module, name) if name in _KNOWN.get(module, ()) else _StandIn

@@ -211,6 +211,10 @@ def test_tokens_of_images_are_never_chosen(vision: Any) -> None:
     [
         (lambda ids, images: (ids, []), r"image tokens, and its 0 images give 0 features"),
         (lambda ids, images: (ids, [*images, A]), r"2 images give"),
+        (
+            lambda ids, images: (ids * 2, images),
+            r"image tokens behind those of its 1 images, .* later turns ask, must be text",
+        ),
         (lambda ids, images: (ids[:5], images), r"image tokens, and its 1 images give"),
         (lambda ids, images: (ids, [b"no image"]), r"image 1: "),
         (lambda ids, images: (ids, [images[0][:300]]), r"image"),
