@@ -54,6 +54,17 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 3,
         "vocab_size": 49152,
     },
+    "34M with experts": {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 16384,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 192,
+    },
 }
 TOKENS = int(os.environ.get("SLIME_BENCHMARK_TOKENS", "512"))
 ANSWER = TOKENS // 8
@@ -215,16 +226,20 @@ def _model(folder: Path, size: str, in_this_process: bool = True) -> Path:
         )
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
         return place
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from slime_core.testing import chat_tokenizer
 
     tokenizer = chat_tokenizer()
     settings: dict[str, Any] = {"vocab_size": len(tokenizer), **SHAPES[size]}
-    config = LlamaConfig(
-        **settings, max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id
+    config = AutoConfig.for_model(
+        "qwen3_moe" if "num_experts" in settings else "llama",
+        **settings,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(place)
+    AutoModelForCausalLM.from_config(config).save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
 

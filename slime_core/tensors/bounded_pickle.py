@@ -30,14 +30,14 @@ _COUNTED = (*_LISTS, str, bytes, bytearray, dict, set, frozenset)
 _Load = Callable[["BoundedUnpickler"], None]
 
 
-class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the reader in Python: that in C trusts what it reads
+class BoundedUnpickler(pickle._Unpickler):  # the reader in Python: that in C trusts what it reads
     """Reads a pickle. Whoever derives from it says in `find_class` what its names stand for, and in `call` what calls make.
 
     Raises:
         pickle.UnpicklingError: by `load`: the pickle goes beyond the bounds.
     """
 
-    dispatch: ClassVar[dict[int, _Load]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)

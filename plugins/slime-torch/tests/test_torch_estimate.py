@@ -21,6 +21,7 @@ from slime_core.tensors.model_shape import shape_of
 from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
+from slime_torch.experts import group_experts
 
 TOKENS = 192
 SHAPE = {
@@ -55,6 +56,20 @@ def test_a_step_keeps_what_the_estimate_says(model_type, flags):
         expected -= TOKENS * 4 * (4 * 64 + 3 * 64 + 2 * 32 + 3 * 160 + 4 + (96 if model_type == "qwen3" else 0))
     kept = kept_by_a_forward_pass(args, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     assert expected == pytest.approx(kept, rel=0.08)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("flags", [[], ["--bf16"]], ids=str)
+def test_experts_keep_what_the_estimate_says(on_gpu, flags):
+    """Those of transformers, and those that a GPU computes all at once."""
+    args = arguments(TOKENS, [*flags, "--no-fuse-layers"])
+    experts = {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 96}
+    config = AutoConfig.for_model("qwen3_moe", **SHAPE, **experts)
+    holding = TorchBackend.memory(args, shape_of(config), MemoryUse(on_gpu=on_gpu))
+    expected = sum(part.size for part in holding.parts if part.name in ("activations", "weights in bfloat16"))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    assert not on_gpu or group_experts(model, torch.device("cpu")) == 3
+    assert expected == pytest.approx(kept_by_a_forward_pass(args, model), rel=0.04)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

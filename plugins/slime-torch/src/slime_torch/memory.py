@@ -90,12 +90,13 @@ def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bo
 def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: MemoryUse) -> list[Part]:
     d = Dimensions.of(model)
     fused = _is_fused(args, model, use)
-    dense = (
-        _of_a_fused_layer(d, bool(args.fp8_format))
+    dense, sparse = (
+        _of_a_fused_layer(d, mlp, bool(args.fp8_format))
         if fused
-        else _of_a_layer(d, d.mlp, args.bf16, keeps=_kept_of_an_mlp(model, use))
+        else _of_a_layer(d, mlp, args.bf16, _kept_of_an_mlp(model, use))
+        for mlp in (d.mlp, 0)
     )
-    sparse = _of_a_layer(d, d.experts, args.bf16, d.chosen)
+    sparse += _of_experts(d, args, use)
     per_token = d.dense * dense + (d.layers - d.dense) * sparse
     how = f"{d.layers} layers"
     if args.gradient_checkpointing:
@@ -111,7 +112,11 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
             "--max-tokens-per-gpu" if args.gradient_checkpointing else "--gradient-checkpointing, --max-tokens-per-gpu",
         )
     ]
-    casts = 0 if args.gradient_checkpointing or not args.bf16 else 2 * sum(_matrices(model))
+    casts = (
+        0
+        if args.gradient_checkpointing or not args.bf16
+        else 2 * sum(_matrices(model, experts=use.on_gpu or bool(args.fp8_format)))
+    )
     if casts:
         parts.append(Part("weights in bfloat16", casts, "for the backward pass", TRAIN, "--gradient-checkpointing"))
     if use.role == "actor":
@@ -145,7 +150,19 @@ def _kept_of_an_mlp(model: ModelShape, use: MemoryUse) -> int:
     return 3 if not use.on_gpu and model.config.get("hidden_act") in ("silu", "swish") else 4
 
 
-def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0, keeps: int = 4) -> float:
+def _of_experts(d: Dimensions, args: TorchRunArguments, use: MemoryUse) -> float:
+    """Bytes that the experts of a layer keep of a token for the backward pass.
+
+    On a GPU (`slime_torch.experts`) what each of them reads, its gate and up, the gate after its activation, the product of both, and
+    that by its weight. transformers' keep one tensor of the inner size less, and besides what each gives; in float32, autocast or not.
+    """
+    read = d.chosen * d.hidden
+    if use.on_gpu and not args.fp8_format:
+        return (2 if args.bf16 else 4) * (5 * d.experts + read)
+    return (2 if args.bf16 and args.fp8_format else 4) * (4 * d.experts + 2 * read)
+
+
+def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, keeps: int) -> float:
     """Bytes that a layer keeps of a token for the backward pass.
 
     In float32 two norms keep their inputs and outputs; attention queries, keys, values, its output and that in one piece; the MLP
@@ -153,14 +170,14 @@ def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, experts: int = 0, keeps: in
     (`slime_torch.gated_layers`). In bfloat16 each linear layer keeps an input of its own.
 
     Args:
-        keeps: how many of these the MLP keeps.
+        mlp: its inner size; 0: the layer has experts, which are not counted.
+        keeps: how many tensors of this size the MLP keeps.
     """
-    exchanged = 2 * experts * d.hidden  # tokens as experts read and write them
     norms = d.queries + d.keys if d.head_norms else 0
     attention = 2 * d.queries + d.keys + 2 * d.values if d.latent else 3 * d.queries + d.keys + d.values
     if bf16:
-        return 18 * d.hidden + 2 * (attention + keeps * mlp + exchanged) + 6 * norms + 4 * d.heads + 2 * d.latent
-    return 4 * (4 * d.hidden + attention + keeps * mlp + exchanged + norms + d.heads + 2 * d.latent)
+        return 18 * d.hidden + 2 * (attention + keeps * mlp) + 6 * norms + 4 * d.heads + 2 * d.latent
+    return 4 * (4 * d.hidden + attention + keeps * mlp + norms + d.heads + 2 * d.latent)
 
 
 def _is_fused(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> bool:
@@ -169,14 +186,18 @@ def _is_fused(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> boo
     return fuses(args, use.on_gpu) and not changed and model.config.get("model_type") in FUSED
 
 
-def _of_a_fused_layer(d: Dimensions, fp8: bool) -> float:
+def _of_a_fused_layer(d: Dimensions, mlp: int, fp8: bool) -> float:
     """Bytes that a layer with a gated MLP keeps of a token: in float32 what two norms read; in bfloat16 what they give, queries, keys
     and values before they are turned, queries and keys after it, what attention gives, gate and up, and their product. In FP8 what
-    linear layers read is quantised instead, for each of them."""
+    linear layers read is quantised instead, for each of them.
+
+    Args:
+        mlp: its inner size; 0: the layer has experts, which are not counted.
+    """
     attention = 2 * (3 * d.queries + 2 * d.keys + d.values) + 4 * d.heads
     if fp8:
-        return 13 * d.hidden + attention + d.queries + 5 * d.mlp
-    return 12 * d.hidden + attention + 6 * d.mlp
+        return 13 * d.hidden + attention + d.queries + 5 * mlp
+    return 12 * d.hidden + attention + 6 * mlp
 
 
 def _whole_for_a_while(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> list[Part]:
@@ -199,12 +220,12 @@ def _whole_for_a_while(args: TorchRunArguments, model: ModelShape, use: MemoryUs
     return [Part("weights and gradients made whole", size, of, TRAIN)]
 
 
-def _matrices(model: ModelShape) -> list[int]:
-    """Sizes of the matrices of linear layers in the blocks."""
+def _matrices(model: ModelShape, experts: bool) -> list[int]:
+    """Sizes of the matrices of linear layers in the blocks, and of experts."""
     return [
         product(shape)
         for name, shape in model.parameters.items()
-        if len(shape) >= 2 and any(p.isdigit() for p in name.split("."))
+        if (len(shape) == 2 or (experts and len(shape) > 2)) and any(p.isdigit() for p in name.split("."))
     ]
 
 
