@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+from benchmarks.quiet import add_option, beside_others, require_quiet, sentence
 
 BATCH = 128
 TARGET_S, TARGET_MB = 60, 500
@@ -30,23 +31,31 @@ def main() -> None:
     parser.add_argument("--format", choices=("jsonl", "parquet", "both"), default="both")
     parser.add_argument("--folder", help="where to put the rows; the system's temporary folder by default")
     parser.add_argument("--measure", metavar="FILE", help=argparse.SUPPRESS)
+    add_option(parser)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure)))
         return
     print(f"{'':<26}{'file MB':>9}{'open s':>9}{'first batch s':>15}{'+MB':>7}{'100 batches s':>15}{'+MB':>7}")
+    others: list[float] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+
+        def measured(name: str, file: Path) -> None:
+            require_quiet(options.under_load)
+            others.append(beside_others(lambda: show(name, file, folder))[1])
+
         if options.format != "parquet":
             file = Path(folder) / "rows.jsonl"
             write_jsonl(file, options.rows)
-            show("jsonl", file, folder)
+            measured("jsonl", file)
             file.unlink()
         if options.format != "jsonl":
             file = Path(folder) / "rows.parquet"
             write_parquet(file, options.rows)
-            show("parquet, first opening", file, folder)
-            show("parquet, later openings", file, folder)
+            measured("parquet, first opening", file)
+            measured("parquet, later openings", file)
     print(f"target for {options.rows} rows: first batch within {TARGET_S} s, at most {TARGET_MB} MB added")
+    print(sentence(others))
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
@@ -98,20 +107,23 @@ def show(name: str, file: Path, folder: str) -> None:
 
 def measure(file: str) -> dict[str, float]:
     """Seconds since opening began, and peak resident memory above that of the bare interpreter."""
+    from slime_core.arguments.namespace import Namespace
+    from slime_core.arguments.resolve import resolve
     from slime_core.data import GlobalDataSource
+    from slime_core.plugins import Plugins
 
-    args = SimpleNamespace(
-        prompt_data=[file],
-        prompt_data_weights=None,
-        input_key="messages",
-        label_key=None,
-        tool_key="tools",
-        metadata_key="metadata",
-        rollout_shuffle=True,
-        rollout_seed=42,
-        n_samples_per_prompt=1,
-        malformed_row="error",
-    )
+    flags = [
+        "--hf-checkpoint",
+        "none",
+        "--prompt-data",
+        file,
+        "--input-key",
+        "messages",
+        "--rollout-shuffle",
+        "--num-rollout",
+        "1",
+    ]
+    args = resolve(Namespace(Plugins()), [*flags, "--rollout-batch-size", str(BATCH)]).args
     before, clock = peak_mb(), time.perf_counter()
     source = GlobalDataSource(args)
     opened = time.perf_counter() - clock

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.processes import ROOT, measured_environment
+from benchmarks.quiet import beside_others, sentence
 from benchmarks.report import command, keep, machine, tell
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.rollout.result import raw_rewards
@@ -329,21 +330,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
+    if options.one is not None:
         print(json.dumps(one(round(options.one * MILLION), options.longest)))
         return
+    if options.repeats < 1 or options.longest < 1 or not all(size > 0 for size in options.sizes):
+        parser.error("--sizes, --longest and --repeats must be above 0")
     runs: dict[float, list[dict[str, Any]]] = {}
-    load = os.getloadavg()[0]
+    load, others = os.getloadavg()[0], []
     for size in options.sizes:
         tell(f"{size:g} million tokens …")
-        runs[size] = [in_process(size, options.longest) for _ in range(options.repeats)]
+        runs[size], share = beside_others(
+            lambda size=size: [in_process(size, options.longest) for _ in range(options.repeats)]  # type: ignore[misc]  # of this round
+        )
+        others.append(share)
     found = table(runs)
     if len(runs) > 1:
         found += (
             f"\n\nTime grows with the tokens to the power of {', '.join(f'{power:.2f}' for power in growth(runs))}."
         )
-    print(f"`{command('data_plane')}`: {machine(1)}\n\n{found}")
-    keep("data-plane", command("data_plane"), [found], load, runs={f"{size:g}": own for size, own in runs.items()})
+    print(f"`{command('data_plane')}`: {machine(1)}\n\n{found}\n\n{sentence(others)}")
+    kept = {f"{size:g}": own for size, own in runs.items()}
+    keep("data-plane", command("data_plane"), [found], load, runs=kept, others=others)
 
 
 if __name__ == "__main__":

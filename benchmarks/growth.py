@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.quiet import beside_others, sentence
 from benchmarks.report import command, keep, machine, tell
 from slime_core.cli.main import main as slime
 from slime_core.data.sample_lines import open_samples
@@ -252,13 +253,22 @@ def main() -> int:
     parser.add_argument("--items", nargs="+", choices=list(ITEMS), default=list(ITEMS), metavar="ITEM")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    if (
+        options.repeats < 1
+        or options.ranks_size <= 0
+        or len(options.sizes) < 2
+        or not all(s > 0 for s in options.sizes)
+    ):
+        parser.error("--sizes needs two or more; these, --ranks-size and --repeats must be above 0")
     print(f"`{command('growth')}`: {machine(1)}\n")
     load = os.getloadavg()[0]
-    found, faults = table(options.sizes, measured(options.sizes, options.repeats, options.items), "M tokens")
+    seconds_of, others = beside_others(lambda: measured(options.sizes, options.repeats, options.items))
+    found, faults = table(options.sizes, seconds_of, "M tokens")
     print(found + "\n")
     ranks, more = table(RANKS, {"a batch for all ranks": over_ranks(options.ranks_size, options.repeats)}, "ranks")
     print(ranks)
-    keep("growth", command("growth"), [found, ranks], load)
+    print(f"\n{sentence([others])}")
+    keep("growth", command("growth"), [found, ranks], load, others=[others])
     for name in (*faults, *more):
         print(f"{name} grows faster than linearly")
     return int(bool(faults or more))

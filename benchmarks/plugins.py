@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.quiet import add_option, beside_others, require_quiet, sentence
 
 EXTRA = 50
 REPEATS = 5
@@ -44,6 +47,15 @@ def seconds(words: list[str], env: dict[str, str]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_option(parser)
+    require_quiet(parser.parse_args().under_load)
+    _, others = beside_others(compare)
+    print(sentence([others]))
+
+
+def compare() -> None:
+    """Print the seconds of each command with and without the further plugins."""
     with tempfile.TemporaryDirectory() as name:
         for number in range(EXTRA):
             install(Path(name), number)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from benchmarks.quiet import Watch, sentence
 from slime_core.cli.main import main as slime
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample, Status
@@ -77,7 +78,8 @@ def main(argv: list[str]) -> int:
         checkpoint = folder / "model"
         checkpoint.mkdir()
         tiny_checkpoint(checkpoint, weights=True)
-        costs = []
+        costs, watch = [], Watch()
+        before = time.process_time()
         for samples, prompt, response in SIZES:
             milliseconds, size = recorded(samples, prompt, response, folder / f"{samples}", checkpoint)
             costs.append(milliseconds)
@@ -88,6 +90,7 @@ def main(argv: list[str]) -> int:
         print(
             f"a rollout of two layers of the first size takes {rollout:.0f} ms: recording is {costs[0] / rollout:.3%} of it"
         )
+        print(sentence([watch.others(time.process_time() - before)]))
     return 0
 
 
