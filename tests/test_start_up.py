@@ -1,4 +1,4 @@
-"""While a command starts, Python looks seldom for garbage; when the run begins, as often as ever."""
+"""While a command starts, Python looks seldom for garbage; when the run begins, as often as ever; at the end, no more."""
 
 import gc
 import subprocess
@@ -31,6 +31,17 @@ def test_without_a_deferral_nothing_is_frozen():
 def test_the_command_line_collects_seldom():
     code = "import gc, sys; sys.argv = ['slime', '--version']; from slime_core.cli.main import main; main(); print(gc.get_threshold()[0])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "1000000"
+
+
+def test_nothing_that_a_command_made_is_looked_through_at_its_end() -> None:
+    code = (
+        "import atexit, gc, sys; from slime_core.cli.main import main; sys.argv = ['slime', '--version']\n"
+        "atexit.register(lambda: print(gc.isenabled(), len(gc.get_objects()), gc.get_freeze_count()))\n"
+        "main()"
+    )
+    enabled, looked_at, frozen = subprocess.check_output([sys.executable, "-c", code], text=True).split()[-3:]
+    assert enabled == "False"
+    assert int(looked_at) < 1000 < int(frozen)
 
 
 def test_garbage_is_collected_as_before_when_the_last_reader_is_done() -> None:

@@ -12,9 +12,10 @@ from slime_core import __version__
 from slime_core.cli.switches import HELP, read_switches
 from slime_core.display import tell_plainly, told
 from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
+from slime_core.model_folders import look_once_through_models
 from slime_core.plugins import Plugins
 from slime_core.plugins.selection import raised_in
-from slime_core.start_up import collect_seldom
+from slime_core.start_up import collect_no_more, collect_seldom
 from slime_core.unread import STATUS, discard, is_unread
 
 CORE = "slime-core"
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         for stream in unread:
             discard(stream)
         return STATUS
+    finally:
+        if argv is None:
+            collect_no_more()
 
 
 def _run(argv: list[str] | None) -> int:
@@ -45,6 +49,7 @@ def _run(argv: list[str] | None) -> int:
     tell_plainly()
     if argv is None:
         collect_seldom()
+        look_once_through_models()
         _import_from_here()
     try:
         switches, words = read_switches(sys.argv[1:] if argv is None else argv, os.environ)

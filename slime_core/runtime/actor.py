@@ -16,6 +16,7 @@ import ray
 
 from slime_core.contracts.data import Closes
 from slime_core.display import log_to_stderr, tell_plainly
+from slime_core.model_folders import look_once_through_models
 from slime_core.plugins import Plugins
 from slime_core.runtime.failures import Failure
 from slime_core.runtime.tensors import share_tensors_by_bytes
@@ -71,6 +72,7 @@ class WorkerActor:
     def start(self, maker: Maker, environment: dict[str, str]) -> tuple[Failure | None, None]:
         """Make the worker, with these environment variables set."""
         collect_seldom()
+        look_once_through_models()
         try:
             log_to_stderr()
             tell_plainly()
