@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, SupportsIndex, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, SupportsIndex, TypeVar, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,13 +64,6 @@ class TokenColumn(Sequence[Value], Generic[Value]):
         return found if self._words is None else list(map(self._words.__getitem__, found))  # type: ignore[arg-type]  # words are the values
 
     copy = tolist
-
-    def distinct(self) -> set[Value]:
-        """The values that occur."""
-        import numpy as np
-
-        found = np.unique(self._array).tolist()
-        return set(found) if self._words is None else {cast(Value, self._words[place]) for place in found}
 
     def __len__(self) -> int:
         return self._array.size

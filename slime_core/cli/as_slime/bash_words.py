@@ -10,7 +10,7 @@ import ast
 import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 Value = str | list[str]
@@ -295,8 +295,3 @@ def _closing(text: str, position: int) -> int:
 def _find(text: str, what: str, position: int) -> int:
     found = text.find(what, position)
     return len(text) if found < 0 else found
-
-
-def unknown_in(words: list[str]) -> Iterator[str]:
-    """Those of these words that are not known whole, as they stood in the script."""
-    return (word.replace(UNKNOWN, "$") for word in words if UNKNOWN in word)

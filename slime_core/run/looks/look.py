@@ -22,10 +22,6 @@ class Scene(Checking):
     data_source: DataSource | None = None
     defaults: dict[str, Any] | None = None
 
-    def is_set_aside(self, *names: str) -> bool:
-        """Whether one of these options is wrong, so that what depends on it is not looked at."""
-        return not self.set_aside.isdisjoint(names)
-
 
 @dataclass(frozen=True)
 class Look:
