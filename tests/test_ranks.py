@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,36 @@ def test_a_process_alone_exchanges_nothing_and_leaves_the_process_group_of_other
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def test_a_process_leaves_its_group_when_no_thread_of_gloo_holds_a_tensor_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Though something refers to the group still. The thread that is late is one that another function keeps busy."""
+    monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    kept, goes_on, late = dist.group.WORLD, threading.Event(), threading.Event()
+    tensor = torch.ones(2)
+    held = sys.getrefcount(tensor)
+
+    def be_late(_: object) -> None:
+        late.set()
+        goes_on.wait(30)
+
+    leaving = threading.Thread(target=Ranks(0, 2, CPU).leave)
+    try:
+        dist.all_reduce(tensor, async_op=True).get_future().then(be_late)
+        assert late.wait(30)
+        leaving.start()
+        leaving.join(0.2)
+        assert leaving.is_alive()
+        assert dist.is_initialized()
+    finally:
+        goes_on.set()
+    leaving.join(30)
+    assert not dist.is_initialized()
+    assert sys.getrefcount(tensor) == held
+    assert kept is not None
 
 
 def test_the_exchanges_are_those_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slime_core.errors import ClusterError, SlimeError
+from slime_core.tensors.leaving import leave_groups
 from slime_core.tensors.meeting import Meeting
 
 
@@ -68,8 +69,8 @@ class Ranks:
 
     def leave(self) -> None:
         """Leave the process group, unless this is the only rank or has left already."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        if self.size > 1:
+            leave_groups()
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up `values` over all ranks, in place, and return them. Adding zeros changes nothing, so tensors that are

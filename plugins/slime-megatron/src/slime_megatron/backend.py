@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from slime_core.contracts.loss import LossFunction, what_reads
@@ -28,6 +27,7 @@ from slime_core.tensors.determinism import prepare as prepare_determinism
 from slime_core.tensors.embedding import require_rows, require_tied
 from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.kept_weights import HasKeptWeights, KeptWeights
+from slime_core.tensors.leaving import leave_groups
 from slime_core.tensors.low_precision import nothing_remembered
 from slime_core.tensors.micro_batches import step_metrics
 from slime_core.tensors.not_finite import require_finite_gradient, require_finite_losses
@@ -329,13 +329,11 @@ class MegatronBackend(HasKeptWeights):
             from slime_megatron.optimizer import let_go
 
             let_go(self._wrapped)
-        if not dist.is_initialized():
-            return
         from megatron.core import parallel_state
 
         if parallel_state.is_initialized():
             parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        leave_groups()
 
     # ---------------------------------------------------------------------------------------------------- computation
 
