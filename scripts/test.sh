@@ -22,5 +22,5 @@ if [ -z "$(command -v chromium chromium-browser google-chrome)" ] && [ "$(id -u)
 fi
 
 echo "==> pytest"
-# Two workers, a test file on one of them, one thread each: for the two cores of a small machine.
-OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -q "$@"
+# Two workers, a test file on one of them, one thread each: for the two cores of a small machine. In which order: conftest.py.
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "$@"
