@@ -13,13 +13,16 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -60,7 +63,9 @@ def launch(target: str, arguments: Sequence[Any], ranks: int, folder: Path, time
 def _context() -> Any:
     """Processes are forked off one that has imported what takes seconds, and has done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers.models.auto.modeling_auto", "slime_megatron.backend"])
+    context.set_forkserver_preload(["megatron_imports"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # it would leave out what it does not find
+        forkserver.ensure_running()
     return context
 
 
