@@ -174,6 +174,9 @@ def prepare(address: str) -> None:
     if address == "local":
         _require_loopback()
         _require_token()
+        # Ray starts an idle worker for each core, a second of a core and 70 MB each, that no process of a run can use: they are
+        # started with an environment of their own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a worker's death is reported once, by us
 
