@@ -4,8 +4,8 @@ Each run is a `slime train` or `slime train-async` of its own, one thread per pr
 
 * ray: the same fine-tuning in one process, and with its workers as Ray actors; also of a random model so small that the
   cost of Ray stands out from the step itself.
-* dp: fine-tuning with the same global batch in one process and by two training ranks, with --balance-data and without. What
-  the machine allows at most is measured beside it: the run in one process, twice at the same time.
+* dp: fine-tuning with the same global batch in one process and by two training ranks, which have one thread each and half of
+  the tokens. What the machine allows at most is measured beside it: the run in one process, twice at the same time.
 * async: GRPO with one core for the training rank and one for the engine: synchronous, one step off, fully asynchronous.
   Each sample of a group is generated to a length of its own, so that all variants generate and train as many tokens.
 
@@ -48,7 +48,7 @@ class Variant:
         work: "sft", "dp" (more of it) or "grpo", and "tiny" for fine-tuning of the random model.
         part: of the benchmark that shows it.
         command, flags, switches: of slime.
-        at_once: how many such runs go on at the same time; the first one is measured.
+        at_once: how many such runs go on at the same time; a step takes what it takes in the mean of them.
     """
 
     work: str
@@ -70,7 +70,6 @@ VARIANTS = {
     "one rank on Ray": Variant("sft", "ray", flags=ON_RAY),
     "one rank": Variant("dp", "dp"),
     "two separate runs at once": Variant("dp", "dp", at_once=2),
-    "two ranks, samples in order": Variant("dp", "dp", flags=TWO_RANKS),
     "two ranks": Variant("dp", "dp", flags=TWO_RANKS, switches=(BALANCED,)),
     "two ranks, weights kept whole": Variant("dp", "dp", flags=TWO_RANKS, switches=(BALANCED, WHOLE)),
     "synchronous": Variant("grpo", "async", "train", ON_RAY),
@@ -162,9 +161,13 @@ def measure(variant: Variant, model: Path, steps: int) -> Run:
         for folder in folders:
             folder.mkdir()
         others = run_together([_words(variant, model, steps, folder) for folder in folders])
-        lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+        runs = [
+            read([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
+            for folder in folders
+        ]
         stale = staleness(folders[0], steps) if variant.work == "grpo" else None
-    return replace(read(lines), staleness=stale, load_before=load, others=others)
+    step = fmean(run.step for run in runs)
+    return replace(runs[0], step=step, staleness=stale, load_before=load, others=others)
 
 
 def read(lines: list[dict[str, float]]) -> Run:
@@ -314,9 +317,8 @@ def _dp_table(runs: dict[str, list[Run]]) -> list[str]:
         "## Two training ranks",
         "",
         f"Fine-tuning, the same {CONVERSATIONS['dp']} conversations of at most {CUT['dp']} tokens per step for one rank and for "
-        "two. In order: without `--balance-data`, each rank has as many conversations, and waits for the one with more tokens. Kept "
-        "whole: `--no-fsdp-reshard-after-forward`. The last row is the most that the machine allows: two separate runs in one "
-        "process each, at the same time, against such a run alone.",
+        "two, with `--balance-data`; kept whole: `--no-fsdp-reshard-after-forward`. The last row is the most that the machine allows: "
+        "two separate runs in one process each, at the same time, against such a run alone.",
         "",
         "| | s per step | speed-up | efficiency | of what the machine allows |",
         "|---|---|---|---|---|",

@@ -43,7 +43,10 @@ LR = 1e-5
 
 SLIME: dict[str, tuple[str, ...]] = {
     "slime": (),
-    "slime, two ranks": ("--ray-address", "local", "--actor-num-gpus-per-node", "2", "--balance-data"),
+    "slime, two ranks": (
+        *("--ray-address", "local", "--actor-num-gpus-per-node", "2"),
+        *("--balance-data", "--no-fsdp-reshard-after-forward"),
+    ),
 }
 """The flags of each. Two ranks have one thread each."""
 TRAINERS: dict[str, dict[str, Any]] = {
