@@ -102,7 +102,7 @@ def test_a_run_of_ppo_has_the_numbers_of_the_torch_backend(tiny_model: Path, cha
     for backend in ("torch", "megatron"):
         run = tmp_path / backend
         run.mkdir()
-        own = [*words, "--train-backend", backend, "--run-dir", str(run)]
+        own = ["train", *words, "--train-backend", backend, "--run-dir", str(run)]
         (rank,) = launch("megatron_lora_runs:command", (own,), 1, run, TIMEOUT_S)
         assert rank == {"code": 0}, rank.get("error")
         lines[backend] = [
