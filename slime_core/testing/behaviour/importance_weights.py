@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.loss import LossInputs
-from slime_core.testing.behaviour.losses import CUTS, WHOLE, tensors
+from slime_core.testing.behaviour.losses import CUTS, WHOLE, expect_unchanged
 from slime_core.testing.inputs import loss_inputs
 from slime_core.testing.subject import Check, Subject
 
@@ -61,15 +61,8 @@ def does_not_depend_on_the_cut(subject: Subject[Weights]) -> None:
 
 def leaves_inputs_alone(subject: Subject[Weights]) -> None:
     """does not change its inputs"""
-    import torch
-
     inputs = _made(subject)[0]
-    before = {name: value.detach().clone() for name, value in tensors(inputs).items()}
-    _call(subject, inputs)
-    for name, value in tensors(inputs).items():
-        subject.expect(
-            torch.equal(value.detach(), before[name]), f"it changed inputs.{name} in place; make a new tensor instead."
-        )
+    expect_unchanged(subject, inputs, lambda: _call(subject, inputs))
 
 
 def _made(subject: Subject[Weights], **how: Any) -> list[LossInputs]:

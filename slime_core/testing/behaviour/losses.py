@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.loss import READS, LossInputs, LossOutputs, may_skip_zero_advantage, what_reads
@@ -85,15 +85,8 @@ def takes_an_empty_micro_batch(subject: Subject[LossOutputs]) -> None:
 
 def leaves_inputs_alone(subject: Subject[LossOutputs]) -> None:
     """does not change its inputs"""
-    import torch
-
     inputs = _made(subject)[0]
-    before = {name: value.detach().clone() for name, value in tensors(inputs).items()}
-    _call(subject, inputs)
-    for name, value in tensors(inputs).items():
-        subject.expect(
-            torch.equal(value.detach(), before[name]), f"it changed inputs.{name} in place; make a new tensor instead."
-        )
+    expect_unchanged(subject, inputs, lambda: _call(subject, inputs))
 
 
 def takes_present_log_probs_for_old_ones(subject: Subject[LossOutputs]) -> None:
@@ -168,6 +161,18 @@ def _summed(subject: Subject[LossOutputs], cut: Sequence[Sequence[int]], per_tok
         for position, sample in enumerate(samples):
             gradients[sample] = gradient[inputs.sample_index == position]
     return {**totals, "gradient": torch.cat([gradients[sample] for sample in sorted(gradients)])}
+
+
+def expect_unchanged(subject: Subject[Any], inputs: LossInputs, call: Callable[[], Any]) -> None:
+    """Expect the tensors of the inputs to be after a call what they were before it."""
+    import torch
+
+    before = {name: value.detach().clone() for name, value in tensors(inputs).items()}
+    call()
+    for name, value in tensors(inputs).items():
+        subject.expect(
+            torch.equal(value.detach(), before[name]), f"it changed inputs.{name} in place; make a new tensor instead."
+        )
 
 
 def tensors(inputs: LossInputs) -> dict[str, Tensor]:
