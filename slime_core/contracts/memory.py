@@ -76,7 +76,7 @@ class MemoryUse:
         entropy: the loss reads entropies.
         weight_bytes: for an engine, of one weight as the trainer hands it over.
         own_process: for an engine, that it is not in the process that trains.
-        takes_turns: for an engine, that nothing is generated while the trainer trains, after which all weights are handed over anew. (Of
+        takes_turns: nothing is generated while the trainer trains, after which all weights are handed over anew. (Of
             `slime train`; in `slime train-async` something is.)
         on_gpu: the run is for GPUs.
         device: bytes of one of them, where they are known.

@@ -28,6 +28,7 @@ def test_after_given_up_weights_come_new_ones_and_before_them_nothing(random_mod
     packed = list(engine._scheduler.model._decoder.packed())
     assert packed
     assert all(one._packed is None for one in packed)
+    assert not engine._scheduler.model._module.get_input_embeddings().weight.untyped_storage().nbytes()
     with pytest.raises(EngineError, match="has given its weights up"):
         ask(engine, [(PROMPT, GREEDY)])
     engine.update_weights(weights_of(model), 2)

@@ -79,6 +79,13 @@ def test_a_batch_without_trained_tokens_has_loss_0_and_takes_a_step_of_gradient_
         torch.testing.assert_close(value, before[name] * (0.95 if value.ndim >= 2 else 1.0))
 
 
+def test_gradients_are_let_go_when_weights_are_handed_over(tiny: SimpleNamespace) -> None:
+    backend = tiny.backend(tiny.model())
+    backend.train_step(make_train_batch(tiny.samples(tiny.mixed)))
+    next(backend.weights())
+    assert all(parameter.grad is None for parameter in backend.model.parameters())
+
+
 def test_evaluate_gives_the_loss_without_dropout_and_leaves_no_trace(tiny: SimpleNamespace) -> None:
     model, without_dropout = tiny.model("llama", attention_dropout=0.5), tiny.model("llama")
     batch = make_train_batch(tiny.samples(tiny.mixed), mean="token", micro_batch_size=4)

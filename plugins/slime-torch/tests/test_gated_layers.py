@@ -40,6 +40,19 @@ def test_a_model_with_such_layers_computes_the_same_and_keeps_less(
     assert kept[1] < kept[0] if layers else kept[1] == kept[0]
 
 
+def test_what_is_computed_again_gives_the_same_gradient_bit_for_bit(tiny: SimpleNamespace) -> None:
+    keeping = tiny.model("llama", dtype=torch.float32)
+    again = copy.deepcopy(keeping)
+    keep_less(keeping, checkpointing=True)
+    keep_less(again)
+    for model in (keeping, again):
+        model(torch.arange(1, 12)[None]).logits.square().mean().backward()
+    for (name, one), other in zip(keeping.named_parameters(), again.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad), name
+
+
 def test_a_layer_that_computes_something_else_is_left_alone() -> None:
     class Odd(torch.nn.Module):
         def __init__(self) -> None:

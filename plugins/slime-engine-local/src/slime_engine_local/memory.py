@@ -26,12 +26,12 @@ def memory(args: LocalRunArguments, model: ModelShape, use: MemoryUse) -> Holdin
     of = f"{in_words(model.size)} weights × {size} bytes"
     embedding = size * d.hidden * d.vocabulary
     parts = [Part("engine's weights", size * model.size, of)]
-    if not use.on_gpu:  # all but the embedding is packed for products, and not kept while `slime train` trains
+    if not use.on_gpu:  # all but the embedding is packed for products, and nothing is kept while `slime train` trains
         when = GENERATE | HAND_OVER if use.takes_turns else ALWAYS
         packed = size * model.size - (0 if d.tied else embedding)
         kept = "" if when == ALWAYS else ", which train-async keeps while it trains"
         parts = [
-            Part("engine's embedding", embedding, "not packed"),
+            Part("engine's embedding", embedding, "not packed", when),
             Part("engine's weights", packed, f"{of}, packed{kept}", when),
         ]
     if use.own_process:

@@ -19,6 +19,7 @@ from slime_core.data.vision import auto_model, is_vision_model
 from slime_core.errors import SlimeError
 from slime_core.remote_code import from_config, from_pretrained, load_configuration
 from slime_core.tensors.experts import put_together
+from slime_core.tensors.freed_memory import give_back_freed_memory
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import length_dependent
 from slime_core.tensors.stored_weights import KEPT_IN_FLOAT32
@@ -146,7 +147,9 @@ class LanguageModel:
         Raises:
             EngineError: a weight is missing, unknown, or of another shape.
         """
-        for weight, new in self._checked(weights):
+        pairs = self._checked(weights)
+        self._take_back()
+        for weight, new in pairs:
             for own in weight.copies:
                 own.copy_(new)
         self.state = object()
@@ -161,6 +164,7 @@ class LanguageModel:
         left = {id(weight): weight for weight in self._weights}
         by_name = {name: weight for weight in self._weights for name in weight.names}
         copied, self.state = 0, object()
+        self._take_back()
         try:
             known = {name: weight.shape for name, weight in by_name.items()}
             for name, new in put_together(weights, known):
@@ -181,13 +185,28 @@ class LanguageModel:
             raise HalfReplaced(f"{error} {copied} weights had been replaced by then.") from error
 
     def give_up(self) -> bool:
-        """Free the packed weights, and return whether there were any. Then the model is of no use until all weights are
+        """Free the weights where they are packed, and return whether they are. Then the model is of no use until all of them are
         replaced."""
         packed = [module for module in self._module.modules() if isinstance(module, PackedLinear)]
         packed += self._decoder.packed() if self._decoder else ()
         for layer in packed:
             layer.give_up()
+        if packed:
+            for plain in self._plain():
+                plain.untyped_storage().resize_(0)
         return bool(packed)
+
+    def _plain(self) -> Iterator[nn.Parameter]:
+        """The weights that are not packed, such as the embedding."""
+        return (copy for weight in self._weights for copy in weight.copies if isinstance(copy, nn.Parameter))
+
+    def _take_back(self) -> None:
+        """Take memory for what `give_up` has freed."""
+        given_up = [own for own in self._plain() if not own.untyped_storage().nbytes()]
+        if given_up:
+            give_back_freed_memory()  # that of the trainer's step
+        for own in given_up:
+            own.untyped_storage().resize_(own.nbytes)
 
     @property
     def vocabulary(self) -> int:

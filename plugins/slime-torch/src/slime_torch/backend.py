@@ -160,7 +160,7 @@ class TorchBackend(HasKeptWeights):
                     )
             speed_up_norms(model)
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
-                keep_less(model)
+                keep_less(model, self.args.gradient_checkpointing)
             prepare(model, processor)
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
@@ -267,8 +267,11 @@ class TorchBackend(HasKeptWeights):
         """All parameters under their Hugging Face names, detached, tied ones once, and the buffers that a checkpoint
         stores. With LoRA: merged.
 
-        All ranks iterate together, and each parameter is put together when its turn comes.
+        All ranks iterate together, and each parameter is put together when its turn comes. The gradient of the last step is not kept:
+        the engine that gets the weights can use its memory.
         """
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
         yield from lora.merged_parameters(self.model, whole)
         yield from export.stored_buffers(self.model)
 

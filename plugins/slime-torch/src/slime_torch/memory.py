@@ -51,19 +51,24 @@ def memory(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> Holdin
         return Holding([*parts, *whole], unknown=unknown)
     trained = trained_size(args, model)
     kept_whole = use.ranks > 1 and not args.fsdp_reshard_after_forward
-    parts += _optimised(args, trained, own, kept_whole, one_micro_batch(args, use.ranks))
+    let_go = use.takes_turns and use.role == "actor"
+    parts += _optimised(args, trained, own, kept_whole, one_micro_batch(args, use.ranks), let_go)
     if rows is not None:
         parts += _activations(args, model, rows, use)
     return Holding([*parts, *whole], unknown=unknown)
 
 
-def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bool, alone: bool) -> list[Part]:
+def _optimised(
+    args: TorchRunArguments, trained: int, own: float, kept_whole: bool, alone: bool, let_go: bool
+) -> list[Part]:
     """Gradients and the optimizer's state of so many weights.
 
     Args:
         own: this rank's share of them.
         alone: no micro-batch adds to the gradients of an earlier one, so that they come while activations go.
+        let_go: gradients are not kept when the weights are handed over, which they are after every step.
     """
+    gradients = STEP | TRAIN if let_go else ALWAYS
     moments = MOMENTS[args.optimizer] if args.optimizer == "adam" or args.sgd_momentum else 0
     when = STEP if args.optimizer_cpu_offload else ALWAYS
     count = f"{in_words(trained)} trained weights"
@@ -74,7 +79,7 @@ def _optimised(args: TorchRunArguments, trained: int, own: float, kept_whole: bo
             "gradients",
             4 * trained * (1 if kept_whole else own),
             f"{count} × 4 bytes{'' if kept_whole else over}",
-            ALWAYS - TRAIN if alone else ALWAYS,
+            gradients - TRAIN if alone else gradients,
             lora,
         ),
         Part(
@@ -93,7 +98,7 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
     dense, sparse = (
         _of_a_fused_layer(d, mlp, bool(args.fp8_format))
         if fused
-        else _of_a_layer(d, mlp, args.bf16, _kept_of_an_mlp(model, use))
+        else _of_a_layer(d, mlp, args.bf16, _kept_of_an_mlp(args, model, use))
         for mlp in (d.mlp, 0)
     )
     sparse += _of_experts(d, args, use)
@@ -145,9 +150,11 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
     return parts
 
 
-def _kept_of_an_mlp(model: ModelShape, use: MemoryUse) -> int:
-    """How many tensors of its inner size a gated MLP keeps: `slime_torch.gated_layers` saves one."""
-    return 3 if not use.on_gpu and model.config.get("hidden_act") in ("silu", "swish") else 4
+def _kept_of_an_mlp(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> int:
+    """How many tensors of its inner size a gated MLP keeps: `slime_torch.gated_layers` saves one, and another one in float32."""
+    if use.on_gpu or model.config.get("hidden_act") not in ("silu", "swish"):
+        return 4
+    return 3 if args.bf16 or args.gradient_checkpointing else 2
 
 
 def _of_experts(d: Dimensions, args: TorchRunArguments, use: MemoryUse) -> float:
@@ -166,7 +173,7 @@ def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, keeps: int) -> float:
     """Bytes that a layer keeps of a token for the backward pass.
 
     In float32 two norms keep their inputs and outputs; attention queries, keys, values, its output and that in one piece; the MLP
-    the gate before and after its activation, the other projection and their product; on a CPU the gate only before it
+    the gate before and after its activation, the other projection and their product; on a CPU two of them
     (`slime_torch.gated_layers`). In bfloat16 each linear layer keeps an input of its own.
 
     Args:
