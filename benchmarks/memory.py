@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 3,
         "vocab_size": 49152,
     },
-    "34M with experts": {
+    "38M with experts": {
         "hidden_size": 384,
         "intermediate_size": 1024,
         "num_hidden_layers": 8,

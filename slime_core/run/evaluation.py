@@ -87,10 +87,10 @@ def write_generations(run_dir: Path, rollout_id: int, generations: list[Sample])
 def write_answers(path: Path, generations: list[Sample]) -> None:
     """The same into this file."""
     if generations:
-        text = "".join(json.dumps(s.to_dict()) + "\n" for s in generations)
         with writing("The answers of the evaluation", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(sample.to_dict()) + "\n" for sample in generations)
 
 
 def _by_set(generations: list[Sample]) -> dict[str, dict[str, Any]]:

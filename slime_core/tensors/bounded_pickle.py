@@ -62,9 +62,9 @@ class BoundedUnpickler(pickle._Unpickler):  # the reader in Python: that in C tr
         """What a call of something that `find_class` returned makes."""
         return made_by(*args)
 
-    def new(self, cls: Any, args: tuple[Any, ...]) -> Any:
+    def new(self, made_by: Any, args: tuple[Any, ...]) -> Any:
         """A new object of a class that `find_class` returned, before it has its state."""
-        return cls.__new__(cls, *args)
+        return made_by.__new__(made_by, *args)
 
     def _checked(self, args: Any) -> tuple[Any, ...]:
         if type(args) is not tuple:
