@@ -1,5 +1,5 @@
 """Triton kernels compute what plain operations do, here by triton's interpreter; and an engine that decodes with them gives the same
-answers. test_local_kernels.py runs these tests in a process of their own, whose triton interprets."""
+answers. tests/test_interpreted_kernels.py runs these tests in a process of their own, whose triton interprets."""
 
 from __future__ import annotations
 
