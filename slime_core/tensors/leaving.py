@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -44,18 +43,21 @@ def _wait_for_threads(group: dist.ProcessGroup) -> None:
     if not isinstance(backend, ProcessGroupGloo):
         return
     threads: int = backend.options._threads  # type: ignore[attr-defined]  # its name in all versions
-    barrier = threading.Barrier(threads + 1)
+    here, free = threading.get_ident(), threading.Event()
+    stopped: set[int] = set()
 
-    def meet(_: object) -> None:
-        with suppress(threading.BrokenBarrierError):
-            barrier.wait(_LATE_S)
+    def stop(_: object) -> None:
+        if threading.get_ident() != here:  # which it is where the exchange was over already
+            stopped.add(threading.get_ident())
+            free.wait(_LATE_S)
 
     nothing = torch.empty(0)  # to exchange it takes no other rank
-    held = sys.getrefcount(nothing), sys.getrefcount(meet)
-    for _ in range(threads):
-        dist.all_reduce(nothing, group=group, async_op=True).get_future().then(meet)
-    # A thread that comes here is at one of these exchanges, so it has let go of those before.
-    meet(None)
+    held = sys.getrefcount(nothing), sys.getrefcount(stop)
     last = time.monotonic() + _LATE_S
-    while (sys.getrefcount(nothing), sys.getrefcount(meet)) != held and time.monotonic() < last:
+    # A thread that stops is at one of these exchanges, so it has let go of those before.
+    while len(stopped) < threads and time.monotonic() < last:
+        dist.all_reduce(nothing, group=group, async_op=True).get_future().then(stop)
+        time.sleep(0.01)
+    free.set()
+    while (sys.getrefcount(nothing), sys.getrefcount(stop)) != held and time.monotonic() < last:
         time.sleep(0.001)
