@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_cases import GROUPED, make_backend, make_groups, make_model
 
 from slime_core.tensors.packed_rows import Segments
+from slime_core.tensors.sequences import Sequences, with_stems
 from slime_core.training.batches import make_train_batch
 from slime_losses.arguments import AdvantageArguments, OffPolicyArguments, PolicyArguments
 from slime_losses.policy import policy_loss
@@ -65,6 +66,32 @@ def test_nothing_is_read_from_the_device_within_a_micro_batch(name: str, monkeyp
     assert len(outputs) > 1
     assert sent.copies >= 8 * len(outputs)
     assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_many_responses_to_a_prompt_take_no_more_operations_than_two() -> None:
+    def operations(shapes: list[tuple[int, ...]]) -> int:
+        stems = Sequences.of(Segments.of(shapes), torch.device("cpu")).stems
+        assert stems is not None
+        k, v = (torch.randn(sum(map(sum, shapes)), 2, 8, requires_grad=True) for _ in range(2))
+        with Counted() as counted:
+            torch.autograd.backward(with_stems(k, v, stems), [torch.ones(len(stems.tokens), 2, 8)] * 2)
+        assert k.grad is not None
+        assert k.grad[:, 0, 0].tolist() == stems.tokens.bincount().tolist()
+        return counted.operations
+
+    assert operations([(5, *[3] * 16)] * 4) == operations([(5, 3, 3)]) < 16
 
 
 def of_torch(

@@ -235,7 +235,8 @@ def _varlen(
 
     sequences = segments.sequences or Sequences.of(segments, query.device)
     q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
-    k, v = with_stems(k, segments), with_stems(v, segments)
+    if sequences.stems is not None:
+        k, v = with_stems(k, v, sequences.stems)
     if window is None and flash_is_right(query.device):
         attended: Tensor = Flash.apply(q, k, v, sequences, scaling)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return attended
