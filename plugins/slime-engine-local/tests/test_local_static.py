@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slime_core.contracts.engine import Generation, ScoredToken
-from slime_engine_local import pages
+from slime_core.tensors import transfer
+from slime_engine_local import pages, static_decoding
 from slime_engine_local.engine import LocalEngine
 from slime_engine_local.errors import EngineError
 from slime_engine_local.sampling import SamplingParams, choose_tokens
@@ -228,3 +229,27 @@ def test_tokens_are_chosen_on_the_device_as_on_the_host() -> None:
     assert found[:, 0].tolist() == expected
     assert found[:, 1].tolist() == pytest.approx(log_probs, abs=1e-12)
     assert found[:, 2].all()
+
+
+def test_many_requests_take_no_more_copies_to_the_device_than_two(
+    llama: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = 0
+
+    def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        nonlocal copies
+        copies += 1
+        return transfer.sent(tensor, device)
+
+    monkeypatch.setattr(pages, "sent", sent)
+    monkeypatch.setattr(static_decoding, "sent", sent)
+    monkeypatch.setattr(pages, "numbers_on", lambda device, *numbers: sent(torch.tensor(*numbers), device))
+    found = []
+    for count in (2, 12):
+        engine = start(*llama, local_decoding="pages")
+        cases = [([5, 6, n], {"max_new_tokens": 20, "seed": n, "ignore_eos": True}) for n in range(count)]
+        ask_at_once(engine, cases[:1])  # which compares logits first
+        copies = 0
+        ask_at_once(engine, cases)
+        found.append(copies)
+    assert found == [22, 22]  # slots, their pages and places of tokens, then one for each of 19 steps

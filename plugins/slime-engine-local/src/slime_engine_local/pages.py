@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slime_core.tensors.transfer import numbers_on
+from slime_core.tensors.transfer import numbers_on, sent
 from slime_engine_local.cache import CachedSequence, KVCache, Pool, Row
 from slime_engine_local.layer_operations import Places
 
@@ -91,10 +91,17 @@ class Pages:
 
     def adopt(self, sequences: Sequence[CachedSequence], cache: KVCache) -> list[PagedSequence]:
         """Take over what a cache of rows holds of requests, whose own rows leave that cache. There must be pages for it."""
-        moves: dict[Pool, list[tuple[int, int, int]]] = {}
+        moves: dict[Pool, list[Tensor]] = {}
         adopted = [self._adopted(sequence, moves) for sequence in sequences]
+        if not adopted:
+            return []
+        table = torch.zeros(len(adopted), max(len(sequence.pages) for sequence in adopted), dtype=torch.int32)
+        for row, found in zip(table, adopted, strict=True):
+            row[: len(found.pages)] = torch.tensor(found.pages, dtype=torch.int32)
+        slots = numbers_on(self.device, [sequence.slot for sequence in adopted])
+        self.table[:, : table.shape[1]].index_copy_(0, slots, sent(table, self.device))
         for pool, places in moves.items():
-            rows, tokens, at = numbers_on(self.device, places).unbind(1)
+            rows, tokens, at = sent(torch.cat(places, 1), self.device).unbind(0)
             for index, (key, value) in pool.gather(rows, tokens):
                 Places(*self.layer(index, key, value), at).store(key, value)
         for sequence in sequences:
@@ -102,8 +109,8 @@ class Pages:
         self._sequences.update(adopted)
         return adopted
 
-    def _adopted(self, sequence: CachedSequence, moves: dict[Pool, list[tuple[int, int, int]]]) -> PagedSequence:
-        """Give pages to a request, and say what must be moved to them: per pool (row, token, place)."""
+    def _adopted(self, sequence: CachedSequence, moves: dict[Pool, list[Tensor]]) -> PagedSequence:
+        """Give pages to a request, and say what must be moved to them: per pool (3, tokens) rows, tokens and places."""
         prefix, shared, row = sequence.prefix, sequence.shared, sequence.row
         full = shared // self.page
         common = self._prefixes.setdefault(prefix, []) if prefix is not None else []
@@ -116,13 +123,15 @@ class Pages:
         for number in new_common:  # and one for the list of the prefix
             self._readers[common[number]] += 1
         self.grow(found, 0)
-        numbers = numbers_on(self.device, found.pages, torch.int32)
-        self.table[found.slot, : len(found.pages)].copy_(numbers, non_blocking=True)
-        for token in range(min(new_common.start, full) * self.page, found.length):
-            place = found.pages[token // self.page] * self.page + token % self.page
-            source, number = (row, token - shared) if token >= shared else (prefix, token)
-            assert source is not None  # there is one where tokens are shared
-            moves.setdefault(source.pool, []).append((source.index, number, place))
+        first = min(new_common.start, full) * self.page
+        token = torch.arange(first, found.length)
+        place = torch.tensor(found.pages)[token // self.page] * self.page + token % self.page
+        own = max(0, shared - first)  # so many of them are those of the prefix
+        parts = (prefix, token[:own], place[:own]), (row, token[own:] - shared, place[own:])
+        for source, inside, at in parts:
+            if source is not None and len(inside):
+                places = torch.stack([torch.full_like(inside, source.index), inside, at])
+                moves.setdefault(source.pool, []).append(places)
         return found
 
     def grow(self, sequence: PagedSequence, tokens: int) -> None:

@@ -19,6 +19,18 @@ from slime_engine_local.vision import NO_IMAGES, Shown
 
 FinishReason = Literal["stop", "length", "abort"]
 _numbers = count()
+NO_LIMIT = 2**31
+"""`top_k` where all tokens may be chosen."""
+
+
+class _Ended:
+    """Whether a response has ended: read in every step, where asking the future would take its lock."""
+
+    def __init__(self) -> None:
+        self.so = False
+
+    def __call__(self, done: Future[FinishReason]) -> None:
+        self.so = True
 
 
 @dataclass(eq=False)
@@ -38,6 +50,8 @@ class Request:
         tokens, log_probs, versions: one entry per generated token, as in `slime_core.contracts.engine.Generation`.
         sequence: where the keys and values are while the request runs; None while it waits.
         number: counts requests; the youngest has the largest number.
+        limits: temperature, `top_p` and `top_k`, all of them numbers.
+        is_limited: `top_p` or `top_k` leaves tokens out.
     """
 
     prompt: list[int]
@@ -60,12 +74,28 @@ class Request:
     def __post_init__(self) -> None:
         seed = self.params.seed
         self._key = str(secrets.randbits(64) if seed is None else seed).encode()
+        self._ended = _Ended()
+        self.done.add_done_callback(self._ended)
+        params = self.params
+        self._free_after = params.min_new_tokens if params.stop_token_ids else 0
+        self.limits = params.temperature, params.top_p, params.top_k if params.top_k != -1 else NO_LIMIT
+        self.is_limited = params.top_p < 1 or params.top_k != -1
 
     @property
     def cached(self) -> CachedSequence:
         """Where the keys and values of a running request are."""
         assert self.sequence is not None, "the request is not running"
         return self.sequence
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is finished, failed or cancelled."""
+        return self._ended.so
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the choice of the next token takes more than the device does by itself."""
+        return bool(self.likeliest or self.special or len(self.tokens) < self._free_after)
 
     def draw(self, ahead: int = 0) -> float:
         """Return the random number in [0, 1) that chooses the next token, or one so many tokens `ahead` of it.
@@ -91,16 +121,17 @@ class Request:
         """Return all its tokens, of which those of images tell images apart."""
         return self.shown.keys([*self.prompt, *self.tokens])
 
-    def add(self, chosen: ScoredToken, version: int) -> None:
+    def add(self, token: int, log_prob: float, version: int, likeliest: tuple[tuple[int, float], ...] = ()) -> None:
         """Append the next token, and finish the request if the token ends it."""
-        token = chosen.token
         self.tokens.append(token)
-        self.log_probs.append(chosen.log_prob)
+        self.log_probs.append(log_prob)
         self.versions.append(version)
         if self.tell is not None:
-            self.tell(chosen)
-        if len(self.tokens) >= self.params.min_new_tokens and (
-            token in self.params.stop_token_ids or completes_stop_string(self.decode, self.tokens, self.params.stop)
+            self.tell(ScoredToken(token, log_prob, likeliest))
+        params = self.params
+        if len(self.tokens) >= params.min_new_tokens and (
+            token in params.stop_token_ids
+            or (params.stop and completes_stop_string(self.decode, self.tokens, params.stop))
         ):
             self.finish("stop")
         elif len(self.tokens) >= self.limit:

@@ -14,7 +14,6 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from slime_core.contracts.engine import ScoredToken
 from slime_core.tensors.freed_memory import give_back_freed_memory
 from slime_core.tensors.offload import Offloaded
 from slime_engine_local.cache import CachedSequence, KVCache, Row
@@ -265,17 +264,17 @@ class Scheduler:
             for request, sequence in zip(going, moved, strict=True):
                 request.sequence = sequence
             self._stored = [entry for entry in self._stored if entry.row not in rows]
-        elif any(request.likeliest or request.banned() for request in decoded):
+        elif any(request.needs_logits for request in decoded):
             logits = static.logits(decoded)
             for request in decoded:
                 request.cached.row.length += 1
             self._choose(decoded, logits)
         elif decoded:
-            for read in static.decode(decoded):
-                if not read.finite:
+            for request, token, log_prob, finite in static.decode(decoded):
+                if not finite:
                     raise self._not_finite()
-                read.sequence.row.length += 1
-                read.request.add(ScoredToken(read.token, read.log_prob, ()), self.version)
+                request.cached.row.length += 1
+                request.add(int(token), log_prob, self.version)
             self._remove_finished()
         if not self._running:
             static.drop()
@@ -293,14 +292,15 @@ class Scheduler:
         likeliest = likeliest_tokens(logits, temperatures, [request.likeliest for request in requests])
         tokens, log_probs = choose_tokens(logits, params, draws, [request.banned() for request in requests])
         for request, token, log_prob, others in zip(requests, tokens, log_probs, likeliest, strict=True):
-            request.add(ScoredToken(token, log_prob, others), self.version)
+            request.add(token, log_prob, self.version, others)
         self._remove_finished()
 
     def _make_room(self) -> None:
         """Make room for one more token of every running request; the youngest are preempted until there is."""
-        by_age = sorted(self._running, key=lambda request: request.number)
-        while by_age and (self._tokens() + len(by_age) > self._max_tokens or self._lacks_pages(len(by_age))):
-            self._preempt([by_age.pop()])
+        while self._running and (
+            self._tokens() + len(self._running) > self._max_tokens or self._lacks_pages(len(self._running))
+        ):
+            self._preempt([max(self._running, key=lambda request: request.number)])
         for request in self._running:
             if not isinstance(request.cached, PagedSequence):
                 self._cache.grow(request.cached.row, request.cached.row.length + 1)
@@ -395,11 +395,11 @@ class Scheduler:
 
     def _remove_finished(self) -> None:
         """Remove requests that are finished or cancelled."""
-        for request in [request for request in self._running if request.done.done()]:
+        for request in [request for request in self._running if request.ended]:
             self._running.remove(request)
             self._free(request)
             request.shown = NO_IMAGES  # whoever waits for the response may keep the request for a while
-        for request in [request for request in self._waiting if request.done.done()]:
+        for request in [request for request in self._waiting if request.ended]:
             self._waiting.remove(request)
             request.shown = NO_IMAGES
 

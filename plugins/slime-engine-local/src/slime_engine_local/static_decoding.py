@@ -13,16 +13,17 @@ The random numbers are those of `Request.draw`, so a request's tokens are those 
 from __future__ import annotations
 
 import logging
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slime_core.tensors.transfer import numbers_on, sent
 from slime_engine_local.pages import Kernel, PagedSequence, Pages, StaticPass, attention_over_pages
+from slime_engine_local.request import NO_LIMIT
 from slime_engine_local.static_sampling import Choose, choose_on_device
 
 if TYPE_CHECKING:
@@ -38,26 +39,43 @@ _Key = tuple[int, int, bool | None]
 _log = logging.getLogger(__name__)
 
 
-class Read(NamedTuple):
-    """What a step found for one request.
+Read = tuple["Request", float, float, float]
+"""What a step found for a request: the token, its log-prob, and whether the logits are finite (1 or 0)."""
 
-    Attributes:
-        length: of the sequence when the token was computed.
-    """
 
-    request: Request
-    sequence: PagedSequence
-    length: int
-    token: int
-    log_prob: float
-    finite: bool
+@dataclass(frozen=True)
+class _Asked:
+    """The requests of a step, where their tokens are, and how many were stored when it began: a list of each, since every step of
+    many requests makes them anew."""
+
+    requests: list[Request]
+    sequences: list[PagedSequence]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> _Asked:
+        sequences = [request.sequence for request in requests]
+        assert all(isinstance(sequence, PagedSequence) for sequence in sequences), "a request's tokens are not in pages"
+        paged = cast("list[PagedSequence]", sequences)
+        return cls(list(requests), paged, [sequence.length for sequence in paged])
+
+    def only(self, places: Sequence[int]) -> _Asked:
+        """Those at these places."""
+        return _Asked(
+            *([values[place] for place in places] for values in (self.requests, self.sequences, self.lengths))
+        )
+
+    def then(self, others: _Asked) -> _Asked:
+        """The next step of these, and a first one of others."""
+        lengths = [length + 1 for length in self.lengths]
+        return _Asked(self.requests + others.requests, self.sequences + others.sequences, lengths + others.lengths)
 
 
 @dataclass(frozen=True)
 class _Launched:
     """A step that may still be computed."""
 
-    asked: list[tuple[Request, PagedSequence, int]]
+    asked: _Asked
     results: Tensor
     arrived: Callable[[], None]
 
@@ -77,8 +95,9 @@ class StaticDecoding:
         self, model: LanguageModel, pages: Pages, requests: int, kernel: Kernel, choose: Choose = choose_on_device
     ) -> None:
         self.pages = pages
-        self._model, self._last_slot, self._device = model, requests, model.device
+        self._model, self._device = model, model.device
         self._kernel, self._choose = kernel, choose
+        self._nothing = requests, 0, 0, 0, 0.0, 1.0, NO_LIMIT, 0.0  # what fills a batch up
         self._last = torch.zeros(requests + 1, dtype=torch.long, device=self._device)
         self._steps: dict[_Key, Callable[[Tensor], Tensor]] = {}
         self._pool: Any = None
@@ -88,42 +107,36 @@ class StaticDecoding:
         """The next token of every one of these requests, or of fewer: those whose token is computed already come first, and the
         others in the next call. The step behind this one is begun."""
         launched, self._ahead = self._ahead, None
-        running = set(requests)
-        going = [
-            (request, sequence, length)
-            for request, sequence, length in (launched.asked if launched else ())
-            if request in running and request.sequence is sequence and sequence.length == length
-        ]
-        if launched is None or not going:
-            launched = self._launch([(request, _paged(request), _paged(request).length) for request in requests], 0)
-            going = launched.asked
+        now = _Asked.of(requests)
+        places = [] if launched is None else _still_there(launched.asked, now)
+        if launched is None or not places:
+            launched, places = self._launch(now, 0), list(range(len(requests)))
+        every = len(places) == len(launched.asked.requests)
+        going = launched.asked if every else launched.asked.only(places)
         # One that has its last token in this step has no next one; neither has one that was not in it, whose token is known.
-        more = [(request, sequence, length + 1) for request, sequence, length in going if not request.ends_after(1)]
-        known = {request for request, _, _ in going}
-        others = [(request, _paged(request), _paged(request).length) for request in requests if request not in known]
-        if (more or others) and self._room([*more, *others]):
-            self._ahead = self._launch([*more, *others], len(more))
+        more = [place for place, request in enumerate(going.requests) if not request.ends_after(1)]
+        others = _NONE
+        if len(going.requests) < len(requests):
+            known = set(going.requests)
+            others = now.only([place for place, request in enumerate(requests) if request not in known])
+        next_step = (going if len(more) == len(going.requests) else going.only(more)).then(others)
+        if next_step.requests and self._room(next_step):
+            self._ahead = self._launch(next_step, len(more))
         launched.arrived()
         numbers = launched.results.tolist()
-        kept = {id(request) for request, _, _ in going}
-        return [
-            Read(request, sequence, length, int(token), log_prob, bool(finite))
-            for (request, sequence, length), (token, log_prob, finite) in zip(launched.asked, numbers, strict=False)
-            if id(request) in kept
-        ]
+        return [(request, *numbers[place]) for place, request in zip(places, going.requests, strict=True)]
 
     def logits(self, requests: Sequence[Request]) -> Tensor:
         """The logits (B, V) that choose the next token of each request, where the choice needs the host."""
         self.drop()
-        asked = [(request, _paged(request), _paged(request).length) for request in requests]
-        return self._run(asked, 0, None)[: len(asked)]
+        return self._run(_Asked.of(requests), 0, None)[: len(requests)]
 
     def probe(self, sequence: PagedSequence, token: int) -> Tensor:
         """The logits (1, V) behind a token that follows those of a sequence, without a graph."""
         self.pages.grow(sequence, 1)
         given = numbers_on(
             self._device,
-            [[sequence.slot, token, sequence.length, sequence.pages[-1], 0.0, 0.0, 1.0, 2**31]],
+            [[sequence.slot, token, sequence.length, sequence.pages[-1], *self._nothing[4:]]],
             torch.float64,
         )
         return self._compute((1, self.pages.width, None), given)
@@ -132,13 +145,16 @@ class StaticDecoding:
         """Forget the step that was begun: the weights have changed, or requests have left."""
         self._ahead = None
 
-    def _room(self, asked: Sequence[tuple[Request, PagedSequence, int]]) -> bool:
+    def _room(self, asked: _Asked) -> bool:
         free = self.pages.free  # a sequence takes one page at most
-        return len(asked) <= free or sum(self.pages.missing(s, n + 1 - s.length) for _, s, n in asked) <= free
+        if len(asked.requests) <= free:
+            return True
+        ends = zip(asked.sequences, asked.lengths, strict=True)
+        return sum(self.pages.missing(s, n + 1 - s.length) for s, n in ends) <= free
 
-    def _launch(self, asked: list[tuple[Request, PagedSequence, int]], unread: int) -> _Launched:
+    def _launch(self, asked: _Asked, unread: int) -> _Launched:
         """Begin a step. Of the first `unread` requests only the device knows the last token."""
-        limited = any(request.params.top_p < 1 or request.params.top_k != -1 for request, _, _ in asked)
+        limited = any(request.is_limited for request in asked.requests)
         results = self._run(asked, unread, limited)
         if results.is_cuda:
             host = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
@@ -148,30 +164,37 @@ class StaticDecoding:
             return _Launched(asked, host, event.synchronize)
         return _Launched(asked, results, lambda: None)
 
-    def _run(self, asked: list[tuple[Request, PagedSequence, int]], unread: int, limited: bool | None) -> Tensor:
-        numbers = array("d")
-        tokens_of_page = self.pages.page
-        for number, (request, sequence, length) in enumerate(asked):
-            ahead = int(number < unread)
-            place = length // tokens_of_page
-            if place >= len(sequence.pages):
-                self.pages.grow(sequence, length + 1 - sequence.length)
-            params = request.params
-            top_k = params.top_k if params.top_k != -1 else 2**31
-            token = KNOWN if ahead else request.tokens[-1]
-            numbers.extend((sequence.slot, token, length, sequence.pages[place]))
-            numbers.extend((params.temperature, request.draw(ahead), params.top_p, top_k))
-        size = _size(len(asked))
-        numbers.extend((self._last_slot, 0, 0, 0, 0.0, 0.0, 1.0, 2**31) * (size - len(asked)))
+    def _run(self, asked: _Asked, unread: int, limited: bool | None) -> Tensor:
+        requests, lengths, page = asked.requests, asked.lengths, self.pages.page
+        size, count = _size(len(requests)), len(requests)
+        given = np.tile(np.array(self._nothing), (size, 1))
+        numbers = given[:count]
+        numbers[:, 0] = [sequence.slot for sequence in asked.sequences]
+        numbers[:unread, 1] = KNOWN
+        numbers[unread:, 1] = [request.tokens[-1] for request in requests[unread:]]
+        numbers[:, 2] = lengths
+        numbers[:, 3] = [
+            self._page_of(sequence, length, length // page)
+            for sequence, length in zip(asked.sequences, lengths, strict=True)
+        ]
+        numbers[:, 4:7] = [request.limits for request in requests]
+        numbers[:unread, 7] = [request.draw(1) for request in requests[:unread]]
+        numbers[unread:, 7] = [request.draw() for request in requests[unread:]]
         width = self.pages.width
         if self._kernel is attention_over_pages:  # which reads all of it
-            longest = max(-(-(length + 1) // self.pages.page) for _, _, length in asked)
+            longest = max(lengths) // page + 1
             width = min(width, 1 << (longest - 1).bit_length())
         key = size, width, limited
-        given = sent(torch.frombuffer(numbers, dtype=torch.float64).view(size, 8), self._device)
+        on_device = sent(torch.from_numpy(given), self._device)
         if key not in self._steps:
-            self._steps[key] = self._step(key, given)
-        return self._steps[key](given)
+            self._steps[key] = self._step(key, on_device)
+        return self._steps[key](on_device)
+
+    def _page_of(self, sequence: PagedSequence, length: int, place: int) -> int:
+        """The number of the page, at this place of a sequence's, that its next token goes to."""
+        if place >= len(sequence.pages):
+            self.pages.grow(sequence, length + 1 - sequence.length)
+        return sequence.pages[place]
 
     def _compute(self, key: _Key, given: Tensor) -> Tensor:
         """One step: (B, 8) numbers to (B, 3), token, log-prob, and whether the logits are finite; or to logits."""
@@ -182,7 +205,7 @@ class StaticDecoding:
         logits = self._model.static_logits(tokens, positions, step)
         if limited is None:
             return logits
-        temperatures, draws, top_p, top_k = given[:, 4:].unbind(1)
+        temperatures, top_p, top_k, draws = given[:, 4:].unbind(1)
         choose = choose_on_device if limited else self._choose
         chosen = choose(logits, temperatures, draws, top_p, top_k, limited)
         self._last.index_copy_(0, slots, chosen[:, 0].long())
@@ -230,7 +253,13 @@ def _size(count: int) -> int:
     return next((size for size in SIZES if size >= count), -(-count // SIZES[-1]) * SIZES[-1])
 
 
-def _paged(request: Request) -> PagedSequence:
-    sequence = request.sequence
-    assert isinstance(sequence, PagedSequence), "the request's tokens are not in pages"
-    return sequence
+def _still_there(asked: _Asked, now: _Asked) -> list[int]:
+    """The places in a step of those requests whose tokens are where they were when it began, and as many."""
+    if asked == now:
+        return list(range(len(asked.requests)))
+    present = {id(sequence): length for sequence, length in zip(now.sequences, now.lengths, strict=True)}
+    ends = enumerate(zip(asked.sequences, asked.lengths, strict=True))
+    return [place for place, (sequence, length) in ends if present.get(id(sequence)) == length]
+
+
+_NONE = _Asked([], [], [])
