@@ -13,16 +13,21 @@ from slime_core.tensors import matrix_products
 from slime_core.tensors.matrix_products import linear, matmul, speed_up_products
 
 
-@pytest.fixture(autouse=True)
-def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a processor of AMD, and for matrices of any size."""
-    matrix_products.onednn_is_faster.cache_clear()
-    monkeypatch.setattr(matrix_products, "_processor", lambda: "vendor_id : AuthenticAMD")
+def forget() -> None:
+    for known in (matrix_products.onednn_is_faster, matrix_products._reads_transposed):
+        known.cache_clear()
+
+
+@pytest.fixture(autouse=True, params=["avx2", "avx2 avx512f"])
+def onednn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """As on processors of AMD, and for matrices of any size."""
+    forget()
+    monkeypatch.setattr(matrix_products, "_processor", lambda: f"vendor_id : AuthenticAMD\nflags : {request.param}")
     monkeypatch.setattr(matrix_products, "LEAST_OPERATIONS", 0)
     if not matrix_products.onednn_is_faster():
         pytest.skip("torch has no products of oneDNN here")
     yield
-    matrix_products.onednn_is_faster.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("shape", [(1, 24), (7, 24), (2, 5, 24)])
@@ -45,6 +50,13 @@ def test_a_matrix_is_read_as_it_lies_in_memory() -> None:
     left, right = torch.randn(6, 30), torch.randn(30, 20)
     torch.testing.assert_close(matmul(left, right), left @ right)
     torch.testing.assert_close(matmul(left, right.t().contiguous().t()), left @ right)
+
+
+def test_a_weight_that_lies_transposed_is_onednns_where_that_is_faster(request: pytest.FixtureRequest) -> None:
+    wide = "avx512f" in request.node.callspec.params["onednn"]
+    x, weight = torch.randn(6, 30), torch.randn(20, 30)
+    assert matrix_products._fits(x, weight)
+    assert matrix_products._fits(torch.randn(6, 20), weight.t()) == wide
 
 
 def test_training_gives_the_numbers_of_inference() -> None:
