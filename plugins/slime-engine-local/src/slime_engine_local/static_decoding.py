@@ -61,9 +61,8 @@ class _Asked:
 
     def only(self, places: Sequence[int]) -> _Asked:
         """Those at these places."""
-        return _Asked(
-            *([values[place] for place in places] for values in (self.requests, self.sequences, self.lengths))
-        )
+        requests, sequences = [self.requests[place] for place in places], [self.sequences[place] for place in places]
+        return _Asked(requests, sequences, [self.lengths[place] for place in places])
 
     def then(self, others: _Asked) -> _Asked:
         """The next step of these, and a first one of others."""

@@ -80,7 +80,7 @@ def _removed_after_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl-C does, so that nothing temporary is left."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
