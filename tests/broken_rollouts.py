@@ -48,7 +48,7 @@ def dropping_sample_filter(args, groups):
 
 
 def counting_sample_filter(args, groups):
-    groups[0][0].remove_sample = 1
+    groups[0][0].remove_sample = 2
 
 
 def rolled_out(change):
@@ -216,7 +216,7 @@ BROKEN = [
     ("dynamic_filter", sorting_filter, "does not change the group", "it changed the group; work on a copy"),
     ("sample_filter", returning_sample_filter, "returns nothing", "expected None: it sets remove_sample"),
     ("sample_filter", dropping_sample_filter, "returns nothing", "it changed more than remove_sample"),
-    ("sample_filter", counting_sample_filter, "returns nothing", "set remove_sample to 1; expected True or False"),
+    ("sample_filter", counting_sample_filter, "returns nothing", "remove_sample is 2, expected True or False"),
     ("rollout", rolled_out(drop_group), "returns full rollouts", "expected --rollout-batch-size × --n-samples-per"),
     ("rollout", rolled_out(shorten_mask), "returns full rollouts", "loss_mask has 1 entries, but response_length is 2"),
     ("rollout", rolled_out(forget_reward), "returns full rollouts", "it has no reward"),

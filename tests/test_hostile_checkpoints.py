@@ -193,7 +193,7 @@ DOUBLED = b")" + b"2\x86" * 60
         ),
         (torch.zeros(1).expand(2**40), r"it has a tensor of 1099511627776 numbers in 4 bytes"),
         ([Calls(set, LONG) for _ in range(100)], "it copies many times what it holds"),
-        (Calls(print, "executed"), r"it calls builtins\.print"),
+        (Calls(hash, "executed"), r"it calls builtins\.hash"),
     ],
 )
 def test_what_torch_saved_makes_nothing_of_a_size_that_it_only_says(held: Any, message: str) -> None:

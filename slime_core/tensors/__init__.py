@@ -18,6 +18,7 @@ rotary.py                rotary embeddings that depend on the length of what is 
 model_shape.py           the shape of a model without its weights
 norm.py                  the norm of a gradient
 ranks.py                 the training ranks, and their small exchanges
+leaving.py               how a process leaves the groups of its ranks
 meeting.py               how the ranks find each other, and what they say where they do not
 interfaces.py            the network interface that reaches another machine
 determinism.py           the same bits every time, on a GPU too

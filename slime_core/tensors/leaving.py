@@ -42,7 +42,7 @@ def _wait_for_threads(group: dist.ProcessGroup) -> None:
         return
     if not isinstance(backend, ProcessGroupGloo):
         return
-    threads: int = backend.options._threads  # type: ignore[attr-defined]  # its name in all versions
+    threads: int = getattr(backend.options, "_threads", 0)  # private to torch
     here, free = threading.get_ident(), threading.Event()
     stopped: set[int] = set()
 

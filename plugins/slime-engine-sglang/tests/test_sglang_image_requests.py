@@ -56,7 +56,9 @@ def test_an_image_is_sent_as_one_token_in_the_size_in_which_its_pixels_are_those
 def test_prompts_whose_tokens_are_not_those_of_their_images_are_refused(checkpoint: Path) -> None:
     processor, ids = prompt_of(checkpoint)
     for tokens, images in ((ids, IMAGES[:1]), (ids, []), ([1, 2], IMAGES), (ids, [b"broken", IMAGES[1]])):
-        with pytest.raises(ArgumentError, match=r"image tokens, and its|in no format that is read"):
+        with pytest.raises(
+            ArgumentError, match=r"image tokens, and its|behind those of its 1 images|in no format that is read"
+        ):
             shown_prompt(tokens, images, processor)
     with pytest.raises(ArgumentError, match="reads none"):
         shown_prompt([1], IMAGES, None)

@@ -253,7 +253,7 @@ def test_what_does_not_fit_together_is_named(vision: Any, tiny: Any) -> None:
     for bad, message in (
         (replace(good, images=[]), "image tokens, and its 0 images give 0 features"),
         (replace(good, images=good.images * 2), "and its 2 images give"),
-        (replace(good, tokens=[*good.tokens[:-1], pad]), "no text may spell an image token"),
+        (replace(good, tokens=[*good.tokens[:-1], pad]), "1 image tokens behind those of its 1 images"),
         (replace(good, images=[b"broken"]), "image 1: an image of 6 bytes is in no format|in no format that is read"),
     ):
         with pytest.raises(SampleError, match=message) as raised:
