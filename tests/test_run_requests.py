@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from slime_core.cli.main import main
+from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
+from slime_core.run.requests import Requests
 from slime_core.run.summary import Summary
 from slime_core.run.tracking import read_metrics
 
@@ -97,6 +101,33 @@ def test_a_run_whose_terminal_is_closed_saves_and_ends_as_after_sigterm(sft, tmp
     assert run.wait(timeout=300) == 128 + signal.SIGHUP
     (saved,) = (tmp_path / "s").glob("iter_*")
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == int(saved.name.removeprefix("iter_")) + 1 < 500
+
+
+def test_a_signal_is_answered_while_the_run_writes_to_the_same_stream(monkeypatch):
+    class Raw(io.RawIOBase):
+        """Is asked to end the run while it is written to for the first time."""
+
+        said = b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            first, self.said = not self.said, self.said + bytes(data)
+            if first:
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    raw = Raw()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), write_through=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Requests(saves=True, trigger=None, console=Console(0)) as requests:
+        print("a line of the run", file=stream, flush=True)
+        assert requests.end
+    for thread in set(threading.enumerate()) - {threading.main_thread()}:
+        thread.join(5)
+    stream.flush()
+    assert b"SIGTERM: the run ends after this rollout" in raw.said
 
 
 def test_a_file_asks_for_a_checkpoint(sft, tmp_path, capsys):

@@ -66,9 +66,9 @@ class Requests:
             raise _of(number)
         self._received = number
         again = "Ctrl-C" if number == signal.SIGINT else "another signal"
-        self._console.say(
-            f"{signal.Signals(number).name}: the run ends after this rollout, with a checkpoint; {again} ends it at once"
-        )
+        text = f"{signal.Signals(number).name}: the run ends after this rollout, with a checkpoint; {again} ends it at once"
+        # A signal may come while this thread writes to the very stream, which Python refuses to enter twice; another thread waits.
+        threading.Thread(target=self._console.say, args=(text,)).start()
 
 
 def _of(number: int) -> KeyboardInterrupt:
