@@ -402,6 +402,11 @@ def _differing(backend: Any, folder: Path) -> list[str]:
     return sorted(missing | {n for n in stored.keys() & given.keys() if not torch.equal(stored[n], given[n])})
 
 
+SAME = 5e-7
+"""How far log-probs that are computed twice may be apart, relative to the largest: with four ranks and an odd number of heads on
+a processor without AVX-512 their last bits are not the same."""
+
+
 def _recorded(backend: Any, batch: TrainBatch, loss: Recording, log_probs: Any, truth: Truth) -> dict[str, Any]:
     """What the loss was given on this rank, and what became of it on all."""
     from megatron.core import parallel_state
@@ -414,7 +419,7 @@ def _recorded(backend: Any, batch: TrainBatch, loss: Recording, log_probs: Any, 
     indices = [i for micro_batch in own for i in micro_batch if sum(batch.samples[i].trained_mask)]
     wanted = _trained(batch, log_probs)
     given = [inputs.log_probs.tolist() for inputs in loss.inputs]
-    found["again"] = list(_flat(given)) == list(_flat([wanted[i] for i in indices]))
+    found["again"] = largest(given, [wanted[i] for i in indices]) <= SAME
     if loss.inputs[0].entropy is not None:
         entropies = [inputs.entropy.tolist() for inputs in loss.inputs if inputs.entropy is not None]
         found["entropies"] = largest(entropies, [truth.entropies[i] for i in indices])
