@@ -54,17 +54,12 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 3,
         "vocab_size": 49152,
     },
-    "38M with experts": {
-        "hidden_size": 384,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "vocab_size": 16384,
-        "num_experts": 16,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 192,
-    },
+}
+SHAPES["38M with experts"] = {
+    **SHAPES["19M"],
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 192,
 }
 TOKENS = int(os.environ.get("SLIME_BENCHMARK_TOKENS", "512"))
 ANSWER = TOKENS // 8
