@@ -9,8 +9,8 @@ Each run is a `slime train` or `slime train-async` of its own, one thread per pr
 * async: GRPO with one core for the training rank and one for the engine: synchronous, one step off, fully asynchronous.
   Each sample of a group is generated to a length of its own, so that all variants generate and train as many tokens.
 
-Prints, and writes to benchmarks/results: seconds per step from the end of the first one to the end of the last, ratios
-run by run, and what shows that the work is the same.
+Prints, and writes to benchmarks/results, a file for each part: seconds per step from the end of the first one to the end of the
+last, ratios run by run, and what shows that the work is the same.
 """
 
 from __future__ import annotations
@@ -144,10 +144,12 @@ def main() -> None:
             "machine": machine(1),
             "versions": versions(*PACKAGES),
             "model": model.name,
+            "work": sizes,
         }
-        raw = {name: [asdict(run) for run in measured] for name, measured in runs.items()}
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "cluster.json").write_text(json.dumps({**found, "work": sizes, "runs": raw}, indent=1) + "\n")
+        for part in options.only:
+            raw = {name: [asdict(run) for run in runs[name]] for name in runs if VARIANTS[name].part == part}
+            (RESULTS / f"cluster-{part}.json").write_text(json.dumps({**found, "runs": raw}, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------- the runs

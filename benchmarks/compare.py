@@ -3,8 +3,9 @@
 Runs the short form of the benchmarks of which a ratio is kept, and compares each ratio (against a peer or a limit of the machine, measured
 in the same run) with the one in benchmarks/results/short.json. Ends with status 1 where one fell by more than its noise: a tenth, or
 what the kept repeats differ by, whichever is more, but at most half; what fell is measured once more before it counts. Ends with status 2 where
-nothing is kept of a benchmark, or it could not be run, such as on a busy machine. `--keep` writes the new ratios in place of the kept ones, each benchmark's when
-it has ended, with the share of the processors that others used.
+nothing is kept of a benchmark, or it could not be run, such as on a busy machine. `--keep` writes the new ratios in place of the kept
+ones, each benchmark's when it has ended, with the share of the processors that others used; `--add` writes them beside those, as more
+repeats: a machine differs more from one day to the next than within minutes, and only what was kept on several days tells by how much.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ class Verdict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(SHORT), choices=list(SHORT), help="results to compare")
-    parser.add_argument("--keep", action="store_true", help="keep the new ratios, whatever they are")
+    keeping = parser.add_mutually_exclusive_group()
+    keeping.add_argument("--keep", action="store_true", help="keep the new ratios, whatever they are")
+    keeping.add_argument("--add", action="store_true", help="keep them beside those that are kept, of the same code")
     add_option(parser)
     options = parser.parse_args()
     before = read()
@@ -108,6 +111,8 @@ def main() -> None:
         verdicts += compared(name, kept.get("ratios", {}), found["ratios"])
         if options.keep:
             keep(name, found)
+        elif options.add:
+            keep(name, together(kept, found))
     print(table(verdicts, before))
     if others:
         print(sentence(others))
@@ -118,7 +123,7 @@ def main() -> None:
         print(f"NOT COMPARED: {name}; why is said above.")
     if missing:
         raise SystemExit(2)
-    if fell and not options.keep:
+    if fell and not (options.keep or options.add):
         raise SystemExit(1)
 
 

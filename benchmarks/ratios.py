@@ -78,21 +78,31 @@ def _grpo(results: Results) -> Ratios:
     return _runs(results, "step", ours, False, "speed") | _runs(results, "peak_gib", ours, False, "memory")
 
 
-def _cluster(results: Results) -> Ratios:
+def _ranks(results: Results) -> Ratios:
     runs = results["runs"]
     found: Ratios = {}
     for name in (name for name in runs if name.startswith("two ranks")):
-        one, two, allowed = (runs.get(kind, []) for kind in ("one rank", name, "two separate runs at once"))
-        found[f"{name}: share of twice the speed of one rank"] = [
-            a["step"] / (2 * b["step"]) for a, b in zip(one, two, strict=False)
-        ]
-        found[f"{name}: share of the speed of two separate runs"] = [
-            a["step"] / (2 * b["step"]) for a, b in zip(allowed, two, strict=False)
-        ]
-    for name in ("one step off", "fully asynchronous"):
-        pairs = zip(runs.get("synchronous", []), runs.get(name, []), strict=False)
-        found[f"speed: {name} against synchronous"] = [a["step"] / b["step"] for a, b in pairs]
-    return {name: values for name, values in found.items() if values}
+        for kind, what in (
+            ("one rank", "twice the speed of one rank"),
+            ("two separate runs at once", "the speed of two separate runs"),
+        ):
+            found[f"{name}: share of {what}"] = [
+                a["step"] / (2 * b["step"]) for a, b in zip(runs[kind], runs[name], strict=True)
+            ]
+    return found
+
+
+def _asynchronous(results: Results) -> Ratios:
+    return _runs(results, "step", ("one step off", "fully asynchronous"), False, "speed")
+
+
+def _ray(results: Results) -> Ratios:
+    runs = results["runs"]
+    pairs = {"the random model": ("tiny, in process", "tiny, on Ray"), "the model": ("in process", "one rank on Ray")}
+    return {
+        f"{model}: in process ÷ on Ray": [a["step"] / b["step"] for a, b in zip(runs[here], runs[there], strict=True)]
+        for model, (here, there) in pairs.items()
+    }
 
 
 def _megatron(results: Results) -> Ratios:
@@ -116,7 +126,9 @@ def _vision(results: Results) -> Ratios:
 
 
 READERS: dict[str, Callable[[Results], Ratios]] = {
-    "cluster": _cluster,
+    "cluster-async": _asynchronous,
+    "cluster-dp": _ranks,
+    "cluster-ray": _ray,
     "grpo-cpu": _grpo,
     "megatron-cpu": _megatron,
     "rollout-cpu": _rollout,
