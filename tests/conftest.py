@@ -45,12 +45,18 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return install
 
 
-@pytest.fixture
-def sft(tiny_model: Path, chat_rows: Path, tmp_path: Path) -> list[str]:
-    """The options of a small run of supervised fine-tuning."""
+@pytest.fixture(scope="session")
+def sft_anywhere(tiny_model: Path, chat_rows: Path) -> list[str]:
+    """The options of a small run of supervised fine-tuning, but for its folder."""
     flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"]
-    flags += ["--rollout-batch-size", "4", "--num-rollout", "1", "--run-dir", str(tmp_path / "run")]
+    flags += ["--rollout-batch-size", "4", "--num-rollout", "1"]
     return [*flags, "--rollout-function-path", "sft", "--loss-type", "sft_loss"]
+
+
+@pytest.fixture
+def sft(sft_anywhere: list[str], tmp_path: Path) -> list[str]:
+    """The options of a small run of supervised fine-tuning."""
+    return [*sft_anywhere, "--run-dir", str(tmp_path / "run")]
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ from slime_losses.sft import sft_loss
 
 Loss = Literal["policy", "sft"]
 
-STEPS = 3
+STEPS = 2
 LOSSES: dict[Loss, LossFunction] = {"policy": policy_loss, "sft": sft_loss}
 
 
