@@ -15,7 +15,7 @@ import pytest
 from megatron_cases import Case, differences, prepare
 from megatron_models import FAMILIES, LR, make_arguments, make_batch, make_config
 from megatron_ranks import launch
-from megatron_truth import Truth
+from megatron_truth import STEPS, Truth
 
 from slime_core.errors import ArgumentError
 from slime_megatron.arguments import MegatronArguments
@@ -173,7 +173,7 @@ def test_the_bias_that_chooses_experts_moves_in_every_step_unless_it_is_held(res
     (trap,) = (trap for trap in TRAPS if str(trap) == "router_bias_moves")
     for rank in wrong(results, trap.case):
         moved = [by for name, by in rank["weights"].items() if name.endswith("e_score_correction_bias")]
-        assert moved == pytest.approx([3 * 1e-3 / LR] * 2, rel=1e-3)
+        assert moved == pytest.approx([STEPS * 1e-3 / LR] * 2, rel=1e-3)
     (held,) = (case for case in CONTROLS if case.model == LATENT)
     for rank in results[1]:
         weights = rank[str(held)]["weights"]
