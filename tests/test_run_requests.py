@@ -81,6 +81,7 @@ def test_a_run_that_is_asked_to_end_saves_after_its_rollout_and_goes_on_as_if_it
     [
         (True, (signal.SIGINT, signal.SIGINT), 130),
         (True, (signal.SIGINT, signal.SIGTERM), 143),
+        (False, (signal.SIGINT,), 130),
         (False, (signal.SIGTERM,), 143),
     ],
 )

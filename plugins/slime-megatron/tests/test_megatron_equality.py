@@ -111,15 +111,8 @@ FOUR = [
 
 def strongest(cases: list[Case]) -> list[Case]:
     """Without those of which another compares the same and more."""
-    return [
-        case
-        for case in cases
-        if not any(
-            replace(case, **more) in cases
-            for more in ({"whole": True}, {"reference": True})
-            if replace(case, **more) != case
-        )
-    ]
+    covered = [replace(case, whole=False, reference=False) for case in cases if case.whole or case.reference]
+    return [case for case in cases if case not in covered]
 
 
 CASES = strongest([*ONE, *TWO, *FOUR])
