@@ -25,12 +25,14 @@ prepare_environment() {
   if [ "$(cat "$venv/.slime-$#" 2>/dev/null)" != "$stamp" ]; then
     echo "==> installing slime and what it needs into $venv (once; a few minutes)"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install -qq --disable-pip-version-check hatchling editables torch
-    PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install -qq --disable-pip-version-check --no-build-isolation "${editable[@]}" "$@"
+    local install=("$venv/bin/pip" install -qq --disable-pip-version-check --no-compile)
+    PIP_CONSTRAINT=constraints.txt "${install[@]}" hatchling editables torch
+    PIP_CONSTRAINT=constraints.txt "${install[@]}" --no-build-isolation "${editable[@]}" "$@"
+    "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || : # on all cores; pip would do it on one
     echo "$stamp" >"$venv/.slime-$#"
   fi
-  # pip compiles what it copies, but not these folders; where Python is told to write no byte code, nobody else does either, and
-  # every command compiles them again, a second of its start. Takes half a second where nothing changed.
+  # Where Python is told to write no byte code, nobody else compiles these folders, and every command does it again, a second of
+  # its start. Takes half a second where nothing changed.
   "$venv/bin/python" -m compileall -q "${sources[@]}" || :
   export PATH="$(cd "$venv" && pwd)/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 }

@@ -37,25 +37,41 @@ _KNOWN_WARNINGS: dict[str, type[Warning]] = {
 
 
 class _OnTheCpu(TorchFunctionMode):
-    """Every tensor function that names a CUDA device gets the CPU in its place."""
+    """Every tensor function that names a CUDA device gets the CPU in its place. Called for every one, also for `Tensor.shape`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if func is torch.Tensor.record_stream:
-            return None
-        if func is torch.Tensor.type and len(args) == 1 and not given:
-            # Optimizers sort parameters by names such as "torch.cuda.FloatTensor".
-            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if func in _IN_PLACE_OF:
+            return _IN_PLACE_OF[func](*args, **(kwargs or {}))
+        if not kwargs:
+            return func(*args)
+        given = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         if _is_cuda(given.get("device")):
             given["device"] = CPU
-        given.pop("pin_memory", None)
-        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            args = (args[0], CPU, *args[2:])
         return func(*args, **given)
+
+
+def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if args and _is_cuda(args[0]):
+        args = (CPU, *args[1:])
+    if _is_cuda(kwargs.get("device")):
+        kwargs["device"] = CPU
+    return tensor.to(*args, **kwargs)
+
+
+def _type(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Optimizers sort parameters by names such as "torch.cuda.FloatTensor"."""
+    found = tensor.type(*args, **kwargs)
+    return found if args or kwargs else found.replace("torch.", "torch.cuda.", 1)
+
+
+_IN_PLACE_OF: dict[Any, Callable[..., Any]] = {
+    Tensor.cuda: lambda tensor, *args, **kwargs: tensor,
+    Tensor.record_stream: lambda *args: None,
+    Tensor.to: _to,
+    Tensor.type: _type,
+}
 
 
 class _Stream:
