@@ -23,6 +23,9 @@ class Tokenizer:
     def get_vocab(self) -> dict[str, int]:
         return self.vocabulary
 
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
 
 def test_a_token_behind_the_embedding_is_named_and_a_placeholder_of_images_is_not() -> None:
     require_rows(Tokenizer(a=0, b=7, image_soft_token=8, pad=9), 8, "--hf-checkpoint")  # type: ignore[arg-type]
@@ -31,6 +34,14 @@ def test_a_token_behind_the_embedding_is_named_and_a_placeholder_of_images_is_no
         ArgumentError, match=r"knows 2 tokens .* model of --ref-load .* 8 rows: 'new' \(8\), 'newer' \(9\)"
     ):
         require_rows(Tokenizer(newer=9, new=8, a=7), 8, "--ref-load")  # type: ignore[arg-type]
+
+
+def test_a_token_that_is_added_later_is_seen() -> None:
+    tokenizer: Any = Tokenizer(a=0)
+    require_rows(tokenizer, 1, "--hf-checkpoint")
+    tokenizer.vocabulary["new"] = 1
+    with pytest.raises(ArgumentError, match=r"'new' \(1\)"):
+        require_rows(tokenizer, 1, "--hf-checkpoint")
 
 
 @pytest.mark.parametrize("stored", ["tied", "twice the same", "different", "untied and different"])

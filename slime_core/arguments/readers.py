@@ -6,7 +6,7 @@ see `slime_core.contracts.options.reads_options`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -69,15 +69,15 @@ def without_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugin
     An option that no installed component declares may be read by anything, such as an observer.
 
     Args:
-        selected: the chosen components. One that declares nothing may read whatever the installed ones of its kind do.
+        selected: the chosen components.
     """
-    readers = _Readers(resolved.namespace, plugins)
+    readers = _Readers(resolved.namespace, plugins, selected)
     args, found = resolved.args, []
     for name in resolved.set_by_user:
         option = resolved.namespace.options[name]
         if getattr(args, name) == option.default or not (known := readers.of(name)):
             continue
-        conditions = list(readers.conditions(option, selected))
+        conditions = readers.conditions(option)
         if not conditions:
             found.append(
                 f"{option.flag} has no effect: it is read by {' or '.join(known)}, which this run does not use."
@@ -94,40 +94,40 @@ def in_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugins: Pl
     Args:
         selected: the chosen components.
     """
-    readers, found = _Readers(resolved.namespace, plugins), set()
+    readers, found = _Readers(resolved.namespace, plugins, selected), set()
     for name, option in resolved.namespace.options.items():
-        conditions = list(readers.conditions(option, selected))
+        conditions = readers.conditions(option)
         if not readers.of(name) or (conditions and not unmet(resolved.args, conditions)):
             found.add(name)
     return found
 
 
 class _Readers:
-    """What all installed components declare."""
+    """What all installed components declare, and who of them is chosen."""
 
-    def __init__(self, namespace: Namespace, plugins: Plugins) -> None:
-        self._options, self._model = namespace.options, namespace.model
+    def __init__(self, namespace: Namespace, plugins: Plugins, selected: Sequence[Selected[Any]]) -> None:
+        """Args:
+        selected: the chosen components. One that declares nothing may read whatever the installed ones of its kind do.
+        """
+        self._options = namespace.options
         self._installed = [
             (component.kind, component.name, options_read(component.reads_options or (), namespace.model))
             for component in plugins.all_components()
         ]
+        self._chosen: list[dict[str, str]] = []
+        for component in selected:
+            if component.reads_options is not None:
+                self._chosen.append(options_read(component.reads_options, namespace.model))
+            else:
+                self._chosen += [read for kind, _, read in self._installed if kind == component.kind]
 
     def of(self, name: str) -> list[str]:
         """Who reads the option: "the core", or components as "kind name"."""
         core = ["the core"] if self._options[name].read_by_core is not False else []
         return core + [f"the {kind} {own!r}" for kind, own, read in self._installed if name in read]
 
-    def conditions(self, option: Option, selected: Sequence[Selected[Any]]) -> Iterator[str]:
-        """Under which condition the core and each of the chosen components read the option."""
-        if option.read_by_core is not False:
-            yield option.read_by_core if isinstance(option.read_by_core, str) else ""
-        for component in selected:
-            if component.reads_options is not None:
-                read = options_read(component.reads_options, self._model)
-                yield from [read[option.name]] if option.name in read else []
-            else:
-                yield from (
-                    read[option.name]
-                    for kind, _, read in self._installed
-                    if kind == component.kind and option.name in read
-                )
+    def conditions(self, option: Option) -> list[str]:
+        """Under which conditions the core and the chosen components read the option, one for each that does."""
+        by_core = option.read_by_core
+        own = [] if by_core is False else [by_core if isinstance(by_core, str) else ""]
+        return own + [read[option.name] for read in self._chosen if option.name in read]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from email.message import Message
 from importlib import metadata
 from typing import Literal
 
@@ -81,13 +82,13 @@ def discover() -> list[PluginInfo]:
     distribution and name."""
     found: dict[tuple[str, str], PluginInfo] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        dist = entry.dist
+        about = entry.dist.metadata if entry.dist else Message()  # each look at it reads the file again
         info = PluginInfo(
             name=entry.name,
-            distribution=dist.name if dist else "unknown",
-            version=dist.version if dist else "0",
+            distribution=about["Name"] or "unknown",
+            version=about["Version"] or "0",
             target=entry.value,
-            requires_core=_core_requirement(dist.requires or [] if dist else []),
+            requires_core=_core_requirement(about.get_all("Requires-Dist") or []),
         )
         found.setdefault((canonicalize_name(info.distribution), info.name), info)
     return [found[key] for key in sorted(found, key=lambda key: (key[0] not in FIRST_PARTY, key))]

@@ -8,8 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.resolve import BY_TIME
@@ -40,6 +38,7 @@ from slime_core.start_up import collect_again
 from slime_core.training.initial_weights import start_in_words
 from slime_core.training.worker import TrainWorker
 from slime_core.whole_file import write_whole
+from slime_core.yaml_text import to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +231,5 @@ def _initial_weights_may_be_best(args: RunArguments, early: EarlyStopping | None
 
 
 def _write_config(path: Path, config: dict[str, Any]) -> None:
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     with writing("The configuration", path):
-        write_whole(path, text)
+        write_whole(path, to_yaml(config))

@@ -21,6 +21,7 @@ from slime_core.data.checkpoint_folders import is_of_a_run
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.run.checkpoints import all_checkpoints, find_checkpoint, started_in, stored_arguments
 from slime_core.secrets import MASK
+from slime_core.yaml_text import from_yaml
 
 CONFIG = "config.yaml"
 
@@ -130,7 +131,7 @@ def given_arguments(arguments: Mapping[str, Any], namespace: Namespace) -> dict[
 def _arguments_of_config(file: Path) -> dict[str, Any] | None:
     """The arguments in a `config.yaml`; None where there is no such file, or it is another program's."""
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = from_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return None
     except yaml.YAMLError as error:

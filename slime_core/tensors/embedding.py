@@ -4,6 +4,7 @@ weights are. Called by train backends where they load a model, and by `slime che
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, option: str) -> 
     Raises:
         ArgumentError: the tokenizer knows tokens that the embedding has no row for.
     """
+    if _last(tokenizer, len(tokenizer)) < rows:
+        return
     behind = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     behind.pop(getattr(tokenizer, "pad_token", None) or "", None)
     if beyond := sorted((token for token in behind if not _NO_TEXT.search(token)), key=behind.__getitem__):
@@ -43,6 +46,16 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, option: str) -> 
             f"which has {rows} rows: {named}. Enlarge the embedding (model.resize_token_embeddings) and save the model again, "
             "or use the tokenizer that belongs to it."
         )
+
+
+@lru_cache(maxsize=4)
+def _last(tokenizer: PreTrainedTokenizerBase, size: int) -> int:
+    """The largest number of a token. A look through all of them takes a tenth of a second, and a run looks several times.
+
+    Args:
+        size: how many tokens there are, which changes where somebody adds one.
+    """
+    return max(tokenizer.get_vocab().values(), default=-1)
 
 
 def require_tied(folder: str, tied: bool, option: str) -> None:

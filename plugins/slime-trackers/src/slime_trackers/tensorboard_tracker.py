@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from slime_core.errors import PluginError
+from slime_core.yaml_text import to_yaml
 
 if TYPE_CHECKING:
     from slime_core.arguments.groups.profiling import ProfilingArguments
@@ -64,8 +63,7 @@ class TensorboardTracker:
 
 def _as_markdown(config: dict[str, Any]) -> str:
     """Return the configuration as YAML in a Markdown code block."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    return "".join(f"    {line}\n" for line in text.splitlines())
+    return "".join(f"    {line}\n" for line in to_yaml(config).splitlines())
 
 
 def _text_summary(tag: str, text: str) -> Any:

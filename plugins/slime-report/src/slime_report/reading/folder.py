@@ -12,6 +12,7 @@ import yaml
 
 from slime_core.errors import ArgumentError
 from slime_core.run.claims import claim_of, is_claimed
+from slime_core.yaml_text import from_yaml
 from slime_report.recording import EVENTS, FOLDER, SIGNS
 from slime_report.report import Resumed, State
 
@@ -169,9 +170,8 @@ def _at(event: dict[str, Any]) -> float:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        found = from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -13,13 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from slime_core import __version__
 from slime_core.arguments.derived import derived
 from slime_core.display import told
 from slime_core.runtime.hardware import visible_hardware
 from slime_core.secrets import masked
+from slime_core.yaml_text import from_yaml
 from slime_report.recording import EVENTS, FOLDER, SIGNS
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def _resume_after(run_dir: Path) -> int | None:
     path = run_dir / "config.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     last = [line for line in lines if line.startswith("resume_after:")]
-    found = yaml.safe_load(last[-1])["resume_after"] if last else None
+    found = from_yaml(last[-1])["resume_after"] if last else None
     return found if isinstance(found, int) else None
 
 
