@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,14 @@ def test_ctrl_c_stops_an_answer_which_is_kept_and_twice_ends(
 
     prompts: list[list[int]] = []
     original = model.answer
-    monkeypatch.setattr(
-        model, "answer", lambda tokens, *rest, **more: prompts.append(tokens) or original(tokens, *rest, **more)
-    )
+
+    async def all_at_once(tokens: list[int], *rest: Any, **more: Any) -> AsyncIterator[Any]:
+        """The whole answer is there before its first piece is shown, as with an engine that is faster than the terminal."""
+        prompts.append(tokens)
+        for piece in [piece async for piece in original(tokens, *rest, **more)]:
+            yield piece
+
+    monkeypatch.setattr(model, "answer", all_at_once)
     monkeypatch.setattr(chat, "write", write)
     flags = ["--rollout-temperature", "0", "--rollout-max-response-len", "300"]
     assert (
@@ -256,15 +261,22 @@ def test_at_a_terminal(tiny_model: Path, model: ServedModel) -> None:
         before, _, seen = seen.partition(text)
         return before
 
+    def until_it_waits() -> None:
+        """readline hears of a signal once it waits for keys: the process sleeps, and has done nothing for half a second."""
+        before = None
+        while (now := Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[:13]) != before:
+            before = now if now[0] == "S" else None
+            time.sleep(0.5)
+
     try:
         assert "(greedy; /help)" in until("> ")
         os.write(ours, b"One?\n")
         assert lines_of(replies(model, "One?")) in until("> ")
-        time.sleep(0.5)  # no person is faster: readline hears of a signal once it waits for keys
+        until_it_waits()
         process.send_signal(signal.SIGINT)
         until("Ctrl-C again ends")
         until("> ")
-        time.sleep(0.5)
+        until_it_waits()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:

@@ -170,6 +170,7 @@ class Conversation:
                     told.append(piece.text)
                     write(piece.text)
                     reason = piece.finish_reason
+                    await asyncio.sleep(0)  # Ctrl-C is heard here, also where the next pieces are there already
         finally:
             if not "".join(told).endswith("\n"):
                 write("\n")
