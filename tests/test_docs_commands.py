@@ -6,9 +6,11 @@ import io
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docs_commands import OWN_TEST, ROOT, Block, blocks, inline
@@ -121,8 +123,13 @@ def what_is_wrong(namespace: Namespace, command: list[str], capsys: pytest.Captu
     return None
 
 
+@cache
+def installed_commands() -> Mapping[str, Any]:
+    return Plugins().components("command")
+
+
 def wrong_of_slime(namespace: Namespace, words: list[str], capsys: pytest.CaptureFixture[str]) -> str | None:
-    commands = Plugins().components("command")
+    commands = installed_commands()
     name, *rest = words
     if name.startswith("-") or name.isupper():
         return None
