@@ -28,7 +28,7 @@ prepare_environment() {
     local install=("$venv/bin/pip" install -qq --disable-pip-version-check --no-compile)
     PIP_CONSTRAINT=constraints.txt "${install[@]}" hatchling editables torch
     PIP_CONSTRAINT=constraints.txt "${install[@]}" --no-build-isolation "${editable[@]}" "$@"
-    "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || : # on all cores; pip would do it on one
+    "$venv/bin/python" -W ignore -m compileall -qq -j 0 "$venv/lib" || : # on all cores; pip would do it on one
     echo "$stamp" >"$venv/.slime-$#"
   fi
   # Where Python is told to write no byte code, nobody else compiles these folders, and every command does it again, a second of
