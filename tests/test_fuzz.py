@@ -5,9 +5,11 @@ Each is read or refused with one of the project's exceptions, in a process of it
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import KINDS
-from benchmarks.fuzzing import rows
+from benchmarks.fuzzing import arrow, checkpoints, recipes, rows, samples
 from benchmarks.fuzzing.outcome import outcome
 
 
@@ -39,6 +41,26 @@ def test_inputs_are_read_or_refused(kind: str, examples: int) -> None:
 
 def rows_of_sixty(r: random.Random, folder: Path) -> Callable[[], None]:
     return rows.attempt(r, folder, 60)
+
+
+def test_what_is_whole_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise damage is never looked at: all inputs of a kind would be refused for one reason."""
+    monkeypatch.setenv("SLIME_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipe.yaml").write_text(recipes.RECIPE)
+    (tmp_path / "dump.arrow").write_bytes(samples.sample_file())
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows.conversation(random.Random(0), 1)))
+    path = checkpoints.write_checkpoint(tmp_path)
+    reads: list[Callable[[], object]] = [
+        lambda: recipes.read_recipe_and_words(tmp_path / "recipe.yaml", []),
+        lambda: recipes.read_recipe_and_words(None, recipes.WORDS),
+        lambda: samples.read_samples(tmp_path / "dump.arrow"),
+        lambda: rows.read_rows(tmp_path / "rows.jsonl", None),
+        lambda: checkpoints.read_checkpoint(path),
+    ]
+    for name, data in arrow.arrow_files().items():
+        (tmp_path / name).write_bytes(data)
+        reads.append(partial(rows.read_rows, tmp_path / name, None, convert=False))
+    assert [outcome(read) for read in reads] == ["read"] * len(reads)
 
 
 def test_what_goes_wrong_is_seen() -> None:

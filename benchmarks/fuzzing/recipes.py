@@ -1,4 +1,4 @@
-"""Recipes that are damaged as bytes or as lines, and command lines with words that are missing, double, foreign or odd."""
+"""Recipes that are damaged as bytes or as lines or hold other values, and command lines with words that are missing, double, foreign or odd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.fuzzing.damage import TEXTS, damaged
+import yaml
+
+from benchmarks.fuzzing.damage import TEXTS, damaged, hostile_value, mutated
 
 
 def attempt(r: Random, folder: Path) -> Callable[[], None]:
@@ -20,7 +22,7 @@ def attempt(r: Random, folder: Path) -> Callable[[], None]:
 
 RECIPE = """\
 hf_checkpoint: model
-prompt_data: [train.jsonl@[0:5], more.jsonl]
+prompt_data: ["train.jsonl@[0:5]", more.jsonl]
 input_key: messages
 apply_chat_template_kwargs: {enable_thinking: false}
 lr: 1e-5
@@ -66,7 +68,11 @@ ODD = (
 
 
 def damaged_recipe(r: Random, folder: Path) -> Path:
-    """A recipe, damaged as bytes or as lines."""
+    """A recipe, damaged as bytes or as lines, or one of other values."""
+    file = folder / "recipe.yaml"
+    if r.random() < 0.5:
+        file.write_text(other_recipe(r), errors="backslashreplace")
+        return file
     lines = RECIPE.splitlines()
     for _ in range(r.randrange(4)):
         place = r.randrange(len(lines))
@@ -75,9 +81,17 @@ def damaged_recipe(r: Random, folder: Path) -> Path:
             (f"{key}: {r.choice((*ODD, *TEXTS))}", f"{r.choice(ODD)}: {value}", lines[place] * 2, "", r.choice(ODD))
         )
     data = "\n".join(lines).encode("utf-8", "surrogatepass")
-    file = folder / "recipe.yaml"
     file.write_bytes(damaged(r, data) if r.random() < 0.5 else data)
     return file
+
+
+def other_recipe(r: Random) -> str:
+    """A recipe that is good YAML, with hostile values, further options and stages that are changed somewhere."""
+    values = yaml.safe_load(RECIPE)
+    for place in (values, *values["stages"]):
+        for flag in r.sample(flags(), r.randrange(4)):
+            place[flag.removeprefix("--").replace("-", "_")] = hostile_value(r)
+    return str(yaml.safe_dump(mutated(r, values) if r.random() < 0.5 else values, allow_unicode=True))
 
 
 def damaged_words(r: Random, known: list[str]) -> list[str]:
