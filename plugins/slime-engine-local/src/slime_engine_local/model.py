@@ -7,9 +7,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,13 @@ from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.vision import auto_model, is_vision_model
 from slime_core.errors import SlimeError
 from slime_core.remote_code import from_config, from_pretrained, load_configuration
-from slime_core.tensors.experts import put_together
-from slime_core.tensors.freed_memory import give_back_freed_memory
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import length_dependent
 from slime_core.tensors.stored_weights import KEPT_IN_FLOAT32
 from slime_engine_local import attention
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
-from slime_engine_local.errors import EngineError, HalfReplaced
+from slime_engine_local.errors import EngineError
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.fused_proof import SeenLayers, agree, layers_agree
 from slime_engine_local.layer_operations import LayerOperations, PlainOperations
@@ -35,31 +32,13 @@ from slime_engine_local.pages import StaticPass
 from slime_engine_local.triton_experts import exchange_experts
 from slime_engine_local.triton_operations import TritonOperations, fits
 from slime_engine_local.vision import RowImages, features_of, language_part, probe_chunk, row_images, row_positions
+from slime_engine_local.weights import Weights
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 HALF = (torch.bfloat16, torch.float16)
 PROBED = 8
 """Tokens that forms of the model are compared with."""
 _log = logging.getLogger(__name__)
-
-
-class _Copy(Protocol):
-    """A copy of a weight that the engine owns: an ordinary parameter, a `PackedLinear` or a part of fused layers."""
-
-    def copy_(self, weight: Tensor, /) -> object: ...
-
-
-@dataclass
-class _Weight:
-    """A weight of the model; where layers are tied, it has several names.
-
-    Attributes:
-        copies: what must be written when the weight changes.
-    """
-
-    names: list[str]
-    shape: torch.Size
-    copies: list[_Copy] = field(default_factory=list)
 
 
 class LanguageModel:
@@ -106,10 +85,7 @@ class LanguageModel:
         self.state = object()
         self._module.eval()
         self._module.tie_weights()
-        stored: dict[int, _Weight] = {}
-        for name, tensor in self._module.state_dict(keep_vars=True).items():
-            stored.setdefault(id(tensor), _Weight([], tensor.shape)).names.append(name)
-        self._weights = list(stored.values())
+        self._weights = Weights(self._module)
         self._fill(weights)
 
     @classmethod
@@ -147,11 +123,7 @@ class LanguageModel:
         Raises:
             EngineError: a weight is missing, unknown, or of another shape.
         """
-        pairs = self._checked(weights)
-        self._take_back()
-        for weight, new in pairs:
-            for own in weight.copies:
-                own.copy_(new)
+        self._weights.update(weights)
         self.state = object()
 
     def replace(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -161,28 +133,8 @@ class LanguageModel:
             EngineError: the first one does not fit; nothing is changed.
             HalfReplaced: a later one does not fit or does not come, or one is missing: the model is of no use now.
         """
-        left = {id(weight): weight for weight in self._weights}
-        by_name = {name: weight for weight in self._weights for name in weight.names}
-        copied, self.state = 0, object()
-        self._take_back()
-        try:
-            known = {name: weight.shape for name, weight in by_name.items()}
-            for name, new in put_together(weights, known):
-                if (weight := by_name.get(name)) is None:
-                    raise EngineError(_misfit(f"{name} is unknown to the model"))
-                if new.shape != weight.shape:
-                    raise EngineError(_misfit(_shapes(name, new, weight)))
-                for own in weight.copies:
-                    own.copy_(new)
-                copied += 1
-                left.pop(id(weight), None)
-            if left:
-                more = f" ({len(left)} such problems in all)" if len(left) > 1 else ""
-                raise EngineError(_misfit(f"{next(iter(left.values())).names[0]} is missing{more}"))
-        except Exception as error:
-            if not copied:
-                raise
-            raise HalfReplaced(f"{error} {copied} weights had been replaced by then.") from error
+        self.state = object()
+        self._weights.replace(weights)
 
     def give_up(self) -> bool:
         """Free the weights where they are packed, and return whether they are. Then the model is of no use until all of them are
@@ -192,21 +144,8 @@ class LanguageModel:
         for layer in packed:
             layer.give_up()
         if packed:
-            for plain in self._plain():
-                plain.untyped_storage().resize_(0)
+            self._weights.give_up()
         return bool(packed)
-
-    def _plain(self) -> Iterator[nn.Parameter]:
-        """The weights that are not packed, such as the embedding."""
-        return (copy for weight in self._weights for copy in weight.copies if isinstance(copy, nn.Parameter))
-
-    def _take_back(self) -> None:
-        """Take memory for what `give_up` has freed."""
-        given_up = [own for own in self._plain() if not own.untyped_storage().nbytes()]
-        if given_up:
-            give_back_freed_memory()  # that of the trainer's step
-        for own in given_up:
-            own.untyped_storage().resize_(own.nbytes)
 
     @property
     def vocabulary(self) -> int:
@@ -292,35 +231,12 @@ class LanguageModel:
         logits: Tensor = output.logits[0]
         return logits
 
-    def _checked(self, given: Mapping[str, Tensor]) -> list[tuple[_Weight, Tensor]]:
-        """Return each weight of the model with its new values.
-
-        Raises:
-            EngineError: a weight is missing, unknown, or of another shape.
-        """
-        known = {name: weight.shape for weight in self._weights for name in weight.names}
-        given = dict(put_together(given.items(), known))
-        problems = [f"{name} is unknown to the model" for name in given if name not in known]
-        pairs: list[tuple[_Weight, Tensor]] = []
-        for weight in self._weights:
-            new = next((given[name] for name in weight.names if name in given), None)
-            if new is None:
-                problems.append(f"{weight.names[0]} is missing")
-            elif new.shape != weight.shape:
-                problems.append(_shapes(weight.names[0], new, weight))
-            else:
-                pairs.append((weight, new))
-        if problems:
-            more = f" ({len(problems)} such problems in all)" if len(problems) > 1 else ""
-            raise EngineError(_misfit(f"{problems[0]}{more}"))
-        return pairs
-
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
         """Give the empty model its first weights.
 
         At first these are the very tensors that were handed over. Each is then replaced by a copy, one after the other.
         """
-        pairs = [(weight, self._own(weight.names[0], new)) for weight, new in self._checked(weights)]
+        pairs = [(weight, self._own(weight.names[0], new)) for weight, new in self._weights.paired(weights)]
         for weight, new in pairs:
             self._set(weight.names, nn.Parameter(new.detach(), requires_grad=False))
         self._module.to(self.device)  # what is computed from the configuration and so was not handed over
@@ -447,14 +363,6 @@ def refusal(config: Any) -> str:
     if kind := length_dependent(config):
         return f"its position encoding ({kind}) depends on the longest sequence in the batch"
     return ""
-
-
-def _misfit(problem: str) -> str:
-    return f"The weights handed to the engine 'local' do not fit its model: {problem}."
-
-
-def _shapes(name: str, new: Tensor, weight: _Weight) -> str:
-    return f"{name} has shape {tuple(new.shape)}, expected {tuple(weight.shape)}"
 
 
 def _dtype_and_device(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
