@@ -7,7 +7,6 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Union
 
 from packaging.utils import canonicalize_name
@@ -128,7 +127,7 @@ class Namespace:
                     self._add(group, info.distribution)
             except PluginError as error:
                 set_aside(info, error)
-        self.model = _model(tuple(self._plugin_groups))
+        self.model = self._make_model()
 
     def advice(self, name: str) -> str:
         """A sentence, with a space in front, on an option that does not exist here: what to install or to switch on for it,
@@ -143,6 +142,14 @@ class Namespace:
         flags = [option.flag for option in self.options.values()]
         return of_another_program(name) or did_you_mean("--" + name.replace("_", "-"), flags)
 
+    def _make_model(self) -> type[RunArguments]:
+        further = {name: value for group in self._plugin_groups for name, value in group.attributes.items()}
+        missing = {name: value for name, value in further.items() if name not in self.options}
+        mixin = type("Attributes", (), {**missing, FURTHER_ATTRIBUTES: further})
+        groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups, mixin)
+        model: type[RunArguments] = create_model("Arguments", __base__=groups)
+        return model
+
     def admit(self, names: Iterable[str]) -> None:
         """Declare those of these names that are no options yet and belong to a family.
 
@@ -154,7 +161,7 @@ class Namespace:
             if wanted := [name for name in unknown if name.startswith(prefix)]:
                 module, _, function = target.partition(":")
                 self._add(getattr(importlib.import_module(module), function)(wanted), distribution)
-                self.model = _model(tuple(self._plugin_groups))
+                self.model = self._make_model()
 
     def is_of_a_family(self, name: str) -> bool:
         """Whether another program defines the options whose names begin as this one's."""
@@ -166,18 +173,6 @@ class Namespace:
         self._families |= {prefix: (target, distribution) for prefix, target in group.families.items()}
         for name, field in group.model_fields.items():
             self.options[name] = Option(name, group, distribution, field)
-
-
-@lru_cache(maxsize=4)
-def _model(groups: tuple[type[ArgumentGroup], ...]) -> type[RunArguments]:
-    """The run's arguments with those of plugins. Making it takes some hundredths of a second, and a process may run several recipes."""
-    further = {name: value for group in groups for name, value in group.attributes.items()}
-    options = {name for group in (*GROUPS, *groups) for name in group.model_fields}
-    missing = {name: value for name, value in further.items() if name not in options}
-    mixin = type("Attributes", (), {**missing, FURTHER_ATTRIBUTES: further})
-    bases: tuple[Any, ...] = (RunArguments, *groups, mixin)
-    model: type[RunArguments] = create_model("Arguments", __base__=bases)
-    return model
 
 
 def _checked_groups(given: Any, known: dict[str, Option], distribution: str) -> list[type[ArgumentGroup]]:
