@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +36,10 @@ settings.register_profile("same-inputs", derandomize=True)
 settings.register_profile("search", derandomize=False, max_examples=1000)
 settings.load_profile("same-inputs")
 
+
+# Shells let what they start in the background ignore SIGINT, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests import millions of objects that stay. Looking through them again and again takes a quarter of the time of collecting.
 collect_seldom()

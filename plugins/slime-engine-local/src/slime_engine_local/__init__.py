@@ -12,6 +12,7 @@ vision.py        images in prompts
 forward_pass.py  what the attention layers must know about one forward pass
 attention.py     attention over one packed row of tokens, which keeps requests apart
 model.py         the engine's copy of the model
+weights.py       what must be written where when a weight of the model changes
 threads.py       how many threads compute on a busy machine
 decoder.py       a faster form of Llama-like decoders
 layer_operations.py  what such a decoder computes between its products
