@@ -33,5 +33,3 @@ plugin.py        what slime finds
 """
 
 __version__ = "0.1.0"
-
-__version__ = "0.1.0"
