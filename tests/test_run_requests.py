@@ -34,19 +34,12 @@ def loss(args, inputs):
     return sft_loss(args, inputs)
 """
 
-STARTED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they start in the background ignore it
-from slime_core.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
 
 def interrupted(tmp_path: Path, words: list[str], *numbers: int) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own that is sent these signals in its second rollout."""
     (tmp_path / "asks.py").write_text(LOSS.format(numbers=tuple(int(number) for number in numbers)))
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    command = [sys.executable, "-c", STARTED, "train", *words, "--num-rollout", "5"]
+    command = [sys.executable, "-m", "slime_core", "train", *words, "--num-rollout", "5"]
     command += ["--loss-type", "custom_loss", "--custom-loss-function-path", "asks.loss"]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -94,7 +87,8 @@ def test_a_second_signal_or_one_where_nothing_is_saved_ends_a_run_at_once(sft, t
 
 
 def test_a_run_whose_terminal_is_closed_saves_and_ends_as_after_sigterm(sft, tmp_path):
-    started = "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n" + STARTED
+    started = "import fcntl, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    started += "from slime_core.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     words = ["train", *sft, "--num-rollout", "500", "--save", str(tmp_path / "s"), "--save-interval", "500"]
     terminal, end = pty.openpty()
     run = subprocess.Popen(

@@ -71,7 +71,7 @@ def damaged_recipe(r: Random, folder: Path) -> Path:
     """A recipe, damaged as bytes or as lines, or one of other values."""
     file = folder / "recipe.yaml"
     if r.random() < 0.5:
-        file.write_text(other_recipe(r), errors="backslashreplace")
+        file.write_text(other_recipe(r), "utf-8", "backslashreplace")
         return file
     lines = RECIPE.splitlines()
     for _ in range(r.randrange(4)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from email.message import Message
 from importlib import metadata
 from typing import Literal
 
@@ -82,13 +81,13 @@ def discover() -> list[PluginInfo]:
     distribution and name."""
     found: dict[tuple[str, str], PluginInfo] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        about = entry.dist.metadata if entry.dist else Message()  # each look at it reads the file again
+        dist = entry.dist
         info = PluginInfo(
             name=entry.name,
-            distribution=about["Name"] or "unknown",
-            version=about["Version"] or "0",
+            distribution=dist.name if dist else "unknown",
+            version=dist.version if dist else "0",
             target=entry.value,
-            requires_core=_core_requirement(about.get_all("Requires-Dist") or []),
+            requires_core=_core_requirement(dist.requires or [] if dist else []),
         )
         found.setdefault((canonicalize_name(info.distribution), info.name), info)
     return [found[key] for key in sorted(found, key=lambda key: (key[0] not in FIRST_PARTY, key))]
