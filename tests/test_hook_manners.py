@@ -21,6 +21,7 @@ from slime_core.cli.main import main
 from slime_core.contracts.kind import FailurePolicy
 from slime_core.errors import SampleError
 from slime_core.plugins import Plugins
+from slime_core.plugins.boundaries import children
 from slime_core.plugins.calls import DROPPED, Caller
 from slime_core.run.tracking import JsonlTracker
 from slime_core.sample import Sample, Status
@@ -264,6 +265,30 @@ def test_processes_that_hooks_leave_behind_are_named_at_the_end(sft, tmp_path, m
         for child in left:
             child.kill()
             child.wait()
+
+
+def test_a_process_whose_thread_ends_meanwhile_is_still_found() -> None:
+    """The kernel gives it to another thread then. In several tries, as that happens between two of its steps."""
+    for _ in range(6):
+        left: list[subprocess.Popen[bytes]] = []
+        together = threading.Barrier(17)
+
+        def start() -> None:
+            left.append(subprocess.Popen(["sleep", "60"]))  # noqa: B023
+            together.wait()  # noqa: B023
+
+        threads = [threading.Thread(target=start) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        together.wait()
+        try:
+            assert [len({child.pid for child in left} - set(children())) for _ in range(8)] == [0] * 8
+        finally:
+            for thread in threads:
+                thread.join()
+            for child in left:
+                child.kill()
+                child.wait()
 
 
 # --------------------------------------------------------------------------------------------------------------- metrics

@@ -4,7 +4,6 @@ compute what one process does is tested with the torch backend."""
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -14,16 +13,11 @@ import torch
 import torch.distributed as dist
 
 from slime_core.errors import ClusterError
+from slime_core.free_port import FreePort
 from slime_core.tensors import interfaces
 from slime_core.tensors.ranks import Ranks, backends
 
 CPU = torch.device("cpu")
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +47,9 @@ def test_ranks_that_do_not_find_each_other_say_so_in_time(
 ) -> None:
     monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setitem(os.environ, "NCCL_SOCKET_IFNAME", "lo")
-    for name, value in (
-        {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | variables
-    ).items():
+    port = FreePort("127.0.0.1")
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.number)}
+    for name, value in (common | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ClusterError, match=message):
         Ranks.join(timeout_minutes=0.02)

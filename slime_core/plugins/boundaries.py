@@ -63,21 +63,15 @@ def settle(label: str, process: int) -> None:
 
 def children() -> dict[int, str]:
     """Return the processes that this one has started and that have not ended, with their command lines; {} where /proc is not
-    there."""
-    found: dict[int, str] = {}
-    for tasks in Path("/proc/self/task").glob("*/children"):
+    there. All processes of the machine are asked for their parent: the kernel's lists of children, one for each thread, lose those
+    of a thread that ends while they are read."""
+    own, found = os.getpid(), {}
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            numbers = tasks.read_text().split()
-        except OSError:
+            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == own and state != "Z":  # ended, and nobody has asked how
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(process.name)] = words.decode(errors="replace").strip()
+        except (OSError, ValueError):  # it has ended
             continue
-        for number in map(int, numbers):
-            try:
-                state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-                words = (
-                    Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                )
-            except (OSError, IndexError):
-                continue
-            if state != "Z":  # ended, and nobody has asked how
-                found[number] = words
     return found

@@ -7,7 +7,6 @@ whatever it reports itself means that the process or its machine is gone.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ import ray
 
 from slime_core.contracts.data import Closes
 from slime_core.display import log_to_stderr, tell_plainly
+from slime_core.free_port import FreePort
 from slime_core.model_folders import look_once_through_models
 from slime_core.plugins import Plugins
 from slime_core.runtime.failures import Failure
@@ -25,7 +25,7 @@ from slime_core.start_up import collect_again, collect_seldom
 
 @dataclass(frozen=True)
 class ActorLocation:
-    """Where an actor runs: its process, its machine, a free port of that, and the GPUs that Ray gave it."""
+    """Where an actor runs: its process, its machine, a free port of that, kept for it, and the GPUs that Ray gave it."""
 
     pid: int
     node: str
@@ -57,17 +57,15 @@ class WorkerActor:
         self._who = f"{name} (process {os.getpid()} on {_own_address()})"
         self._worker: Any = None
         self._plugins: Plugins | None = None
+        self._port = FreePort("")
 
     def __repr__(self) -> str:  # in front of every line that this process prints
         return self._name
 
     def where(self) -> ActorLocation:
         """Where this actor runs. Called before `start`."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
         gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-        return ActorLocation(os.getpid(), _own_address(), port, gpus)
+        return ActorLocation(os.getpid(), _own_address(), self._port.number, gpus)
 
     def start(self, maker: Maker, environment: dict[str, str]) -> tuple[Failure | None, None]:
         """Make the worker, with these environment variables set."""

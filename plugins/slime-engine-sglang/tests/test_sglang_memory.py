@@ -23,10 +23,11 @@ import sglang_cases as cases
 import torch
 
 from slime_core.errors import ArgumentError
+from slime_core.free_port import FreePort
 from slime_engine_sglang import launcher, member, router, server
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
-from slime_engine_sglang.process import ChildProcess, free_port
+from slime_engine_sglang.process import ChildProcess
 
 PROGRAM = str(Path(__file__).with_name("scripted_sglang.py"))
 LOOPBACK = "127.0.0.1"
@@ -234,7 +235,8 @@ def test_a_server_that_refuses_is_an_error(start, tmp_path):
 
 
 def test_servers_that_run_already_must_have_been_started_for_it(start, tmp_path):
-    ports = [free_port(LOOPBACK) for _ in range(2)]
+    kept = [FreePort(LOOPBACK) for _ in range(2)]
+    ports = [port.number for port in kept]
     commands = [[sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{port}"), "0"] for port in ports]
     children = [
         ChildProcess([*commands[0], *server.MEMORY_OPTIONS], tmp_path / "log"),

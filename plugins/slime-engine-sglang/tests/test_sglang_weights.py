@@ -21,13 +21,14 @@ from sglang_cases import arguments, until
 from slime_core.contracts.precision import Hardware
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError
+from slime_core.free_port import FreePort
 from slime_core.plugins import Plugins
 from slime_core.tensors import interfaces
 from slime_core.tensors.quantised_weights import quantised_like
 from slime_engine_sglang import low_precision, snapshot
 from slime_engine_sglang.control import control_clients
 from slime_engine_sglang.errors import SGLangError
-from slime_engine_sglang.process import ChildProcess, free_port
+from slime_engine_sglang.process import ChildProcess
 from slime_engine_sglang.samples import WeightSamples
 from slime_engine_sglang.server import Server
 from slime_engine_sglang.transports import TensorTransport, address_for, serialized
@@ -94,7 +95,8 @@ def test_a_sender_reads_all_weights_even_if_no_server_answers(tmp_path):
     """The other training ranks would wait for ever in the collective that gathers the next tensor."""
     read = []
     weights = ((name, read.append(name) or torch.zeros(1)) for name in ("a", "b", "c"))
-    sender = SGLangWeightSender([f"http://127.0.0.1:{free_port('127.0.0.1')}"], "model", tmp_path, "tensor")
+    nobody = FreePort("127.0.0.1")
+    sender = SGLangWeightSender([f"http://127.0.0.1:{nobody.number}"], "model", tmp_path, "tensor")
     with pytest.raises(SGLangError, match="do not answer"):
         sender.send(weights, 1)
     assert read == ["a", "b", "c"]
@@ -186,7 +188,8 @@ def test_a_sender_can_be_pickled(tmp_path):
 @pytest.fixture
 def scripted(tmp_path):
     """The addresses of two scripted servers, which append what they are asked to the files asked-0 and asked-1."""
-    ports = [free_port("127.0.0.1") for _ in range(2)]
+    kept = [FreePort("127.0.0.1") for _ in range(2)]
+    ports = [port.number for port in kept]
     words = [
         [sys.executable, SCRIPTED, "server", str(port), str(tmp_path / f"asked-{n}")] for n, port in enumerate(ports)
     ]

@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -26,6 +25,8 @@ from unittest import mock
 
 import torch
 
+from slime_core.free_port import FreePort
+
 
 def launch(target: str, arguments: Sequence[Any], ranks: int, folder: Path, timeout_s: float) -> list[dict[str, Any]]:
     """Call a function in so many new processes, which find each other as training ranks do, and end all of them.
@@ -37,12 +38,12 @@ def launch(target: str, arguments: Sequence[Any], ranks: int, folder: Path, time
     Returns:
         per rank the dict; of a rank that failed as far as it came, with the traceback as "error".
     """
-    context, port = _context(), _free_port()
+    context, port = _context(), FreePort("127.0.0.1")
     files = [folder / f"rank {rank} of {ranks}.json" for rank in range(ranks)]
     for file in files:
         file.unlink(missing_ok=True)
     processes = [
-        context.Process(target=_rank, args=(target, tuple(arguments), rank, ranks, port, file, dict(os.environ)))
+        context.Process(target=_rank, args=(target, tuple(arguments), rank, ranks, port.number, file, dict(os.environ)))
         for rank, file in enumerate(files)
     ]
     try:
@@ -76,13 +77,6 @@ def _wait(processes: Sequence[Any], timeout_s: float) -> None:
         if any(process.exitcode for process in processes):
             end = min(end, time.monotonic() + 10)
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def _rank(

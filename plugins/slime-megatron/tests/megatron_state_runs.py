@@ -20,6 +20,7 @@ from megatron_models import make_batch, make_samples
 from safetensors.torch import load_file
 
 from slime_core.errors import CheckpointError
+from slime_core.plugins.boundaries import children
 from slime_core.run import checkpoints as written
 
 BEFORE, AFTER = 3, 2
@@ -74,12 +75,6 @@ def chain(
         del backend
 
 
-def children() -> list[int]:
-    """The processes that this one has started and that are still there."""
-    own = Path(f"/proc/{os.getpid()}/task")
-    return [int(pid) for task in own.iterdir() for pid in (task / "children").read_text().split()]
-
-
 @contextlib.contextmanager
 def slow_writing(seconds: float) -> Iterator[None]:
     """Writing begins so much later, in whichever process or thread it happens."""
@@ -102,14 +97,14 @@ def in_the_background(
     backend = ready(case, checkpoints)
     train(backend, BEFORE)
     save(backend, folder / "at once")
-    found["children after saving at once"] = children()
+    found["children after saving at once"] = list(children())
     with slow_writing(2):
         save(backend, folder / "in the background", background=True)
         found["writing when training goes on"] = backend.saved(wait=False)
         found["losses while it is written"] = train(backend, 1)
         found["one child at a time"] = len(children())
         found["written"] = [backend.saved(wait=True), backend.saved(wait=False)]
-        found["children when it is written"] = children()
+        found["children when it is written"] = list(children())
     note()
     for name, background in (("refused at once", False), ("refused in the background", True)):
         if dist.get_rank() == 0:
@@ -129,7 +124,7 @@ def in_the_background(
         time.sleep(0.2)
     (writing,) = children()
     backend._saver.close()
-    found["children when it is given up"] = children()
+    found["children when it is given up"] = list(children())
     found["it is gone"] = not Path(f"/proc/{writing}").exists()
     note()
     dist.barrier()

@@ -28,6 +28,7 @@ from vision_checkpoints import picture, write_checkpoint
 from slime_core.contracts.loss import LossInputs, LossOutputs, reads
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import SlimeError
+from slime_core.free_port import FreePort
 from slime_core.plugins import Plugins
 from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.testing import chat_tokenizer
@@ -437,12 +438,6 @@ def listening() -> set[str]:
     return {socket.inet_ntoa(address[::-1]) if len(address) == 4 else address.hex() for address in found}
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def two(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     """The folder, and what each of the two ranks found."""
@@ -454,8 +449,8 @@ def two(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iter
     incomplete.save_pretrained(folder / "incomplete", state_dict=state)
     chat_tokenizer().save_pretrained(folder / "incomplete")
     write_checkpoint(folder / "qwen2_5_vl", "qwen2_5_vl")
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    processes = [context.Process(target=child, args=(rank, port, folder), daemon=True) for rank in range(2)]
+    context, port = multiprocessing.get_context("spawn"), FreePort("127.0.0.1")
+    processes = [context.Process(target=child, args=(rank, port.number, folder), daemon=True) for rank in range(2)]
     try:
         for process in processes:
             process.start()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from slime_core.errors import ArgumentError
+from slime_core.free_port import FreePort
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.keys import WRONG_KEY, Keys
 from slime_engine_sglang.options import ROUTER, command_line
-from slime_engine_sglang.process import ChildProcess, free_port, tail
+from slime_engine_sglang.process import ChildProcess, tail
 from slime_engine_sglang.server import LOOPBACK
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Router:
         self._args, self._log = args, log
         self.is_external = bool(args.sglang_router_ip)
         self._host = args.sglang_router_ip or host
-        self._port = args.sglang_router_port or free_port(host)
-        self._metrics_port = free_port(host)
+        self._free, self._free_for_metrics = FreePort(host), FreePort(host)
+        self._port = args.sglang_router_port or self._free.number
         self._child: ChildProcess | None = None
 
     @property
@@ -49,7 +50,7 @@ class Router:
         """Start the router, unless it is external. It is not ready yet and knows no worker."""
         if not self.is_external:
             self.close()
-            command = router_command(self._args, self._host, self._port, self._metrics_port)
+            command = router_command(self._args, self._host, self._port, self._free_for_metrics.number)
             self._child = ChildProcess(command, self._log)
 
     def status(self) -> int | None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
+from slime_core.free_port import FreePort
 from slime_core.tensors.interfaces import variables_towards
 from slime_engine_sglang.keys import Keys
 from slime_engine_sglang.options import SERVER, command_line
-from slime_engine_sglang.process import ChildProcess, free_port, tail
+from slime_engine_sglang.process import ChildProcess, tail
 
 if TYPE_CHECKING:
     from slime_core.arguments.groups.cluster import ClusterArguments
@@ -57,7 +58,8 @@ class Server:
         port: int | None = None,
     ) -> None:
         self._args, self._number, self._log, self._gpus = args, number, log, [str(gpu) for gpu in gpus]
-        self.host, self.port = host, port or free_port(host)  # kept when it is started again
+        self._free = FreePort(host) if port is None else None  # kept also for when it is started again
+        self.host, self.port = host, self._free.number if self._free else port
         self._child: ChildProcess | None = None
 
     @property
