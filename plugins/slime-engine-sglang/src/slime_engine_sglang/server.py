@@ -58,8 +58,10 @@ class Server:
         port: int | None = None,
     ) -> None:
         self._args, self._number, self._log, self._gpus = args, number, log, [str(gpu) for gpu in gpus]
-        self._free = FreePort(host) if port is None else None  # kept also for when it is started again
-        self.host, self.port = host, self._free.number if self._free else port
+        if port is None:
+            self._free = FreePort(host)  # kept also for when it is started again
+            port = self._free.number
+        self.host, self.port = host, port
         self._child: ChildProcess | None = None
 
     @property
