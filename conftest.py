@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,14 +75,28 @@ def assets() -> Callable[[str], Path]:
     return prepare
 
 
+def keep_first_tokens(file: Path, size: int) -> None:
+    """Leave out all but the first tokens of a BPE tokenizer, which are those that it has learned first."""
+    whole = json.loads(file.read_text())
+    vocab, merges = whole["model"]["vocab"], whole["model"]["merges"]
+    left_out = len(vocab) - size
+    whole["model"]["vocab"] = {token: number for token, number in vocab.items() if number < size}
+    whole["model"]["merges"] = merges[: len(merges) - left_out]
+    file.unlink()
+    file.write_text(json.dumps(whole))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(assets: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama-shaped random model of two layers with SmolLM2's tokenizer, as a Hugging Face checkpoint."""
+    """A Llama-shaped random model of two layers, as a Hugging Face checkpoint. Its tokenizer has the first 4,096 tokens of SmolLM2's:
+    all of them would be most of the work of a model of this size."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = AutoTokenizer.from_pretrained(assets("tokenizers") / "smollm2")
+    shutil.copytree(assets("tokenizers") / "smollm2", folder, dirs_exist_ok=True)
+    keep_first_tokens(folder / "tokenizer.json", 4096)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
