@@ -38,9 +38,10 @@ settings.register_profile("search", derandomize=False, max_examples=1000)
 settings.load_profile("same-inputs")
 
 
-# Shells let what they start in the background ignore SIGINT, and so would all that tests start and interrupt.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Shells let what they start in the background ignore SIGINT, and nohup SIGHUP, and so would all that tests start and interrupt.
+for number, usual in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(number, usual)
 
 # Tests import millions of objects that stay. Looking through them again and again takes a quarter of the time of collecting.
 collect_seldom()

@@ -122,10 +122,11 @@ def test_a_signal_is_answered_while_the_run_writes_to_the_same_stream(monkeypatc
     raw = Raw()
     stream = io.TextIOWrapper(io.BufferedWriter(raw), write_through=True)
     monkeypatch.setattr(sys, "stderr", stream)
+    others = set(threading.enumerate())
     with Requests(saves=True, trigger=None, console=Console(0)) as requests:
         print("a line of the run", file=stream, flush=True)
         assert requests.end
-    for thread in set(threading.enumerate()) - {threading.main_thread()}:
+    for thread in set(threading.enumerate()) - others:
         thread.join(5)
     stream.flush()
     assert b"SIGTERM: the run ends after this rollout" in raw.said
