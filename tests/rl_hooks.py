@@ -78,3 +78,10 @@ def over_three_tokens(total_lengths, response_lengths, loss_masks, calculate_per
         return sum((own * mask).sum() / 3 for own, mask in zip(x.split(response_lengths), loss_masks, strict=True))
 
     return reduce
+
+
+async def forgets_some_log_probs(args, sample: Sample) -> float:
+    """As of an agent whose second answer came from somewhere else."""
+    if sample.index == 1:
+        sample.rollout_log_probs = None
+    return await even_tokens(args, sample)

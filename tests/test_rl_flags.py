@@ -169,6 +169,22 @@ def test_the_kl_loss_is_reported(start, base):
     assert base.column("train/kl_loss") == []
 
 
+def test_samples_without_log_probs_among_others_are_named(start, base, caplog, capsys):
+    """What would compare with the engine's cannot, in a rollout of which some have none."""
+    forgets = ("--custom-rm-path", "rl_hooks.forgets_some_log_probs")
+    outcome = start(*forgets)
+    compared = "train/train_rollout_logprob_abs_diff"
+    assert [compared in line for line in base.lines if "train/loss" in line] == [True, True]
+    assert [compared in line for line in outcome.lines if "train/loss" in line] == [False, True]
+    (told,) = [record.getMessage() for record in caplog.records if "log-probs is left out" in record.getMessage()]
+    assert "The rollout set none in 1 of 4 samples with a response, first in sample 1" in told
+    capsys.readouterr()
+    with pytest.raises(AssertionError):
+        start(*forgets, "--use-rollout-logprobs")
+    error = capsys.readouterr().err
+    assert "--use-rollout-logprobs needs rollout_log_probs in every sample. The rollout set none in 1 of 4" in error
+
+
 def test_the_clip_range_decides_which_tokens_are_clipped(start):
     far = (*TWO_STEPS, "--lr", "0.1", "--num-rollout", "2", "--clip-grad", "0")
     clipped = [start(*far, "--eps-clip", low, "--eps-clip-high", high) for low, high in (("0.01", "0.01"), ("9", "99"))]

@@ -52,7 +52,7 @@ class ColumnMaker:
         self._old: GivesLogProbs | None = None
         self._actor, self._critic = actor, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
-        self._told_final = False
+        self._told_final = self._told_without = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
     def make(
@@ -76,9 +76,11 @@ class ColumnMaker:
         self._old = old
         first = what_reads(estimator, args) & COMPUTED
         columns: dict[str, Column] = {}
-        given = [column_of(sample, "rollout_log_probs") for sample in samples]
-        if all(given_to or not sample.response_length for given_to, sample in zip(given, samples, strict=True)):
-            columns["rollout_log_probs"] = [log_probs or [] for log_probs in given]
+        if without := self._without_log_probs(samples):
+            if args.use_rollout_logprobs and "old_log_probs" in what_reads(self._components.loss, args) | first:
+                raise SampleError(f"--use-rollout-logprobs needs rollout_log_probs in every sample. {without}")
+        else:
+            columns["rollout_log_probs"] = [column_of(sample, "rollout_log_probs") or [] for sample in samples]
         for name in sorted(first):
             self._add(name, columns, samples, parts)
         rewards, final = self._rewards(samples)
@@ -89,6 +91,23 @@ class ColumnMaker:
             self._add(name, columns, samples, parts)
         self.remember_routing(columns, samples, parts)
         return columns
+
+    def _without_log_probs(self, samples: Sequence[Sample]) -> str:
+        """Which samples have a response and no `rollout_log_probs`, in a sentence; "" where there are none. It is a warning, once in a
+        run, where others have them and something would have read them."""
+        answered = [sample for sample in samples if sample.response_length]
+        without = [sample for sample in answered if not column_of(sample, "rollout_log_probs")]
+        if not without:
+            return ""
+        told = f"The rollout set none in {len(without)} of {len(answered)} samples with a response, first in {without[0].name}."
+        loss, estimator = self._components.loss, self._components.advantage
+        reading = what_reads(loss, self._args) | what_reads(estimator, self._args)
+        if len(without) < len(answered) and "rollout_log_probs" in reading and not self._told_without:
+            self._told_without = True
+            logger.warning(
+                "What compares with the engine's log-probs is left out where samples of a rollout have none. %s", told
+            )
+        return told
 
     def remember_routing(self, columns: dict[str, Column], samples: Sequence[Sample], parts: Sequence[slice]) -> None:
         """Before several optimizer steps, have the actor remember the experts of all tokens, where it repeats them, unless it has done
@@ -111,10 +130,6 @@ class ColumnMaker:
         """Add the column of log-probs or values called `name`. The batches are those of the training steps, so that the
         same weights give the same numbers, bit for bit."""
         if name == "old_log_probs" and self._args.use_rollout_logprobs:
-            if "rollout_log_probs" not in columns:
-                raise SampleError(
-                    "--use-rollout-logprobs needs rollout_log_probs in every sample; the rollout set none."
-                )
             columns[name] = columns["rollout_log_probs"]
             return
         of_actor = name in ("old_log_probs", "trainer_log_probs")
