@@ -48,23 +48,43 @@ def test_top_p_and_top_k_keep_the_likeliest_tokens_in_proportion(params: dict[st
     assert frequencies(**params) == pytest.approx((probs / probs.sum()).tolist(), abs=0.02)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.01, 1.0), st.integers(1, 60))
-def test_the_kept_set_is_that_of_the_textbook(seed: int, top_p: float, top_k: int) -> None:
-    logits = 3 * torch.randn(1, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    probs = torch.softmax(logits[0], -1)
+def textbook(probs: torch.Tensor, top_p: float, top_k: int) -> list[int]:
+    """The tokens that may be chosen: of equally likely ones those that come first in the vocabulary."""
     kept, total = [], 0.0
-    for token in sorted(range(50), key=lambda t: -probs[t]):
+    for token in sorted(range(len(probs)), key=lambda t: -probs[t]):
         if len(kept) == top_k or total >= top_p:
             break
         kept.append(token)
         total += probs[token].item()
-    draws = [0.0, 1 - 2**-48, *(n / 200 for n in range(200))]
-    params = [SamplingParams(1, top_p=top_p, top_k=top_k)] * len(draws)
-    tokens, _ = choose_tokens(logits.expand(len(draws), -1), params, draws)
-    assert set(tokens) <= set(kept)
-    assert tokens[0] == min(kept)
-    assert tokens[1] == max(kept)
+    return kept
+
+
+LIMITS = st.tuples(st.floats(0.01, 1.0), st.integers(1, 600))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([2, 50, 255, 256, 257, 512, 600]),
+    st.sampled_from([0.1, 3.0, 10.0]),
+    st.booleans(),
+    st.lists(LIMITS, min_size=1, max_size=20),
+)
+def test_the_kept_set_is_that_of_the_textbook(
+    seed: int, size: int, scale: float, rounded: bool, limits: list[tuple[float, int]]
+) -> None:
+    """In batches of rows with limits of their own, also where many tokens are equally likely."""
+    logits = scale * torch.randn(len(limits), size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if rounded else logits
+    draws = [0.0, 1 - 2**-48, *(n / 20 for n in range(20))]
+    params = [SamplingParams(1, top_p=top_p, top_k=top_k) for top_p, top_k in limits for _ in draws]
+    tokens, _ = choose_tokens(logits.repeat_interleave(len(draws), 0), params, draws * len(limits))
+    for row, (top_p, top_k) in enumerate(limits):
+        kept = textbook(torch.softmax(logits[row], -1), top_p, top_k)
+        chosen = tokens[row * len(draws) : (row + 1) * len(draws)]
+        assert set(chosen) <= set(kept)
+        assert chosen[0] == min(kept)
+        assert chosen[1] == max(kept)
 
 
 def test_top_k_keeps_no_more_than_k_of_equally_likely_tokens() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from slime_core.errors import ArgumentError
 SPAN = 256
 """A token is drawn in two short steps: first one of the spans of so many tokens of the vocabulary, by the sums of their
 probabilities, then a token of that span."""
+LIMITED_ROWS = 16
+"""So many rows are drawn with `top_p` and `top_k` at a time: a row of little certainty makes the others as wide as itself."""
 
 
 @dataclass(frozen=True)
@@ -135,20 +138,23 @@ def choose_tokens(
         if known := [token for token in tokens if 0 <= token < exact.shape[-1]]:
             exact[row, known] = -torch.inf
             probs[row, known] = 0
-    rows = range(len(params))
-    limited = {row for row in rows if params[row].top_p < 1 or params[row].top_k != -1}
-    free = [row for row in rows if params[row].temperature and row not in limited]
+    drawn = [row for row, own in enumerate(params) if own.temperature]
+    limited = [row for row in drawn if params[row].top_p < 1 or params[row].top_k != -1]
+    free = sorted(set(drawn).difference(limited))
+    numbers = partial(torch.tensor, dtype=torch.float64, device=exact.device)
     chosen = torch.empty(len(params), dtype=torch.long, device=exact.device)
-    if greedy := [row for row in rows if not params[row].temperature]:
+    if greedy := [row for row, own in enumerate(params) if not own.temperature]:
         chosen[greedy] = exact[greedy].argmax(-1)
     if free:
         some = probs if len(free) == len(params) else probs[free]
-        chosen[free] = draw_tokens(
-            some, torch.tensor([draws[row] for row in free], dtype=torch.float64, device=exact.device)
-        )
-    for row in limited:
-        if params[row].temperature:
-            chosen[row] = _draw_limited(probs[row], draws[row], params[row].top_p, params[row].top_k)
+        chosen[free] = draw_tokens(some, numbers([draws[row] for row in free]))
+    if limited:
+        some = probs if len(limited) == len(params) else probs[limited]
+        top_p = numbers([params[row].top_p for row in limited])
+        top_k = [params[row].top_k if params[row].top_k != -1 else exact.shape[-1] for row in limited]
+        of_rows = (some, numbers([draws[row] for row in limited]), top_p, torch.tensor(top_k, device=exact.device))
+        parts = [slice(first, first + LIMITED_ROWS) for first in range(0, len(limited), LIMITED_ROWS)]
+        chosen[limited] = torch.cat([_draw_limited(*(tensor[part] for tensor in of_rows)) for part in parts])
     return chosen.tolist(), probs.gather(-1, chosen[:, None])[:, 0].log().tolist()
 
 
@@ -230,20 +236,45 @@ def whole_sums(weights: Tensor) -> Tensor:
     return (weights.double() / unit).round_().long().cumsum(-1).double().mul_(unit)
 
 
-def _draw_limited(probs: Tensor, draw: float, top_p: float, top_k: int) -> Tensor:
-    """Draw from the likeliest tokens that `top_p` and `top_k` leave of one row of probabilities [V]. The likeliest
-    token always stays."""
-    total = probs.sum(dtype=torch.float64).item()
+def _draw_limited(probs: Tensor, draws: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
+    """Draw from the likeliest tokens that `top_p` and `top_k` leave of each row of `probs` [B, V]. The likeliest token always stays.
+
+    Args:
+        draws, top_p: [B], float64.
+        top_k: [B]; V or more where there is no limit.
+
+    Returns:
+        [B].
+    """
+    rows, size = probs.shape
+    total = probs.sum(-1, dtype=torch.float64)
     # Tokens below total * (1 - top_p) / V weigh less than total * (1 - top_p) all together, so none of them is needed.
-    least = total * (1 - top_p) / len(probs)
-    if top_k != -1:
-        least = max(least, probs.topk(min(top_k, len(probs))).values[-1].item())
-    candidates = (probs >= least).nonzero()[:, 0]  # few, which makes sorting cheap
-    ordered, order = probs[candidates].double().sort(descending=True, stable=True)
-    kept = running_sums(ordered) - ordered < top_p * total
-    kept[:1] = True
-    if top_k != -1:
-        kept[top_k:] = False
-    tokens = candidates[order[kept]].sort().values
-    number, _ = invert(probs[tokens][None], torch.tensor([draw], dtype=torch.float64, device=probs.device))
-    return tokens[number[0]]
+    least = total * ((1 - top_p) / size * (1 - 2**-20))  # also when it is rounded to float32
+    whole = size // SPAN * SPAN
+    likeliest = probs[:, :whole].view(rows, whole // SPAN, SPAN).amax(-1)
+    if whole < size:
+        likeliest = torch.cat([likeliest, probs[:, whole:].amax(-1, keepdim=True)], 1)
+    # Nor are those below the likeliest token of a span where so many spans have one as likely that they alone are enough.
+    ordered = likeliest.sort(dim=-1, descending=True).values
+    enough = (running_sums(ordered) < (top_p * total * (1 + 2**-40))[:, None]).sum(-1).minimum(top_k - 1)
+    bound = ordered.gather(1, enough.clamp(max=ordered.shape[1] - 1)[:, None])[:, 0].double()
+    least = least.maximum(bound.where(enough < ordered.shape[1], 0.0)).to(probs.dtype)
+    # The tokens that are left, few, which makes sorting cheap: side by side from the left, in the order of the vocabulary.
+    row, span = (likeliest >= least[:, None]).nonzero(as_tuple=True)
+    inside = span[:, None] * SPAN + torch.arange(SPAN, device=probs.device)
+    found = probs[row[:, None], inside.clamp(max=size - 1)]
+    left = (found >= least[row, None]) & (inside < size)
+    row = row[left.nonzero()[:, 0]]
+    counts = row.bincount(minlength=rows)
+    column = torch.arange(len(row), device=probs.device) - (counts.cumsum(0) - counts)[row]
+    widest = max(1, int(counts.max()))  # none, where all of them are NaN, which others find
+    tokens = torch.zeros(rows, widest, dtype=torch.long, device=probs.device)
+    tokens[row, column] = inside[left]
+    weights = torch.zeros(rows, widest, dtype=probs.dtype, device=probs.device)
+    weights[row, column] = found[left]
+    values, order = weights.double().sort(dim=-1, descending=True, stable=True)
+    kept = running_sums(values) - values < (top_p * total)[:, None]
+    kept &= torch.arange(widest, device=probs.device) < top_k[:, None]
+    kept[:, 0] = True
+    number, _ = invert(weights * torch.zeros_like(kept).scatter(1, order, kept), draws)
+    return tokens.gather(1, number[:, None])[:, 0]
