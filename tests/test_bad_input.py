@@ -136,6 +136,7 @@ def test_a_nan_stops_the_run_names_the_samples_and_writes_no_checkpoint(capsys, 
     assert saved in ([], ["iter_0000000"]), "a checkpoint was written from the step that failed"
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(tiny_model, tmp_path):
     rows = write(tmp_path / "rows.jsonl", GOOD)
     words = [

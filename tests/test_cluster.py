@@ -137,6 +137,7 @@ def test_a_killed_rank_ends_a_run_that_does_not_wait_for_it(cluster, grpo, tmp_p
     assert_said_who_was_killed(capfd.readouterr().err, 0, tmp_path / "save")
 
 
+@pytest.mark.slow
 def test_a_rank_killed_while_another_waits_for_it_ends_the_run_which_resumes_bit_for_bit(
     cluster, grpo, tmp_path, capfd
 ):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 KERNELS = ["plugins/slime-engine-local/tests/interpreted_kernels.py", "slime_fp8/tests/test_fused.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here: benchmarks.gpu compares them")
 def test_kernels_compute_what_plain_operations_do(assets: Callable[[str], Path]) -> None:
     path = os.pathsep.join([*sys.path, str(assets("triton"))])  # one that is installed comes first

@@ -91,6 +91,7 @@ def test_it_needs_a_folder_for_the_checkpoint(words: list[str], capfd: pytest.Ca
     assert "--early-stopping-keep best keeps the checkpoint of the best evaluation" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

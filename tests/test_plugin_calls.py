@@ -72,13 +72,14 @@ def test_a_dropped_reward_is_counted_and_the_others_go_on(tmp_path, monkeypatch)
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_plain_function_that_ends_after_its_time_ends_in_silence(tmp_path, monkeypatch):
+    others = set(threading.enumerate())
     for code in ("def it(args, sample): time.sleep(0.5); return 1.0", "def it(args, sample): time.sleep(0.5); 1 / 0"):
         slow = caller(code, tmp_path, monkeypatch)
         with pytest.raises(PluginError, match="did not answer within"):
             asyncio.run(score(slow, ARGS, SAMPLES[:1]))
         with pytest.raises(PluginError, match="did not answer within"):
             slow.call(None, SAMPLES[0])
-        for thread in [t for t in threading.enumerate() if t.name == "plugin-call"]:
+        for thread in [t for t in set(threading.enumerate()) - others if t.name == "plugin-call"]:
             thread.join(5)
 
 

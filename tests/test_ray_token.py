@@ -32,6 +32,7 @@ connection.close()
 """
 
 
+@pytest.mark.slow
 def test_strangers_on_this_machine_are_refused() -> None:
     told = drive()
     assert "resources token" in told

@@ -193,6 +193,7 @@ def test_the_twin_of_a_recipe_runs(models, rows, tmp_path, capfd, name):
         assert "Weights go to the engine as --hf-checkpoint has them" in told or "fp8" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3-4b-grpo", "qwen3-4b-grpo-separate"])
 def test_two_ranks_of_a_twin_train_on_ray_beside_the_engine_and_on_its_devices(
     cluster, models, rows, tmp_path, capfd, name

@@ -53,6 +53,7 @@ def whole(sft_anywhere, tmp_path_factory) -> list[float]:
     return [metrics["train/loss"] for metrics in read_metrics(folder / "run" / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_end_saves_after_its_rollout_and_goes_on_as_if_it_had_not(
     sft, whole, tmp_path, number, status

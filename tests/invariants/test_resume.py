@@ -70,6 +70,7 @@ def lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "train-async"])
 def test_a_killed_run_ends_like_the_unbroken_one(mode, unbroken, tiny_model, chat_rows, tmp_path):
     words = command(mode, tiny_model, chat_rows, tmp_path)
@@ -84,6 +85,7 @@ def test_a_killed_run_ends_like_the_unbroken_one(mode, unbroken, tiny_model, cha
     assert not differences(unbroken, tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_of_other_kinds_killed_at_random_moments_end_like_unbroken_ones():
     kinds = ["partial", "early stopping", "async save"]
     words = [sys.executable, "-m", "benchmarks.kills", "--quick", "--warm", "--kinds", *kinds]

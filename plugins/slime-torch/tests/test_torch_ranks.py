@@ -482,6 +482,7 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
         torch.testing.assert_close(a, b, rtol=limit, atol=limit, msg=lambda text: f"{where}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_ranks_train_as_one_process_does(tiny: SimpleNamespace, two: Any, name: str) -> None:
