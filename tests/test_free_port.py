@@ -60,7 +60,7 @@ def test_who_is_told_its_number_listens_on_it_as_often_as_needed(host: str) -> N
         with socket.create_server(("127.0.0.1", port.number)):
             socket.create_connection(("127.0.0.1", port.number)).close()
     port.close()
-    socket.create_server(("127.0.0.1", port.number), reuse_port=False).close()
+    socket.create_server(("127.0.0.1", port.number)).close()
 
 
 def test_an_address_that_this_machine_does_not_have_is_an_error() -> None:

@@ -194,15 +194,20 @@ def draw_tokens(probs: Tensor, draws: Tensor) -> Tensor:
     Returns:
         [B].
     """
-    whole = probs.shape[1] // SPAN * SPAN
-    sums = probs[:, :whole].view(len(probs), whole // SPAN, SPAN).sum(-1)
-    if whole < probs.shape[1]:
-        sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], 1)
-    span, rest = invert(sums, draws)
+    span, rest = invert(_of_spans(probs, torch.sum), draws)
     columns = span[:, None] * SPAN + torch.arange(SPAN, device=probs.device)
     inside = probs.gather(1, columns.clamp(max=probs.shape[1] - 1))
     token, _ = invert(inside.masked_fill_(columns >= probs.shape[1], 0), rest)
     return span * SPAN + token
+
+
+def _of_spans(probs: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """What `reduce` makes of each span of `probs` [B, V]: [B, n]. The last span may be shorter."""
+    whole = probs.shape[1] // SPAN * SPAN
+    found = reduce(probs[:, :whole].view(len(probs), whole // SPAN, SPAN), dim=-1)
+    if whole < probs.shape[1]:
+        found = torch.cat([found, reduce(probs[:, whole:], dim=-1, keepdim=True)], 1)
+    return found
 
 
 def invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,10 +255,7 @@ def _draw_limited(probs: Tensor, draws: Tensor, top_p: Tensor, top_k: Tensor) ->
     total = probs.sum(-1, dtype=torch.float64)
     # Tokens below total * (1 - top_p) / V weigh less than total * (1 - top_p) all together, so none of them is needed.
     least = total * ((1 - top_p) / size * (1 - 2**-20))  # also when it is rounded to float32
-    whole = size // SPAN * SPAN
-    likeliest = probs[:, :whole].view(rows, whole // SPAN, SPAN).amax(-1)
-    if whole < size:
-        likeliest = torch.cat([likeliest, probs[:, whole:].amax(-1, keepdim=True)], 1)
+    likeliest = _of_spans(probs, torch.amax)
     # Nor are those below the likeliest token of a span where so many spans have one as likely that they alone are enough.
     ordered = likeliest.sort(dim=-1, descending=True).values
     enough = (running_sums(ordered) < (top_p * total * (1 + 2**-40))[:, None]).sum(-1).minimum(top_k - 1)
