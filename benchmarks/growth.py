@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.quiet import beside_others, sentence
 from benchmarks.report import command, keep, machine, tell
-from slime_core.cli.main import main as slime
+from slime_core.cli import main as slime
 from slime_core.data.sample_lines import open_samples
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.run.checkpoints import Saving, load_state

@@ -187,7 +187,7 @@ def estimate(words: list[str]) -> float:
 
 
 def _train(words: list[str]) -> None:
-    from slime_core.cli.main import main as slime
+    from slime_core.cli import main as slime
 
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from benchmarks.quiet import Watch, sentence
-from slime_core.cli.main import main as slime
+from slime_core.cli import main as slime
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample, Status
 from slime_core.testing.checkpoint import tiny_checkpoint

@@ -40,9 +40,9 @@ def between(module: Any, name: str, before: str, after: str) -> None:
 
 def main() -> None:
     _last[0] = float(sys.argv[1])
-    import slime_core.cli.main
     import slime_core.cli.train as command
     import slime_core.run.plan as plan
+    from slime_core.cli.command import main as slime
 
     ended("Python, and the command line's modules")
     between(plan, "choose_components", "plugins and options", "torch, and the components' modules")
@@ -79,7 +79,7 @@ def main() -> None:
         return found
 
     changed.survey = with_backend
-    sys.exit(slime_core.cli.main.main(sys.argv[2:]))
+    sys.exit(slime(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,6 @@
 
 import sys
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 
 sys.exit(main())

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.plugins import Plugins
 from slime_core.run.plan import Plan, make_plan
 from slime_core.testing.checkpoint import chat_tokenizer

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from slime_core.arguments.namespace import Namespace
+from slime_core.cli import main
 from slime_core.cli.as_slime.bash_words import UNKNOWN, expand, tokens
 from slime_core.cli.as_slime.launch_script import read_launch_script
 from slime_core.cli.as_slime.report import judge
-from slime_core.cli.main import main
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 

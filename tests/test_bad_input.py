@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 
@@ -153,7 +153,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(tiny_model
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
-        "from slime_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        "from slime_core.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     limited = [sys.executable, "-c", code, "train", *words, "--on-resume-change", "warn"]
     done = subprocess.run(limited, env=env, capture_output=True, text=True)

@@ -6,7 +6,7 @@ import asyncio
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.plugins import Plugins
 from slime_core.rollout.rewards import Rewards, reward_caller, score
 from slime_core.sample import Sample

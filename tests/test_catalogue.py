@@ -10,7 +10,7 @@ import pytest
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage
 from slime_core.arguments.resolve import resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.catalogue import FIRST_PARTY

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.testing import tiny_checkpoint
 
 RL = [

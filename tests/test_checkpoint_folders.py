@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.checkpoint_folders import recognise
 from slime_core.run import checkpoints
 

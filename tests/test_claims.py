@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import CheckpointError
 from slime_core.run.claims import NAME, Claims
 from slime_core.run.tracking import read_metrics

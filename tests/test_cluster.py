@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 from slime_core.runtime.actor_handles import ActorHandle

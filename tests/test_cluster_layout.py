@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError, CheckpointError, ClusterError
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.selection import RaisedIn
@@ -239,7 +239,7 @@ def test_an_address_where_no_cluster_answers_is_reported_at_once(address):
 
 
 def test_neither_the_command_nor_a_run_of_one_process_imports_ray():
-    code = "import sys, slime_core.cli.main, slime_core.run.launch, slime_core.run.workers; print([m for m in ('ray', 'torch') if m in sys.modules])"
+    code = "import sys, slime_core.cli.command, slime_core.run.launch, slime_core.run.workers; print([m for m in ('ray', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
 

@@ -8,7 +8,7 @@ import threading
 import cluster_hooks
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 

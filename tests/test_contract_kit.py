@@ -13,7 +13,7 @@ from broken_components import BROKEN
 from broken_training import backend
 from good_components import ABLE, MADE, component_of, good_loss, good_reward
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.kind import Kind
 from slime_core.contracts.kinds import KINDS
 from slime_core.contracts.options import reads_options

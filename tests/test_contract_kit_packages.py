@@ -14,7 +14,7 @@ import pytest
 from good_components import good_rollout
 
 from slime_core import hookspecs
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.kinds import OBSERVERS
 from slime_core.contracts.options import reads_options
 from slime_core.testing import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slime_core.arguments.of_a_command import read_options
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins

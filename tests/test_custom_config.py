@@ -10,7 +10,7 @@ import pytest
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import Resolved, resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.own_arguments import own_arguments

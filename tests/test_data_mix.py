@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data import GlobalDataSource
 from slime_core.data.mixture import Mixture
 from slime_core.errors import ArgumentError, CheckpointError, DataError

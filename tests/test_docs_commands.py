@@ -17,8 +17,8 @@ from docs_commands import OWN_TEST, ROOT, Block, blocks, inline
 
 from slime_core.arguments.command_line import parse_command_line, split_recipe
 from slime_core.arguments.namespace import Namespace
+from slime_core.cli import main
 from slime_core.cli.look_options import read_look_options
-from slime_core.cli.main import main
 from slime_core.errors import ArgumentError, NotInstalled
 from slime_core.plugins import Plugins
 

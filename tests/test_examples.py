@@ -30,7 +30,7 @@ def run(*words: str | Path, site: Path | None, **options) -> subprocess.Complete
 
 SEVERAL = """
 import json, sys
-from slime_core.cli.main import main
+from slime_core.cli import main
 for words in json.loads(sys.argv[1]):
     assert main(words) == 0, words
 """

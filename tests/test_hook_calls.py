@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from slime_core import hookspecs
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics

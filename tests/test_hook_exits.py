@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
 from slime_core.sample import Sample

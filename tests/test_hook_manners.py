@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.kind import FailurePolicy
 from slime_core.errors import SampleError
 from slime_core.plugins import Plugins

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slime_core.arguments.recipe import MAX_BYTES, read_recipe
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError
 
 

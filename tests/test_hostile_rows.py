@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.errors import SlimeError
 from slime_core.plugins import Plugins

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 SGD = ("--optimizer", "sgd", "--lr", "0.05", "--lr-decay-style", "constant")

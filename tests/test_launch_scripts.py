@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 SFT_ARGS = """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.plugins import Plugins
 from slime_core.run.evaluated_models import Options, find_targets
 from slime_core.run.scores import loss_score, reward_scores

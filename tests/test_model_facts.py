@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.remote_code import trust_remote_code
 from slime_core.tensors.model_shape import shape_of
 from slime_core.testing import tiny_checkpoint
@@ -151,7 +151,7 @@ def test_a_second_check_says_the_same_without_the_classes_of_models(
     first = capfd.readouterr().out
     assert "activations" in first
     code = (
-        "import sys; from slime_core.cli.main import main; status = main(sys.argv[1:])\n"
+        "import sys; from slime_core.cli import main; status = main(sys.argv[1:])\n"
         "heavy = {'torch._dynamo', 'torch._inductor', 'torch.distributed.tensor', 'torch.distributed.checkpoint', 'sympy', "
         "'transformers.configuration_utils', 'transformers.modeling_utils', 'datasets', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(status)"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import OutputError
 from slime_core.run.end import take_all
 from slime_core.run.output import fault_of_disk, writing

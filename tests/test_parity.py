@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.cli.parity import read_parity
 from slime_core.errors import ArgumentError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import Caller, policies

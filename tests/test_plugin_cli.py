@@ -91,7 +91,7 @@ def test_a_crash_of_a_plugin_is_told_apart_from_a_crash_of_slime_by_where_it_com
     assert "slime_core_extras.py" in done.stderr
     assert "slime_core/cli" not in done.stderr
     code = (
-        "import slime_core.cli.train as t; t.read_sources = lambda *a: 1 / 0; from slime_core.cli.main import main; "
+        "import slime_core.cli.train as t; t.read_sources = lambda *a: 1 / 0; from slime_core.cli import main; "
         "main(['check', '--seed', '3'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -18,7 +18,7 @@ import pytest
 from plugin_faults import FAULTS, PICK_LOSS, Fault, loss
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.calls import Caller, policies
@@ -81,7 +81,9 @@ def test_an_unknown_plugin_cannot_be_switched(sft, capsys):
 
 def test_the_first_mistake_costs_less_than_a_second(install, sft, tmp_path):
     install(FAULTS["missing argument"])
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from slime_core.cli.main import main; sys.exit(main())"
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from slime_core.cli import main; sys.exit(main())"
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, "train", *sft, *PICK_LOSS], capture_output=True, text=True

@@ -10,7 +10,7 @@ import pytest
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.precision import Hardware
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
@@ -123,7 +123,7 @@ def test_the_refusal_comes_before_torch_is_imported(sft):
     """So that it takes no longer than reading the command line."""
     words = [*sft, "--fp8-format", "e4m3", "--fp8-recipe", "blockwise"]
     code = (
-        "import sys\nfrom slime_core.cli.main import main\nassert main(sys.argv[1:]) != 0\n"
+        "import sys\nfrom slime_core.cli import main\nassert main(sys.argv[1:]) != 0\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'ray') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent

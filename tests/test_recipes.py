@@ -18,7 +18,7 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.recipe_names import find_recipe, model_card, named_recipes
 from slime_core.arguments.resolve import resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.precision import Hardware
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins

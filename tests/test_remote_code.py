@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import from_config, from_pretrained, is_trusted, trust_remote_code

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.checkpoint_folders import Weights, recognise
 from slime_core.run.checkpoints import find_checkpoint, set_newer_aside
 from slime_core.run.tracking import read_metrics

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.sample_lines import open_samples
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample

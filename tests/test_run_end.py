@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 
 CLOSING = """
 from pathlib import Path

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.requests import Requests
@@ -89,7 +89,7 @@ def test_a_second_signal_or_one_where_nothing_is_saved_ends_a_run_at_once(sft, t
 
 def test_a_run_whose_terminal_is_closed_saves_and_ends_as_after_sigterm(sft, tmp_path):
     started = "import fcntl, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-    started += "from slime_core.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    started += "from slime_core.cli import main\nsys.exit(main(sys.argv[1:]))"
     words = ["train", *sft, "--num-rollout", "500", "--save", str(tmp_path / "s"), "--save-interval", "500"]
     terminal, end = pty.openpty()
     run = subprocess.Popen(

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.tracking import JsonlTracker, read_metrics

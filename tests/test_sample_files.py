@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.sample_files import VERSION, PackedSamples, SampleFile
 from slime_core.data.sample_lines import open_samples
 from slime_core.errors import CheckpointError, DataError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.kind import Kind
 from slime_core.contracts.kinds import KINDS
 from slime_core.errors import ArgumentError
@@ -72,7 +72,7 @@ def test_every_new_package_passes_its_own_tests_once_it_is_installed(sources, si
 
 
 def test_every_new_package_passes_the_check_once_it_is_installed(sources, site):
-    code = "import sys; from slime_core.cli.main import main\nfor name in sys.argv[1:]: assert not main(['plugins', 'check', name])"
+    code = "import sys; from slime_core.cli import main\nfor name in sys.argv[1:]: assert not main(['plugins', 'check', name])"
     names = (folder_of(sources, kind).name for kind in EXAMPLES)
     done = run_python("-c", code, *names, cwd=sources, site=site)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from slime_core import secrets
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve, shown_arguments
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.rows import open_rows
 from slime_core.display import tell_plainly, told
 from slime_core.errors import ArgumentError

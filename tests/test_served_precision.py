@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from served_cases import MOE, OF_RECIPE, convert, differing, grpo, planned, small_model, tensors
 from transformers import AutoModelForCausalLM
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.errors import ArgumentError, TrainingError
 from slime_core.plugins import Plugins
@@ -335,7 +335,7 @@ def test_what_cannot_be_served_is_refused_within_a_second_before_torch_is_import
         config["quantization_config"]["modules_to_not_convert"] = ["lm_head"]
     (served / "config.json").write_text(json.dumps(config))
     code = (
-        "import sys, time\nfrom slime_core.cli.main import main\nstarted = time.process_time()\nassert main(sys.argv[1:]) != 0\n"
+        "import sys, time\nfrom slime_core.cli import main\nstarted = time.process_time()\nassert main(sys.argv[1:]) != 0\n"
         "print(time.process_time() - started)\nprint([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
     words = grpo(served, model, chat_rows, tmp_path / "run")

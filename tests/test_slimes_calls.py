@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.advantage import AdvantageInputs
 from slime_core.contracts.loss import LossInputs, Reduce
 from slime_core.errors import PluginError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 

@@ -29,13 +29,13 @@ def test_without_a_deferral_nothing_is_frozen():
 
 
 def test_the_command_line_collects_seldom():
-    code = "import gc, sys; sys.argv = ['slime', '--version']; from slime_core.cli.main import main; main(); print(gc.get_threshold()[0])"
+    code = "import gc, sys; sys.argv = ['slime', '--version']; from slime_core.cli import main; main(); print(gc.get_threshold()[0])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "1000000"
 
 
 def test_nothing_that_a_command_made_is_looked_through_at_its_end() -> None:
     code = (
-        "import atexit, gc, sys; from slime_core.cli.main import main; sys.argv = ['slime', '--version']\n"
+        "import atexit, gc, sys; from slime_core.cli import main; sys.argv = ['slime', '--version']\n"
         "atexit.register(lambda: print(gc.isenabled(), len(gc.get_objects()), gc.get_freeze_count()))\n"
         "main()"
     )

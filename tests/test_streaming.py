@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data import UNKNOWN_LENGTH, StreamingDataSource
 from slime_core.errors import CheckpointError, DataError
 from slime_core.run.tracking import read_metrics

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.ends import TrainedEnds, add_ends, ends_of_weights, known_ends, trained_end
 from slime_core.sample import Sample, Status
 from slime_core.testing import chat_tokenizer, tiny_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 
 SFT = ["--rollout-function-path", "sft", "--loss-type", "sft_loss", "--disable-compute-advantages-and-returns"]
 KL = ["--use-kl-loss", "--kl-loss-coef", "0.1"]

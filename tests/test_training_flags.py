@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 REDUCER = ("--custom-pg-loss-reducer-function-path", "rl_hooks.over_three_tokens")

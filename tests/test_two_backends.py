@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slime_core.arguments.namespace import Namespace
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 

@@ -26,7 +26,7 @@ def first_line(words: list[str], cwd: Path) -> tuple[int, str]:
     return process.returncode, line
 
 
-ERRORS = "import sys; sys.stderr = open(sys.argv.pop(1), 'w'); from slime_core.cli.main import main; sys.exit(main())"
+ERRORS = "import sys; sys.stderr = open(sys.argv.pop(1), 'w'); from slime_core.cli import main; sys.exit(main())"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def environment(tmp_path, tiny_model) -> dict[str, str]:
     outer = sysconfig.get_path("purelib")
     Path(own_packages, "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
     for name, code in {
-        "slime": "from slime_core.cli.main import main as run; import sys; sys.exit(run())",
+        "slime": "from slime_core.cli import main as run; import sys; sys.exit(run())",
         "pip": "import runpy; runpy.run_module('pip', run_name='__main__')",
         "pytest": "import sys, pytest; sys.exit(pytest.console_main())",
     }.items():

@@ -55,7 +55,7 @@ def _address_space() -> int:
 
 def slime(*words: str) -> int:
     """Run the command in this process, without its output."""
-    from slime_core.cli.main import main
+    from slime_core.cli import main
 
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):

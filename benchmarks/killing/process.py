@@ -83,7 +83,7 @@ class _Forked:
 
 
 def _be_slime(words: list[str], environment: dict[str, str], said: Path) -> None:
-    from slime_core.cli.main import main as slime
+    from slime_core.cli import main as slime
 
     os.setsid()
     os.environ.clear()

@@ -1,6 +1,6 @@
 """What people start: the `slime` command, and pytest's `--slime-check`.
 
-main.py          the command; its subcommands are components like everything else
+command.py       the command; its subcommands are components like everything else
 switches.py      the options that every command understands
 train.py         `slime train`, `slime train-async`, `slime check`
 parity.py        the options of `slime check --parity`
@@ -17,3 +17,16 @@ check_plugin.py  `slime plugins check`
 tables.py        tables on the terminal
 pytest_plugin.py `pytest --slime-check`
 """
+
+from __future__ import annotations
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a `slime` command in this process, and return its exit status; see `slime_core.cli.command.main`.
+
+    Args:
+        argv: the words after `slime`; by default those of this process.
+    """
+    from slime_core.cli import command  # not where pytest loads its plugin from here
+
+    return command.main(argv)

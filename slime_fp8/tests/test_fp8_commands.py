@@ -10,7 +10,7 @@ import torch
 from fp8_cases import numbers
 from safetensors.torch import load_file, save_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 
 SHAPES = {
     "model.embed_tokens.weight": (16, 64),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageChops
 from vision_checkpoints import picture, write_checkpoint
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data import open_rows
 from slime_core.data.image_processor import Processor
 from slime_core.data.images import NO_RULES, ImageRules, decode

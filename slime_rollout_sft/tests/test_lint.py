@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.lint import LeftOut, kind_of
 from slime_rollout_sft.looks import as_conversations

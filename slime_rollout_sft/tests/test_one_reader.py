@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data import Columns, GlobalDataSource, convert_file, open_rows, read_conversation, sample_from_row
 from slime_core.data.conversation import REASONING_KEYS, ROLES, chat_row
 from slime_core.data.flags import FLAGS

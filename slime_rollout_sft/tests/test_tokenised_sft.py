@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import RolloutOutput, Status, check_rollout

@@ -11,7 +11,7 @@ from rollout_cases import ScriptedEngine, rollout
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import Resolved, resolve
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.contracts.rollout import Background
 from slime_core.data import GlobalDataSource
 from slime_core.rollout.components import choose_rollout_components

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample, check_rollout

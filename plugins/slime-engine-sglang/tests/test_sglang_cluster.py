@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sglang_cases as cases
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 pytest.importorskip("sglang", reason="needs SGLang; scripts/test-sglang.sh makes an environment with it")

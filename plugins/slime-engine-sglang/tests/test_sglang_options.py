@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sglang_cases as cases
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError
 
 pytest.importorskip("sglang", reason="needs SGLang; scripts/test-sglang.sh makes an environment with it")

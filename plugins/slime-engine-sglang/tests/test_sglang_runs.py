@@ -15,7 +15,7 @@ import sglang_cases as cases
 import torch
 import yaml
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 
 pytest.importorskip("sglang", reason="needs SGLang; scripts/test-sglang.sh makes an environment with it")

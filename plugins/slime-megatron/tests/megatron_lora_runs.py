@@ -87,7 +87,7 @@ def probe(cases: Sequence[Case], folder: Path, found: dict[str, Any], note: Call
 
 def command(words: Sequence[str], found: dict[str, Any], note: Callable[[], None]) -> None:
     """Run `slime` with these words in this process."""
-    from slime_core.cli.main import main
+    from slime_core.cli import main
 
     found["code"] = main(list(words))
 

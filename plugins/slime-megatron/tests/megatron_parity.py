@@ -76,7 +76,7 @@ def prepare(checks: Sequence[Check], folder: Path) -> None:
 
 def work(checks: Sequence[Check], folder: Path, found: dict[str, Any], note: Any) -> None:
     """Run one check after the other, and keep exit status and everything that was printed."""
-    from slime_core.cli.main import main
+    from slime_core.cli import main
 
     prepare(checks, folder)
     for check in checks:

@@ -12,7 +12,7 @@ import torch
 from megatron_models import make_model, save
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 from slime_core.testing import chat_tokenizer
 from slime_report.reading.samples import read_samples

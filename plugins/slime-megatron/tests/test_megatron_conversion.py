@@ -12,7 +12,7 @@ from megatron_models import FAMILIES, VOCABULARY, make_model, save
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 
 NAMES = (*FAMILIES, "qwen3, tied, 4 layers", "glm4_moe_lite, whole queries", "qwen3_moe, not normalised")
 PREDICTING = ("glm4_moe", "glm4_moe_lite", "deepseek_v3")

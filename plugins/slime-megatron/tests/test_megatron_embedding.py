@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 from slime_core.testing import chat_tokenizer, tiny_checkpoint
 
 EVALUATED = ("--eval-interval", "1", "--eval-prompt-data", "rows")
 SCRIPT = """
 import sys
-from slime_core.cli.main import main
+from slime_core.cli import main
 ends = [main(command.split("|")) for command in sys.argv[1:]]
 print("ends", ends)
 """

@@ -371,7 +371,7 @@ def test_experts_are_repeated_where_there_are_experts_and_several_steps_on_what_
 
 
 def test_check_prints_what_has_no_effect_in_this_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from slime_core.cli.main import main
+    from slime_core.cli import main
     from slime_core.testing import tiny_checkpoint
 
     (tmp_path / "model").mkdir()

@@ -105,7 +105,7 @@ def test_two_pipeline_stages_on_ray_are_compared_where_they_run(
     cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Once as it is, and once with a family of somebody's own that is wrong in the ranks alone."""
-    from slime_core.cli.main import main
+    from slime_core.cli import main
 
     right = Check("qwen3", options=(*TWO_RANKS, *STAGES))
     prepare([right], tmp_path)

@@ -14,7 +14,7 @@ from megatron_cases import Case
 from megatron_models import FAMILIES, make_model, save
 from megatron_ranks import launch
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_megatron.torch_dist import TorchDistFolder
 
 pytest.importorskip("megatron.core")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import save as write_torch_dist
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_megatron import checkpoint_files, torch_dist
 from slime_megatron.configuration import read_spec

@@ -114,7 +114,7 @@ def test_a_run_is_refused_in_one_line_before_anything_is_loaded(
     words = ["--train-backend", "megatron", "--hf-checkpoint", "nowhere", "--prompt-data", "nowhere"]
     words += ["--rollout-batch-size", "8", "--num-rollout", "1"]
     program = (
-        "import sys; from slime_core.cli.main import main; code = main(sys.argv[1:]);"
+        "import sys; from slime_core.cli import main; code = main(sys.argv[1:]);"
         f"assert not {unloaded} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 from chromium import Browser, chromium
 from opened_pages import REPORTS
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_report.page import render
 
 Runs = Callable[..., Path]

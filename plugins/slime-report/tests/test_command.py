@@ -8,7 +8,7 @@ import math
 import pytest
 from written_runs import healthy, keep, note, sample, write_run
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.summary import Summary
 
 

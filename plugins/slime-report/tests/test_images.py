@@ -17,7 +17,7 @@ from synthetic_reports import report_of, run
 from vision_checkpoints import picture, write_checkpoint
 from written_runs import keep, sample, tuned, write_run
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 from slime_report.page import render

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.sample import Sample
 from slime_rewards.final_answer import final_answer
 

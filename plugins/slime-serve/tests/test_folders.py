@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.errors import ArgumentError, Terminated
 from slime_core.plugins import Plugins
 from slime_serve.folders import opened

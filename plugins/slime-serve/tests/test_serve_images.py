@@ -16,7 +16,7 @@ from serve_fixtures import NAME, Served, serving
 from transformers import AutoModelForImageTextToText
 from vision_checkpoints import picture, write_checkpoint
 
-from slime_core.cli.main import main
+from slime_core.cli import main
 from slime_core.data.images import data_url
 from slime_core.sample import Sample
 from slime_serve import chat
