@@ -230,4 +230,4 @@ def test_an_idle_engine_holds_no_keys_and_values(llama: Any, start: Start) -> No
     engine = start(*llama)
     ask(engine, [(PROMPT, {"max_new_tokens": 4})] * 3)
     engine._scheduler.call(lambda: None).result()  # after the step that answered
-    assert not engine._scheduler._cache._pools
+    assert not engine._scheduler._storage.cache._pools

@@ -99,7 +99,7 @@ def test_what_runs_waits_meanwhile_and_goes_on(llama: Any, start: Start) -> None
         await reached.wait()
         await asyncio.to_thread(engine.offload)
         scheduler.hold(-1)
-        assert len(scheduler._cache) == 0
+        assert len(scheduler._storage.cache) == 0
         await asyncio.sleep(0.05)
         assert len(passes.sizes) == 20
         assert not task.done()

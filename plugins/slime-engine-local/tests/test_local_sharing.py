@@ -119,8 +119,8 @@ def test_a_group_may_join_while_others_run_and_leave(llama: Any, start: Start) -
         expected = reference_log_probs(model, prompt, answer.tokens, 0.8)
         assert answer.log_probs == pytest.approx(expected, rel=0, abs=1e-10)
     engine._scheduler.call(lambda: None).result()
-    assert len(engine._scheduler._cache) == 0
-    assert engine._scheduler._stored == []
+    assert len(engine._scheduler._storage.cache) == 0
+    assert engine._scheduler._storage.prefixes == []
 
 
 def test_what_old_weights_made_is_not_shared_with_new_requests(llama: Any, start: Start) -> None:

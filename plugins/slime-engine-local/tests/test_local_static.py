@@ -121,7 +121,7 @@ def test_answers_are_those_of_the_other_way_to_decode(
     assert len(set(steps)) < 40
     held = engine._scheduler._static.pages
     engine._scheduler.call(lambda: None).result()
-    assert (held.free, len(held), len(engine._scheduler._cache)) == (held.count - 1, 0, 0)
+    assert (held.free, len(held), len(engine._scheduler._storage.cache)) == (held.count - 1, 0, 0)
     same(ask_at_once(engine, CASES), expected)
 
 

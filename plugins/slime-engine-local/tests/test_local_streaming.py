@@ -51,7 +51,9 @@ def test_a_cancelled_stream_leaves_the_engine_and_says_no_more(start: Start, lla
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait([task])
-        await asyncio.to_thread(until, lambda: not engine._scheduler._running and not len(engine._scheduler._cache))
+        await asyncio.to_thread(
+            until, lambda: not engine._scheduler._running and not len(engine._scheduler._storage.cache)
+        )
         return len(heard)
 
     assert asyncio.run(scenario()) < 100

@@ -37,7 +37,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def is_idle(served: Served) -> bool:
     """Whether neither the server nor the engine has a request left."""
     scheduler: Any = served.model.engine._scheduler  # type: ignore[attr-defined]  # there is none outside to look at
-    return not (served.service.room.taken or scheduler._running or scheduler._waiting or len(scheduler._cache))
+    return not (served.service.room.taken or scheduler._running or scheduler._waiting or len(scheduler._storage.cache))
 
 
 def connection(served: Served, body: dict[str, Any]) -> socket.socket:

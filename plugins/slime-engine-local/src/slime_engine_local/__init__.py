@@ -6,6 +6,7 @@ scheduler.py     the thread that decodes all running requests together
 request.py       one prompt and its response so far
 sampling.py      sampling parameters; choosing the next token
 scoring.py       log-probs of given tokens
+storage.py       where keys and values are, for how many there is room, and what joins in a step
 prefixes.py      which requests begin with the same tokens, and what they can share
 cache.py         the keys and values of tokens
 vision.py        images in prompts

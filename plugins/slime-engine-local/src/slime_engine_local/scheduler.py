@@ -16,25 +16,21 @@ from torch import Tensor
 
 from slime_core.tensors.freed_memory import give_back_freed_memory
 from slime_core.tensors.offload import Offloaded
-from slime_engine_local.cache import CachedSequence, KVCache, Row
+from slime_engine_local.cache import Row
 from slime_engine_local.errors import EngineError
 from slime_engine_local.forward_pass import Chunk, ForwardPass
 from slime_engine_local.model import LanguageModel
-from slime_engine_local.pages import PagedSequence
-from slime_engine_local.prefixes import StoredPrefix, plan_prefix
 from slime_engine_local.request import Request
 from slime_engine_local.sampling import choose_tokens, likeliest_tokens
 from slime_engine_local.static_decoding import StaticDecoding
 from slime_engine_local.static_proof import DecodingChoice
+from slime_engine_local.storage import Joining, Storage
 from slime_engine_local.threads import ThreadCount
 from slime_engine_local.vision import NO_IMAGES
 
 NEW_TOKENS_PER_STEP, ON_GPU = 2048, 4096
 """Requests join together up to so many tokens on a CPU and on a GPU, which bounds memory and how long the others wait for their next
 token."""
-ROOM_TO_GO_ON = 32
-"""Every running request must have room for so many tokens before another one joins, so that it is not preempted at
-once."""
 
 _Call = tuple[Callable[[], None], Future[None]]
 
@@ -58,14 +54,13 @@ class Scheduler:
         self.model: LanguageModel | None = None
         self.version = 0
         self._max_running, self._max_tokens, self._load = max_running, max_tokens, load
+        self._storage = Storage(max_tokens)
         self._running: list[Request] = []
         self._waiting: list[Request] = []  # in the order of their numbers
         self._arrived: list[Request] = []
         self._calls: list[_Call] = []
         self._decoding = decoding
         self._static: StaticDecoding | None = None
-        self._cache = KVCache()
-        self._stored: list[StoredPrefix] = []
         self._holds = 0
         self._spoilt: EngineError | None = None
         self._offloaded: Offloaded | None = None
@@ -93,10 +88,11 @@ class Scheduler:
         """Generate with this model, whose weights have changed, from now on. Only to be called through `call`."""
         if self.model not in (None, model):  # what was stored for another model is of no use
             self._preempt(list(self._running))
-            self._static = None
+            self._decode_by(None)
         elif self._static is not None:
             self._static.drop()
-        self.model, self.version, self._stored, self._spoilt = model, version, [], None
+        self._storage.prefixes = []
+        self.model, self.version, self._spoilt = model, version, None
 
     def spoil(self, error: EngineError) -> None:
         """The model's weights are of no use: requests fail with this error until `use` is called. Only to be called through `call`."""
@@ -139,7 +135,7 @@ class Scheduler:
         self._preempt(list(self._running))  # which leaves no keys and values
         for request in self._waiting:
             request.shown.forget()
-        self._static = None
+        self._decode_by(None)
         self._offloaded = Offloaded()
         if self.model is not None:
             self._offloaded.leave(self.model.tensors(), self.model.device)
@@ -199,7 +195,7 @@ class Scheduler:
             if self._waiting and self.model is None:
                 self.model = self._load()
             if self._waiting and not self._running and self._static is None and self.model is not None:
-                self._static = self._decoding.static(self.model)
+                self._decode_by(self._decoding.static(self.model))
         except Exception as error:
             self._fail_waiting(error)
         try:
@@ -240,13 +236,13 @@ class Scheduler:
         self, model: LanguageModel, decoded: list[Request], joining: dict[Request, int], chunks: list[Chunk]
     ) -> None:
         """Compute one token of each decoded request and the chunks, and choose the next token of all these requests."""
-        step = ForwardPass(self._cache, [request.cached for request in decoded], chunks, model.device)
+        step = ForwardPass(self._storage.cache, [request.cached for request in decoded], chunks, model.device)
         logits = model.next_logits([request.tokens[-1] for request in decoded], step)
         for request in decoded:
             request.cached.row.length += 1
         for chunk in chunks:
             chunk.sequence.row.length += len(chunk.tokens)
-        self._stored = [StoredPrefix(entry.tokens, entry.row, entry.shared, pending=False) for entry in self._stored]
+        self._storage.computed()
         # The chunk of a prefix that several requests share may also be the last one of some of them.
         rows = [*range(len(decoded)), *(len(decoded) + chunk for chunk in joining.values())]
         self._choose([*decoded, *joining], logits if len(rows) == len(logits) else logits[rows])
@@ -258,12 +254,7 @@ class Scheduler:
         joining, chunks = self._admit()
         if joining and self.model is not None:
             self._pass_over_rows(self.model, [], joining, chunks)
-            going = [request for request in joining if request.sequence is not None]
-            rows = {request.cached.row for request in going}
-            moved = static.pages.adopt([request.cached for request in going], self._cache)
-            for request, sequence in zip(going, moved, strict=True):
-                request.sequence = sequence
-            self._stored = [entry for entry in self._stored if entry.row not in rows]
+            self._storage.move_to_pages([request for request in joining if request.sequence is not None])
         elif any(request.needs_logits for request in decoded):
             logits = static.logits(decoded)
             for request in decoded:
@@ -295,46 +286,23 @@ class Scheduler:
             request.add(token, log_prob, self.version, others)
         self._remove_finished()
 
+    def _decode_by(self, static: StaticDecoding | None) -> None:
+        """Decode with fixed shapes, or by forward passes over rows. No request may be running."""
+        self._static = static
+        self._storage.pages = static.pages if static is not None else None
+
     def _make_room(self) -> None:
         """Make room for one more token of every running request; the youngest are preempted until there is."""
-        while self._running and (
-            self._tokens() + len(self._running) > self._max_tokens or self._lacks_pages(len(self._running))
-        ):
+        while self._running and self._storage.lacks_room(self._running):
             self._preempt([max(self._running, key=lambda request: request.number)])
-        for request in self._running:
-            if not isinstance(request.cached, PagedSequence):
-                self._cache.grow(request.cached.row, request.cached.row.length + 1)
-
-    def _tokens(self) -> int:
-        """How many tokens' keys and values are stored."""
-        return len(self._cache) + (len(self._static.pages) if self._static is not None else 0)
-
-    def _lacks_pages(self, running: int) -> bool:
-        """Whether there are not enough pages for the next token of so many requests, each of which takes one page at most."""
-        few = self._static is not None and self._static.pages.free < running
-        return few and self._missing_pages() > 0
-
-    def _missing_pages(self) -> int:
-        """How many pages the next token of all running requests needs beyond those that are free."""
-        if self._static is None:
-            return 0
-        pages = self._static.pages
-        paged = (request.sequence for request in self._running)
-        return sum(pages.missing(one, 1) for one in paged if isinstance(one, PagedSequence)) - pages.free
+        self._storage.grow(self._running)
 
     def _admit(self) -> tuple[dict[Request, int], list[Chunk]]:
         """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and
         the chunks that must be computed."""
-        joining: dict[Request, int] = {}
         if (model := self.model) is None or not self._waiting:
-            return joining, []
-        shared: list[Chunk] = []
-        own: list[tuple[Request, Chunk]] = []
-        ends: dict[Row | None, int] = {}
-        stored, new = self._tokens(), 0
-        most = ON_GPU if model.device.type == "cuda" else NEW_TOKENS_PER_STEP
-        pages = self._static.pages if self._static is not None else None
-        free = -self._missing_pages()
+            return {}, []
+        joining = Joining(self._storage, self._running, ON_GPU if model.device.type == "cuda" else NEW_TOKENS_PER_STEP)
         keys_of = {request: request.keys() for request in self._waiting[: self._max_running]}
         while self._waiting and len(self._running) < self._max_running:
             request = self._waiting[0]
@@ -344,86 +312,37 @@ class Scheduler:
                 self._waiting.pop(0)
                 request.fail(error)
                 continue
-            tokens, shown = [*request.prompt, *request.tokens], request.shown
             keys = keys_of[request] if request in keys_of else request.keys()
             others = (keys_of[other] for other in self._waiting[1 : self._max_running] if other in keys_of)
-            plan = plan_prefix(keys, self._stored, others, shown.uncut)
-            needed = len(tokens) - (plan.length if plan.row else 0)
-            room = self._max_tokens - stored - ROOM_TO_GO_ON * len(self._running)
-            if self._running and (needed > room or (new and new + needed > most)):
-                break
-            if pages is not None and self._running and pages.needed(needed) > free:
+            plan = joining.plan(request, keys, others)
+            if not joining.has_room(request, plan, len(self._running)):
                 break
             self._waiting.pop(0)
-            prefix = plan.row
-            if plan.length and prefix is None:
-                prefix = self._cache.add(plan.length, shared=True)
-                if plan.copy:
-                    self._cache.copy(plan.copy, prefix, plan.copied)
-                ends[prefix] = len(shared)
-                shared.append(
-                    Chunk(
-                        CachedSequence(prefix),
-                        tokens[plan.copied : plan.length],
-                        shown.chunk(plan.copied, plan.length),
-                    )
-                )
-                self._stored.append(StoredPrefix(keys[: plan.length], prefix, shared=True, pending=True))
-            if prefix:
-                prefix.readers += 1
-            rest = tokens[plan.length :]
-            request.sequence = CachedSequence(self._cache.add(len(rest) + 1), prefix, plan.length, shown.shift)
-            if rest:
-                own.append((request, Chunk(request.sequence, rest, shown.chunk(plan.length, len(tokens)))))
-                if not plan.length:
-                    self._stored.append(StoredPrefix(keys, request.sequence.row, shared=False, pending=True))
-            else:
-                joining[request] = ends[prefix]
+            joining.add(request, keys, plan)
             self._running.append(request)
-            stored, new = stored + needed, new + needed - plan.copied
-            free -= pages.needed(needed) if pages is not None else 0
-        for number, (request, _) in enumerate(own, len(shared)):
-            joining[request] = number
-        return joining, [*shared, *(chunk for _, chunk in own)]
+        return joining.ends(), joining.chunks()
 
     def _preempt(self, requests: Sequence[Request]) -> None:
         """Let running requests wait again; the keys and values of their tokens are computed anew when they go on."""
         for request in requests:
             self._running.remove(request)
-            self._free(request)
+            self._storage.remove(request)
         self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.number)
 
     def _remove_finished(self) -> None:
         """Remove requests that are finished or cancelled."""
         for request in [request for request in self._running if request.ended]:
             self._running.remove(request)
-            self._free(request)
+            self._storage.remove(request)
             request.shown = NO_IMAGES  # whoever waits for the response may keep the request for a while
         for request in [request for request in self._waiting if request.ended]:
             self._waiting.remove(request)
             request.shown = NO_IMAGES
 
-    def _free(self, request: Request) -> None:
-        """Remove from the cache what is stored of a request, and its shared prefix if nobody else reads it."""
-        sequence, request.sequence = request.cached, None
-        pages = self._static.pages if self._static is not None else None
-        gone = [sequence.row]
-        if pages is not None and isinstance(sequence, PagedSequence):
-            pages.remove(sequence)
-            gone = []
-        if sequence.prefix:
-            sequence.prefix.readers -= 1
-            if not sequence.prefix.readers:
-                gone.append(sequence.prefix)
-                if pages is not None:
-                    pages.forget(sequence.prefix)
-        for row in gone:
-            self._cache.remove(row)
-        self._stored = [entry for entry in self._stored if entry.row not in gone]
-
     def _fail_running(self, error: Exception) -> None:
         """End the requests of a step that failed; those that wait get a step of their own."""
-        failed, self._running, self._cache, self._stored, self._static = self._running, [], KVCache(), [], None
+        failed, self._running, self._storage = self._running, [], Storage(self._max_tokens)
+        self._decode_by(None)
         for request in failed:
             request.fail(error)
 
