@@ -229,4 +229,4 @@ def _always(answer: Any) -> Callable[..., Any]:
 
 
 def _is_cuda(device: Any) -> bool:
-    return device is not None and not isinstance(device, int) and str(device).startswith("cuda")
+    return isinstance(device, str | torch.device) and str(device).startswith("cuda")
