@@ -205,6 +205,21 @@ def test_extreme_differences_stay_finite(variant: str, dtype: torch.dtype) -> No
     assert bool(gradient(outputs, inputs.log_probs).isfinite().all())
 
 
+@pytest.mark.parametrize("kind", ["k2", "k3", "low_var_kl"])
+def test_a_divergence_falls_all_the_way_to_the_reference(kind: str) -> None:
+    differences = torch.tensor(
+        [-200.0, -50.0, -21.0, -20.0, -19.0, -1.0, 0.0, 1.0, 19.0, 21.0, 200.0], dtype=torch.float64
+    )
+    differences.requires_grad_()
+    estimates = divergence.approximate_kl(differences, torch.zeros_like(differences), kind)
+    (slopes,) = torch.autograd.grad(estimates.sum(), differences)
+    assert (slopes * differences >= 0).all()
+    assert (slopes * differences)[[5, 7]].gt(0).all()
+    below, above = estimates.detach().split([7, 4])
+    assert (below.diff() <= 0).all()
+    assert (above.diff() >= 0).all()
+
+
 def test_the_losses_named_gspo_and_cispo_are_those_of_the_estimators() -> None:
     batch = rows(5)
     weights = weights_of(batch, "sample")

@@ -25,7 +25,8 @@ def approximate_kl(log_probs: Tensor, base: Tensor, kind: str, ratio: Tensor | N
 
     * "k1": x. Unbiased; may be negative.
     * "k2": x² / 2. Never negative; the only one whose gradient estimates the gradient of the KL.
-    * "k3": exp(-x) - 1 + x. Unbiased and never negative.
+    * "k3": exp(-x) - 1 + x. Unbiased and never negative. An x below -20 counts as -20, without gradient: x alone would pull p
+      away from base there.
     * "low_var_kl": k3, limited to ±10.
 
     Args:
@@ -39,7 +40,7 @@ def approximate_kl(log_probs: Tensor, base: Tensor, kind: str, ratio: Tensor | N
     elif kind == "k2":
         estimate = difference.square() / 2
     else:
-        estimate = bounded_exp(-difference) - 1 + difference
+        estimate = bounded_exp(-difference) - 1 + difference.clamp(min=-LARGEST_EXPONENT)
     if ratio is not None:
         estimate = ratio * estimate
     return estimate.clamp(-10, 10) if kind == "low_var_kl" else estimate
