@@ -100,6 +100,7 @@ OVERLONG = ["--custom-reward-post-process-path", "dapo_overlong", "--overlong-bu
         (["--use-kl-loss", "--kl-loss-coef", "0.1", "--kl-coef", "0.1"], "give only one of them"),
         (["--kl-loss-type", "k4"], "--kl-loss-type"),
         (["--gamma", "1.5"], "--gamma"),
+        (["--critic-lr", "1e-7", "--min-lr", "1e-6", "--lr", "1e-5"], "--min-lr 1e-06 is above --critic-lr 1e-07"),
         (
             ["--custom-reward-post-process-path", "dapo_overlong", "--rollout-max-response-len", "1000"],
             "Try --overlong-buffer-len 250",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -72,6 +73,12 @@ class OptimizerArguments(ArgumentGroup):
             )
         if self.min_lr > self.lr:
             raise ValueError(f"--min-lr {self.min_lr} is above --lr {self.lr}; it must be at most as high.")
+        critic_lr = self.critic_lr if isinstance(self, TrainArguments) else None
+        if critic_lr is not None and self.min_lr > critic_lr:
+            raise ValueError(
+                f"--min-lr {self.min_lr} is above --critic-lr {critic_lr}, the highest rate of the critic; it must be at "
+                "most as high."
+            )
         if self.log_probs_chunk_size == 0 or self.log_probs_chunk_size < -1:
             raise ValueError(f"--log-probs-chunk-size is {self.log_probs_chunk_size}; give -1 or a positive number.")
         return self
