@@ -30,7 +30,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
     forget()
 
 
-@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (2, 5, 24)])
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (2, 5, 24), (0, 24), (2, 0, 24)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: bool) -> None:
     random = torch.Generator().manual_seed(0)

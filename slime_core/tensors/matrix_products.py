@@ -125,6 +125,6 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        by_x = matmul(rows, weight).view(*grad.shape[:-1], -1) if need_x else None
+        by_x = matmul(rows, weight).view(*grad.shape[:-1], weight.shape[1]) if need_x else None
         by_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
         return by_x, by_weight, rows.sum(0) if need_bias else None
