@@ -100,7 +100,9 @@ async def generate(args: RunArguments, sample: Sample, sampling_params: dict[str
             aborted call has generated already (`response_length` of them). The function appends to `tokens`, `response`,
             `response_length`, `rollout_log_probs`, `weight_versions` and, for tokens that the model did not produce (tool
             results), a `loss_mask` of 0; and sets `status`: completed, truncated or, when the engine was aborted, aborted.
-        sampling_params: for the engine, its `seed` and `max_new_tokens` included.
+        sampling_params: for the engine, its `seed` and `max_new_tokens` included. The latter is what is left for the rest of the
+            response; to a function that names no `engine` it is, as in slime, the longest response, from which the function itself
+            takes what is there already.
 
     With `--partial-rollout` a trajectory that was stopped is continued by one further call, with the first of its segments that is
     not finished. What that returns takes the place of the segment; finished ones stay as they are and need not be returned

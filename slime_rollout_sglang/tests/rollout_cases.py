@@ -16,6 +16,7 @@ from slime_core.contracts.engine import Generation
 from slime_core.data import GlobalDataSource
 from slime_core.plugins import Plugins
 from slime_core.rollout.components import choose_rollout_components
+from slime_core.rollout.surroundings import current
 from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 from slime_rollout_sglang.rollout import generate_rollout
 
@@ -257,6 +258,21 @@ async def silent(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> 
     sample.response_length = sample.index % 2
     sample.tokens = [*sample.tokens, *([20] * sample.response_length)]
     sample.status = Status.COMPLETED
+    return sample
+
+
+async def of_slimes_shape(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    """Names no engine, and takes what has been generated already off the length of a response itself, as slime's own does."""
+    surroundings = current()
+    assert surroundings is not None
+    left = sampling_params["max_new_tokens"] - sample.response_length
+    generation = await surroundings.engine.generate(sample.tokens, {**sampling_params, "max_new_tokens": left})
+    sample.tokens = [*sample.tokens, *generation.tokens]
+    sample.response_length += len(generation.tokens)
+    sample.rollout_log_probs = [*(sample.rollout_log_probs or []), *generation.log_probs]
+    sample.weight_versions = [*sample.weight_versions, *generation.weight_versions]
+    ends = {"abort": Status.ABORTED, "length": Status.TRUNCATED, "stop": Status.COMPLETED}
+    sample.status = ends[generation.finish_reason]
     return sample
 
 

@@ -13,6 +13,7 @@ import pytest
 import rollout_cases
 from rollout_cases import END, ScriptedEngine, rollout
 
+from slime_core.data import GlobalDataSource
 from slime_core.errors import SampleError
 from slime_core.sample import Sample
 from slime_rollout_sglang.asked_metrics import (
@@ -117,6 +118,27 @@ def whole_group(args: Any, them: Any, **kwargs: Any) -> list[float]:
 def test_group_rm_hands_whole_groups_to_the_reward(arguments: Any, plugins: Any) -> None:
     output = rollout(arguments(custom_rm_path="test_asked_metrics.whole_group", group_rm=True), plugins)
     assert [[sample.reward for sample in group] for group in output.groups] == [[0.0, 1.0]] * 3
+
+
+def ten_times(args: Any, them: Any) -> list[float]:
+    """What a generate function has set, ten times."""
+    return [10.0 * sample.reward for sample in them]
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_group_rm_scores_samples_that_have_a_reward_already_too_once(
+    evaluation: bool, arguments: Any, plugins: Any
+) -> None:
+    own = {"custom_generate_function_path": "rollout_cases.self_scored", "over_sampling_batch_size": 6}
+    args = arguments(8, custom_rm_path="test_asked_metrics.ten_times", group_rm=True, partial_rollout=True, **own)
+    args = args.model_copy(update={"eval_prompt_data": args.prompt_data})
+    source = GlobalDataSource(args)
+    for rollout_id in range(2):  # groups that were finished and put back are not scored again
+        output = rollout(args, plugins, ScriptedEngine(), source, rollout_id, evaluation)
+        assert {sample.reward for sample in [*output.samples, *output.generations]} == {2.5}
+    alone = args.model_copy(update={"group_rm": False, "custom_rm_path": "rollout_cases.length_reward"})
+    assert {sample.reward for sample in rollout(alone, plugins).samples} == {0.25}
+    assert rollout_cases.calls["reward"] == 0
 
 
 @pytest.mark.parametrize("generator", [None, "rollout_cases.own_text"])

@@ -77,6 +77,21 @@ def test_the_next_rollout_continues_with_the_old_tokens_log_probs_and_versions(a
     assert second.metrics["sampling/samples_continued"] > 0
 
 
+@pytest.mark.parametrize("generator", [None, "rollout_cases.of_slimes_shape"])
+def test_a_continued_response_may_become_as_long_as_one_that_was_not_stopped(arguments, plugins, generator) -> None:
+    def without_end(prompt: list[int], params: dict[str, Any]) -> list[int]:
+        return [20] * (100 if prompt[2] < 9 else 1000)
+
+    args = arguments(rollout_max_response_len=400, custom_generate_function_path=generator, **PARTIAL)
+    left = GlobalDataSource(args)
+    rollout(args, plugins, ScriptedEngine(without_end), left)
+    begun = {s.index: s.response_length for group in left.buffer for s in group if s.status is Status.ABORTED}
+    second = rollout(args, plugins, ScriptedEngine(without_end), left, rollout_id=1)
+    continued = [s for s in second.samples if s.index in begun]
+    assert all(90 < begun[s.index] < 200 for s in continued)
+    assert [(s.response_length, s.status) for s in continued] == [(400, Status.TRUNCATED)] * 6
+
+
 def test_a_continued_sample_draws_other_random_numbers_than_at_first(arguments, plugins) -> None:
     args = arguments(**PARTIAL)
     source = GlobalDataSource(args)

@@ -49,6 +49,7 @@ class GroupInProgress:
         given: the group as the data source gave it, with prompt tokens; never changed.
         results: for each of its samples the segments of its trajectory; [] until its generate function has returned.
         generated_tokens: how many tokens the engine has generated for it in this rollout.
+        is_new: whether a generate function was called for it in this rollout.
         lost: why it has no result ("generator", "reward", …), else None.
     """
 
@@ -56,6 +57,7 @@ class GroupInProgress:
     given: Group
     results: list[list[Sample]] = field(init=False)
     generated_tokens: int = 0
+    is_new: bool = False
     lost: str | None = None
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class GroupRunner:
                 for position in range(len(group.given)):
                     tasks.create_task(self._complete(group, position, waiting, generated, together))
             if together:
-                await self._score(group.samples, group.samples)
+                await self._score(group.samples, group.samples, anew=self._args.group_rm and group.is_new)
         except* GroupLost as lost:
             group.lost = str(first_error(lost))
 
@@ -141,6 +143,7 @@ class GroupRunner:
         if unfinished is None:
             made = earlier
         else:
+            group.is_new = True
             finished = [segment for segment in earlier if segment is not unfinished]
             generated_now = await self._unless_stopped(
                 self._generate_and_hook(group, with_finished_segments(unfinished, finished))
@@ -181,6 +184,7 @@ class GroupRunner:
             return [_untrained_if_empty(sample.changed(status=Status.TRUNCATED))]
         if "engine" not in self._wanted_extras:
             params |= text_parameters(self._args)
+            params["max_new_tokens"] = self._parameters.max_response_len  # what is there they take off it themselves
         session = self._session(sample)
         offered: dict[str, Any] = {"engine": session, "evaluation": self._evaluation}
         extras = {name: offered[name] for name in self._wanted_extras}
@@ -268,18 +272,25 @@ class GroupRunner:
             logger.warning("%s came back with the status %s; its group is dropped.", made.name, made.status.name)
             raise GroupLost(made.status.value)
 
-    async def _score(self, samples: list[Sample], needed: list[Sample]) -> None:
+    async def _score(self, samples: list[Sample], needed: list[Sample], anew: bool = False) -> None:
         """Score samples, if there are any without a reward and all that are `needed` for it are finished.
 
         Once sampling is stopped, rewards that have begun get `GRACE_PERIOD` seconds more, so that what goes back to the
         data source does not depend on the clock unless one hangs. The next rollout computes the others.
+
+        Args:
+            anew: score them whatever rewards a generate function has set, which the reward finds on them.
         """
-        if all(s.reward is not None for s in samples) or any(s.status not in FINISHED for s in needed):
+        has_rewards = not anew and all(s.reward is not None for s in samples)
+        if has_rewards or any(s.status not in FINISHED for s in needed):
             return
         with self._surround(self._session(samples[0]), seed_of(*self._seed, samples[0].index, "reward")):
             scored = await self._unless_stopped(self._rewards.score(samples))
         if scored is False:
             raise GroupLost("reward")
+        if scored is None and anew:
+            for sample in samples:
+                sample.reward = None
 
     def _session(self, sample: Sample) -> Session:
         skip_special = self._args.rollout_skip_special_tokens
