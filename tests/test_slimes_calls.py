@@ -158,7 +158,7 @@ def convert({convert}):
 def post_process({post_process}):
     raw = [s.get_reward_value({post_process_given[0]}) for s in {post_process_given[1]}]
     note("post_process", len(raw))
-    return raw, torch.tensor([5.0 * r + 1.0 for r in raw])
+    return [r + 2.0 for r in raw], torch.tensor([5.0 * r + 1.0 for r in raw])
 
 def advantage({advantage}):
     data = {advantage_given[1]}
@@ -177,15 +177,15 @@ CHOSEN = {"convert": "--custom-convert-samples-to-train-data-path", "post_proces
 
 
 @pytest.mark.parametrize(
-    ("author", "makes_rewards", "rewards"),
+    ("author", "makes_rewards", "rewards", "raw_reward"),
     [
-        ("guide", ["convert"], {3.0, 13.0}),
-        ("contract tests", ["post_process"], {1.0, 6.0}),
-        ("own", ["convert", "post_process"], {1.0, 6.0}),
+        ("guide", ["convert"], {3.0, 13.0}, 0.5),
+        ("contract tests", ["post_process"], {1.0, 6.0}, 2.5),
+        ("own", ["convert", "post_process"], {1.0, 6.0}, 2.5),
     ],
 )
 def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
-    author, makes_rewards, rewards, tiny_model, tmp_path, monkeypatch, caplog
+    author, makes_rewards, rewards, raw_reward, tiny_model, tmp_path, monkeypatch, caplog
 ):
     module = f"hooks_of_{author.replace(' ', '_')}"
     parts: dict[str, Any] = {"both": len(makes_rewards) == 2}
@@ -240,7 +240,8 @@ def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
     assert [set(given) for given, _ in seen["advantage"]] == [rewards] * 2
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/tis" in line]
     assert len(lines) == 2
-    assert all(line["rollout/raw_reward"] == 0.5 and line["train/grad_norm"] > 0 for line in lines)
+    assert all(line["rollout/raw_reward"] == raw_reward and line["train/grad_norm"] > 0 for line in lines)
+    assert not any("train/raw_reward" in line for line in lines)
     assert "A function has set args.rollout_batch_size to 999" in caplog.text
     assert caplog.text.count("A function has set args.rollout_batch_size") == 1
     dumped = [json.loads(line) for line in (tmp_path / "0.jsonl").read_text().splitlines()[1:]]

@@ -116,10 +116,11 @@ class Run:
         training = time.perf_counter() - started
         seconds = training + waited
         facts = result.facts
+        of_hook = {"raw_reward": metrics.pop("raw_reward")} if "raw_reward" in metrics else {}
         tokens = metrics.get("num_tokens") or facts.num_tokens
         logged = {
             **prefixed("train", metrics),
-            **prefixed("rollout", {**facts.own, **facts.metrics}),
+            **prefixed("rollout", {**facts.own, **facts.metrics, **of_hook}),
             **self._timings(),
             "perf/rollout_time": seconds,
             "perf/generate_time": facts.seconds,

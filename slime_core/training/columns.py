@@ -7,6 +7,7 @@ What neither the loss nor the advantage estimator reads is not computed.
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Sequence
 
 from slime_core.arguments import RunArguments
@@ -20,6 +21,7 @@ from slime_core.token_arrays import column_of, compact
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
+from slime_core.trajectories import means_of_trajectories
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class ColumnMaker:
 
     Attributes:
         reference: may be exchanged between two rollouts.
+        raw_reward: what `--custom-reward-post-process-path` said of the last rollout: the mean of its trajectories' raw rewards;
+            None where it was not asked.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class ColumnMaker:
         self._old: GivesLogProbs | None = None
         self._actor, self._critic = actor, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
+        self.raw_reward: float | None = None
         self._told_final = self._told_without = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
@@ -152,7 +157,8 @@ class ColumnMaker:
         columns["old_values" if name == "values" else name] = found
 
     def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
-        """The rewards to train with, and whether they are not to be normalised again."""
+        """The rewards to train with, and whether they are not to be normalised again. Sets `raw_reward`."""
+        self.raw_reward = None
         if samples and all(sample.reward_is_final for sample in samples):
             if self._components.reward_post_process is not None and not self._told_final:
                 self._told_final = True
@@ -163,4 +169,6 @@ class ColumnMaker:
             return [reward_of(sample, None) for sample in samples], True
         if self._components.reward_post_process is None:
             return [reward_of(sample, self._args.reward_key) for sample in samples], False
-        return list(self._components.reward_post_process(self._args, samples)[1]), True
+        raw, rewards = self._components.reward_post_process(self._args, samples)
+        self.raw_reward = statistics.mean(means_of_trajectories(samples, raw)) if samples else None
+        return list(rewards), True

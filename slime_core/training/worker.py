@@ -149,7 +149,8 @@ class TrainWorker:
         return model
 
     def train(self, rollout_id: int, groups: list[Group], version: int | None = None) -> dict[str, float]:
-        """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts.
+        """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts. With them comes
+        "raw_reward", where a hook has said what the answers were worth.
 
         Args:
             version: of the weights that the samples were generated with; None if there is none, or nobody knows.
@@ -201,8 +202,10 @@ class TrainWorker:
         if self._reference is not None and self._renews_reference(rollout_id):
             self._reference = self._columns.reference = self._renewed_reference()
         names = dict.fromkeys(name for metrics in collected for name in metrics)
+        raw = self._columns.raw_reward
         return {
             **timings,
+            **({} if raw is None else {"raw_reward": raw}),
             **{name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names},
         }
 
