@@ -95,14 +95,16 @@ def test_a_row_brings_label_tools_metadata_and_its_origin(arguments: Any, tmp_pa
         {"q": "text", "answer": 42, "tools": tools, "metadata": {"level": 3}},
         {"q": "text", "answer": None, "tools": json.dumps(tools), "metadata": '{"level": 4}'},
         {"q": "text", "answer": "x", "tools": "", "metadata": None},
+        {"q": "text", "answer": "x", "tools": tools, "metadata": {"tools": "hammer"}},
     ]
     path = write(tmp_path / "d.jsonl", rows)
-    samples = [g[0] for g in GlobalDataSource(arguments(path, input_key="q", label_key="answer")).get_samples(3)]
-    assert [s.label for s in samples] == [42, None, "x"]
+    samples = [g[0] for g in GlobalDataSource(arguments(path, input_key="q", label_key="answer")).get_samples(4)]
+    assert [s.label for s in samples] == [42, None, "x", "x"]
     assert [s.metadata for s in samples] == [
-        {"level": 3, "slime": {"source": f"{path}:1", "tools": tools}},
-        {"level": 4, "slime": {"source": f"{path}:2", "tools": tools}},
+        {"level": 3, "tools": tools, "slime": {"source": f"{path}:1", "tools": tools}},
+        {"level": 4, "tools": tools, "slime": {"source": f"{path}:2", "tools": tools}},
         {"slime": {"source": f"{path}:3"}},
+        {"tools": "hammer", "slime": {"source": f"{path}:4", "tools": tools}},
     ]
     assert {s.prompt for s in samples} == {"text"}
     assert all(s.status is Status.PENDING for s in samples)

@@ -67,7 +67,7 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
 
     Returns:
         Sample with `prompt` (text, checked messages or token ids, whichever the column holds), the `images` of messages, `label`,
-        and the row's own `metadata`; its `source` and `tools` are noted. With token ids, `loss_mask` has an entry for every one of them if
+        and the row's own `metadata`, where its tools stand under "tools" unless it has that key; its `source` and `tools` are noted. With token ids, `loss_mask` has an entry for every one of them if
         the row says which are trained. All of it is plain JSON data.
 
     Raises:
@@ -96,7 +96,10 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
         raise DataError(f"{source}: {error}.") from None
     if rest and unread is not None:
         unread(source, rest)
-    noted = {"source": source, "tools": tools} if tools else {"source": source}
+    noted: dict[str, Any] = {"source": source}
+    if tools:
+        noted["tools"] = tools
+        metadata = {"tools": tools, **metadata}  # functions that were written for slime look for them there
     return Sample(
         prompt=prompt, images=images, label=label, loss_mask=loss_mask, metadata={**metadata, RESERVED: noted}
     )
