@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -144,7 +144,11 @@ class Namespace:
 
     def _make_model(self) -> type[RunArguments]:
         further = {name: value for group in self._plugin_groups for name, value in group.attributes.items()}
-        missing = {name: value for name, value in further.items() if name not in self.options}
+        missing = {
+            name: _Given(value) if callable(value) else value
+            for name, value in further.items()
+            if name not in self.options
+        }
         mixin = type("Attributes", (), {**missing, FURTHER_ATTRIBUTES: further})
         groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups, mixin)
         model: type[RunArguments] = create_model("Arguments", __base__=groups)
@@ -173,6 +177,16 @@ class Namespace:
         self._families |= {prefix: (target, distribution) for prefix, target in group.families.items()}
         for name, field in group.model_fields.items():
             self.options[name] = Option(name, group, distribution, field)
+
+
+class _Given:
+    """An attribute of arguments whose value a function of them gives, until somebody sets it on a copy."""
+
+    def __init__(self, value: Callable[[Any], Any]) -> None:
+        self._value = value
+
+    def __get__(self, args: Any, owner: type) -> Any:
+        return self if args is None else self._value(args)
 
 
 def _checked_groups(given: Any, known: dict[str, Option], distribution: str) -> list[type[ArgumentGroup]]:

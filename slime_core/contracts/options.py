@@ -40,7 +40,8 @@ class ArgumentGroup(BaseModel):
             a plugin starts. When somebody sets options whose names begin with the prefix and that do not exist, the function
             is called with these names and returns an `ArgumentGroup` with them, or raises `ArgumentError`.
         attributes: {name: value} of what functions that were written for another program read from `args` and nobody need set
-            here. An option of the same name goes before, unless it is None where such a function is called.
+            here; a function gives the value from the arguments. An option of the same name goes before, unless it is None where
+            such a function is called.
         of_layout: these options say how a run is spread over ranks and devices, and change no number but for rounding. Whoever
             evaluates its model in one process leaves them out.
     """

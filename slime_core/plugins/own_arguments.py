@@ -40,7 +40,7 @@ def own_arguments(args: Any) -> Any:
     object.__setattr__(copied, "__class__", vars(kind)[_SETTABLE])
     for name, value in getattr(kind, FURTHER_ATTRIBUTES, {}).items():
         if copied.__dict__.get(name, value) is None:
-            copied.__dict__[name] = value
+            copied.__dict__[name] = value(args) if callable(value) else value
     return copied
 
 

@@ -97,6 +97,37 @@ def test_hooks_find_what_slime_has_among_its_arguments(writer: Path) -> None:
     assert (named.sglang_router_ip, named.sglang_router_port) == ("10.0.0.1", 4)
 
 
+DERIVED = ("eval_max_context_len", "eval_reward_key", "over_sampling_batch_size")
+NEGATED = ("rewards_normalization", "grpo_std_normalization", "compute_advantages_and_returns")
+
+
+@pytest.mark.parametrize(
+    ("words", "derived", "negated"),
+    [
+        ("--n-samples-per-prompt 2", (None, None, 3), (True, True, True)),
+        ("--rollout-max-context-len 64 --reward-key score", (64, "score", 3), (True, False, True)),
+        (
+            "--rollout-max-context-len 64 --eval-max-context-len 32 --reward-key a --eval-reward-key b "
+            "--over-sampling-batch-size 5 --n-samples-per-prompt 2 --disable-grpo-std-normalization",
+            (32, "b", 5),
+            (True, False, True),
+        ),
+        ("--disable-rewards-normalization --n-samples-per-prompt 2", (None, None, 3), (False, True, True)),
+        ("--disable-compute-advantages-and-returns", (None, None, 3), (True, False, False)),
+    ],
+)
+def test_hooks_find_what_slime_derives_from_other_options(
+    writer: Path, words: str, derived: tuple[Any, ...], negated: tuple[bool, ...]
+) -> None:
+    run = ["--hf-checkpoint", str(writer), "--prompt-data", "x", "--num-rollout", "1", "--rollout-batch-size", "3"]
+    args: Any = resolve(Namespace(Plugins()), [*run, *words.split()], env={}).args
+    own = own_arguments(args)
+    assert tuple(getattr(own, name) for name in DERIVED) == derived
+    assert tuple(getattr(own, name) for name in NEGATED) == negated
+    own.grpo_std_normalization = "mine"  # of a hook's own
+    assert (own.grpo_std_normalization, args.grpo_std_normalization) == ("mine", negated[1])
+
+
 # ---------------------------------------------------------------------------------------------------- graders
 
 

@@ -30,6 +30,15 @@ class SlimeAttributes(ArgumentGroup):
         "rollout_global_dataset": True,
         "rollout_num_engines": 1,
         "ci_test": False,
+        # what slime derives from other options
+        "eval_max_context_len": lambda args: args.rollout_max_context_len,
+        "eval_reward_key": lambda args: args.reward_key,
+        "over_sampling_batch_size": lambda args: args.rollout_batch_size,
+        "rewards_normalization": lambda args: not args.disable_rewards_normalization,
+        "grpo_std_normalization": lambda args: (
+            not args.disable_grpo_std_normalization and args.n_samples_per_prompt > 1
+        ),
+        "compute_advantages_and_returns": lambda args: not args.disable_compute_advantages_and_returns,
     }
 
 
