@@ -25,6 +25,9 @@ only so many levels."""
 MAX_ROW_BYTES = 64 << 20
 """Bytes that a row may have, a row of text or of Arrow. What follows from a row takes many times its size in memory."""
 
+_AROUND = 20
+"""Levels that may stand around what hooks leave, where that is stored: those of a sample, of its group, of a state."""
+
 _TOO_DEEP = f"nested too deeply to be read (more than {MAX_DEPTH} levels)"
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
@@ -33,7 +36,8 @@ def read_json(text: str, halves: bool = False) -> Any:
     """Return the value of JSON text.
 
     Args:
-        halves: texts may hold half of a surrogate pair, which is no character: whoever stores what hooks leave, reads it again.
+        halves: for whoever stores what hooks leave, and reads it again: texts may hold half of a surrogate pair, which is no character,
+            and there may be some more levels, which stand around what hooks leave.
 
     Raises:
         DataError: it is not valid, holds half of a surrogate pair without `halves`, is nested too deeply, or has a number that Python does
@@ -51,8 +55,9 @@ def read_json(text: str, halves: bool = False) -> Any:
         raise DataError(_TOO_DEEP) from None
     except ValueError as error:  # such as a number of more digits than Python reads
         raise DataError(f"cannot be read: {error}") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH:
-        _require_depth(value)
+    most = MAX_DEPTH + _AROUND if halves else MAX_DEPTH
+    if text.count("[") + text.count("{") > most:
+        _require_depth(value, most)
     return value
 
 
@@ -158,11 +163,11 @@ _MADE: tuple[tuple[type | tuple[type, ...], Any], ...] = (
 )
 
 
-def _require_depth(value: Any) -> None:
+def _require_depth(value: Any, most: int) -> None:
     level, depth = [value], 0
     while level:
         depth += 1
-        if depth > MAX_DEPTH:
+        if depth > most:
             raise DataError(_TOO_DEEP)
         level = [
             inner

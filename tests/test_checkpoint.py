@@ -14,6 +14,7 @@ from slime_core.errors import CheckpointError
 from slime_core.run import checkpoints as checkpoint
 from slime_core.run.best import name_best
 from slime_core.run.resume import finish_removing
+from slime_core.sample import Sample
 
 
 def write_weights(folder: Path) -> None:
@@ -72,6 +73,18 @@ def test_a_full_disk_says_so_and_leaves_the_previous_checkpoint_intact(tmp_path,
     assert checkpoint.find_latest(tmp_path) == previous
     assert checkpoint.load_state(previous) == {"rollout_id": 1}
     assert not list(tmp_path.glob(".saving*"))
+
+
+def test_a_state_that_is_no_plain_data_is_named_before_anything_is_written(tmp_path):
+    left = [Sample(index=7, metadata={"lock": object()})]
+    for data_source, named in [
+        ({"lock": {1}}, r"the state\.data_source\.lock is 'set'"),
+        ({"buffer": [left]}, r"sample 7: metadata\.lock is 'object'"),
+    ]:
+        saves = checkpoint.Checkpoints(SimpleNamespace(async_save=False), None, tmp_path, None, None)
+        with pytest.raises(CheckpointError, match=rf"The checkpoint after rollout 3 cannot be written, .*{named}"):
+            saves.save(3, {"data_source": data_source})
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_the_newest_are_kept_when_asked(tmp_path):

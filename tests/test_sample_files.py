@@ -7,16 +7,19 @@ import pickle
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from slime_core.cli import main
 from slime_core.data.sample_files import VERSION, PackedSamples, SampleFile
 from slime_core.data.sample_lines import open_samples
-from slime_core.errors import CheckpointError, DataError
+from slime_core.errors import CheckpointError, DataError, SampleError
+from slime_core.plain import MAX_DEPTH
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.run.checkpoints import Saving, load_state
 from slime_core.run.state_samples import SAMPLES, without_samples
@@ -70,7 +73,7 @@ def read(path: Path) -> list[Sample]:
 
 
 def test_every_sample_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slime_core.data.sample_files._TOKENS_IN_BATCH", 500)  # several batches
+    monkeypatch.setattr("slime_core.data.sample_files._BYTES_IN_BATCH", 5000)  # several batches
     before = samples()
     rows = {"advantages": [[0.1 + i] * sample.response_length for i, sample in enumerate(before)]}
     PackedSamples(before, list(range(60)), {"metrics": {"a": 0.1}}, rows).write(tmp_path / "dump.pt")
@@ -92,6 +95,57 @@ def test_the_images_of_a_group_are_stored_and_held_once(tmp_path: Path) -> None:
     found = read(tmp_path / "a")
     assert {id(sample.images[0]) for sample in found} == {id(found[0].images[0])}
     assert found[0].images == [picture]
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        lambda n: {"images": [bytes([n]) * 600]},
+        lambda n: {"prompt": "a" * 600},
+        lambda n: {"metadata": {"a": "a" * 600}},
+        lambda n: {"further_one": "a" * 600},
+        lambda n: {"tokens": [n] * 150},
+    ],
+)
+def test_no_batch_holds_more_than_arrow_has_offsets_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: Callable[[int], dict[str, Any]]
+) -> None:
+    monkeypatch.setattr("slime_core.data.sample_files._BYTES_IN_BATCH", 1000)
+    before = [Sample(index=n).changed(**large(n)) for n in range(8)]
+    PackedSamples(before).write(tmp_path / "a")
+    assert pa.ipc.open_file(tmp_path / "a").num_record_batches == 4
+    assert as_json(read(tmp_path / "a")) == as_json(before)
+
+
+def nested(levels: int) -> Any:
+    return {"a": nested(levels - 1)} if levels else 1
+
+
+def test_whatever_a_sample_may_hold_is_read_again(tmp_path: Path) -> None:
+    deep = []
+    for levels in range(MAX_DEPTH - 3, MAX_DEPTH + 5):
+        sample = Sample(metadata=nested(levels), label=nested(levels)).changed(further_one=nested(levels))
+        with suppress(SampleError):
+            sample.make_plain()
+            deep.append(sample)
+    assert len(deep) in range(3, 8)  # there is a limit, and some are beyond it
+    for name in ("a", "a.jsonl"):
+        write_debug_data(tmp_path / name, RolloutOutput([deep]))
+        assert as_json(read_debug_data(tmp_path / name).samples) == as_json(deep)
+    plain, packed = without_samples({"data_source": {"buffer": [deep]}})
+    with Saving(tmp_path, 3) as saving:
+        checkpoint = saving.finish(plain, samples=packed)
+    assert as_json(load_state(checkpoint)["data_source"]["buffer"][0]) == as_json(deep)
+
+
+def test_arrays_that_a_hook_left_in_a_buffer_are_stored_as_lists(tmp_path: Path) -> None:
+    left = Sample(response_length=2, metadata={"score": np.float32(0.5), "seen": np.arange(70)})
+    left.tokens, left.loss_mask, left.reward = np.array([1, 2]), np.array([0, 1]), np.float32(1)  # type: ignore[assignment]  # as hooks do
+    PackedSamples([left.changed(further_one=(1, np.int64(2)))]).write(tmp_path / "a")
+    (found,) = read(tmp_path / "a")
+    assert found.metadata == {"score": 0.5, "seen": list(range(70))}
+    assert (found.tokens, found.loss_mask, found.reward) == ([1, 2], [0, 1], 1.0)
+    assert found.further_attributes == {"further_one": [1, 2]}
 
 
 def test_packed_samples_are_what_they_were_when_they_were_packed(tmp_path: Path) -> None:
@@ -161,6 +215,9 @@ def test_the_samples_of_a_checkpoint_stand_beside_its_state(tmp_path: Path, caps
 def test_a_state_without_samples_is_plain_json() -> None:
     state = {"a": [{"$sample": 0}], "b": {"c": 1}}
     assert without_samples(state) == (state, None)
+    assert without_samples({"offset": np.int64(3), "seen": (np.True_,)}) == ({"offset": 3, "seen": [True]}, None)
+    with pytest.raises(DataError, match=r"the state\.data_source\.lock is 'object', which JSON has no form for"):
+        without_samples({"data_source": {"lock": object()}})
 
 
 def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
@@ -289,7 +346,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = written(tmp_path)
     before = path.read_bytes()
     bad = Sample(metadata={"a": object()})
-    with pytest.raises(TypeError):
+    with pytest.raises(SampleError, match=r"sample None: metadata\.a is 'object', which JSON has no form for"):
         PackedSamples([*samples(3), bad]).write(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

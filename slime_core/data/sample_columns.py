@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.data.arrow_messages import damaged
 from slime_core.data.beside_json import put_back, taken_out
-from slime_core.errors import DataError
-from slime_core.plain import read_json
+from slime_core.errors import DataError, SampleError
+from slime_core.plain import plain, read_json
 from slime_core.sample import Sample
 from slime_core.token_columns import COLUMNS, TokenColumn
 
@@ -139,36 +139,24 @@ class SampleWriter:
 
     Args:
         schema: of `schema_for`.
+
+    Attributes:
+        size: bytes of the tokens, texts and images that were added since the last batch, about. No column of a batch may have more than
+            2 GiB.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
+        self.size = 0
         self._schema = schema
         self._images: dict[tuple[bytes, ...], int] = {}
-        self._written = 0
+        self._added = 0
+        self._columns: dict[str, list[Any]] = {name: [] for name in schema.names}
 
-    def batch(
-        self,
-        samples: Sequence[Sample],
-        tokens: Sequence[TokenColumns],
-        groups: Sequence[int | None],
-        rows: Mapping[str, Rows],
-    ) -> pa.RecordBatch:
-        """Return the next samples as a record batch.
-
-        Args:
-            tokens: what `token_columns` made of each.
-            groups: the numbers of their groups.
-            rows: of these samples.
-        """
+    def batch(self) -> pa.RecordBatch:
+        """Return what was added since the last one."""
         import pyarrow as pa
 
-        columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        columns["group"] = list(groups)
-        for number, (sample, own) in enumerate(zip(samples, tokens, strict=True), self._written):
-            self._add(columns, number, sample, own)
-        self._written += len(samples)
-        for name, of_samples in rows.items():
-            columns[_ROWS + name] = [_floats(row) for row in of_samples]
+        columns, self._columns, self.size = self._columns, {name: [] for name in self._schema.names}, 0
         made = []
         for one in self._schema:
             kind = one.type
@@ -176,24 +164,46 @@ class SampleWriter:
             made.append(_list_array(columns[one.name], kind) if flat else pa.array(columns[one.name], kind))
         return pa.RecordBatch.from_arrays(made, schema=self._schema)
 
-    def _add(self, columns: dict[str, list[Any]], number: int, sample: Sample, tokens: TokenColumns) -> None:
-        own = vars(sample)
+    def add(self, sample: Sample, tokens: TokenColumns, group: int | None, rows: Mapping[str, Sequence[float]]) -> None:
+        """Add the next sample.
+
+        Args:
+            tokens: what `token_columns` made of it.
+            group: the number of its group.
+            rows: its numbers in further columns.
+
+        Raises:
+            SampleError: a hook has left something in it that is no data; names it.
+        """
+        self._columns["group"].append(group)
+        for name, row in rows.items():
+            self._columns[_ROWS + name].append(_floats(row))
+        try:
+            self._add(sample, self._added, tokens)
+        except DataError as error:
+            raise SampleError(f"{sample.name}: {error}.") from None
+        self._added += 1
+
+    def _add(self, sample: Sample, number: int, tokens: TokenColumns) -> None:
+        columns, own = self._columns, vars(sample)
         further: dict[str, Any] = {}
         beside = _Beside()
 
         def column(name: str, value: Any, fits: bool) -> None:
             columns[name].append(value if fits else None)
             if not fits and value is not None:
-                further[name] = value
+                further[name] = plain(value, name)
 
         for name in _TEXTS:
             column(name, own[name], _is_text(own[name]))
+            self.size += len(columns[name][-1] or "")
         for name, kind in _NUMBERS.items():
             column(name, own[name], type(own[name]) is kind and (kind is not int or abs(own[name]) < _MAX_INT))
         columns["status"].append(sample.status.value)
         for name in _TOKENS:
             found = tokens[name]
             column(name, found.array if found is not None else own[name], found is not None)
+            self.size += found.nbytes if found is not None else 0
         versions = tokens["weight_versions"]
         if versions is not None and versions.words is not None and len(versions.words) <= 256:
             columns["weight_versions"].append(versions.array)
@@ -205,11 +215,13 @@ class SampleWriter:
         before = self._images.setdefault(images, number) if images else number
         columns["images"].append(list(images) if before == number and images else None)
         columns["images_of"].append(None if before == number else before)
-        columns["metadata"].append(beside.json(sample.metadata))
-        attributes = sample.further_attributes
+        self.size += sum(map(len, images)) if before == number else 0
+        columns["metadata"].append(beside.json(plain(sample.metadata, "metadata")))
+        attributes = {name: plain(value, name) for name, value in sample.further_attributes.items()}
         if attributes:
             further["attributes"] = attributes
         columns["further"].append(beside.json(further) if further else None)
+        self.size += len(columns["metadata"][-1]) + len(columns["further"][-1] or "")
         columns["ints"].append(beside.ints or None)
         columns["floats"].append(beside.floats or None)
 
@@ -302,7 +314,7 @@ def _column(sample: Sample, name: str) -> TokenColumn[Any] | None:
     if values is None or type(values) is TokenColumn:
         return values
     try:
-        return COLUMNS[name](values)
+        return COLUMNS[name](values) if type(values) is list else None  # `bytearray` makes other bytes of an array
     except (TypeError, ValueError, OverflowError):
         return None
 

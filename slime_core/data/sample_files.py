@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _KEY = b"slime_samples"
-_TOKENS_IN_BATCH = 1 << 20
+_BYTES_IN_BATCH = 16 << 20
 
 
 class PackedSamples:
@@ -99,17 +99,13 @@ class PackedSamples:
             raise
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        writer, start = SampleWriter(self.schema), 0
-        while start < len(self._samples):
-            end, tokens = start, 0
-            while end < len(self._samples) and (end == start or tokens < _TOKENS_IN_BATCH):
-                found = self._tokens[end]["tokens"]
-                tokens += len(found) if found else 1
-                end += 1
-            part = slice(start, end)
-            rows = {name: values[part] for name, values in self._rows.items()}
-            yield writer.batch(self._samples[part], self._tokens[part], self._groups[part], rows)
-            start = end
+        writer = SampleWriter(self.schema)
+        for number, (sample, tokens, group) in enumerate(
+            zip(self._samples, self._tokens, self._groups, strict=True), 1
+        ):
+            writer.add(sample, tokens, group, {name: values[number - 1] for name, values in self._rows.items()})
+            if writer.size >= _BYTES_IN_BATCH or number == len(self._samples):
+                yield writer.batch()
 
 
 class SampleFile:

@@ -31,7 +31,7 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.resolve import shown_arguments
 from slime_core.data.checkpoint_folders import LATEST, PREFIX, is_of_a_run, iterations
 from slime_core.data.sample_files import PackedSamples
-from slime_core.errors import CheckpointError, DataError
+from slime_core.errors import CheckpointError, DataError, SampleError
 from slime_core.plain import read_json
 from slime_core.plugins import Plugins
 from slime_core.run.best import BEST, best_checkpoint, keeps_best, name_best
@@ -152,15 +152,22 @@ class Checkpoints:
             state: what the driver adds; plain JSON data, in which samples may stand.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written, or something in the state is no data.
         """
         self.advance(to_the_end=True)
+        try:
+            stored, samples = without_samples(state)
+        except (DataError, SampleError) as error:
+            raise CheckpointError(
+                f"The checkpoint after rollout {rollout_id} cannot be written, as what it would hold is no plain data: "
+                f"{str(error).rstrip('.')}. Let the hook or data source that left it there leave plain data."
+            ) from error
         with Saving(self._folder, rollout_id) as saving:
             wait(
                 self._trainer.call(TrainWorker.save_state, saving.trainer),
                 f"the checkpoint after rollout {rollout_id + 1}",
             )
-        self._state, self._samples = without_samples(state)
+        self._state, self._samples = stored, samples
         self._saving = saving
         self.advance(to_the_end=not self._args.async_save)
 

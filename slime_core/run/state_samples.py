@@ -10,6 +10,7 @@ from typing import Any
 from slime_core.data.beside_json import put_back, taken_out
 from slime_core.data.sample_files import PackedSamples, SampleFile
 from slime_core.errors import DataError
+from slime_core.plain import plain
 from slime_core.sample import Sample, stored_sample
 from slime_core.start_up import collecting_seldom
 
@@ -20,7 +21,11 @@ _KIND = "sample"
 
 
 def without_samples(state: dict[str, Any]) -> tuple[dict[str, Any], PackedSamples | None]:
-    """Return a state as plain JSON data, and its samples as they are now; the very state and None where it has none."""
+    """Return a state as plain JSON data (see `slime_core.plain`), and its samples as they are now; None where it has none.
+
+    Raises:
+        DataError, SampleError: something in it is no data; says where.
+    """
     samples: list[Sample] = []
 
     def take(value: Any) -> tuple[str, int] | None:
@@ -30,7 +35,9 @@ def without_samples(state: dict[str, Any]) -> tuple[dict[str, Any], PackedSample
         return _KIND, len(samples) - 1
 
     made = taken_out(state, take)
-    return (made, PackedSamples(samples).keep()) if samples else (state, None)
+    if not samples:
+        return plain(state, "the state"), None
+    return plain(made, "the state"), PackedSamples(samples).keep()
 
 
 def with_samples(state: dict[str, Any], file: Path) -> dict[str, Any]:
