@@ -515,3 +515,35 @@ def test_what_slimes_rollout_functions_return_is_read(bare, tmp_path, monkeypatc
     evaluated = function(args, 0, source, evaluation=True)
     assert [(s.dataset, s.reward) for s in evaluated.generations] == [("held", 0.5), ("held", 1.5)]
     assert evaluated.metrics == ({} if bare else {"seconds": 3.0})
+
+
+OWN_METRICS = """
+import numpy, torch
+from slime_core.sample import RolloutOutput
+
+def roll_out(args, rollout_id, data_source, evaluation=False):
+    return RolloutOutput([], {"a": eval(args.metric)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "found"),
+    [
+        *(("numpy.float32(0.5)", 0.5), ("torch.tensor(0.5)", 0.5), ("numpy.int64(2)", 2), ("True", 1.0)),
+        *(
+            ("'fast'", "the metric 'a' is 'fast'"),
+            ("[1.0]", r"the metric 'a' is \[1.0\]"),
+            ("{1}", "metrics.a is 'set'"),
+        ),
+    ],
+)
+def test_metrics_of_a_rollout_are_plain_numbers_or_named(metric, found, tmp_path, monkeypatch):
+    (tmp_path / "own_metrics.py").write_text(OWN_METRICS)
+    monkeypatch.syspath_prepend(tmp_path)
+    function = Plugins([]).select("rollout", "own_metrics.roll_out")
+    if isinstance(found, str):
+        with pytest.raises(PluginError, match=found):
+            function(SimpleNamespace(metric=metric), 0, None, evaluation=False)
+        return
+    (made,) = function(SimpleNamespace(metric=metric), 0, None, evaluation=False).metrics.values()
+    assert (made, type(made)) == (found, type(found))

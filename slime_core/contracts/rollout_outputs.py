@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from slime_core.contracts.results import shown
 from slime_core.errors import DataError, SampleError
 from slime_core.plain import plain
 from slime_core.sample import Group, RolloutOutput, Sample
@@ -19,9 +20,13 @@ def as_rollout_output(result: Any) -> Any:
     lists of samples: the segments of one trajectory, which get one `rollout_id` where they have none.
 
     Raises:
-        DataError: segments of one trajectory have different `rollout_id`s, or an evaluation has no samples, or rewards for others than it has.
+        DataError: segments of one trajectory have different `rollout_id`s, or an evaluation has no samples, or rewards for others than it has;
+            or a `RolloutOutput` has metrics that are no numbers.
     """
-    if isinstance(result, (RolloutOutput, Sample)) or result is None:
+    if isinstance(result, RolloutOutput):
+        result.metrics = metric_numbers(result.metrics)
+        return result
+    if isinstance(result, Sample) or result is None:
         return result
     metrics = _numbers(getattr(result, "metrics", None))
     data = getattr(result, "data", result)
@@ -67,6 +72,21 @@ def _answers(name: str, found: Any) -> Iterator[Sample]:
         sample.note(dataset=name)
         sample.reward = reward
         yield sample
+
+
+def metric_numbers(metrics: Any) -> dict[str, float]:
+    """Return metrics as plain numbers, which numbers of numpy and torch become.
+
+    Raises:
+        DataError: one is no number; names it.
+    """
+    values = plain(metrics, "the metrics")
+    if not isinstance(values, dict):
+        raise DataError(f"the metrics are {shown(metrics)}, expected a dict of numbers")
+    for name, value in values.items():
+        if not isinstance(value, (int, float)):
+            raise DataError(f"the metric {name!r} is {shown(value)}, expected a number")
+    return {name: float(value) if isinstance(value, bool) else value for name, value in values.items()}
 
 
 def _numbers(metrics: Any) -> dict[str, float]:

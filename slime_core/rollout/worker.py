@@ -11,7 +11,8 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.data import Closes, DataSource, FollowsRollouts, HasMetrics
 from slime_core.contracts.engine import GivesUpWeights, InferenceEngine, Offloads, SendsWeights, WeightSender
 from slime_core.contracts.rollout import Background
-from slime_core.errors import SampleError
+from slime_core.contracts.rollout_outputs import metric_numbers
+from slime_core.errors import DataError, PluginError, SampleError
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
@@ -83,7 +84,7 @@ class RolloutWorker:
                 self._data_source.rollout_started(rollout_id)
             output = self._rollout(args, rollout_id, self._data_source, evaluation=False)
             if isinstance(self._data_source, HasMetrics):
-                output.metrics |= self._data_source.metrics()
+                output.metrics |= _metrics_of(self._data_source)
         if len(output.groups) != args.rollout_batch_size or not all(output.groups):
             raise SampleError(
                 f"The {self._rollout.label} returned {len(output.groups)} groups ({len(output.samples)} samples) in rollout "
@@ -175,6 +176,15 @@ def _require_dataset(output: RolloutOutput, rollout: Selected[RolloutOutput]) ->
             )
             error.add_note(f"returned by the {rollout.label}")
             raise error
+
+
+def _metrics_of(source: HasMetrics) -> dict[str, float]:
+    try:
+        return metric_numbers(source.metrics())
+    except DataError as error:
+        raise PluginError(
+            f"What metrics() of the data source {type(source).__name__} returned cannot be logged: {error}."
+        ) from None
 
 
 def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> None:
