@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from slime_core.errors import DataError, PluginError
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.rollout.train_data import converted
 from slime_core.rollout.worker import RolloutResult
-from slime_core.sample import RolloutOutput, Sample, Status
+from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 
 
 def groups() -> list[list[Sample]]:
@@ -68,6 +70,17 @@ def test_converted_samples_get_the_given_columns_and_keep_the_rest():
     assert [s.status for s in made.samples] == [Status.TRUNCATED, *[Status.COMPLETED] * 5]
     assert all(s.reward_is_final and Sample.from_dict(s.to_dict()).reward_is_final for s in made.samples)
     assert made.metrics == {"rounds": 2.0, "raw_reward": 0.5}
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_arrays_that_a_converter_returns_are_read_as_lists(make):
+    data = {"tokens": [[1, 2, 3]] * 6, "loss_masks": [[0, 1]] * 6, "rollout_log_probs": [[-0.5, -1]] * 6}
+    data = {name: [make(row) for row in rows] for name, rows in data.items()} | {"response_lengths": [2] * 6}
+    before = [[sample.changed(weight_versions=[]) for sample in group] for group in groups()]
+    made = converted(RolloutOutput(before), data).groups
+    check_rollout(made, need_reward=True)
+    sample = made[0][0]
+    assert (sample.tokens, sample.loss_mask, sample.rollout_log_probs) == ([1, 2, 3], [0, 1], [-0.5, -1.0])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from slime_core.contracts.results import is_finite_number
-from slime_core.errors import PluginError
+from slime_core.errors import PluginError, SampleError
 from slime_core.sample import Group, RolloutOutput, Sample, Status
 from slime_core.trajectories import means_of_trajectories
 
@@ -68,6 +68,12 @@ def _converted(sample: Sample, data: dict[str, list[Any]], number: int) -> Sampl
     if "truncated" in data and bool(data["truncated"][number]) != (sample.status is Status.TRUNCATED):
         changes["status"] = Status.TRUNCATED if data["truncated"][number] else Status.COMPLETED
     made = sample.changed(**changes)
+    try:
+        made.make_plain()  # arrays and tensors are as good as lists
+    except SampleError as error:
+        raise PluginError(
+            f"--custom-convert-samples-to-train-data-path returned what cannot be trained on: {error}"
+        ) from None
     if "rewards" in data:
         made.note(final_reward=True)
     return made
