@@ -122,9 +122,10 @@ def gather_trajectories(groups: Sequence[Group]) -> None:
             number = number_of(sample)
             if number is None:
                 continue
-            owner, first = owners.setdefault(number, (place, sample))
-            if first is sample:
+            if number not in owners:
+                owners[number] = place, sample
                 continue
+            owner, first = owners[number]
             if owner != place:
                 raise SampleError(
                     f"The rollout returned {first.name} of group {first.group_index} and {sample.name} of group "

@@ -79,6 +79,8 @@ def test_a_trajectory_in_two_groups_is_an_error():
 def test_two_samples_with_one_index_must_say_whether_they_are_segments():
     with pytest.raises(SampleError, match="two samples with the index 3 and no rollout_id"):
         gather_trajectories([[sample(3), sample(3)]])
+    with pytest.raises(SampleError, match="two samples with the index 3 and no rollout_id"):
+        gather_trajectories([[sample(3)] * 2])  # the very object
     gather_trajectories([[sample(3), sample(3, 4)], [sample(None), sample(None)]])
 
 
