@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from slime_core.cli import main
+from slime_core.run.checkpoints import Saving
+from slime_core.run.resume import find_previous
 from slime_core.run.tracking import read_metrics
 
 
@@ -64,6 +67,29 @@ def test_a_run_that_goes_on_counts_on_or_anew_in_a_folder_of_its_own(
         line["train/num_tokens"] for line in first
     ]  # the same rows
     assert lines[0]["train/loss"] < first[0]["train/loss"]  # but a model that has seen them
+
+
+def test_versions_of_another_count_are_forgotten(tmp_path: Path) -> None:
+    state = {
+        "rollout_id": 3,
+        "data_source": {"offset": 8},
+        "prefetched": {},
+        "prefetched_version": 2,
+        "engine_version": 2,
+    }
+    state |= {"evaluation_due": True, "early_stopping": {}, "arguments": {"lr": 1.0}, "data": {}, "plugins": {}}
+    with Saving(tmp_path, 3) as saving:
+        checkpoint = saving.finish(state)
+
+    def found(first: int | None) -> Any:
+        args = {"load": str(tmp_path), "ckpt_step": None, "save": None, "num_rollout": 0, "start_rollout_id": first}
+        return find_previous(SimpleNamespace(args=SimpleNamespace(**args)), {})  # type: ignore[arg-type]  # what it reads of a plan
+
+    assert found(None) == found(4) == (checkpoint, 4, state)
+    _, first, anew = found(1)
+    assert first == 1
+    known = {name for name, value in anew.items() if value}
+    assert known == {"rollout_id", "arguments"}  # `data` and `plugins` are empty
 
 
 def test_a_number_that_leaves_nothing_to_do_is_refused(start: Any, capsys: pytest.CaptureFixture[str]) -> None:

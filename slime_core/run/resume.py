@@ -36,7 +36,8 @@ def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, in
 
 def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a checkpoint for a run that counts its rollouts from `--start-rollout-id`: it has the models and their
-    optimizers, begins with the data at its beginning, and knows nothing of rollouts that were waiting.
+    optimizers, begins with the data at its beginning, and knows nothing of rollouts that were waiting, nor which of the earlier
+    versions the engine had.
 
     Raises:
         CheckpointError: its checkpoints would stand among those that count otherwise.
@@ -47,7 +48,8 @@ def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -
             "checkpoints would stand among those that are counted otherwise. Leave --start-rollout-id out to go on, or give --save "
             "another folder to count anew."
         )
-    return {**state, "data_source": None, "prefetched": None, "early_stopping": None, "evaluation_due": False}
+    of_the_other_count = ("data_source", "prefetched", "prefetched_version", "engine_version", "early_stopping")
+    return {**state, **dict.fromkeys(of_the_other_count), "evaluation_due": False}
 
 
 def finish_removing(args: RunArguments, previous: Path) -> None:
