@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ TEXT = {"messages": "w1 w2"}
 
 @pytest.fixture
 def rollout(components: Any) -> Any:
-    """`rollout(args)`: the first rollout, or the next one of a data source that is given; or an evaluation."""
+    """`rollout(args)`: the first rollout, or the next one of a data source that is given; or an evaluation, of a run that is given."""
 
-    def run(args: Any, source: GlobalDataSource | None = None, evaluation: bool = False) -> RolloutOutput:
-        return generate_rollout(args, 0, source or GlobalDataSource(args), evaluation, components=components(args))
+    def run(
+        args: Any, source: GlobalDataSource | None = None, evaluation: bool = False, at_end: ExitStack | None = None
+    ) -> RolloutOutput:
+        source = source or GlobalDataSource(args)
+        return generate_rollout(args, 0, source, evaluation, components=components(args), at_end=at_end)
 
     return run
 
@@ -211,7 +215,8 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, r
     args.malformed_row = args.no_trainable_token = "skip"
     source = GlobalDataSource(args)
 
-    first = rollout(args, source, evaluation=True)
+    run = ExitStack()
+    first = rollout(args, source, evaluation=True, at_end=run)
     check_rollout(first.groups, need_reward=False)
     assert [(s.dataset, s.response) for s in first.samples] == [
         ("e", "w2 w3 <end>"),
@@ -223,10 +228,12 @@ def test_evaluation_reads_every_row_of_every_set_the_same_each_time(arguments, r
     for sample in first.samples:
         sample.reward = 1.0
         sample.note(dataset="changed by somebody")
-    (tmp_path / "easy.jsonl").unlink()  # tokenised once, not read again
-    again = rollout(args, source, evaluation=True)
+    (tmp_path / "easy.jsonl").write_text(json.dumps(GOOD[1]) + "\n")  # tokenised once, not read again
+    again = rollout(args, source, evaluation=True, at_end=run)
     assert [s.dataset for s in again.samples] == ["e", "e", "h"]
     assert {s.reward for s in again.samples} == {0.0}
+    for later in (ExitStack(), None):  # another run of this process
+        assert [s.dataset for s in rollout(args, source, evaluation=True, at_end=later).samples] == ["e", "h"]
 
 
 def test_an_evaluation_set_without_one_usable_row_is_named(arguments, rollout) -> None:

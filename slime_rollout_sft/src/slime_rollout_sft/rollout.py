@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from slime_core.contracts.data import DataSource, MaskedTokens, malformed_rows
@@ -48,7 +47,8 @@ def generate_rollout(
     Args:
         components: the loss-mask generator, and the reward of `--eval-generate`.
         engine: answers the questions of the evaluation sets under `--eval-generate`.
-        plugins, at_end: of a run, whose `--num-workers` processes complete the conversations until it ends; without them there are none.
+        plugins, at_end: of a run, whose `--num-workers` processes complete the conversations until it ends, and which keeps the samples of
+            its evaluation sets as long; without them there are no processes, and nothing is kept.
 
     Raises:
         DataError: a conversation cannot be used and the policy is "error", or a whole epoch was skipped.
@@ -57,7 +57,7 @@ def generate_rollout(
     variables = template_variables(load_tokenizer(args.hf_checkpoint), args)
     loss_mask = with_variables(components.further["loss_mask"], variables)
     if evaluation:
-        return _evaluate(args, policy, loss_mask, components, engine)
+        return _evaluate(args, policy, loss_mask, components, engine, at_end)
     malformed_before = malformed_rows(data_source)
     conversations = Conversations(policy, loss_mask)
     groups: list[Group] = []
@@ -103,8 +103,15 @@ def _evaluate(
     loss_mask: Selected[MaskedTokens],
     components: RolloutComponents,
     engine: InferenceEngine | None,
+    at_end: ExitStack | None,
 ) -> RolloutOutput:
-    samples, metrics = _evaluation_samples(policy, loss_mask, evaluation_sets(args))
+    key = policy, loss_mask, evaluation_sets(args)
+    kept = None if at_end is None else _evaluated.get(at_end)
+    if kept is None or kept[0] != key:
+        kept = key, _evaluation_samples(*key)
+        if at_end is not None:
+            _evaluated[at_end] = kept
+    samples, metrics = kept[1]
     groups = [[replace(sample, metadata=dict(sample.metadata))] for sample in samples]
     answers: list[Sample] = []
     if args.eval_generate:
@@ -117,11 +124,15 @@ def _evaluate(
     return RolloutOutput(groups, dict(metrics), answers)
 
 
-@lru_cache(maxsize=2)  # the samples are the same in every evaluation of a run
+_Sets = tuple[Policy, Selected[MaskedTokens], tuple[EvaluationSet, ...]]
+_evaluated: WeakKeyDictionary[ExitStack, tuple[_Sets, tuple[list[Sample], dict[str, float]]]] = WeakKeyDictionary()
+"""The samples that are the same in every evaluation of a run. The next run of this process may find other rows in the files."""
+
+
 def _evaluation_samples(
     policy: Policy, loss_mask: Selected[MaskedTokens], sets: tuple[EvaluationSet, ...]
 ) -> tuple[list[Sample], dict[str, float]]:
-    """Return all samples of all sets in the order of their rows, and the metrics. Held in memory until the run ends."""
+    """Return all samples of all sets in the order of their rows, and the metrics."""
     conversations = Conversations(policy, loss_mask)
     samples: list[Sample] = []
     for evaluation_set in sets:
