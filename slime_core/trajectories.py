@@ -8,6 +8,7 @@ functions every sample is a trajectory of its own, and nothing here has any effe
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -62,6 +63,19 @@ def trajectory_rewards(samples: Sequence[Sample], key: str | None) -> list[float
         SampleError: a sample has no such number.
     """
     return means_of_trajectories(samples, [reward_of(sample, key) for sample in samples])
+
+
+def trajectory_worths(samples: Sequence[Sample], key: str | None) -> list[float]:
+    """What each trajectory was worth, which is logged: like `trajectory_rewards`, but of a sample in whose metadata a hook has noted a
+    number as "raw_reward", as in slime, that number."""
+    return means_of_trajectories(samples, [_worth(sample, key) for sample in samples])
+
+
+def _worth(sample: Sample, key: str | None) -> float:
+    noted = sample.metadata.get("raw_reward")
+    if isinstance(noted, (int, float)) and not isinstance(noted, bool) and math.isfinite(noted):
+        return float(noted)
+    return reward_of(sample, key)
 
 
 def finished_segments(sample: Sample) -> list[Sample]:

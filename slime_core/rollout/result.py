@@ -11,7 +11,7 @@ from slime_core.arguments import RunArguments
 from slime_core.rollout.image_counts import image_counts
 from slime_core.sample import RolloutOutput, Sample, stored_sample
 from slime_core.token_arrays import num_tokens
-from slime_core.trajectories import trajectory_rewards
+from slime_core.trajectories import trajectory_worths
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RolloutFacts:
 
     Attributes:
         metrics: of the rollout function.
-        own: of its samples: mean reward, images.
+        own: of its samples: what they were worth on average, images.
         num_tokens: of all prompts and responses.
         seconds: that it took.
     """
@@ -63,8 +63,8 @@ class RolloutFacts:
 
 
 def raw_rewards(samples: Sequence[Sample], args: RunArguments) -> dict[str, float]:
-    """The mean reward of a rollout's trajectories, where samples have one to train on."""
+    """The mean of what a rollout's trajectories were worth, where samples have a reward to train on."""
     if args.disable_compute_advantages_and_returns or not samples:
         return {}
-    rewards = trajectory_rewards(samples, args.reward_key)
+    rewards = trajectory_worths(samples, args.reward_key)
     return {"raw_reward": sum(rewards) / len(rewards)}

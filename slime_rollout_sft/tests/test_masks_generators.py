@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from slime_core.data.notices import Notices
 from slime_core.errors import DataError
 from slime_core.plugins import Plugins
+from slime_core.sample import Sample
+from slime_rollout_sft.conversations import masked_tokens
 from slime_rollout_sft.masks.generators import auto, distill_qwen, last_turn
 from slime_rollout_sft.masks.tokens import encode, straddles
 
@@ -137,6 +140,20 @@ def test_tools_may_come_in_every_usual_form(family: Loader, tools: Any) -> None:
         [QUESTION, ANSWER], tools=[{"type": "function", "function": TOOL}], tokenize=False
     )
     assert auto(tokenizer, [QUESTION, ANSWER], tools).text == expected
+
+
+def test_tools_of_a_rows_metadata_are_the_conversations(family: Loader) -> None:
+    def tokens(sample: Sample) -> list[int]:
+        return masked_tokens(sample, family("qwen3"), auto, Notices(print)).token_ids  # type: ignore[arg-type]  # a generator as it is
+
+    expected = auto(family("qwen3"), [QUESTION, ANSWER], [TOOL]).token_ids
+    for tools in ([TOOL], json.dumps([TOOL])):
+        assert tokens(Sample(prompt=[QUESTION, ANSWER], metadata={"tools": tools})) == expected
+    own = Sample(prompt=[QUESTION, ANSWER], metadata={"tools": [{**TOOL, "name": "other"}]})
+    own.note(tools=[TOOL])  # of its column
+    assert tokens(own) == expected
+    with pytest.raises(DataError, match='in its metadata, where fine-tuning looks for "tools", the tools'):
+        tokens(Sample(prompt=[QUESTION, ANSWER], metadata={"tools": 3}))
 
 
 @pytest.mark.parametrize("tools", [None, [], "", "[]"])

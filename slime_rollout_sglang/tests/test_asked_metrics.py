@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import statistics
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,15 @@ from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.errors import SampleError
+from slime_core.rollout.result import raw_rewards
 from slime_core.sample import Sample
+from slime_core.trajectories import trajectory_rewards, trajectory_worths
 from slime_rollout_sglang.asked_metrics import (
     asked_metrics,
     multi_turn,
     pass_at_k,
     pass_rates,
     reward_categories,
-    trajectory_rewards,
 )
 
 
@@ -59,6 +61,15 @@ def test_pass_rates_count_trajectories_whose_segments_all_have_the_reward_1() ->
     assert pass_rates([trajectory_rewards(group, None)]) == pytest.approx(
         {"pass@1": 0.5, "pass@2": 5 / 6, "pass@4": 1.0}
     )
+
+
+def test_what_a_hook_noted_as_the_raw_reward_goes_before_the_reward_in_what_is_logged() -> None:
+    group = [Sample(index=n, reward=0.0, metadata={"raw_reward": raw}) for n, raw in enumerate((1, 0.5, "none", None))]
+    assert trajectory_worths(group, None) == [1.0, 0.5, 0.0, 0.0]
+    args: Any = SimpleNamespace(disable_compute_advantages_and_returns=False, reward_key=None, log_passrate=True)
+    args.log_multi_turn = args.log_reward_category = False
+    assert raw_rewards(group, args) == {"raw_reward": 0.375}
+    assert asked_metrics(args, [group])["passrate/pass@1"] == 0.25
 
 
 def test_lengths_of_turns_are_those_of_the_masks() -> None:

@@ -20,6 +20,7 @@ from slime_core.data.flags import STEP
 from slime_core.data.image_processor import image_places
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.tools import tool_definitions
 from slime_core.data.vision import FAMILIES, load_processor
 from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_core.sample import Sample, Status
@@ -307,6 +308,8 @@ def masked_tokens(
 ) -> MaskedTokens:
     """Return the tokens of a row and which of them are trained; the one way that the rollout and the preview go.
 
+    Tools that stand in the metadata of a row without a column of them are the conversation's, as in slime.
+
     Args:
         notices: is told of keys of messages that neither slime nor the template reads.
 
@@ -320,11 +323,20 @@ def masked_tokens(
         )
     if is_tokenised(sample.prompt):
         return tokenised(sample, tokenizer)
+    if sample.tools is None and (tools := _tools_in_metadata(sample)):
+        sample.note(tools=tools)
     masked = loss_mask(tokenizer, sample.prompt, sample.tools)
     further = {key for message in sample.prompt for key in message} - _READ_KEYS
     if further and (unread := _not_in_template(tokenizer, sample.tools, further)):
         notices.message_keys(sample.source, unread)
     return masked
+
+
+def _tools_in_metadata(sample: Sample) -> list[dict[str, Any]] | None:
+    try:
+        return tool_definitions(sample.metadata.get("tools"))
+    except DataError as error:
+        raise DataError(f'in its metadata, where fine-tuning looks for "tools", {error}') from None
 
 
 def with_variables(loss_mask: Selected[MaskedTokens], variables: dict[str, Any]) -> Selected[MaskedTokens]:

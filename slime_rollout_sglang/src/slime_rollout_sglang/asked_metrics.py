@@ -13,7 +13,7 @@ from slime_core.contracts.results import shown
 from slime_core.errors import SampleError
 from slime_core.sample import Group, Sample
 from slime_core.token_arrays import num_trained
-from slime_core.trajectories import trajectory_rewards
+from slime_core.trajectories import trajectory_worths
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments
@@ -28,7 +28,7 @@ def asked_metrics(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, fl
     samples = [sample for group in groups for sample in group]
     found: dict[str, float] = {}
     if args.log_passrate:
-        rates = pass_rates([trajectory_rewards(group, args.reward_key) for group in groups])
+        rates = pass_rates([trajectory_worths(group, args.reward_key) for group in groups])
         found |= {f"passrate/{name}": value for name, value in rates.items()}
     if args.log_multi_turn:
         found |= multi_turn(samples, args.rollout_max_response_len)
