@@ -16,7 +16,7 @@ from local_engine_cases import SHAPE, Passes, ask, ask_at_once, reference_log_pr
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from slime_core.contracts.engine import Generation
-from slime_engine_local.cache import Pool, Row
+from slime_engine_local.cache import KVCache, Pool, Row
 from slime_engine_local.engine import LocalEngine
 from slime_engine_local.prefixes import StoredPrefix, common_length, plan_prefix
 
@@ -121,6 +121,23 @@ def test_a_group_may_join_while_others_run_and_leave(llama: Any, start: Start) -
     engine._scheduler.call(lambda: None).result()
     assert len(engine._scheduler._storage.cache) == 0
     assert engine._scheduler._storage.prefixes == []
+
+
+def test_a_request_for_whose_rows_memory_is_short_fails_and_is_not_lost(
+    llama: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(*llama)
+    add = KVCache.add
+
+    def short(cache: KVCache, length: int, shared: bool = False) -> Row:
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(KVCache, "add", short)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asyncio.run(asyncio.wait_for(engine.generate(PROMPT, SAMPLED), 30))
+    assert KVCache.add is add
+    assert len(ask(engine, group(PROMPT, 2))) == 2
 
 
 def test_what_old_weights_made_is_not_shared_with_new_requests(llama: Any, start: Start) -> None:

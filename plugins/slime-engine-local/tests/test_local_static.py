@@ -4,6 +4,7 @@ computed."""
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slime_core.contracts.engine import Generation, ScoredToken
 from slime_core.tensors import transfer
 from slime_engine_local import pages, static_decoding
+from slime_engine_local.cache import Pool
 from slime_engine_local.engine import LocalEngine
 from slime_engine_local.errors import EngineError
 from slime_engine_local.sampling import SamplingParams, choose_tokens
@@ -192,6 +194,29 @@ def test_after_offload_and_a_failure_the_answers_are_the_same_ones(llama: Any, s
         ask_at_once(engine, CASES[:3])
     engine.update_weights(weights_of(model), version=1)
     same(ask_at_once(engine, CASES[:3]), before)
+
+
+def test_requests_in_pages_keep_no_rows(llama: Any, start: Start) -> None:
+    engine = start(*llama, local_decoding="pages")
+
+    async def one_after_the_other() -> tuple[int, int]:
+        asked = []
+        for first in range(5, 9):
+            begun = asyncio.Event()
+            params = {"max_new_tokens": 100, "ignore_eos": True}
+            asked.append(asyncio.create_task(engine.stream([first] * 9, params, lambda _, begun=begun: begun.set())))
+            await begun.wait()
+        with engine.hold():
+            await asyncio.wrap_future(engine._scheduler.call(lambda: None))  # no step is being made
+            gc.collect()
+            found = sum(isinstance(thing, Pool) and bool(thing._layers) for thing in gc.get_objects())
+            running = len(engine._scheduler._running)
+        await asyncio.gather(*asked)
+        return found, running
+
+    found, running = asyncio.run(one_after_the_other())
+    assert running > 1
+    assert found == 0
 
 
 def test_a_model_that_computes_something_else_with_fixed_shapes_is_refused(

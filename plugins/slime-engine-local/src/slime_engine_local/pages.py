@@ -116,7 +116,7 @@ class Pages:
         common = self._prefixes.setdefault(prefix, []) if prefix is not None else []
         new_common = range(len(common), full)
         common += [self._take() for _ in new_common]
-        own_row = Row(row.pool, -1, row.length)
+        own_row = Row(Pool(0), -1, row.length)  # that pool would keep the memory of rows that nobody reads any more
         found = PagedSequence(own_row, prefix, shared, sequence.shift, slot=self._slots.pop(), pages=common[:full])
         for number in found.pages:
             self._readers[number] += 1

@@ -317,9 +317,10 @@ class Scheduler:
             plan = joining.plan(request, keys, others)
             if not joining.has_room(request, plan, len(self._running)):
                 break
-            self._waiting.pop(0)
+            self._running.append(
+                self._waiting.pop(0)
+            )  # before it gets rows, for which memory may be short: then it fails as others do
             joining.add(request, keys, plan)
-            self._running.append(request)
         return joining.ends(), joining.chunks()
 
     def _preempt(self, requests: Sequence[Request]) -> None:
