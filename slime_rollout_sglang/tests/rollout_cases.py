@@ -165,6 +165,15 @@ async def by_group(args: Any, sample: Sample) -> Any:
     return answer
 
 
+async def judged_by_the_engine(args: Any, sample: Sample) -> Any:
+    """The same, after the engine of the run was asked."""
+    surroundings = current()
+    assert surroundings is not None
+    judged = await surroundings.engine.generate(sample.tokens[:3], {"max_new_tokens": 4, "seed": surroundings.seed})
+    assert judged.finish_reason == "abort" or judged.tokens
+    return await by_group(args, sample)
+
+
 async def ranks(args: Any, samples: list[Sample]) -> list[float]:
     """Scores a group at once: by length, longest first."""
     calls["group reward"] += 1

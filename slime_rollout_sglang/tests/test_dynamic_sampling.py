@@ -147,6 +147,22 @@ def test_an_engine_that_can_wait_does_so_while_a_group_is_judged_that_may_be_the
     assert outcomes[0] == outcomes[1]  # also how far the responses have come that are put back
 
 
+@pytest.mark.parametrize("order", ["finished", "prompt"])
+def test_an_engine_that_waits_for_a_verdict_answers_the_reward_that_gives_it(arguments, plugins, order) -> None:
+    args = arguments(
+        over_sampling_batch_size=6,
+        dynamic_sampling_order=order,
+        custom_rm_path="rollout_cases.judged_by_the_engine",
+        failure_policy=["reward:timeout=5,retries=0,on_failure=raise"],
+        **FILTER,
+    )
+    engine = HoldingEngine(slower_prompts)
+    output = rollout(args, plugins, engine)
+    assert prompts_of(output) == [0, 1, 2]
+    assert output.metrics["engine/holds"] > 0
+    assert not engine.is_held
+
+
 def test_an_engine_does_not_wait_where_no_verdict_can_stop_it(arguments, plugins) -> None:
     assert rollout(arguments(), plugins, HoldingEngine()).metrics["engine/holds"] == 0
 

@@ -284,7 +284,7 @@ class GroupRunner:
         has_rewards = not anew and all(s.reward is not None for s in samples)
         if has_rewards or any(s.status not in FINISHED for s in needed):
             return
-        with self._surround(self._session(samples[0]), seed_of(*self._seed, samples[0].index, "reward")):
+        with self._surround(self._session(samples[0], scores=True), seed_of(*self._seed, samples[0].index, "reward")):
             scored = await self._unless_stopped(self._rewards.score(samples))
         if scored is False:
             raise GroupLost("reward")
@@ -292,10 +292,11 @@ class GroupRunner:
             for sample in samples:
                 sample.reward = None
 
-    def _session(self, sample: Sample) -> Session:
+    def _session(self, sample: Sample, scores: bool = False) -> Session:
         skip_special = self._args.rollout_skip_special_tokens
         processor = processor_of(self._args) if sample.images else None
-        return Session(self._requests, sample, self._parameters.max_context_len, self._decode, skip_special, processor)
+        limit = self._parameters.max_context_len
+        return Session(self._requests, sample, limit, self._decode, skip_special, processor, scores)
 
     def _surround(self, session: Session, seed: int) -> AbstractContextManager[None]:
         """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""

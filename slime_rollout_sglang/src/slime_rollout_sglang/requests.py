@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,12 @@ class Requests:
     Attributes:
         running: the names of the requests that the engine has not answered yet.
         stopped: set when nothing more shall be generated.
+        hold: keeps the engine from generating.
     """
 
     def __init__(self, args: RlRunArguments, engine: InferenceEngine, name: str) -> None:
         self._args, self.engine = args, engine
+        self.hold = EngineHold(engine)
         self.running: set[str] = set()
         self.stopped = asyncio.Event()
         self._name = name
@@ -79,9 +81,27 @@ class EngineHold:
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine if isinstance(engine, Holds) else None
         self._held: ExitStack | None = None
+        self._is_on = False
+        self._needed = 0
 
     def set(self, on: bool) -> None:
         """Hold the engine (True), or let it go on (False). Calls that change nothing are allowed."""
+        self._is_on = on
+        self._follow()
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Return a context in which the engine goes on: the decision waits for one of its answers."""
+        self._needed += 1
+        self._follow()
+        try:
+            yield
+        finally:
+            self._needed -= 1
+            self._follow()
+
+    def _follow(self) -> None:
+        on = self._is_on and not self._needed
         if on and self._held is None and self._engine is not None:
             self._held = ExitStack()
             self._held.enter_context(self._engine.hold())
@@ -102,6 +122,7 @@ class Session:
         decode: turns token ids into text; the second argument says whether special tokens are left out.
         skip_special: whether special tokens are left out of the texts of responses (--rollout-skip-special-tokens).
         processor: what the model makes of images; None where it reads none.
+        scores: a reward asks. The engine is not held while it does, or the verdict on a group would wait for itself.
 
     Attributes:
         generated: how many tokens the engine has generated for the sample.
@@ -116,12 +137,13 @@ class Session:
         decode: Callable[[list[int], bool], str],
         skip_special: bool = True,
         processor: Processor | None = None,
+        scores: bool = False,
     ) -> None:
         self.generated = 0
         self.failure: Exception | None = None
         self._requests = requests
         self._given, self._turn_start = sample.tokens, turn_start(sample)
-        self._images, self._processor = sample.images, processor
+        self._images, self._processor, self._scores = sample.images, processor, scores
         self._max_context_len, self._decode, self._skip_special = max_context_len, decode, skip_special
         self._aborted_turn: tuple[int, int] | None = (
             None  # where the tokens of the last turn begin and end, if it was aborted
@@ -169,7 +191,8 @@ class Session:
         self._running.add(name)
         self._requests.running.add(name)
         try:
-            generation = await self._requests.ask(ids, params, name, images)
+            with self._requests.hold.lifted() if self._scores else nullcontext():
+                generation = await self._requests.ask(ids, params, name, images)
         except Exception as error:
             self.failure = error
             raise

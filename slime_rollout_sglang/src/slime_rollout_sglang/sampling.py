@@ -10,8 +10,9 @@ depends on how fast the engine serves each request. With the order "prompt", gro
 were started, and what is accepted depends on nothing but the prompts, the seeds and the weights. Without a filter and
 over-sampling every group is accepted, and the two orders are the same.
 
-An engine that can wait (`slime_core.contracts.engine.Holds`) does so while a group is judged that may end the sampling.
-Then both orders accept the same groups, and leave the same half-generated ones, in every run.
+An engine that can wait (`slime_core.contracts.engine.Holds`) does so while a group is judged that may end the sampling, but
+for the time in which it answers the group's reward. Where no reward asks it, both orders accept the same groups, and leave the
+same half-generated ones, in every run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from slime_core.trajectories import trajectory_rewards
 from slime_rollout_sglang.filters import Verdict, read_verdict
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.prompts import PromptTokenizer
-from slime_rollout_sglang.requests import EngineHold, Requests
+from slime_rollout_sglang.requests import Requests
 
 if TYPE_CHECKING:
     from slime_core.contracts.data import DataSource
@@ -94,7 +95,7 @@ class DynamicSampling:
         self._started = 0
         self._replaced = 0  # lost groups in whose place others were started
         self._sampled = Sampled()
-        self._hold = EngineHold(requests.engine)
+        self._hold = requests.hold
 
     async def sample(self) -> Sampled:
         """Complete and judge groups until there are enough, then stop the others.
