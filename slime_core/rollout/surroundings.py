@@ -30,7 +30,8 @@ class Surroundings:
     Attributes:
         args: the arguments of the run.
         engine: generates for this sample, as for a function that names the parameter `engine`: what it generates is counted,
-            a failure is the engine's, and once sampling is stopped every request is answered with "abort".
+            a failure is the engine's, and once sampling is stopped every request is answered with "abort". One of a reward is
+            answered as long as the reward is waited for.
         rewards: score samples, as the rollout scores them.
         plugins: of the run.
         stopped: whether sampling was stopped, so that nothing more shall be begun.

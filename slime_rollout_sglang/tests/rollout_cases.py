@@ -137,13 +137,13 @@ def rollout(
 # ------------------------------------------------------------------------------------------------------------ rewards
 
 calls: Counter[str] = Counter()
-state = SimpleNamespace(answers={}, delays={}, turn_limit=3)
+state = SimpleNamespace(answers={}, delays={}, turn_limit=3, judgement=4)
 
 
 def reset() -> None:
     """Forget what earlier tests left here."""
     calls.clear()
-    state.answers, state.delays, state.turn_limit = {}, {}, 3
+    state.answers, state.delays, state.turn_limit, state.judgement = {}, {}, 3, 4
 
 
 async def length_reward(args: Any, sample: Sample) -> float:
@@ -166,11 +166,12 @@ async def by_group(args: Any, sample: Sample) -> Any:
 
 
 async def judged_by_the_engine(args: Any, sample: Sample) -> Any:
-    """The same, after the engine of the run was asked."""
+    """The same, after the engine of the run was asked for `state.judgement` tokens."""
     surroundings = current()
     assert surroundings is not None
-    judged = await surroundings.engine.generate(sample.tokens[:3], {"max_new_tokens": 4, "seed": surroundings.seed})
-    assert judged.finish_reason == "abort" or judged.tokens
+    params = {"max_new_tokens": state.judgement, "seed": surroundings.seed}
+    judged = await surroundings.engine.generate(sample.tokens[:3], params)
+    assert len(judged.tokens) == state.judgement, "the judgement was cut off"
     return await by_group(args, sample)
 
 

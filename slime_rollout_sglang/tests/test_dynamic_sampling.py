@@ -147,6 +147,31 @@ def test_an_engine_that_can_wait_does_so_while_a_group_is_judged_that_may_be_the
     assert outcomes[0] == outcomes[1]  # also how far the responses have come that are put back
 
 
+@pytest.mark.parametrize("grace", [5.0, 0.0])
+def test_no_sample_is_scored_by_a_judgement_that_the_end_of_sampling_cut_off(
+    arguments, plugins, monkeypatch, grace
+) -> None:
+    monkeypatch.setattr("slime_rollout_sglang.groups.GRACE_PERIOD", grace)
+    rollout_cases.state.judgement = 200
+    args = arguments(
+        over_sampling_batch_size=6,
+        partial_rollout=True,
+        custom_rm_path="rollout_cases.judged_by_the_engine",
+        failure_policy=["reward:retries=0,on_failure=raise"],
+    )
+
+    def slower(prompt: list[int], params: dict[str, Any]) -> list[int]:
+        return [20] * 300 if params["max_new_tokens"] == 200 else slower_prompts(prompt, params)
+
+    source, engine = GlobalDataSource(args), ScriptedEngine(slower)
+    output = rollout(args, plugins, engine, source)
+    assert all(sample.reward is not None for sample in output.samples)
+    waiting = [sample.reward for group in source.buffer for sample in group]
+    assert len(waiting) == 6
+    assert (None in waiting) == (not grace)
+    assert not engine.running
+
+
 @pytest.mark.parametrize("order", ["finished", "prompt"])
 def test_an_engine_that_waits_for_a_verdict_answers_the_reward_that_gives_it(arguments, plugins, order) -> None:
     args = arguments(

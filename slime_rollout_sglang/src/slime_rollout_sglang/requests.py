@@ -1,7 +1,7 @@
 """The requests that rollouts make to the engine: every request has a name, tokens are counted, and all can be stopped.
 
 A generate function is given a `Session` in place of the engine itself. Once sampling is stopped, every further turn that
-it starts is answered at once with the finish reason "abort", without asking the engine.
+it starts is answered at once with the finish reason "abort", without asking the engine. A reward that asks is answered all the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Requests:
         name: the beginning of every request's name. No requests that run at the same time may share it.
 
     Attributes:
-        running: the names of the requests that the engine has not answered yet.
+        running: the names of the requests that the engine has not answered yet, but for those of rewards.
         stopped: set when nothing more shall be generated.
         hold: keeps the engine from generating.
     """
@@ -122,7 +122,8 @@ class Session:
         decode: turns token ids into text; the second argument says whether special tokens are left out.
         skip_special: whether special tokens are left out of the texts of responses (--rollout-skip-special-tokens).
         processor: what the model makes of images; None where it reads none.
-        scores: a reward asks. The engine is not held while it does, or the verdict on a group would wait for itself.
+        scores: a reward asks. The engine is not held while it does, or the verdict on a group would wait for itself; and once
+            sampling is stopped, its requests end with the reward, which gets its answers whole or is not given at all.
 
     Attributes:
         generated: how many tokens the engine has generated for the sample.
@@ -172,7 +173,7 @@ class Session:
         earlier = ids[self._turn_start :] if self._turn_start is not None and ids == self._given else []
         begin = len(ids) - len(earlier)
         self._aborted_turn = (begin, len(ids))  # as long as there is no answer
-        if self._requests.stopped.is_set():
+        if self._requests.stopped.is_set() and not self._scores:
             return Generation([], [], "abort")
         params = dict(sampling_params)
         if self._max_context_len is not None:
@@ -189,7 +190,8 @@ class Session:
             params["min_new_tokens"] = max(0, shortest - len(earlier))
         name = request_id or self._requests.next_name()
         self._running.add(name)
-        self._requests.running.add(name)
+        if not self._scores:
+            self._requests.running.add(name)
         try:
             with self._requests.hold.lifted() if self._scores else nullcontext():
                 generation = await self._requests.ask(ids, params, name, images)
