@@ -75,6 +75,23 @@ def test_banned_tokens_are_never_drawn_and_the_others_keep_their_proportions(lim
     assert log_probs == pytest.approx([full[token].item() for token in tokens], abs=1e-12)
 
 
+@pytest.mark.parametrize("limits", [{}, {"top_p": 0.8}, {"top_k": 3}, {"temperature": 0}])
+def test_where_a_banned_token_is_all_but_certain_the_likeliest_others_are_chosen(limits: dict[str, Any]) -> None:
+    temperature = {"temperature": 0.05, **limits}["temperature"] or 1.0
+    logits = torch.tensor([[0.0, 140.0, 20.0, 3.0, 19.99], [0.0, 1.0, 2.0, 3.0, 4.0]])
+    full = torch.log_softmax(logits.double() / temperature, -1)
+    seen = set()
+    for n in range(20):
+        params = [SamplingParams(1, min_new_tokens=1, **{"temperature": 0.05, **limits})] * 2
+        tokens, log_probs = choose_tokens(logits.clone(), params, [(n + 0.5) / 20] * 2, [{0, 1}, {1}])
+        seen.add(tokens[0])
+        assert tokens[1] == 4
+        assert log_probs == pytest.approx(
+            [full[row, token].item() for row, token in enumerate(tokens)], rel=1e-6, abs=1e-6
+        )
+    assert seen == ({2} if limits.get("temperature") == 0 else {2, 4})
+
+
 def test_end_tokens_are_tokens_like_any_other_when_ignored(llama: Any, start: Start) -> None:
     engine = start(*llama)
     cases = [(PROMPT, {"max_new_tokens": 100, "seed": seed, "ignore_eos": True}) for seed in range(20)]

@@ -20,6 +20,9 @@ probabilities, then a token of that span."""
 LIMITED_ROWS = 16
 """So many rows are drawn with `top_p` and `top_k` at a time: a row of little certainty makes the others as wide as itself."""
 
+LITTLE = 2.0**-60
+"""Probabilities of tokens that together have less are not exact in float32."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -134,10 +137,7 @@ def choose_tokens(
     if any(t != 1 for t in temperatures):
         exact = exact / torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
     probs = torch.softmax(exact, -1)
-    for row, tokens in enumerate(banned or ()):
-        if known := [token for token in tokens if 0 <= token < exact.shape[-1]]:
-            exact[row, known] = -torch.inf
-            probs[row, known] = 0
+    shares = _ban(exact, probs, banned or ())
     drawn = [row for row, own in enumerate(params) if own.temperature]
     limited = [row for row in drawn if params[row].top_p < 1 or params[row].top_k != -1]
     free = sorted(set(drawn).difference(limited))
@@ -155,7 +155,36 @@ def choose_tokens(
         of_rows = (some, numbers([draws[row] for row in limited]), top_p, torch.tensor(top_k, device=exact.device))
         parts = [slice(first, first + LIMITED_ROWS) for first in range(0, len(limited), LIMITED_ROWS)]
         chosen[limited] = torch.cat([_draw_limited(*(tensor[part] for tensor in of_rows)) for part in parts])
-    return chosen.tolist(), probs.gather(-1, chosen[:, None])[:, 0].log().tolist()
+    log_probs = probs.gather(-1, chosen[:, None])[:, 0].log()
+    for row, share in shares.items():
+        log_probs[row] += share
+    return chosen.tolist(), log_probs.tolist()
+
+
+def _ban(exact: Tensor, probs: Tensor, banned: Sequence[Collection[int]]) -> dict[int, Tensor]:
+    """Leave banned tokens out of logits and of the probabilities that they give, both [B, V], in place.
+
+    Where the others together have less than `LITTLE`, their probabilities would be rounded, to zero in the end. There they are divided
+    by their sum.
+
+    Returns:
+        {row: the logarithm of that sum}.
+    """
+    size = exact.shape[-1]
+    known = {row: own for row, tokens in enumerate(banned) if (own := [token for token in tokens if 0 <= token < size])}
+    if not known:
+        return {}
+    for row, tokens in known.items():
+        probs[row, tokens] = 0
+    sums = (probs if len(known) == len(probs) else probs[list(known)]).sum(-1).tolist()
+    shares: dict[int, Tensor] = {}
+    for (row, tokens), left in zip(known.items(), sums, strict=True):
+        before = exact[row].logsumexp(-1) if left < LITTLE else None
+        exact[row, tokens] = -torch.inf
+        if before is not None:
+            probs[row] = torch.softmax(exact[row], -1)
+            shares[row] = exact[row].logsumexp(-1) - before
+    return shares
 
 
 def likeliest_tokens(
