@@ -12,9 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from local_engine_cases import SHAPE, Passes, ask, endless_greedy, engine_args, reference_greedy, until, weights_of
+from local_engine_cases import (
+    SHAPE,
+    Passes,
+    ask,
+    endless_greedy,
+    engine_args,
+    held,
+    reference_greedy,
+    until,
+    weights_of,
+)
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from slime_core.contracts.engine import Generation
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 from slime_engine_local.engine import LocalEngine
@@ -165,6 +176,42 @@ def test_a_cancelled_request_leaves_and_the_others_go_on(llama: Any, start: Star
     staying = asyncio.run(scenario())
     assert staying.tokens == endless_greedy(model, [8, 9], 120)
     assert sizes[19:] == [2] + [1] * (len(sizes) - 20)
+
+
+def test_whoever_no_longer_waits_for_scores_or_an_abort_does_not_end_the_engine(llama: Any, start: Start) -> None:
+    engine = start(*llama)
+
+    async def scenario() -> Generation:
+        with held(engine):
+            leaving = [asyncio.create_task(engine.score(PROMPT)), asyncio.create_task(engine.abort(["a"]))]
+            await asyncio.to_thread(until, lambda: len(engine._scheduler._calls) == 2)
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+        assert all(task.cancelled() for task in leaving)
+        return await asyncio.wait_for(engine.generate(PROMPT, {"max_new_tokens": 4, "ignore_eos": True}), 60)
+
+    assert len(asyncio.run(scenario()).tokens) == 4
+
+
+def test_calls_that_nobody_waits_for_any_more_do_not_keep_others_from_failing_when_the_engine_is_closed(
+    llama: Any, start: Start
+) -> None:
+    engine = start(*llama)
+
+    async def scenario() -> None:
+        with held(engine):
+            leaving, staying = (asyncio.create_task(engine.score(PROMPT)) for _ in range(2))
+            await asyncio.to_thread(until, lambda: len(engine._scheduler._calls) == 2)
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            closing = asyncio.create_task(asyncio.to_thread(engine.close))
+            await asyncio.to_thread(until, lambda: engine._scheduler._closed)
+        with pytest.raises(EngineError, match="was closed before this was finished"):
+            await asyncio.wait_for(staying, 60)
+        await closing
+
+    asyncio.run(scenario())
 
 
 def test_a_failed_step_leaves_alone_what_was_asked_for_meanwhile(llama: Any, start: Start) -> None:

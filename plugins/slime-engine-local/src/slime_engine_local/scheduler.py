@@ -359,7 +359,8 @@ class Scheduler:
         for request in (*self._waiting, *self._arrived):
             request.fail(error)
         for _, done in self._calls:
-            done.set_exception(error)
+            if done.set_running_or_notify_cancel():
+                done.set_exception(error)
 
 
 def _position(row: Row) -> tuple[int, int]:
@@ -368,6 +369,9 @@ def _position(row: Row) -> tuple[int, int]:
 
 
 def _carry_out(work: Callable[[], None], done: Future[None]) -> None:
+    """Call `work`, unless whoever waited for it has cancelled that before it began."""
+    if not done.set_running_or_notify_cancel():
+        return
     try:
         work()
         done.set_result(None)
