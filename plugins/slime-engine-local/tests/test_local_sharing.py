@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from local_engine_cases import SHAPE, Passes, ask, ask_at_once, reference_log_probs, until, weights_of
+from local_engine_cases import SHAPE, Passes, ask, ask_at_once, endless_greedy, reference_log_probs, until, weights_of
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from slime_core.contracts.engine import Generation
@@ -107,6 +107,18 @@ def test_log_probs_of_all_kinds_of_sharing_are_those_of_transformers(
         assert len(answer.tokens) == params["max_new_tokens"]
         expected = reference_log_probs(model, prompt, answer.tokens, 0.8)
         assert answer.log_probs == pytest.approx(expected, rel=0, abs=1e-10)
+
+
+def test_requests_that_are_a_prefix_as_a_whole_get_its_logits_beside_a_prefix_that_none_is(
+    llama: Any, start: Start
+) -> None:
+    folder, model = llama
+    greedy = {"max_new_tokens": 3, "temperature": 0, "ignore_eos": True}
+    prompts = [[*PROMPT, 9], [*PROMPT, 8], OTHER, OTHER]  # as many wholes as there are shared prefixes
+    answers = ask_at_once(start(folder, model), [(prompt, greedy) for prompt in prompts])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.tokens == endless_greedy(model, prompt, 3)
+        assert answer.log_probs == pytest.approx(reference_log_probs(model, prompt, answer.tokens), rel=0, abs=1e-10)
 
 
 def test_a_group_may_join_while_others_run_and_leave(llama: Any, start: Start) -> None:

@@ -245,7 +245,7 @@ class Scheduler:
         self._storage.computed()
         # The chunk of a prefix that several requests share may also be the last one of some of them.
         rows = [*range(len(decoded)), *(len(decoded) + chunk for chunk in joining.values())]
-        self._choose([*decoded, *joining], logits if len(rows) == len(logits) else logits[rows])
+        self._choose([*decoded, *joining], logits if rows == list(range(len(logits))) else logits[rows])
 
     def _static_step(self, static: StaticDecoding) -> None:
         """The same with fixed shapes: requests that join are computed over rows, and their tokens move to pages then."""
