@@ -319,7 +319,7 @@ class Scheduler:
                 break
             self._running.append(
                 self._waiting.pop(0)
-            )  # before it gets rows, for which memory may be short: then it fails as others do
+            )  # before it gets rows: where memory is short it fails as others do
             joining.add(request, keys, plan)
         return joining.ends(), joining.chunks()
 
