@@ -105,8 +105,9 @@ def together(errors: Sequence[SlimeError]) -> SlimeError:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name nearest to `name`, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    bare = {other.lstrip("-"): other for other in known}  # two flags are not alike for their dashes
+    near = difflib.get_close_matches(name.lstrip("-"), bare, 1, 0.6)
+    return f" Did you mean {bare[near[0]]!r}?" if near else ""
 
 
 @contextmanager

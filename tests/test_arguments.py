@@ -163,7 +163,9 @@ def test_every_option_has_a_help_text_and_a_reader(namespace, plugins):
         assert not unknown or component.plugin.distribution in of_families, component.name
     for who in declared:
         assert all(not c or c.lstrip("!") in namespace.options for c in read[who].values()), who
-    assert "--rollout-batch-size" in run_parser(namespace, "slime train").format_help()
+    told = run_parser(namespace, "slime train").format_help()
+    assert told.startswith("usage: slime train [RECIPE.yaml] [options]\n")
+    assert "--rollout-batch-size" in told
 
 
 def test_the_stages_of_a_recipe_share_options_and_win_over_them(namespace, tmp_path: Path):

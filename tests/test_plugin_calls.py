@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +37,8 @@ SAMPLES = [Sample(index=3, metadata={"slime": {"source": "rows.jsonl:4"}}), Samp
 @pytest.mark.parametrize(
     ("definition", "says"),
     [
-        ("async def it(args, sample): raise KeyError('answer')", "KeyError: 'answer'."),
-        ("def it(args, sample): raise KeyError('answer')", "KeyError: 'answer'."),
+        ("async def it(args, sample): raise KeyError('answer')", "KeyError: 'answer' ("),
+        ("def it(args, sample): raise KeyError('answer')", "KeyError: 'answer' ("),
         ("async def it(args, sample): await asyncio.sleep(9)", "It did not answer within 0.3 s."),
         ("def it(args, sample): time.sleep(9)", "It did not answer within 0.3 s."),
         ("def it(args, sample): return float('nan')", "It returned nan; expected a finite number."),
@@ -88,6 +89,17 @@ def test_a_retry_may_succeed(tmp_path, monkeypatch):
     retrying = caller(code, tmp_path, monkeypatch, "reward:retries=2,backoff=0.01,on_failure=raise")
     assert asyncio.run(score(retrying, ARGS, SAMPLES[:1])) == [2.0]
     assert (retrying.calls, retrying.failures, retrying.dropped) == (1, 2, 0)
+
+
+def test_a_failure_names_the_line_of_the_components_own_file(tmp_path, monkeypatch, caplog):
+    code = (
+        "import json\n\ndef it(args, sample):\n    return json.loads('{')\n"  # raised in the library, called in line 5
+    )
+    dropping = caller(code, tmp_path, monkeypatch, "reward:retries=1,backoff=0.01,on_failure=drop")
+    assert repr(asyncio.run(score(dropping, ARGS, SAMPLES[:1]))) == "DROPPED"
+    again, dropped = caplog.messages
+    assert re.search(r"\(JSONDecodeError: .* \(.*/reward_\d+\.py:5\)\.\), trying again$", again)
+    assert re.search(r"is dropped: JSONDecodeError: .* \(.*/reward_\d+\.py:5\)\.$", dropped)
 
 
 def test_too_many_drops_in_a_row_end_the_run(tmp_path, monkeypatch):

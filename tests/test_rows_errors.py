@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -61,6 +62,13 @@ BAD = [
         "[1]",
         "{p}/a.jsonl",
         '{p}/a.jsonl:1: the row is a list, expected an object like {{"messages": [...]}}; repair or remove it.',
+    ),
+    (
+        "a.jsonl",
+        gzip.compress(GOOD.encode()),
+        "{p}/a.jsonl",
+        "{p}/a.jsonl is compressed by gzip; expected lines of JSON. Unpack it, or name it a.jsonl.gz and choose "
+        "--data-source-path streaming.",
     ),
     (
         "a.jsonl",

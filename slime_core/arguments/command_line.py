@@ -17,10 +17,19 @@ class Parser(argparse.ArgumentParser):
         raise ArgumentError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def run_parser(namespace: Namespace, prog: str, description: str = "") -> argparse.ArgumentParser:
-    """The parser of `slime train`, `slime train-async` and `slime check`: an optional recipe, then flags."""
+def run_parser(
+    namespace: Namespace, prog: str, description: str = "", words: str = "[RECIPE.yaml]"
+) -> argparse.ArgumentParser:
+    """The parser of a command that runs a recipe: an optional recipe, then flags.
+
+    Args:
+        prog: the command.
+        description: what it does, for `--help`.
+        words: what stands between the command and its flags.
+    """
     parser = Parser(
         prog=prog,
+        usage=f"{prog} {words} [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -96,7 +105,7 @@ def _told(namespace: Namespace, flag: str, errors: list[SlimeError]) -> bool:
 
 
 def _title(group: type[ArgumentGroup]) -> str:
-    return (group.__doc__ or group.__name__).strip().split("\n")[0]
+    return (group.__doc__ or group.__name__).strip().split("\n")[0].rstrip(".")
 
 
 def add_option(section: Any, option: Option) -> None:

@@ -31,7 +31,7 @@ from slime_core.whole_file import write_whole
 if TYPE_CHECKING:
     from rich.table import Table
 
-PROG = "slime eval MODEL [MODEL …] [RECIPE.yaml]"
+WORDS = "MODEL [MODEL …] [RECIPE.yaml]"
 HELP = """Evaluates models as training evaluates them: held-out loss, and answers with their rewards. A MODEL is a Hugging Face folder, a run
 directory (its newest checkpoint), a folder of --save (all checkpoints), or an iter_N in it. The options of the first run that is named
 are the defaults, so `slime eval RUN` alone repeats that run's evaluation. Of `slime eval` alone:
@@ -61,7 +61,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
     log_to_stderr()
     namespace = Namespace(plugins)
     if {"-h", "--help"} & set(argv):
-        run_parser(namespace, PROG, HELP).print_help()
+        run_parser(namespace, "slime eval", HELP, WORDS).print_help()
         return 0
     asked = _read(argv)
     targets = find_targets(asked.models, asked.every)

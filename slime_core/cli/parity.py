@@ -12,10 +12,9 @@ from slime_core.errors import ArgumentError
 if TYPE_CHECKING:
     from slime_core.run.parity import ParityOptions
 
-EVERYWHERE = "Every option may also stand in the recipe, a YAML file."
-HELP = f"""{EVERYWHERE} Of `slime check` alone:
+HELP = f"""Of `slime check` alone:
 
-  --parity            start the train backend as the run does, and compare weights and log-probs with transformers'
+  --parity            start the train backend as the run does, and compare weights and log-probs with those of transformers
   --gradients [few]   with --parity: compare every gradient too; few: of the layers the first, a middle and the last one
   --parity-rows N     with --parity: how many rows of the data are computed (default: 4, and 2 for each data-parallel rank)
   --parity-tokens N   with --parity: longer rows are cut to so many tokens (default: 512)

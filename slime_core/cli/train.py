@@ -14,7 +14,7 @@ from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import Resolution, read_sources
 from slime_core.cli.as_slime.report import judge, read_as_slime
 from slime_core.cli.look_options import LookOptions, is_an_example, read_look_options
-from slime_core.cli.parity import EVERYWHERE, HELP, read_parity, refuse_parity
+from slime_core.cli.parity import HELP, read_parity, refuse_parity
 from slime_core.data import UNKNOWN_LENGTH
 from slime_core.data.absent import AbsentData
 from slime_core.display import log_to_stderr, told
@@ -23,6 +23,13 @@ from slime_core.plugins import Plugins
 from slime_core.run.memory_lines import memory_lines
 from slime_core.run.plan import Plan, survey
 from slime_core.unread import write_on
+
+_RECIPE = "RECIPE.yaml is a file of options, or @NAME (slime recipes lists them). Every option may stand in it, or be a flag, which wins."
+_HELP = {
+    "slime train": f"Runs a recipe: gets samples, trains on them, hands the weights back. {_RECIPE}",
+    "slime train-async": f"Runs a recipe as `slime train` does, and makes the next samples while this batch trains. {_RECIPE}",
+    "slime check": f"Says all that is wrong with a run, and prints it; starts nothing. {_RECIPE}\n{HELP}",
+}
 
 
 def train(argv: list[str], plugins: Plugins) -> int:
@@ -80,7 +87,7 @@ def _plans(argv: list[str], plugins: Plugins, prog: str, look: LookOptions | Non
         SlimeError: everything that is wrong in any stage; notes name plugins that failed to load, whose option it may be.
     """
     namespace = Namespace(plugins)
-    recipe, flags = split_recipe(namespace, argv, prog, HELP if prog == "slime check" else EVERYWHERE)
+    recipe, flags = split_recipe(namespace, argv, prog, _HELP[prog])
     errors: dict[str, SlimeError] = {}
     remarks: dict[str, None] = {}
     to_come: dict[str, str] = {}

@@ -19,6 +19,8 @@ from slime_core.plain import read_json, require_row_size
 
 _PIECE = 4 << 20
 BOM = b"\xef\xbb\xbf"
+_PACKED = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+"""How packed files begin."""
 SPACE = b" \t\r\n"
 
 
@@ -61,6 +63,13 @@ class JsonLinesFile:
         while piece := self._file.read(_PIECE):
             digest.update(piece)
             cursor = 0
+            if position == 0 and (
+                packed := next((how for how, magic in _PACKED.items() if piece.startswith(magic)), "")
+            ):
+                raise DataError(
+                    f"{self.path} is compressed by {packed}; expected lines of JSON. Unpack it, or name it {self.path.name}"
+                    f".{'gz' if packed == 'gzip' else 'zst'} and choose --data-source-path streaming."
+                )
             if position == 0 and piece.startswith(BOM):
                 cursor = start = len(BOM)
             while (newline := piece.find(b"\n", cursor)) >= 0:

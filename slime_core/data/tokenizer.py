@@ -43,6 +43,8 @@ _KINDS = {
     "GemmaTokenizerFast": ("GemmaTokenizer", ("gemma", "gemma2", "gemma3", "gemma3_text")),
 }
 """The `tokenizer_class` of tokenizer_config.json: the class of transformers that AutoTokenizer takes for it, and for which model types."""
+_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+"""What a tokenizer is stored in: one of these is there, or there is no tokenizer."""
 
 
 @lru_cache(maxsize=4)
@@ -68,6 +70,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise ArgumentError(f"--hf-checkpoint {error}") from error
     except Exception as error:  # the library that reads tokenizer.json raises bare ones, for a file newer than itself
         require_hugging_face(path, "--hf-checkpoint")
+        if not any(found for name in _FILES for found in Path(path).glob(name)):
+            raise ArgumentError(
+                f"--hf-checkpoint {path} holds no tokenizer that can be loaded: none of {', '.join(_FILES)} is there. Copy the "
+                "tokenizer's files (tokenizer.json, tokenizer_config.json, …) from the model that this one was made of."
+            ) from error
         raise ArgumentError(
             f"--hf-checkpoint {path} holds no tokenizer that can be loaded: {_one_line(error)}"
         ) from error

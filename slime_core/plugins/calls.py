@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -166,7 +168,7 @@ class Caller:
         """The policy in tenacity's terms. What is wrong with a row or an option is not tried again: it stays wrong."""
 
         def try_again(state: tenacity.RetryCallState) -> None:
-            logger.warning("%s failed (%s), trying again", self._name(item), _brief(_error_of(state)))
+            logger.warning("%s failed (%s), trying again", self._name(item), self._brief(_error_of(state)))
 
         def give_up(state: tenacity.RetryCallState) -> Dropped:
             self._give_up(_error_of(state), state.attempt_number, item, work)
@@ -187,18 +189,21 @@ class Caller:
         another = f"choose another with {self.selected.option}"
         if self.policy.on_failure == "raise":
             raise PluginError(
-                f"{failed}: {_brief(error)} Repair it, {another}, or let the run go on without it: "
+                f"{failed}: {self._brief(error)} Repair it, {another}, or let the run go on without it: "
                 f"--failure-policy {self.selected.kind}:on_failure=drop."
             ) from error
         self.dropped += 1
         if not work or work not in self._lost:
             self._lost.append(work)
-        logger.warning("%s and is dropped: %s", failed, _brief(error))
+        logger.warning("%s and is dropped: %s", failed, self._brief(error))
         if self.policy.abort_after is not None and len(self._lost) >= self.policy.abort_after:
             raise PluginError(
-                f"{failed}: {_brief(error)} It was the failure number {len(self._lost)} in a row, so the run ends. "
+                f"{failed}: {self._brief(error)} It was the failure number {len(self._lost)} in a row, so the run ends. "
                 f"Repair it, {another}, or raise abort_after in --failure-policy."
             ) from error
+
+    def _brief(self, error: BaseException) -> str:
+        return _brief(error, self.selected.target)
 
     def _name(self, item: str) -> str:
         where = f" for {item}" if item else ""
@@ -216,6 +221,14 @@ def _error_of(state: tenacity.RetryCallState) -> BaseException:
     return error or PluginError("It failed.")
 
 
-def _brief(error: BaseException) -> str:
-    text = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
+def _brief(error: BaseException, target: Any) -> str:
+    """What an error says; of one that the component did not mean, also the line of its file that it came from."""
+    text = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}{_line(error, target)}"
     return text if text.endswith(".") else f"{text}."
+
+
+def _line(error: BaseException, target: Any) -> str:
+    """` (file:line)` of the innermost line of the target's own file that an error came through; "" if it came through none."""
+    file = getattr(sys.modules.get(getattr(target, "__module__", "")), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}:{lines[-1]})" if lines else ""

@@ -105,7 +105,7 @@ class Estimate:
         who, phase, size, parts = device
         needed = self._needed(who, size)
         context = f", {needed - size / GIB:.0f} of them for CUDA itself" if self.on_gpu else ""
-        what = f"{who}: {needed:.1f} of {limit:g} GiB {IN_WORDS[phase]}{context}"
+        what = f"{who}: {needed:.1f} of {round(limit, 1):g} GiB {IN_WORDS[phase]}{context}"
         if needed <= limit:
             return [f"fits: {what}"]
         largest = sorted((part for part in parts if part.less), key=lambda part: -part.size)[:3]
