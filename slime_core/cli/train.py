@@ -24,11 +24,11 @@ from slime_core.run.memory_lines import memory_lines
 from slime_core.run.plan import Plan, survey
 from slime_core.unread import write_on
 
-_RECIPE = "RECIPE.yaml is a file of options, or @NAME (slime recipes lists them). Every option may stand in it, or be a flag, which wins."
+_RECIPE = """RECIPE.yaml is a file of options, or @NAME (`slime recipes` lists them). Every option may stand in it, or be a flag; flags win."""
 _HELP = {
-    "slime train": f"Runs a recipe: gets samples, trains on them, hands the weights back. {_RECIPE}",
-    "slime train-async": f"Runs a recipe as `slime train` does, and makes the next samples while this batch trains. {_RECIPE}",
-    "slime check": f"Says all that is wrong with a run, and prints it; starts nothing. {_RECIPE}\n{HELP}",
+    "slime train": f"Runs a recipe: gets samples, trains on them, hands the weights back.\n{_RECIPE}",
+    "slime train-async": f"Runs a recipe as `slime train` does, and makes the next samples while this batch trains.\n{_RECIPE}",
+    "slime check": f"Says all that is wrong with a run, and prints it; starts nothing.\n{_RECIPE}\n{HELP}",
 }
 
 
