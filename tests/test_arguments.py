@@ -118,6 +118,11 @@ def test_a_condition_may_be_that_another_option_is_not_set(namespace, plugins):
         assert about(*sft, *words, selected="other") == [
             f"{words[0].replace('--no-', '--')} has no effect with --disable-compute-advantages-and-returns."
         ]
+    engine = ("--rollout-engine", "local")
+    assert about(*engine, selected="sft") == []
+    assert about(*engine, "--debug-train-only", selected="sft") == [
+        "--rollout-engine has no effect with --debug-train-only."
+    ]
     long = ("--rollout-max-response-len", "7")
     assert about(*long, selected="sft") == ["--rollout-max-response-len has no effect without --constant-length-loss."]
     assert about(*long, "--constant-length-loss", selected="sft") == []

@@ -51,7 +51,9 @@ class RolloutArguments(ArgumentGroup):
         None, "Longest sample in tokens, prompt and response together. Default: no limit.", ge=2
     )
     rollout_engine: str | None = option(
-        None, "The inference engine: a component name or import path. Needed by whatever generates text."
+        None,
+        "The inference engine: a component name or import path. Needed by whatever generates text.",
+        when="!debug_train_only",
     )
     rollout_temperature: float = option(
         1.0,
