@@ -148,9 +148,16 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     ),
     "answers without an engine": (
         [*SFT, *EVALUATED, "--eval-generate", "1"],
-        "--eval-generate 1 needs an inference engine",
+        "--eval-generate 1 needs an inference engine: add --rollout-engine local.",
     ),
-    "a rollout without an engine": (["--apply-chat-template", "--rm-type", "exact_match"], "needs an inference engine"),
+    "answers of an engine that is left out": (
+        [*SFT, *EVALUATED, "--eval-generate", "1", "--rollout-engine", "local", "--debug-train-only"],
+        "--eval-generate 1 needs an inference engine: leave out --debug-train-only",
+    ),
+    "a rollout without an engine": (
+        ["--apply-chat-template", "--rm-type", "exact_match"],
+        "needs an inference engine: add --rollout-engine local.",
+    ),
     "no reward": (RL, "Nothing scores"),
     "a reward that is not there": ([*RL, "--rm-type", "nothing"], "no reward named 'nothing'"),
     "a reward that rows name and that is not there": (

@@ -203,6 +203,8 @@ def test_scores_are_the_first_the_best_and_the_last():
     assert "train/loss  first 3.0000  best 1.0000  last 2.0000" in lines
     assert "rollout/raw_reward  first 0.1000  best 0.9000  last 0.4000" in lines
     assert "not trained as it stands: rollout/truncated 6" in lines
+    report = ["report: slime report r"]
+    assert [line for line in summary.lines(args, Path("r"), reports=True) if line not in lines] == report  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

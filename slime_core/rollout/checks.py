@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from slime_core.another_machine import is_for_another_machine
+from slime_core.arguments import RunArguments
 from slime_core.contracts.checking import Checking
 from slime_core.data import Columns, evaluation_sets
 from slime_core.data.absent import absent_files
@@ -41,6 +42,15 @@ def first_evaluated(checking: Checking, columns: Callable[[Any], Columns] = Colu
     for number, sample in enumerate(found):
         sample.index = sample.group_index = number
     return found
+
+
+def to_have_an_engine(args: RunArguments) -> str:
+    """What to do where a run has no inference engine and needs one."""
+    steps = [
+        *(["add --rollout-engine local"] if args.rollout_engine is None else []),
+        *(["leave out --debug-train-only"] if args.debug_train_only else []),
+    ]
+    return " and ".join(steps) or "choose another --rollout-engine"
 
 
 def check_early_stopping(checking: Checking, measured: Sequence[str], why: str) -> None:

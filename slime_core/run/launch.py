@@ -103,7 +103,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     tracking: Tracking | None = None
     workers: Workers | None = None
     error: BaseException | None = None
-    summary = Summary(num_rollout, start)
+    summary, reports = Summary(num_rollout, start), plugins.find("command", "report") is not None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
         tracking = Tracking(jsonl, console, chosen.trackers, args, run_dir, config, summary.note)
@@ -170,7 +170,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
         take_all(
             {
                 "The summary": lambda: console.say(
-                    "\n".join(summary.lines(args, run_dir, bool(early and early.stopped)))
+                    "\n".join(summary.lines(args, run_dir, bool(early and early.stopped), reports))
                 ),
                 "The workers": lambda: workers.close() if workers else None,
                 "What was left behind": lambda: name_left_behind(started_before),

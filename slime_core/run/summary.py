@@ -49,8 +49,12 @@ class Summary:
             elif not name.startswith("perf/") and _counts_losses(name.rpartition("/")[2]):
                 self._lost[name] += int(value)
 
-    def lines(self, args: RunArguments, run_dir: Path, stopped_early: bool = False) -> list[str]:
-        """The summary, line by line."""
+    def lines(self, args: RunArguments, run_dir: Path, stopped_early: bool = False, reports: bool = False) -> list[str]:
+        """The summary, line by line.
+
+        Args:
+            reports: there is a command `slime report`.
+        """
         here = self._done - self._before
         earlier = f", {self._before} of them earlier" if self._before else ""
         lines = [
@@ -65,7 +69,8 @@ class Summary:
         if lost := {name: count for name, count in self._lost.items() if count}:
             lines.append("not trained as it stands: " + ", ".join(f"{name} {count}" for name, count in lost.items()))
         lines.append(f"run directory: {run_dir}")
-        lines.append(f"report: slime report {shlex.quote(str(run_dir))}")
+        if reports:
+            lines.append(f"report: slime report {shlex.quote(str(run_dir))}")
         newest = find_latest(Path(args.save)) if args.save else None
         if newest is not None:
             lines.append(f"newest checkpoint: {newest}")

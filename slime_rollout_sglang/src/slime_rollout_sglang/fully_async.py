@@ -70,7 +70,7 @@ def generate_rollout(
         PluginError: a component failed whose policy is to end the run. What the engine raises comes as it is, also what it
             raised since the last call.
     """
-    engine = require_engine(engine, "fully_async")
+    engine = require_engine(args, engine, "fully_async")
     if evaluation and not isinstance(background.work, ContinuousSampling):
         return asyncio.run(evaluate(args, rollout_id, components, plugins, engine))
     if background.work is None:

@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
+from slime_core.rollout.checks import to_have_an_engine
 from slime_core.sample import RolloutOutput
 from slime_rollout_sglang.evaluation import evaluate
 from slime_rollout_sglang.pipeline import RolloutPipeline
@@ -49,7 +50,7 @@ def generate_rollout(
         SampleError: too many groups failed.
         PluginError: a component failed whose policy is to end the run. What the engine raises comes as it is.
     """
-    engine = require_engine(engine, "rl")
+    engine = require_engine(args, engine, "rl")
     if (args.over_sampling_batch_size or args.rollout_batch_size) < args.rollout_batch_size:
         raise ArgumentError(
             f"--over-sampling-batch-size is {args.over_sampling_batch_size}; expected at least --rollout-batch-size "
@@ -60,7 +61,7 @@ def generate_rollout(
     return asyncio.run(roll_out(args, rollout_id, data_source, components, plugins, engine))
 
 
-def require_engine(engine: InferenceEngine | None, name: str) -> InferenceEngine:
+def require_engine(args: RlRunArguments, engine: InferenceEngine | None, name: str) -> InferenceEngine:
     """Return the engine.
 
     Args:
@@ -71,8 +72,7 @@ def require_engine(engine: InferenceEngine | None, name: str) -> InferenceEngine
     """
     if engine is None:
         raise ArgumentError(
-            f"The rollout {name!r} generates text, which needs an inference engine: add --rollout-engine local (and leave "
-            "out --debug-train-only)."
+            f"The rollout {name!r} generates text, which needs an inference engine: {to_have_an_engine(args)}."
         )
     return engine
 
