@@ -65,7 +65,7 @@ BAD = [
     ),
     (
         "a.jsonl",
-        gzip.compress(GOOD.encode()),
+        gzip.compress(GOOD.encode(), mtime=0),
         "{p}/a.jsonl",
         "{p}/a.jsonl is compressed by gzip; expected lines of JSON. Unpack it, or name it a.jsonl.gz and choose "
         "--data-source-path streaming.",
