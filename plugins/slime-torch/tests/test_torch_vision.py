@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 from vision_checkpoints import FAMILIES, make_model, picture, write_checkpoint
 
@@ -21,6 +22,7 @@ from slime_core.errors import ArgumentError, PluginError, SampleError
 from slime_core.sample import Sample
 from slime_core.tensors.packed_rows import Segments
 from slime_core.training.batches import make_train_batch
+from slime_torch.backend import TorchBackend
 from slime_torch.vision import Vision
 
 
@@ -229,6 +231,25 @@ def test_an_export_is_a_whole_checkpoint_that_transformers_computes_alike(
             if one.trained_mask[place]:
                 expected = logits[first + place - 1, one.tokens[first + place]].item()
                 assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_export_of_a_stored_state_is_that_of_the_run(vision: Any, tiny: Any, tmp_path: Path, rank: int) -> None:
+    folders = {name: tmp_path / name for name in ("state", "run", "stored")}
+    for folder in folders.values():
+        folder.mkdir()
+    lora = {"lora_rank": rank, "lora_alpha": 4, "target_modules": ["all-linear"]} if rank else {}
+    settings = {"hf_checkpoint": str(vision.folder), "lr": 1e-2, "freeze_vision": True, **lora}
+    backend = tiny.backend(make_model(vision.family), **settings)
+    backend.train_step(make_train_batch(rows(vision.processor), mean="token", micro_batch_size=4))
+    backend.save_state(folders["state"])
+    backend.export_hf(folders["run"])
+    TorchBackend(backend.args).export_state(folders["state"], folders["stored"], {})
+    found, wanted = (load_file(folders[name] / "model.safetensors") for name in ("stored", "run"))
+    assert found.keys() == wanted.keys()
+    assert [name for name, weight in found.items() if not torch.equal(weight, wanted[name])] == []
+    assert {path.name for path in folders["run"].iterdir()} <= {path.name for path in folders["stored"].iterdir()}
 
 
 def test_blank_and_shuffled_images_change_the_loss(vision: Any, tiny: Any) -> None:

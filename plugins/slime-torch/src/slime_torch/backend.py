@@ -38,7 +38,6 @@ from slime_core.tensors.packed_rows import check_samples
 from slime_core.tensors.random_states import random_states, seed_all, set_random_states
 from slime_core.tensors.ranks import Ranks
 from slime_core.tensors.rotary import looks_at_length
-from slime_core.training.frozen import freezes
 from slime_core.training.initial_weights import option_of
 from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
@@ -304,7 +303,7 @@ class TorchBackend(HasKeptWeights):
         """Write trained weights and copies of them, optimizer, schedule and random states. With `--async-save` they are copied to host
         memory and written while training goes on."""
         optimizer, _ = self._trained()
-        found = state.collect(self.model, optimizer, self._step, whole=freezes(self.args))
+        found = state.collect(self.model, optimizer, self._step, whole=state.is_whole(self.args))
         found |= state.collect_kept(self._kept.copies)
         self._saver.save(path, found, background=self.args.async_save)
 
@@ -315,7 +314,7 @@ class TorchBackend(HasKeptWeights):
     def load_state(self, path: Path) -> None:
         """Restore what `save_state` wrote, bit for bit."""
         optimizer, _ = self._trained()
-        self._step = state.load(path, self.model, optimizer, whole=freezes(self.args))
+        self._step = state.load(path, self.model, optimizer, whole=state.is_whole(self.args))
         self._kept.copies = state.load_kept(path, self.model)
         if self.args.optimizer_cpu_offload:
             move_state(optimizer, HOST)

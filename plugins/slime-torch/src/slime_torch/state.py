@@ -31,13 +31,21 @@ from slime_core.tensors.kept_weights import Copy
 from slime_core.tensors.low_precision import is_precision_state
 from slime_core.tensors.random_states import random_states, set_random_states
 from slime_core.tensors.stored import load_stored
+from slime_core.training.frozen import freezes
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    from slime_torch.arguments import TorchRunArguments
+
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # one process is fine
 logger = logging.getLogger(__name__)
+
+
+def is_whole(args: TorchRunArguments) -> bool:
+    """Whether parameters that are not trained belong to the state: where options freeze some of a model without adapters."""
+    return freezes(args) and not args.lora_rank
 
 
 def collect(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, whole: bool = False) -> dict[str, Tensor]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.training.frozen import freezes
+from slime_core.data.vision import is_vision_model
 from slime_core.training.initial_weights import option_of
 from slime_torch import lora, state
 from slime_torch.arguments import TorchRunArguments
-from slime_torch.export import SHARD_SIZE, stored_buffers
+from slime_torch.export import SHARD_SIZE, copy_processor, stored_buffers
 from slime_torch.model import check_checkpoint, empty_model, load_model
 from slime_torch.offload import HOST
 
@@ -48,7 +48,7 @@ def export_state(
         ).is_file():  # a model that is made of its configuration does not read it
             model.generation_config = GenerationConfig.from_pretrained(folder)
         _make_room(model, path, [name for name, _ in model.named_parameters()])
-        state.load_weights(stored, model, whole=freezes(args))
+        state.load_weights(stored, model, whole=state.is_whole(args))
         model.save_pretrained(path, max_shard_size=SHARD_SIZE)
     elif adapter_only:
         model = empty_model(folder, option)
@@ -64,6 +64,8 @@ def export_state(
         tensors = {**dict(stored_buffers(model)), **lora.merge(model)}
         model.save_pretrained(path, state_dict=tensors, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(path)
+    if is_vision_model(model.config):
+        copy_processor(args.hf_checkpoint, path)
 
 
 def _make_room(model: nn.Module, beside: Path, names: Collection[str]) -> None:
