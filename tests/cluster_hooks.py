@@ -167,6 +167,10 @@ class LeavingBackend(TorchBackend):
         Memory.work("trainer")
         return super().train_step(batch)
 
+    def save_state(self, path) -> None:
+        Memory.work("trainer")
+        super().save_state(path)
+
 
 TRAINED = threading.Event()
 

@@ -9,6 +9,7 @@ import cluster_hooks
 import pytest
 
 from slime_core.cli import main
+from slime_core.rollout.worker import RolloutWorker
 
 
 @pytest.fixture
@@ -32,6 +33,8 @@ def flags(tiny_model, chat_rows, tmp_path) -> list[str]:
 @pytest.fixture
 def without_gpu(monkeypatch) -> None:
     """Backend and engine do not insist on a GPU. What they give back is then host memory."""
+    cluster_hooks.Memory.log.clear()
+    cluster_hooks.Memory.out.clear()
     import slime_torch.backend
 
     for module in ("slime_torch.backend", "slime_engine_local.engine"):
@@ -47,7 +50,6 @@ def without_gpu(monkeypatch) -> None:
 
 
 def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags, without_gpu):
-    cluster_hooks.Memory.log.clear()
     own = ("--train-backend", "cluster_hooks.LeavingBackend", "--rollout-engine", "cluster_hooks.LeavingEngine")
     assert main(["train", *flags, *own]) == 0
     start = ["engine leaves"]  # before the model is loaded
@@ -55,6 +57,21 @@ def test_nobody_works_without_memory_and_only_the_weights_find_both_there(flags,
     rollout = ["trainer leaves", "engine comes", "engine works", "engine leaves", "trainer comes", "trainer works"]
     again = ["engine comes", *rollout[:1], *rollout[2:]]  # both are there while weights are handed over
     assert cluster_hooks.Memory.log == [*start, *evaluation, *rollout, *again, *evaluation]
+
+
+def test_the_trainer_has_its_memory_for_the_checkpoint_after_an_evaluation_that_failed(
+    flags, without_gpu, tmp_path, monkeypatch
+):
+    def evaluate(self, rollout_id, _right=RolloutWorker.evaluate):
+        if rollout_id == 1:
+            raise RuntimeError("the judge is away")
+        return _right(self, rollout_id)
+
+    monkeypatch.setattr(RolloutWorker, "evaluate", evaluate)
+    own = ("--train-backend", "cluster_hooks.LeavingBackend", "--rollout-engine", "cluster_hooks.LeavingEngine")
+    with pytest.raises(RuntimeError, match="the judge is away"):
+        main(["train", *flags, *own, "--save", str(tmp_path / "save")])
+    assert (tmp_path / "save" / "iter_0000001").is_dir()
 
 
 def test_a_run_that_takes_turns_equals_one_that_does_not(flags, without_gpu, tmp_path, monkeypatch):

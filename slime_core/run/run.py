@@ -180,6 +180,7 @@ class Run:
         evaluation."""
         self._evaluation_due = True
         try:
+            self.weight_sync.have_trainer_back()
             self.save_if_due(rollout_id, result, pending, last)
         except Exception as second:
             error.add_note(f"and the checkpoint that was due could not be written: {second}")

@@ -123,3 +123,7 @@ class WeightSync:
             )
             wait(back, f"the {name} to take its memory")
         self._in_memory = set(who)
+
+    def have_trainer_back(self) -> None:
+        """Let the trainer have its memory beside whoever has theirs: the engine may be what failed, and is asked for nothing."""
+        self.have_memory("trainer", *self._in_memory)
