@@ -15,11 +15,13 @@ import pytest
 import sglang_cases as cases
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 from vision_checkpoints import make_model, picture, write_checkpoint
 
 from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError
-from slime_engine_sglang.checkpoint_names import is_renamed, name_in_files
+from slime_engine_sglang.checkpoint_names import as_in_files
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.images import TRIED, banned_tokens, shown_prompt
@@ -162,5 +164,18 @@ def test_servers_are_given_weights_under_the_names_of_checkpoint_files(tmp_path:
     folder = write_checkpoint(tmp_path / family, family)
     with safe_open(folder / "model.safetensors", "pt") as file:
         stored = set(file.keys())
-    given = [name for name, _ in make_model(family).named_parameters()]
-    assert {name_in_files(name) if is_renamed(str(folder)) else name for name in given} == stored
+    assert {name for name, _ in as_in_files(make_model(family).named_parameters(), str(folder))} == stored
+
+
+def test_servers_are_given_experts_one_by_one_as_checkpoint_files_have_them(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "moe_intermediate_size": 4, "num_experts": 3, "vocab_size": 16}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    config = AutoConfig.for_model("qwen3_moe", num_experts_per_tok=2, **sizes, **heads)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    stored, given = load_file(tmp_path / "model.safetensors"), dict(model.named_parameters())
+    assert stored.keys() != given.keys()
+    sent = dict(as_in_files(given.items(), str(tmp_path)))
+    assert sent.keys() == stored.keys()
+    assert all(torch.equal(weight, stored[name]) for name, weight in sent.items())
+    assert dict(as_in_files(given.items(), str(tmp_path / "none"))).keys() == given.keys()

@@ -4,7 +4,30 @@ where weights are sent."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slime_core.data.quantised_checkpoints import stored_tensors
+from slime_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def as_in_files(weights: Iterable[tuple[str, Tensor]], checkpoint: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights as they come, under the names that a checkpoint's files have, and the experts of a layer one by one where
+    these have them so: of all together a server of Qwen3-MoE would take nothing, and say nothing."""
+    from slime_core.tensors.experts import taken_apart
+
+    if is_renamed(checkpoint):
+        weights = ((name_in_files(name), tensor) for name, tensor in weights)
+    try:
+        known = stored_tensors(Path(checkpoint)).keys()
+    except CheckpointError:  # it is in another format, which does not tell
+        yield from weights
+        return
+    yield from taken_apart(weights, known)
 
 
 def is_renamed(checkpoint: str) -> bool:

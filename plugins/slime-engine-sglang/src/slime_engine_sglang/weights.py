@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang import snapshot
-from slime_engine_sglang.checkpoint_names import is_renamed, name_in_files
+from slime_engine_sglang.checkpoint_names import as_in_files
 from slime_engine_sglang.control import ControlClient, PendingCalls, call_all, control_clients
 from slime_engine_sglang.errors import SGLangError, Unreachable, UnsupportedCall
 from slime_engine_sglang.keys import NO_KEYS, Keys
@@ -75,14 +75,13 @@ class SGLangWeightSender:
         Raises:
             SGLangError: no server answers, one refuses, or one has other weights afterwards.
         """
-        rest = iter(weights)
-        if is_renamed(self.checkpoint):
-            rest = ((name_in_files(name), tensor) for name, tensor in rest)
+        given = iter(weights)
+        rest = as_in_files(given, self.checkpoint)
         try:
             with control_clients(self.urls, self.keys) as servers:
                 self._send(self._answering(servers), servers, rest, version)
         finally:
-            for _ in rest:
+            for _ in given:
                 pass
 
     def close(self) -> None:
