@@ -85,7 +85,9 @@ def test_what_servers_would_be_shown_wrongly_is_refused_before_the_run(
     assert bool(found) == bool(reason)
 
 
-def answers(checkpoint: Path, *scripted: dict[str, Any], images: list[bytes] = IMAGES) -> tuple[Any, list[Any]]:
+def answers(
+    checkpoint: Path, *scripted: dict[str, Any], images: list[bytes] = IMAGES, **params: Any
+) -> tuple[Any, list[Any]]:
     """What an engine makes of these responses of a server, and what it asked for."""
     processor, ids = prompt_of(checkpoint)
     asked = list[Any]()
@@ -103,7 +105,7 @@ def answers(checkpoint: Path, *scripted: dict[str, Any], images: list[bytes] = I
         async with httpx.AsyncClient(transport=httpx.MockTransport(server)) as http:
             requests = Requests(cases.options(), fleet, http)
             prompt = shown_prompt(ids if images else [1, 2], images, processor)
-            sampling = {"max_new_tokens": 4, "temperature": 1.0}
+            sampling = {"max_new_tokens": 4, "temperature": 1.0, **params}
             return await requests.generate(prompt, sampling, "r", banned_tokens(processor))
 
     return asyncio.run(generate()), asked
@@ -142,6 +144,16 @@ def test_prompts_of_text_have_no_images_and_are_kept_from_image_tokens_too(check
     assert found.finish_reason == "length"
     assert all("image_data" not in body for body in asked)
     assert [body["host"] for body in asked] == ["router", "server"]  # the router leaves out logit_bias
+
+
+def test_no_request_asks_for_more_tokens_than_it_allows(checkpoint: Path) -> None:
+    """SGLang refuses such a one, also where a single token is chosen in the place of one that stands for an image."""
+    found, asked = answers(
+        checkpoint, said(None, 5, PAD), said(None, 6), said(None, 7, 8, reason="stop"), images=[], min_new_tokens=3
+    )
+    assert found.tokens == [5, 6, 7, 8]
+    bounds = [[body["sampling_params"][f"{bound}_new_tokens"] for bound in ("min", "max")] for body in asked]
+    assert bounds == [[3, 4], [1, 1], [1, 2]]
 
 
 def test_other_tokens_than_those_that_are_trained_are_an_error(checkpoint: Path) -> None:

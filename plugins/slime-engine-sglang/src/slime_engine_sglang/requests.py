@@ -106,7 +106,8 @@ class Requests:
             while True:
                 rest = remaining_sampling(sampling, len(whole.tokens))
                 if share is not None:
-                    rest |= {"max_new_tokens": min(1, rest["max_new_tokens"])}
+                    one = {name: min(1, rest[name]) for name in ("max_new_tokens", "min_new_tokens") if name in rest}
+                    rest |= one  # SGLang refuses a shortest response that is longer than the longest
                     rest |= {"logit_bias": {str(token): _NEVER for token in banned}}
                 part = await self._send(request, prompt, whole.tokens, rest, banned)
                 part, chosen = (part, None) if share is None else (among_all(part, share), share)
