@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import urllib.request
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,8 @@ class Server:
     """The state of a server.
 
     The files `refuse` and `hang` beside its log make it refuse to give back memory, or wait with that until the file is
-    gone.
+    gone; one that is called like its log, with `.dies` behind it, makes it die when it is to take part in a broadcast. What has to do
+    with weights it does one after the other.
     """
 
     def __init__(self, log: str, version: str, options: list[str]) -> None:
@@ -53,6 +56,8 @@ class Server:
         self.away: set[str] = set()
         self.paused = False
         self.weights: dict[str, Any] = {}
+        self.is_updated = False
+        self.scheduler = threading.Lock()
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Return the status and the data of the response to a request."""
@@ -60,7 +65,8 @@ class Server:
             with self.log.open("a") as file:
                 file.write(json.dumps([path, body]) + "\n")
         work = getattr(self, path.strip("/"), None)
-        return work(body) if work is not None else (404, None)
+        with self.scheduler if "weight" in path else nullcontext():
+            return work(body) if work is not None else (404, None)
 
     def _require(self, condition: bool) -> None:
         """Die unless the condition is true."""
@@ -99,8 +105,24 @@ class Server:
         return 200, self.weights[body["name"]][: body["truncate_size"]].tolist()
 
     def update_weights_from_disk(self, body: Any) -> tuple[int, Any]:
+        from safetensors.torch import load_file
+
         self._require("weights" not in self.away)
+        for file in Path(body["model_path"]).glob("*.safetensors"):
+            self.weights |= load_file(file)
         self.version = body["weight_version"]
+        return 200, {"success": True}
+
+    def begin_weight_update(self, body: Any) -> tuple[int, Any]:
+        if self.is_updated:
+            return 400, {"success": False, "message": "a weight-update session is already open"}
+        self.is_updated = True
+        return 200, {"success": True}
+
+    def end_weight_update(self, body: Any) -> tuple[int, Any]:
+        if not self.is_updated:
+            return 400, {"success": False, "message": "no weight-update session is open"}
+        self.is_updated = False
         return 200, {"success": True}
 
     def init_weights_update_group(self, body: Any) -> tuple[int, Any]:
@@ -114,7 +136,7 @@ class Server:
         self.group, _ = distributed_c10d._new_process_group_helper(
             *(body["world_size"], body["rank_offset"], [], backend, store),
             group_name=body["group_name"],
-            timeout=timedelta(minutes=1),
+            timeout=timedelta(minutes=4),
         )
         distributed_c10d._world.pg_group_ranks[self.group] = {rank: rank for rank in range(body["world_size"])}
         return 200, {"success": True}
@@ -122,6 +144,9 @@ class Server:
     def update_weights_from_distributed(self, body: Any) -> tuple[int, Any]:
         import torch
 
+        self._require(not Path(f"{self.log}.dies").exists())
+        if not self.is_updated:
+            return 400, {"success": False, "message": "must run between begin_weight_update() and end_weight_update()"}
         for name, dtype, shape in zip(body["names"], body["dtypes"], body["shapes"], strict=True):
             self.weights[name] = torch.empty(shape, dtype=getattr(torch, dtype))
             torch.distributed.broadcast(self.weights[name], src=0, group=self.group)

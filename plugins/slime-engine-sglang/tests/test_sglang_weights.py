@@ -8,6 +8,7 @@ import json
 import pickle
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -302,6 +303,38 @@ def test_what_sglang_cannot_serve_here_is_refused_when_options_are_read(
     monkeypatch.setattr(low_precision, "_cpu_flags", lambda: "avx512f amx_tile")
     if (strategy, hardware.capability) == ("block", None):
         arguments(in_fp8[strategy], tmp_path)
+
+
+def test_a_server_that_dies_in_a_broadcast_does_not_keep_the_others_waiting(scripted, tmp_path):
+    """They wait for the rest of it, and hear of nothing else until the trainer has left the group."""
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "nccl", piece_bytes=64)
+    sender.send(iter([("norm", torch.ones(4))]), 1)
+    (tmp_path / "asked-1.dies").touch()
+    started = time.monotonic()
+    try:
+        sender.send(iter([(f"weight-{n}", torch.full((16,), float(n))) for n in range(4)]), 2)
+    finally:
+        sender.close()
+    assert time.monotonic() - started < 180, "the other server waited for its group to give up, after four minutes"
+    with control_clients(scripted) as servers:
+        assert [server.version() for server in servers] == [2, None]
+        shown = servers[0].call("/get_weights_by_name", {"name": "weight-3", "truncate_size": 100})
+    assert shown == [3.0] * 16
+
+
+def test_a_server_that_begins_no_update_does_not_leave_one_open_in_the_others(scripted, tmp_path):
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "tensor", tolerant=False)
+    weights = [("norm", torch.ones(4))]
+    try:
+        with control_clients(scripted) as servers:
+            servers[1].call("/begin_weight_update")
+            with pytest.raises(SGLangError, match="already open"):
+                sender.send(iter(weights), 1)
+            servers[1].call("/end_weight_update")
+            sender.send(iter(weights), 1)
+            assert [server.version() for server in servers] == [1, 1]
+    finally:
+        sender.close()
 
 
 def described(tensors):

@@ -175,10 +175,13 @@ class GroupTransport:
         calls.check()
         for tensor in tensors:
             work = dist.broadcast(tensor, src=0, group=self._group, async_op=True)
-            while not work.is_completed():
-                calls.check()
-                time.sleep(0.0005)
-            work.wait()
+            try:
+                while not work.is_completed():
+                    calls.check()
+                    time.sleep(0.0005)
+                work.wait()
+            finally:
+                del work  # it keeps the group's connections, and an error's traceback would keep it
         calls.results()
 
     def close(self) -> None:

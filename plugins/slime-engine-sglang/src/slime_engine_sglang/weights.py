@@ -147,10 +147,14 @@ class SGLangWeightSender:
         try:
             transport.open(living, snapshot.start_counts(self.folder))
             with _update_session(living):
-                for piece in pieces:
-                    if copy is not None:
-                        copy.add(piece)
-                    transport.send(living, piece, version)
+                try:
+                    for piece in pieces:
+                        if copy is not None:
+                            copy.add(piece)
+                        transport.send(living, piece, version)
+                except BaseException:
+                    self.close()  # a server that waits for the rest of a broadcast would not hear that the session ends
+                    raise
         except (SGLangError, RuntimeError) as error:
             self.close()
             if copy is None:
@@ -240,16 +244,18 @@ class SGLangWeightSender:
 
 @contextlib.contextmanager
 def _update_session(servers: Sequence[ControlClient]) -> Iterator[None]:
-    """Return a context in which SGLang accepts weights; older versions need none."""
-    errors = [error for error in call_all(servers, "/begin_weight_update").errors().values() if error is not None]
-    if any(not isinstance(error, UnsupportedCall) for error in errors):
-        raise next(error for error in errors if not isinstance(error, UnsupportedCall))
+    """Return a context in which SGLang accepts weights; older versions need none. A server that has begun ends it in any case: it
+    begins no second one."""
+    errors = call_all(servers, "/begin_weight_update").errors()
+    begun = [server for server, error in errors.items() if error is None]
     ended: list[BaseException | None] = []
     try:
+        for error in errors.values():
+            if error is not None and not isinstance(error, UnsupportedCall):
+                raise error
         yield
     finally:
-        if not errors:
-            ended = list(call_all(servers, "/end_weight_update").errors().values())
+        ended = list(call_all(begun, "/end_weight_update").errors().values())
     for error in ended:
         if error is not None:
             raise error
