@@ -375,3 +375,73 @@ def test_the_checks_catch_a_mask_that_is_off_by_one(
     messages = CONVERSATIONS[conversation]
     masked = planted(family(name), messages, None)
     assert violations(masked, family(name), messages, None, expected_turns(name, messages)) != []
+
+
+def _call(city: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+
+
+def _trained(masked: MaskedTokens) -> str:
+    return "".join(masked.text[a:b] for (a, b), on in zip(masked.offsets, masked.loss_mask, strict=True) if on)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_v3", "gemma4_v4"])
+def test_what_tools_answer_within_a_turn_is_not_trained(any_template: Callable[[str], Any], name: str) -> None:
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "Let me look.", "tool_calls": [_call("Oslo")]},
+        {"role": "tool", "name": "weather", "content": "Rain"},
+        {"role": "assistant", "content": "It rains."},
+    ]
+    masked = auto(any_template(name), messages, None)
+    assert masked.text.index("Rain") < masked.text.index(
+        "Let me look."
+    )  # the template writes the text behind the answer
+    calls, said, answer = _trained(masked).partition("Let me look.")
+    assert "call:weather{city:" in calls
+    assert said
+    assert "Rain" not in calls
+    assert answer == "<turn|>It rains.<turn|>"
+    messages[1]["step_loss_mask"] = 0
+    assert _trained(auto(any_template(name), messages, None)) == "It rains.<turn|>"
+
+
+@pytest.mark.parametrize("name", ["deepseekv3", "gemma4_v5"])
+def test_a_call_right_behind_the_answer_of_a_tool_is_trained_whole(
+    any_template: Callable[[str], Any], name: str
+) -> None:
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [_call("Oslo")]},
+        {"role": "tool", "name": "weather", "content": "Rain"},
+        {"role": "assistant", "content": "", "tool_calls": [_call("Rome")]},
+        {"role": "tool", "name": "weather", "content": "Sun"},
+        {"role": "assistant", "content": "Go to Rome."},
+        {"role": "user", "content": "Thanks"},
+        {"role": "assistant", "content": "Welcome."},
+    ]
+    if name == "deepseekv3":
+        del messages[1]["reasoning_content"]
+    trained = _trained(auto(any_template(name), messages, None))
+    assert trained.count("weather") == 2
+    assert "Rain" not in trained
+    assert "Sun" not in trained
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "gptoss"])
+def test_a_text_that_is_dropped_where_it_is_said_first_is_noticed(
+    any_template: Callable[[str], Any], name: str
+) -> None:
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "Sure.", "tool_calls": [_call("Oslo")]},
+        {"role": "tool", "name": "weather", "content": "Rain"},
+        {"role": "assistant", "content": "It rains."},
+        {"role": "user", "content": "Again?"},
+        {"role": "assistant", "content": "Sure."},
+    ]
+    assert auto(any_template(name), messages, None).lost == [
+        "the chat template drops the content of message 2 (assistant): 'Sure.'"
+    ]
+    del messages[1]["tool_calls"], messages[2]
+    assert not auto(any_template(name), messages, None).lost

@@ -75,14 +75,19 @@ def as_prompts(
             )
         if not is_tokenised(sample.prompt):
             masked.offsets.extend(encode(tokenizer, text)[1])
-            masked.warnings.extend(_warnings_of_prompt(sample, args, tokenizer, text, ids))
+            masked.warnings.extend(_warnings_of_prompt(sample, args, tokenizer, variables, text, ids))
         return masked, _roles(sample, masked, tokenizer, variables), Status.PENDING
 
     return look
 
 
 def _warnings_of_prompt(
-    sample: Sample, args: DataArguments, tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]
+    sample: Sample,
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    variables: Mapping[str, Any],
+    text: str,
+    ids: list[int],
 ) -> list[str]:
     """Return what a person should look at in a prompt that is text or messages."""
     warnings = []
@@ -90,7 +95,9 @@ def _warnings_of_prompt(
         warnings.append(f"the label {args.label_key!r} is null, so that rewards have nothing to compare with")
     if args.apply_chat_template:
         messages = _messages(sample)
-        warnings += [item.sentence for item in dropped_texts(messages, text)]
+        warnings += [
+            item.sentence for item in dropped_texts(Template(tokenizer, sample.tools, variables), messages, text)
+        ]
         warnings += special_tokens_in(tokenizer, messages, sample.tools)
     if problem := encoding_problem(tokenizer, text, ids):
         warnings.append(problem)

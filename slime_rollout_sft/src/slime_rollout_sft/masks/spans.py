@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from slime_core.data.conversation import REASONING_KEYS, Message
@@ -86,8 +87,33 @@ def searched_turns(template: Template, messages: list[Message], text: str, indic
                 f"message {i + 1} cannot be located in the chat template's rendering. Mark what the model generates "
                 "with {% generation %} and {% endgeneration %} in the template."
             )
-        turns.append(turn)
+        turns += _apart_from_results(template, messages, text, turn)
     return turns
+
+
+def _apart_from_results(template: Template, messages: list[Message], text: str, turn: Turn) -> list[Turn]:
+    """Return a turn in two parts where the template writes what tools answered within it: Gemma 4 has the text of a message that calls
+    tools behind their answers."""
+    message, behind = messages[turn.index], turn.index + 1
+    if not message.get("tool_calls") or not message.get("content"):
+        return [turn]
+    answers = list(takewhile(lambda answer: answer["role"] != "assistant", messages[behind:]))
+    others = [*messages[:behind], *map(_replaced, answers), *messages[behind + len(answers) :]]
+    without = template.try_render(others) if answers else None
+    if without is None or without == text or not turn.start < _difference(text, without)[0] < turn.end:
+        return [turn]
+    is_text = isinstance(message["content"], str)
+    said = {**message, "content": _REPLACEMENT if is_text else [{"type": "text", "text": _REPLACEMENT}]}
+    alone = template.try_render([*messages[: turn.index], said])
+    whole = template.try_render([*messages[: turn.index], said, *messages[behind:]])
+    if alone is None or whole is None:
+        return [turn]
+    calls, content = shared_start(text, alone), _difference(text, whole)[0]
+    if not turn.start < calls < content < turn.end:
+        return [turn]
+    stop = alone.rpartition(_REPLACEMENT)[2].rstrip()  # what the model is stopped at so that the tools answer
+    end = calls + (len(stop) if text.startswith(stop, calls) else 0)
+    return [replace(turn, end=end, closed=True), replace(turn, start=content, asked=True)]
 
 
 def _find(template: Template, messages: list[Message], text: str, i: int, floor: int) -> Turn | None:
@@ -166,7 +192,8 @@ def _after_header(
 
     Searched for: the end of the previous message and the longest part of the generation prompt, in whole tokens, that
     the rendering has. (A template may prompt with `<think>` and leave it out in what it renders.) Where it has nothing of it, as
-    DeepSeek's templates write later calls, the message is all that follows those before it.
+    DeepSeek's templates write later calls, the message is all that follows those before it, as far as it is written as their own
+    rendering is.
     """
     if prompt is None:  # nothing comes before, or the template refuses it
         before = [{"role": "user", "content": _REPLACEMENT}]
@@ -177,12 +204,27 @@ def _after_header(
     header = prompt[len(base) :]
     offsets = template.tokenizer(header, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     is_known = base.replace(_REPLACEMENT, "") == base
-    for cut in sorted({end for _, end in offsets}, reverse=True):
+    for cut in sorted({end for _, end in offsets}, reverse=True) or [0] * is_known:
         anchor = (base[-_ANCHOR:] if is_known else "") + header[:cut]
         found = head.rfind(anchor, max(0, floor - _ANCHOR))
         if found >= 0:
             return found + len(anchor), True
-    return (len(base), False) if header and is_known and head.startswith(base) else (len(head), True)
+    begin = _within_no_token(template, head, shared_start(head, base))
+    if is_known and begin >= _end_of_last(template, before, base):
+        return max(begin, floor), False
+    return len(head), True
+
+
+def _end_of_last(template: Template, messages: list[Message], text: str) -> int:
+    """Return where the text of the last message ends in `text`, the rendering of `messages`; its end where that cannot be told."""
+    replaced = template.try_render([*messages[:-1], _replaced(messages[-1])])
+    return len(text) if replaced is None or replaced == text else _difference(text, replaced)[1]
+
+
+def _within_no_token(template: Template, text: str, position: int) -> int:
+    """Return a position of `text`, or where the special token begins that it is in: two tokens that begin alike share nothing."""
+    tokens = template.special.finditer(text)
+    return next((token.start() for token in tokens if token.start() < position < token.end()), position)
 
 
 def _closing(template: Template, through: list[Message], rendered: str | None, tail: str) -> int:
@@ -194,10 +236,7 @@ def _closing(template: Template, through: list[Message], rendered: str | None, t
     if rendered is None or replaced is None:
         return 0
     shared = shared_start(rendered[_difference(rendered, replaced)[1] :], tail)
-    for token in template.special.finditer(tail):
-        if token.start() < shared < token.end():  # two tokens that begin alike: neither belongs to both
-            shared = token.start()
-    return len(tail[:shared].rstrip())
+    return len(tail[: _within_no_token(template, tail, shared)].rstrip())
 
 
 def _without_end_of_conversation(template: Template, messages: list[Message], text: str, end: int) -> int:

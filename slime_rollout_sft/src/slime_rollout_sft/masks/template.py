@@ -182,7 +182,7 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
         except DataError as error:
             refusals.append(error)
             continue
-        dropped = [*dropped_texts(form, text), *_dropped_calls(template, form)]
+        dropped = [*dropped_texts(template, form, text), *_dropped_calls(template, form)]
         if best is None or len(dropped) < len(best[2]):
             best = (form, text, dropped)
         if all(item.what == "reasoning" and item.number < asked for item in dropped):
@@ -192,14 +192,44 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
     return best
 
 
-def dropped_texts(messages: list[Message], text: str) -> list[Dropped]:
-    """Return what messages say that `text` does not show. JSON-escaped text counts as shown."""
-    dropped = []
-    for number, message in enumerate(messages, 1):
-        for what, piece in texts(message):
-            if piece not in text and json.dumps(piece, ensure_ascii=False)[1:-1] not in text:
-                dropped.append(Dropped(number, message["role"], what, piece))
-    return dropped
+def dropped_texts(template: Template, messages: list[Message], text: str) -> list[Dropped]:
+    """Return what messages say that `text`, their rendering, does not show. JSON-escaped text counts as shown.
+
+    A text that stands elsewhere too, such as a "Sure." said twice, is replaced by a mark of its own to see whether it is this one that is
+    shown.
+    """
+    said = [Dropped(number, m["role"], *piece) for number, m in enumerate(messages, 1) for piece in texts(m)]
+    calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
+    known = "\n".join(
+        [template.source, json.dumps([template.tools, calls], ensure_ascii=False), *(s.text for s in said)]
+    )
+    dropped, unsure = list[Dropped](), dict[str, Dropped]()
+    for item in said:
+        if item.text not in text and json.dumps(item.text, ensure_ascii=False)[1:-1] not in text:
+            dropped.append(item)
+        elif known.count(item.text) > 1 or text.count(item.text) > 1:
+            unsure[f"\ue004{len(unsure)}\ue005"] = item
+    if unsure:
+        other = list(messages)
+        for mark, item in unsure.items():
+            other[item.number - 1] = _with_mark(other[item.number - 1], item, mark)
+        shown = template.try_render(other)
+        dropped += [item for mark, item in unsure.items() if shown is not None and mark not in shown]
+    return sorted(dropped, key=lambda item: item.number)
+
+
+def _with_mark(message: Message, item: Dropped, mark: str) -> Message:
+    """Return a message with a mark in the place of one of its texts."""
+    if item.what == "reasoning" and reasoning_of(message).strip() == item.text:
+        return {key: mark if key in REASONING_KEYS and value else value for key, value in message.items()}
+    content = message["content"]
+    if isinstance(content, list):
+        return {
+            **message,
+            "content": [{**p, "text": p["text"].replace(item.text, mark)} if "text" in p else p for p in content],
+        }
+    before, _, behind = (content.partition if item.what == "reasoning" else content.rpartition)(item.text)
+    return {**message, "content": f"{before}{mark}{behind}"}
 
 
 def _dropped_calls(template: Template, messages: list[Message]) -> list[Dropped]:
