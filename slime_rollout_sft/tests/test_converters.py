@@ -196,3 +196,14 @@ def test_a_row_that_does_not_fit_is_refused_with_the_reason(converter: str, row:
 )
 def test_every_converter_is_selected_by_name(name: str, function: Any) -> None:
     assert Plugins().select("converter", name).target is function
+
+
+def test_what_a_call_says_besides_is_kept_where_it_joins_the_text_before_it() -> None:
+    call = {"from": "function_call", "value": '{"name": "weather", "arguments": {}}', "reasoning_content": "I look."}
+    turns = [{"from": "human", "value": "Weather?"}, {"from": "gpt", "value": "A moment."}, call]
+    joined = converters.openhermes({"conversations": turns})["messages"][1]
+    assert joined["content"] == "A moment."
+    assert joined["reasoning_content"] == "I look."
+    turns[1]["reasoning_content"] = "I wait."
+    with pytest.raises(DataError, match="turns 2 and 3 are one turn of the assistant, but each has its own reasoning"):
+        converters.openhermes({"conversations": turns})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from slime_core.data import chat_messages
+from slime_core.data.conversation import REASONING_KEYS
 from slime_core.data.flags import FLAGS, STEP, step_flag
 from slime_core.data.shown import shown
 from slime_core.data.tools import from_json, tool_definitions
@@ -134,7 +135,12 @@ def _joined(before: Row, message: Row, number: int) -> bool:
         raise DataError(
             f"turns {number - 1} and {number} are one turn of the assistant, but not both are to be trained"
         )
-    before["tool_calls"] = [*before.get("tool_calls", []), *message["tool_calls"]]
+    if any(key in before and before[key] != message[key] for key in REASONING_KEYS if key in message):
+        raise DataError(
+            f"turns {number - 1} and {number} are one turn of the assistant, but each has its own reasoning; keep one"
+        )
+    calls = [*before.get("tool_calls", []), *message["tool_calls"]]
+    before.update({key: value for key, value in message.items() if key not in before}, tool_calls=calls)
     return True
 
 
