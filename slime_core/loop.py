@@ -26,10 +26,10 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
         run: the two workers, and what happens around a rollout.
         ahead: `train-async`, unless the rollout function itself works in the background.
     """
-    if start == 0:
-        run.evaluate_if_due(rollout_id=-1)
-    elif total == 0:
+    if total == 0:
         run.evaluate(rollout_id=start - 1)
+    elif start == 0:
+        run.evaluate_if_due(rollout_id=-1)
     if start >= total:
         return
     pending: Future[Rollout] | None = None

@@ -85,6 +85,26 @@ def test_where_training_only_makes_it_worse_the_weights_before_it_are_exported(
     assert not (tmp_path / "save" / "best_checkpointed_iteration.txt").exists()
 
 
+def test_the_weights_before_a_training_that_counts_anew_are_those_of_its_checkpoint(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    of_first = ["--num-rollout", "1", "--early-stopping-keep", "last", "--save", str(first), "--save-hf", f"{first}/hf"]
+    assert main(["train", *words, *of_first, "--lr", "0.01", "--run-dir", str(first)]) == 0
+    worse = ["--early-stopping-metric=-eval/held/loss", "--no-skip-eval-before-train", "--lr", "0.01"]
+    anew = [*words, *worse, "--on-resume-change", "warn"]
+    assert main(["train", *anew, "--load", str(first), "--start-rollout-id", "0"]) == 0
+    assert_equal(weights(tmp_path / "hf"), weights(first / "hf"))
+    shutil.rmtree(tmp_path / "hf")
+    again = ["train", *anew, "--load", str(tmp_path / "save")]
+    assert main(again) == 0
+    assert_equal(weights(tmp_path / "hf"), weights(first / "hf"))
+    shutil.rmtree(first)
+    capfd.readouterr()
+    assert main(again) == 1
+    assert f"the checkpoint that the run began with, {first / 'iter_0000000'}, is gone" in capfd.readouterr().err
+
+
 def test_it_needs_a_folder_for_the_checkpoint(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     position = words.index("--save")
     assert main(["check", *words[:position], *words[position + 2 :]]) == 2

@@ -7,6 +7,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slime_core.cli import main
 from slime_core.errors import ArgumentError
 from slime_core.run.early_stopping import EarlyStopping
+from slime_core.run.launch import _early_stopping
 from slime_core.run.tracking import JsonlTracker, read_metrics
 from slime_core.runtime import handles as runtime
 from slime_core.runtime.handles import LocalHandle, wait
@@ -80,8 +82,23 @@ def test_a_checkpoint_can_be_evaluated_without_training(flags, tmp_path):
     assert lines[0]["eval/held/loss"] == trained
 
 
-def test_the_initial_model_can_be_evaluated_without_training(flags, tmp_path):
-    assert main(["train", *flags, "--num-rollout", "0"]) == 0
+def test_who_looks_at_an_earlier_checkpoint_loses_no_metrics(flags, tmp_path):
+    save = ["--save", str(tmp_path / "save"), "--save-interval", "1"]
+    words = [*flags, *save, "--num-rollout", "3", "--eval-interval", "3"]
+    assert main(["train", *words]) == 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = read_metrics(metrics)
+    assert [line["rollout_id"] for line in before] == [-1, 0, 1, 2, 2]
+    look = ["--load", str(tmp_path / "save"), "--ckpt-step", "0", "--num-rollout", "0"]
+    assert main(["train", *words, *look]) == 0
+    *kept, last = read_metrics(metrics)
+    assert kept == before
+    assert list(held_out([last])) == [0]
+
+
+@pytest.mark.parametrize("more", [(), ("--skip-eval-before-train",)], ids=["", "of-a-recipe-that-skips-it"])
+def test_the_initial_model_can_be_evaluated_without_training(flags, tmp_path, more):
+    assert main(["train", *flags, "--num-rollout", "0", *more]) == 0
     assert list(held_out(read_metrics(tmp_path / "run" / "metrics.jsonl"))) == [-1]
 
 
@@ -134,6 +151,25 @@ def test_early_stopping_counts_only_evaluations_without_a_new_best():
     assert other == watch
 
 
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience():
+    watch = EarlyStopping(patience=2, metric="loss")
+    assert [watch.update({"eval/a/loss": x}, n) for n, x in enumerate((2.0, 3.0, 3.0))] == [False, False, True]
+    other = EarlyStopping(patience=3, metric="loss")
+    other.load_state_dict(watch.state_dict())
+    assert not other.stopped
+    assert other.update({"eval/a/loss": 2.5}, 3)
+
+
+def test_what_another_metric_had_as_its_best_counts_for_nothing():
+    args = SimpleNamespace(early_stopping_patience=1, early_stopping_metric="loss")
+    rewards = EarlyStopping(1, "reward")
+    rewards.update({"eval/a/reward": 0.5}, 0)
+    state = {"early_stopping": rewards.state_dict(), "arguments": {"early_stopping_metric": "reward"}}
+    assert _early_stopping(args, state) == EarlyStopping(1, "loss")
+    state["arguments"] = {"early_stopping_metric": "loss"}
+    assert _early_stopping(args, state).best == 0.5
+
+
 def test_early_stopping_knows_which_way_is_up():
     assert EarlyStopping(1, "reward").update({"eval/a/reward": 1.0}, 0) is False
     rising = EarlyStopping(1, "-eval/a/score")
@@ -154,6 +190,22 @@ def test_metrics_after_the_checkpoint_and_a_line_cut_short_are_dropped_on_resume
     assert [line["rollout_id"] for line in read_metrics(path)] == [-1, 0, 1]
     JsonlTracker(path, None).close()
     assert read_metrics(path) == []
+
+
+def test_of_an_evaluation_that_is_made_again_no_line_is_there_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, None)
+    for rollout_id in (0, 1):
+        tracker.log({"perf/rollout_time": 1.0}, rollout_id)
+        tracker.log({"eval/held/loss": 2.0}, rollout_id)
+    tracker.close()
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as a full disk may leave it
+    JsonlTracker(path, resume_after=1).close()
+    assert path.read_bytes().endswith(b"}\n")
+    JsonlTracker(path, resume_after=1, again=1).close()
+    lines = read_metrics(path)
+    assert [line["rollout_id"] for line in lines] == [0, 0, 1]
+    assert "eval/held/loss" not in lines[-1]
 
 
 def test_whoever_waits_says_for_what(monkeypatch, caplog):

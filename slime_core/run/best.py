@@ -36,6 +36,21 @@ def name_best(folder: Path, rollout_id: int) -> None:
     write_whole(folder / BEST, f"{rollout_id}\n")
 
 
+def require_begun_with(args: RunArguments, checkpoint: Path) -> None:
+    """See to it that the checkpoint is there which a run began with that counts its rollouts anew: the evaluation before training may be
+    the best one.
+
+    Raises:
+        CheckpointError: it is gone.
+    """
+    if not is_of_a_run(checkpoint):
+        raise CheckpointError(
+            f"--early-stopping-keep best: the best {args.early_stopping_metric} was that before training, and the checkpoint that the run "
+            f"began with, {checkpoint}, is gone. Restore it, or go on with --early-stopping-keep last --on-resume-change "
+            "early-stopping-keep=allow."
+        )
+
+
 def take_over_best(args: RunArguments, early: EarlyStopping | None, loaded: Path) -> None:
     """In a run that goes on from a checkpoint, see to it that the best checkpoint until then is in `--save`, and named there.
 

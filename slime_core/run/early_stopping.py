@@ -19,7 +19,6 @@ class EarlyStopping:
         best: the best value so far; higher is better inside this class.
         best_rollout: the rollout after which it was measured, -1 before the first one; None without an evaluation.
         without_gain: evaluations since then.
-        stopped: the run has been ended.
     """
 
     patience: int
@@ -27,7 +26,11 @@ class EarlyStopping:
     best: float = -math.inf
     best_rollout: int | None = None
     without_gain: int = 0
-    stopped: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is to end."""
+        return self.without_gain >= self.patience
 
     def update(self, metrics: dict[str, float], rollout_id: int) -> bool:
         """Take note of the evaluation after a rollout (names with `eval/`); True when the run should stop now."""
@@ -36,7 +39,6 @@ class EarlyStopping:
             self.best, self.best_rollout, self.without_gain = value, rollout_id, 0
         else:
             self.without_gain += 1
-        self.stopped = self.without_gain >= self.patience
         return self.stopped
 
     def in_words(self) -> str:
@@ -59,13 +61,12 @@ class EarlyStopping:
             "best": self.best if math.isfinite(self.best) else None,
             "best_rollout": self.best_rollout,
             "without_gain": self.without_gain,
-            "stopped": self.stopped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = -math.inf if state["best"] is None else state["best"]
         self.best_rollout = state.get("best_rollout")  # one that did not know it was written by an earlier version
-        self.without_gain, self.stopped = state["without_gain"], state["stopped"]
+        self.without_gain = state["without_gain"]
 
     def _lowest_wins(self) -> bool:
         return self.metric == "loss" or ("/" in self.metric and not self.metric.startswith("-"))

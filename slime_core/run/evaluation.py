@@ -20,6 +20,15 @@ from slime_core.training.worker import TrainWorker
 from slime_core.trajectories import means_of_trajectories
 
 
+def is_due(args: RunArguments, rollout_id: int) -> bool:
+    """Whether the options ask for an evaluation after a rollout; -1: before the first one."""
+    if not args.eval_prompt_data:
+        return False
+    if rollout_id < 0:
+        return not args.skip_eval_before_train
+    return args.eval_interval is not None and (rollout_id + 1) % args.eval_interval == 0
+
+
 def measure(
     rollout_id: int,
     version: int,
@@ -82,6 +91,14 @@ def log_evaluation(
 def write_generations(run_dir: Path, rollout_id: int, generations: list[Sample]) -> None:
     """Write the answers of an evaluation, if there are any, as one JSON line each."""
     write_answers(run_dir / "eval" / f"rollout_{rollout_id:07d}.jsonl", generations)
+
+
+def drop_later_generations(run_dir: Path, last_rollout: int) -> None:
+    """Remove the answers of evaluations after a later rollout than this one, as a run that goes on from there drops their metrics."""
+    for path in (run_dir / "eval").glob("rollout_*.jsonl"):
+        number = path.stem.removeprefix("rollout_")
+        if number.removeprefix("-").isdecimal() and int(number) > last_rollout:
+            path.unlink()
 
 
 def write_answers(path: Path, generations: list[Sample]) -> None:

@@ -16,16 +16,17 @@ from slime_core.errors import ArgumentError, OutputError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
 from slime_core.rollout.worker import RolloutWorker
-from slime_core.run.best import keeps_best, take_over_best
-from slime_core.run.checkpoints import set_newer_aside
+from slime_core.run.best import keeps_best, require_begun_with, take_over_best
+from slime_core.run.checkpoints import load_state, set_newer_aside
 from slime_core.run.claims import Claims
 from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.end import name_left_behind, take_all
+from slime_core.run.evaluation import drop_later_generations, is_due
 from slime_core.run.output import writing
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
-from slime_core.run.resume import find_previous, finish_removing, how_to_resume, set_earlier_run_aside
+from slime_core.run.resume import find_previous, finish_removing, how_to_resume, last_logged, set_earlier_run_aside
 from slime_core.run.rollouts import Rollout
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
@@ -70,19 +71,32 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     previous, start, state = find_previous(plan, identity)
     started_before = set(children())
     early = _early_stopping(args, state)
-    newer = None
+    trains = start < num_rollout and not args.debug_rollout_only
+    newer, anew = None, state is None or state["rollout_id"] + 1 != start  # it counts from here on
+    identity["begun_with"] = state.get("begun_with") if state else None
+    begun_with = Path(identity["begun_with"]) if identity["begun_with"] else None
+    exports_initial = _initial_weights_may_be_best(args, early, start)
     if previous is not None:
         take_over_best(args, early, previous)
-        if start < num_rollout and not args.debug_rollout_only:
+        if exports_initial and begun_with is not None:
+            require_begun_with(args, begun_with)
+        if trains:
             newer = set_newer_aside(args.save, previous)
         finish_removing(args, previous)
-    set_aside = set_earlier_run_aside(run_dir) if previous is None else None
-    config = {**plan.config(), "resume_after": start - 1 if previous else None}
+    set_aside = set_earlier_run_aside(run_dir) if anew else None
+    due = state is not None and state.get("evaluation_due") and num_rollout and is_due(args, start - 1)
+    again = start - 1 if due else None  # the rollout after which an evaluation is made up for
+    behind = (
+        start - 1 if trains else max(start - 1, last_logged(run_dir))
+    )  # who only looks at a checkpoint drops nothing
+    config = {**plan.config(), "resume_after": None if anew else behind}
     _write_config(run_dir / "config.yaml", config)
     if args.dump_details:
         load_tokenizer(args.hf_checkpoint).save_pretrained(Path(args.dump_details) / "tokenizer")
     console = Console(total=num_rollout, done=start)
-    jsonl = JsonlTracker(run_dir / "metrics.jsonl", resume_after=config["resume_after"])
+    jsonl = JsonlTracker(run_dir / "metrics.jsonl", config["resume_after"], again)
+    if not anew:
+        drop_later_generations(run_dir, behind)
     console.say(f"run directory: {run_dir}")
     if args.keep_old_actor and not ahead and args.update_weights_interval == 1:
         console.say(
@@ -128,7 +142,12 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             engine_version=state.get("engine_version") if state else None,
             prefetched=Rollout.stored(state["prefetched"], args) if state and state.get("prefetched") else None,
         )
-        if _initial_weights_may_be_best(args, early, start):
+        if exports_initial:
+            if begun_with is not None and workers.trainer is not None:
+                load_state(begun_with)
+                wait(
+                    workers.trainer.call(TrainWorker.load, begun_with), "the checkpoint that the run began with to load"
+                )
             run.export(-1)
         if workers.trainer is not None:
             if previous:
@@ -141,8 +160,8 @@ def _launch(plan: Plan, ahead: bool) -> Path:
                     )
             elif args.load:
                 console.say(start_in_words(args))
-        if previous and state and state.get("evaluation_due"):
-            run.evaluate_if_due(start - 1)
+        if previous and again is not None:
+            run.evaluate(again)
             take_over_best(args, early, previous)
         stopped_before = early if early and early.stopped and num_rollout else None
         over = start >= num_rollout or stopped_before is not None
@@ -218,14 +237,15 @@ def _early_stopping(args: RunArguments, state: dict[str, Any] | None) -> EarlySt
     if not args.early_stopping_patience:
         return None
     early = EarlyStopping(args.early_stopping_patience, args.early_stopping_metric)
-    if state and state["early_stopping"]:
-        early.load_state_dict(state["early_stopping"])
+    known = state["early_stopping"] if state else None
+    if known and state and state["arguments"].get("early_stopping_metric", early.metric) == early.metric:
+        early.load_state_dict(known)
     return early
 
 
 def _initial_weights_may_be_best(args: RunArguments, early: EarlyStopping | None, start: int) -> bool:
     """Whether the evaluation before training may be, or was, the best one, and there are exports to keep its weights in."""
-    if early is None or not keeps_best(args) or not args.num_rollout:
+    if early is None or not keeps_best(args) or not args.num_rollout or not args.save_hf:
         return False
     return early.best_rollout == -1 if start else not args.skip_eval_before_train
 

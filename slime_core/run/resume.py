@@ -13,6 +13,7 @@ from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
 from slime_core.run import checkpoints
 from slime_core.run.plan import Plan
+from slime_core.run.tracking import rollout_of
 from slime_core.secrets import masked_data
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, in
 def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a checkpoint for a run that counts its rollouts from `--start-rollout-id`: it has the models and their
     optimizers, begins with the data at its beginning, and knows nothing of rollouts that were waiting, nor which of the earlier
-    versions the engine had.
+    versions the engine had. `begun_with` is this checkpoint, for the checkpoints of the run too.
 
     Raises:
         CheckpointError: its checkpoints would stand among those that count otherwise.
@@ -49,7 +50,8 @@ def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -
             "another folder to count anew."
         )
     of_the_other_count = ("data_source", "prefetched", "prefetched_version", "engine_version", "early_stopping")
-    return {**state, **dict.fromkeys(of_the_other_count), "evaluation_due": False}
+    begun_with = str(checkpoint.absolute())
+    return {**state, **dict.fromkeys(of_the_other_count), "evaluation_due": False, "begun_with": begun_with}
 
 
 def finish_removing(args: RunArguments, previous: Path) -> None:
@@ -117,6 +119,13 @@ def set_earlier_run_aside(run_dir: Path) -> Path | None:
     if not metrics.exists() or not metrics.stat().st_size:
         return None
     return checkpoints.move_aside(run_dir, [run_dir / name for name in _OF_A_RUN if (run_dir / name).exists()])
+
+
+def last_logged(run_dir: Path) -> int:
+    """The last rollout of which a run directory has metrics; -1 if there is none."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return max((found for line in lines if (found := rollout_of(line)) is not None), default=-1)
 
 
 def how_to_resume(args: RunArguments) -> str:

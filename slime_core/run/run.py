@@ -18,11 +18,11 @@ from slime_core.run.best import keeps_best
 from slime_core.run.checkpoints import Checkpoints, load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
-from slime_core.run.evaluation import log_evaluation, measure, write_generations
+from slime_core.run.evaluation import is_due, log_evaluation, measure, write_generations
 from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.rollouts import Rollout, start_rollout
-from slime_core.run.tracking import Tracking, prefixed
+from slime_core.run.tracking import TRAINED, Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
 from slime_core.training.worker import TrainWorker
@@ -122,7 +122,7 @@ class Run:
             **prefixed("train", metrics),
             **prefixed("rollout", {**facts.own, **facts.metrics, **of_hook}),
             **self._timings(),
-            "perf/rollout_time": seconds,
+            TRAINED: seconds,
             "perf/generate_time": facts.seconds,
             "perf/train_time": training,
             "perf/data_wait_time": waited,
@@ -146,16 +146,11 @@ class Run:
             pending: the next rollout, if it is being made already. The evaluation waits for it, so that the engine has the
                 same weights for all of it.
         """
-        args = self.args
-        if not args.eval_prompt_data:
+        if not is_due(self.args, rollout_id):
             return False
-        if rollout_id < 0:  # without an interval too, when the run only evaluates
-            due = not args.skip_eval_before_train
-        else:
-            due = args.eval_interval is not None and (rollout_id + 1) % args.eval_interval == 0
-        if due and pending is not None:
+        if pending is not None:
             wait(pending, f"the samples of rollout {rollout_id + 2}")
-        return self.evaluate(rollout_id) if due else False
+        return self.evaluate(rollout_id)
 
     def evaluate(self, rollout_id: int) -> bool:
         """Measure the evaluation sets now. True when the run should stop early."""

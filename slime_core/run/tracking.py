@@ -25,6 +25,9 @@ from slime_core.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
+TRAINED = "perf/rollout_time"
+"""The metric that every line of a rollout has, and none of an evaluation."""
+
 
 class JsonlTracker:
     """Appends to `metrics.jsonl`. A resumed run first drops what came after its checkpoint.
@@ -32,14 +35,16 @@ class JsonlTracker:
     Args:
         path: the file.
         resume_after: keep only lines up to this rollout id; None keeps nothing.
+        again: the evaluation after this rollout is made once more, so what is there of it is dropped too.
     """
 
-    def __init__(self, path: Path, resume_after: int | None) -> None:
-        kept = b""
+    def __init__(self, path: Path, resume_after: int | None, again: int | None = None) -> None:
+        kept: list[bytes] = []
         if resume_after is not None and path.exists():
-            kept = b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _keep(line, resume_after))
+            lines = path.read_bytes().splitlines()
+            kept = [line + b"\n" for line in lines if _keep(line, resume_after, again)]
         with writing("The metrics", path):
-            write_whole(path, kept)
+            write_whole(path, b"".join(kept))
         self._path = path
         self._file = path.open("ab", buffering=0)  # so that nothing is left to be written when it is closed
 
@@ -65,11 +70,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _keep(line: bytes, last_rollout: int) -> bool:
+def _keep(line: bytes, last_rollout: int, again: int | None) -> bool:
+    rollout_id = rollout_of(line)
+    if rollout_id is None or rollout_id > last_rollout:
+        return False
+    return rollout_id != again or TRAINED in json.loads(line)
+
+
+def rollout_of(line: bytes) -> int | None:
+    """The rollout that a line of `metrics.jsonl` is about; None for one that a kill cut short."""
     try:
-        return int(json.loads(line)["rollout_id"]) <= last_rollout
+        return int(json.loads(line)["rollout_id"])
     except (ValueError, KeyError, TypeError):
-        return False  # the line that a kill cut short
+        return None
 
 
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

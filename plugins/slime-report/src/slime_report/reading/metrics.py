@@ -81,6 +81,8 @@ class Metrics:
                     curve.cut(step)
             self.trained = step
             self._take_times(step, found)
+        elif step < self.trained:  # somebody has evaluated an earlier checkpoint since
+            return
         for name, value in found.items():
             if name not in self._told:
                 self._told[name] = name not in ("rollout_id", "time") and not name.startswith(_SKIPPED)
