@@ -182,6 +182,20 @@ def test_the_stages_of_a_recipe_share_options_and_win_over_them(namespace, tmp_p
     assert found[0].args.run_dir != found[1].args.run_dir
 
 
+def test_evaluation_sets_of_the_command_line_win_over_a_file_that_the_recipe_names(namespace, tmp_path: Path):
+    sets, recipe = tmp_path / "eval.yaml", tmp_path / "recipe.yaml"
+    sets.write_text("datasets: {of_file: {path: file.jsonl, temperature: 0.5}}\n")
+    recipe.write_text(f"eval_config: {sets}\neval_interval: 1\n")
+    (stage,) = read_recipe(str(recipe))
+    own = resolve(namespace, [*BASE, "--eval-prompt-data", "of_line", "line.jsonl"], stage, {}).args
+    assert (own.eval_prompt_data, own.eval_config, own.eval_set_options) == (["of_line", "line.jsonl"], None, {})
+    both = resolve(namespace, BASE, stage, {}).args
+    assert (both.eval_prompt_data, both.eval_set_options) == (
+        ["of_file", "file.jsonl"],
+        {"of_file": {"eval_temperature": 0.5}},
+    )
+
+
 def test_stages_that_are_no_list_of_mappings_are_refused(tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages: 3\n")

@@ -375,6 +375,17 @@ def test_a_later_stage_may_begin_with_what_an_earlier_one_writes(
     later = {**first, "hf_checkpoint": str(tmp_path / "first"), "save_hf": str(tmp_path / "second")}
     (tmp_path / "recipe.yaml").write_text(json.dumps({**shared, "stages": [first, later]}))
     assert main(["check", str(tmp_path / "recipe.yaml")]) == 0
+    over_itself = {**later, "save_hf": str(tmp_path / "first")}
+    saved = {"save": str(tmp_path / "save")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**shared, **saved, "stages": [first, over_itself]}))
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "which the export would overwrite" in said
+    for option, folder in (("save-hf", "first"), ("save", "save")):
+        assert f"--{option} {tmp_path / folder} of {tmp_path / 'recipe.yaml'}, stage 2 is that of" in said
+    on = {**first, **saved, "load": saved["save"], "num_rollout": 2, "save_hf": str(tmp_path / "second")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**shared, **saved, "stages": [first, on]}))
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 0
     wrong = {**later, "hf_checkpoint": str(tmp_path / "third"), "lr_warmup_iters": "few"}
     (tmp_path / "recipe.yaml").write_text(json.dumps({**shared, "stages": [{**first, "num_rollout": "x"}, wrong]}))
     assert main(["check", str(tmp_path / "recipe.yaml")]) == 2

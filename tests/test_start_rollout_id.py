@@ -58,6 +58,7 @@ def test_a_run_that_goes_on_counts_on_or_anew_in_a_folder_of_its_own(
     assert [line["rollout_id"] for line in read_metrics(tmp_path / "on" / "metrics.jsonl")] == [2, 3]
     assert start("anew", "--save", saved, "--load", saved, "--start-rollout-id", "0") == 1
     assert "goes on with rollout 4, and the new checkpoints would stand among those" in capsys.readouterr().err
+    (tmp_path / "anew" / "metrics.jsonl").write_text('{"rollout_id": -1}\n')  # of an attempt that was killed
     own = ("--save", str(tmp_path / "own"), "--on-resume-change", "warn")
     assert start("anew", *own, "--load", saved, "--start-rollout-id", "0") == 0
     lines = read_metrics(tmp_path / "anew" / "metrics.jsonl")
@@ -89,9 +90,16 @@ def test_versions_of_another_count_are_forgotten(tmp_path: Path) -> None:
     _, first, anew = found(1)
     assert first == 1
     known = {name for name, value in anew.items() if value}
-    assert known == {"rollout_id", "arguments"}  # `data` and `plugins` are empty
+    assert known == {"rollout_id", "arguments", "begun_with"}  # `data` and `plugins` are empty
+    assert anew["begun_with"] == str(checkpoint)
 
 
-def test_a_number_that_leaves_nothing_to_do_is_refused(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_leaves_nothing_to_do_is_refused(
+    start: Any, sft: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert start("none", "--start-rollout-id", "4") == 2
     assert "--start-rollout-id 4 leaves nothing to do of --num-rollout 4" in capsys.readouterr().err
+    place = sft.index("--num-rollout")
+    epochs = [*sft[:place], *sft[place + 2 :], "--num-epoch", "1", "--start-rollout-id", "5"]
+    assert main(["check", *epochs]) == 2
+    assert "--start-rollout-id 5 leaves nothing to do of the 5 rollouts" in capsys.readouterr().err

@@ -26,6 +26,8 @@ _WRITTEN = (
     "tensorboard_dir",
 )
 """Options that name what a run writes, which belongs to it alone."""
+OWN_FOLDERS = frozenset(_WRITTEN) - {"run_dir"}
+"""Those of them that no other run may name; of a run directory, what an earlier run left is set aside."""
 _READ = ("custom_config_path", "eval_config")
 """Options that name files whose values are among the arguments already."""
 

@@ -136,6 +136,8 @@ def read_sources(
         for name, value in own.items():
             also = f", not {values[name]!r} of {provenance[name]}" if name in values and name != "custom_config" else ""
             values[name], provenance[name] = value, f"custom config {path}{also}"
+    if provenance.get("eval_prompt_data") == "command line" and provenance.get("eval_config", "").startswith("recipe"):
+        del values["eval_config"], provenance["eval_config"]  # the sets of a later source win
     if path := values.get("eval_config"):
         try:
             pairs, of_sets = read_eval_config(str(path))
@@ -288,6 +290,9 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
     if args.debug_rollout_only and (args.debug_train_only or args.load_debug_rollout_data):
         other = "--debug-train-only" if args.debug_train_only else "--load-debug-rollout-data"
         yield f"--debug-rollout-only and {other} contradict each other; give one of them."
+    trains = not args.debug_rollout_only
+    if trains and args.save_hf and os.path.realpath(args.save_hf) == os.path.realpath(args.hf_checkpoint):
+        yield f"--save-hf {args.save_hf} is the folder of --hf-checkpoint, which the export would overwrite. Choose another one."
     for name in ("save_debug_rollout_data", "save_debug_train_data"):
         if args.dump_details and getattr(args, name):
             yield f"--dump-details and --{name.replace('_', '-')} both say where details of a rollout go; give only one of them."
@@ -318,6 +323,11 @@ def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
             f"{args.rollout_batch_size}. Lower --rollout-batch-size to at most {epochs * prompts}."
         )
     why = f"--num-epoch {epochs} × {prompts} prompts // --rollout-batch-size {args.rollout_batch_size}"
+    if args.start_rollout_id and args.start_rollout_id >= rollouts:
+        raise ArgumentError(
+            f"--start-rollout-id {args.start_rollout_id} leaves nothing to do of the {rollouts} rollouts that {why} makes. Raise --num-epoch, "
+            "or lower --start-rollout-id."
+        )
     return resolved.updated(why, num_rollout=rollouts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from slime_core.another_machine import for_another_machine
 from slime_core.arguments.command_line import split_recipe
 from slime_core.arguments.derived import derived
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.of_a_run import OWN_FOLDERS
 from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import Resolution, read_sources
 from slime_core.cli.as_slime.report import judge, read_as_slime
@@ -91,6 +93,7 @@ def _plans(argv: list[str], plugins: Plugins, prog: str, look: LookOptions | Non
     errors: dict[str, SlimeError] = {}
     remarks: dict[str, None] = {}
     to_come: dict[str, str] = {}
+    taken: dict[tuple[str, str], str] = {}
     plans = []
     with ExitStack() as stack:
         try:
@@ -103,7 +106,8 @@ def _plans(argv: list[str], plugins: Plugins, prog: str, look: LookOptions | Non
                 if found.plan is not None:
                     stack.callback(found.plan.close)
                     plans.append(found.plan)
-                errors |= {str(error): error for error in found.errors()}
+                shared = _shared_folders(resolution, stage.name, taken) if stage else []
+                errors |= {str(error): error for error in [*found.errors(), *shared]}
                 remarks |= dict.fromkeys(found.remarks())
                 to_come |= _written(resolution, to_come)
             if errors:
@@ -117,6 +121,32 @@ def _plans(argv: list[str], plugins: Plugins, prog: str, look: LookOptions | Non
                         error.add_note(f"The plugin {info.label} failed to load: {info.reason}")
             raise
         yield plans
+
+
+def _shared_folders(resolution: Resolution, stage: str, taken: dict[tuple[str, str], str]) -> list[SlimeError]:
+    """What a stage would write over what an earlier one has written.
+
+    Args:
+        stage: its name.
+        taken: options and the folders that they name → the stage that writes there; added to.
+    """
+    if resolution.resolved is None:
+        return []
+    args, found = resolution.resolved.args, list[SlimeError]()
+    for name in sorted(OWN_FOLDERS & set(resolution.resolved.set_by_user)):
+        if not (folder := getattr(args, name)):
+            continue
+        key = name, os.path.abspath(folder)
+        earlier = taken.setdefault(key, stage)
+        goes_on = name == "save" and args.load is not None and os.path.abspath(args.load) == key[1]
+        if earlier != stage and not goes_on:
+            flag = f"--{name.replace('_', '-')}"
+            found.append(
+                ArgumentError(
+                    f"{flag} {folder} of {stage} is that of {earlier} too, over which it would write. Give each stage its own."
+                )
+            )
+    return found
 
 
 def _written(resolution: Resolution, earlier: dict[str, str]) -> dict[str, str]:

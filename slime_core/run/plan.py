@@ -291,6 +291,8 @@ def _require_known_versions(args: RunArguments, components: Components) -> None:
 def _idle_options(resolved: Resolved, components: Components, layout: Layout | None) -> list[str]:
     """One sentence for every option that has no effect because of the chosen components or the number of ranks."""
     args, backend, found = resolved.args, components.training.train_backend, []
+    if args.skip_eval_before_train and args.eval_interval and args.num_rollout == 0:
+        found.append("--skip-eval-before-train has no effect with --num-rollout 0, which evaluates only.")
     if args.balance_data and (layout is None or layout.ranks <= 1):
         found.append("--balance-data has no effect with one training rank.")
     if args.async_save and not issubclass(backend.target, SavesInBackground):  # type: ignore[arg-type]  # is a class

@@ -34,10 +34,6 @@ def folders(scene: Scene) -> None:
         elif folder:
             with scene.noting():
                 _require_writable(option, Path(folder), tried)
-    if trains and args.save_hf and _same(args.save_hf, args.hf_checkpoint):
-        scene.error(
-            f"--save-hf {args.save_hf} is the folder of --hf-checkpoint, which the export would overwrite. Choose another one."
-        )
 
 
 def earlier_checkpoints(scene: Scene) -> None:
@@ -79,10 +75,6 @@ def _require_writable(option: str, folder: Path, tried: set[Path]) -> None:
         raise ArgumentError(
             f"{option} {folder} cannot be written: {there}: {error.strerror or error}. {advice}"
         ) from None
-
-
-def _same(first: str, second: str) -> bool:
-    return Path(first).resolve() == Path(second).resolve()
 
 
 LOOKS = (
