@@ -176,7 +176,7 @@ def test_what_cannot_be_evaluated_is_said_in_words(
         (tmp_path / "nothing", *questions): "is not there",
         (made, *questions): "neither a model nor a run",
         (tiny_model,): "a model alone has no evaluation data",
-        (tiny_model, tiny_model, *questions): "is named twice",
+        (tiny_model, f"{tiny_model}/", *questions): "is named twice",
         (tiny_model, *questions, "--rollout-function-path", "rl", "--rollout-engine", "local"): "--rm-type",
         (tiny_model, *questions, "--rm-type", "f2"): "f1",
         (plain, *questions, "--apply-chat-template", "--rm-type", "f1", "--label-key", "answer"): "chat template",

@@ -99,8 +99,8 @@ def find_targets(words: Sequence[str], every: bool) -> list[Target]:
         ArgumentError, CheckpointError: a word names no model; says what it is instead.
     """
     targets = [target for word in words for target in _targets(word, every, alone=len(words) == 1)]
-    labels = [source.label for target in targets for source in target.sources]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+    folders = [source.folder.resolve() for target in targets for source in target.sources]
+    if twice := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ArgumentError(f"{twice[0]} is named twice. Give every model once.")
     return targets
 

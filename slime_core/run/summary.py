@@ -3,6 +3,7 @@ are, and how to go on. Called by `slime_core.run.launch`."""
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections import Counter
@@ -46,7 +47,7 @@ class Summary:
         for name, value in metrics.items():
             if name in TRAINING or (name.startswith("eval/") and name.rpartition("/")[2] in ("loss", "reward")):
                 self._scores.setdefault(name, []).append(value)
-            elif not name.startswith("perf/") and _counts_losses(name.rpartition("/")[2]):
+            elif not name.startswith("perf/") and _counts_losses(name.rpartition("/")[2]) and math.isfinite(value):
                 self._lost[name] += int(value)
 
     def lines(self, args: RunArguments, run_dir: Path, stopped_early: bool = False, reports: bool = False) -> list[str]:
