@@ -55,6 +55,15 @@ def test_a_finished_run(tmp_path):
     assert (lr.option, lr.value) == ("--lr", "1e-06")
 
 
+def test_an_evaluation_of_an_earlier_checkpoint_ends_no_curve(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"rollout_id": 9, "time": BEGAN + 900, "eval/held/reward": 0.9}) + "\n")
+    run = read(folder)
+    assert run.series["eval/held/reward"].x == [0, 10, 20, 30, 40]
+    assert run.scores[0].last == 0.6
+
+
 @pytest.mark.parametrize(
     ("error", "state", "verdict"),
     [
