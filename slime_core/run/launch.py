@@ -63,7 +63,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     args, plugins, chosen = plan.args, plan.plugins, plan.components
     num_rollout, run_dir = derived(args.num_rollout), Path(derived(args.run_dir))
     in_background = chosen.rollouts.works_in_background
-    identity = {
+    identity: dict[str, Any] = {
         "arguments": plan.resolved.result_arguments(),
         "data": plan.data_source.fingerprint(),
         "plugins": plugins.fingerprint(),
