@@ -182,6 +182,7 @@ def test_the_summary_names_scores_losses_of_data_and_places(sft, tmp_path, capsy
     assert "not trained as it stands: " in said
     assert "malformed" in said
     assert f"run directory: {tmp_path / 'run'}" in said
+    assert f"report: slime report {tmp_path / 'run'}" in said
     assert "no weights are kept: neither --save nor --save-hf was given" in said
 
 

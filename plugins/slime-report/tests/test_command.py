@@ -9,7 +9,6 @@ import pytest
 from written_runs import healthy, keep, note, sample, write_run
 
 from slime_core.cli import main
-from slime_core.run.summary import Summary
 
 
 def test_the_page_and_its_twin_are_written_and_the_terminal_says_the_verdict(tmp_path, capsys):
@@ -109,12 +108,3 @@ def test_the_report_of_a_long_run_keeps_within_its_bytes(tmp_path, monkeypatch):
     assert len(json.dumps(found["samples"], separators=(",", ":"))) < 300_000
     assert found["samples"]["kept"] > 30
     assert found["samples"]["rows"][-1]["step"] == 2_991
-
-
-def test_a_run_ends_with_the_command_that_shows_it(tmp_path):
-    class Arguments:
-        save = save_hf = None
-        debug_rollout_only = False
-
-    lines = Summary(3, 0).lines(Arguments(), tmp_path)  # type: ignore[arg-type]  # what it reads of them
-    assert f"report: slime report {tmp_path}" in lines
