@@ -40,9 +40,13 @@ def load_configuration(folder: Any) -> Any:
 
 
 def from_config(kind: Any, config: Any, **settings: Any) -> Any:
-    """Return `kind.from_config(config, …)`, which a model's code is found through, too. Raises like `from_pretrained`."""
+    """Return `kind.from_config(config, …)`, which a model's code is found through, too. Its weights have no values yet: whoever asks wants
+    names and shapes, or fills them. Raises like `from_pretrained`."""
+    from transformers.initialization import no_init_weights  # without it, two thirds of a second on the meta device
+
     folder = getattr(config, "_name_or_path", "") or "the model"
-    return _without_code(folder, lambda: kind.from_config(config, trust_remote_code=_trusted, **settings))
+    with no_init_weights():
+        return _without_code(folder, lambda: kind.from_config(config, trust_remote_code=_trusted, **settings))
 
 
 def _without_code(folder: Any, load: Any) -> Any:

@@ -81,13 +81,13 @@ def discover() -> list[PluginInfo]:
     distribution and name."""
     found: dict[tuple[str, str], PluginInfo] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        dist = entry.dist
+        told = entry.dist.metadata if entry.dist else None  # is read and parsed anew by each look
         info = PluginInfo(
             name=entry.name,
-            distribution=dist.name if dist else "unknown",
-            version=dist.version if dist else "0",
+            distribution=told["Name"] if told else "unknown",
+            version=told["Version"] if told else "0",
             target=entry.value,
-            requires_core=_core_requirement(dist.requires or [] if dist else []),
+            requires_core=_core_requirement(told.get_all("Requires-Dist") or [] if told else []),
         )
         found.setdefault((canonicalize_name(info.distribution), info.name), info)
     return [found[key] for key in sorted(found, key=lambda key: (key[0] not in FIRST_PARTY, key))]
