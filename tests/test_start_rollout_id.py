@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from slime_core.cli import main
 from slime_core.run.checkpoints import Saving
-from slime_core.run.resume import find_previous
+from slime_core.run.resume import find_beginning
 from slime_core.run.tracking import read_metrics
 
 
@@ -84,14 +84,17 @@ def test_versions_of_another_count_are_forgotten(tmp_path: Path) -> None:
 
     def found(first: int | None) -> Any:
         args = {"load": str(tmp_path), "ckpt_step": None, "save": None, "num_rollout": 0, "start_rollout_id": first}
-        return find_previous(SimpleNamespace(args=SimpleNamespace(**args)), {})  # type: ignore[arg-type]  # what it reads of a plan
+        names = SimpleNamespace(result_arguments=dict, fingerprint=dict)
+        plan = SimpleNamespace(args=SimpleNamespace(**args), resolved=names, data_source=names, plugins=names)
+        return find_beginning(plan)  # type: ignore[arg-type]  # what it reads of a plan
 
-    assert found(None) == found(4) == (checkpoint, 4, state)
-    _, first, anew = found(1)
-    assert first == 1
-    known = {name for name, value in anew.items() if value}
+    assert found(None) == found(4)
+    begin = found(4)
+    assert (begin.previous, begin.start, begin.state, begin.anew) == (checkpoint, 4, state, False)
+    begin = found(1)
+    assert (begin.start, begin.begun_with, begin.anew) == (1, checkpoint, True)
+    known = {name for name, value in begin.state.items() if value}
     assert known == {"rollout_id", "arguments", "begun_with"}  # `data` and `plugins` are empty
-    assert anew["begun_with"] == str(checkpoint)
 
 
 def test_a_number_that_leaves_nothing_to_do_is_refused(

@@ -22,11 +22,11 @@ from slime_core.run.claims import Claims
 from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.end import name_left_behind, take_all
-from slime_core.run.evaluation import drop_later_generations, is_due
+from slime_core.run.evaluation import drop_later_generations
 from slime_core.run.output import writing
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
-from slime_core.run.resume import find_previous, finish_removing, how_to_resume, last_logged, set_earlier_run_aside
+from slime_core.run.resume import Beginning, find_beginning, finish_removing, how_to_resume, set_earlier_run_aside
 from slime_core.run.rollouts import Rollout
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
@@ -60,126 +60,47 @@ def launch(plan: Plan, ahead: bool) -> Path:
 
 
 def _launch(plan: Plan, ahead: bool) -> Path:
-    args, plugins, chosen = plan.args, plan.plugins, plan.components
-    num_rollout, run_dir = derived(args.num_rollout), Path(derived(args.run_dir))
-    in_background = chosen.rollouts.works_in_background
-    identity: dict[str, Any] = {
-        "arguments": plan.resolved.result_arguments(),
-        "data": plan.data_source.fingerprint(),
-        "plugins": plugins.fingerprint(),
-    }
-    previous, start, state = find_previous(plan, identity)
+    args, plugins, chosen, run_dir = plan.args, plan.plugins, plan.components, Path(derived(plan.args.run_dir))
+    begin = find_beginning(plan)
     started_before = set(children())
-    early = _early_stopping(args, state)
-    trains = start < num_rollout and not args.debug_rollout_only
-    newer, anew = None, state is None or state["rollout_id"] + 1 != start  # it counts from here on
-    identity["begun_with"] = state.get("begun_with") if state else None
-    begun_with = Path(identity["begun_with"]) if identity["begun_with"] else None
-    exports_initial = _initial_weights_may_be_best(args, early, start)
-    if previous is not None:
-        take_over_best(args, early, previous)
-        if exports_initial and begun_with is not None:
-            require_begun_with(args, begun_with)
-        if trains:
-            newer = set_newer_aside(args.save, previous)
-        finish_removing(args, previous)
-    set_aside = set_earlier_run_aside(run_dir) if anew else None
-    due = state is not None and state.get("evaluation_due") and num_rollout and is_due(args, start - 1)
-    again = start - 1 if due else None  # the rollout after which an evaluation is made up for
-    behind = (
-        start - 1 if trains else max(start - 1, last_logged(run_dir))
-    )  # who only looks at a checkpoint drops nothing
-    config = {**plan.config(), "resume_after": None if anew else behind}
+    early = _early_stopping(args, begin.state)
+    exports_initial = _initial_weights_may_be_best(args, early, begin.start)
+    moved = _clear_the_way(args, run_dir, begin, early, exports_initial)
+    config = {**plan.config(), "resume_after": begin.resume_after(run_dir)}
     _write_config(run_dir / "config.yaml", config)
     if args.dump_details:
         load_tokenizer(args.hf_checkpoint).save_pretrained(Path(args.dump_details) / "tokenizer")
-    console = Console(total=num_rollout, done=start)
-    jsonl = JsonlTracker(run_dir / "metrics.jsonl", config["resume_after"], again)
-    if not anew:
-        drop_later_generations(run_dir, behind)
-    console.say(f"run directory: {run_dir}")
-    if args.keep_old_actor and not ahead and args.update_weights_interval == 1:
-        console.say(
-            "note: --keep-old-actor has no effect: in `slime train` the engine has the trainer's weights in every rollout, unless "
-            "--update-weights-interval says otherwise."
-        )
-    if newer and previous:
-        console.say(
-            f"note: checkpoints that are newer than {previous.name}, which the run goes on from, are now in {newer}"
-        )
-    if set_aside:
-        console.say(f"note: metrics, configuration and evaluations of an earlier run are now in {set_aside}")
-    for role, component in config["components"].items():
-        console.say(f"{role}: {component}")
-    for note in plan.notes:
-        console.say(f"note: {note}")
+    console = Console(total=derived(args.num_rollout), done=begin.start)
+    jsonl = JsonlTracker(run_dir / "metrics.jsonl", config["resume_after"], begin.to_make_up_for(args))
+    if config["resume_after"] is not None:
+        drop_later_generations(run_dir, config["resume_after"])
+    for line in (f"run directory: {run_dir}", *_without_effect(args, ahead), *moved, *_choices(plan, config)):
+        console.say(line)
 
     tracking: Tracking | None = None
     workers: Workers | None = None
     error: BaseException | None = None
-    summary, reports = Summary(num_rollout, start), plugins.find("command", "report") is not None
+    summary = Summary(derived(args.num_rollout), begin.start)
+    reports = plugins.find("command", "report") is not None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
         tracking = Tracking(jsonl, console, chosen.trackers, args, run_dir, config, summary.note)
-        workers = start_workers(plan, run_dir, state["data_source"] if state else None, console)
-        generates = chosen.rollouts.engine_use != "never"
-        takes_turns = args.offload and args.colocate and generates and workers.trainer is not None
-        if takes_turns:
-            wait(workers.rollouts.call(RolloutWorker.offload), "the engine to give back its memory")
-        if workers.trainer is not None:
-            console.say("loading the model …")
-            wait(workers.trainer.call(TrainWorker.setup), "the model to load")
-        requests = Requests(bool(args.save) and workers.trainer is not None, args.save_trigger, console)
+        workers = start_workers(plan, run_dir, begin.stored("data_source"), console)
+        takes_turns = _load_model(args, workers, chosen.rollouts.engine_use != "never", console)
         run = Run(
-            *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, identity),
+            *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, begin.identity),
             components=chosen,
-            requests=requests,
+            requests=Requests(bool(args.save) and workers.trainer is not None, args.save_trigger, console),
             takes_turns=takes_turns,
-            ahead=ahead and not in_background,
+            ahead=ahead and not chosen.rollouts.works_in_background,
             early_stopping=early,
-            trained=start,
-            versions={start: state.get("prefetched_version")} if state and state.get("prefetched") else {},
-            engine_version=state.get("engine_version") if state else None,
-            prefetched=Rollout.stored(state["prefetched"], args) if state and state.get("prefetched") else None,
+            trained=begin.start,
+            versions={begin.start: begin.stored("prefetched_version")} if begin.stored("prefetched") else {},
+            engine_version=begin.stored("engine_version"),
+            prefetched=Rollout.stored(begin.stored("prefetched"), args) if begin.stored("prefetched") else None,
         )
-        if exports_initial:
-            if begun_with is not None and workers.trainer is not None:
-                load_state(begun_with)
-                wait(
-                    workers.trainer.call(TrainWorker.load, begun_with), "the checkpoint that the run began with to load"
-                )
-            run.export(-1)
-        if workers.trainer is not None:
-            if previous:
-                exact = wait(workers.trainer.call(TrainWorker.load, previous), "the checkpoint to load")
-                console.say(f"resumed from {previous}: {start} of {num_rollout} rollouts are done")
-                if not exact:
-                    console.say(
-                        "note: on a GPU the run goes on like the unbroken one but for rounding; bit for bit if both were started with "
-                        "--deterministic-mode"
-                    )
-            elif args.load:
-                console.say(start_in_words(args))
-        if previous and again is not None:
-            run.evaluate(again)
-            take_over_best(args, early, previous)
-        stopped_before = early if early and early.stopped and num_rollout else None
-        over = start >= num_rollout or stopped_before is not None
-        if previous and not over:
-            run.export_with_checkpoint(start - 1)  # before which it may have been killed
-        if stopped_before:
-            console.say(f"{stopped_before.in_words()}; nothing is left to do")
-        else:
-            collect_again()
-            with requests:
-                train(run, start, num_rollout, ahead and not in_background)
-            requests.raise_if_ended()
-            if early and early.stopped:
-                console.say(early.in_words())
-        if over:
-            run.export_at_end(start - 1)
-        if workers.trainer is not None:
-            wait(workers.trainer.call(TrainWorker.finish), "the profiler")
+        _load_weights(run, begin, exports_initial)
+        _work(run, begin)
     except BaseException as caught:
         error = caught
         if isinstance(error, (WorkerDied, OutputError)):
@@ -202,6 +123,102 @@ def _launch(plan: Plan, ahead: bool) -> Path:
             error,
         )
     return run_dir
+
+
+def _clear_the_way(
+    args: RunArguments, run_dir: Path, begin: Beginning, early: EarlyStopping | None, exports_initial: bool
+) -> list[str]:
+    """Move what a run that begins here would mix with its own out of its folders, and bring what it needs there. Returns notes on it."""
+    notes = []
+    if begin.previous is not None:
+        take_over_best(args, early, begin.previous)
+        if exports_initial and begin.begun_with is not None:
+            require_begun_with(args, begin.begun_with)
+        if begin.trains and (newer := set_newer_aside(args.save, begin.previous)):
+            name = begin.previous.name
+            notes.append(
+                f"note: checkpoints that are newer than {name}, which the run goes on from, are now in {newer}"
+            )
+        finish_removing(args, begin.previous)
+    if begin.anew and (earlier := set_earlier_run_aside(run_dir)):
+        notes.append(f"note: metrics, configuration and evaluations of an earlier run are now in {earlier}")
+    return notes
+
+
+def _without_effect(args: RunArguments, ahead: bool) -> list[str]:
+    if not args.keep_old_actor or ahead or args.update_weights_interval != 1:
+        return []
+    return [
+        "note: --keep-old-actor has no effect: in `slime train` the engine has the trainer's weights in every rollout, unless "
+        "--update-weights-interval says otherwise."
+    ]
+
+
+def _choices(plan: Plan, config: dict[str, Any]) -> list[str]:
+    chosen = [f"{role}: {component}" for role, component in config["components"].items()]
+    return [*chosen, *(f"note: {note}" for note in plan.notes)]
+
+
+def _load_model(args: RunArguments, workers: Workers, generates: bool, console: Console) -> bool:
+    """Let the trainer load the model. Returns whether trainer and engine take turns with the devices' memory: the trainer has it first."""
+    if workers.trainer is None:
+        return False
+    takes_turns = args.offload and args.colocate and generates
+    if takes_turns:
+        wait(workers.rollouts.call(RolloutWorker.offload), "the engine to give back its memory")
+    console.say("loading the model …")
+    wait(workers.trainer.call(TrainWorker.setup), "the model to load")
+    return takes_turns
+
+
+def _load_weights(run: Run, begin: Beginning, exports_initial: bool) -> None:
+    """Give the trainer the state that the run begins with, and evaluate it where the run that wrote it could not.
+
+    Args:
+        exports_initial: write the weights before training as a model first.
+    """
+    args, say = run.args, run.tracking.console.say
+    if exports_initial:
+        if begin.begun_with is not None and run.trainer is not None:
+            load_state(begin.begun_with)
+            loaded = run.trainer.call(TrainWorker.load, begin.begun_with)
+            wait(loaded, "the checkpoint that the run began with to load")
+        run.export(-1)
+    if run.trainer is not None and begin.previous:
+        exact = wait(run.trainer.call(TrainWorker.load, begin.previous), "the checkpoint to load")
+        say(f"resumed from {begin.previous}: {begin.start} of {derived(args.num_rollout)} rollouts are done")
+        if not exact:
+            say(
+                "note: on a GPU the run goes on like the unbroken one but for rounding; bit for bit if both were started with "
+                "--deterministic-mode"
+            )
+    elif run.trainer is not None and args.load:
+        say(start_in_words(args))
+    if begin.previous and (again := begin.to_make_up_for(args)) is not None:
+        run.evaluate(again)
+        take_over_best(args, run.early_stopping, begin.previous)
+
+
+def _work(run: Run, begin: Beginning) -> None:
+    """Run what is left to do, and export what comes out."""
+    total, say, early = derived(run.args.num_rollout), run.tracking.console.say, run.early_stopping
+    stopped_before = early is not None and early.stopped and total > 0
+    over = begin.start >= total or stopped_before
+    if begin.previous and not over:
+        run.export_with_checkpoint(begin.start - 1)  # before which it may have been killed
+    if early and stopped_before:
+        say(f"{early.in_words()}; nothing is left to do")
+    else:
+        collect_again()
+        with run.requests:
+            train(run, begin.start, total, run.ahead)
+        run.requests.raise_if_ended()
+        if early and early.stopped:
+            say(early.in_words())
+    if over:
+        run.export_at_end(begin.start - 1)
+    if run.trainer is not None:
+        wait(run.trainer.call(TrainWorker.finish), "the profiler")
 
 
 def _with_free_run_dir(plan: Plan) -> Plan:

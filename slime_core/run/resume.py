@@ -1,17 +1,20 @@
-"""Which checkpoint a run goes on from, whether it is the run that wrote it, and what becomes of what an earlier attempt left. Called by
-`slime_core.run.launch` before anything is loaded."""
+"""Where a run begins: which checkpoint it goes on from, whether it is the run that wrote it, and what becomes of what an earlier attempt
+left. Called by `slime_core.run.launch` before anything is loaded."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import in_effect
 from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
 from slime_core.run import checkpoints
+from slime_core.run.evaluation import is_due
 from slime_core.run.plan import Plan
 from slime_core.run.tracking import rollout_of
 from slime_core.secrets import masked_data
@@ -19,20 +22,84 @@ from slime_core.secrets import masked_data
 logger = logging.getLogger(__name__)
 
 
-def find_previous(plan: Plan, identity: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any] | None]:
-    """Find the checkpoint to go on from, and return (its folder, the first rollout to run, its stored state); the folder and
-    the state are None in a new run."""
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins.
+
+    Attributes:
+        start: the first rollout to run.
+        identity: what every checkpoint stores about the run: arguments, data files, plugins, and `begun_with`, the checkpoint
+            that it began with where it counts its rollouts anew.
+        previous: folder of the checkpoint that it goes on from; None in a new run.
+        state: what that checkpoint stores, as far as this run takes it over; None in a new run.
+        trains: whether any rollout is left to be trained.
+    """
+
+    start: int
+    identity: dict[str, Any]
+    previous: Path | None = None
+    state: dict[str, Any] | None = None
+    trains: bool = True
+
+    @property
+    def anew(self) -> bool:
+        """Whether its rollouts are counted from here on, and nothing in the run directory is of them."""
+        return self.state is None or bool(self.state["rollout_id"] + 1 != self.start)
+
+    @property
+    def begun_with(self) -> Path | None:
+        """See `identity`."""
+        return Path(self.identity["begun_with"]) if self.identity["begun_with"] else None
+
+    def resume_after(self, run_dir: Path) -> int | None:
+        """The last rollout of which the run directory keeps what it has; None where it keeps nothing. Who only looks at a checkpoint
+        drops nothing."""
+        if self.anew:
+            return None
+        return self.start - 1 if self.trains else max(self.start - 1, last_logged(run_dir))
+
+    def to_make_up_for(self, args: RunArguments) -> int | None:
+        """The rollout after which an evaluation was due and failed."""
+        due = self.state is not None and self.state.get("evaluation_due") and args.num_rollout
+        return self.start - 1 if due and is_due(args, self.start - 1) else None
+
+    def stored(self, name: str) -> Any:
+        """What the checkpoint has under a name; None where it has nothing."""
+        return self.state.get(name) if self.state else None
+
+
+def find_beginning(plan: Plan) -> Beginning:
+    """Find where a run begins: at a checkpoint, or anew.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is that of another run.
+    """
     args = plan.args
-    newest = checkpoints.checkpoint_to_load(args)
-    if newest is None:
-        return None, args.start_rollout_id or 0, None
-    state = checkpoints.require_state(checkpoints.load_state(newest))
-    if args.num_rollout:
-        _compare(plan, newest, state, identity)
+    identity: dict[str, Any] = {
+        "arguments": plan.resolved.result_arguments(),
+        "data": plan.data_source.fingerprint(),
+        "plugins": plan.plugins.fingerprint(),
+    }
+    previous = checkpoints.checkpoint_to_load(args)
+    state = checkpoints.require_state(checkpoints.load_state(previous)) if previous else None
+    if previous and state and args.num_rollout:
+        _compare(plan, previous, state, identity)
+    start, state = _first_rollout(args, previous, state)
+    identity["begun_with"] = state.get("begun_with") if state else None
+    trains = start < derived(args.num_rollout) and not args.debug_rollout_only
+    return Beginning(start, identity, previous, state, trains)
+
+
+def _first_rollout(
+    args: RunArguments, checkpoint: Path | None, state: dict[str, Any] | None
+) -> tuple[int, dict[str, Any] | None]:
+    """The first rollout of a run, and what it takes over of the state of a checkpoint."""
+    if checkpoint is None or state is None:
+        return args.start_rollout_id or 0, None
     follows = state["rollout_id"] + 1
     if args.start_rollout_id in (None, follows):
-        return newest, follows, state
-    return newest, args.start_rollout_id, _counted_anew(args, newest, state)
+        return follows, state
+    return args.start_rollout_id, _counted_anew(args, checkpoint, state)
 
 
 def _counted_anew(args: RunArguments, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
