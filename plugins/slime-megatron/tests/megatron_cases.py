@@ -7,6 +7,7 @@ writes down how far it is off; the tests read that.
 from __future__ import annotations
 
 import gc
+import os
 import re
 import time
 import traceback
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
@@ -31,6 +32,11 @@ from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.tensors.packed_rows import trained_places
 from slime_core.training.batches import Mean
+
+T = TypeVar("T")
+EVERY_CASE = bool(os.environ.get("SLIME_EVERY_CASE"))
+"""Whether tests go through every combination of families, layouts and options. Else each of them is in one case at least, and in more
+where families or options differ in what the layout cuts."""
 
 LAUNCHES = 3
 """How often the ranks are started again for the cases that are left after one that ended them."""
@@ -120,6 +126,11 @@ class Case:
     def checkpoint(self) -> str:
         """The name of the folder with the weights."""
         return f"{self.model}{', float64' if self.double else ''}"
+
+
+def among(every: Sequence[T], *typical: T) -> Sequence[T]:
+    """All of them where every case is gone through, else the typical ones."""
+    return every if EVERY_CASE else typical
 
 
 def prepare(case: Case, folder: Path) -> None:
