@@ -26,6 +26,7 @@ prepare_environment() {
     echo "==> installing slime and what it needs into $venv (once; a few minutes)"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     local install=("$venv/bin/pip" install -qq --disable-pip-version-check --no-compile)
+    "${install[@]}" --upgrade pip # the one that comes with Python takes minutes to choose among the files of an index
     PIP_CONSTRAINT=constraints.txt "${install[@]}" hatchling editables torch
     PIP_CONSTRAINT=constraints.txt "${install[@]}" --no-build-isolation "${editable[@]}" "$@"
     "$venv/bin/python" -W ignore -m compileall -qq -j 0 "$venv/lib" || : # on all cores; pip would do it on one

@@ -11,7 +11,7 @@ browser() {
     echo "chromium cannot be installed here; the tests that need it are skipped"
 }
 
-# What uses one core runs beside other things.
+# What uses one core runs beside other things, the types beside the first tests.
 browser &
 installed=$!
 prepare_environment $(dependency_group test)
@@ -25,9 +25,12 @@ lint-imports --no-logo
 
 echo "==> preparing the model, data, tokenizers and templates for the tests"
 python scripts/assets.py data tokenizers >/dev/null
-wait "$typed"
 wait "$installed"
 
 echo "==> pytest"
-# Two workers, a test file on one of them, one thread each: for the two cores of a small machine. In which order: conftest.py.
-OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "$@"
+# Two workers, a test file on one of them, one thread each: for the two cores of a small machine. In which order: conftest.py. Byte code
+# is written, also where the environment forbids it: each worker and each pytest that a test starts would rewrite all asserts itself.
+status=0
+env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "$@" || status=$?
+wait "$typed" || status=$?
+exit "$status"
