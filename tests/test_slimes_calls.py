@@ -494,7 +494,7 @@ def roll_out(args, rollout_id, data_buffer, evaluation=False):
     if evaluation:
         samples = [done(Sample(index=n)) for n in range(2)]
         found = {"held": {"rewards": [0.5, 1.5], "truncated": [False, False], "samples": samples}}
-        return found if args.plain else Eval(found, {"seconds": 3, "source": "own"})
+        return found if args.plain else Eval(found, {"seconds": 3})
     groups = [[done(s) for s in group] for group in data_buffer.get_samples(args.rollout_batch_size)]
     return groups if args.plain else Train([[group] for group in groups], {"turns": 2})
 """
@@ -519,13 +519,19 @@ def test_what_slimes_rollout_functions_return_is_read(bare, tmp_path, monkeypatc
 
 OWN_METRICS = """
 import numpy, torch
-from slime_core.sample import RolloutOutput
+from types import SimpleNamespace
+from slime_core.sample import RolloutOutput, Sample, Status
 
 def roll_out(args, rollout_id, data_source, evaluation=False):
     return RolloutOutput([], {"a": eval(args.metric)})
+
+def as_slimes(args, rollout_id, data_source, evaluation=False):
+    sample = Sample(tokens=[5, 6, 7], response_length=2, status=Status.COMPLETED, reward=1.0)
+    return SimpleNamespace(samples=[[sample]], metrics={"a": eval(args.metric)})
 """
 
 
+@pytest.mark.parametrize("name", ["roll_out", "as_slimes"])
 @pytest.mark.parametrize(
     ("metric", "found"),
     [
@@ -537,10 +543,10 @@ def roll_out(args, rollout_id, data_source, evaluation=False):
         ),
     ],
 )
-def test_metrics_of_a_rollout_are_plain_numbers_or_named(metric, found, tmp_path, monkeypatch):
+def test_metrics_of_a_rollout_are_plain_numbers_or_named(metric, found, name, tmp_path, monkeypatch):
     (tmp_path / "own_metrics.py").write_text(OWN_METRICS)
     monkeypatch.syspath_prepend(tmp_path)
-    function = Plugins([]).select("rollout", "own_metrics.roll_out")
+    function = Plugins([]).select("rollout", f"own_metrics.{name}")
     if isinstance(found, str):
         with pytest.raises(PluginError, match=found):
             function(SimpleNamespace(metric=metric), 0, None, evaluation=False)

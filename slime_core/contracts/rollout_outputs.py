@@ -21,14 +21,14 @@ def as_rollout_output(result: Any) -> Any:
 
     Raises:
         DataError: segments of one trajectory have different `rollout_id`s, or an evaluation has no samples, or rewards for others than it has;
-            or a `RolloutOutput` has metrics that are no numbers.
+            or a metric is no number.
     """
     if isinstance(result, RolloutOutput):
         result.metrics = metric_numbers(result.metrics)
         return result
     if isinstance(result, Sample) or result is None:
         return result
-    metrics = _numbers(getattr(result, "metrics", None))
+    metrics = metric_numbers(getattr(result, "metrics", None) or {})
     data = getattr(result, "data", result)
     if isinstance(data, Mapping):
         return RolloutOutput([], metrics, [sample for name in data for sample in _answers(str(name), data[name])])
@@ -87,9 +87,3 @@ def metric_numbers(metrics: Any) -> dict[str, float]:
         if not isinstance(value, (int, float)):
             raise DataError(f"the metric {name!r} is {shown(value)}, expected a number")
     return {name: float(value) if isinstance(value, bool) else value for name, value in values.items()}
-
-
-def _numbers(metrics: Any) -> dict[str, float]:
-    """The numbers among metrics, which alone can be logged."""
-    values = plain(dict(metrics or {}), "the metrics")
-    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
