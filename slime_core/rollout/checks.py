@@ -44,13 +44,13 @@ def first_evaluated(checking: Checking, columns: Callable[[Any], Columns] = Colu
     return found
 
 
-def to_have_an_engine(args: RunArguments) -> str:
-    """What to do where a run has no inference engine and needs one."""
+def needs_an_engine(what: str, args: RunArguments) -> str:
+    """Say that something needs an inference engine, in a run that has none, and what to do."""
     steps = [
         *(["add --rollout-engine local"] if args.rollout_engine is None else []),
         *(["leave out --debug-train-only"] if args.debug_train_only else []),
     ]
-    return " and ".join(steps) or "choose another --rollout-engine"
+    return f"{what} needs an inference engine: {' and '.join(steps) or 'choose another --rollout-engine'}."
 
 
 def check_early_stopping(checking: Checking, measured: Sequence[str], why: str) -> None:

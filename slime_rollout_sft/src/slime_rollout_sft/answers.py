@@ -18,7 +18,7 @@ from slime_core.errors import ArgumentError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
 from slime_core.rollout.asking import ask
-from slime_core.rollout.checks import to_have_an_engine
+from slime_core.rollout.checks import needs_an_engine
 from slime_core.rollout.rewards import reward_caller, score
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.arguments import SftRunArguments
@@ -50,9 +50,7 @@ def answer_first(
         The answered samples, and how often the reward was called and failed.
     """
     if engine is None:
-        raise ArgumentError(
-            f"--eval-generate {args.eval_generate} needs an inference engine: {to_have_an_engine(args)}."
-        )
+        raise ArgumentError(needs_an_engine(f"--eval-generate {args.eval_generate}", args))
     ends = sorted({end for sample in samples if (end := trained_end(sample, tokenizer)) is not None})
     per_set: Counter[str] = Counter()
     chosen = []

@@ -15,7 +15,7 @@ from slime_core.data.tokenizer import template_variables
 from slime_core.data.vision import load_processor
 from slime_core.errors import DataError
 from slime_core.rollout.asking import check_images
-from slime_core.rollout.checks import check_early_stopping, first_evaluated, to_have_an_engine
+from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
 from slime_rollout_sft.conversations import Conversations, Policy, with_variables
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check(args: SftRunArguments, checking: Checking) -> None:
         and rollouts.engine is None
         and "rollout_engine" not in checking.set_aside
     ):
-        checking.error(f"--eval-generate {args.eval_generate} needs an inference engine: {to_have_an_engine(args)}.")
+        checking.error(needs_an_engine(f"--eval-generate {args.eval_generate}", args))
     scores = args.eval_generate and "reward" in rollouts.further
     check_early_stopping(
         checking,

@@ -15,7 +15,7 @@ from slime_core.data.prompts import read_prompt
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
 from slime_core.rollout.asking import check_images
-from slime_core.rollout.checks import check_early_stopping, first_evaluated, to_have_an_engine
+from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
 from slime_core.sample import Sample
 from slime_rollout_sglang.evaluation import columns_of, components_of_set
 from slime_rollout_sglang.parameters import prompt_limit
@@ -35,7 +35,7 @@ def check(args: RlRunArguments, checking: Checking) -> None:
             f"{args.rollout_batch_size}."
         )
     if checking.components.rollouts.engine is None and "rollout_engine" not in checking.set_aside:
-        checking.error(f"The rollout generates text, which needs an inference engine: {to_have_an_engine(args)}.")
+        checking.error(needs_an_engine("The rollout generates text, which", args))
     _context(args, checking)
     check_images(args, checking, checking.samples)
     _prompts(args, checking, checking.samples)

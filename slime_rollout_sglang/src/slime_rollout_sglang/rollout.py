@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
-from slime_core.rollout.checks import to_have_an_engine
+from slime_core.rollout.checks import needs_an_engine
 from slime_core.sample import RolloutOutput
 from slime_rollout_sglang.evaluation import evaluate
 from slime_rollout_sglang.pipeline import RolloutPipeline
@@ -71,9 +71,7 @@ def require_engine(args: RlRunArguments, engine: InferenceEngine | None, name: s
         ArgumentError: there is none.
     """
     if engine is None:
-        raise ArgumentError(
-            f"The rollout {name!r} generates text, which needs an inference engine: {to_have_an_engine(args)}."
-        )
+        raise ArgumentError(needs_an_engine(f"The rollout {name!r} generates text, which", args))
     return engine
 
 
