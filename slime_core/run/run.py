@@ -25,7 +25,7 @@ from slime_core.run.rollouts import Rollout, start_rollout
 from slime_core.run.tracking import TRAINED, Tracking, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
-from slime_core.training.worker import TrainWorker
+from slime_core.training.worker import Trained, TrainWorker
 
 
 @dataclass
@@ -104,22 +104,22 @@ class Run:
         """Train on a rollout and log it. `waited` are the seconds before it in which the trainer did not train: there were
         no samples, or the engine took its weights."""
         started = time.perf_counter()
-        metrics: dict[str, float] = {}
+        trained = Trained({})
         if self.trainer is not None:
             self.weight_sync.have_memory("trainer")
             if not (self.ahead or self.components.rollouts.works_in_background):
                 self.weight_sync.give_up()
             version = self.versions.pop(rollout_id, None)
             training_done = self.trainer.call(TrainWorker.train, rollout_id, result.groups, version)
-            metrics = wait(training_done, f"training on rollout {rollout_id + 1}")
+            trained = wait(training_done, f"training on rollout {rollout_id + 1}")
         self.trained = rollout_id + 1
         training = time.perf_counter() - started
         seconds = training + waited
         facts = result.facts
-        of_hook = {"raw_reward": metrics.pop("raw_reward")} if "raw_reward" in metrics else {}
-        tokens = metrics.get("num_tokens") or facts.num_tokens
+        of_hook = {} if trained.raw_reward is None else {"raw_reward": trained.raw_reward}
+        tokens = trained.metrics.get("num_tokens") or facts.num_tokens
         logged = {
-            **prefixed("train", metrics),
+            **prefixed("train", trained.metrics),
             **prefixed("rollout", {**facts.own, **facts.metrics, **of_hook}),
             **self._timings(),
             TRAINED: seconds,

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,19 @@ if TYPE_CHECKING:
 
 _ANY_DEPTH = 1000
 """Layers of a model of which only the kind of its products is asked for."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training on one rollout gave.
+
+    Attributes:
+        metrics: means over the optimizer steps, sums of counts.
+        raw_reward: what a hook has said the answers were worth, their mean; None where none has.
+    """
+
+    metrics: dict[str, float]
+    raw_reward: float | None = None
 
 
 class TrainWorker:
@@ -148,9 +161,8 @@ class TrainWorker:
         self._models.append(model)
         return model
 
-    def train(self, rollout_id: int, groups: list[Group], version: int | None = None) -> dict[str, float]:
-        """Take all optimizer steps of one rollout and return their metrics: means over the steps, sums of counts. With them comes
-        "raw_reward", where a hook has said what the answers were worth.
+    def train(self, rollout_id: int, groups: list[Group], version: int | None = None) -> Trained:
+        """Take all optimizer steps of one rollout.
 
         Args:
             version: of the weights that the samples were generated with; None if there is none, or nobody knows.
@@ -202,12 +214,8 @@ class TrainWorker:
         if self._reference is not None and self._renews_reference(rollout_id):
             self._reference = self._columns.reference = self._renewed_reference()
         names = dict.fromkeys(name for metrics in collected for name in metrics)
-        raw = self._columns.raw_reward
-        return {
-            **timings,
-            **({} if raw is None else {"raw_reward": raw}),
-            **{name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names},
-        }
+        means = {name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names}
+        return Trained({**timings, **means}, self._columns.raw_reward)
 
     def _old_actor(self, rollout_id: int, version: int | None) -> EarlierModel | None:
         """The model that generated the samples of a rollout, where the old log-probs are to be its own and the actor is another one
