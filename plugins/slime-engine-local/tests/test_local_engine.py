@@ -136,6 +136,7 @@ def test_the_seed_alone_decides_what_is_sampled(llama: Any, start: Start) -> Non
         ([-1], {}, "0 to 299"),
         ([9] * 128, {}, "context ends at 128"),
         (PROMPT, {"beams": 4}, "'beams'"),
+        (PROMPT, {"stop_token_ids": [*range(300)], "min_new_tokens": 1}, "all 300 tokens"),
     ],
 )
 def test_a_bad_request_fails_alone(prompt: Any, params: Any, message: str, llama: Any, start: Start) -> None:

@@ -252,6 +252,12 @@ class LocalEngine:
         request = Request(
             *(prompt, params, limit, decode, self._scheduler.hold, request_id, tell, likeliest, shown, self._special)
         )
+        banned = request.banned()
+        if all(token in banned for token in range(self._vocabulary)):
+            raise ArgumentError(
+                f"min_new_tokens is {params.min_new_tokens}, and all {self._vocabulary} tokens that the model knows are stop tokens (or "
+                "those of images), so that none may be chosen. Give fewer stop_token_ids, or min_new_tokens 0."
+            )
         self._scheduler.hold(1)
         self._end_hold_soon()
         self._scheduler.submit(request)
