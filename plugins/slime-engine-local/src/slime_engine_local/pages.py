@@ -71,7 +71,8 @@ class Pages:
         return len(self._free)
 
     def needed(self, tokens: int) -> int:
-        """How many pages a request may take that brings so many tokens."""
+        """How many pages a request may take that adds so many tokens to what is stored: those of its last page may lie behind a part
+        of a shared one."""
         return -(-tokens // self.page) + 1
 
     def missing(self, sequence: PagedSequence, tokens: int) -> int:
@@ -114,7 +115,8 @@ class Pages:
         prefix, shared, row = sequence.prefix, sequence.shared, sequence.row
         full = shared // self.page
         common = self._prefixes.setdefault(prefix, []) if prefix is not None else []
-        new_common = range(len(common), full)
+        # Of the whole prefix at once, however little of it this one reads: `needed` counts them where the prefix is made.
+        new_common = range(len(common), prefix.length // self.page if prefix is not None else 0)
         common += [self._take() for _ in new_common]
         own_row = Row(Pool(0), -1, row.length)  # that pool would keep the memory of rows that nobody reads any more
         found = PagedSequence(own_row, prefix, shared, sequence.shift, slot=self._slots.pop(), pages=common[:full])
@@ -123,13 +125,15 @@ class Pages:
         for number in new_common:  # and one for the list of the prefix
             self._readers[common[number]] += 1
         self.grow(found, 0)
-        first = min(new_common.start, full) * self.page
-        token = torch.arange(first, found.length)
-        place = torch.tensor(found.pages)[token // self.page] * self.page + token % self.page
-        own = max(0, shared - first)  # so many of them are those of the prefix
-        parts = (prefix, token[:own], place[:own]), (row, token[own:] - shared, place[own:])
-        for source, inside, at in parts:
-            if source is not None and len(inside):
+        parts = (
+            (prefix, 0, common, range(new_common.start * self.page, new_common.stop * self.page)),
+            (prefix, 0, found.pages, range(full * self.page, shared)),
+            (row, shared, found.pages, range(shared, found.length)),
+        )
+        for source, begin, numbers, tokens in parts:
+            if source is not None and tokens:
+                token = torch.arange(tokens.start, tokens.stop)
+                inside, at = token - begin, torch.tensor(numbers)[token // self.page] * self.page + token % self.page
                 places = torch.stack([torch.full_like(inside, source.index), inside, at])
                 moves.setdefault(source.pool, []).append(places)
         return found

@@ -33,12 +33,14 @@ class PrefixPlan:
     """How a request that joins gets the keys and values of its first tokens.
 
     Attributes:
+        added: how many tokens it adds to what is stored.
         length: how many tokens it reads from a shared row; 0 for none.
         row: the shared row; None if a new one is to be made for its first `length` tokens.
         copy: the row whose first `copied` tokens are copied into the new row, if any.
         copied: how many tokens are copied.
     """
 
+    added: int
     length: int = 0
     row: Row | None = None
     copy: Row | None = None
@@ -96,11 +98,11 @@ def plan_prefix(
     private = max((min(length, last) for length, entry in matches if not entry.shared), default=0)
     new = max(waiting, private)
     if max(best, new) < MIN_SHARED_TOKENS:
-        return PrefixPlan()
+        return PrefixPlan(len(tokens))
     if best >= min(new, last):
-        return PrefixPlan(best, row)
+        return PrefixPlan(len(tokens) - best, best, row)
     copied, copy = 0, None
     for length, entry in matches:
         if not entry.pending and uncut(min(length, new - 1)) > copied:
             copied, copy = uncut(min(length, new - 1)), entry.row
-    return PrefixPlan(new, None, copy, copied)
+    return PrefixPlan(len(tokens), new, None, copy, copied)

@@ -315,7 +315,7 @@ class Scheduler:
             keys = keys_of[request] if request in keys_of else request.keys()
             others = (keys_of[other] for other in self._waiting[1 : self._max_running] if other in keys_of)
             plan = joining.plan(request, keys, others)
-            if not joining.has_room(request, plan, len(self._running)):
+            if not joining.has_room(plan, len(self._running)):
                 break
             self._running.append(
                 self._waiting.pop(0)

@@ -119,20 +119,19 @@ class Joining:
         """
         return plan_prefix(keys, self._storage.prefixes, others, request.shown.uncut)
 
-    def has_room(self, request: Request, plan: PrefixPlan, running: int) -> bool:
-        """Whether a request can join, beside so many that run: the first one always can."""
-        needed = _needed(request, plan)
+    def has_room(self, plan: PrefixPlan, running: int) -> bool:
+        """Whether a request of this plan can join, beside so many that run: the first one always can."""
         room = self._storage.max_tokens - self._stored - ROOM_TO_GO_ON * running
         pages = self._storage.pages
         if not running:
             return True
-        if needed > room or (self._new and self._new + needed > self._most):
+        if plan.added > room or (self._new and self._new + plan.added > self._most):
             return False
-        return pages is None or pages.needed(needed) <= self._free
+        return pages is None or pages.needed(plan.added) <= self._free
 
     def add(self, request: Request, keys: Sequence[int], plan: PrefixPlan) -> None:
         """Give a request its rows, and say what must be computed for it."""
-        storage, shown, needed = self._storage, request.shown, _needed(request, plan)
+        storage, shown = self._storage, request.shown
         tokens = [*request.prompt, *request.tokens]
         prefix = self._new_prefix(request, keys, plan) if plan.length and plan.row is None else plan.row
         if prefix:
@@ -145,8 +144,8 @@ class Joining:
                 storage.prefixes.append(StoredPrefix(keys, request.sequence.row, shared=False, pending=True))
         else:
             self._whole.append((request, self._ends[prefix]))
-        self._stored, self._new = self._stored + needed, self._new + needed - plan.copied
-        self._free -= storage.pages.needed(needed) if storage.pages is not None else 0
+        self._stored, self._new = self._stored + plan.added, self._new + plan.added - plan.copied
+        self._free -= storage.pages.needed(plan.added) if storage.pages is not None else 0
 
     def _new_prefix(self, request: Request, keys: Sequence[int], plan: PrefixPlan) -> Row:
         """Make the row of a prefix that a request is the first to read."""
@@ -169,8 +168,3 @@ class Joining:
         """The requests, each with the index of the chunk that ends with its last token."""
         own = ((request, number) for number, (request, _) in enumerate(self._own, len(self._shared)))
         return {**dict(self._whole), **dict(own)}
-
-
-def _needed(request: Request, plan: PrefixPlan) -> int:
-    """How many tokens a request that joins adds to what is stored."""
-    return len(request.prompt) + len(request.tokens) - (plan.length if plan.row else 0)
