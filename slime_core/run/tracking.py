@@ -36,6 +36,10 @@ class JsonlTracker:
         path: the file.
         resume_after: keep only lines up to this rollout id; None keeps nothing.
         again: the evaluation after this rollout is made once more, so what is there of it is dropped too.
+
+    Attributes:
+        told_again: the lines that are left from this rollout on, of which other trackers must be told once more: they cannot drop the
+            evaluation alone.
     """
 
     def __init__(self, path: Path, resume_after: int | None, again: int | None = None) -> None:
@@ -43,6 +47,9 @@ class JsonlTracker:
         if resume_after is not None and path.exists():
             lines = path.read_bytes().splitlines()
             kept = [line + b"\n" for line in lines if _keep(line, resume_after, again)]
+        self.told_again = [
+            row for line in kept if again is not None and (row := json.loads(line))["rollout_id"] >= again
+        ]
         with writing("The metrics", path):
             write_whole(path, b"".join(kept))
         self._path = path
@@ -112,7 +119,13 @@ class Tracking:
         self.console = console
         self._note = note
         self._jsonl = jsonl
+        if jsonl.told_again:
+            config = {**config, "resume_after": jsonl.told_again[0]["rollout_id"] - 1}
         self._trackers = [selected(args, run_dir, config) for selected in trackers]
+        for row in jsonl.told_again:
+            own = {n: math.nan if v is None else v for n, v in row.items() if n not in ("rollout_id", "time")}
+            for tracker in self._trackers:
+                tracker.log(dict(own), row["rollout_id"])
 
     def log(self, metrics: Mapping[str, float], rollout_id: int) -> None:
         """Hand the numbers to every tracker."""

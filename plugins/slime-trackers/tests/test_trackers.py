@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from slime_core.errors import PluginError
+from slime_core.run.console import Console
+from slime_core.run.tracking import TRAINED, JsonlTracker, Tracking
 from slime_trackers.arguments import WandbArguments
 from slime_trackers.plugin import slime_trackers
 from slime_trackers.tensorboard_tracker import TensorboardTracker
@@ -78,6 +81,31 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(tensorboard_run: Path) -> N
     folder = tensorboard_run / "tensorboard"
     assert scalars(folder, "train/loss") == [(0, 3.0), (1, 2.0), (2, 102.0), (3, 103.0), (4, 104.0)]
     assert scalars(folder, "eval/loss") == [(-1, 3.5)]
+
+
+def test_an_evaluation_that_is_made_again_has_one_point_and_the_rollout_before_it_stays(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    def start(jsonl: JsonlTracker, config: dict[str, Any]) -> Tracking:
+        trackers: Any = [TensorboardTracker]
+        return Tracking(jsonl, Console(2), trackers, tensorboard_args(), tmp_path, config)  # type: ignore[arg-type]
+
+    path = tmp_path / "metrics.jsonl"
+    first = JsonlTracker(path, None)
+    tracking = start(first, CONFIG)
+    for step in range(2):
+        tracking.log({"train/loss": 3.0 - step, "train/odd": math.nan, TRAINED: 1.0}, step)
+    tracking.log({"eval/loss": 2.5}, 1)
+    tracking.close(RuntimeError("an observer of evaluations has failed"))
+    first.close()
+    second = JsonlTracker(path, resume_after=1, again=1)
+    tracking = start(second, resumed(after=1))
+    tracking.log({"eval/loss": 2.25}, 1)
+    tracking.close(None)
+    second.close()
+    assert scalars(tmp_path / "tensorboard", "eval/loss") == [(1, 2.25)]
+    assert scalars(tmp_path / "tensorboard", "train/loss") == [(0, 3.0), (1, 2.0)]
+    assert [step for step, value in scalars(tmp_path / "tensorboard", "train/odd") if math.isnan(value)] == [0, 1]
 
 
 def test_a_new_run_in_an_old_folder_shows_only_itself(tensorboard_run: Path) -> None:
