@@ -53,7 +53,7 @@ def recorded(samples: int, prompt: int, response: int, folder: Path, checkpoint:
     args = SimpleNamespace(
         record_samples=6, record_limit=2**23, reward_key=None, use_rollout_logprobs=False, hf_checkpoint=str(checkpoint)
     )
-    recorder = Recorder(cast(Any, args), folder, rank=0, first=0)
+    recorder = Recorder(cast(Any, args), folder, rank=0)
     seconds = []
     for rollout_id in range(10):
         started = time.thread_time()

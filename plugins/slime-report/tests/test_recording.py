@@ -13,7 +13,7 @@ from slime_core.sample import Sample, Status
 from slime_core.training.token_numbers import TokenNumbers
 from slime_report.recording.bounded_log import BoundedLog, read_rows
 from slime_report.recording.choice import Candidate, choose
-from slime_report.recording.recorder import Recorder
+from slime_report.recording.recorder import Recorder, begin
 from slime_report.recording.rows import Kept, TokenTexts, short
 
 
@@ -77,19 +77,23 @@ def test_recording_changes_no_number(rl_run, small_rl, chat_rows, tmp_path):
 
 
 def test_what_comes_after_the_checkpoint_is_recorded_anew_and_a_half_line_is_dropped(tmp_path):
-    log = BoundedLog(tmp_path / "log.jsonl", limit=10_000, first=0)
-    for rollout in range(4):
-        log.add([{"rollout": rollout, "n": rollout}])
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"rollout":4,"n":')
-    again = BoundedLog(tmp_path / "log.jsonl", limit=10_000, first=2)
-    again.add([{"rollout": 2, "n": 20}])
-    assert [(row["rollout"], row["n"]) for row in read_rows(tmp_path / "log.jsonl")] == [(0, 0), (1, 1), (2, 20)]
+    folder = tmp_path / "record"
+    names = ("samples-rank0.jsonl", "samples-rank3.jsonl", "groups.jsonl")  # of ranks that may be gone now
+    for name in names:
+        log = BoundedLog(folder / name, limit=10_000)
+        for rollout in range(4):
+            log.add([{"rollout": rollout, "n": rollout}])
+        with (folder / name).open("a") as file:
+            file.write('{"rollout":4,"n":')
+    begin(tmp_path, first=2)
+    BoundedLog(folder / names[0], limit=10_000).add([{"rollout": 2, "n": 20}])
+    for name, anew in zip(names, [[(2, 20)], [], []], strict=True):
+        assert [(row["rollout"], row["n"]) for row in read_rows(folder / name)] == [(0, 0), (1, 1), *anew]
 
 
 def test_a_log_keeps_within_its_limit_and_stays_spread_over_the_run(tmp_path):
     limit, path = 4_000, tmp_path / "log.jsonl"
-    log = BoundedLog(path, limit, first=0)
+    log = BoundedLog(path, limit)
     for rollout in range(3_000):
         if log.wants(rollout):
             log.add([{"rollout": rollout, "text": "x" * 50}])
@@ -97,7 +101,7 @@ def test_a_log_keeps_within_its_limit_and_stays_spread_over_the_run(tmp_path):
     kept = [row["rollout"] for row in read_rows(path) if "rollout" in row]
     assert kept == list(range(0, 3_000, log.stride)), "evenly, from the first on"
     assert 20 <= len(kept) <= 60
-    assert BoundedLog(path, limit, first=3_000).stride == log.stride, "a resumed run goes on as it was"
+    assert BoundedLog(path, limit).stride == log.stride, "a resumed run goes on as it was"
 
 
 def candidates(rewards: list[float | None], **changes: list) -> list[Candidate]:
@@ -178,7 +182,7 @@ def test_the_bytes_of_a_record_are_bounded_however_long_samples_and_runs_are(tmp
     args = SimpleNamespace(
         record_samples=4, record_limit=2**17, reward_key=None, use_rollout_logprobs=False, hf_checkpoint=""
     )
-    recorder = Recorder(args, tmp_path, rank=0, first=0)
+    recorder = Recorder(args, tmp_path, rank=0)
     for rollout in range(40):
         recorder.record(rollout, long_rollout(20_000 if rollout % 2 else 10))
     rows = list(read_rows(tmp_path / "samples-rank0.jsonl"))
@@ -196,7 +200,7 @@ def test_rewards_of_fine_tuning_count_for_nothing(tmp_path, monkeypatch):
     )
     samples = [Sample(n, n, tokens=[65, 66], response_length=1, reward=0.0) for n in range(4)]
     columns = {"advantages": [[0.0]] * 4, "old_log_probs": [[-1.0], [-3.0], [-2.0], [-4.0]]}
-    Recorder(args, tmp_path, rank=0, first=0).record(0, TokenNumbers(samples, columns))
+    Recorder(args, tmp_path, rank=0).record(0, TokenNumbers(samples, columns))
     assert not list(read_rows(tmp_path / "groups.jsonl"))
     why = {row["place"]: row["why"] for row in read_rows(tmp_path / "samples-rank0.jsonl")}
     assert why[0] == ["best"], "the lowest loss"

@@ -28,10 +28,11 @@ def slime_commands() -> dict[str, Lazy]:
 
 @hookimpl
 def slime_run_started(args: RunArguments, run_dir: Path) -> None:
-    from slime_report.recording.events import note_start
+    from slime_report.recording.events import note_start, resume_after
     from slime_report.recording.recorder import begin
 
-    begin(run_dir)
+    behind = resume_after(run_dir)
+    begin(run_dir, 0 if behind is None else behind + 1)
     note_start(run_dir)
 
 

@@ -22,18 +22,16 @@ class BoundedLog:
     Args:
         path: the file. The first line of one that has been thinned tells the stride.
         limit: bytes. A single rollout may go beyond it.
-        first: rollouts from this one on are not there yet: a run that goes on from a checkpoint repeats them.
 
     Attributes:
         stride: rollouts that it divides are wanted.
     """
 
-    def __init__(self, path: Path, limit: int, first: int) -> None:
+    def __init__(self, path: Path, limit: int) -> None:
         self._path, self._limit = path, limit
-        rows = [row for row in read_rows(path) if "stride" in row or int(row["rollout"]) < first]
-        self.stride = max([1, *(int(row["stride"]) for row in rows if "stride" in row)])
+        self.stride = int(next(read_rows(path), {}).get("stride", 1))
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._write(row for row in rows if "rollout" in row)
+        self._size = path.stat().st_size if path.exists() else 0
 
     def wants(self, rollout_id: int) -> bool:
         """Whether this rollout is to be recorded."""
@@ -62,6 +60,12 @@ class BoundedLog:
         content = b"".join(_line(row) for row in [*head, *rows])
         write_whole(self._path, content)
         self._size = len(content)
+
+
+def drop_from(path: Path, first: int) -> None:
+    """Drop what a log has of this rollout and later ones, which a run that goes on from a checkpoint repeats, and what is no row."""
+    rows = [row for row in read_rows(path) if "stride" in row or row["rollout"] < first]
+    write_whole(path, b"".join(map(_line, rows)))
 
 
 def read_rows(path: Path, only: frozenset[int] | None = None) -> Iterator[dict[str, Any]]:

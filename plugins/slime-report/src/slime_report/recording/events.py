@@ -41,7 +41,7 @@ def note_start(run_dir: Path) -> None:
             "command": _command(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "resume_after": _resume_after(run_dir),
+            "resume_after": resume_after(run_dir),
             "seen_before": _last_sign(run_dir),
             "versions": _versions(),
             "hardware": _hardware(),
@@ -83,7 +83,7 @@ def _command() -> str:
     return masked(shlex.join(["slime", *sys.argv[1:]])) if program in ("slime", "__main__.py") else ""
 
 
-def _resume_after(run_dir: Path) -> int | None:
+def resume_after(run_dir: Path) -> int | None:
     """The last rollout that a resumed run has behind it, as its configuration says; None in a new one."""
     path = run_dir / "config.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -20,7 +20,7 @@ from slime_core.errors import SampleError, SlimeError
 from slime_core.sample import Sample, reward_of
 from slime_core.training.token_numbers import Numbers, TokenNumbers
 from slime_report.recording import FOLDER, GROUPS, SAMPLES
-from slime_report.recording.bounded_log import BoundedLog
+from slime_report.recording.bounded_log import BoundedLog, drop_from
 from slime_report.recording.choice import Candidate, choose
 from slime_report.recording.pictures import image_rows
 from slime_report.recording.rows import BYTES_PER_TOKEN, Kept, TokenTexts, group_rows, less, prompt_id, sample_row
@@ -42,9 +42,12 @@ _ROLLOUTS_AT_LEAST = 8
 _recorders: dict[Path, Recorder] = {}
 
 
-def begin(run_dir: Path) -> None:
-    """A run starts in this process: what is known of an earlier one in the same folder counts for nothing."""
+def begin(run_dir: Path, first: int) -> None:
+    """A run starts in this process with this rollout, before its training ranks do: what is known of an earlier one in the same folder
+    counts for nothing, nor does what any of its ranks has recorded of later rollouts, also where there are fewer ranks now."""
     _recorders.pop(run_dir, None)
+    for path in [*(run_dir / FOLDER).glob(SAMPLES), *(run_dir / FOLDER).glob(GROUPS)]:
+        drop_from(path, first)
 
 
 def record(args: RecordedRunArguments, rollout_id: int, tokens: TokenNumbers) -> None:
@@ -54,7 +57,7 @@ def record(args: RecordedRunArguments, rollout_id: int, tokens: TokenNumbers) ->
     run_dir = Path(derived(args.run_dir))
     if run_dir not in _recorders:
         _recorders.clear()
-        _recorders[run_dir] = Recorder(args, run_dir / FOLDER, int(os.environ.get("RANK", "0")), rollout_id)
+        _recorders[run_dir] = Recorder(args, run_dir / FOLDER, int(os.environ.get("RANK", "0")))
     _recorders[run_dir].record(rollout_id, tokens)
 
 
@@ -63,14 +66,13 @@ class Recorder:
 
     Args:
         rank: 0 keeps all samples that are chosen, and the groups.
-        first: the rollout that the run begins or goes on with.
     """
 
-    def __init__(self, args: RecordedRunArguments, folder: Path, rank: int, first: int) -> None:
+    def __init__(self, args: RecordedRunArguments, folder: Path, rank: int) -> None:
         self._args, self._rank = args, rank
         limit, count = args.record_limit, args.record_samples
-        self._samples = BoundedLog(folder / SAMPLES.replace("*", str(rank)), limit, first)
-        self._groups = BoundedLog(folder / GROUPS, limit // 4, first) if rank == 0 else None
+        self._samples = BoundedLog(folder / SAMPLES.replace("*", str(rank)), limit)
+        self._groups = BoundedLog(folder / GROUPS, limit // 4) if rank == 0 else None
         self._longest = max(32, limit // (_ROLLOUTS_AT_LEAST * count * BYTES_PER_TOKEN))
         self._known: set[str] = set()
         self._texts: TokenTexts | None = None
