@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from slime_core.errors import ArgumentError
@@ -47,6 +49,15 @@ def from_config(kind: Any, config: Any, **settings: Any) -> Any:
     folder = getattr(config, "_name_or_path", "") or "the model"
     with no_init_weights():
         return _without_code(folder, lambda: kind.from_config(config, trust_remote_code=_trusted, **settings))
+
+
+def copy_code(source: str, export: Path) -> None:
+    """Copy the Python code of a model folder into an export of it whose configuration or tokenizer names some, where transformers has
+    not: it does so only for what it has executed itself."""
+    if any(b'"auto_map"' in file.read_bytes() for file in export.glob("*config.json")):
+        for file in Path(source).glob("*.py"):
+            if not (export / file.name).exists():
+                shutil.copyfile(file, export / file.name)
 
 
 def _without_code(folder: Any, load: Any) -> Any:

@@ -23,16 +23,29 @@ KINDS: dict[str, tuple[str, ...]] = {
     "some weights": ("--freeze-params-name-list", "embed_tokens"),
     "fp8": ("--fp8-format", "e4m3", "--fp8-recipe", "delayed", "--fp8-emulation"),
 }
+CODE = {
+    "own_configuration.py": "from transformers import LlamaConfig\n\n\nclass Own(LlamaConfig): ...\n",
+    "own_model.py": "from transformers import LlamaForCausalLM\nfrom .own_configuration import Own\n\n\n"
+    "class OwnModel(LlamaForCausalLM):\n    config_class = Own\n",
+}
+"""Python code that the model folder of the kind "some weights" brings, and which nobody trusts in training."""
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, chat_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run directory of each kind, with checkpoints in `save`, and exports of the same rollouts in `hf-N`."""
     parent = tmp_path_factory.mktemp("runs")
+    with_code = shutil.copytree(tiny_model, parent / "with code")
+    config = json.loads((with_code / "config.json").read_text())
+    own = {"AutoConfig": "own_configuration.Own", "AutoModelForCausalLM": "own_model.OwnModel"}
+    (with_code / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    for name, code in CODE.items():
+        (with_code / name).write_text(code)
     for name, options in KINDS.items():
         folder = parent / name
+        checkpoint = with_code if name == "some weights" else tiny_model
         words = [
-            *("train", "--hf-checkpoint", str(tiny_model), "--prompt-data", str(chat_rows), "--input-key", "messages"),
+            *("train", "--hf-checkpoint", str(checkpoint), "--prompt-data", str(chat_rows), "--input-key", "messages"),
             *("--rollout-function-path", "sft", "--loss-type", "sft_loss", "--rollout-batch-size", "4", "--lr", "1e-2"),
             *("--num-rollout", "2", "--save-interval", "1", "--run-dir", str(folder), "--save", str(folder / "save")),
             *("--save-hf", str(folder / "hf-{rollout_id}"), *options),
@@ -66,6 +79,11 @@ def test_an_export_is_what_save_hf_wrote_after_the_same_rollout(
     for number, source in enumerate([run, run / "save", run / "save" / "iter_0000000"]):
         assert main(["export", str(source), str(tmp_path / str(number))]) == 0
         require_same(tmp_path / str(number), run / ("hf-0" if number == 2 else "hf-1"))
+
+
+def test_code_that_a_model_folder_brings_is_in_its_exports(runs: dict[str, Path]) -> None:
+    assert {name: (runs["some weights"] / "hf-1" / name).read_text() for name in CODE} == CODE
+    assert not list((runs["all weights"] / "hf-1").glob("*.py"))
 
 
 def test_dtype_casts_every_weight_and_says_so(runs: dict[str, Path], tmp_path: Path) -> None:

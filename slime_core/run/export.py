@@ -22,7 +22,7 @@ from slime_core.data.checkpoint_folders import advice, recognise
 from slime_core.data.ends import add_ends, stored_trained_ends
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
 from slime_core.plugins import Plugins, Selected
-from slime_core.remote_code import trust_remote_code
+from slime_core.remote_code import copy_code, trust_remote_code
 from slime_core.run.checkpoints import load_state, require_state, stored_arguments
 from slime_core.run.output import writing
 from slime_core.run.stored_run import arguments_of, require_checkpoint
@@ -85,6 +85,7 @@ def export_checkpoint(source: Path, target: Path, plugins: Plugins, options: Exp
     with _new_folder(target, options.force, (checkpoint, args.hf_checkpoint, args.ref_load)) as folder:
         exporting: Any = backend(with_initial_weights(args))
         exporting.export_state(checkpoint / "trainer", folder, quantised, options.adapter)
+        copy_code(args.hf_checkpoint, folder)
         ends = stored_trained_ends(checkpoint / "trainer")
         if not options.adapter:
             add_ends(folder, ends)

@@ -37,6 +37,7 @@ from slime_core.contracts.train_backend import (
 from slime_core.data.ends import TrainedEnds
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
+from slime_core.remote_code import copy_code
 from slime_core.sample import Group, Sample
 from slime_core.tensors.weight_buckets import in_buckets
 from slime_core.token_arrays import compact, num_trained
@@ -371,6 +372,8 @@ class TrainWorker:
         if self._rank == 0:
             _clear_parts(folder)
         self._actor.export_hf(folder)
+        if self._rank == 0:
+            copy_code(self._args.hf_checkpoint, folder)
         folders = [folder]
         if self._served is not None:
             from slime_core.tensors.quantised_weights import write_quantised
