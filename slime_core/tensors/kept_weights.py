@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -37,7 +37,7 @@ class HasKeptWeights:
 
 
 class KeptWeights:
-    """Copies by name. What is not trained does not change, and is not copied.
+    """Copies by name. What is not trained does not change, and is not copied; a run that goes on may train others than before.
 
     Args:
         parameters: the model's parameters by name.
@@ -47,21 +47,29 @@ class KeptWeights:
     def __init__(
         self, parameters: Mapping[str, Tensor], own: Callable[[Tensor], Tensor] = lambda tensor: tensor
     ) -> None:
-        self._trained = {name: tensor.detach() for name, tensor in parameters.items() if tensor.requires_grad}
+        self._parameters = {name: tensor.detach() for name, tensor in parameters.items()}
+        self._trained = [name for name, tensor in parameters.items() if tensor.requires_grad]
         self._own = own
         self.copies: dict[str, Copy] = {}
 
     def keep(self, name: str) -> None:
         """Keep a copy of the present weights under this name, in place of one that has it."""
-        self.copies[name] = self._copied()
+        self.copies[name] = self._copied(self._trained)
 
     def forget(self, name: str) -> None:
         """Let a copy go; does nothing if there is none."""
         self.copies.pop(name, None)
 
+    def bring_back(self, copies: Mapping[str, Copy]) -> None:
+        """Have the copies of a stopped run, and no other. What that did not train was always what the model has now."""
+        self.copies = {
+            name: {**self._copied([own for own in self._trained if own not in copy]), **copy}
+            for name, copy in copies.items()
+        }
+
     def read(self, name: str, fill: Callable[[], None]) -> None:
         """Keep what `fill` makes of the weights, which are what they were afterwards."""
-        present = self._copied()
+        present = self._copied(self._trained)
         try:
             fill()
             self.keep(name)
@@ -75,17 +83,18 @@ class KeptWeights:
         Raises:
             KeyError: there is no such copy.
         """
-        kept, present = self.copies[name], self._copied()
+        kept = self.copies[name]
+        present = self._copied(kept)
         try:
             self._set(kept)
             yield
         finally:
             self._set(present)
 
-    def _copied(self) -> Copy:
-        return {name: tensor.to("cpu", copy=True) for name, tensor in self._trained.items()}
+    def _copied(self, names: Iterable[str]) -> Copy:
+        return {name: self._parameters[name].to("cpu", copy=True) for name in names}
 
     @torch.no_grad()
     def _set(self, copy: Copy) -> None:
         for name, tensor in copy.items():
-            self._own(self._trained[name]).copy_(self._own(tensor))
+            self._own(self._parameters[name]).copy_(self._own(tensor))

@@ -143,6 +143,34 @@ def test_a_critics_value_head_is_trained_whatever_is_named(tiny: SimpleNamespace
     assert changed == {"value_head.weight", *(name for name in before if "k_proj" in name)}
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, "the first layer"), ("the first layer", None), ("the first layer", "embedding and output layer")],
+)
+def test_a_run_that_goes_on_with_another_list_has_the_copies_of_weights_that_it_had(
+    before: str | None, after: str | None, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    def backend(case: str | None) -> Any:
+        lists = LISTS[case][1] if case else {}
+        return tiny.backend(tiny.model("llama_untied", dtype=torch.float32), lr=0.02, **lists)
+
+    first = backend(before)
+    first.train_step(batch(tiny))
+    first.keep_weights("reference")
+    kept = weights(first)
+    first.train_step(batch(tiny, 1))
+    first.save_state(tmp_path)
+    second = backend(after)
+    second.load_state(tmp_path)
+    second.train_step(batch(tiny, 2))
+    present = weights(second)
+    with second.with_kept_weights("reference"):
+        found = weights(second)
+    assert [name for name, weight in kept.items() if not torch.equal(found[name], weight)] == []
+    found = weights(second)
+    assert [name for name, weight in present.items() if not torch.equal(found[name], weight)] == []
+
+
 def test_a_stopped_run_goes_on_bit_for_bit_also_from_other_initial_weights(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

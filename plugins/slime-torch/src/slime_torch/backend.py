@@ -315,7 +315,7 @@ class TorchBackend(HasKeptWeights):
         """Restore what `save_state` wrote, bit for bit."""
         optimizer, _ = self._trained()
         self._step = state.load(path, self.model, optimizer, whole=state.is_whole(self.args))
-        self._kept.copies = state.load_kept(path, self.model)
+        self._kept.bring_back(state.load_kept(path, self.model))
         if self.args.optimizer_cpu_offload:
             move_state(optimizer, HOST)
 
