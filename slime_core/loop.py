@@ -35,7 +35,11 @@ def train(run: Run, start: int, total: int, ahead: bool) -> None:
     pending: Future[Rollout] | None = None
     for rollout_id in range(start, total):
         clock = time.perf_counter()
-        result = wait(pending or run.generate(rollout_id), f"the samples of rollout {rollout_id + 1}")
+        try:
+            result = wait(pending or run.generate(rollout_id), f"the samples of rollout {rollout_id + 1}")
+        except Exception as error:
+            run.finish_saving(error)
+            raise
         last = rollout_id + 1 == total
         pending = run.generate(rollout_id + 1) if ahead and not last else None
         run.train(rollout_id, result, waited=time.perf_counter() - clock)

@@ -170,6 +170,34 @@ def test_a_checkpoint_that_is_due_is_written_though_the_evaluation_fails_which_a
     assert lines == [-1, 1, 3]
 
 
+@pytest.mark.parametrize("ends", ["samples", "training"])
+def test_a_checkpoint_that_is_being_written_is_finished_where_the_next_rollout_fails(
+    ends, sft, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "fails.py").write_text(
+        "from dataclasses import replace\n"
+        "from slime_losses.sft import sft_loss\n"
+        "calls = 0\n"
+        "def loss(args, inputs):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    found = sft_loss(args, inputs)\n"
+        "    return replace(found, loss=found.loss * (float('nan') if calls > 4 else 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    text = '{"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "two"}]}\n'
+    rows.write_text(text * 4 + '{"messages": 5}\n')
+    own = ["--prompt-data", str(rows)] if ends == "samples" else ["--loss-type", "custom_loss"]
+    own += [] if ends == "samples" else ["--custom-loss-function-path", "fails.loss"]
+    words = ["train", *sft, "--num-rollout", "3", "--save", str(tmp_path / "s"), "--save-interval", "1", "--async-save"]
+    assert main([*words, *own]) != 0
+    said = capsys.readouterr().err
+    assert ("5" if ends == "samples" else "NaN") in said
+    assert [path.name for path in (tmp_path / "s").glob("iter_*")] == ["iter_0000000"]
+    assert f"newest checkpoint: {tmp_path / 's' / 'iter_0000000'}" in said
+
+
 def test_the_summary_names_scores_losses_of_data_and_places(sft, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     text = '{"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "two"}]}\n'

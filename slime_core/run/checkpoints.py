@@ -114,7 +114,7 @@ class Saving:
         files = sorted(p for p in self._hidden.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(self._hidden)): _describe(p) for p in files}
         (self._hidden / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in (*files, self._hidden / "manifest.json", self.trainer, self._hidden):
+        for path in (*files, self._hidden / "manifest.json", self.trainer, *{path.parent for path in files}):
             _flush(path)
         if final.exists():  # a resumed run writes the same state again
             shutil.rmtree(final)
@@ -179,18 +179,21 @@ class Checkpoints:
         """
         if self._saving is None:
             return
-        what = f"the checkpoint after rollout {self._saving.rollout_id + 1}"
-        with self._saving as saving:
+        own, self._saving = self._saving, None  # what fails is not tried again
+        what = f"the checkpoint after rollout {own.rollout_id + 1}"
+        with own as saving:
             if self._finishing is None:
                 answers = wait(self._trainer.call_all(TrainWorker.saved, to_the_end), what)
                 if not all(answers):
+                    self._saving = saving
                     return
                 run = {"arguments": shown_arguments(self._args), "folder": os.getcwd()}
                 self._finishing = LocalHandle(saving, "checkpoint").call(Saving.finish, self._state, run, self._samples)
             if not to_the_end and not self._finishing.done():
+                self._saving = saving
                 return
             path = wait(self._finishing, what)
-        self._saving = self._finishing = self._samples = None
+        self._finishing = self._samples = None
         early = self._state["early_stopping"]
         if keeps_best(self._args) and early and early["best_rollout"] == saving.rollout_id:
             name_best(self._folder, saving.rollout_id)

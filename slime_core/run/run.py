@@ -12,6 +12,7 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.contracts.rollout import EngineUse
 from slime_core.data.checkpoint_folders import PREFIX
+from slime_core.errors import TrainingError
 from slime_core.plugins import Plugins
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.best import keeps_best
@@ -111,7 +112,11 @@ class Run:
                 self.weight_sync.give_up()
             version = self.versions.pop(rollout_id, None)
             training_done = self.trainer.call(TrainWorker.train, rollout_id, result.groups, version)
-            trained = wait(training_done, f"training on rollout {rollout_id + 1}")
+            try:
+                trained = wait(training_done, f"training on rollout {rollout_id + 1}")
+            except TrainingError as error:  # of all ranks; after another one some may still wait for those that failed
+                self.finish_saving(error)
+                raise
         self.trained = rollout_id + 1
         training = time.perf_counter() - started
         seconds = training + waited
@@ -163,6 +168,15 @@ class Run:
         self.plugins.notify("slime_eval_finished", args=self.args, rollout_id=rollout_id, metrics=metrics)
         return self.early_stopping is not None and self.early_stopping.update(metrics, rollout_id)
 
+    def finish_saving(self, error: Exception) -> None:
+        """The run ends with `error`, and the trainer answers: make the checkpoint complete that it is writing in the background."""
+        if self._checkpoints is None:
+            return
+        try:
+            self._checkpoints.advance(to_the_end=True)
+        except Exception as second:
+            error.add_note(f"and the checkpoint that was being written could not be finished: {second}")
+
     def save_after(
         self,
         error: Exception,
@@ -179,6 +193,7 @@ class Run:
             self.save_if_due(rollout_id, result, pending, last)
         except Exception as second:
             error.add_note(f"and the checkpoint that was due could not be written: {second}")
+        self.finish_saving(error)
 
     def save_if_due(self, rollout_id: int, result: Rollout, pending: Future[Rollout] | None, last: bool) -> None:
         """Write a checkpoint when the interval says so, a person asks for it, these are the best weights and the run keeps them, or
