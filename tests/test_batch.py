@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_core.contracts.train_backend import prompt_tokens, shared_runs
@@ -42,7 +42,6 @@ def first_fit_decreasing(lengths: list[int], room: int) -> list[list[int]]:
     return sorted(map(sorted, bins))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 90), max_size=70), st.integers(1, 80))
 def test_packing_finds_the_bins_of_first_fit_decreasing(lengths, budget):
     assert pack_by_tokens(lengths, budget) == first_fit_decreasing(lengths, budget)
@@ -61,7 +60,6 @@ def sample(prompt: int, mask: list[int]) -> Sample:
 SAMPLES = [sample(3, [1, 0, 1]), sample(2, [0]), sample(4, [1] * 5), sample(1, [1, 1])]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 7), st.one_of(st.none(), st.integers(1, 40)), st.sampled_from(["token", "sample", "constant"]))
 def test_weights_do_not_depend_on_micro_batching(micro_batch_size, max_tokens, mean):
     batch = make_train_batch(SAMPLES, mean=mean, micro_batch_size=micro_batch_size, max_tokens=max_tokens)

@@ -39,7 +39,7 @@ def rounds_of(batch: TrainBatch, ranks: int) -> list[list[int]]:
     return [loads[start : start + ranks] for start in range(0, len(loads), ranks)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shapes,
     ranks_counts,
@@ -69,7 +69,7 @@ def test_every_sample_is_computed_once_within_the_budget_and_every_rank_has_as_m
     assert (batch.weights, batch.measured) == (one.weights, one.measured)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, st.integers(1, 80), st.integers(1, 4), skips)
 def test_one_rank_gets_the_same_micro_batches_with_and_without_balance(shapes, max_tokens, micro_batch_size, skipped):
     samples = samples_of(shapes)
@@ -85,7 +85,7 @@ def test_one_rank_gets_the_same_micro_batches_with_and_without_balance(shapes, m
         assert packed.micro_batches == [[order[n] for n in numbers] for numbers in bins]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, ranks_counts, st.integers(1, 80), skips)
 def test_balanced_ranks_wait_for_each_other_at_most_the_longest_sample(shapes, ranks, max_tokens, skipped):
     samples = samples_of(shapes)
@@ -97,7 +97,7 @@ def test_balanced_ranks_wait_for_each_other_at_most_the_longest_sample(shapes, r
     assert max(totals, default=0) - min(totals, default=0) <= longest
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, ranks_counts)
 def test_balance_never_lengthens_a_step_of_single_samples(shapes, ranks):
     samples = samples_of(shapes)
@@ -108,7 +108,7 @@ def test_balance_never_lengthens_a_step_of_single_samples(shapes, ranks):
     assert steps[1] <= steps[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, ranks_counts, st.booleans())
 def test_without_balance_the_samples_go_to_the_ranks_in_their_order_as_many_to_each(shapes, ranks, dynamic):
     samples = samples_of(shapes)

@@ -54,7 +54,7 @@ WEIGHTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights=WEIGHTS, turns=st.integers(1, 300))
 def test_every_share_keeps_the_best_possible_distance_to_its_weight_after_any_number_of_prompts(
     weights: list[float], turns: int
@@ -124,7 +124,7 @@ def test_without_weights_all_files_are_one_set_as_ever(arguments: Any, tmp_path:
     assert source.metrics() == {}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     weights=st.lists(st.floats(0.05, 5), min_size=3, max_size=3),
     before=st.lists(st.integers(1, 9), max_size=4),

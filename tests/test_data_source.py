@@ -167,7 +167,7 @@ def take(count: int, give_back: int) -> Step:
 STEPS = st.lists(st.builds(lambda count, back: take(count, min(back, count)), st.integers(0, 9), st.integers(0, 4)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(before=STEPS, after=STEPS, shuffle=st.booleans(), samples=st.integers(1, 2), read_before=st.sampled_from([0, 4]))
 def test_a_resumed_source_continues_like_the_unbroken_one(
     arguments: Any,

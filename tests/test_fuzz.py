@@ -28,7 +28,7 @@ def test_inputs_are_read_or_refused(kind: str, examples: int) -> None:
     """`hypothesis` chooses what they are made from, the same in every run; `--hypothesis-profile=search` looks for others."""
     attempt = rows_of_sixty if kind == "rows" else KINDS[kind][0]
 
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(seed=st.integers(0, 2**32))
     def one(seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from slime_core.data import open_rows
@@ -45,7 +45,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @given(rows=ROWS, ascii_only=st.booleans(), indent=st.none() | st.just(1), piece=st.sampled_from([1, 7, 1 << 20]))
 @example(rows=[{"hard": value} for value in HARD], ascii_only=True, indent=None, piece=1)
 @example(rows=[{"hard": value} for value in HARD], ascii_only=False, indent=1, piece=1)
-@settings(deadline=None)
 def test_every_value_is_what_json_reads(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], ascii_only: bool, indent: int | None, piece: int
 ) -> None:

@@ -104,7 +104,7 @@ def test_blank_lines_a_byte_order_mark_and_a_missing_last_newline_change_nothing
     assert groups[1][0].source == f"{path}:4"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     before=st.lists(st.integers(0, 9), max_size=4),
     after=st.lists(st.integers(1, 9), min_size=1, max_size=4),

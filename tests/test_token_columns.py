@@ -126,7 +126,7 @@ def test_who_changes_a_column_is_told_to_make_a_list(change: Callable[[Any], Any
         change(column_of_flags(FLAGS))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats() | st.floats(width=32)))
 def test_log_probs_keep_every_bit_and_take_four_bytes_where_that_is_enough(values: list[float]) -> None:
     column = column_of_floats(values)

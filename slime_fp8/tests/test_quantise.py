@@ -233,7 +233,7 @@ FINITE = st.floats(-(2.0**127), 2.0**127, width=32)  # what is larger may be rou
 
 
 @EVERY
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(FINITE, min_size=1, max_size=70),
     columns=st.integers(1, 70),

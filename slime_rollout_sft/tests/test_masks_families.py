@@ -280,7 +280,7 @@ def conversations(draw: st.DrawFn, has_system: bool) -> Messages:
     return messages
 
 
-RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "smolvlm"])

@@ -25,7 +25,7 @@ WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
 @pytest.mark.parametrize(
     "name", ["qwen3", "qwen2_5", "llama3", "gemma3", "phi3", "gptoss", "cohere2", "deepseekv3", "lfm2"]
 )
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(WORDS, min_size=2, max_size=8), off=st.integers(0, 3))
 def test_nothing_outside_the_assistants_turns_is_trained_unless_a_warning_says_so(
     any_template: Loader, name: str, marks: str, words: list[str], off: int
@@ -100,7 +100,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=conversations())
 def test_of_every_family_only_what_the_assistant_says_is_trained_unless_a_warning_says_so(
     any_template: Loader, name: str, messages: list[dict[str, Any]]

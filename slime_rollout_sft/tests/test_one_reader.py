@@ -256,7 +256,7 @@ ROW_MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     messages=ROW_MESSAGES,
     tools=st.sampled_from([None, [TOOL], json.dumps([TOOL]), "{", []]),

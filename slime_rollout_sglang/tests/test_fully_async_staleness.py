@@ -56,7 +56,7 @@ def play(bound: int, size: int, turns: list[int], passing: list[bool], wait_for_
     return ages
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(0, 3),
     st.integers(1, 4),

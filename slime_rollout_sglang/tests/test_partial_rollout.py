@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import rollout_cases
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollout_cases import END, ScriptedEngine, rollout
 
@@ -226,7 +226,6 @@ def samples(draw: st.DrawFn) -> Sample:
     return sample
 
 
-@settings(deadline=None)
 @given(st.lists(samples(), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_a_group_put_back_has_its_prompts_whole_and_is_as_long_as_before(given, keep, mask) -> None:
     back = put_back([fresh(s) for s in given], [[s] for s in given], 3, keep, mask)

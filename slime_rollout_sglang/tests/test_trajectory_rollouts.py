@@ -135,7 +135,7 @@ def play(args: Any, plugins: Any, restarts: set[int]) -> None:
         assert resumed.state_dict() == unbroken.state_dict()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(options=runs(), seed=st.integers(0, 10_000), restarts=st.sets(st.integers(0, 4)))
 def test_no_trajectory_is_lost_or_repeated_and_a_restart_changes_nothing(
     arguments, plugins, options, seed, restarts

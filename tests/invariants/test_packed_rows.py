@@ -96,7 +96,7 @@ shapes = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     shapes=shapes, per_token=st.booleans(), chunk=st.sampled_from([-1, 1, 4]), size=st.integers(1, 4), data=st.data()
 )

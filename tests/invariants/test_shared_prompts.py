@@ -65,7 +65,7 @@ shapes = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(shapes=shapes, size=st.integers(1, 16), cost=st.sampled_from([TOGETHER, 20, APART]))
 def test_any_groups_and_cuts_equal_plain_transformers(tiny: SimpleNamespace, shapes: Any, size: int, cost: int) -> None:
     samples = tiny.groups(shapes)

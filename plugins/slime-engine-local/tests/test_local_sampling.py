@@ -62,7 +62,7 @@ def textbook(probs: torch.Tensor, top_p: float, top_k: int) -> list[int]:
 LIMITS = st.tuples(st.floats(0.01, 1.0), st.integers(1, 600))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(0, 10**6),
     st.sampled_from([2, 50, 255, 256, 257, 512, 600]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron_model_cards import CONFIGS
 from megatron_models import FAMILIES, HALF, LLAMA3, MODELS, PARITY, YARN, make_arguments, make_config
@@ -66,7 +66,6 @@ def test_a_key_that_says_nothing_is_no_reason_to_refuse(name: str) -> None:
     spec_of(name, some_setting=None, _private=3, transformers_version="4.33", torch_dtype="bfloat16")
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.text("abcdefgh_", min_size=2), st.one_of(st.none(), st.integers(), st.booleans()), max_size=6)
 )

@@ -137,7 +137,7 @@ def assert_equal(
     assert len(together) == rows * len(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ranks=st.sampled_from([1, 2, 3, 4]),
     vocabulary=st.integers(1, 13),
