@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron_models import FAMILIES, PARITY, as_in_a_file, make_config
 from torch import Tensor
@@ -16,7 +16,6 @@ from slime_megatron.families import FAMILIES as KNOWN
 from slime_megatron.names import Attention, GateUp, Heads, Layout, Names, Replicated, Rule, Split, Vocabulary
 from slime_megatron.spec import ConfigReader, ModelSpec
 
-unhurried = settings(deadline=None)  # a busy machine takes its time
 RANKS = st.sampled_from([1, 2, 3, 4])
 
 
@@ -66,7 +65,6 @@ def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
     return len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@unhurried
 @given(layouts())
 def test_a_file_comes_back_from_a_whole_weight(made: tuple[Layout, list[Tensor], int]) -> None:
     layout, tensors, _ = made
@@ -75,7 +73,6 @@ def test_a_file_comes_back_from_a_whole_weight(made: tuple[Layout, list[Tensor],
     assert torch.equal(layout.join(layout.part(whole)), whole)
 
 
-@unhurried
 @given(layouts())
 def test_a_whole_weight_comes_back_from_the_parts_of_all_ranks(made: tuple[Layout, list[Tensor], int]) -> None:
     layout, tensors, ranks = made
@@ -87,7 +84,6 @@ def test_a_whole_weight_comes_back_from_the_parts_of_all_ranks(made: tuple[Layou
         assert sorted(torch.cat([shard.flatten() for shard in shards]).tolist()) == sorted(whole.flatten().tolist())
 
 
-@unhurried
 @given(layouts())
 def test_nothing_is_changed_in_place(made: tuple[Layout, list[Tensor], int]) -> None:
     layout, tensors, ranks = made
@@ -100,7 +96,6 @@ def test_nothing_is_changed_in_place(made: tuple[Layout, list[Tensor], int]) -> 
     assert torch.equal(whole, copy)
 
 
-@unhurried
 @given(layouts())
 def test_a_rank_has_whole_heads_and_its_part_of_gate_and_up(made: tuple[Layout, list[Tensor], int]) -> None:
     """What a rank has is what its own part of the file's tensors would make."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from slime_megatron.modules import PackedCoreAttention
 from slime_megatron.rows import RankRow, rank_row
 
 VOCABULARY = 1000
-unhurried = settings(deadline=None)  # a busy machine takes its time
 
 samples = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.booleans(), min_size=1, max_size=9).filter(any)), min_size=1, max_size=5
@@ -64,7 +63,6 @@ def together(rows: list[RankRow]) -> Tensor:
     return torch.cat(whole)
 
 
-@unhurried
 @given(samples, layouts)
 def test_every_trained_token_is_predicted_on_exactly_one_context_rank(made: Any, layout: ParallelLayout) -> None:
     row = packed(made)
@@ -76,7 +74,6 @@ def test_every_trained_token_is_predicted_on_exactly_one_context_rank(made: Any,
         assert torch.equal(own.ids[0][own.predictors], row.input_ids[0][row.predictors[own.own]])
 
 
-@unhurried
 @given(samples, layouts)
 def test_lengths_are_what_parallelism_asks_for(made: Any, layout: ParallelLayout) -> None:
     row = packed(made)
@@ -93,7 +90,6 @@ def test_lengths_are_what_parallelism_asks_for(made: Any, layout: ParallelLayout
     assert {own.longest for own in rows} == {int(lengths.max())}
 
 
-@unhurried
 @given(samples, layouts)
 def test_sequences_keep_their_tokens_in_order_and_only_their_ends_are_filled_up(
     made: Any, layout: ParallelLayout
@@ -107,7 +103,6 @@ def test_sequences_keep_their_tokens_in_order_and_only_their_ends_are_filled_up(
         assert not whole[start + len(sequence) : end].any()
 
 
-@unhurried
 @given(samples)
 def test_a_row_is_left_as_it_is_where_nothing_is_cut(made: Any) -> None:
     row = packed(made)
@@ -129,7 +124,6 @@ def attend(core: PackedCoreAttention, tensors: list[Tensor], lengths: list[int])
 
 
 @pytest.mark.parametrize(("cap", "window"), [(None, None), (2.0, None), (None, 3), (2.0, 3)])
-@unhurried
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 5), st.integers(0, 2**31))
 def test_no_token_sees_what_was_filled_up_behind_its_sequence(
     cap: float | None, window: int | None, lengths: list[int], filling: int, seed: int
