@@ -84,6 +84,21 @@ def test_a_run_that_goes_back_sets_newer_checkpoints_aside_and_its_own_are_the_n
     assert not (saved / "earlier-2").exists(), "nothing is moved by a run that trains nothing"
 
 
+def test_evaluation_sets_that_changed_are_said(sft, chat_rows, tmp_path, caplog):
+    """They change no training, but what it is measured by, and which checkpoint is the best."""
+    held = tmp_path / "held.jsonl"
+    rows = chat_rows.read_bytes().splitlines(keepends=True)
+    held.write_bytes(rows[0])
+    folder = tmp_path / "c"
+    words = [*sft, "--num-rollout", "1", "--save", folder, "--load", folder, "--save-interval", "1"]
+    words += ["--eval-prompt-data", "held", held, "--eval-interval", "1", "--skip-eval-before-train"]
+    words = list(map(str, words))
+    assert main(["train", *words]) == 0
+    held.write_bytes(rows[1])
+    assert main(["train", *words]) == 0
+    assert f"the evaluation file {held} has changed" in caplog.text
+
+
 @pytest.mark.parametrize("moves", [0, 1, 2])
 def test_a_kill_while_newer_checkpoints_are_set_aside_leaves_a_folder_to_go_on_from(tmp_path, monkeypatch, moves):
     for number in range(3):

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.groups.evaluation import args_of_set, eval_sets, metadata_of_set
+from slime_core.data.files import content_digest, find_files, parse_spec
 from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, sample_from_row
@@ -78,3 +79,15 @@ def evaluation_sets(args: Arguments, columns: Callable[[Arguments], Columns] = C
         EvaluationSet(name, spec, columns(args_of_set(args, name)), args.malformed_row, metadata_of_set(args, name))
         for name, spec in eval_sets(args)
     )
+
+
+def evaluation_fingerprint(args: RunArguments) -> dict[str, str]:
+    """Return {file: digest of its content} of the evaluation sets. A set that is no file of this machine, such as one that a rollout
+    function of somebody's own knows, has none."""
+    found = {}
+    for _, spec in eval_sets(args):
+        try:
+            found.update({str(path): content_digest(path) for path in find_files(parse_spec(spec)[0])})
+        except (DataError, OSError):  # told by what reads the rows
+            continue
+    return found

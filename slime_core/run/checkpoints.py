@@ -1,7 +1,7 @@
 """Checkpoints: what they are on disk, and who writes them when. On disk they are complete or not there at all.
 
     DIR/iter_0000019/            the state after rollout 19
-        state.json               rollout id, data source, early stopping, arguments, data files, plugins
+        state.json               rollout id, data source, early stopping, arguments, files of data and evaluation sets, plugins
         samples.arrow            the samples that state.json refers to, if any: those in the data source's buffer, in flight or waiting
         run.json                 all arguments of the run that wrote it, without secrets, and the folder that it was started in
         trainer/                 what the train backend wrote

@@ -11,6 +11,7 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import in_effect
+from slime_core.data.evaluation import evaluation_fingerprint
 from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
 from slime_core.run import checkpoints
@@ -28,8 +29,8 @@ class Beginning:
 
     Attributes:
         start: the first rollout to run.
-        identity: what every checkpoint stores about the run: arguments, data files, plugins, and `begun_with`, the checkpoint
-            that it began with where it counts its rollouts anew.
+        identity: what every checkpoint stores about the run: arguments, files of data and of evaluation sets, plugins, and
+            `begun_with`, the checkpoint that it began with where it counts its rollouts anew.
         previous: folder of the checkpoint that it goes on from; None in a new run.
         state: what that checkpoint stores, as far as this run takes it over; None in a new run.
         trains: whether any rollout is left to be trained.
@@ -78,6 +79,7 @@ def find_beginning(plan: Plan) -> Beginning:
     identity: dict[str, Any] = {
         "arguments": plan.resolved.result_arguments(),
         "data": plan.data_source.fingerprint(),
+        "evaluation_data": evaluation_fingerprint(args),
         "plugins": plan.plugins.fingerprint(),
     }
     previous = checkpoints.checkpoint_to_load(args)
@@ -146,7 +148,7 @@ def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict
         if (before := masked_data(state["arguments"].get(name, defaults[name])))
         != (after := identity["arguments"][name])
     }
-    data = _changes_of_data(state["data"], identity["data"])
+    data = _changes_of_data(state["data"], identity["data"], "data file")
     forbidden = {name: text for name, text in options.items() if f"{name}=allow" not in permissions}
     refused = [*forbidden.values(), *data]
     for difference in fingerprint_differences(state["plugins"], identity["plugins"]):
@@ -160,18 +162,27 @@ def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict
         logger.warning(
             "This is not the run that %s was saved by: %s.", checkpoint, "; ".join([*options.values(), *data])
         )
+    evaluated = state.get("evaluation_data")  # which checkpoints of older versions lack
+    if isinstance(evaluated, dict) and (
+        changes := _changes_of_data(evaluated, identity["evaluation_data"], "evaluation file")
+    ):
+        logger.warning(
+            "Evaluations measure something else than before %s, and a best one of early stopping is of other rows: %s.",
+            checkpoint,
+            "; ".join(changes),
+        )
 
 
-def _changes_of_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between the data of two runs, one phrase for each file."""
+def _changes_of_data(then: dict[str, Any], now: dict[str, Any], what: str) -> list[str]:
+    """What differs between the data of two runs, one phrase for each file, which is called `what`."""
     found = []
     for name in sorted(set(then) | set(now)):
         if name not in now:
-            found.append(f"the data file {name} is gone")
+            found.append(f"the {what} {name} is gone")
         elif name not in then:
-            found.append(f"the data file {name} is new")
+            found.append(f"the {what} {name} is new")
         elif then[name] != now[name]:
-            found.append(f"the data file {name} has changed")
+            found.append(f"the {what} {name} has changed")
     return found
 
 

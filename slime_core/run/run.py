@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         rollouts, trainer: handles of the two workers; no trainer under `--debug-rollout-only`.
-        identity: what every checkpoint stores about the run: arguments, data files, plugins.
+        identity: what every checkpoint stores about the run: arguments, files of data and of evaluation sets, plugins.
         components: everything that the run has chosen.
         requests: what a person asks of the run while it goes on.
         takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
