@@ -16,6 +16,7 @@ from slime_core.data import Columns, sample_from_row
 from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import fix_day
+from slime_core.errors import DataError
 from slime_core.sample import Sample
 from slime_rollout_sft.conversations import Policy, Unusable, masked_tokens, require_all_text, respond
 from slime_rollout_sft.masks.generators import auto, last_turn
@@ -84,6 +85,26 @@ def test_marks_around_the_result_of_a_tool_are_named(with_template: Any) -> None
     assert any("also train" in item and "sunny" in item for item in masked.warnings)
 
 
+def test_marks_belong_to_the_message_that_they_are_in(with_template: Any) -> None:
+    """As many parts are marked as the assistant has messages, but both of them in the last one."""
+    tokenizer = with_template(
+        HEAD
+        + "{% if loop.last and m.role == 'assistant' %}{% generation %}Well. {% endgeneration %}\n{% generation %}{{ m.content }}"
+        "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}" + PROMPT
+    )
+    messages = [QUESTION, ANSWER, QUESTION, {"role": "assistant", "content": "Bye."}]
+    for generator in (auto, last_turn):
+        masked = generator(tokenizer, [messages[0], {**ANSWER, "step_loss_mask": 0}, *messages[2:]], None)
+        trained = [masked.text[a:b] for (a, b), on in zip(masked.offsets, masked.loss_mask, strict=True) if on]
+        assert "".join(trained) == "Well. Bye.<|im_end|>"
+    assert 1 not in auto(tokenizer, [*messages[:3], {**messages[3], "step_loss_mask": 0}], None).loss_mask
+
+
+def test_a_template_that_refuses_to_mark_is_quoted(with_template: Any) -> None:
+    with pytest.raises(DataError, match="refuses the conversation: not with me"):
+        Template(with_template("{{ raise_exception('not with me') }}"), None).marked_spans([QUESTION, ANSWER])
+
+
 @pytest.mark.parametrize(
     "name", ["smollm2", "qwen2.5", "qwen3", "llama-3.1", "gemma-3", "phi-3", "gpt-oss", "cohere-2"]
 )
@@ -149,6 +170,11 @@ THOUGHT = {**ANSWER, "reasoning_content": "Hmm."}
     [
         ("llama-3", [QUESTION, CALL], "tool call of message 2"),
         ("gemma", [QUESTION, THOUGHT], "reasoning of message 2"),
+        (
+            "phi-3",
+            [QUESTION, CALL, {"role": "tool", "content": "sun"}, ANSWER],
+            "tool call of message 2",
+        ),  # leaves no trace
         ("llama-3", [QUESTION, {**CALL, "step_loss_mask": 0}, {"role": "tool", "content": "sun"}, ANSWER], None),
         ("qwen3", [QUESTION, THOUGHT, QUESTION, ANSWER], None),  # not shown to the model either, when it is asked
         ("phi-3", [QUESTION, ANSWER, {"role": "tool", "content": "sun"}, ANSWER], None),  # was not to be trained

@@ -406,6 +406,21 @@ def test_what_tools_answer_within_a_turn_is_not_trained(any_template: Callable[[
     assert _trained(auto(any_template(name), messages, None)) == "It rains.<turn|>"
 
 
+@pytest.mark.parametrize("reasoning", ["", "Hm."])
+def test_a_call_right_behind_another_answer_is_trained_from_its_beginning(family: Loader, reasoning: str) -> None:
+    """Qwen3 writes the answer before it otherwise than where that is the last message."""
+    messages = [
+        user("Weather?"),
+        assistant("Let me look."),
+        assistant("", tool_calls=[call("Oslo")], **({"reasoning_content": reasoning} if reasoning else {})),
+        {"role": "tool", "content": "Rain"},
+        assistant("It rains."),
+    ]
+    said = trained_turns(auto(family("qwen3"), messages, None), family("qwen3"))[1]
+    assert said.startswith("<think>\nHm.\n</think>\n\n<tool_call>" if reasoning else "<tool_call>")
+    assert said.endswith("</tool_call><|im_end|>")
+
+
 @pytest.mark.parametrize("name", ["deepseekv3", "gemma4_v5"])
 def test_a_call_right_behind_the_answer_of_a_tool_is_trained_whole(
     any_template: Callable[[str], Any], name: str

@@ -197,6 +197,7 @@ def test_an_answer_before_any_question_is_found(family: Loader) -> None:
         ("qwen2.5", "Hello!<|im_end|>"),
         ("qwen3", "Hello!<|im_end|>"),
         ("llama-3.1", "Hello!<|eot_id|>"),
+        ("smolvlm", " Hello!<end_of_utterance>"),
     ):
         assert trained_text(auto(family(name), messages, None)).startswith(first)
 

@@ -15,6 +15,7 @@ from slime_core.data import GlobalDataSource
 from slime_core.data.notices import Notices
 from slime_core.errors import DataError, PluginError
 from slime_core.plugins import Plugins
+from slime_core.sample import RESERVED
 from slime_rollout_sft import rollout as sft
 from slime_rollout_sft.arguments import SftArguments
 
@@ -32,10 +33,13 @@ def marked(tokenizer, messages, tools):
 
 
 def row(number: int) -> dict[str, Any]:
-    """A conversation; every seventh has nothing to train, every eleventh no generator can render, and some have a key that nobody reads."""
+    """A conversation; every seventh has nothing to train, every eleventh no generator can render, some have a key that nobody reads, and
+    some tools in their metadata."""
     words = "w1 w2" if number % 7 == 0 else " ".join(f"w{number % 40}" for _ in range(number + 4))
     answer = {"role": "assistant", "content": words + (" unrenderable" if number % 11 == 10 else "")}
-    return {"messages": [{"role": "user", "content": "w3"}, answer | ({"note": 1} if number in (5, 9) else {})]}
+    metadata = {"tools": [{"name": "look"}]} if number % 5 == 0 else {"number": number}
+    messages = [{"role": "user", "content": "w3"}, answer | ({"note": 1} if number in (5, 9) else {})]
+    return {"messages": messages, "metadata": metadata}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,13 @@ def arguments(default_arguments: Any, tmp_path_factory: pytest.TempPathFactory, 
 
     def make(**changes: Any) -> Any:
         own = {"hf_checkpoint": str(folder), "loss_mask_type": "worker_masks.marked", "rollout_batch_size": 20}
-        own |= {"malformed_row": "skip", "no_trainable_token": "skip", "input_key": "messages", "num_workers": 2}
+        own |= {
+            "metadata_key": "metadata",
+            "malformed_row": "skip",
+            "no_trainable_token": "skip",
+            "input_key": "messages",
+            "num_workers": 2,
+        }
         return default_arguments(folder / "rows.jsonl", groups=[SftArguments], **{**own, **changes})
 
     return make
@@ -89,7 +99,7 @@ def test_rollouts_of_processes_are_those_of_one(
         said: list[str] = []
         notices = Notices(said.append)
         monkeypatch.setattr("slime_rollout_sft.conversations._notices", lambda policy: notices)
-        args = arguments(num_workers=workers)
+        args = arguments(num_workers=workers, n_samples_per_prompt=2)
         source = GlobalDataSource(args)
         made = [run(args, source, components) for _ in range(3)]
         return (
@@ -103,6 +113,9 @@ def test_rollouts_of_processes_are_those_of_one(
     assert together == alone
     assert alone[1][0].keys() >= {"skipped_no_trainable_token", "skipped_malformed", "seen"}
     assert len([sentence for sentence in alone[3] if "note" in sentence]) == 1
+    tools = [sample["metadata"].get("tools") and sample["metadata"][RESERVED].get("tools") for sample in alone[0][0]]
+    assert [{"type": "function", "function": {"name": "look"}}] in tools
+    assert tools[::2] == tools[1::2]
 
 
 def test_an_error_is_that_of_the_first_row_that_has_one(arguments: Any, components: Any, run: Any) -> None:

@@ -72,7 +72,11 @@ def generate_rollout(
         completed = workers.complete(firsts, conversations) if workers else map(conversations.complete, firsts)
         for group, done in zip(taken, completed, strict=True):
             if done is not None:
-                groups.append([done.changed(index=s.index, metadata=s.metadata) for s in group])
+                made = [done.changed(index=s.index, metadata=s.metadata) for s in group]
+                for sample in made:
+                    if done.tools and not sample.tools:  # they stood in its metadata
+                        sample.note(tools=done.tools)
+                groups.append(made)
                 skipped_in_a_row = 0
                 continue
             skipped_in_a_row += 1

@@ -18,7 +18,7 @@ from slime_core.contracts.data import ImageTexts, MaskedTokens
 from slime_core.data.conversation import Conversation, Message, read_conversation
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.images import with_images
-from slime_rollout_sft.masks.marks import marked_turns, trained_besides
+from slime_rollout_sft.masks.marks import marked_turns
 from slime_rollout_sft.masks.messages import reasoning_of
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
 from slime_rollout_sft.masks.spelled import special_tokens_in
@@ -90,8 +90,8 @@ def distill_qwen(
     before, _, dropped = render_whole(template, conversation.messages[:-1])
     text, turn = _verbatim(template, before, conversation.messages[-1])
     rendered = [*before, conversation.messages[-1]]
-    trained = [turn] if conversation.trained[-1] else []
-    return _masked(template, conversation, rendered, text, trained, dropped, images=images)
+    chosen = {len(before)} if conversation.trained[-1] else set()
+    return _masked(template, conversation, rendered, text, [turn], chosen, dropped, images=images)
 
 
 def _from_rendering(
@@ -109,12 +109,11 @@ def _from_rendering(
         text, turns, besides = with_reasoning
         dropped = [item for item in dropped if item.number != last + 1]
     elif template.has_generation_marks:
-        turns = marked_turns(template, rendered, text)
-        besides = trained_besides(template, rendered, text, turns)
+        turns, besides = marked_turns(template, rendered, text)
     else:
         turns = assistant_turns(template, rendered, text)
-    trained = [turn for turn in turns if conversation.trained[turn.index] and (turn.index == last or not last_only)]
-    return _masked(template, conversation, rendered, text, trained, dropped, besides, images)
+    chosen = {i for i, is_trained in enumerate(conversation.trained) if is_trained and (i == last or not last_only)}
+    return _masked(template, conversation, rendered, text, turns, chosen, dropped, besides, images)
 
 
 def _ends_with_answer(messages: list[Message]) -> bool:
@@ -142,8 +141,8 @@ def _with_dropped_reasoning(
         return None
     if not template.has_generation_marks:
         return text, [*assistant_turns(template, before, earlier), turn], []
-    marked = marked_turns(template, before, earlier)
-    return text, [*marked, turn], trained_besides(template, before, earlier, marked)
+    marked, besides = marked_turns(template, before, earlier)
+    return text, [*marked, turn], besides
 
 
 def _verbatim(template: Template, before: list[Message], last: Message) -> tuple[str, Turn]:
@@ -166,11 +165,13 @@ def _masked(
     rendered: list[Message],
     text: str,
     turns: list[Turn],
+    chosen: set[int],
     dropped: list[Dropped],
     besides: Sequence[str] = (),
     images: ImageTexts | None = None,
 ) -> MaskedTokens:
-    text, turns = with_images(text, turns, images)
+    """Return the tokens of a rendering, of which those of the messages `chosen` are trained."""
+    text, turns = with_images(text, [turn for turn in turns if turn.index in chosen], images)
     ids, offsets = encode(template.tokenizer, text)
     mask = [0] * len(ids)
     for turn in turns:
@@ -202,26 +203,14 @@ def _masked(
         warnings.append(problem)
     if 1 not in mask:
         warnings.append("no token is trained")
-    lost = [item.sentence for item in dropped if _is_lost(item, conversation, {turn.index for turn in turns})]
+    lost = [item.sentence for item in dropped if item.number - 1 in chosen and not _is_of_earlier(item, conversation)]
     counts = {"with_special_token_text": len(spelled), "with_dropped_text": len(dropped)}
     return MaskedTokens(
         ids, mask, text, offsets, warnings, lost, {name: 1 for name, number in counts.items() if number}, rendered
     )
 
 
-def _is_lost(item: Dropped, conversation: Conversation, turns: set[int]) -> bool:
-    """Whether what is dropped was to be trained. The reasoning of earlier questions is dropped on purpose: the model does
-    not see it either, when it is asked."""
-    index, messages = item.number - 1, conversation.messages
-    is_earlier = any(message["role"] == "user" for message in messages[index:])
-    return (
-        conversation.trained[index]
-        and not (item.what == "reasoning" and is_earlier)
-        and _is_chosen(index, turns, messages)
-    )
-
-
-def _is_chosen(index: int, turns: set[int], messages: list[Message]) -> bool:
-    """Whether the generator trains a message: it has a turn, or left none because it was dropped whole."""
-    later = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > index]
-    return index in turns or not later or any(i in turns for i in range(index))
+def _is_of_earlier(item: Dropped, conversation: Conversation) -> bool:
+    """Whether what is dropped is the reasoning of an earlier question. It is dropped on purpose: the model does not see it either,
+    when it is asked."""
+    return item.what == "reasoning" and any(m["role"] == "user" for m in conversation.messages[item.number - 1 :])

@@ -14,34 +14,43 @@ from slime_rollout_sft.masks.spans import Turn, assistant_turns, ends_with_speci
 from slime_rollout_sft.masks.template import Template
 
 
-def marked_turns(template: Template, messages: list[Message], text: str) -> list[Turn]:
-    """Return what the template marks as generated in `text`, the rendering of `messages`, in order.
+def marked_turns(template: Template, messages: list[Message], text: str) -> tuple[list[Turn], list[str]]:
+    """Return what the template marks as generated in `text`, the rendering of `messages`, in order; and what it trains with that
+    which the assistant does not generate, such as headers, or line ends behind the end.
 
     Raises:
         DataError: the marks belong to no messages.
     """
-    indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     spans = template.marked_spans(messages)
-    if len(spans) == len(indices):
-        return [_turn(template, text, i, start, end) for i, (start, end) in zip(indices, spans, strict=True)]
-    # A message can have several marked parts, or none: count the marks with and without it.
-    turns: list[Turn] = []
-    for i in indices:
-        count = len(template.marked_spans(messages[: i + 1]))
-        turns += [_turn(template, text, i, start, end) for start, end in spans[len(turns) : count]]
-    if len(turns) != len(spans):
-        raise DataError(f"the chat template marks {len(spans)} generated parts, but {len(turns)} belong to messages.")
-    return _closed_once(turns)
-
-
-def trained_besides(template: Template, messages: list[Message], text: str, marked: list[Turn]) -> list[str]:
-    """Say what `marked` turns train that the assistant does not generate, such as headers, or line ends behind the end."""
     try:
         turns = assistant_turns(template, messages, text)
     except DataError as error:  # the marks are all there is to go by
-        return [
-            f"the marks of the chat template may also train what the assistant does not generate, which cannot be checked: {error}"
-        ]
+        unknown = f"the marks of the chat template may also train what the assistant does not generate, which cannot be checked: {error}"
+        return _turns(template, text, spans, _counted(template, messages, spans)), [unknown]
+    owners = [{turn.index for turn in turns if turn.start < end and turn.end > start} for start, end in spans]
+    is_known = all(len(indices) == 1 for indices in owners)
+    indices = [min(own) for own in owners] if is_known else _counted(template, messages, spans)
+    marked = _turns(template, text, spans, indices)
+    return marked, _trained_besides(text, marked, turns)
+
+
+def _counted(template: Template, messages: list[Message], spans: list[tuple[int, int]]) -> list[int]:
+    """Return the message of every mark. One can have several marked parts, or none: they are counted with and without it.
+
+    Raises:
+        DataError: the marks belong to no messages.
+    """
+    indices: list[int] = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            count = len(template.marked_spans(messages[: i + 1]))
+            indices += [i] * len(spans[len(indices) : count])
+    if len(indices) != len(spans):
+        raise DataError(f"the chat template marks {len(spans)} generated parts, but {len(indices)} belong to messages.")
+    return indices
+
+
+def _trained_besides(text: str, marked: list[Turn], turns: list[Turn]) -> list[str]:
     besides: defaultdict[str, list[str]] = defaultdict(list)
     for mark in marked:
         position = mark.start
@@ -57,15 +66,12 @@ def trained_besides(template: Template, messages: list[Message], text: str, mark
     ]
 
 
-def _turn(template: Template, text: str, index: int, start: int, end: int) -> Turn:
-    said = start + len(text[start:end].rstrip())
-    return Turn(index, start, end, closed=ends_with_special(template, text, start, said))
-
-
-def _closed_once(turns: list[Turn]) -> list[Turn]:
-    """Return the parts of messages, of which only the last has to end the turn."""
-    last = {turn.index: number for number, turn in enumerate(turns)}
-    return [
-        turn if last[turn.index] == number else Turn(turn.index, turn.start, turn.end)
-        for number, turn in enumerate(turns)
-    ]
+def _turns(template: Template, text: str, spans: list[tuple[int, int]], indices: list[int]) -> list[Turn]:
+    """Return the marked parts of messages, of which only the last of each has to end the turn."""
+    last = {index: number for number, index in enumerate(indices)}
+    turns = []
+    for number, (index, (start, end)) in enumerate(zip(indices, spans, strict=True)):
+        said = start + len(text[start:end].rstrip())
+        closed = last[index] != number or ends_with_special(template, text, start, said)
+        turns.append(Turn(index, start, end, closed))
+    return turns

@@ -83,12 +83,16 @@ def searched_turns(template: Template, messages: list[Message], text: str, indic
         if turn is None:
             continue
         if not floor <= turn.start <= turn.end:
-            raise DataError(
-                f"message {i + 1} cannot be located in the chat template's rendering. Mark what the model generates "
-                "with {% generation %} and {% endgeneration %} in the template."
-            )
+            raise _not_located(i)
         turns += _apart_from_results(template, messages, text, turn)
     return turns
+
+
+def _not_located(i: int) -> DataError:
+    return DataError(
+        f"message {i + 1} cannot be located in the chat template's rendering. Mark what the model generates "
+        "with {% generation %} and {% endgeneration %} in the template."
+    )
 
 
 def _apart_from_results(template: Template, messages: list[Message], text: str, turn: Turn) -> list[Turn]:
@@ -129,7 +133,7 @@ def _find(template: Template, messages: list[Message], text: str, i: int, floor:
             return None
         own_start, own_end = _difference(text, replaced)
         if start is None:
-            start, asked = _after_header(template, messages[:i], text[:own_start], prompt, floor)
+            start, asked = _after_header(template, messages, i, text[:own_start], prompt, floor)
         if end is None:
             end = own_end + _closing(template, messages[: i + 1], through, text[own_end:])
     end = start + len(text[start:end].rstrip())
@@ -186,24 +190,24 @@ def _replaced_text(text: str) -> str:
 
 
 def _after_header(
-    template: Template, before: list[Message], head: str, prompt: str | None, floor: int
+    template: Template, messages: list[Message], i: int, head: str, prompt: str | None, floor: int
 ) -> tuple[int, bool]:
-    """Return where the generation prompt ends in `head`, the rendering up to a message's own text; and whether it is there.
+    """Return where the generation prompt of message `i` ends in `head`, the rendering up to its own text; and whether it is there.
 
     Searched for: the end of the previous message and the longest part of the generation prompt, in whole tokens, that
     the rendering has. (A template may prompt with `<think>` and leave it out in what it renders.) Where it has nothing of it, as
     DeepSeek's templates write later calls, the message is all that follows those before it, as far as it is written as their own
-    rendering is.
+    rendering is; or else all that would not be there if it said something else (`_own_beginning`).
     """
-    if prompt is None:  # nothing comes before, or the template refuses it
+    before, is_known = messages[:i], prompt is not None
+    if not is_known:  # nothing comes before, or the template refuses it
         before = [{"role": "user", "content": _REPLACEMENT}]
         prompt = template.try_render(before, prompt=True)
     base = template.try_render(before)
     if prompt is None or base is None or not prompt.startswith(base):
-        return len(head), True
+        return _own_beginning(template, messages, i, head), True
     header = prompt[len(base) :]
     offsets = template.tokenizer(header, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    is_known = base.replace(_REPLACEMENT, "") == base
     for cut in sorted({end for _, end in offsets}, reverse=True) or [0] * is_known:
         anchor = (base[-_ANCHOR:] if is_known else "") + header[:cut]
         found = head.rfind(anchor, max(0, floor - _ANCHOR))
@@ -212,7 +216,24 @@ def _after_header(
     begin = _within_no_token(template, head, shared_start(head, base))
     if is_known and begin >= _end_of_last(template, before, base):
         return max(begin, floor), False
-    return len(head), True
+    return _own_beginning(template, messages, i, head), True
+
+
+def _own_beginning(template: Template, messages: list[Message], i: int, head: str) -> int:
+    """Return where `head` would go on otherwise if message `i` were plain text: at its thought or its call, of whose beginning `head`
+    has a part.
+
+    Raises:
+        DataError: the template refuses that text, and `head` ends within a call.
+    """
+    text = [{"type": "text", "text": _REPLACEMENT}] if isinstance(messages[i]["content"], list) else _REPLACEMENT
+    said = [*messages[:i], {"role": messages[i]["role"], "content": text}]
+    other = template.try_render([*said, *messages[i + 1 :]]) or template.try_render(said)
+    if other is not None:
+        return _within_no_token(template, head, shared_start(head, other))
+    if messages[i].get("tool_calls") and not messages[i].get("content"):
+        raise _not_located(i)
+    return len(head)
 
 
 def _end_of_last(template: Template, messages: list[Message], text: str) -> int:

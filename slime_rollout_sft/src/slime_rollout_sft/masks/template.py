@@ -70,7 +70,7 @@ class Template:
                 **self.variables,
             )
         except Exception as error:  # templates are programs: they fail in every way that Python can
-            raise DataError(f"the chat template refuses the conversation: {error}") from error
+            raise _refusal(error) from error
         return cast(str, text)
 
     def try_render(self, messages: list[Message], prompt: bool = False) -> str | None:
@@ -91,18 +91,25 @@ class Template:
         return _GENERATION_MARK.search(self.source) is not None
 
     def marked_spans(self, messages: list[Message]) -> list[tuple[int, int]]:
-        """Return the characters (start, end) in the rendering of `messages` that the template marks as generated."""
+        """Return the characters (start, end) in the rendering of `messages` that the template marks as generated.
+
+        Raises:
+            DataError: the template refuses, with its own message.
+        """
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template
-        with _ONE_AT_A_TIME:
-            _, spans = render(
-                conversations=[messages],
-                tools=self.tools,
-                chat_template=self.source,
-                return_assistant_tokens_mask=True,
-                **{**self.tokenizer.special_tokens_map, **self.variables},
-            )
+        try:
+            with _ONE_AT_A_TIME:
+                _, spans = render(
+                    conversations=[messages],
+                    tools=self.tools,
+                    chat_template=self.source,
+                    return_assistant_tokens_mask=True,
+                    **{**self.tokenizer.special_tokens_map, **self.variables},
+                )
+        except Exception as error:
+            raise _refusal(error) from error
         return [(start, end) for start, end in spans[0]]
 
     @property
@@ -117,6 +124,10 @@ class Template:
     def special(self) -> re.Pattern[str]:
         """The pattern that matches the text of any special token."""
         return special_tokens(self.tokenizer)
+
+
+def _refusal(error: Exception) -> DataError:
+    return DataError(f"the chat template refuses the conversation: {error}")
 
 
 @lru_cache(maxsize=16)
