@@ -7,6 +7,7 @@ or hide a line, and marks of direction could make a name look like another.
     told(text)                  a message of any number of lines
     tell_plainly()              the same for the log messages of this process, and no progress bars of libraries
     log_to_stderr()             shows the log messages of this process
+    escape_on_stdout()          no character of a message is too much for the encoding of stdout
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from typing import Any
 from unicodedata import category
 
@@ -59,6 +61,12 @@ def log_to_stderr() -> None:
     handler.setFormatter(_Lines("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("slime_core").setLevel(logging.INFO)
+
+
+def escape_on_stdout() -> None:
+    """Let stdout show what its encoding lacks, such as an ellipsis in ASCII, as an escape (`\\u2026`), as stderr does anyway."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _Lines(logging.Formatter):

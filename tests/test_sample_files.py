@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -293,6 +296,7 @@ def other_columns(path: Path) -> None:
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (lambda path: path.write_bytes(b""), "is empty"),
     "no samples": (lambda path: path.write_text("hello"), "holds no samples: line 1"),
+    "rows of data": (lambda path: path.write_text('{"prompt": "1 + 1?", "label": "2"}'), "`slime data preview FILE"),
     "bytes": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "neither a file of samples nor text"),
     "only a beginning": (lambda path: path.write_bytes(b"ARROW1\0\0"), "it is cut off"),
     "compressed": (compressed, "it is compressed"),
@@ -340,6 +344,14 @@ def test_a_file_that_no_slime_wrote_is_an_error_that_says_why(tmp_path: Path, ca
     damage(path)
     with pytest.raises(DataError, match=said):
         list(open_samples(path).read())
+
+
+def test_samples_are_shown_on_a_terminal_of_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "0.jsonl"
+    path.write_text(json.dumps(Sample(prompt="Grüße 你好", tokens=[1, 2], response_length=1).to_dict()))
+    words = [sys.executable, "-m", "slime_core", "samples", str(path)]
+    done = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True)
+    assert rb"Gr\xfc\xdfe \u4f60\u597d" in done.stdout
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

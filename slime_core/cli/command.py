@@ -10,7 +10,7 @@ from typing import TextIO
 
 from slime_core import __version__
 from slime_core.cli.switches import HELP, read_switches
-from slime_core.display import tell_plainly, told
+from slime_core.display import escape_on_stdout, tell_plainly, told
 from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
 from slime_core.model_folders import look_once_through_models
 from slime_core.plugins import Plugins
@@ -49,6 +49,7 @@ def _run(argv: list[str] | None) -> int:
     tell_plainly()
     if argv is None:
         collect_seldom()
+        escape_on_stdout()
         look_once_through_models()
         _import_from_here()
     try:

@@ -107,6 +107,11 @@ def _are_numbers(value: Any) -> bool:
 
 def _stored(line: dict[str, Any]) -> StoredSample:
     """Make the sample of a line: of a dump, or of what was trained, whose lines have numbers of every token besides."""
+    if "tokens" not in line:
+        raise SampleError(
+            "it has no tokens. `slime data preview FILE --hf-checkpoint MODEL` shows rows of data; samples are what "
+            "--save-debug-rollout-data writes"
+        )
     own = {name: value for name, value in line.items() if name in _KNOWN and name != "group"}
     others = {name: value for name, value in line.items() if name not in _KNOWN}
     if wrong := sorted(name for name, value in others.items() if not _are_numbers(value)):
