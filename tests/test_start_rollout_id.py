@@ -83,7 +83,8 @@ def test_versions_of_another_count_are_forgotten(tmp_path: Path) -> None:
         checkpoint = saving.finish(state)
 
     def found(first: int | None) -> Any:
-        args = {"load": str(tmp_path), "ckpt_step": None, "save": None, "num_rollout": 0, "start_rollout_id": first}
+        args = {"load": str(tmp_path), "ckpt_step": None, "save": None, "num_rollout": 0}
+        args |= {"start_rollout_id": first, "eval_prompt_data": None}
         names = SimpleNamespace(result_arguments=dict, fingerprint=dict)
         plan = SimpleNamespace(args=SimpleNamespace(**args), resolved=names, data_source=names, plugins=names)
         return find_beginning(plan)  # type: ignore[arg-type]  # what it reads of a plan
