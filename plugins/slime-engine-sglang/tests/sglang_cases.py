@@ -9,11 +9,12 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import torch
 
 from slime_core.arguments.groups import GROUPS
@@ -25,8 +26,10 @@ from slime_engine_sglang.arguments import SGLangArguments
 from slime_engine_sglang.keys import Keys
 
 if TYPE_CHECKING:
+    from slime_engine_sglang.answers import Answer
     from slime_engine_sglang.engine import SGLangEngine
     from slime_engine_sglang.fleet import Fleet
+    from slime_engine_sglang.images import ShownPrompt
     from slime_engine_sglang.requests import Requests
 
 LONG = {"max_new_tokens": 400, "temperature": 0.0, "ignore_eos": True}
@@ -110,6 +113,37 @@ class Reference:
         for _ in range(count):
             tokens.append(int(self.module(torch.tensor([tokens])).logits[0, -1].argmax()))
         return tokens[len(prompt) :]
+
+
+def answer_of(
+    prompt: ShownPrompt,
+    scripted: Sequence[dict[str, Any]],
+    sampling: dict[str, Any],
+    banned: Sequence[int] = (),
+    ends: Collection[int] = (),
+    context: int | None = None,
+) -> tuple[Answer, list[dict[str, Any]]]:
+    """What `Requests` makes of these responses of a server, one after the other, and the bodies of its requests, with the host that
+    they were sent to. The text of a token is the letter of its number: 1 is "a"."""
+    from slime_engine_sglang.requests import Requests
+
+    asked: list[dict[str, Any]] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        asked.append({**json.loads(request.content), "host": request.url.host})
+        return httpx.Response(200, json=scripted[len(asked) - 1])
+
+    async def usable() -> None:
+        pass
+
+    async def generate() -> Answer:
+        urls = {False: "http://server/generate", True: "http://router/generate"}
+        fleet: Any = SimpleNamespace(members=[1], wait_until_usable=usable, generate_url=lambda key: urls[key is None])
+        async with httpx.AsyncClient(transport=httpx.MockTransport(server)) as http:
+            requests = Requests(options(), fleet, http, lambda ids: "".join(chr(96 + n) for n in ids), ends, context)
+            return await requests.generate(prompt, {"temperature": 1.0, **sampling}, "r", banned)
+
+    return asyncio.run(generate()), asked
 
 
 def difference(reference: Reference, prompt: Sequence[int], answer: Generation, temperature: float = 1.0) -> float:

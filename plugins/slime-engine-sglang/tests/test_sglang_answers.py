@@ -28,14 +28,14 @@ def said(tokens: list[int], reason: str = "length", **meta: Any) -> dict[str, An
 
 
 def test_sampling_parameters_get_sglangs_names_and_defaults():
-    assert sglang_sampling_params(GIVEN, None) == {
+    assert sglang_sampling_params(GIVEN) == {
         "max_new_tokens": 8,
         "temperature": 0.8,
         "top_p": 0.9,
         "top_k": -1,
         "sampling_seed": 7,
     }
-    assert sglang_sampling_params({"max_new_tokens": 2, "seed": None, "stop_token_ids": {5}}, None) == {
+    assert sglang_sampling_params({"max_new_tokens": 2, "seed": None, "stop_token_ids": {5}}) == {
         "max_new_tokens": 2,
         "temperature": 1.0,
         "top_p": 1.0,
@@ -45,14 +45,18 @@ def test_sampling_parameters_get_sglangs_names_and_defaults():
 
 
 def test_a_response_is_limited_by_the_models_context():
-    assert sglang_sampling_params({"max_new_tokens": 9, "min_new_tokens": 9}, 4)["max_new_tokens"] == 4
-    assert sglang_sampling_params({"max_new_tokens": 9, "min_new_tokens": 9}, 4)["min_new_tokens"] == 4
+    """Also one that goes on: within the last six tokens of the context a server refuses it."""
+    sampling = {"max_new_tokens": 90, "min_new_tokens": 90}
+    for prompt, done, room in ((80, 0, 18), (93, 0, 5), (94, 0, 0), (99, 0, 0), (80, 13, 5), (80, 14, 0), (80, 18, 0)):
+        rest = remaining_sampling(sampling, prompt, done, 100)
+        assert (rest["max_new_tokens"], rest["min_new_tokens"]) == (room, room)
+    assert remaining_sampling(sampling, 10**6, 14, None)["max_new_tokens"] == 76
 
 
 @pytest.mark.parametrize("given", [{"max_new_tokens": 1, "top_q": 1}, {"temperature": 1.0}])
 def test_unusable_sampling_parameters_are_refused(given):
     with pytest.raises(ArgumentError, match=r"top_q|max_new_tokens is missing"):
-        sglang_sampling_params(given, None)
+        sglang_sampling_params(given)
 
 
 def test_a_request_asks_for_log_probs_and_no_stream():
@@ -97,8 +101,8 @@ def test_each_token_has_the_version_of_its_span():
 
 
 def test_a_response_that_goes_on_asks_for_the_rest():
-    sampling = sglang_sampling_params({"max_new_tokens": 8, "min_new_tokens": 2}, None)
-    rest = remaining_sampling(sampling, 3)
+    sampling = sglang_sampling_params({"max_new_tokens": 8, "min_new_tokens": 2})
+    rest = remaining_sampling(sampling, 4, 3, None)
     assert (rest["max_new_tokens"], rest["min_new_tokens"]) == (5, 0)
     whole = concatenated(read_answer(said([1, 2], "abort")), read_answer(said([3], "stop")))
     assert (whole.tokens, whole.versions, whole.finish_reason) == ([1, 2, 3], [3, 3, 3], "stop")

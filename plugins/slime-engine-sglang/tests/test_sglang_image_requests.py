@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import sglang_cases as cases
 import torch
@@ -25,7 +21,6 @@ from slime_engine_sglang.checkpoint_names import as_in_files
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.images import TRIED, banned_tokens, shown_prompt
-from slime_engine_sglang.requests import Requests
 
 PAD, VIDEO = 260, 261
 IMAGES = [picture(60, 40), picture(90, 30)]
@@ -90,25 +85,8 @@ def answers(
 ) -> tuple[Any, list[Any]]:
     """What an engine makes of these responses of a server, and what it asked for."""
     processor, ids = prompt_of(checkpoint)
-    asked = list[Any]()
-
-    def server(request: httpx.Request) -> httpx.Response:
-        asked.append({**json.loads(request.content), "host": request.url.host})
-        return httpx.Response(200, json=scripted[len(asked) - 1])
-
-    async def usable() -> None:
-        pass
-
-    async def generate() -> Any:
-        urls = {False: "http://server/generate", True: "http://router/generate"}
-        fleet: Any = SimpleNamespace(members=[1], wait_until_usable=usable, generate_url=lambda key: urls[key is None])
-        async with httpx.AsyncClient(transport=httpx.MockTransport(server)) as http:
-            requests = Requests(cases.options(), fleet, http)
-            prompt = shown_prompt(ids if images else [1, 2], images, processor)
-            sampling = {"max_new_tokens": 4, "temperature": 1.0, **params}
-            return await requests.generate(prompt, sampling, "r", banned_tokens(processor))
-
-    return asyncio.run(generate()), asked
+    prompt = shown_prompt(ids if images else [1, 2], images, processor)
+    return cases.answer_of(prompt, scripted, {"max_new_tokens": 4, **params}, banned=banned_tokens(processor))
 
 
 def said(prompt: list[int] | None, *tokens: int, share: float = 0.25, reason: str = "length") -> dict[str, Any]:

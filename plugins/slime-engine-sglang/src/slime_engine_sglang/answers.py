@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 from slime_core.errors import ArgumentError
+from slime_core.rollout.stop_strings import completes_stop_string, first_completed
 from slime_engine_sglang.errors import SGLangError
 
 Number = TypeVar("Number", int, float)
@@ -56,11 +57,8 @@ class Answer:
     prompt: tuple[int, ...] | None = None
 
 
-def response_room(prompt: Sequence[int], context: int | None, vocabulary: int) -> int | None:
-    """Return how many tokens the model's context leaves for a response; None: any number.
-
-    A response that was aborted just before the end of the context cannot go on; it gets no further token, and ends with
-    "length".
+def require_usable(prompt: Sequence[int], context: int | None, vocabulary: int) -> None:
+    """Check that a response can be asked for.
 
     Args:
         context: the model's context in tokens; None: not known.
@@ -73,22 +71,18 @@ def response_room(prompt: Sequence[int], context: int | None, vocabulary: int) -
         raise ArgumentError("The prompt has no tokens; the engine 'sglang' needs at least one.")
     if outside := [token for token in prompt if not 0 <= token < vocabulary]:
         raise ArgumentError(f"The prompt holds the token {outside[0]}; the model knows 0 to {vocabulary - 1}.")
-    if context is None:
-        return None
-    if len(prompt) >= context:
+    if context is not None and len(prompt) >= context:
         raise ArgumentError(
             f"The prompt has {len(prompt)} tokens, but the model's context ends at {context}, which leaves no room for "
             "a response. Shorten the prompt or leave it out."
         )
-    return context - KEPT_FREE - len(prompt) if len(prompt) < context - UNUSABLE else 0
 
 
-def sglang_sampling_params(given: Mapping[str, Any], room: int | None) -> dict[str, Any]:
+def sglang_sampling_params(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return sampling parameters under SGLang's names.
 
     Args:
         given: the parameters under slime's names; None stands for a default.
-        room: how many tokens the model's context leaves for the response; None: any number.
 
     Raises:
         ArgumentError: a parameter is unknown, or nothing bounds the response.
@@ -102,10 +96,6 @@ def sglang_sampling_params(given: Mapping[str, Any], room: int | None) -> dict[s
     if "max_new_tokens" not in set_ones:
         raise ArgumentError("The sampling parameter max_new_tokens is missing; it bounds the response.")
     found = {**_DEFAULTS, **{_SGLANG_NAMES[name]: value for name, value in set_ones.items()}}
-    if room is not None:
-        found["max_new_tokens"] = min(found["max_new_tokens"], room)
-        if "min_new_tokens" in found:
-            found["min_new_tokens"] = min(found["min_new_tokens"], found["max_new_tokens"])
     for name in ("stop_token_ids", "stop"):
         if name in found and not isinstance(found[name], str):
             found[name] = list(found[name])
@@ -199,13 +189,45 @@ def before_banned(answer: Answer, banned: Collection[int]) -> tuple[Answer, floa
             f"SGLang chose the token {answer.tokens[end]}, which stands for an image or a video, and does not say how likely it was "
             "(output_token_ids_logprobs)."
         )
-    kept = replace(
+    return first_tokens(answer, end), answer.banned_shares[end]
+
+
+def first_tokens(answer: Answer, count: int) -> Answer:
+    """Return the first `count` tokens of a response."""
+    return replace(
         answer,
-        tokens=answer.tokens[:end],
-        log_probs=answer.log_probs[:end],
-        versions=answer.versions[:end],
+        tokens=answer.tokens[:count],
+        log_probs=answer.log_probs[:count],
+        versions=answer.versions[:count],
     )
-    return kept, answer.banned_shares[end]
+
+
+def unseen_end(
+    begun: list[int],
+    part: Answer,
+    sampling: Mapping[str, Any],
+    ends: Collection[int],
+    decode: Callable[[list[int]], str],
+) -> int | None:
+    """Return after how many tokens of a part a response has ended without the server saying so; None where it has not.
+
+    A server looks for stop strings in the part alone, and one may have begun in the parts before. A request that is aborted ends with
+    one more token, and the server does not say that it is a stop token or completes a stop string.
+
+    Args:
+        begun: the tokens of the response before the part.
+        sampling: the sampling parameters under SGLang's names.
+        ends: the checkpoint's end tokens.
+        decode: turns token ids into text with special tokens included.
+    """
+    given, shortest = sampling.get("stop") or (), sampling.get("min_new_tokens", 0)
+    stop = [given] if isinstance(given, str) else given
+    if (count := first_completed(decode, begun, part.tokens, stop, shortest)) is not None:
+        return count
+    if part.finish_reason != "abort" or not part.tokens or len(begun) + len(part.tokens) < shortest:
+        return None
+    is_end = part.tokens[-1] in {*ends, *sampling.get("stop_token_ids", ())} and not sampling.get("ignore_eos")
+    return len(part.tokens) if is_end or completes_stop_string(decode, part.tokens, stop) else None
 
 
 def among_all(answer: Answer, share: float) -> Answer:
@@ -226,14 +248,22 @@ def error_text(body: str) -> str:
     return body[:300]
 
 
-def remaining_sampling(sampling: dict[str, Any], done: int) -> dict[str, Any]:
-    """Return the sampling parameters with which a response goes on that has `done` tokens already."""
-    less: dict[str, Any] = {
-        name: max(0, sampling[name] - done)
-        for name in ("max_new_tokens", "min_new_tokens")
-        if done and name in sampling
-    }
-    return {**sampling, **less}
+def remaining_sampling(sampling: dict[str, Any], prompt: int, done: int, context: int | None) -> dict[str, Any]:
+    """Return the sampling parameters with which a response begins, or goes on. `max_new_tokens` among them is what the model's
+    context leaves for it: nothing within the last tokens of the context, where a server refuses the request.
+
+    Args:
+        prompt: how many tokens the prompt has.
+        done: how many the response has already.
+        context: the model's context in tokens; None: not known.
+    """
+    longest, length = sampling["max_new_tokens"] - done, prompt + done
+    if context is not None:
+        longest = min(longest, context - KEPT_FREE - length if length < context - UNUSABLE else 0)
+    rest = {**sampling, "max_new_tokens": max(0, longest)}
+    if "min_new_tokens" in sampling:
+        rest["min_new_tokens"] = min(max(0, sampling["min_new_tokens"] - done), rest["max_new_tokens"])
+    return rest
 
 
 def concatenated(first: Answer, second: Answer) -> Answer:

@@ -19,13 +19,14 @@ import httpx
 
 from slime_core.contracts.engine import Generation
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
+from slime_core.data.ends import known_ends
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import load_processor
 from slime_core.errors import first_error_only
 from slime_core.remote_code import from_pretrained
 from slime_core.runtime.handles import wait
 from slime_engine_sglang import placement
-from slime_engine_sglang.answers import response_room, sglang_sampling_params
+from slime_engine_sglang.answers import require_usable, sglang_sampling_params
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
 from slime_engine_sglang.held import memory
@@ -137,11 +138,11 @@ class SGLangEngine:
             SGLangError: SGLang makes other tokens of images than those of the prompt, no server answers, or the engine was closed.
         """
         ids = [int(token) for token in input_ids]
-        room = response_room(ids, self._context, self._vocabulary)
+        require_usable(ids, self._context, self._vocabulary)
         prompt = ShownPrompt(ids, ids)
         if self._processor is not None:
             prompt = await asyncio.to_thread(shown_prompt, ids, images, self._processor)
-        sampling = sglang_sampling_params(sampling_params, room)
+        sampling = sglang_sampling_params(sampling_params)
         try:
             _, requests = await asyncio.shield(asyncio.wrap_future(self._started))
             answer = await asyncio.wrap_future(
@@ -151,7 +152,7 @@ class SGLangEngine:
             if self._closed:
                 raise SGLangError("The engine 'sglang' was closed.") from None
             raise
-        text = str(self._tokenizer.decode(answer.tokens, skip_special_tokens=True))
+        text = self._decode(answer.tokens, skip_special=True)
         return Generation(answer.tokens, answer.log_probs, answer.finish_reason, answer.versions, text)
 
     async def abort(self, request_ids: Sequence[str] | None = None) -> None:
@@ -236,7 +237,8 @@ class SGLangEngine:
         self._fleet = fleet = Fleet(self._args, servers, router, self._weights, self._http)
         with first_error_only():
             await fleet.start()
-        return fleet, Requests(self._args, fleet, self._http)
+        ends = known_ends(self._args.hf_checkpoint, self._tokenizer)
+        return fleet, Requests(self._args, fleet, self._http, self._decode, ends, self._context)
 
     async def _end(self) -> None:
         """End all tasks of the engine's event loop, the servers and the router. Runs in that event loop."""
@@ -247,6 +249,9 @@ class SGLangEngine:
         if self._fleet is not None:
             await self._fleet.close()
             await self._http.aclose()
+
+    def _decode(self, tokens: list[int], skip_special: bool = False) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=skip_special))
 
     def _wait_for_start(self) -> tuple[Fleet, Requests]:
         return wait(self._started, "the SGLang servers to start")

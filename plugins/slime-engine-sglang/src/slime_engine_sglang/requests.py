@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import uuid
 from collections import Counter
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ from slime_engine_sglang.answers import (
     before_banned,
     concatenated,
     error_text,
+    first_tokens,
     read_answer,
     remaining_sampling,
     request_body,
+    unseen_end,
 )
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
@@ -65,6 +67,9 @@ class Requests:
         args: the options of the run.
         fleet: the servers.
         http: the connections of the engine's event loop.
+        decode: turns token ids into text with special tokens included.
+        ends: the checkpoint's end tokens.
+        context: the model's context in tokens; None: not known.
 
     Attributes:
         running: the requests that are running.
@@ -72,8 +77,17 @@ class Requests:
             ("cached_tokens").
     """
 
-    def __init__(self, args: SGLangRunArguments, fleet: Fleet, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        args: SGLangRunArguments,
+        fleet: Fleet,
+        http: httpx.AsyncClient,
+        decode: Callable[[list[int]], str],
+        ends: Collection[int],
+        context: int | None,
+    ) -> None:
         self._fleet, self._http = fleet, http
+        self._decode, self._ends, self._context = decode, ends, context
         self._servers_are_shared = bool(args.rollout_external_engine_addrs)
         self._slots = asyncio.Semaphore(args.sglang_server_concurrency * len(fleet.members))
         self.running: dict[int, _Request] = {}
@@ -85,7 +99,8 @@ class Requests:
     ) -> Answer:
         """Return the response to a prompt.
 
-        If a server ends the request and the caller has not aborted it, it goes on from there. Where a banned token was chosen,
+        If a server ends the request and the caller has not aborted it, it goes on from there, and so it does where a stop string ends it
+        before it has `min_new_tokens` tokens: for a server these keep back stop tokens alone. Where a banned token was chosen,
         the response is cut before it, and the next token is chosen among the others: SGLang can leave tokens out of the choice only
         by leaving them out of the softmax too, from which log-probs would be other ones than a trainer's.
 
@@ -104,7 +119,7 @@ class Requests:
         whole, share, left = _NO_ANSWER, None, ATTEMPTS
         try:
             while True:
-                rest = remaining_sampling(sampling, len(whole.tokens))
+                rest = remaining_sampling(sampling, len(prompt.ids), len(whole.tokens), self._context)
                 if share is not None:
                     one = {name: min(1, rest[name]) for name in ("max_new_tokens", "min_new_tokens") if name in rest}
                     rest |= one  # SGLang refuses a shortest response that is longer than the longest
@@ -112,10 +127,15 @@ class Requests:
                 part = await self._send(request, prompt, whole.tokens, rest, banned)
                 part, chosen = (part, None) if share is None else (among_all(part, share), share)
                 part, share = before_banned(part, banned)
+                end = unseen_end(whole.tokens, part, sampling, self._ends, self._decode)
+                if end is not None:
+                    return concatenated(whole, replace(first_tokens(part, end), finish_reason="stop"))
                 whole = concatenated(whole, part)
                 if share is not None and chosen is not None:
                     raise SGLangError("SGLang chose a token that logit_bias excludes.")
                 if share is not None:
+                    continue
+                if part.finish_reason == "stop" and len(whole.tokens) < sampling.get("min_new_tokens", 0):
                     continue
                 if part.finish_reason == "abort" and not request.aborted.is_set():
                     share, left = chosen, left - 1
@@ -148,9 +168,10 @@ class Requests:
         """Return the response to a request, in as many attempts as it takes; an empty one if it is aborted before."""
         if sampling["max_new_tokens"] < 1:
             return replace(_NO_ANSWER, finish_reason="length")
-        if not await _unless(request.aborted, self._slots.acquire()):
-            return _NO_ANSWER
+        slot = asyncio.ensure_future(self._slots.acquire())
         try:
+            if not await _unless(request.aborted, slot):
+                return _NO_ANSWER
             reason = ""
             for attempt in range(ATTEMPTS):
                 if attempt:
@@ -179,7 +200,8 @@ class Requests:
                     raise ArgumentError(f"SGLang refuses a request ({reason}).")
             raise SGLangError(f"A request got no answer in {ATTEMPTS} attempts. The last one: {reason}")
         finally:
-            self._slots.release()
+            if slot.done() and not slot.cancelled():  # also where it came in the step in which this was cancelled
+                self._slots.release()
 
     async def _abort_at(self, url: str, body: dict[str, Any]) -> None:
         """Send one abort to a server."""
@@ -187,15 +209,14 @@ class Requests:
             await self._http.post(f"{url}/abort_request", json=body, timeout=10)
 
 
-async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Do the work, or leave it when the request is aborted before. Return whether the work was done."""
+async def _unless(aborted: asyncio.Event, work: Awaitable[Any]) -> bool:
+    """Do the work, or leave it when the request is aborted. Return whether the request goes on."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(aborted.wait())
     try:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             working.result()
-            return True
-        return False
+        return not aborted.is_set()
     finally:
         for task in (working, waiting):
             task.cancel()
