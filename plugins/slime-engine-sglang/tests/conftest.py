@@ -1,7 +1,9 @@
-"""Real SGLang servers on the CPU of this machine, for the tests that need them."""
+"""SGLang servers for the tests that need them: real ones on the CPU of this machine, and scripted ones."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,3 +64,45 @@ def send(engine: SGLangEngine, reference: cases.Reference, versions: Iterator[in
         return version
 
     return make
+
+
+@pytest.fixture
+def start_scripted(monkeypatch, tmp_path, tiny_model) -> Iterator[Callable[..., SGLangEngine]]:
+    """`start_scripted(args, servers)`: an engine with these options whose servers and router are scripted, and answer."""
+    from slime_engine_sglang import launcher, router, server
+    from slime_engine_sglang.engine import SGLangEngine
+
+    def server_command(
+        args: Any, number: int, model: str, version: int, host: str, port: int, on_gpu: bool
+    ) -> list[str]:
+        return [sys.executable, cases.SCRIPTED, "server", str(port), str(tmp_path / f"asked-{number}"), str(version)]
+
+    monkeypatch.setattr(launcher, "POLL_S", 0.01)
+    monkeypatch.setattr(server, "server_command", server_command)
+    monkeypatch.setattr(
+        router, "router_command", lambda args, host, port, _: [sys.executable, cases.SCRIPTED, "router", str(port)]
+    )
+    engines = []
+
+    def make(args: Any, servers: int) -> SGLangEngine:
+        args.hf_checkpoint, args.run_dir = str(tiny_model), str(tmp_path)
+        logs = [tmp_path / f"server-{number}.log" for number in range(servers)]
+        own = [server.Server(args, number, log, gpus=["0"]) for number, log in enumerate(logs)]
+        engines.append(SGLangEngine(args, servers=own))
+        engines[-1].weight_sender()  # waits for them
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def asked(tmp_path) -> Callable[..., list[Any]]:
+    """`asked(number)`: what a scripted server was asked so far; health checks are left out unless `health` is true."""
+
+    def read(number: int = 0, health: bool = False) -> list[Any]:
+        lines = [json.loads(line) for line in (tmp_path / f"asked-{number}").read_text().splitlines()]
+        return [line for line in lines if health or line[0] != "/health"]
+
+    return read

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Server:
     """The state of a server.
 
     The files `refuse` and `hang` beside its log make it refuse to give back memory, or wait with that until the file is
-    gone; one that is called like its log, with `.dies` behind it, makes it die when it is to take part in a broadcast. What has to do
-    with weights it does one after the other.
+    gone; one that is called like its log, with `.dies` behind it, makes it die when it is to take part in a broadcast or to tell
+    checksums. What has to do with weights it does one after the other.
     """
 
     def __init__(self, log: str, version: str, options: list[str]) -> None:
@@ -166,6 +166,7 @@ class Server:
 
         import torch
 
+        self._require(not Path(f"{self.log}.dies").exists())
         sums = {
             name: [str(t.dtype), list(t.shape), hashlib.sha256(t.contiguous().view(torch.uint8).numpy()).hexdigest()]
             for name, t in self.weights.items()
@@ -191,7 +192,7 @@ class Server:
 
 
 class Router:
-    """The state of a router, which sends requests to its workers in turn."""
+    """The state of a router, which sends requests to its workers in turn. A server becomes one when it answers."""
 
     def __init__(self) -> None:
         self.workers: list[str] = []
@@ -202,11 +203,14 @@ class Router:
         if method == "DELETE":
             self.workers[int(path.rpartition("/")[2])] = ""
         elif path == "/workers" and method == "POST":
-            self.workers.append(body["url"])
             self.keys[body["url"]] = body.get("api_key", "")
+            threading.Thread(target=self._take_up, args=[body["url"]], daemon=True).start()
+            return 202, {}
         elif path == "/workers":
             return 200, {"workers": [{"id": n, "url": url} for n, url in enumerate(self.workers) if url]}
         elif path == "/generate":
+            if not any(self.workers):
+                return 503, {"error": {"message": "No available workers"}}
             self.workers.append(self.workers.pop(0))
             url = next(url for url in self.workers if url)
             shown = {"Authorization": f"Bearer {self.keys[url]}"}
@@ -214,6 +218,14 @@ class Router:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return 200, json.load(answer)
         return 200, {}
+
+    def _take_up(self, url: str) -> None:
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=60):
+                break
+            time.sleep(0.01)
+        if url not in self.workers:
+            self.workers.append(url)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 LONG = {"max_new_tokens": 400, "temperature": 0.0, "ignore_eos": True}
 KEYS = Keys("key-of-the-tests")
 """What the servers of `arguments` demand, real ones too."""
+SCRIPTED = str(Path(__file__).with_name("scripted_sglang.py"))
+"""The program that answers like a server or the router."""
 PATIENCE_S = 600.0
 """How many seconds a test waits, on a machine that does other things as well."""
 

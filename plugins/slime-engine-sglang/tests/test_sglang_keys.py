@@ -11,6 +11,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import scripted_sglang
 import sglang_cases as cases
@@ -146,3 +147,13 @@ def test_servers_are_started_with_the_key_which_no_text_shows(tmp_path, tiny_mod
     keys = Keys.of(args)
     assert keys.server == "key-of-servers"
     assert "key-of-servers" not in repr(keys) + masked(" ".join(command)) + str(vars(args))
+
+
+@pytest.mark.parametrize("given", ["http://Router.Example:80", "http://router.example", "http://router.example:80"])
+def test_the_router_is_known_by_its_address_however_that_is_written(given: str) -> None:
+    keys = Keys("key-of-servers", None, "key-of-router", given)
+    for path, key in (("/generate", "key-of-router"), ("/workers", "key-of-router")):
+        request = next(keys.auth_flow(httpx.Request("POST", given + path)))
+        assert request.headers["Authorization"] == f"Bearer {key}"
+    server = next(keys.auth_flow(httpx.Request("POST", "http://router.example:8000/generate")))
+    assert server.headers["Authorization"] == "Bearer key-of-servers"

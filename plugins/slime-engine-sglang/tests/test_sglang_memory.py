@@ -7,13 +7,12 @@ is tested in test_sglang_updates.py.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ import torch
 
 from slime_core.errors import ArgumentError
 from slime_core.free_port import FreePort
-from slime_engine_sglang import launcher, member, router, server
+from slime_engine_sglang import member, server
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.process import ChildProcess
 
-PROGRAM = str(Path(__file__).with_name("scripted_sglang.py"))
 LOOPBACK = "127.0.0.1"
 PAUSE = ["/pause_generation", {"mode": "retract"}]
 RELEASE = ["/release_memory_occupation", {"tags": ["cuda_graph", "kv_cache", "weights"]}]
@@ -45,47 +43,10 @@ def options(**changes: Any) -> Any:
     return cases.options(**{**often, "offload": True, "colocate": True, **changes})
 
 
-@pytest.fixture(autouse=True)
-def _scripted(monkeypatch, tmp_path) -> None:
-    def server_command(
-        args: Any, number: int, model: str, version: int, host: str, port: int, on_gpu: bool
-    ) -> list[str]:
-        return [sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{number}"), str(version)]
-
-    monkeypatch.setattr(launcher, "POLL_S", 0.01)
-    monkeypatch.setattr(server, "server_command", server_command)
-    monkeypatch.setattr(
-        router, "router_command", lambda args, host, port, _: [sys.executable, PROGRAM, "router", str(port)]
-    )
-
-
 @pytest.fixture
-def start(tiny_model, tmp_path) -> Iterator[Callable[..., SGLangEngine]]:
+def start(start_scripted) -> Callable[..., SGLangEngine]:
     """`start(servers)`: an engine whose servers answer."""
-    engines = []
-
-    def make(servers: int = 2, **changes: Any) -> SGLangEngine:
-        args = options(hf_checkpoint=str(tiny_model), run_dir=str(tmp_path), **changes)
-        logs = [tmp_path / f"server-{number}.log" for number in range(servers)]
-        own = [server.Server(args, number, log, gpus=["0"]) for number, log in enumerate(logs)]
-        engines.append(SGLangEngine(args, servers=own))
-        engines[-1].weight_sender()  # waits for them
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture
-def asked(tmp_path) -> Callable[[int], list[Any]]:
-    """`asked(number)`: what a server was asked so far; health checks are left out unless `health` is true."""
-
-    def read(number: int = 0, health: bool = False) -> list[Any]:
-        lines = [json.loads(line) for line in (tmp_path / f"asked-{number}").read_text().splitlines()]
-        return [line for line in lines if health or line[0] != "/health"]
-
-    return read
+    return lambda servers=2, **changes: start_scripted(options(**changes), servers)
 
 
 def generate(engine: SGLangEngine) -> list[int]:
@@ -237,7 +198,9 @@ def test_a_server_that_refuses_is_an_error(start, tmp_path):
 def test_servers_that_run_already_must_have_been_started_for_it(start, tmp_path):
     kept = [FreePort(LOOPBACK) for _ in range(2)]
     ports = [port.number for port in kept]
-    commands = [[sys.executable, PROGRAM, "server", str(port), str(tmp_path / f"asked-{port}"), "0"] for port in ports]
+    commands = [
+        [sys.executable, cases.SCRIPTED, "server", str(port), str(tmp_path / f"asked-{port}"), "0"] for port in ports
+    ]
     children = [
         ChildProcess([*commands[0], *server.MEMORY_OPTIONS], tmp_path / "log"),
         ChildProcess([*commands[1], server.MEMORY_OPTIONS[0]], tmp_path / "log"),

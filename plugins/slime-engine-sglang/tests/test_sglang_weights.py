@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import pickle
@@ -28,7 +29,7 @@ from slime_core.tensors import interfaces
 from slime_core.tensors.quantised_weights import quantised_like
 from slime_engine_sglang import low_precision, snapshot
 from slime_engine_sglang.control import control_clients
-from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.errors import SGLangError, Unreachable
 from slime_engine_sglang.process import ChildProcess
 from slime_engine_sglang.samples import WeightSamples
 from slime_engine_sglang.server import Server
@@ -370,3 +371,21 @@ def test_a_server_that_has_other_weights_than_it_was_sent_ends_the_update(script
             samples.compare(servers[1])
     finally:
         sender.close()
+
+
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_a_server_that_dies_while_checksums_are_compared_is_left_to_the_fleet(scripted, tmp_path, tolerant):
+    folder = tmp_path / "weights"
+    sender = SGLangWeightSender(scripted, str(tmp_path), folder, "tensor", tolerant=tolerant, compare_servers=True)
+    sender.send(iter([("norm", torch.ones(4))]), 1)
+    (tmp_path / "asked-1.dies").touch()
+    with contextlib.nullcontext() if tolerant else pytest.raises(Unreachable, match="weights_checker"):
+        sender.send(iter([("norm", torch.zeros(4))]), 2)
+    with control_clients(scripted) as servers:
+        assert [server.version() for server in servers] == [2, None]
+
+
+def test_checksums_that_servers_do_not_tell_are_not_equal(scripted, tmp_path):
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "disk", compare_servers=True)
+    with pytest.raises(SGLangError, match="tells no checksums"):
+        sender.send(iter([]), 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STARTS_IN_A_ROW = 3
-"""A server that could not be started so often in a row is given up."""
+"""A server or router that could not be started so often in a row is given up."""
 
 
 class Fleet:
@@ -108,9 +107,12 @@ class Fleet:
             tasks.create_task(self._wait_for_router())
             for member in self.members:
                 tasks.create_task(self._launcher.start_server(member))
-        for member in self.members:
-            await self._register(member)
         self._begin(self._watch())
+        if self._args.use_fault_tolerance:  # without it nobody notes that servers are paused for new weights
+            self._begin(self._check_health())
+        async with asyncio.TaskGroup() as tasks:
+            for member in self.members:
+                tasks.create_task(self._register(member))
 
     async def wait_until_usable(self) -> None:
         """Return when a server can be sent requests. Servers that have only the memory of their weights take the rest.
@@ -121,7 +123,10 @@ class Fleet:
         await self._wait_until(lambda: self._memory.has != "none", "the SGLang servers to be given memory")
         if self._memory.has == "weights":
             await asyncio.shield(self._memory.take_rest())  # whoever waits for it may stop waiting
-        await self._wait_until(lambda: self._router_is_up and bool(self.answering), "a server to be started again")
+        await self._wait_until(
+            lambda: any(member.state == "up" and member.known for member in self.members),
+            "a server to be started again",
+        )
 
     async def give_back_memory(self, end_requests: Callable[[], Awaitable[None]]) -> None:
         """Let all servers give back their memory. Further requests wait until they have it again.
@@ -171,8 +176,13 @@ class Fleet:
 
     async def _register(self, member: Member) -> None:
         """Let the router send a server requests."""
-        await self._launcher.register(member)
+        await self._make_known(member)
         member.state, member.failed_checks, member.failed_starts = "up", 0, 0
+        self._changed.set()
+
+    async def _make_known(self, member: Member) -> None:
+        await self._launcher.register(member, self._raise_failure)
+        member.known = True
         self._changed.set()
 
     async def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
@@ -193,22 +203,26 @@ class Fleet:
 
     async def _watch(self) -> None:
         """Notice for ever what has died, and start it again."""
-        last_check = time.monotonic()
         while True:
             await asyncio.sleep(launcher.POLL_S)
             if self._router_is_up and await asyncio.to_thread(self._router.status) is not None:
                 self._router_is_up = False
+                for member in self.members:
+                    member.known = False
                 self._begin(self._revive_router())
             for member in self.members:
                 if member.state == "up" and member.server is not None:
                     status = await asyncio.to_thread(member.server.status)
                     if status is not None:
                         await self._lose(member, f"ended with status {status}")
-            if time.monotonic() - last_check >= self._args.rollout_health_check_interval:
-                last_check = time.monotonic()
-                async with self._memory.checking:
-                    if self._memory.has == "all":
-                        await asyncio.gather(*(self._check(member) for member in self.members if member.state == "up"))
+
+    async def _check_health(self) -> None:
+        """Ask servers for ever whether they are healthy. A task of its own, since one that hangs takes long to ask."""
+        while True:
+            await asyncio.sleep(self._args.rollout_health_check_interval)
+            async with self._memory.checking:
+                if self._memory.has == "all":
+                    await asyncio.gather(*(self._check(member) for member in self.members if member.state == "up"))
 
     async def _check(self, member: Member) -> None:
         """Make one health check of a server."""
@@ -222,7 +236,7 @@ class Fleet:
 
     async def _lose(self, member: Member, why: str) -> None:
         """Start a server again that has died; without fault tolerance, fail."""
-        if member.state != "up":  # somebody else has noticed already
+        if member.state != "up" or self._failure is not None:  # somebody else has noticed already, or it is too late
             return
         member.state = "starting"
         log_tail = await asyncio.to_thread(member.log_tail)
@@ -237,7 +251,7 @@ class Fleet:
         """Try to start a server again until it is there or given up."""
         with contextlib.suppress(SGLangError, httpx.HTTPError):
             await self._launcher.unregister(member)
-        while member.state == "starting":
+        while member.state == "starting" and self._failure is None:
             while self._memory.has != "all":
                 await asyncio.sleep(launcher.POLL_S)
             try:
@@ -260,15 +274,25 @@ class Fleet:
             return
         logger.warning("the router died; it is started again. %s", self._router.log_tail())
         self.counts["router_restarts"] += 1
+        for attempt in range(1, STARTS_IN_A_ROW + 1):
+            try:
+                await self._launcher.start_router()
+                await self._wait_for_router()
+                break
+            except (SGLangError, OSError) as error:
+                logger.warning("the router could not be started: %s", error)
+                if attempt == STARTS_IN_A_ROW:
+                    self._fail(SGLangError(f"The router could not be started again: {error}"))
+        for member in self.members:
+            if member.state == "up":  # others are registered when they have been started
+                self._begin(self._register_again(member))
+
+    async def _register_again(self, member: Member) -> None:
+        """Make a server known to a router that was started again. One that does not become known is started again."""
         try:
-            await self._launcher.start_router()
-            await self._wait_for_router()
-            for member in self.members:
-                if member.state == "up":
-                    await self._register(member)
-            self._changed.set()
+            await self._make_known(member)
         except (SGLangError, httpx.HTTPError) as error:
-            self._fail(SGLangError(f"The router could not be started again: {error}"))
+            await self._lose(member, f"is not taken up by the router ({error})")
 
     def _fail(self, failure: SGLangError) -> None:
         """Note that nothing can be generated any more; whoever waits for a server gets the error."""

@@ -49,7 +49,7 @@ class Keys(httpx.Auth):
 
     def key(self, method: str, url: str) -> str | None:
         """The key for a request; None: none is needed."""
-        if self.router_url and url.startswith(f"{self.router_url}/"):
+        if self.router_url and _place(url) == _place(self.router_url):
             return self.router or self.server
         controls = method != "GET" and not url.endswith(_OF_REQUESTS)
         return (controls and self.admin) or self.server
@@ -59,6 +59,12 @@ class Keys(httpx.Auth):
         if key := self.key(request.method, str(request.url)):
             request.headers["Authorization"] = f"Bearer {key}"
         yield request
+
+
+def _place(url: str) -> tuple[str, int | None]:
+    """The host and port of an address, which httpx writes in another way than it was given: in small letters, without the port 80."""
+    parts = httpx.URL(url)
+    return parts.host, parts.port
 
 
 NO_KEYS = Keys()

@@ -5,6 +5,7 @@ loop; what starts processes runs on other threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,14 +64,30 @@ class Launcher:
             self._router.log_tail,
         )
 
-    async def register(self, member: Member) -> None:
-        """Make a server a worker of the router, and return when the router sends it requests."""
-        await self._router.add(self._http, member.url)
+    async def register(self, member: Member, check: Callable[[], None]) -> None:
+        """Make a server a worker of the router, and return when the router sends it requests. A router that is started again
+        meanwhile is told of the server again.
+
+        Args:
+            check: is called while this waits, and raises what ends the waiting.
+        """
+        told: int | None = None
+
+        async def is_taken_up() -> bool:
+            nonlocal told
+            check()
+            if told != self._router.starts:
+                started = self._router.starts
+                with contextlib.suppress(httpx.HTTPError):
+                    await self._router.add(self._http, member.url)
+                    told = started
+            return await self._router.knows(self._http, member.url)
+
         await self._wait_for(
-            lambda: self._router.knows(self._http, member.url),
-            f"the router to take up {member.url}",
-            None,
-            self._router.log_tail,
+            is_taken_up,
+            f"{member.name} (which the router is to take up)",
+            member.status,
+            lambda: f"{member.log_tail()}\n{self._router.log_tail()}",
         )
 
     async def unregister(self, member: Member) -> None:
@@ -81,7 +98,7 @@ class Launcher:
         self,
         is_there: Callable[[], Awaitable[bool]],
         what: str,
-        status: Callable[[], int | None] | None,
+        status: Callable[[], int | None],
         log_tail: Callable[[], str],
     ) -> None:
         """Wait for something to answer, and log that it is waited for.
@@ -89,7 +106,7 @@ class Launcher:
         Args:
             is_there: whether it answers.
             what: its name in messages.
-            status: its exit status if it has ended; None for what cannot end.
+            status: its exit status if it has ended.
             log_tail: the end of its log.
 
         Raises:
@@ -97,7 +114,7 @@ class Launcher:
         """
         notices = Notices(what)
         while not await is_there():
-            ended = await asyncio.to_thread(status) if status is not None else None
+            ended = await asyncio.to_thread(status)
             if ended is not None:
                 raise SGLangError(
                     f"{what} ended with status {ended} before it answered. {await asyncio.to_thread(log_tail)}"

@@ -35,7 +35,8 @@ class Member:
         url: the server's address.
         server: the object that starts and ends it; None if it is external.
         http: the connections of the engine's event loop.
-        state: "up" when it has the newest weights and the router sends it requests.
+        state: "up" when it has the newest weights and was made known to the router.
+        known: the router that runs now sends it requests.
         failed_checks: how many health checks in a row it failed.
         failed_starts: how many attempts in a row to start it again failed.
         away: the parts of its memory that it gave back.
@@ -45,6 +46,7 @@ class Member:
     server: Server | RemoteServer | None
     http: httpx.AsyncClient
     state: Literal["starting", "up", "given up"] = "starting"
+    known: bool = False
     failed_checks: int = 0
     failed_starts: int = 0
     away: frozenset[str] = field(default_factory=frozenset)

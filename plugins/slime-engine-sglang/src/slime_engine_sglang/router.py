@@ -29,6 +29,9 @@ class Router:
         args: the options of the run.
         log: the file that gets what the router prints.
         host: the address that it listens on.
+
+    Attributes:
+        starts: how often it was started here.
     """
 
     def __init__(self, args: SGLangRunArguments, log: Path, host: str = LOOPBACK) -> None:
@@ -37,9 +40,15 @@ class Router:
         self._args, self._log = args, log
         self.is_external = bool(args.sglang_router_ip)
         self._host = args.sglang_router_ip or host
-        self._free, self._free_for_metrics = FreePort(host), FreePort(host)
-        self._port = args.sglang_router_port or self._free.number
+        if args.sglang_router_port:
+            self._port = args.sglang_router_port
+        else:
+            self._free = FreePort(host)
+            self._port = self._free.number
+        if not self.is_external:
+            self._free_for_metrics = FreePort(host)
         self._child: ChildProcess | None = None
+        self.starts = 0
 
     @property
     def url(self) -> str:
@@ -52,6 +61,7 @@ class Router:
             self.close()
             command = router_command(self._args, self._host, self._port, self._free_for_metrics.number)
             self._child = ChildProcess(command, self._log)
+            self.starts += 1
 
     def status(self) -> int | None:
         """Return the exit status of a router that has ended; None while it runs or if it is external."""

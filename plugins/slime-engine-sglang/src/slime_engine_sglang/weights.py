@@ -78,7 +78,11 @@ class SGLangWeightSender:
         given = iter(weights)
         rest = as_in_files(given, self.checkpoint)
         try:
-            with control_clients(self.urls, self.keys) as servers:
+            # A server answers no health check while it is paused, loads a copy or adds up its weights.
+            with (
+                control_clients(self.urls, self.keys) as servers,
+                snapshot.mark_updating(self.folder) if self.tolerant else contextlib.nullcontext(),
+            ):
                 self._send(self._answering(servers), servers, rest, version)
         finally:
             for _ in given:
@@ -190,18 +194,17 @@ class SGLangWeightSender:
     def _paused(self, servers: Sequence[ControlClient]) -> Iterator[None]:
         """Return a context in which no server generates. At its end, servers forget what they computed of prompts with
         the old weights, except for requests that are running."""
-        with snapshot.mark_updating(self.folder) if self.tolerant else contextlib.nullcontext():
-            try:
-                self._settle(call_all(servers, "/pause_generation", {"mode": self.pause_mode}))
-                yield
-                for server, error in call_all(servers, "/flush_cache").errors().items():
-                    if error is not None and not isinstance(error, Unreachable):
-                        logger.warning(
-                            "%s keeps what the old weights computed of prompts, because requests are running",
-                            server.url,
-                        )
-            finally:
-                self._settle(call_all(servers, "/continue_generation"))
+        try:
+            self._settle(call_all(servers, "/pause_generation", {"mode": self.pause_mode}))
+            yield
+            for server, error in call_all(servers, "/flush_cache").errors().items():
+                if error is not None and not isinstance(error, Unreachable):
+                    logger.warning(
+                        "%s keeps what the old weights computed of prompts, because requests are running",
+                        server.url,
+                    )
+        finally:
+            self._settle(call_all(servers, "/continue_generation"))
 
     def _verify(self, servers: Sequence[ControlClient], samples: WeightSamples, version: int) -> None:
         """Compare what the servers have with what was sent.
@@ -215,12 +218,13 @@ class SGLangWeightSender:
             with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
                 samples.compare(server)
         if self.compare_servers and len(servers) > 1:
-            sums = [_checksums(server.call("/weights_checker", {"action": "checksum"})) for server in servers]
-            different = [server.url for server, found in zip(servers, sums, strict=True) if found != sums[0]]
-            if different:
-                raise SGLangError(
-                    f"{', '.join(different)} have other weights than {servers[0].url} (checksums differ)."
-                )
+            sums: dict[str, list[Any]] = {}
+            for server in servers:
+                with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+                    sums[server.url] = _checksums(server)
+            first = next(iter(sums), "")
+            if different := [url for url, found in sums.items() if found != sums[first]]:
+                raise SGLangError(f"{', '.join(different)} have other weights than {first} (checksums differ).")
 
     def _answering(self, servers: Sequence[ControlClient]) -> list[ControlClient]:
         """Return the servers that answer.
@@ -261,9 +265,19 @@ def _update_session(servers: Sequence[ControlClient]) -> Iterator[None]:
             raise error
 
 
-def _checksums(answer: Any) -> list[Any]:
-    """Return the checksums of each rank from a server's answer."""
-    return [rank.get("checksums") for rank in answer.get("ranks") or []]
+def _checksums(server: ControlClient) -> list[Any]:
+    """Return the checksums of each rank of a server.
+
+    Raises:
+        SGLangError: the server tells none.
+    """
+    answer = server.call("/weights_checker", {"action": "checksum"})
+    found = [rank.get("checksums") for rank in answer.get("ranks") or []]
+    if not all(found) or not found:
+        raise SGLangError(
+            f"--check-weight-update-equal: {server.url} tells no checksums of its weights (/weights_checker answered {str(answer)[:200]})."
+        )
+    return found
 
 
 if TYPE_CHECKING:  # type checkers compare the class with the contract

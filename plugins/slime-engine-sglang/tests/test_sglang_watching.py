@@ -1,0 +1,104 @@
+"""What becomes of a run when its router dies, or its servers do not answer. Servers and router are scripted; what becomes of real ones is
+tested in test_sglang_updates.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sglang_cases as cases
+
+from slime_core.errors import ArgumentError
+from slime_engine_sglang.control import control_clients
+from slime_engine_sglang.engine import SGLangEngine
+from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.router import Router
+
+until = partial(cases.until, seconds=60.0)
+
+
+def generate(engine: SGLangEngine) -> list[int]:
+    return asyncio.run(engine.generate([1, 2], {"max_new_tokens": 1})).tokens
+
+
+def router_pid(folder: Path) -> int:
+    return cases.running_pid(folder / "sglang" / "router.log")
+
+
+def known(engine: SGLangEngine) -> list[bool]:
+    return [member.known for member in cases.fleet_of(engine).members]
+
+
+def test_a_router_that_is_started_again_serves_while_a_server_does_not_answer(start_scripted, tmp_path) -> None:
+    """It takes up the other servers, and the one that hangs as soon as it answers."""
+    engine = start_scripted(cases.options(rollout_health_check_interval=1000.0), 2)
+    hanging = cases.running_pid(tmp_path / "server-0.log")
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        os.kill(router_pid(tmp_path), signal.SIGKILL)
+        until(lambda: len(cases.starts(tmp_path / "sglang" / "router.log")) == 2)
+        assert [generate(engine) for _ in range(3)] == [[7]] * 3
+        assert known(engine) == [False, True]
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    until(lambda: all(known(engine)))
+    metrics = engine.take_metrics()
+    assert (metrics["engine_router_restarts"], metrics["engine_server_restarts"]) == (1, 0)
+
+
+def test_a_router_that_dies_twice_and_a_server_that_starts_meanwhile_find_each_other(start_scripted, tmp_path) -> None:
+    engine = start_scripted(cases.options(rollout_health_check_interval=1000.0), 2)
+    os.kill(cases.running_pid(tmp_path / "server-0.log"), signal.SIGKILL)
+    for count in (2, 3):
+        os.kill(router_pid(tmp_path), signal.SIGKILL)
+        until(lambda count=count: len(cases.starts(tmp_path / "sglang" / "router.log")) == count)
+    until(lambda: len(cases.fleet_of(engine).answering) == 2 and all(known(engine)))
+    assert [generate(engine) for _ in range(2)] == [[7]] * 2
+    assert len(cases.starts(tmp_path / "server-0.log")) == 2, "it was started again because the router was away"
+
+
+def test_a_hanging_health_check_does_not_hide_that_another_server_has_ended(start_scripted, tmp_path) -> None:
+    engine = start_scripted(cases.options(rollout_health_check_interval=0.01), 2)
+    hanging = cases.running_pid(tmp_path / "server-0.log")
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        time.sleep(0.2)  # by now it is asked
+        os.kill(cases.running_pid(tmp_path / "server-1.log"), signal.SIGKILL)
+        cases.until(lambda: len(cases.starts(tmp_path / "server-1.log")) == 2, seconds=20.0)
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    until(lambda: len(cases.fleet_of(engine).answering) == 2)
+
+
+def test_without_fault_tolerance_servers_that_are_paused_for_long_do_not_end_the_run(start_scripted, asked) -> None:
+    args = cases.options(use_fault_tolerance=False, rollout_health_check_interval=0.01, rollout_health_check_failures=1)
+    engine = start_scripted(args, 1)
+    with control_clients(cases.fleet_of(engine).urls) as (server,):
+        server.call("/pause_generation")
+        time.sleep(0.3)
+        server.call("/continue_generation")
+    assert generate(engine) == [7]
+
+
+def test_without_fault_tolerance_the_death_of_the_router_ends_the_run(start_scripted, tmp_path) -> None:
+    engine = start_scripted(cases.options(use_fault_tolerance=False), 1)
+    os.kill(router_pid(tmp_path), signal.SIGKILL)
+    with pytest.raises(SGLangError, match="router died"):
+        generate(engine)
+
+
+def test_a_router_that_runs_already_is_given_no_ports(tmp_path, monkeypatch) -> None:
+    def no_port(host: str) -> Any:
+        raise ArgumentError("no port is free")
+
+    monkeypatch.setattr("slime_engine_sglang.router.FreePort", no_port)
+    args = cases.options(sglang_router_ip="10.0.0.1", sglang_router_port=5000)
+    assert Router(args, tmp_path / "log").url == "http://10.0.0.1:5000"
+    with pytest.raises(ArgumentError, match="no port"):
+        Router(cases.options(), tmp_path / "log")
