@@ -91,7 +91,8 @@ class InferenceEngine(Protocol):
         Args:
             input_ids: the prompt, and after it what an aborted call has generated already, if it is to go on.
             sampling_params: `max_new_tokens`, `min_new_tokens`, `temperature` (0 is greedy), `top_p`, `top_k` (-1: all),
-                `seed`, `stop_token_ids`, `stop` (strings), `ignore_eos`; SGLang's names and meaning.
+                `seed`, `stop_token_ids` (besides the checkpoint's end tokens), `stop` (strings), `ignore_eos` (no token ends the
+                response); SGLang's names and meaning, but that no stop string ends a response before `min_new_tokens` either.
             request_id: names the request for `abort`.
         """
         raise NotImplementedError

@@ -150,7 +150,9 @@ def test_stop_tokens_are_those_named_and_the_checkpoints_unless_ignored() -> Non
     assert stops() == stops(stop_token_ids=None) == stops(stop_token_ids=[]) == {2}
     assert stops(stop_token_ids=[7]) == {2, 7}
     assert stops(ignore_eos=True) == frozenset()
-    assert stops(stop_token_ids=[7], ignore_eos=True) == {7}
+    assert stops(stop_token_ids=[7], ignore_eos=True) == frozenset(), (
+        "SGLang's meaning, where no token ends the response"
+    )
 
 
 def test_stop_strings_may_be_one_or_several() -> None:

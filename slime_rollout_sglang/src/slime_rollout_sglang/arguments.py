@@ -21,7 +21,7 @@ class SamplingArguments(ArgumentGroup):
     rollout_top_k: int = option(-1, "Sample from so many likeliest tokens; -1 is all of them.", ge=-1)
     rollout_stop: list[str] | None = option(None, "Texts that end a response.")
     rollout_stop_token_ids: list[int] | None = option(
-        None, "Tokens that end a response, in place of the checkpoint's own end tokens."
+        None, "Tokens that end a response, besides the checkpoint's own end tokens."
     )
     rollout_max_prompt_len: int | None = option(
         None,

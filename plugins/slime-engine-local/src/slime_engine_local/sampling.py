@@ -35,9 +35,9 @@ class SamplingParams:
         top_p: sample from the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
         top_k: sample from so many likeliest tokens; -1 means all. Together with `top_p`, both limits hold.
         seed: the seed of this response's own random numbers; None: one from the operating system.
-        stop_token_ids: tokens that end the response, the checkpoint's end tokens included unless `ignore_eos`.
+        stop_token_ids: tokens that end the response, the checkpoint's end tokens included; none with `ignore_eos`.
         stop: strings; the response ends with the token that completes one.
-        ignore_eos: the checkpoint's end tokens are tokens like any other.
+        ignore_eos: no token ends the response, neither the checkpoint's end tokens nor those that were named, as in SGLang.
     """
 
     max_new_tokens: int
@@ -72,12 +72,12 @@ class SamplingParams:
                 raise ArgumentError(f"The sampling parameter {name} is {given[name]!r}; expected {expected}.")
         if "max_new_tokens" not in given:
             raise ArgumentError("The sampling parameter max_new_tokens is missing; it bounds the response.")
-        ends = frozenset() if given.get("ignore_eos") else end_tokens
+        ends = end_tokens | frozenset(given.get("stop_token_ids", ()))
         stop = given.get("stop", ())
         return cls(
             **{
                 **given,
-                "stop_token_ids": ends | frozenset(given.get("stop_token_ids", ())),
+                "stop_token_ids": frozenset() if given.get("ignore_eos") else ends,
                 "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             }
         )
