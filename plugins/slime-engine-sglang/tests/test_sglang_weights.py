@@ -389,3 +389,23 @@ def test_checksums_that_servers_do_not_tell_are_not_equal(scripted, tmp_path):
     sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "disk", compare_servers=True)
     with pytest.raises(SGLangError, match="tells no checksums"):
         sender.send(iter([]), 1)
+
+
+@pytest.mark.parametrize("transport", ["nccl", "tensor", "disk"])
+def test_a_trainer_that_fails_half_way_ends_the_update_and_leaves_no_copy(scripted, tmp_path, transport):
+    """Its error must not pass for one of the way to the servers, which would load what there is of a copy."""
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", transport, piece_bytes=16)
+
+    def weights():
+        yield "norm", torch.ones(4)
+        raise RuntimeError("CUDA out of memory")
+
+    try:
+        sender.send(iter([("norm", torch.zeros(4)), ("head", torch.zeros(4))]), 1)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            sender.send(weights(), 2)
+    finally:
+        sender.close()
+    newest = snapshot.newest(tmp_path / "weights")
+    assert newest is not None
+    assert newest[1] == 1

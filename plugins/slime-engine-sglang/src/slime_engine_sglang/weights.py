@@ -149,17 +149,19 @@ class SGLangWeightSender:
         there is a copy that it can load."""
         transport = self._transport = self._transport or self._make_transport()
         try:
-            transport.open(living, snapshot.start_counts(self.folder))
+            with _on_the_way():
+                transport.open(living, snapshot.start_counts(self.folder))
             with _update_session(living):
                 try:
                     for piece in pieces:
                         if copy is not None:
                             copy.add(piece)
-                        transport.send(living, piece, version)
+                        with _on_the_way():
+                            transport.send(living, piece, version)
                 except BaseException:
                     self.close()  # a server that waits for the rest of a broadcast would not hear that the session ends
                     raise
-        except (SGLangError, RuntimeError) as error:
+        except SGLangError as error:  # not one of the trainer, whose weights are not all there then
             self.close()
             if copy is None:
                 raise
@@ -244,6 +246,15 @@ class SGLangWeightSender:
         for error in calls.errors().values():
             if error is not None and not (self.tolerant and isinstance(error, Unreachable)):
                 raise error
+
+
+@contextlib.contextmanager
+def _on_the_way() -> Iterator[None]:
+    """Return a context whose errors, such as those of torch's process groups, are raised as `SGLangError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise SGLangError(f"Weights did not get through: {error}") from error
 
 
 @contextlib.contextmanager
