@@ -61,7 +61,7 @@ class Server:
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Return the status and the data of the response to a request."""
-        if path != "/model_info":
+        if path not in ("/model_info", "/server_info"):
             with self.log.open("a") as file:
                 file.write(json.dumps([path, body]) + "\n")
         work = getattr(self, path.strip("/"), None)
@@ -81,7 +81,8 @@ class Server:
         return 200, {"weight_version": self.version}
 
     def server_info(self, body: Any) -> tuple[int, Any]:
-        return 200, {option.removeprefix("--").replace("-", "_"): True for option in self.options}
+        started_with = {option.removeprefix("--").replace("-", "_"): True for option in self.options}
+        return 200, {**started_with, "max_req_input_len": 94}
 
     def generate(self, body: Any) -> tuple[int, Any]:
         self._require(not self.away and not self.paused)

@@ -140,7 +140,8 @@ def answer_of(
 
     async def generate() -> Answer:
         urls = {False: "http://server/generate", True: "http://router/generate"}
-        fleet: Any = SimpleNamespace(members=[1], wait_until_usable=usable, generate_url=lambda key: urls[key is None])
+        fleet: Any = SimpleNamespace(members=[1], context=None, wait_until_usable=usable)
+        fleet.generate_url = lambda key: urls[key is None]
         async with httpx.AsyncClient(transport=httpx.MockTransport(server)) as http:
             requests = Requests(options(), fleet, http, lambda ids: "".join(chr(96 + n) for n in ids), ends, context)
             return await requests.generate(prompt, {"temperature": 1.0, **sampling}, "r", banned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_response_that_was_cut_just_before_the_end_of_the_context_is_not_asked
 def test_a_request_that_is_cancelled_in_the_step_in_which_it_gets_a_slot_gives_it_back() -> None:
     async def slots_afterwards() -> int:
         args = cases.options(sglang_server_concurrency=1)
-        fleet: Any = type("Fleet", (), {"members": [1]})()
+        fleet: Any = SimpleNamespace(members=[1], context=None)
         engine = Requests(args, fleet, None, str, (), None)  # type: ignore[arg-type]  # no request is sent
         await engine._slots.acquire()
         task = asyncio.create_task(engine.generate(PROMPT, {"max_new_tokens": 1}, "r"))

@@ -102,3 +102,17 @@ def test_a_router_that_runs_already_is_given_no_ports(tmp_path, monkeypatch) -> 
     assert Router(args, tmp_path / "log").url == "http://10.0.0.1:5000"
     with pytest.raises(ArgumentError, match="no port"):
         Router(cases.options(), tmp_path / "log")
+
+
+def test_servers_with_little_memory_are_asked_for_what_they_can_hold(start_scripted, asked, caplog) -> None:
+    """They refuse longer requests, which would end the run: a conversation that grows beyond them is cut off."""
+    engine = start_scripted(cases.options(), 1)
+    answers = cases.ask(engine, *(list(range(1, length + 1)) for length in (93, 94, 120)), max_new_tokens=50)
+    assert [(answer.tokens, answer.finish_reason) for answer in answers] == [
+        ([7], "length"),
+        ([], "length"),
+        ([], "length"),
+    ]
+    sampling = [body["sampling_params"]["max_new_tokens"] for path, body in asked() if path == "/generate"]
+    assert sampling == [5]
+    assert "of up to 100 tokens together" in caplog.text

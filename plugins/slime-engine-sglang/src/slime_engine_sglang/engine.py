@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     )
     from slime_engine_sglang.arguments import SGLangRunArguments
     from slime_engine_sglang.remote import RemoteServer
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -237,6 +240,13 @@ class SGLangEngine:
         self._fleet = fleet = Fleet(self._args, servers, router, self._weights, self._http)
         with first_error_only():
             await fleet.start()
+        if self._context and fleet.context and fleet.context < self._context:
+            logger.warning(
+                "The SGLang servers take prompts and responses of up to %d tokens together, the model %d: longer responses are cut off "
+                "there, and prompts that leave no room get none. Servers say at their start what bounds them (--sglang-context-length, "
+                "or --sglang-mem-fraction-static, for keys and values).",
+                *(fleet.context, self._context),
+            )
         ends = known_ends(self._args.hf_checkpoint, self._tokenizer)
         return fleet, Requests(self._args, fleet, self._http, self._decode, ends, self._context)
 

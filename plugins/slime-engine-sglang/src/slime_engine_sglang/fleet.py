@@ -80,6 +80,11 @@ class Fleet:
         return [member.url for member in self.members if member.state == "up"]
 
     @property
+    def context(self) -> int | None:
+        """The longest prompt and response together that every server takes, in tokens; None: no server says it."""
+        return min((member.context for member in self.members if member.context), default=None)
+
+    @property
     def on_gpu(self) -> bool | None:
         """Whether the servers compute on GPUs; None if they are external."""
         return next((member.server.on_gpu for member in self.members if member.server is not None), None)

@@ -50,6 +50,7 @@ class Launcher:
         if member.server is None and gives_back_memory(self._args):
             await member.require_memory_saver()
         await member.load_newest_weights(self._weights)
+        await member.learn_context()
 
     async def start_router(self) -> None:
         """Start the router. It is not ready yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 
 from slime_core.errors import ArgumentError
 from slime_engine_sglang import snapshot
-from slime_engine_sglang.answers import parse_version
+from slime_engine_sglang.answers import UNUSABLE, parse_version
 from slime_engine_sglang.control import CONTROL_TIMEOUT_S
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.keys import WRONG_KEY
@@ -40,6 +41,7 @@ class Member:
         failed_checks: how many health checks in a row it failed.
         failed_starts: how many attempts in a row to start it again failed.
         away: the parts of its memory that it gave back.
+        context: the longest prompt and response together that it takes, in tokens; None: it does not say.
     """
 
     url: str
@@ -50,6 +52,7 @@ class Member:
     failed_checks: int = 0
     failed_starts: int = 0
     away: frozenset[str] = field(default_factory=frozenset)
+    context: int | None = None
 
     @property
     def name(self) -> str:
@@ -87,6 +90,12 @@ class Member:
             else:
                 body = {"model_path": str(path.resolve()), "weight_version": str(version)}
                 await self._call("POST", "/update_weights_from_disk", body)
+
+    async def learn_context(self) -> None:
+        """Ask for `context`, which its memory for keys and values bounds, or an option that somebody else gave it."""
+        with contextlib.suppress(SGLangError):  # a version that does not tell
+            longest_prompt = (await self._call("GET", "/server_info")).get("max_req_input_len")
+            self.context = int(longest_prompt) + UNUSABLE if longest_prompt else None
 
     async def require_memory_saver(self) -> None:
         """Raise `ArgumentError` if it was started without what `give_back_memory` needs. SGLang would not say so

@@ -87,7 +87,8 @@ class Requests:
         context: int | None,
     ) -> None:
         self._fleet, self._http = fleet, http
-        self._decode, self._ends, self._context = decode, ends, context
+        self._decode, self._ends = decode, ends
+        self._context = min((found for found in (context, fleet.context) if found), default=None)
         self._servers_are_shared = bool(args.rollout_external_engine_addrs)
         self._slots = asyncio.Semaphore(args.sglang_server_concurrency * len(fleet.members))
         self.running: dict[int, _Request] = {}
