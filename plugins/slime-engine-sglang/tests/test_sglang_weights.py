@@ -409,3 +409,13 @@ def test_a_trainer_that_fails_half_way_ends_the_update_and_leaves_no_copy(script
     newest = snapshot.newest(tmp_path / "weights")
     assert newest is not None
     assert newest[1] == 1
+
+
+def test_a_server_that_answers_late_loads_the_copy_while_it_is_paused_and_forgets_its_prompts(scripted, tmp_path):
+    """Not paused, it would load nothing before its requests have ended, and go on with what the old weights made of their prompts."""
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "tensor")
+    with control_clients(scripted) as servers:
+        sender._send(servers[:1], servers, iter([("norm", torch.ones(4))]), 3)
+        assert [server.version() for server in servers] == [3, 3]
+    paths = [json.loads(line)[0] for line in (tmp_path / "asked-1").read_text().splitlines()]
+    assert paths[:4] == ["/pause_generation", "/update_weights_from_disk", "/flush_cache", "/continue_generation"]

@@ -139,7 +139,9 @@ class SGLangWeightSender:
             raise
         # A server that was not there at first reads the copy when it starts, or now.
         verified = self._answering(servers)
-        self._load([server for server in verified if server.version() != version], path, version)
+        if late := [server for server in verified if server.version() != version]:
+            with self._paused(late):
+                self._load(late, path, version)
         self._verify(verified, samples, version)
 
     def _transfer(
