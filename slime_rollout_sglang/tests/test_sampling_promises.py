@@ -72,7 +72,7 @@ def test_a_real_engine_continues_a_response_as_if_it_had_not_been_aborted(run: C
         for further in (
             {"stop": [stop]},
             {"stop": stop},
-            {"stop_token_ids": list(range(0, 49152, 4)), "min_new_tokens": 5},
+            {"stop_token_ids": list(range(0, 49152, 4)), "min_new_tokens": 5, "ignore_eos": False},
             {"stop": [stop], "min_new_tokens": 7},
         ):
             params = {**base, **further}
