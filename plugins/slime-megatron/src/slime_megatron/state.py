@@ -86,7 +86,8 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
             f"{folder} does not hold the state of this model in this layout: {str(error).splitlines()[0][:400]} A state of "
             "--use-distributed-optimizer is read only with that, and one without it only where --expert-model-parallel-size is "
             "1 in both runs or above 1 in both; adapters are read with the --lora-rank and --target-modules that they were made "
-            "with, and scales of earlier steps with the --fp8-recipe."
+            "with, a part that is trained with the same lists of names (--only-train-params-name-list, --freeze-params-name-list), and "
+            "scales of earlier steps with the --fp8-recipe."
         ) from error
     _inner(wrapped).load_state_dict(found["model"], strict=not _inner(wrapped).trains_adapters)
     optimizer.load_state_dict(_for_these_parts(folder, found["optimizer"], optimizer))
