@@ -35,8 +35,8 @@ class Example:
     tests_need: tuple[str, ...] = ()
 
 
-TORCH = "torch>=2.6"
-TOKENIZERS = ("transformers>=4.56", "jinja2>=3.1")
+TORCH = "torch>=2.8"
+TOKENIZERS = ("transformers>=5.0", "jinja2>=3.1")
 
 EXAMPLES = {
     "reward": Example("1 when the last line of the response has the label in it"),

@@ -89,10 +89,8 @@ class Truth:
 
     def in_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the names that they have in memory → by those that they, or their parts, have in a file."""
-        try:
-            from transformers.core_model_loading import revert_weight_conversion
-        except ImportError:  # before transformers 5 the names are the same
-            return dict(tensors)
+        from transformers.core_model_loading import revert_weight_conversion
+
         found: dict[str, Tensor] = revert_weight_conversion(self.model, dict(tensors))
         return found
 
