@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from good_components import good_generator, good_reward_post_process, good_rollout, good_sample_converter
 
 from slime_core.sample import Status
@@ -150,7 +151,7 @@ def wordy_log(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
 
 
 def clearing_log(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
-    rollout_extra_metrics.clear()
+    samples.clear()
 
 
 def careless_eval_log(rollout_id, args, data, extra_metrics):
@@ -159,6 +160,10 @@ def careless_eval_log(rollout_id, args, data, extra_metrics):
 
 def popping_eval_log(rollout_id, args, data, extra_metrics):
     data["heldout"]["samples"].pop()
+
+
+def elementwise_filter(args, samples, **kwargs):
+    return torch.tensor([sample.reward for sample in samples]) > 0
 
 
 def counting_hook(args, sample):
@@ -212,6 +217,7 @@ BROKEN = [
     ("reward", short_group_reward, "returns one finite number", "1 rewards for 4 samples; expected one for each"),
     ("reward", changing_reward, "does not change the samples", "it changed a sample; work on a copy"),
     ("dynamic_filter", wordy_filter, "answers True or False", "expected True or False"),
+    ("dynamic_filter", elementwise_filter, "answers True or False", r"tensor\(.*\(Tensor\); expected True or False"),
     ("dynamic_filter", number_reason_filter, "answers True or False", "give a short text such as 'all_equal'"),
     ("dynamic_filter", sorting_filter, "does not change the group", "it changed the group; work on a copy"),
     ("sample_filter", returning_sample_filter, "returns nothing", "expected None: it sets remove_sample"),
@@ -243,9 +249,9 @@ BROKEN = [
     ("reward_post_process", standardised_rewards, "returns raw rewards", "nan .* among the rewards to train with"),
     ("reward_post_process", overwriting_rewards, "does not change the samples", "it changed a sample; work on a copy"),
     ("rollout_log", wordy_log, "logs rollouts", r"returned 'logged' \(str\); expected True \(it has logged all itself"),
-    ("rollout_log", clearing_log, "does not change samples or", "it changed samples or metrics; work on a copy"),
+    ("rollout_log", clearing_log, "does not change the samples", "it changed a sample; work on a copy"),
     ("eval_rollout_log", careless_eval_log, "logs evaluations", "it raised KeyError: 'accuracy'"),
-    ("eval_rollout_log", popping_eval_log, "does not change samples or", "it changed samples or metrics; work on a copy"),
+    ("eval_rollout_log", popping_eval_log, "does not change the samples", "it changed a sample; work on a copy"),
     ("sample_converter", converted(tokens=lambda t: t[1:]), "makes training data", "one entry for each of 12 samples"),
     ("sample_converter", converted(loss_masks=lambda m: [[1]] * len(m)), "makes training data",
      "1 loss_masks for sample 0; expected 3, as its response_length is 3"),

@@ -172,9 +172,21 @@ def counting_sample_hook(args: Any, sample: Sample) -> int:
     return sample.response_length
 
 
-def test_a_sample_hook_that_returns_something_else_ends_the_run_by_name(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def cutting_sample_hook(args: Any, sample: Sample) -> None:
+    sample.response_length -= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("counting", "expected a Sample, or None"),
+        ("cutting", "rollout_log_probs has 6 entries, but response_length is 5"),
+    ],
+)
+def test_a_sample_hook_that_leaves_something_else_ends_the_run_by_name(
+    name: str, said: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hook = ("--rollout-sample-hook-path", "test_rollout_data_hooks.counting_sample_hook")
-    assert main(["train", *flags, *hook, "--run-dir", str(tmp_path)]) == 1
-    assert "expected a Sample, or None" in capsys.readouterr().err
+    hook = f"test_rollout_data_hooks.{name}_sample_hook"
+    assert main(["train", *flags, "--rollout-sample-hook-path", hook, "--run-dir", str(tmp_path)]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if said in line]
+    assert f"The sample_hook '{hook}'" in line

@@ -138,10 +138,12 @@ def all_samples({all_samples}):
 def rollout_log({rollout_log}):
     note("rollout_log", {rollout_log_given[0]}, len({rollout_log_given[2]}), isinstance({rollout_log_given[3]}, dict),
          {rollout_log_given[4]} > 0, {rollout_log_given[1]}.scored, {rollout_log_given[1]}.processed_group_count)
+    {rollout_log_given[3]}["rollout/own"] = torch.tensor(7.0)
     return False
 
 def eval_log({eval_log}):
     note("eval_log", {eval_log_given[0]}, {{n: len(d["samples"]) for n, d in {eval_log_given[2]}.items()}})
+    {eval_log_given[3]}["eval/held/own"] = 8
 
 def convert({convert}):
     samples = {convert_given[1]}
@@ -238,8 +240,10 @@ def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
     assert all(scored > 0 and processed >= 2 for *_, scored, processed in seen["rollout_log"])
     assert seen["eval_log"] == [(1, {"held": 2})]
     assert [set(given) for given, _ in seen["advantage"]] == [rewards] * 2
-    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/tis" in line]
-    assert len(lines) == 2
+    logged = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["eval/held/own"] for line in logged if "eval/held/reward" in line] == [8]
+    lines = [line for line in logged if "train/tis" in line]
+    assert [line["rollout/own"] for line in lines] == [7.0, 7.0]
     assert all(line["rollout/raw_reward"] == raw_reward and line["train/grad_norm"] > 0 for line in lines)
     assert not any("train/raw_reward" in line for line in lines)
     assert "A function has set args.rollout_batch_size to 999" in caplog.text
@@ -494,9 +498,9 @@ def roll_out(args, rollout_id, data_buffer, evaluation=False):
     if evaluation:
         samples = [done(Sample(index=n)) for n in range(2)]
         found = {"held": {"rewards": [0.5, 1.5], "truncated": [False, False], "samples": samples}}
-        return found if args.plain else Eval(found, {"seconds": 3})
+        return found if args.plain else Eval(found, {"seconds": 3, "eval/held/own": 1})
     groups = [[done(s) for s in group] for group in data_buffer.get_samples(args.rollout_batch_size)]
-    return groups if args.plain else Train([[group] for group in groups], {"turns": 2})
+    return groups if args.plain else Train([[group] for group in groups], {"turns": 2, "rollout/own": 1})
 """
 
 
@@ -511,10 +515,10 @@ def test_what_slimes_rollout_functions_return_is_read(bare, tmp_path, monkeypatc
     )
     trained = function(args, 0, source, evaluation=False)
     assert [[sample.index for sample in group] for group in trained.groups] == [[0, 1], [2, 3]]
-    assert trained.metrics == ({} if bare else {"turns": 2.0})
+    assert trained.metrics == ({} if bare else {"turns": 2.0, "own": 1})
     evaluated = function(args, 0, source, evaluation=True)
     assert [(s.dataset, s.reward) for s in evaluated.generations] == [("held", 0.5), ("held", 1.5)]
-    assert evaluated.metrics == ({} if bare else {"seconds": 3.0})
+    assert evaluated.metrics == ({} if bare else {"seconds": 3.0, "held/own": 1})
 
 
 OWN_METRICS = """

@@ -203,6 +203,8 @@ def _check_popped(result: Any, args: tuple[Any, ...]) -> str | None:
         return f"{shown(result)}; expected a list of groups"
     if len(result) > args[3]:
         return f"{len(result)} groups; expected at most {args[3]}"
+    if len({id(group) for group in (*result, *args[2])}) < len(result) + len(args[2]):
+        return "a group twice, or one that it left in the buffer: remove from `buffer`, in place, what you return"
     return None
 
 

@@ -5,6 +5,7 @@ A rollout function that goes on working between its calls names the parameter `b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -145,7 +146,8 @@ def rollout_log(
     rollout_extra_metrics: dict[str, float],
     rollout_time: float,
 ) -> bool | None:
-    """Log a rollout oneself. True: slime shall not log its own metrics of it."""
+    """Log a rollout oneself. True: slime shall not log its own metrics of it; else it logs what is left in
+    `rollout_extra_metrics`, to which numbers may be added."""
     raise NotImplementedError
 
 
@@ -153,7 +155,7 @@ def eval_rollout_log(
     rollout_id: int, args: RunArguments, data: dict[str, dict[str, Any]], extra_metrics: dict[str, float]
 ) -> bool | None:
     """Log an evaluation oneself: per set {"rewards": [...], "truncated": [...], "samples": [...]}. True: slime shall not
-    log its own metrics of it."""
+    log its own metrics of it; else it logs the numbers that were put into `extra_metrics`, too."""
     raise NotImplementedError
 
 
@@ -188,7 +190,7 @@ def _check_hooked(result: Any, args: tuple[Any, ...]) -> str | None:
 def _check_verdict(result: Any, args: tuple[Any, ...]) -> str | None:
     keep = result[0] if isinstance(result, tuple) and len(result) == 2 else getattr(result, "keep", result)
     # A truth value of any library will do, such as the 0-d tensor of slime's own filters.
-    if isinstance(keep, bool) or (hasattr(keep, "dtype") and getattr(keep, "size", None) is not None):
+    if isinstance(keep, bool) or (hasattr(keep, "dtype") and math.prod(keep.shape) == 1):
         return None
     return f"{shown(result)}; expected True or False, or a pair of that and a reason"
 

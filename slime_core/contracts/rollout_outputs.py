@@ -31,10 +31,11 @@ def as_rollout_output(result: Any) -> Any:
     metrics = metric_numbers(getattr(result, "metrics", None) or {})
     data = getattr(result, "data", result)
     if isinstance(data, Mapping):
-        return RolloutOutput([], metrics, [sample for name in data for sample in _answers(str(name), data[name])])
+        generations = [sample for name in data for sample in _answers(str(name), data[name])]
+        return RolloutOutput([], _below("eval/", metrics), generations)
     groups = getattr(result, "samples", result)
     if isinstance(groups, list) and groups and all(isinstance(group, list) for group in groups):
-        return RolloutOutput([_flat(group) for group in groups], metrics)
+        return RolloutOutput([_flat(group) for group in groups], _below("rollout/", metrics))
     return result
 
 
@@ -87,3 +88,8 @@ def metric_numbers(metrics: Any) -> dict[str, float]:
         if not isinstance(value, (int, float)):
             raise DataError(f"the metric {name!r} is {shown(value)}, expected a number")
     return {name: float(value) if isinstance(value, bool) else value for name, value in values.items()}
+
+
+def _below(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics of a function of slime, which gives them their full names, as a `RolloutOutput` has them."""
+    return {name.removeprefix(prefix): value for name, value in metrics.items()}

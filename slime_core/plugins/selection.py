@@ -225,7 +225,7 @@ class Selected(Generic[Result]):
         sample_changes.check(given)
         for check in filter(None, (KINDS[self.kind].check, self.further_check)):
             if problem := check(result, args):
-                raise PluginError(f"It returned {problem}.")
+                raise PluginError(f"It returned {problem.rstrip('.')}.")
         return result
 
     def _sign(self, error: Exception, place: str = "") -> None:

@@ -12,7 +12,7 @@ from slime_core.arguments import RunArguments
 from slime_core.plugins import Selected
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.output import writing
-from slime_core.run.tracking import Tracking, prefixed
+from slime_core.run.tracking import Tracking, call_own_log, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
 from slime_core.sample import RolloutOutput, Sample, Status
@@ -79,8 +79,11 @@ def log_evaluation(
     """
     generations = output.generations
     metrics = metrics_of(output, measured)
-    if own_log is not None and own_log(rollout_id, args, _by_set(generations), output.metrics):
-        return metrics
+    if own_log is not None:
+        itself, left = call_own_log(own_log, "eval", rollout_id, args, _by_set(generations), output.metrics)
+        metrics |= prefixed("eval", left)
+        if itself:
+            return metrics
     tracking.log(metrics, rollout_id)
     tracking.console.evaluation(rollout_id, metrics)
     for sample in generations[:1]:

@@ -23,7 +23,7 @@ from slime_core.run.evaluation import is_due, log_evaluation, measure, write_gen
 from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.rollouts import Rollout, start_rollout
-from slime_core.run.tracking import TRAINED, Tracking, prefixed
+from slime_core.run.tracking import TRAINED, Tracking, call_own_log, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
 from slime_core.training.worker import Trained, TrainWorker
@@ -123,9 +123,15 @@ class Run:
         facts = result.facts
         of_hook = {} if trained.raw_reward is None else {"raw_reward": trained.raw_reward}
         tokens = trained.metrics.get("num_tokens") or facts.num_tokens
+        own_log, itself, of_rollout = self.components.rollout_log, False, facts.metrics
+        if own_log is not None:
+            samples = result.fetched(self.rollouts).output.samples
+            itself, of_rollout = call_own_log(
+                own_log, "rollout", rollout_id, self.args, samples, of_rollout, facts.seconds
+            )
         logged = {
             **prefixed("train", trained.metrics),
-            **prefixed("rollout", {**facts.own, **facts.metrics, **of_hook}),
+            **prefixed("rollout", {**facts.own, **of_rollout, **of_hook}),
             **self._timings(),
             TRAINED: seconds,
             "perf/generate_time": facts.seconds,
@@ -136,11 +142,8 @@ class Run:
         }
         if self.engine_use == "always" and self.trainer is not None:
             logged["perf/update_weights_time"], self._updating_s = self._updating_s, 0.0
-        own_log = self.components.rollout_log
-        if own_log is not None:
-            samples = result.fetched(self.rollouts).output.samples
-            if own_log(rollout_id, self.args, samples, facts.metrics, facts.seconds):
-                logged = {name: value for name, value in logged.items() if not name.startswith("rollout/")}
+        if itself:
+            logged = {name: value for name, value in logged.items() if not name.startswith("rollout/")}
         self.tracking.log(logged, rollout_id)
         self.tracking.console.rollout(rollout_id, logged)
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.contracts.rollout_outputs import metric_numbers
 from slime_core.contracts.tracker import Tracker
+from slime_core.errors import DataError, PluginError
 from slime_core.plugins import Selected
 from slime_core.run.console import Console
 from slime_core.run.output import writing
@@ -95,6 +97,30 @@ def rollout_of(line: bytes) -> int | None:
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """The names under `prefix/`; what depends on the clock stays under `perf/`."""
     return {name if name.startswith("perf/") else f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def call_own_log(
+    own_log: Selected[bool | None],
+    prefix: str,
+    rollout_id: int,
+    args: RunArguments,
+    data: Any,
+    metrics: Mapping[str, float],
+    *more: Any,
+) -> tuple[bool, dict[str, float]]:
+    """Call `contracts.rollout.rollout_log` or `eval_rollout_log`; return whether it has logged all itself, and what it leaves of the
+    metrics. Those that it adds may have their full names, as in slime: `prefix/NAME`.
+
+    Raises:
+        PluginError: it leaves a metric that is no number.
+    """
+    left = dict(metrics)
+    itself = bool(own_log(rollout_id, args, data, left, *more))
+    try:
+        numbers = metric_numbers(left)
+    except DataError as error:
+        raise PluginError(f"The {own_log.label} left what cannot be logged: {error}.") from None
+    return itself, {name if name in metrics else name.removeprefix(f"{prefix}/"): numbers[name] for name in numbers}
 
 
 class Tracking:

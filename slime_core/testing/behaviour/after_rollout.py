@@ -80,11 +80,10 @@ def logs_rollouts(subject: Subject[bool | None]) -> None:
 
 
 def leaves_rollouts_alone(subject: Subject[bool | None]) -> None:
-    """does not change samples or metrics"""
-    metrics = dict(METRICS)
+    """does not change the samples"""
     for samples in _rollouts(subject):
-        with subject.unchanged("samples or metrics", partial(_plain_with, samples, metrics)):
-            subject.call(0, subject.args, samples, metrics, 1.5)
+        with subject.unchanged("a sample", partial(_plain, samples)):
+            subject.call(0, subject.args, samples, dict(METRICS), 1.5)
 
 
 def logs_evaluations(subject: Subject[bool | None]) -> None:
@@ -95,16 +94,14 @@ def logs_evaluations(subject: Subject[bool | None]) -> None:
 
 
 def leaves_evaluations_alone(subject: Subject[bool | None]) -> None:
-    """does not change samples or metrics"""
-    data, metrics = _evaluation(subject), dict(METRICS)
+    """does not change the samples"""
+    data = _evaluation(subject)
 
     def plain() -> object:
-        return copy.deepcopy({name: {**one, "samples": _plain(one["samples"])} for name, one in data.items()}), {
-            **metrics
-        }
+        return copy.deepcopy({name: {**one, "samples": _plain(one["samples"])} for name, one in data.items()})
 
-    with subject.unchanged("samples or metrics", plain):
-        subject.call(0, subject.args, data, metrics)
+    with subject.unchanged("a sample", plain):
+        subject.call(0, subject.args, data, dict(METRICS))
 
 
 def converts_samples(subject: Subject[dict[str, list[Any]]]) -> None:
@@ -140,10 +137,6 @@ def _evaluation(subject: Subject[Any]) -> dict[str, dict[str, Any]]:
 
 def _plain(samples: list[Sample]) -> list[dict[str, Any]]:
     return [sample.to_dict() for sample in samples]
-
-
-def _plain_with(samples: list[Sample], metrics: dict[str, float]) -> object:
-    return _plain(samples), dict(metrics)
 
 
 SAMPLE_HOOK: list[Check] = [leaves_good_samples]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.plugins.calls import Caller, Dropped, policies
 from slime_core.plugins.signatures import accepted_extras
+from slime_core.sample import misaligned
 from slime_core.trajectories import as_one_trajectory
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ class SampleHooks:
     def __init__(self, args: RlRunArguments, components: RolloutComponents, evaluation: bool) -> None:
         policy = policies(args.failure_policy)["sample_hook"]
         self.rollout_id: int | None = None
-        self.callers = [Caller(replace(h, target=_on_a_copy(h.target)), policy) for h in components.sample_hooks]
+        self.callers = [
+            Caller(replace(h, target=_on_a_copy(h.target), further_check=_check), policy)
+            for h in components.sample_hooks
+        ]
         self._args, self._evaluation = args, evaluation
 
     async def apply(self, sample: Sample) -> Sample | None:
@@ -44,6 +48,11 @@ class SampleHooks:
                 return None
             (sample,) = as_one_trajectory(sample, [made])
         return sample
+
+
+def _check(result: Sample, given: tuple[Any, ...]) -> str | None:
+    problem = misaligned(result)
+    return f"a bad {result.name}: {problem}" if problem else None
 
 
 def _on_a_copy(target: Callable[..., Any]) -> Callable[..., Any]:
