@@ -11,6 +11,7 @@ import pytest
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
+from slime_core.cli import main
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.own_arguments import own_arguments
 
@@ -60,6 +61,13 @@ def test_options_begin_with_the_value_of_the_run_in_each_call_and_new_names_stay
         return seen
 
     assert [called(function, run_args) for _ in range(3)] == [(run_args.seed, count) for count in range(3)]
+
+
+def test_a_command_begins_without_what_functions_of_an_earlier_one_have_set(run_args: Any) -> None:
+    own_arguments(run_args).a_cache = {}
+    assert own_arguments(run_args).a_cache == {}
+    assert main(["--version"]) == 0
+    assert not hasattr(own_arguments(run_args), "a_cache")
 
 
 def test_two_calls_at_the_same_time_read_what_they_have_set_themselves(run_args: Any) -> None:
