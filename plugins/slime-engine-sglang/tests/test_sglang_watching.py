@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ import pytest
 import sglang_cases as cases
 
 from slime_core.errors import ArgumentError
+from slime_core.free_port import FreePort
+from slime_engine_sglang import requests
 from slime_engine_sglang.control import control_clients
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.errors import SGLangError
+from slime_engine_sglang.process import ChildProcess
 from slime_engine_sglang.router import Router
 
 until = partial(cases.until, seconds=60.0)
@@ -116,3 +121,25 @@ def test_servers_with_little_memory_are_asked_for_what_they_can_hold(start_scrip
     sampling = [body["sampling_params"]["max_new_tokens"] for path, body in asked() if path == "/generate"]
     assert sampling == [5]
     assert "of up to 100 tokens together" in caplog.text
+
+
+def test_requests_are_sent_again_until_health_checks_find_that_an_external_server_is_gone(
+    start_scripted, tmp_path, monkeypatch
+) -> None:
+    """Only they notice it. Somebody starts it again."""
+    monkeypatch.setattr(requests, "ATTEMPTS", 1)
+    port = FreePort("127.0.0.1")
+    command = [sys.executable, cases.SCRIPTED, "server", str(port.number), str(tmp_path / "asked"), "0"]
+    server = ChildProcess(command, tmp_path / "log")
+    often = {"rollout_health_check_interval": 0.3, "rollout_health_check_failures": 2}
+    args = cases.options(rollout_external_engine_addrs=[f"127.0.0.1:{port.number}"], **often)
+    try:
+        engine = start_scripted(args, 0)
+        server.close()
+        with ThreadPoolExecutor(1) as threads:
+            answer = threads.submit(generate, engine)
+            until(lambda: not cases.fleet_of(engine).answering)
+            server = ChildProcess(command, tmp_path / "log")
+            assert answer.result() == [7]
+    finally:
+        server.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from slime_engine_sglang.arguments import SGLangRunArguments
 
 ATTEMPTS = 8
-"""How often a request is sent before it fails."""
+"""How often a request is sent before it fails. With fault tolerance it goes on for as long as health checks take to find a dead server."""
 _ABORT_INTERVAL_S = 0.25  # an abort is repeated, since it may overtake its request on the way through the router
 _NO_ANSWER = Answer([], [], [], "abort")
 _NEVER = -1e9
@@ -89,6 +90,8 @@ class Requests:
         self._fleet, self._http = fleet, http
         self._decode, self._ends = decode, ends
         self._context = min((found for found in (context, fleet.context) if found), default=None)
+        checks = args.rollout_health_check_interval * args.rollout_health_check_failures
+        self._patience_s = checks + args.rollout_health_check_timeout if args.use_fault_tolerance else 0.0
         self._servers_are_shared = bool(args.rollout_external_engine_addrs)
         self._slots = asyncio.Semaphore(args.sglang_server_concurrency * len(fleet.members))
         self.running: dict[int, _Request] = {}
@@ -173,8 +176,12 @@ class Requests:
         try:
             if not await _unless(request.aborted, slot):
                 return _NO_ANSWER
-            reason = ""
-            for attempt in range(ATTEMPTS):
+            reason, failing_since = "", 0.0
+            for attempt in itertools.count():
+                now = time.monotonic()
+                failing_since = failing_since if attempt > 1 else now
+                if attempt >= ATTEMPTS and now - failing_since >= self._patience_s:
+                    break
                 if attempt:
                     self.counts["retries"] += 1
                     await _unless(request.aborted, asyncio.sleep(min(5.0, 0.25 * 2**attempt)))
@@ -199,7 +206,7 @@ class Requests:
                 reason = f"{answer.status_code}: {error_text(answer.text)}"
                 if answer.status_code in (400, 422):
                     raise ArgumentError(f"SGLang refuses a request ({reason}).")
-            raise SGLangError(f"A request got no answer in {ATTEMPTS} attempts. The last one: {reason}")
+            raise SGLangError(f"A request got no answer in {attempt} attempts. The last one: {reason}")
         finally:
             if slot.done() and not slot.cancelled():  # also where it came in the step in which this was cancelled
                 self._slots.release()
