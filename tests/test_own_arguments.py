@@ -11,24 +11,20 @@ import pytest
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
-from slime_core.cli import main
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.own_arguments import own_arguments
 
 
 @pytest.fixture
-def run_args(tiny_model: Any) -> Any:
-    words = [
-        "--hf-checkpoint",
-        str(tiny_model),
-        "--prompt-data",
-        "rows.jsonl",
-        "--num-rollout",
-        "1",
-        "--rollout-batch-size",
-        "2",
-    ]
-    return resolve(Namespace(Plugins()), words, env={}).args
+def resolved(tiny_model: Any) -> Callable[[], Any]:
+    """The arguments of one run more in this process."""
+    words = ["--hf-checkpoint", str(tiny_model), "--prompt-data", "rows.jsonl", "--num-rollout", "1"]
+    return lambda: resolve(Namespace(Plugins()), [*words, "--rollout-batch-size", "2"], env={}).args
+
+
+@pytest.fixture
+def run_args(resolved: Callable[[], Any]) -> Any:
+    return resolved()
 
 
 def called(function: Callable[..., Any], *args: Any, distribution: str = "") -> Any:
@@ -63,11 +59,11 @@ def test_options_begin_with_the_value_of_the_run_in_each_call_and_new_names_stay
     assert [called(function, run_args) for _ in range(3)] == [(run_args.seed, count) for count in range(3)]
 
 
-def test_a_command_begins_without_what_functions_of_an_earlier_one_have_set(run_args: Any) -> None:
-    own_arguments(run_args).a_cache = {}
-    assert own_arguments(run_args).a_cache == {}
-    assert main(["--version"]) == 0
-    assert not hasattr(own_arguments(run_args), "a_cache")
+def test_another_run_in_this_process_begins_without_what_functions_of_one_have_set(resolved: Any) -> None:
+    one, other = resolved(), resolved()
+    own_arguments(one).a_cache = {}
+    assert own_arguments(one).a_cache == {}
+    assert not hasattr(own_arguments(other), "a_cache")
 
 
 def test_two_calls_at_the_same_time_read_what_they_have_set_themselves(run_args: Any) -> None:

@@ -141,10 +141,20 @@ class Namespace:
         flags = [option.flag for option in self.options.values()]
         return of_another_program(name) or did_you_mean("--" + name.replace("_", "-"), flags)
 
-    @property
+    @functools.cached_property
     def model(self) -> type[RunArguments]:
-        """The pydantic model whose instances are the run's `args`: `RunArguments` with the plugins' groups."""
-        return _model_of(tuple(self._plugin_groups))
+        """The pydantic model whose instances are the run's `args`: `RunArguments` with the plugins' groups. A class of this namespace
+        alone: what hooks set on `args` is kept there."""
+        further = {name: value for group in self._plugin_groups for name, value in group.attributes.items()}
+        missing = {
+            name: _Given(value) if callable(value) else value
+            for name, value in further.items()
+            if name not in self.options
+        }
+        mixin = type("Attributes", (), {**missing, FURTHER_ATTRIBUTES: further})
+        groups: tuple[Any, ...] = (RunArguments, *self._plugin_groups, mixin)
+        model: type[RunArguments] = create_model("Arguments", __base__=groups)
+        return model
 
     def admit(self, names: Iterable[str]) -> None:
         """Declare those of these names that are no options yet and belong to a family.
@@ -157,6 +167,7 @@ class Namespace:
             if wanted := [name for name in unknown if name.startswith(prefix)]:
                 module, _, function = target.partition(":")
                 self._add(getattr(importlib.import_module(module), function)(wanted), distribution)
+                self.__dict__.pop("model", None)  # one without them
 
     def is_of_a_family(self, name: str) -> bool:
         """Whether another program defines the options whose names begin as this one's."""
@@ -168,20 +179,6 @@ class Namespace:
         self._families |= {prefix: (target, distribution) for prefix, target in group.families.items()}
         for name, field in group.model_fields.items():
             self.options[name] = Option(name, group, distribution, field)
-
-
-@functools.cache
-def _model_of(plugin_groups: tuple[type[ArgumentGroup], ...]) -> type[RunArguments]:
-    """The model of the core's groups and these, made once: of hundreds of options it takes a tenth of a second."""
-    further = {name: value for group in plugin_groups for name, value in group.attributes.items()}
-    options = {name for group in (*GROUPS, *plugin_groups) for name in group.model_fields}
-    missing = {
-        name: _Given(value) if callable(value) else value for name, value in further.items() if name not in options
-    }
-    mixin = type("Attributes", (), {**missing, FURTHER_ATTRIBUTES: further})
-    groups: tuple[Any, ...] = (RunArguments, *plugin_groups, mixin)
-    model: type[RunArguments] = create_model("Arguments", __base__=groups)
-    return model
 
 
 class _Given:

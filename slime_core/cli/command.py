@@ -14,7 +14,6 @@ from slime_core.display import escape_on_stdout, tell_plainly, told
 from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
 from slime_core.model_folders import look_once_through_models
 from slime_core.plugins import Plugins
-from slime_core.plugins.own_arguments import forget_what_was_set
 from slime_core.plugins.selection import raised_in
 from slime_core.start_up import collect_no_more, collect_seldom
 from slime_core.unread import STATUS, discard, is_unread
@@ -48,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     name = "--help"
     tell_plainly()
-    forget_what_was_set()
     if argv is None:
         collect_seldom()
         escape_on_stdout()

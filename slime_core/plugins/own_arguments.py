@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-def forget_what_was_set() -> None:
-    """Forget the new names that functions have set, and what was told of others: a command begins without those of an earlier one in
-    its process."""
-    _settable.cache_clear()
+_SETTABLE = "_slime_settable"  # where the class of a run's arguments keeps the one whose instances can be changed
 
 
 def own_arguments(args: Any) -> Any:
@@ -37,17 +32,18 @@ def own_arguments(args: Any) -> Any:
     if not isinstance(args, ArgumentGroup) or hasattr(type(args), "_slime_left"):
         return args
     kind = type(args)
+    if _SETTABLE not in vars(kind):
+        setattr(kind, _SETTABLE, _settable(kind))
     copied = args.model_copy()
     values = vars(copied)
     values |= {name: copy.deepcopy(value) for name, value in values.items() if type(value) in (list, dict)}
-    object.__setattr__(copied, "__class__", _settable(kind))
+    object.__setattr__(copied, "__class__", vars(kind)[_SETTABLE])
     for name, value in getattr(kind, FURTHER_ATTRIBUTES, {}).items():
         if copied.__dict__.get(name, value) is None:
             copied.__dict__[name] = value(args) if callable(value) else value
     return copied
 
 
-@functools.cache
 def _settable(kind: type[ArgumentGroup]) -> type[ArgumentGroup]:
     """Return a subclass of a run's class of arguments whose instances can be changed."""
     left: dict[str, Any] = {}
