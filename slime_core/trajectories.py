@@ -68,10 +68,11 @@ def trajectory_rewards(samples: Sequence[Sample], key: str | None) -> list[float
 def trajectory_worths(samples: Sequence[Sample], key: str | None) -> list[float]:
     """What each trajectory was worth, which is logged: like `trajectory_rewards`, but of a sample in whose metadata a hook has noted a
     number as "raw_reward", as in slime, that number."""
-    return means_of_trajectories(samples, [_worth(sample, key) for sample in samples])
+    return means_of_trajectories(samples, [worth(sample, key) for sample in samples])
 
 
-def _worth(sample: Sample, key: str | None) -> float:
+def worth(sample: Sample, key: str | None) -> float:
+    """What a sample was worth: what a hook has noted, or its reward."""
     noted = sample.metadata.get("raw_reward")
     if isinstance(noted, (int, float)) and not isinstance(noted, bool) and math.isfinite(noted):
         return float(noted)

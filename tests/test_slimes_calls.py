@@ -19,6 +19,7 @@ from slime_core.contracts.advantage import AdvantageInputs
 from slime_core.contracts.loss import LossInputs, Reduce
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
+from slime_core.plugins.slime_shapes.advantages import RolloutData
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 
@@ -457,6 +458,7 @@ def test_an_estimator_of_slimes_shape_is_given_what_slime_gives_it(final, estima
         loss_mask=torch.tensor(mask, dtype=torch.float64),
         sample_index=torch.repeat_interleave(torch.arange(5), torch.tensor(lengths)),
         rewards_are_final=final,
+        raw_rewards=torch.arange(5.0),
     )
     args = SimpleNamespace(advantage_estimator=estimator, kl_coef=0.0)
     expected = []
@@ -464,6 +466,7 @@ def test_an_estimator_of_slimes_shape_is_given_what_slime_gives_it(final, estima
         own = [r for r, g in zip(rewards, groups, strict=True) if g == group]
         spread = statistics.stdev(own) + 1e-6 if estimator == "grpo" else 1.0
         expected += [reward if final else (reward - statistics.fmean(own)) / spread] * length
+    assert RolloutData.of(args, inputs)["raw_reward"] == [0.0, 1.0, 2.0, 3.0, 4.0]
     outputs = Plugins([]).select("advantage", "own_adv.sets")(args, inputs)
     assert outputs.advantages.tolist() == pytest.approx(expected, rel=1e-6)
     assert outputs.returns.tolist() == outputs.advantages.tolist()

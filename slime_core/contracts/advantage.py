@@ -35,6 +35,8 @@ class AdvantageInputs:
             sample is a trajectory of its own.
         rewards_are_final: a `--custom-reward-post-process-path` or `--custom-convert-samples-to-train-data-path` made them; they are
             not to be normalised again.
+        raw_rewards: (S,) what the answers were worth before such a function: what it called raw, or what a hook has noted as
+            "raw_reward" in their metadata; None: `rewards`.
         log_probs: (T,) under the weights before training, 0 at untrained tokens; None unless the estimator `reads`
             "old_log_probs".
         ref_log_probs, values: (T,) likewise; "ref_log_probs", "values".
@@ -47,6 +49,7 @@ class AdvantageInputs:
     sample_index: Tensor
     trajectory_index: Tensor | None = None
     rewards_are_final: bool = False
+    raw_rewards: Tensor | None = None
     log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
     values: Tensor | None = None

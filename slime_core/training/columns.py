@@ -21,7 +21,7 @@ from slime_core.token_arrays import column_of, compact
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
-from slime_core.trajectories import means_of_trajectories
+from slime_core.trajectories import means_of_trajectories, worth
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,9 @@ class ColumnMaker:
             columns["rollout_log_probs"] = [column_of(sample, "rollout_log_probs") or [] for sample in samples]
         for name in sorted(first):
             self._add(name, columns, samples, parts)
-        rewards, final = self._rewards(samples)
+        raw, rewards, final = self._rewards(samples)
         compact(samples)  # of what a hook has read
-        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns)), samples)
+        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns, raw)), samples)
         # What the estimator did not need can leave out the samples that have no gradient.
         for name in sorted((what_reads(self._components.loss, args) & COMPUTED) - first):
             self._add(name, columns, samples, parts)
@@ -156,8 +156,8 @@ class ColumnMaker:
                 found += self._actor.log_probs(batch)
         columns["old_values" if name == "values" else name] = found
 
-    def _rewards(self, samples: list[Sample]) -> tuple[list[float], bool]:
-        """The rewards to train with, and whether they are not to be normalised again. Sets `raw_reward`."""
+    def _rewards(self, samples: list[Sample]) -> tuple[list[float], list[float], bool]:
+        """What the answers were worth, the rewards to train with, and whether they are not to be normalised again. Sets `raw_reward`."""
         self.raw_reward = None
         if samples and all(sample.reward_is_final for sample in samples):
             if self._components.reward_post_process is not None and not self._told_final:
@@ -166,9 +166,10 @@ class ColumnMaker:
                     "The %s is not called: --custom-convert-samples-to-train-data-path returned rewards, which are final.",
                     self._components.reward_post_process.label,
                 )
-            return [reward_of(sample, None) for sample in samples], True
+            return [worth(sample, None) for sample in samples], [reward_of(sample, None) for sample in samples], True
         if self._components.reward_post_process is None:
-            return [reward_of(sample, self._args.reward_key) for sample in samples], False
+            key = self._args.reward_key
+            return [worth(sample, key) for sample in samples], [reward_of(sample, key) for sample in samples], False
         raw, rewards = self._components.reward_post_process(self._args, samples)
         self.raw_reward = statistics.mean(means_of_trajectories(samples, raw)) if samples else None
-        return list(rewards), True
+        return list(raw), list(rewards), True

@@ -19,7 +19,11 @@ Column = Sequence[Sequence[float]]
 
 
 def advantage_inputs(
-    groups: Sequence[Group], rewards: Sequence[float], final: bool, columns: Mapping[str, Column]
+    groups: Sequence[Group],
+    rewards: Sequence[float],
+    final: bool,
+    columns: Mapping[str, Column],
+    raw: Sequence[float] | None = None,
 ) -> AdvantageInputs:
     """Make the inputs of an advantage estimator for a whole rollout.
 
@@ -27,6 +31,7 @@ def advantage_inputs(
         groups: all groups of the rollout.
         rewards: one for each sample, group after group.
         final: whether the rewards are not to be normalised again.
+        raw: what the rewards were at first; None: the same.
         columns: by name; "old_log_probs", "ref_log_probs" and "old_values" are handed over where they are there.
     """
     import torch
@@ -44,6 +49,7 @@ def advantage_inputs(
         lengths=torch.tensor([sample.response_length for sample in samples], dtype=torch.int64),
         trajectory_index=torch.tensor(trajectory_numbers(samples), dtype=torch.int64),
         rewards_are_final=final,
+        raw_rewards=None if raw is None else torch.tensor(list(raw), dtype=torch.float64),
         log_probs=given("old_log_probs"),
         ref_log_probs=given("ref_log_probs"),
         values=given("old_values"),

@@ -54,7 +54,7 @@ class RolloutData(AdvantageInputs):
         data = cls(**{field.name: getattr(inputs, field.name) for field in fields(inputs)})
         found: dict[str, Any] = {
             "rewards": _normalised(args, inputs).tolist(),
-            "raw_reward": inputs.rewards.tolist(),
+            "raw_reward": (inputs.rewards if inputs.raw_rewards is None else inputs.raw_rewards).tolist(),
             "response_lengths": inputs.lengths.tolist(),
             "loss_masks": data._by_sample(inputs.loss_mask),
         }
