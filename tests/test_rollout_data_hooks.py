@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from safetensors.torch import load_file
 
 from slime_core.cli import main
 from slime_core.data.sample_lines import open_samples
+from slime_core.errors import PluginError
+from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
+from slime_core.training.postprocess import postprocessed
 
 HOOK = "--rollout-data-postprocess-path"
 
@@ -190,3 +194,15 @@ def test_a_sample_hook_that_leaves_something_else_ends_the_run_by_name(
     assert main(["train", *flags, "--rollout-sample-hook-path", hook, "--run-dir", str(tmp_path)]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if said in line]
     assert f"The sample_hook '{hook}'" in line
+
+
+def test_a_first_token_that_nothing_precedes_cannot_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_masks.py").write_text(
+        "def all_trained(args, rollout_id, data): data['loss_masks'] = [[1, 1], [1, 1]]"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    hook = Plugins([]).select("rollout_data_postprocess", "own_masks.all_trained")
+    samples = [Sample(tokens=[5, *range(n)], response_length=2, loss_mask=[0, 1], index=n) for n in (2, 1)]
+    args: Any = SimpleNamespace(disable_compute_advantages_and_returns=True, reward_key=None)
+    with pytest.raises(PluginError, match="left the first token of sample 1 trained"):
+        postprocessed(args, 0, samples, {}, hook)

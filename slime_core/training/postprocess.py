@@ -97,6 +97,11 @@ def postprocessed(
             raise refuse("other numbers than 0 and 1 among the 'loss_masks'; 1 stands for tokens that are trained")
         else:
             masks = [[int(number) for number in row] for row in numbers]
+            for sample, mask in zip(samples, masks, strict=True):
+                if num_tokens(sample) == sample.response_length and mask and mask[0]:
+                    raise refuse(
+                        f"the first token of {sample.name} trained, but nothing precedes it to predict it from"
+                    )
             made = [
                 sample.changed(loss_mask=mask, remove_sample=False) for sample, mask in zip(samples, masks, strict=True)
             ]
