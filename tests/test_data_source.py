@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_core.contracts.data import CountsMalformedRows, HasMetrics, malformed_rows
+from slime_core.contracts.data import CountsMalformedRows, HasMetrics, malformed_rows, next_groups
 from slime_core.data import GlobalDataSource, pop_first
 from slime_core.errors import ArgumentError, CheckpointError, DataError, PluginError
 from slime_core.sample import Sample, Status
@@ -277,3 +277,25 @@ def test_missing_and_null_content_are_the_same_conversation(arguments: Any, tmp_
     source = GlobalDataSource(arguments(write(tmp_path / "d.jsonl", rows)))
     (first,), (second,) = source.get_samples(2)
     assert first.prompt == second.prompt == [{"role": "assistant", "content": None, "tool_calls": call}]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda count: (), r"\(\) \(tuple\); expected a list of groups"),
+        (lambda count: [], "0 groups; expected 2, or fewer, but one at least"),
+        (lambda count: [[Sample(index=n)] for n in range(count + 1)], "3 groups; expected 2, or fewer"),
+        (
+            lambda count: [Sample(index=n) for n in range(count)],
+            "where a group belongs; expected a list of at least one",
+        ),
+        (lambda count: [[Sample(index=0)], []], r"\[\] \(list\) where a group belongs"),
+        (lambda count: [[Sample(index=0), {"index": 1}]], "where a group belongs"),
+    ],
+)
+def test_a_source_that_returns_something_else_than_groups_is_named(returned: Any, said: str) -> None:
+    class OwnSource:
+        get_samples = staticmethod(returned)
+
+    with pytest.raises(PluginError, match=rf"get_samples\(2\) of the data source OwnSource returned .*{said}"):
+        next_groups(OwnSource(), 2)  # type: ignore[arg-type]  # what it reads of one

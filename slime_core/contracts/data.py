@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from slime_core.contracts.kind import Kind
 from slime_core.contracts.results import is_a, shown
+from slime_core.errors import PluginError
+from slime_core.sample import Group, Sample
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
     from slime_core.errors import DataError
-    from slime_core.sample import Group, Sample
 
 UNKNOWN_LENGTH = sys.maxsize
 """The `len` of a data source that nobody has counted, such as a stream that was not read to its end yet. Python allows
@@ -117,6 +118,29 @@ class Closes(Protocol):
 
     def close(self) -> None:
         """The run is over, or was only checked: give back files, threads and connections. Called once, however it ends."""
+
+
+def next_groups(source: DataSource, count: int) -> list[Group]:
+    """Take the next groups of a data source, `count` unless it has fewer at hand.
+
+    Raises:
+        PluginError: what it returned are no groups, or more than `count`, or none.
+    """
+    groups: Any = source.get_samples(count)
+    if problem := _problem_of_groups(groups, count):
+        raise PluginError(f"get_samples({count}) of the data source {type(source).__name__} returned {problem}.")
+    return groups  # type: ignore[no-any-return]  # has just been checked
+
+
+def _problem_of_groups(groups: Any, count: int) -> str | None:
+    if not isinstance(groups, list):
+        return f"{shown(groups)}; expected a list of groups"
+    if not 0 < len(groups) <= count:
+        return f"{len(groups)} groups; expected {count}, or fewer, but one at least"
+    for group in groups:
+        if not (isinstance(group, list) and group and all(isinstance(sample, Sample) for sample in group)):
+            return f"{shown(group)} where a group belongs; expected a list of at least one Sample, those of one prompt"
+    return None
 
 
 def state_of(source: DataSource) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.contracts.data import next_groups
 from slime_core.contracts.rollout import Background
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
@@ -72,7 +73,7 @@ def _samples(plan: Plan, count: int) -> list[Sample]:
         extras = {"plugins": plan.plugins, "components": chosen, "engine": None, "background": Background()}
         output = chosen.rollout.bind(**extras)(few, 0, plan.data_source, evaluation=False)
         return [group[0] for group in output.groups]
-    groups = plan.data_source.get_samples(count)
+    groups = next_groups(plan.data_source, count)
     return [_prompt(args, group[0]) for group in groups]
 
 

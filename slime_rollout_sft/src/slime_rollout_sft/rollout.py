@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from slime_core.contracts.data import DataSource, MaskedTokens, malformed_rows
+from slime_core.contracts.data import DataSource, MaskedTokens, malformed_rows, next_groups
 from slime_core.contracts.engine import InferenceEngine
 from slime_core.contracts.rollout import uses_engine
 from slime_core.data import EvaluationSet, evaluation_sets
@@ -67,7 +67,7 @@ def generate_rollout(
         work = Work(policy, args.loss_mask_type, variables, plugins.switches, args.trust_remote_code)
         workers = _workers(work, min(args.num_workers, args.rollout_batch_size), at_end)
     while len(groups) < args.rollout_batch_size:
-        taken = data_source.get_samples(args.rollout_batch_size - len(groups))
+        taken = next_groups(data_source, args.rollout_batch_size - len(groups))
         firsts = [group[0] for group in taken]
         completed = workers.complete(firsts, conversations) if workers else map(conversations.complete, firsts)
         for group, done in zip(taken, completed, strict=True):

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from slime_core.contracts.data import next_groups
 from slime_core.data import is_tokenised
 from slime_core.data.image_processor import Processor
 from slime_core.data.prompts import read_prompt
@@ -85,11 +86,12 @@ class PromptTokenizer:
         Raises:
             DataError: no prompt of a whole epoch can be used; or as `tokenize`.
             ArgumentError: as `tokenize`.
+            PluginError: the data source returns something else than groups.
         """
         groups: list[Group] = []
         skipped_in_a_row = 0
         while len(groups) < count:
-            for group in data_source.get_samples(count - len(groups)):
+            for group in next_groups(data_source, count - len(groups)):
                 if self.tokenize(group):
                     groups.append(group)
                     skipped_in_a_row = 0
