@@ -12,7 +12,7 @@ import pytest
 from slime_core.cli import main
 from slime_core.data import GlobalDataSource
 from slime_core.errors import ArgumentError, DataError
-from slime_core.sample import RolloutOutput, Status, check_rollout
+from slime_core.sample import RolloutOutput, Sample, Status, check_rollout
 from slime_rollout_sft.arguments import SftArguments
 from slime_rollout_sft.rollout import generate_rollout
 
@@ -84,6 +84,20 @@ def test_answers_cannot_be_generated_for_rows_of_ids(roll_out: Any) -> None:
     (sample,) = roll_out([{"input": [5, 6, 7]}]).samples
     with pytest.raises(ArgumentError, match=r"rows\.jsonl:1: --eval-generate needs messages"):
         _question(sample)
+
+
+def test_answers_cannot_be_generated_where_images_of_the_question_were_cut_off() -> None:
+    from slime_rollout_sft.answers import _question
+
+    look = {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]}
+    sample = Sample(prompt=[look, {"role": "assistant", "content": "Both."}], images=[b"1"])
+    sample.note(source="rows.jsonl:3")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:3: --eval-generate .* has 2 images, of which 1 fit into --rollout-max"
+    ):
+        _question(sample)
+    sample.images.append(b"2")
+    assert _question(sample).label == "Both."
 
 
 def test_the_preview_shows_rows_of_ids(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

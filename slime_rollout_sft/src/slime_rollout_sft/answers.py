@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.engine import InferenceEngine
 from slime_core.data import read_conversation
+from slime_core.data.conversation import has_images
 from slime_core.data.ends import trained_end
 from slime_core.data.prompts import read_prompt
 from slime_core.data.vision import load_processor
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
 from slime_core.plugins.calls import Dropped
 from slime_core.rollout.asking import ask
@@ -119,6 +120,13 @@ def _question(sample: Sample) -> Sample:
     conversation = read_conversation(sample.prompt, sample.tools)
     messages = conversation.messages
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    parts = [part for message in messages[:last] if has_images(message) for part in message["content"]]
+    places = sum(part["type"] == "image" for part in parts)
+    if places > len(sample.images):
+        raise DataError(
+            f"{sample.source or sample.name}: --eval-generate asks the whole question, which has {places} images, of which "
+            f"{len(sample.images)} fit into --rollout-max-context-len. Raise the limit, or choose --over-long-sample skip."
+        )
     question = replace(
         sample,
         prompt=messages[:last],
