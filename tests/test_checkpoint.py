@@ -101,7 +101,9 @@ def test_a_resumed_run_removes_what_one_that_was_killed_had_begun_to_remove(tmp_
     args = SimpleNamespace(save=str(tmp_path), save_total_limit=2)
     finish_removing(args, tmp_path / "iter_0000001")  # from which a person chose to go on: the later ones stay
     assert len(list(tmp_path.glob("iter_*"))) == 4
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("2\n")  # killed before it named the newest
     finish_removing(args, path)
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "3\n"
     assert [p.name for p in sorted(tmp_path.glob("*iter_*")) if p.is_dir()] == ["iter_0000002", "iter_0000003"]
 
 

@@ -119,7 +119,7 @@ class Saving:
         if final.exists():  # a resumed run writes the same state again
             shutil.rmtree(final)
         os.rename(self._hidden, final)
-        _write_latest(self._folder, self.rollout_id)
+        write_latest(self._folder, self.rollout_id)
         _flush(self._folder)
         return final
 
@@ -226,7 +226,7 @@ def set_newer_aside(save: str | None, previous: Path) -> Path | None:
     newer = [path for path in all_checkpoints(folder) if path.name > previous.name]
     if not newer:
         return None
-    _write_latest(folder, int(previous.name.removeprefix(PREFIX)))
+    write_latest(folder, int(previous.name.removeprefix(PREFIX)))
     if best_checkpoint(folder) in newer:  # its number is about to be another's
         (folder / BEST).unlink()
     return move_aside(folder, reversed(newer))
@@ -426,5 +426,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_latest(folder: Path, rollout_id: int) -> None:
+def write_latest(folder: Path, rollout_id: int) -> None:
+    """Let a folder of checkpoints name the one after this rollout the newest."""
     write_whole(folder / LATEST, f"{rollout_id}\n")
