@@ -120,6 +120,11 @@ class Closes(Protocol):
         """The run is over, or was only checked: give back files, threads and connections. Called once, however it ends."""
 
 
+def is_group(value: Any) -> bool:
+    """Whether a value is a group: a list of at least one sample."""
+    return isinstance(value, list) and bool(value) and all(isinstance(sample, Sample) for sample in value)
+
+
 def next_groups(source: DataSource, count: int) -> list[Group]:
     """Take the next groups of a data source, `count` unless it has fewer at hand.
 
@@ -138,7 +143,7 @@ def _problem_of_groups(groups: Any, count: int) -> str | None:
     if not 0 < len(groups) <= count:
         return f"{len(groups)} groups; expected {count}, or fewer, but one at least"
     for group in groups:
-        if not (isinstance(group, list) and group and all(isinstance(sample, Sample) for sample in group)):
+        if not is_group(group):
             return f"{shown(group)} where a group belongs; expected a list of at least one Sample, those of one prompt"
     return None
 

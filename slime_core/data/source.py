@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from slime_core.contracts.data import UNKNOWN_LENGTH
+from slime_core.contracts.data import UNKNOWN_LENGTH, is_group
 from slime_core.data.epochs import EpochReader
 from slime_core.data.mixture import Mixture
 from slime_core.data.notices import Notices
@@ -163,7 +163,7 @@ class GlobalDataSource:
     def add_samples(self, groups: list[Group]) -> None:
         """Put unfinished groups at the end of the buffer."""
         for group in groups:
-            if not (isinstance(group, list) and group and all(isinstance(sample, Sample) for sample in group)):
+            if not is_group(group):
                 raise PluginError(
                     f"add_samples was given {type(group).__name__} where a group belongs; "
                     "expected a list of groups, each a list of at least one Sample."
