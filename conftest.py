@@ -61,6 +61,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
+@pytest.fixture(autouse=True)
+def own_modules_are_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test imports from its own folder is of this test alone: the next may write a module of the same name."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    before = set(sys.modules) if folder else set()
+    yield
+    for name in set(sys.modules) - before if folder else ():
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def assets() -> Callable[[str], Path]:
     """`assets("model")` prepares one of the things that `scripts/assets.py` knows and returns its folder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,6 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
             f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nRequires-Dist: {requires}\n"
         )
         (info / "entry_points.txt").write_text(f"[slime]\n{module} = {entry or module}\n")
-        monkeypatch.delitem(sys.modules, module, raising=False)
         monkeypatch.syspath_prepend(site)
 
     return install

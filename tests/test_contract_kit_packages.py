@@ -37,7 +37,6 @@ def distribution(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text("[slime]\nsour = sour\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.delitem(sys.modules, "sour", raising=False)
         return tmp_path
 
     return install

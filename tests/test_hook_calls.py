@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,7 +210,6 @@ def components(tmp_path, monkeypatch):
     """The module `my_parts`, which import paths may name."""
     (tmp_path / "my_parts.py").write_text(COMPONENTS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
     import my_parts
 
     return my_parts

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -164,4 +163,3 @@ def test_a_run_tells_its_own_error_also_where_nothing_can_be_closed(
     assert main([*words, *chosen, "--run-dir", str(tmp_path / "run")]) == 1
     told = capfd.readouterr().err
     assert "slime train: ValueError: the step went wrong" in told
-    sys.modules.pop("ends_badly", None)

@@ -28,7 +28,6 @@ from slime_core.plugins.selection import raised_in
 def plugin(tmp_path: Path, monkeypatch, name: str, code: str, requires_core: str = "") -> PluginInfo:
     (tmp_path / f"{name}.py").write_text("from slime_core import Lazy, hookimpl\n" + textwrap.dedent(code))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, name, raising=False)
     return PluginInfo(name, f"dist-{name}", "1.2", name, requires_core)
 
 
