@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from slime_core.data.shown import shown
 from slime_core.errors import ArgumentError, DataError
@@ -176,7 +177,8 @@ def _require_fit(image: Image) -> None:
         raise DataError(
             f"an image has {width} × {height} pixels, more than the {MAX_PIXELS:,} that are decoded; make it smaller"
         )
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a photo, behind which the camera kept its preview
         raise DataError(f"an image has {frames} frames; only still images can be trained on, so save one of them")
 
 
@@ -229,12 +231,12 @@ def _of_text(text: str, folder: Path, rules: ImageRules) -> bytes:
             f"an image is {shown(text)}; expected a data URL, data:image/…;base64,…, or base64. No files are read"
         )
     try:
-        path = _allowed(text.removeprefix("file://"), folder, rules)
+        path = _allowed(unquote(text[7:]) if text.startswith("file://") else text, folder, rules)
         if path.is_file():
             if path.stat().st_size > MAX_BYTES:
                 raise DataError(f"the image {path} has more than {MAX_BYTES >> 20} MiB; make it smaller")
             return path.read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: ~name, of whom no folder is known
         if not _BASE64.fullmatch(text):
             raise DataError(f"the image {shown(text)} cannot be read: {error}") from None
     except DataError:
@@ -273,13 +275,13 @@ def _from_base64(text: str) -> bytes:
 
 
 def _fetched(url: str) -> bytes:
-    from urllib.error import URLError
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     try:
         with urlopen(url, timeout=_SECONDS) as answer:
             return bytes(answer.read(MAX_BYTES + 1))
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise DataError(f"the image {shown(url)} cannot be fetched: {error}") from None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slime_core.data.conversation import OTHER_MEDIA, chat_messages
 from slime_core.data.flags import FLAGS
-from slime_core.data.image_rows import take_images
+from slime_core.data.image_rows import PLACEHOLDER, take_images
 from slime_core.data.images import NO_RULES, ImageRules, encoded
 from slime_core.data.shown import shown
 from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
@@ -38,7 +38,8 @@ class Columns:
         label_key: what rewards compare with.
         tool_key: the tool definitions of a conversation; rows may lack it.
         metadata_key: an object that is handed on to hooks; rows may lack it.
-        image_key: the images of the row, one or a list; rows may lack it. None: `<image>` in a text is text.
+        image_key: the images of the row, one or a list; rows may lack it. With it, a prompt that is text and has images is one message
+            of the user. None: `<image>` in a text is text.
         images: where images may come from.
     """
 
@@ -146,13 +147,15 @@ def _prompt_and_images(columns: Columns, row: dict[str, Any], source: str) -> tu
         given = row.get(columns.image_key)
         column = [] if given is None else given if isinstance(given, list) else [given]
     images: list[bytes] = []
+    if isinstance(prompt, str) and column is not None and (column or PLACEHOLDER in prompt):
+        prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and not is_tokenised(prompt):
         folder = Path(source.rpartition(":")[0]).parent
         prompt, images = take_images(prompt, column, partial(encoded, folder=folder, rules=columns.images))
     elif column:
         raise DataError(
-            f"the row has {len(column)} images in {columns.image_key!r}, but {columns.input_key!r} is no list of messages, in which "
-            "each of them would have its place"
+            f"the row has {len(column)} images in {columns.image_key!r}, but {columns.input_key!r} is neither text nor a list of "
+            "messages, in which each of them would have its place"
         )
     return plain(prompt, repr(columns.input_key)), images
 

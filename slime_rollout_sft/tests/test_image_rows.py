@@ -193,8 +193,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "text spells an image, none there": ((chat("<|image_pad|>"), None), "has 1 image tokens, and its 0 images"),
     "video": ((chat({"type": "video", "video": "a.mp4"}), None), "has the part .*video.*only parts of the type text and image"),
     "key of a message": (([{"role": "user", "content": "x", "images": [1]}, *chat("x")[1:]], None), "has the key 'images'"),
-    "text prompt": (("a <image> text", [RAW]), "is no list of messages, in which"),
-    "token ids": (([1, 2, 3], [RAW]), "is no list of messages, in which"),
+    "somebody's folder": ((chat("<image>"), ["~nobody-of-this-name/a.png"]), "cannot be read: .*home directory"),
+    "text without a place": (("a text", [RAW]), "has 1 images, but its messages have 0 places"),
+    "text without an image": (("an <image>", []), "has 0 images, but its messages have 1 places"),
+    "token ids": (([1, 2, 3], [RAW]), "is neither text nor a list of messages, in which"),
 }  # fmt: skip
 
 
@@ -215,6 +217,19 @@ def test_a_bad_row_is_named_or_skipped_and_counted(qwen: str, folder: Path, name
     assert skipping.counts == {"skipped_malformed": 1}
 
 
+def test_a_text_with_images_is_one_message_of_the_user(folder: Path) -> None:
+    (folder / "a b.png").write_bytes(RAW)
+    address = (folder / "a b.png").as_uri()
+    text, messages = (
+        sample_from_row(COLUMNS, {"messages": prompt, "images": [address]}, f"{folder}/rows.jsonl:1")
+        for prompt in ("Look: <image> What is it?", [{"role": "user", "content": "Look: <image> What is it?"}])
+    )
+    assert (text.prompt, text.images) == (messages.prompt, messages.images)
+    assert text.images == [RAW]
+    for images in ({}, {"images": None}, {"images": []}):
+        assert sample_from_row(COLUMNS, {"messages": "What is it?", **images}, "r:1").prompt == "What is it?"
+
+
 CMYK = encoded(Image.new("CMYK", (30, 30), (0, 255, 255, 0)), "JPEG", quality=95)
 CLEAR = encoded(Image.new("RGBA", (30, 30), (0, 0, 0, 0)))
 PALETTE = encoded(Image.new("RGB", (30, 30), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE))
@@ -222,13 +237,17 @@ DEEP = encoded(Image.frombytes("I;16", (30, 30), struct.pack("<900H", *[32768] *
 EXIF = Image.Exif()
 EXIF[0x0112] = 6  # it lies on its side
 TURNED = encoded(Image.open(io.BytesIO(RAW)), "JPEG", exif=EXIF)
+PHOTO = encoded(
+    Image.new("RGB", (30, 30), (250, 9, 9)), "MPO", save_all=True, append_images=[Image.new("RGB", (15, 15))]
+)
 
 
 @pytest.mark.parametrize(
     ("data", "size", "pixel"),
     [(CMYK, (30, 30), (254, 0, 0)), (CLEAR, (30, 30), (255, 255, 255)), (PALETTE, (30, 30), (10, 200, 30)),
-     (DEEP, (30, 30), (128, 128, 128)), (picture(1, 1), (1, 1), None), (TURNED, (40, 60), None)],
-    ids=["CMYK", "transparent", "palette", "16 bits", "1 x 1", "turned"],
+     (DEEP, (30, 30), (128, 128, 128)), (picture(1, 1), (1, 1), None), (TURNED, (40, 60), None),
+     (PHOTO, (30, 30), (250, 9, 9))],
+    ids=["CMYK", "transparent", "palette", "16 bits", "1 x 1", "turned", "a photo with its preview"],
 )  # fmt: skip
 def test_unusual_images_have_the_colours_that_they_mean(
     qwen: str, data: bytes, size: tuple[int, int], pixel: tuple[int, int, int] | None
@@ -254,8 +273,9 @@ def test_files_outside_and_addresses_are_read_where_that_is_asked_for(folder: Pa
     with pytest.raises(DataError, match="lies outside"):
         sample_from_row(COLUMNS, {**row, "images": ["link.png"]}, f"{folder}/r:1")
     fetching = Columns("messages", image_key="images", images=ImageRules(fetch=True))
-    with pytest.raises(DataError, match="cannot be fetched"):
-        sample_from_row(fetching, {**row, "images": ["http://127.0.0.1:9/x.png"]}, f"{folder}/r:1")
+    for address in ("http://127.0.0.1:9/x.png", "http://127.0.0.1:no-port/x.png"):
+        with pytest.raises(DataError, match="cannot be fetched"):
+            sample_from_row(fetching, {**row, "images": [address]}, f"{folder}/r:1")
 
 
 @pytest.mark.parametrize(
