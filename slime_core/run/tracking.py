@@ -147,11 +147,16 @@ class Tracking:
         self._jsonl = jsonl
         if jsonl.told_again:
             config = {**config, "resume_after": jsonl.told_again[0]["rollout_id"] - 1}
-        self._trackers = [selected(args, run_dir, config) for selected in trackers]
-        for row in jsonl.told_again:
-            own = {n: math.nan if v is None else v for n, v in row.items() if n not in ("rollout_id", "time")}
-            for tracker in self._trackers:
-                tracker.log(dict(own), row["rollout_id"])
+        self._trackers: list[Tracker] = []
+        try:
+            self._trackers.extend(selected(args, run_dir, config) for selected in trackers)
+            for row in jsonl.told_again:
+                own = {n: math.nan if v is None else v for n, v in row.items() if n not in ("rollout_id", "time")}
+                for tracker in self._trackers:
+                    tracker.log(dict(own), row["rollout_id"])
+        except BaseException as error:
+            self.close(error)
+            raise
 
     def log(self, metrics: Mapping[str, float], rollout_id: int) -> None:
         """Hand the numbers to every tracker."""

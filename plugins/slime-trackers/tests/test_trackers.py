@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,19 @@ def test_an_evaluation_that_is_made_again_has_one_point_and_the_rollout_before_i
     assert scalars(tmp_path / "tensorboard", "eval/loss") == [(1, 2.25)]
     assert scalars(tmp_path / "tensorboard", "train/loss") == [(0, 3.0), (1, 2.0)]
     assert [step for step, value in scalars(tmp_path / "tensorboard", "train/odd") if math.isnan(value)] == [0, 1]
+
+
+def test_trackers_are_closed_where_a_later_one_cannot_be_made(tmp_path: Path) -> None:
+    closed: list[BaseException] = []
+
+    def last(args: Any, run_dir: Path, config: dict[str, Any]) -> Any:
+        raise RuntimeError("its server is away")
+
+    trackers: Any = [lambda *_: SimpleNamespace(close=closed.append), last]
+    jsonl = JsonlTracker(tmp_path / "m.jsonl", None)
+    with closing(jsonl), pytest.raises(RuntimeError, match="its server is away") as raised:
+        Tracking(jsonl, Console(2), trackers, tensorboard_args(), tmp_path, CONFIG)  # type: ignore[arg-type]
+    assert closed == [raised.value]
 
 
 def test_a_new_run_in_an_old_folder_shows_only_itself(tensorboard_run: Path) -> None:
