@@ -41,6 +41,7 @@ _BEGINNINGS = {
 }
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
+_SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of Qwen's own rows
 _LONGEST_PATH = 4096
 _SECONDS = 20
 _ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5  # of EXIF
@@ -199,6 +200,11 @@ def _in_colours(image: Image) -> Image:
 
 
 def _of_object(value: dict[str, Any]) -> Any:
+    if sized := [key for key in _SIZES if value.get(key) is not None]:
+        raise DataError(
+            f"an image has {', '.join(sized)}, a size of its own, and every image is given the one that the checkpoint's processor says; "
+            "take it out, and give --image-min-pixels and --image-max-pixels for all images"
+        )
     if value.get("bytes") is not None:
         return value["bytes"]
     for key in ("image", "path", "base64", "image_url", "url"):

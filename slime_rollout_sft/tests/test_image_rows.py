@@ -180,6 +180,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty text": ((chat("<image>"), [""]), "expected a path"),
     "no bytes": ((chat("<image>"), [b""]), "has no bytes"),
     "unknown object": ((chat("<image>"), [{"file": "a.png"}]), "object with file; expected 'bytes'"),
+    "a size of its own": ((chat("<image>"), [{"image": RAW, "max_pixels": 784}]), "image 1: an image has max_pixels, a size of"),
     "no image": ((chat("<image>"), [b"hello, world"]), "image 1: an image of 12 bytes is in no format that is read"),
     "a program": ((chat("<image>"), [b"%!PS-Adobe-3.0 EPSF-3.0\n"]), "in no format that is read"),
     "truncated PNG": ((chat("<image>"), [RAW[:900]]), "cannot be decoded: .*truncated|cannot be decoded"),
