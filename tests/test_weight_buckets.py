@@ -19,6 +19,7 @@ from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import LocalHandle
 from slime_core.tensors.weight_buckets import in_buckets
+from slime_core.training.served_weights import ServedWeights
 from slime_core.training.worker import TrainWorker
 
 SIZES = [3, 3, 3, 1, 8, 2, 2, 2, 5]
@@ -114,17 +115,7 @@ def between() -> Iterator[Callable[..., WeightSync]]:
         args: Any = SimpleNamespace(update_weight_buffer_size=limit)
         trainer, rollouts = TrainWorker.__new__(TrainWorker), RolloutWorker.__new__(RolloutWorker)
         rollouts._at_end = ExitStack()
-        vars(trainer).update(
-            _args=args,
-            _actor=backend,
-            _buckets=None,
-            _rank=0,
-            _ranks=1,
-            _models=[],
-            _sender=None,
-            _served=None,
-            _serves=None,
-        )
+        vars(trainer).update(_models=[], _served=ServedWeights(backend, None, limit, rank=0, ranks=1))
         vars(rollouts).update(_engine=engine, _intake=None, _closes_data=False, _background=Engine(numbers))
         handles.extend([LocalHandle(trainer, "trainer"), LocalHandle(rollouts, "rollouts")])
         return WeightSync(args, Plugins([]), handles[-1], handles[-2], takes_turns=False)

@@ -5,6 +5,7 @@ worker.py      drives the models of a training process through a rollout
 initial_weights.py  which weights a new run starts from
 model_facts.py  what is known of a model from its configuration, kept between commands
 checkpoint_check.py  what can be seen of these before a model is loaded
+served_weights.py  the weights as the engine takes them
 columns.py     log-probs, values and advantages of the samples of a rollout
 steps.py       how samples are cut into optimizer steps
 batches.py     the batch of one step, and the weights of its tokens

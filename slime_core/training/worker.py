@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,6 @@ from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
 from slime_core.remote_code import copy_code
 from slime_core.sample import Group, Sample
-from slime_core.tensors.weight_buckets import in_buckets
 from slime_core.token_arrays import compact, num_trained
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
@@ -48,6 +47,7 @@ from slime_core.training.initial_weights import begun_with, with_initial_weights
 from slime_core.training.postprocess import postprocessed, write_train_data
 from slime_core.training.precision import recipe_of
 from slime_core.training.profiling import Profiler
+from slime_core.training.served_weights import ServedWeights
 from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
 from slime_core.training.token_numbers import WatchedLoss
@@ -84,7 +84,7 @@ class TrainWorker:
         self, args: RunArguments, plugins: Plugins, components: TrainComponents, profiler: Profiler, total_rollouts: int
     ) -> None:
         self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
-        self._served = components.quantised.get(args.hf_checkpoint)
+        self._quantised = components.quantised.get(args.hf_checkpoint)
         self._total_steps = total_rollouts * derived(args.num_steps_per_rollout)
         may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
         self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
@@ -92,14 +92,14 @@ class TrainWorker:
         self._critic: TrainBackend | None = None
         self._rank = int(os.environ.get("RANK", "0"))
         self._ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        self._sender: WeightSender | None = None
-        self._serves: str | None = None
-        self._buckets: Iterator[list[tuple[str, Tensor]]] | None = None
         self._models: list[TrainBackend] = []
         self._ends = TrainedEnds(args.hf_checkpoint)
         self._loss = WatchedLoss(components.loss)
         self._begun_with = begun_with(args)
         self._actor = self._new_model(with_initial_weights(args))
+        self._served = ServedWeights(
+            self._actor, self._quantised, args.update_weight_buffer_size, self._rank, self._ranks
+        )
 
     def setup(self) -> None:
         """Load the models.
@@ -241,7 +241,7 @@ class TrainWorker:
 
     def serve_version(self, version: int | None) -> None:
         """Let `next_weights` and `send_weights` give copies of the kept weights of this version; None: the present ones."""
-        self._serves = None if version is None else of_version(version)
+        self._served.choose(version)
 
     def evaluate(self, groups: list[Group]) -> dict[str, float]:
         """The loss and its metrics on every evaluation set, as {"SET/loss": …}."""
@@ -262,58 +262,20 @@ class TrainWorker:
         return [(-math.fsum(own), num_trained(s)) for s, own in zip(samples, log_probs, strict=True)]
 
     def next_weights(self) -> list[tuple[str, Tensor]] | None:
-        """The next of all weights under their Hugging Face names, at most `--update-weight-buffer-size` bytes, or None after the
-        last ones. `drop_weights` lets the next call begin anew.
-
-        A single rank returns views of what it trains; of several ranks the first one returns copies on the CPU, and the
-        others take part in gathering them and return None.
-        """
-        if self._buckets is None:
-            self._buckets = in_buckets(self._travelling(), self._args.update_weight_buffer_size)
-        bucket = next(self._buckets, None)
-        return bucket if self._rank == 0 else None
+        """The next bucket of the weights that the engine takes: `ServedWeights.next`."""
+        return self._served.next()
 
     def drop_weights(self) -> None:
         """Leave the rest of the weights that `next_weights` gives, if there is any."""
-        self._buckets = None
-
-    def _travelling(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights as this rank keeps them until a bucket is full: the first rank only, where there are several, has use for
-        their values."""
-        for name, tensor in self._served_weights():
-            yield name, tensor if self._ranks == 1 else tensor.to("cpu" if self._rank == 0 else "meta")
-
-    def _served_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The actor's weights as the engine reads them: quantised where `--hf-checkpoint` is. The first rank alone quantises."""
-        weights, served = self._given_weights(), self._served
-        if served is None:
-            return weights
-        from slime_core.tensors.quantised_weights import quantised_like
-
-        own = weights if self._rank == 0 else ((name, tensor.to("meta")) for name, tensor in weights)
-        return quantised_like(own, served)
-
-    def _given_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The actor's weights, or those of a kept copy. All ranks iterate together."""
-        if self._serves is None:
-            yield from self._actor.weights()
-            return
-        actor = keeping(self._actor)
-        with actor.with_kept_weights(self._serves):
-            for name, tensor in actor.weights():
-                yield name, tensor.clone()  # what is read behind the last one is the present weights
+        self._served.drop()
 
     def set_weight_sender(self, sender: WeightSender) -> None:
         """Take over the engine's own sender, which `send_weights` calls."""
-        self._sender = sender
+        self._served.send_by(sender)
 
     def send_weights(self, version: int) -> None:
-        """Hand the weights to the engine by its own sender. That runs in the first rank; the others take part in
-        gathering them."""
-        if self._rank > 0:
-            self._gather()
-        elif self._sender is not None:
-            self._sender.send(self._served_weights(), version)
+        """Hand the weights to the engine by its own sender: `ServedWeights.send`."""
+        self._served.send(version)
 
     def save_state(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint into the existing folder. With `--async-save`, a backend that is able
@@ -375,11 +337,11 @@ class TrainWorker:
         if self._rank == 0:
             copy_code(self._args.hf_checkpoint, folder)
         folders = [folder]
-        if self._served is not None:
+        if self._quantised is not None:
             from slime_core.tensors.quantised_weights import write_quantised
 
             folders.append(folder / "quantised")
-            write_quantised(folders[-1], self._actor.weights(), self._served, write=self._rank == 0)
+            write_quantised(folders[-1], self._actor.weights(), self._quantised, write=self._rank == 0)
         new = [self._ends.write(own) for own in folders] if self._rank == 0 else [[]]
         return new[0]
 
@@ -404,8 +366,7 @@ class TrainWorker:
         with ExitStack() as stack:  # each of these, also if the one before fails
             for model in self._models:
                 stack.callback(model.close)
-            if self._sender is not None:
-                stack.callback(self._sender.close)
+            stack.callback(self._served.close)
 
     def _step(
         self, rollout_id: int, number: int, samples: Sequence[Sample], columns: dict[str, Column]
@@ -431,11 +392,6 @@ class TrainWorker:
             metrics |= {"num_tokens": batch.num_tokens, "num_trained_tokens": batch.num_trained_tokens}
         self._plugins.notify("slime_train_step_finished", args=args, rollout_id=rollout_id, step=step, metrics=metrics)
         return metrics
-
-    def _gather(self) -> None:
-        """Take part in gathering the weights that the first rank needs."""
-        for _ in self._given_weights():
-            pass
 
 
 def _clear_parts(export: Path) -> None:

@@ -288,6 +288,7 @@ class Fleet:
                 logger.warning("the router could not be started: %s", error)
                 if attempt == STARTS_IN_A_ROW:
                     self._fail(SGLangError(f"The router could not be started again: {error}"))
+                    return
         for member in self.members:
             if member.state == "up":  # others are registered when they have been started
                 self._begin(self._register_again(member))

@@ -33,7 +33,7 @@ def slime_run_started(args: RunArguments, run_dir: Path) -> None:
 
     behind = resume_after(run_dir)
     begin(run_dir, 0 if behind is None else behind + 1)
-    note_start(run_dir)
+    note_start(run_dir, behind)
 
 
 @hookimpl

@@ -31,8 +31,12 @@ _TEXT = 4000
 _signed: dict[Path, float] = {}
 
 
-def note_start(run_dir: Path) -> None:
-    """Write down that the run was started here and now."""
+def note_start(run_dir: Path, behind: int | None) -> None:
+    """Write down that the run was started here and now.
+
+    Args:
+        behind: the last rollout that it has behind it; None of a new run.
+    """
     _append(
         run_dir,
         {
@@ -41,7 +45,7 @@ def note_start(run_dir: Path) -> None:
             "command": _command(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "resume_after": resume_after(run_dir),
+            "resume_after": behind,
             "seen_before": _last_sign(run_dir),
             "versions": _versions(),
             "hardware": _hardware(),
