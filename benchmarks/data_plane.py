@@ -34,7 +34,8 @@ from benchmarks.quiet import beside_others, sentence
 from benchmarks.report import command, keep, machine, tell
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.rollout.result import raw_rewards
-from slime_core.run.checkpoints import Saving, load_state
+from slime_core.run.checkpoints import load_state
+from slime_core.run.saving import Saving
 from slime_core.run.state_samples import SAMPLES, without_samples
 from slime_core.sample import Group, Sample, Status, check_rollout, number_groups
 from slime_core.start_up import collect_again, collect_seldom

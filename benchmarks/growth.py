@@ -29,8 +29,9 @@ from benchmarks.report import command, keep, machine, tell
 from slime_core.cli import main as slime
 from slime_core.data.sample_lines import open_samples
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
-from slime_core.run.checkpoints import Saving, load_state
+from slime_core.run.checkpoints import load_state
 from slime_core.run.evaluation import write_answers
+from slime_core.run.saving import Saving
 from slime_core.run.state_samples import without_samples
 from slime_core.sample import RolloutOutput, Sample, Status
 from slime_core.start_up import collect_again, collect_seldom

@@ -14,6 +14,7 @@ from slime_core.errors import CheckpointError
 from slime_core.run import checkpoints as checkpoint
 from slime_core.run.best import name_best
 from slime_core.run.resume import finish_removing
+from slime_core.run.saving import Checkpoints, Saving
 from slime_core.sample import Sample
 
 
@@ -22,7 +23,7 @@ def write_weights(folder: Path) -> None:
 
 
 def save(folder: Path, rollout_id: int, write=write_weights, keep: int | None = None) -> Path:
-    with checkpoint.Saving(folder, rollout_id) as saving:
+    with Saving(folder, rollout_id) as saving:
         write(saving.trainer)
         path = saving.finish({"rollout_id": rollout_id})
     if keep is not None:
@@ -81,7 +82,7 @@ def test_a_state_that_is_no_plain_data_is_named_before_anything_is_written(tmp_p
         ({"lock": {1}}, r"the state\.data_source\.lock is 'set'"),
         ({"buffer": [left]}, r"sample 7: metadata\.lock is 'object'"),
     ]:
-        saves = checkpoint.Checkpoints(SimpleNamespace(async_save=False), None, tmp_path, None, None)
+        saves = Checkpoints(SimpleNamespace(async_save=False), None, tmp_path, None, None)
         with pytest.raises(CheckpointError, match=rf"The checkpoint after rollout 3 cannot be written, .*{named}"):
             saves.save(3, {"data_source": data_source})
     assert not list(tmp_path.iterdir())

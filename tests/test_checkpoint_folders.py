@@ -13,6 +13,7 @@ import pytest
 from slime_core.cli import main
 from slime_core.data.checkpoint_folders import recognise
 from slime_core.run import checkpoints
+from slime_core.run.saving import Saving
 
 TORCH_DIST = (".metadata", "metadata.json", "common.pt", "__0_0.distcp", "__0_1.distcp")
 LATEST = "latest_checkpointed_iteration.txt"
@@ -81,7 +82,7 @@ def test_a_file_of_weights_is_recognised_too(tmp_path):
 def test_checkpoints_of_other_programs_are_neither_found_nor_counted_nor_removed(tmp_path):
     folder = megatron(tmp_path, "iter_0000123", "iter_0000100")
     assert checkpoints.find_latest(folder) is None
-    with checkpoints.Saving(folder, 50) as saving:
+    with Saving(folder, 50) as saving:
         saving.finish({})
     assert checkpoints.find_latest(folder) == folder / "iter_0000050"
     checkpoints.keep_newest(folder, 1)

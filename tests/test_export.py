@@ -113,7 +113,7 @@ def test_an_adapter_alone_is_that_of_the_whole_export(runs: dict[str, Path], tmp
 
 def moved(run: Path, place: Path, **changes: Any) -> Path:
     """A copy of a run's folder elsewhere, where its checkpoints are those of a run with other arguments."""
-    from slime_core.run.checkpoints import _describe
+    from slime_core.run.checkpoints import describe
 
     shutil.copytree(run, place)
     for checkpoint in (place / "save").glob("iter_*"):
@@ -121,7 +121,7 @@ def moved(run: Path, place: Path, **changes: Any) -> Path:
         stored["arguments"] |= changes
         (checkpoint / "run.json").write_text(json.dumps(stored))
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        manifest["run.json"] = _describe(checkpoint / "run.json")
+        manifest["run.json"] = describe(checkpoint / "run.json")
         (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return place
 

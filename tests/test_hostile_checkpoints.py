@@ -24,6 +24,7 @@ from slime_core.data.ends import stored_trained_ends
 from slime_core.errors import CheckpointError, DataError
 from slime_core.rollout.debug_data import read_debug_data
 from slime_core.run import checkpoints
+from slime_core.run.saving import Saving
 from slime_core.tensors.dcp_metadata import PlainReader, read_metadata
 from slime_core.tensors.stored import load_stored
 
@@ -249,14 +250,14 @@ def test_compression_that_the_metadata_names_is_refused(folder: Path) -> None:
 
 
 def saved(folder: Path) -> Path:
-    with checkpoints.Saving(folder, 3) as saving:
+    with Saving(folder, 3) as saving:
         (saving.trainer / "weights.bin").write_bytes(b"w" * 100)
         return saving.finish(STATE)
 
 
 def _lists(path: Path, name: str) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest[name] = checkpoints._describe(path / name)
+    manifest[name] = checkpoints.describe(path / name)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

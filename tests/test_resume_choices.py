@@ -188,10 +188,10 @@ def test_options_that_nothing_in_the_run_reads_may_come_and_go(sft, saved, capsy
     state = json.loads((checkpoint / "state.json").read_text())
     state["arguments"] |= {"gone_with_its_plugin": 3, "others_scale": 1.0}
     (checkpoint / "state.json").write_text(json.dumps(state))
-    from slime_core.run.checkpoints import _describe
+    from slime_core.run.checkpoints import describe
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["state.json"] = _describe(checkpoint / "state.json")
+    manifest["state.json"] = describe(checkpoint / "state.json")
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     status, said = outcome(capsys, *sft, "--num-rollout", "3", "--load", checkpoint)
     assert status == 0, said

@@ -24,7 +24,8 @@ from slime_core.data.sample_lines import open_samples
 from slime_core.errors import CheckpointError, DataError, SampleError
 from slime_core.plain import MAX_DEPTH
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
-from slime_core.run.checkpoints import Saving, load_state
+from slime_core.run.checkpoints import load_state
+from slime_core.run.saving import Saving
 from slime_core.run.state_samples import SAMPLES, without_samples
 from slime_core.sample import RolloutOutput, Sample, Status
 

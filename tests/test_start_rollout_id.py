@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from slime_core.cli import main
-from slime_core.run.checkpoints import Saving
 from slime_core.run.resume import find_beginning
+from slime_core.run.saving import Saving
 from slime_core.run.tracking import read_metrics
 
 

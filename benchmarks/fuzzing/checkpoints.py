@@ -26,7 +26,7 @@ def write_checkpoint(folder: Path) -> Path:
     import torch
 
     from slime_core.rollout.debug_data import write_debug_data
-    from slime_core.run.checkpoints import Saving
+    from slime_core.run.saving import Saving
     from slime_core.sample import RolloutOutput, Sample
     from slime_torch import state
 
@@ -52,7 +52,7 @@ def small_model() -> tuple[Any, Any]:
 
 def damage_checkpoint(r: Random, path: Path) -> None:
     """Damage one file; sometimes the manifest says that it shall be so, as whoever forges one would have it."""
-    from slime_core.run.checkpoints import _describe
+    from slime_core.run.checkpoints import describe
 
     files = sorted(p for p in [*path.rglob("*"), path.parent / "dump.jsonl"] if p.is_file())
     file = r.choice(files)
@@ -67,7 +67,7 @@ def damage_checkpoint(r: Random, path: Path) -> None:
         file.write_bytes(damaged(r, file.read_bytes()))
     if file.name not in ("manifest.json", "dump.jsonl"):
         manifest = json.loads((path / "manifest.json").read_text())
-        manifest[str(file.relative_to(path))] = _describe(file)
+        manifest[str(file.relative_to(path))] = describe(file)
         if r.random() < 0.8:
             (path / "manifest.json").write_text(json.dumps(manifest))
 

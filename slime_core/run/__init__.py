@@ -20,7 +20,8 @@ evaluation.py   measures evaluation sets
 scores.py       how sure the numbers of an evaluation are
 evaluated_models.py  `slime eval`: which models, and with which options
 model_evaluation.py  evaluates them without training
-checkpoints.py  checkpoints on disk, and who writes them when
+checkpoints.py  checkpoints on disk
+saving.py       writes them
 state_samples.py  the samples in a checkpoint's state
 stored_run.py   arguments and checkpoints of a run on disk, for whoever uses its model afterwards
 export.py       a Hugging Face folder of a checkpoint

@@ -16,13 +16,14 @@ from slime_core.errors import TrainingError
 from slime_core.plugins import Plugins
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.best import keeps_best
-from slime_core.run.checkpoints import Checkpoints, load_state
+from slime_core.run.checkpoints import load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.evaluation import is_due, log_evaluation, measure, write_generations
 from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.rollouts import Rollout, start_rollout
+from slime_core.run.saving import Checkpoints
 from slime_core.run.tracking import TRAINED, Tracking, call_own_log, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from slime_core.errors import CheckpointError
 from slime_core.plugins.boundaries import children
 from slime_core.run import checkpoints as written
+from slime_core.run.saving import Saving
 
 BEFORE, AFTER = 3, 2
 """Optimizer steps before a state is saved, and after it."""
@@ -215,7 +216,7 @@ def save_for_ever(checkpoints: Path, folder: Path, background: bool) -> None:
     backend.args.async_save = background
     for number in range(backend._step, 10**6):
         train(backend, 1)
-        with written.Saving(folder, number) as saving:
+        with Saving(folder, number) as saving:
             backend.save_state(saving.trainer)
             backend.saved()
             saving.finish({"rollout_id": number})
