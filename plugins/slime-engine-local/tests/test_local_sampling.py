@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_core.errors import ArgumentError
-from slime_engine_local.sampling import SamplingParams, choose_tokens, whole_sums
+from slime_engine_local.sampling import SamplingParams, choose_tokens, likeliest_tokens, log_probs_of, whole_sums
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -30.0], dtype=torch.float64)
 
@@ -96,6 +96,30 @@ def test_temperature_zero_takes_the_likeliest_token_with_its_log_prob_at_tempera
     tokens, log_probs = choose_tokens(LOGITS[None], [SamplingParams(1, temperature=0)], [0.99])
     assert tokens == [0]
     assert log_probs == pytest.approx([torch.log_softmax(LOGITS, -1)[0].item()], abs=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_token_has_one_log_prob_chosen_or_among_the_likeliest(dtype: torch.dtype) -> None:
+    logits = torch.randn(400, 1000, generator=torch.Generator().manual_seed(0)).mul(4).to(dtype)
+    heat = [(0.0, 1.0, 0.7)[row % 3] for row in range(len(logits))]
+    draws = torch.rand(len(logits), generator=torch.Generator().manual_seed(1)).tolist()
+    others = likeliest_tokens(logits, [t or 1.0 for t in heat], [1 + row % 5 for row in range(len(logits))])
+    tokens, log_probs = choose_tokens(logits, [SamplingParams(1, temperature=t) for t in heat], draws)
+    assert [len(own) for own in others] == [1 + row % 5 for row in range(len(logits))]
+    for token, log_prob, own in zip(tokens, log_probs, others, strict=True):
+        assert dict(own).get(token, log_prob) == log_prob
+        assert own[0][1] >= log_prob
+        assert [number for _, number in own] == sorted((number for _, number in own), reverse=True)
+    assert sum(token in dict(own) for token, own in zip(tokens, others, strict=True)) > 200
+
+
+def test_log_probs_of_tokens_that_are_all_but_impossible_keep_their_digits() -> None:
+    logits = torch.tensor([[0.0, -60.0, -95.0, -300.0]])
+    expected = [0.0, -60.0, -95.0, -300.0]
+    assert log_probs_of(torch.arange(4)[None], logits, [1.0])[0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert dict(likeliest_tokens(logits, [0.5], [4])[0]) == pytest.approx(
+        {n: 2 * x for n, x in enumerate(expected)}, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

@@ -132,10 +132,7 @@ def choose_tokens(
         banned: the tokens that must not be chosen, for each request. Some of them the model may not have: a checkpoint or a request
             may name an end token beyond its vocabulary.
     """
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    temperatures = [p.temperature or 1.0 for p in params]
-    if any(t != 1 for t in temperatures):
-        exact = exact / torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
+    exact = _divided(logits, [p.temperature or 1.0 for p in params])
     probs = torch.softmax(exact, -1)
     shares = _ban(exact, probs, banned or ())
     drawn = [row for row, own in enumerate(params) if own.temperature]
@@ -199,18 +196,30 @@ def likeliest_tokens(
     """
     found: list[tuple[tuple[int, float], ...]] = [()] * len(counts)
     if rows := [row for row, count in enumerate(counts) if count]:
-        log_probs = log_softmax(logits[rows], [temperatures[row] for row in rows])
-        values, tokens = (x.tolist() for x in log_probs.topk(min(max(counts), log_probs.shape[-1]), -1))
-        for row, some, numbers in zip(rows, tokens, values, strict=True):
-            found[row] = tuple(zip(some, numbers, strict=True))[: counts[row]]
+        own, some = logits[rows], [temperatures[row] for row in rows]
+        tokens = own.topk(min(max(counts), own.shape[-1]), -1).indices
+        numbers = log_probs_of(tokens, own, some).tolist()
+        for row, likeliest, told in zip(rows, tokens.tolist(), numbers, strict=True):
+            found[row] = tuple(zip(likeliest, told, strict=True))[: counts[row]]
     return found
 
 
-def log_softmax(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Return the log-probs [B, V] of all tokens in the softmax of logits / temperature, at least in float32."""
+def log_probs_of(tokens: Tensor, logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Return the log-probs of tokens [B, n] in the softmax of logits [B, V] / temperature, at least in float32: of a token that
+    `choose_tokens` has chosen, bit for bit what that returned."""
+    exact = _divided(logits, temperatures)
+    probs = torch.softmax(exact, -1).gather(-1, tokens)
+    too_small = probs < torch.finfo(probs.dtype).tiny  # to keep its digits
+    found = probs.log()
+    return torch.log_softmax(exact, -1).gather(-1, tokens).where(too_small, found) if too_small.any() else found
+
+
+def _divided(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Logits [B, V] divided by each row's temperature, at least in float32."""
     exact = logits if logits.dtype == torch.float64 else logits.float()
-    divisors = torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
-    return torch.log_softmax(exact / divisors, -1)
+    if any(temperature != 1 for temperature in temperatures):
+        exact = exact / torch.tensor(temperatures, dtype=exact.dtype, device=exact.device)[:, None]
+    return exact
 
 
 def draw_tokens(probs: Tensor, draws: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from slime_core.contracts.engine import ScoredToken
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.forward_pass import Chunk, ForwardPass
-from slime_engine_local.sampling import likeliest_tokens, log_softmax
+from slime_engine_local.sampling import likeliest_tokens, log_probs_of
 from slime_engine_local.scheduler import Scheduler
 from slime_engine_local.vision import NO_IMAGES, Shown
 
@@ -67,7 +67,7 @@ class Scoring:
         following = self._tokens[first + 1 : first + 1 + len(piece)]
         temperatures = [self._temperature] * len(piece)
         chosen = torch.tensor(following, device=logits.device)[:, None]
-        log_probs = log_softmax(logits, temperatures).gather(-1, chosen)[:, 0].tolist()
+        log_probs = log_probs_of(chosen, logits, temperatures)[:, 0].tolist()
         others = likeliest_tokens(logits, temperatures, [self._likeliest] * len(piece))
         self.scored += map(ScoredToken, following, log_probs, others)
 
