@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,22 @@ def test_the_page_is_what_the_script_writes() -> None:
     assert page == (ROOT / "docs" / "from-slime.md").read_text(encoding="utf-8"), (
         "run: python scripts/generate_from_slime.py"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "here"),
+    [
+        ("rollout", "slime.rollout.sft_rollout.generate_rollout", "sft"),
+        ("rollout", "slime.rollout.sglang_rollout.generate_rollout", "rl"),
+        ("rollout", "slime.rollout.fully_async_rollout.generate_rollout_fully_async", "fully_async"),
+        ("generator", "slime.rollout.sglang_rollout.generate", "single_turn"),
+        ("generator", "slime.rollout.sglang_streaming_rollout.generate_streaming", "single_turn"),
+        ("importance_weight", "slime.backends.megatron_utils.loss.vanilla_tis_function", "tis"),
+        ("importance_weight", "slime.backends.megatron_utils.loss.icepop_function", "icepop"),
+    ],
+)
+def test_functions_that_slimes_scripts_name_are_the_components_here(kind: Any, name: str, here: str) -> None:
+    assert Plugins().select(kind, name).name == here
 
 
 def test_all_options_of_slime_are_told() -> None:

@@ -17,8 +17,10 @@ import httpx
 import pytest
 
 from slime.utils.http_utils import get, post
+from slime.utils.processing_utils import encode_image_for_rollout_engine
 from slime_compat import posting
 from slime_core.contracts.engine import Generation
+from slime_core.data.images import decode
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
@@ -85,6 +87,16 @@ def test_images_of_a_request_are_shown_and_without_any_the_engine_decides(ask: A
         assert engine.shown == shown
     with pytest.raises(ArgumentError, match="No files are read"):
         ask(engine, {"input_ids": [1], "image_data": [__file__]})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_an_image_that_a_hook_encodes_is_shown_with_its_pixels(mode: str, ask: Any, tokenizer: Any) -> None:
+    image = pytest.importorskip("PIL.Image").new("RGB", (6, 4), (200, 100, 50)).convert(mode)
+    engine = Recording([tokenizer.eos_token_id])
+    data = [encode_image_for_rollout_engine(image)]
+    ask(engine, {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}, "image_data": data})
+    (shown,) = engine.shown
+    assert decode(shown).tobytes() == image.convert("RGB").tobytes()
 
 
 def test_an_answer_has_the_fields_of_sglangs(ask: Any, tokenizer: Any) -> None:

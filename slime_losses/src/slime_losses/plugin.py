@@ -31,6 +31,7 @@ _POLICY = (
     "custom_pg_loss_reducer_function_path",
 )
 """Options that every policy loss reads."""
+_SLIMES = "slime.backends.megatron_utils.loss"
 _OF_POLICIES = "slime_losses.checks:policy"
 _CRITIC = ("value_clip", "critic_loss_type", "critic_load", "critic_lr", "num_critic_only_steps")
 _NORMALISING = ("disable_rewards_normalization", "disable_grpo_std_normalization")
@@ -98,12 +99,13 @@ def slime_advantages() -> dict[str, Lazy]:
 
 @hookimpl
 def slime_importance_weights() -> dict[str, Lazy]:
-    def weight(name: str, summary: str) -> Lazy:
-        return Lazy(f"slime_losses.importance:{name}", summary, reads_options=("tis_clip", "tis_clip_low"))
+    def weight(name: str, summary: str, *aliases: str) -> Lazy:
+        reads = ("tis_clip", "tis_clip_low")
+        return Lazy(f"slime_losses.importance:{name}", summary, aliases=aliases, reads_options=reads)
 
     return {
-        "tis": weight("tis", "token ratios, truncated (TIS)"),
-        "icepop": weight("icepop", "token ratios, 0 outside a range (IcePop)"),
+        "tis": weight("tis", "token ratios, truncated (TIS)", f"{_SLIMES}.vanilla_tis_function"),
+        "icepop": weight("icepop", "token ratios, 0 outside a range (IcePop)", f"{_SLIMES}.icepop_function"),
         "sequence_tis": weight("sequence_tis", "ratios of whole sequences, truncated"),
         "geometric_mask": weight("geometric_mask", "whole sequences, rejected by their mean ratio"),
     }

@@ -54,7 +54,10 @@ def slime_rollouts() -> dict[str, Lazy]:
         "fully_async": Lazy(
             "slime_rollout_sglang.fully_async:generate_rollout",
             "the same without a pause: groups are generated while the trainer trains, with bounded staleness",
-            aliases=("fully_async_rollout.generate_rollout_fully_async",),
+            aliases=(
+                "slime.rollout.fully_async_rollout.generate_rollout_fully_async",
+                "fully_async_rollout.generate_rollout_fully_async",
+            ),
             reads_options=(*_GENERATES, "max_staleness"),
             check=_CHECK,
         ),
@@ -67,7 +70,10 @@ def slime_generators() -> dict[str, Lazy]:
         "single_turn": Lazy(
             "slime_rollout_sglang.generate:generate",
             "one response to the prompt",
-            aliases=("slime.rollout.sglang_rollout.generate",),
+            aliases=(
+                "slime.rollout.sglang_rollout.generate",
+                "slime.rollout.sglang_streaming_rollout.generate_streaming",
+            ),
             reads_options=(),
         )
     }

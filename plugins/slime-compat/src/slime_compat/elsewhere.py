@@ -22,7 +22,10 @@ _DATA_SOURCE = (
     "Subclass slime_core.data.source.GlobalDataSource, which is what --data-source-path "
     "slime.rollout.data_source.RolloutDataSourceWithBuffer chooses here (docs/hooks.md, slime_data_sources)."
 )
-_IMAGES = "The engines here read text alone."
+_IMAGES = (
+    "The run reads images itself: sample.images has them encoded, sample.tokens with as many image tokens as the model makes features, "
+    "and the engine is shown them with these (docs/images.md)."
+)
 _ADVICE = {
     "slime.agent": "Agents that speak to the model over HTTP have no server here; write the turns in a generate function.",
     "slime.backends.sglang_utils": "slime-engine-sglang starts and configures SGLang's servers (docs/sglang.md).",
