@@ -32,5 +32,6 @@ echo "==> preparing the tokenizers"
 python scripts/assets.py tokenizers >/dev/null
 
 echo "==> pytest"
-# Warnings of SGLang's many dependencies are none of ours.
-python -m pytest -q -s -W default "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,image_requests,commands,weights,processes,options,engine,images,updates,runs,cluster}.py
+# Unbuffered: something that is imported here takes the place of stdout, and what pytest says at the end would be lost in a file. Warnings of
+# SGLang's many dependencies are none of ours.
+PYTHONUNBUFFERED=1 python -m pytest -q -s -W default "$@" plugins/slime-engine-sglang/tests/test_sglang_{answers,image_requests,commands,weights,processes,options,engine,images,updates,runs,cluster}.py

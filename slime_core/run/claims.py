@@ -1,5 +1,5 @@
 """Folders that a run writes into belong to it alone: it claims them when it starts, before anything loads, and a second run that names
-one of them is refused. Called by `slime_core.run.launch`.
+one of them is refused. Called by `slime_core.run.launch`, and by engines for folders of their own.
 
 A claim is a lock on the file `.slime-run` in the folder, which the operating system takes back when the process ends, however it
 ends; the file says who holds it. Locks of POSIX hold between machines too, where a shared file system passes them on (NFS does).
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Claims:
-    """The folders that a run has claimed. Leaving the `with` block gives them back."""
+    """The folders that a run has claimed. Leaving the `with` block, or `give_back`, gives them back."""
 
     def __init__(self) -> None:
         self._files: list[tuple[str, IO[str]]] = []
@@ -41,6 +41,10 @@ class Claims:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Let other runs have the folders."""
         for folder, file in reversed(self._files):
             with suppress(OSError):
                 file.truncate(0)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import sglang_cases as cases
 
-from slime_core.errors import ArgumentError
+from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.free_port import FreePort
 from slime_engine_sglang import requests
 from slime_engine_sglang.control import control_clients
@@ -143,3 +143,12 @@ def test_requests_are_sent_again_until_health_checks_find_that_an_external_serve
             assert answer.result() == [7]
     finally:
         server.close()
+
+
+def test_a_folder_of_weights_belongs_to_one_engine(start_scripted, tmp_path) -> None:
+    options = cases.options(rollout_health_check_interval=1000.0, update_weight_disk_dir=str(tmp_path / "shared"))
+    engine = start_scripted(options, 1)
+    with pytest.raises(CheckpointError, match=r"--update-weight-disk-dir .* belongs to a run that is going on"):
+        start_scripted(options, 1)
+    engine.close()
+    start_scripted(options, 1)

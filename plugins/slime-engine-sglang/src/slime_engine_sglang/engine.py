@@ -25,6 +25,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import load_processor
 from slime_core.errors import first_error_only
 from slime_core.remote_code import from_pretrained
+from slime_core.run.claims import Claims
 from slime_core.runtime.handles import wait
 from slime_engine_sglang import placement
 from slime_engine_sglang.answers import require_usable, sglang_sampling_params
@@ -73,6 +74,7 @@ class SGLangEngine:
 
     Raises:
         ArgumentError: the options do not fit each other or this machine, or a program is not installed.
+        CheckpointError: another run keeps its weights in `--update-weight-disk-dir`.
     """
 
     needs_ray: ClassVar[bool] = False
@@ -110,6 +112,9 @@ class SGLangEngine:
         self._sender: SGLangWeightSender | None = None
         self._fleet: Fleet | None = None
         self._closed = False
+        self._claims = Claims()
+        if args.update_weight_disk_dir:  # the run directory is claimed already
+            self._claims.claim("--update-weight-disk-dir", self._weights)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-engine", daemon=True)
         self._thread.start()
@@ -230,6 +235,7 @@ class SGLangEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._claims.give_back()
 
     async def _start(self, servers: Sequence[Server | RemoteServer], router: Router) -> tuple[Fleet, Requests]:
         """Start the servers and the router. Runs in the engine's event loop."""
