@@ -89,7 +89,7 @@ def test_dapo_with_partial_rollouts_continues_what_was_aborted(small, servers, t
     dump = tmp_path / "dump"
     words = [
         *("--num-rollout", "4", "--run-dir", str(tmp_path / "run"), "--over-sampling-batch-size", "10"),
-        *("--rollout-external-engine-addrs", *servers),
+        *("--rollout-external-engine-addrs", *servers, "--sglang-api-key", str(cases.KEYS.server)),
         *("--dynamic-sampling-filter-path", "sglang_cases.mostly_even", "--update-weight-transport", "disk"),
         *("--save-debug-rollout-data", str(dump / "{rollout_id}.jsonl"), "--rollout-max-response-len", "100"),
     ]
@@ -110,6 +110,7 @@ def test_fully_async_trains_within_the_bound_on_what_each_version_says_and_loses
         *("--input-key", "messages", "--apply-chat-template", "--rollout-engine", "sglang", "--run-dir", str(folder)),
         *("--rollout-function-path", "fully_async", "--max-staleness", str(bound), "--partial-rollout", "--use-tis"),
         *("--num-rollout", str(rollouts), "--rollout-external-engine-addrs", *servers),
+        *("--sglang-api-key", str(cases.KEYS.server)),
         # Few and long responses, so that some are still running when the weights change.
         *("--rollout-batch-size", "2", "--n-samples-per-prompt", "2", "--rollout-max-response-len", "400"),
         *("--pause-generation-mode", "retract"),
