@@ -266,6 +266,7 @@ def test_a_backend_of_one_process_refuses_several_ranks(monkeypatch):
         num_steps_per_rollout=1,
         skip_zero_advantages=False,
         use_pytorch_profiler=False,
+        update_weight_buffer_size=1,
     )
     components = TrainComponents(backend, plugins.select("loss", "sft_loss"))
     worker = TrainWorker(settings, plugins, components, None, 1)
