@@ -85,6 +85,21 @@ def test_a_model_that_is_no_causal_lm_is_refused(tmp_path: Path) -> None:
         model_module.load_model(str(tmp_path), torch.device("cpu"))
 
 
+def test_weights_lie_in_memory_alike_wherever_the_header_of_their_file_ends(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    tiny.model("llama", dtype=torch.float32).save_pretrained(tmp_path)
+    weights, ends = load_file(tmp_path / "model.safetensors"), set()
+    for note in ("", "x" * 8, "x" * 16):
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt", "note": note})
+        ends.add((tmp_path / "model.safetensors").read_bytes().index(b"}}", 0) % 64)
+        model = model_module.load_model(str(tmp_path), torch.device("cpu"))
+        assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, weights[name]), name
+    assert len(ends) > 1
+
+
 def test_a_checkpoint_with_missing_weights_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
     tiny.model("llama", dtype=torch.float32).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

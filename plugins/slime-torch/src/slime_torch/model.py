@@ -78,7 +78,22 @@ def load_model(
             f"another shape: {', '.join(wrong[:5])}. Get a complete checkpoint; training would start from random "
             "weights."
         )
-    return model.to(device)  # type: ignore[no-any-return, arg-type]  # transformers hides its signature
+    model = model.to(device)  # type: ignore[arg-type]  # transformers hides its signature
+    if device.type == "cpu":
+        _take_out_of_file(model)
+    return model
+
+
+_ALIGNMENT = 64
+"""Bytes: torch's own tensors begin at multiples of it, those in a file where its header ends."""
+
+
+def _take_out_of_file(model: nn.Module) -> None:
+    """Copy weights that lie in the file that they were loaded from, which is mapped into memory. The optimizer's first step would do it
+    page by page, which takes several times as long; and how they lie, which libraries may round by, would follow from the file."""
+    for parameter in model.parameters():
+        if parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel:
