@@ -18,6 +18,7 @@ import sglang_cases as cases
 
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.free_port import FreePort
+from slime_core.run.claims import Claims
 from slime_engine_sglang import requests
 from slime_engine_sglang.control import control_clients
 from slime_engine_sglang.engine import SGLangEngine
@@ -151,4 +152,8 @@ def test_a_folder_of_weights_belongs_to_one_engine(start_scripted, tmp_path) -> 
     with pytest.raises(CheckpointError, match=r"--update-weight-disk-dir .* belongs to a run that is going on"):
         start_scripted(options, 1)
     engine.close()
-    start_scripted(options, 1)
+    start_scripted(options, 1).close()
+    with Claims() as claims:
+        claims.claim("--run-dir", tmp_path)
+        options.update_weight_disk_dir = str(tmp_path)
+        start_scripted(options, 1)

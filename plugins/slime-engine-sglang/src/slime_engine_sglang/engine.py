@@ -113,7 +113,8 @@ class SGLangEngine:
         self._fleet: Fleet | None = None
         self._closed = False
         self._claims = Claims()
-        if args.update_weight_disk_dir:  # the run directory is claimed already
+        claimed = {Path(folder).resolve() for folder in (args.run_dir, args.save) if folder}  # by the run itself
+        if args.update_weight_disk_dir and self._weights.resolve() not in claimed:
             self._claims.claim("--update-weight-disk-dir", self._weights)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-engine", daemon=True)
