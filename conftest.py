@@ -64,10 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def own_modules_are_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test imports from its own folder is of this test alone: the next may write a module of the same name."""
-    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
-    before = set(sys.modules) if folder else set()
+    if "tmp_path" not in request.fixturenames:
+        yield
+        return
+    folder, before = request.getfixturevalue("tmp_path"), set(sys.modules)
     yield
-    for name in set(sys.modules) - before if folder else ():
+    for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{folder}{os.sep}"):
             del sys.modules[name]
 

@@ -58,7 +58,7 @@ def set_newer_aside(save: str | None, previous: Path) -> Path | None:
     newer = [path for path in all_checkpoints(folder) if path.name > previous.name]
     if not newer:
         return None
-    write_latest(folder, int(previous.name.removeprefix(PREFIX)))
+    write_latest(previous)
     if best_checkpoint(folder) in newer:  # its number is about to be another's
         (folder / BEST).unlink()
     return move_aside(folder, reversed(newer))
@@ -251,6 +251,6 @@ def describe(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "blake2b": hashlib.file_digest(file, "blake2b").hexdigest()[:32]}
 
 
-def write_latest(folder: Path, rollout_id: int) -> None:
-    """Let a folder of checkpoints name the one after this rollout the newest."""
-    write_whole(folder / LATEST, f"{rollout_id}\n")
+def write_latest(checkpoint: Path) -> None:
+    """Let the folder that a checkpoint is in name it the newest."""
+    write_whole(checkpoint.parent / LATEST, f"{int(checkpoint.name.removeprefix(PREFIX))}\n")

@@ -11,7 +11,6 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import in_effect
-from slime_core.data.checkpoint_folders import PREFIX
 from slime_core.data.evaluation import evaluation_fingerprint
 from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
@@ -129,9 +128,7 @@ def finish_removing(args: RunArguments, previous: Path) -> None:
     newest, and remove earlier ones."""
     if not args.save or previous != checkpoints.find_latest(Path(args.save)):
         return
-    checkpoints.write_latest(
-        previous.parent, int(previous.name.removeprefix(PREFIX))
-    )  # it may still name the one before
+    checkpoints.write_latest(previous)
     checkpoints.clear_parts(previous.parent)
     if args.save_total_limit is not None:
         checkpoints.keep_newest(previous.parent, args.save_total_limit)

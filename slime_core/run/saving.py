@@ -99,7 +99,7 @@ class Saving:
         if final.exists():  # a resumed run writes the same state again
             shutil.rmtree(final)
         os.rename(self._hidden, final)
-        write_latest(self._folder, self.rollout_id)
+        write_latest(final)
         _flush(self._folder)
         return final
 

@@ -1,5 +1,6 @@
 """The samples in the state of a run: the buffer of its data source, groups in flight, a rollout that waits. They are stored beside
-`state.json`, which has references to them (`slime_core.data.beside_json`). Called by `slime_core.run.checkpoints` and `slime samples`."""
+`state.json`, which has references to them (`slime_core.data.beside_json`). Called by `slime_core.run.saving`,
+`slime_core.run.checkpoints` and `slime samples`."""
 
 from __future__ import annotations
 

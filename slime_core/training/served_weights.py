@@ -15,9 +15,6 @@ from slime_core.training.earlier import keeping, of_version
 if TYPE_CHECKING:
     from torch import Tensor
 
-Weights = Iterator[tuple[str, "Tensor"]]
-"""Hugging Face names and tensors."""
-
 
 class ServedWeights:
     """What the engine is given of one actor.
@@ -74,13 +71,13 @@ class ServedWeights:
         if self._sender is not None:
             self._sender.close()
 
-    def _travelling(self) -> Weights:
+    def _travelling(self) -> Iterator[tuple[str, Tensor]]:
         """The weights as this rank keeps them until a bucket is full: the first rank only, where there are several, has use for
         their values."""
         for name, tensor in self._as_served():
             yield name, tensor if self._ranks == 1 else tensor.to("cpu" if self._rank == 0 else "meta")
 
-    def _as_served(self) -> Weights:
+    def _as_served(self) -> Iterator[tuple[str, Tensor]]:
         """The weights in the engine's format. The first rank alone quantises."""
         weights = self._weights()
         if self._quantised is None:
@@ -90,8 +87,8 @@ class ServedWeights:
         own = weights if self._rank == 0 else ((name, tensor.to("meta")) for name, tensor in weights)
         return quantised_like(own, self._quantised)
 
-    def _weights(self) -> Weights:
-        """The actor's weights, or those of a kept copy. All ranks iterate together."""
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The actor's weights under their Hugging Face names, or those of a kept copy. All ranks iterate together."""
         if self._version is None:
             yield from self._actor.weights()
             return

@@ -92,7 +92,7 @@ def test_weights_lie_in_memory_alike_wherever_the_header_of_their_file_ends(
     weights, ends = load_file(tmp_path / "model.safetensors"), set()
     for note in ("", "x" * 8, "x" * 16):
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt", "note": note})
-        ends.add((tmp_path / "model.safetensors").read_bytes().index(b"}}", 0) % 64)
+        ends.add(int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little") % 64)
         model = model_module.load_model(str(tmp_path), torch.device("cpu"))
         assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
         for name, parameter in model.named_parameters():

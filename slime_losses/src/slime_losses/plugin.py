@@ -32,6 +32,7 @@ _POLICY = (
 )
 """Options that every policy loss reads."""
 _SLIMES = "slime.backends.megatron_utils.loss"
+"""Where slime has functions that are chosen here by their names there, too."""
 _OF_POLICIES = "slime_losses.checks:policy"
 _CRITIC = ("value_clip", "critic_loss_type", "critic_load", "critic_lr", "num_critic_only_steps")
 _NORMALISING = ("disable_rewards_normalization", "disable_grpo_std_normalization")
