@@ -137,28 +137,34 @@ def pack_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     ordered by their smallest index.
 
     The first bin with room is found in a tree over all bins, in which every node knows the most room below it, so that n sequences take
-    n · log n steps.
+    n · log n steps at most.
     """
-    leaves = 1 << max(0, len(lengths) - 1).bit_length()
-    most = [max_tokens] * (
-        2 * leaves
-    )  # `most[1]` is the root, the children of node n are 2n and 2n + 1; bin b is the leaf leaves + b
-    bins: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    alone = sum(length > max_tokens for length in lengths)
+    bins = [[index] for index in order[:alone]]
+    rest = order[alone:]
+    bound = min(len(rest), 2 * sum(lengths[i] for i in rest) // max_tokens + 1)  # two neighbours hold more than `max_tokens`
+    leaves = 1 << max(0, bound - 1).bit_length()
+    most = [max_tokens] * (2 * leaves)  # `most[1]` is the root, the children of node n are 2n and 2n + 1; bin b is the leaf leaves + b
+    packed: list[list[int]] = []
+    for index in rest:
         length, node = lengths[index], 1
-        if length > max_tokens:  # before all that fit somewhere
-            node = leaves + len(bins)
-        else:
-            while node < leaves:
-                node = 2 * node + (most[2 * node] < length)
-        if node == leaves + len(bins):
-            bins.append([])
-        bins[node - leaves].append(index)
-        most[node] -= length
+        while node < leaves:
+            node *= 2
+            if most[node] < length:
+                node += 1
+        if node == leaves + len(packed):
+            packed.append([])
+        packed[node - leaves].append(index)
+        left = most[node] = most[node] - length
         while node > 1:
+            beside = most[node ^ 1]
             node //= 2
-            most[node] = max(most[2 * node], most[2 * node + 1])
-    return sorted(sorted(b) for b in bins)
+            left = max(left, beside)
+            if most[node] == left:
+                break
+            most[node] = left
+    return sorted(sorted(b) for b in bins + packed)
 
 
 def distribute_by_tokens(loads: Sequence[int], sizes: Sequence[int], room: int, bins: int) -> list[list[int]] | None:
