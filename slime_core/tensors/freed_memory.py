@@ -1,4 +1,4 @@
-"""What happens to memory that is freed, on the CPU: one training step keeps it for the next, and an engine gives it back.
+"""What happens to memory that is freed, on the CPU: one step keeps it for the next, and an engine that waits gives it back.
 
 glibc gives large blocks back to the system at once and gets them again, page by page and cleared, in every step: about
 a million page faults a step for a model of 135 million parameters.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h
+_HEAP = 2**26
+"""The largest heap of a thread other than the first: one that is free as a whole is kept where so much is asked for beyond the need."""
 
 
 def keep_freed_memory() -> bool:
     """Tell the allocator of this process to keep what is freed; False where the C library has no such setting. Train backends
-    call it once."""
+    and the embedded engine call it once."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    settings = ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _HEAP))
+    return mallopt is not None and all(mallopt(*setting) for setting in settings)
 
 
 def give_back_freed_memory() -> None:

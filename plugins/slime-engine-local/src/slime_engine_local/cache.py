@@ -83,7 +83,7 @@ class Pool:
         _, keys, values = self._layers[index]
         if len(keys) < len(self.rows) * heads:
             more = (len(self.rows) + SPARE_ROWS) * heads - len(keys)
-            keys, values = (torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (keys, values))
+            keys, values = (_with_room(x, more) for x in (keys, values))
             self._layers[index] = heads, keys, values
         return keys, values
 
@@ -156,3 +156,9 @@ class KVCache:
             pool.rows[index], last.index = last, index
         if not pool.rows:
             self._pools = {key: other for key, other in self._pools.items() if other is not pool}
+
+
+def _with_room(stored: Tensor, more: int) -> Tensor:
+    """What is stored, followed by so many rows of zeros."""
+    room = stored.new_zeros(more, *stored.shape[1:])
+    return torch.cat([stored, room]) if len(stored) else room

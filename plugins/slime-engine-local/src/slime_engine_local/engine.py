@@ -19,6 +19,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import FAMILIES, is_vision_model, load_processor
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import load_configuration
+from slime_core.tensors.freed_memory import keep_freed_memory
 from slime_core.tensors.quantised_weights import restored
 from slime_engine_local.errors import EngineError, HalfReplaced
 from slime_engine_local.memory import memory
@@ -76,6 +77,8 @@ class LocalEngine:
 
     def __init__(self, args: LocalRunArguments, quantised: QuantisedCheckpoint | None = None) -> None:
         check_device(args)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
         self._dtype = torch.bfloat16 if args.bf16 and torch.cuda.is_available() else None

@@ -331,8 +331,9 @@ class Scheduler:
         self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.number)
 
     def _remove_finished(self) -> None:
-        """Remove requests that are finished or cancelled."""
-        for request in [request for request in self._running if request.ended]:
+        """Remove requests that are finished or cancelled, the last rows first: those behind a row that goes move into its place."""
+        ended = [request for request in self._running if request.ended]
+        for request in sorted(ended, key=lambda request: request.cached.row.index, reverse=True):
             self._running.remove(request)
             self._storage.remove(request)
             request.shown = NO_IMAGES  # whoever waits for the response may keep the request for a while
