@@ -148,7 +148,7 @@ def measure(folder: Path, size: str, flags: list[str]) -> dict[str, float]:
     if os.environ.get("SLIME_GIVES_BACK"):
         import slime_torch.backend as backend
 
-        backend.keep_freed_memory = lambda: True  # type: ignore[assignment]  # only this process
+        backend.keep_freed_memory = lambda part: True  # type: ignore[assignment]  # only this process
     words = [
         *flags,
         "--prompt-data",

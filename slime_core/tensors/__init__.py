@@ -1,7 +1,5 @@
 """What train backends and engines share. Everything here may import torch, and nothing here knows a particular backend.
 
-To import it is to ask for large pages (`host_pages`): torch looks once, when it makes its first tensor.
-
 packed_rows.py           the samples of a micro-batch as one packed row
 sequences.py             the sequences of a packed row, for attention kernels of variable length
 sent_rows.py             a packed row on the device that computes it
@@ -35,16 +33,12 @@ stored_weights.py        the files of a checkpoint, read and rewritten
 experts.py               weights of single experts and of all experts of a layer, either way
 weight_buckets.py        weights in pieces of limited size, on their way to an engine
 matrix_products.py       products by the library that is fastest on this processor, on the CPU
+made_again.py            what the backward pass makes again in place of keeping it
 rms_norm.py              a norm in fewer passes over memory, on the CPU
 swiglu.py                the gated activation with less to keep for the backward pass, on the CPU
-host_pages.py            large pages for large tensors, on the CPU
-freed_memory.py          a step's freed memory is kept, or given back, on the CPU
+freed_memory.py          what one step frees is kept for the next, on the CPU
 fused/                   what lies between matrix products in fewer passes over memory, on a GPU
 fused_proof.py           the kernels of this device are compared with torch's operations
 host_memory.py           pinned memory, taken fast and kept
 offload.py               what lies on a device waits in host memory meanwhile
 """
-
-from slime_core.tensors.host_pages import ask_for_large_pages
-
-ask_for_large_pages()

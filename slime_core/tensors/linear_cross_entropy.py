@@ -17,7 +17,7 @@ hidden states is then this rank's part of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ from torch import Tensor
 from slime_core.tensors.fused.launch import by_kernels
 from slime_core.tensors.fused.log_probs import LogProbs
 from slime_core.tensors.matrix_products import matmul
+
+BLOCK = 2**20
+"""Where numbers are needed before and after an operation, both are there for so many numbers at a time, which stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +170,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for rows in ctx.chunks:
             shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias)
             chosen = _chosen(shifted, targets[rows], ctx.shard)
-            powers = torch.exp(shifted) if entropy else shifted.exp_()
-            total = powers.sum(1, keepdim=True)
-            weighted = shifted.mul_(powers).sum(1) if entropy else None
+            powers, total, weighted = _powers_(shifted, entropy)
             if ctx.shard is not None:
                 parts = [part for part in (chosen, total.squeeze(1), weighted) if part is not None]
                 chosen, summed, *more = ctx.shard.sum_(torch.stack(parts))
@@ -197,8 +198,7 @@ class _TokenLogProbs(torch.autograd.Function):
             kept, ctx.kept = ctx.kept, None
             if kept is None:
                 shifted, slope = _shifted_logits(ctx, hidden[rows], factor, bias)
-                powers = shifted.exp_()
-                total = powers.sum(1, keepdim=True)
+                powers, total, _ = _powers_(shifted, entropy=False)
                 kept = powers, total if ctx.shard is None else ctx.shard.sum_(total), slope
             grad_logits, total, slope = kept
             per_row = (None if t is None else t[rows, None] for t in (grad, grad_entropy, means))
@@ -250,6 +250,24 @@ def _shifted_logits(ctx: Any, hidden: Tensor, factor: Tensor, bias: Tensor | Non
     return logits, slope
 
 
+def _powers_(shifted: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Turn the logits z of a chunk, (C, V), in place into exp z. Returns them, their sums (C, 1) and, if wanted, Σ z exp z (C,)."""
+    if not entropy:
+        powers = shifted.exp_()
+        return powers, powers.sum(1, keepdim=True), None
+    weighted = shifted.new_empty(len(shifted))
+    for block, sums in zip(_blocks(shifted), _blocks(weighted, shifted.shape[1]), strict=True):
+        powers = torch.exp(block)
+        torch.sum(block.mul_(powers), 1, out=sums)
+        block.copy_(powers)
+    return shifted, shifted.sum(1, keepdim=True), weighted
+
+
+def _blocks(values: Tensor, columns: int | None = None) -> Sequence[Tensor]:
+    """Views of a few rows of `values` each, as many as have `BLOCK` numbers in `columns` columns; its own, if that is None."""
+    return torch.split(values, max(1, BLOCK // max(1, values.shape[1] if columns is None else columns)))
+
+
 def _rows(weight: Tensor, shard: Shard | None) -> Tensor:
     """The rows of the weight that are tokens."""
     return weight if shard is None else weight[: shard.rows]
@@ -285,10 +303,15 @@ def _gradient_by_logits_(
         powers.mul_(-grad / total)
     else:
         assert means is not None  # entropies and their means come together
-        # powers · (z - max z) without the logits; 0, not NaN, where a power has become 0. (xlogy takes thrice as long.)
-        weighted = torch.log(powers).clamp_min_(-1e4).mul_(powers)
-        factor = grad_entropy * means if grad is None else grad_entropy * means - grad
-        powers.mul_(factor / total).addcmul_(weighted, grad_entropy / total, value=-1)
+        factors = (grad_entropy * means if grad is None else grad_entropy * means - grad) / total
+        shares = grad_entropy / total
+        columns = powers.shape[1]
+        for block, factor, share in zip(
+            _blocks(powers), _blocks(factors, columns), _blocks(shares, columns), strict=True
+        ):
+            # powers · (z - max z) without the logits; 0, not NaN, where a power has become 0. (xlogy takes thrice as long.)
+            weighted = torch.log(block).clamp_min_(-1e4).mul_(block)
+            block.mul_(factor).addcmul_(weighted, share, value=-1)
     if grad is not None and shard is None:
         powers.scatter_add_(1, targets, grad)
     elif grad is not None and shard is not None and shard.rows:

@@ -5,6 +5,8 @@ by a tenth on the matrices of a training step, by a third where a few rows meet 
 holds for weights read as they lie in memory; where they are read transposed, for gradients by inputs, oneDNN takes up to
 twice as long there. The two differ in the last digits. So that a run can be repeated and resumed bit for bit, nothing is
 measured: which library multiplies follows from the processor and the matrices alone. Neither depends on the number of threads.
+
+What a product reads is kept for the gradient by its weight, unless it can be made again (`slime_core.tensors.made_again`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from slime_core.tensors.made_again import recipe_of
 
 LEAST_OPERATIONS, LARGE_WEIGHT = 2**26, 2**20
 """oneDNN is used from so many multiplications on, and with weights of so many numbers. It needs about 0.7 ms for each
@@ -35,12 +39,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out).
     """
-    if not _fits(x, weight):
-        return functional.linear(x, weight, bias)
-    if not torch.is_grad_enabled():
-        return _onednn(x, weight, bias)
+    if not (torch.is_grad_enabled() and (_fits(x, weight) or recipe_of(x))):
+        return _linear(x, weight, bias)
     product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return product
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _onednn(x, weight, bias) if _fits(x, weight) else functional.linear(x, weight, bias)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -49,16 +55,15 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 def speed_up_products(model: nn.Module) -> int:
-    """Have the linear layers of `model` multiply by `linear`, and return how many do. Does nothing where that is no faster.
+    """Have the linear layers of `model` multiply by `linear`, and return how many do.
 
     Layers of other classes, and what is computed in half precision (autocast), stay as they are.
     """
     found = 0
-    if onednn_is_faster():
-        for module in model.modules():
-            if type(module) is nn.Linear and "forward" not in vars(module):
-                vars(module)["forward"] = MethodType(_forward, module)  # so that a copied model uses its own weights
-                found += 1
+    for module in model.modules():
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            vars(module)["forward"] = MethodType(_forward, module)  # so that a copied model uses its own weights
+            found += 1
     return found
 
 
@@ -117,14 +122,21 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x if weight.requires_grad else None, weight if ctx.needs_input_grad[0] else None)
-        return _onednn(x, weight, bias)
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.recipe, read = (need_weight and recipe_of(x)) or (None, (x,))
+        if ctx.recipe:
+            ctx.recipe.read()
+        ctx.save_for_backward(weight if need_x else None, *(read if need_weight else ()))
+        return _linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+        weight, *read = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         by_x = matmul(rows, weight).view(*grad.shape[:-1], weight.shape[1]) if need_x else None
-        by_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
+        by_weight = None
+        if need_weight:
+            x = ctx.recipe.again(*read) if ctx.recipe else read[0]
+            by_weight = rows.t() @ x.reshape(-1, x.shape[-1])
         return by_x, by_weight, rows.sum(0) if need_bias else None

@@ -119,7 +119,7 @@ def one_micro_batch(args: RunArguments, ranks: int) -> bool:
     return not args.use_dynamic_batch_size and args.micro_batch_size * ranks >= (args.global_batch_size or 1)
 
 
-def logits(dimensions: Dimensions, rows: int, args: RunArguments, *, entropy: bool, ranks: int = 1) -> float:
+def logits(dimensions: Dimensions, rows: int, args: RunArguments, *, ranks: int = 1) -> float:
     """Bytes of the logits that exist at one time, and of the head's gradient before it is added to the others.
 
     Args:
@@ -128,8 +128,7 @@ def logits(dimensions: Dimensions, rows: int, args: RunArguments, *, entropy: bo
     """
     size = args.log_probs_chunk_size
     chunk = (rows if size == -1 else min(size, rows)) * dimensions.vocabulary / ranks * 4
-    rounded = 0.5 * chunk if args.bf16 else 0.0
-    return max(2 * chunk if entropy else 0, chunk + rounded)
+    return chunk * (1.5 if args.bf16 else 1.0)
 
 
 def adapter_size(args: RunArguments, model: ModelShape) -> int:

@@ -143,9 +143,13 @@ def pack_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     alone = sum(length > max_tokens for length in lengths)
     bins = [[index] for index in order[:alone]]
     rest = order[alone:]
-    bound = min(len(rest), 2 * sum(lengths[i] for i in rest) // max_tokens + 1)  # two neighbours hold more than `max_tokens`
+    bound = min(
+        len(rest), 2 * sum(lengths[i] for i in rest) // max_tokens + 1
+    )  # two neighbours hold more than `max_tokens`
     leaves = 1 << max(0, bound - 1).bit_length()
-    most = [max_tokens] * (2 * leaves)  # `most[1]` is the root, the children of node n are 2n and 2n + 1; bin b is the leaf leaves + b
+    most = [max_tokens] * (
+        2 * leaves
+    )  # `most[1]` is the root, the children of node n are 2n and 2n + 1; bin b is the leaf leaves + b
     packed: list[list[int]] = []
     for index in rest:
         length, node = lengths[index], 1

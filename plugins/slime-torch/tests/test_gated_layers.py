@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from slime_core.tensors import matrix_products
+from slime_core.tensors.matrix_products import speed_up_products
 from slime_core.tensors.swiglu import swiglu
 from slime_torch.gated_layers import keep_less
+from slime_torch.rms_norm import speed_up_norms
 
 
 def test_the_gradient_is_that_of_the_formula() -> None:
@@ -40,17 +43,37 @@ def test_a_model_with_such_layers_computes_the_same_and_keeps_less(
     assert kept[1] < kept[0] if layers else kept[1] == kept[0]
 
 
-def test_what_is_computed_again_gives_the_same_gradient_bit_for_bit(tiny: SimpleNamespace) -> None:
-    keeping = tiny.model("llama", dtype=torch.float32)
-    again = copy.deepcopy(keeping)
-    keep_less(keeping, checkpointing=True)
-    keep_less(again)
-    for model in (keeping, again):
-        model(torch.arange(1, 12)[None]).logits.square().mean().backward()
-    for (name, one), other in zip(keeping.named_parameters(), again.parameters(), strict=True):
-        assert one.grad is not None
-        assert other.grad is not None
-        assert torch.equal(one.grad, other.grad), name
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
+@pytest.mark.parametrize("processor", ["AuthenticAMD avx512f", "GenuineIntel"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_made_again_gives_the_same_gradient_bit_for_bit_and_is_not_kept(
+    tiny: SimpleNamespace, architecture: str, processor: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix_products, "_processor", lambda: processor)
+    monkeypatch.setattr(matrix_products, "LEAST_OPERATIONS", 0)
+    for known in (matrix_products.onednn_is_faster, matrix_products._reads_transposed):
+        monkeypatch.setattr(matrix_products, known.__name__, known.__wrapped__)
+    model = tiny.model(architecture, dtype=torch.float32)
+    assert speed_up_norms(model)
+    keep_less(model)
+    speed_up_products(model)
+    if checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found, kept = [], []
+    for recipe_of in (matrix_products.recipe_of, lambda tensor: None):
+        monkeypatch.setattr(matrix_products, "recipe_of", recipe_of)
+        sizes: dict[int, int] = {}
+        note = lambda t, sizes=sizes: (sizes.setdefault(t.data_ptr(), t.numel()), t)[1]  # noqa: E731 - a hook in a line
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss = model(torch.arange(1, 12)[None]).logits.square().mean()
+        loss.backward()
+        found.append([p.grad for p in model.parameters()])
+        kept.append(sum(sizes.values()))
+        model.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert kept[0] == kept[1] if checkpointing else kept[0] < kept[1]
 
 
 def test_a_layer_that_computes_something_else_is_left_alone() -> None:

@@ -78,7 +78,7 @@ class LocalEngine:
     def __init__(self, args: LocalRunArguments, quantised: QuantisedCheckpoint | None = None) -> None:
         check_device(args)
         if not torch.cuda.is_available():
-            keep_freed_memory()
+            keep_freed_memory("engine")
         self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
         self._dtype = torch.bfloat16 if args.bf16 and torch.cuda.is_available() else None

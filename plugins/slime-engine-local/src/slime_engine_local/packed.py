@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
         self.bias = bias
         self._by_onednn = onednn_is_faster()
         self._packed: Tensor | None = None
-        self._shape = torch.empty(1, 1).expand(weight.shape)  # MKL's product asks the plain weight for its shape alone
+        self._shape = weight.shape
         self.copy_(weight)
 
     def copy_(self, weight: Tensor) -> None:
@@ -58,7 +58,8 @@ class PackedLinear(nn.Module):
             product = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         else:
             rows = x.numel() // x.shape[-1]
-            product = torch.ops.mkl._mkl_linear(x, self._packed, self._shape, self.bias, rows)
+            plain = x.new_empty(1, 1).expand(self._shape)  # which is asked for its shape alone
+            product = torch.ops.mkl._mkl_linear(x, self._packed, plain, self.bias, rows)
         return product
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from slime_core.tensors.experts import put_together
-from slime_core.tensors.freed_memory import give_back_freed_memory
 from slime_engine_local.errors import EngineError, HalfReplaced
 
 
@@ -111,11 +110,9 @@ class Weights:
 
     def _take_back(self) -> None:
         """Take memory for what `give_up` has freed."""
-        given_up = [own for own in self._plain() if not own.untyped_storage().nbytes()]
-        if given_up:
-            give_back_freed_memory()  # that of the trainer's step
-        for own in given_up:
-            own.untyped_storage().resize_(own.nbytes)
+        for own in self._plain():
+            if not own.untyped_storage().nbytes():
+                own.untyped_storage().resize_(own.nbytes)
 
     def _plain(self) -> Iterator[nn.Parameter]:
         return (copy for weight in self._all for copy in weight.copies if isinstance(copy, nn.Parameter))

@@ -128,7 +128,7 @@ class MegatronBackend(HasKeptWeights):
             logger.warning(remark)
         seed_all(args.seed)
         if device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory("train backend")
         model_parallel_cuda_manual_seed(args.seed)
         group = parallel_state.get_data_parallel_group()
         self._ranks = Ranks(group.rank(), group.size(), device, group if world.size > 1 else None)

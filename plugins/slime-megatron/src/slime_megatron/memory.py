@@ -143,7 +143,7 @@ def _stage(
     under_way = cut.pipeline - (layers.start * cut.pipeline) // d.layers if cut.pipeline > 1 else 1
     parts.append(_activations(args, d, cut, layers, rows, under_way, first or last))
     if last and use.role == "actor":
-        size = logits(d, rows, args, entropy=use.entropy, ranks=cut.tensor)
+        size = logits(d, rows, args, ranks=cut.tensor)
         tokens = rows if args.log_probs_chunk_size == -1 else min(rows, args.log_probs_chunk_size)
         over = f" / {cut.tensor} ranks" if cut.tensor > 1 else ""
         if not args.lora_rank:

@@ -59,7 +59,15 @@ from slime_torch.model import (
     vocabulary_size,
 )
 from slime_torch.offload import HOST, held, move_state, on_device
-from slime_torch.optimizer import build_optimizer, clip, forget_steps, gradient_norm, gradients_of, norm_of
+from slime_torch.optimizer import (
+    build_optimizer,
+    clip,
+    forget_steps,
+    gradient_norm,
+    gradients_of,
+    keep_embedding_gradient_sparse,
+    norm_of,
+)
 from slime_torch.predictor import Predictor
 from slime_torch.rms_norm import speed_up_norms
 from slime_torch.sharding import Sharded, local, whole
@@ -111,7 +119,7 @@ class TorchBackend(HasKeptWeights):
         self._ranks = ranks = Ranks.join(self.args.distributed_timeout_minutes)
         seed_all(self.args.seed)
         if ranks.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory("train backend")
         option = option_of(self.args)
         folder = self.args.ref_load or self.args.hf_checkpoint
         with ranks.together():
@@ -159,7 +167,7 @@ class TorchBackend(HasKeptWeights):
                     )
             speed_up_norms(model)
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
-                keep_less(model, self.args.gradient_checkpointing)
+                keep_less(model)
             prepare(model, processor)
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
@@ -182,6 +190,8 @@ class TorchBackend(HasKeptWeights):
                 fuse_layers(model, self._rounded, device)
             speed_up_products(model)  # those that are left in high precision, an adapter's included
         self._sharded = None
+        if ranks.size == 1 and model.device.type == "cpu":
+            keep_embedding_gradient_sparse(model)
         if ranks.size > 1:
             self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)
             torch.manual_seed(self.args.seed + ranks.rank)  # each rank drops out its own

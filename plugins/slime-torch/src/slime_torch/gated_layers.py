@@ -1,9 +1,6 @@
 """Gives the gated feed-forward layers of a model of transformers the activation of the core that keeps less, on the CPU. The backend
 calls `keep_less` once.
 
-In float32 what the activation gives, which the last product reads, is not kept either: the backward pass computes it again from gate
-and up, bit for bit. That is a sixth less of all that a step keeps, for less than a hundredth of its time.
-
 A module's forward is exchanged only if its output on random input is reproduced; every other module stays as it is.
 """
 
@@ -14,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import linear
 
 from slime_core.tensors.swiglu import swiglu
@@ -23,17 +19,12 @@ LINEAR = ("gate_proj", "up_proj", "down_proj")
 CHILDREN = {*LINEAR, "act_fn"}
 
 
-def keep_less(model: nn.Module, checkpointing: bool = False) -> int:
-    """Exchange the forward of the gated layers in `model` and return how many were exchanged.
-
-    Args:
-        checkpointing: whole layers are computed again, of which nothing else must be kept.
-    """
+def keep_less(model: nn.Module) -> int:
+    """Exchange the forward of the gated layers in `model` and return how many were exchanged."""
     found = 0
-    forward = _forward if checkpointing else _forward_keeping_less
     for module in model.modules():
         if {name for name, _ in module.named_children()} == CHILDREN and _is_swiglu(module):
-            vars(module)["forward"] = MethodType(forward, module)  # so that a copied model uses its own weights
+            vars(module)["forward"] = MethodType(_forward, module)  # so that a copied model uses its own weights
             found += 1
     return found
 
@@ -64,28 +55,3 @@ def _is_swiglu(module: Any) -> bool:
 def _forward(self: Any, x: Tensor) -> Tensor:
     output: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
     return output
-
-
-def _forward_keeping_less(self: Any, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return _forward(self, x)
-    gate, up = self.gate_proj(x), self.up_proj(x)
-    product = swiglu(gate, up)
-    with _computed_again(product, gate.detach(), up.detach()):
-        output: Tensor = self.down_proj(product)
-    return output
-
-
-def _computed_again(product: Tensor, gate: Tensor, up: Tensor) -> saved_tensors_hooks:
-    """A context in which `product`, which is swiglu(gate, up), is not saved for the backward pass but computed again there. All else is
-    saved as ever."""
-    place, size = product.data_ptr(), product.numel()
-
-    def pack(saved: Tensor) -> Tensor | torch.Size:
-        is_it = saved.numel() == size and saved.data_ptr() == place and saved.is_contiguous()
-        return saved.shape if is_it else saved
-
-    def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else swiglu(gate, up).view(packed)
-
-    return saved_tensors_hooks(pack, unpack)

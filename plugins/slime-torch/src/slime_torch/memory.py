@@ -98,7 +98,7 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
     dense, sparse = (
         _of_a_fused_layer(d, mlp, bool(args.fp8_format))
         if fused
-        else _of_a_layer(d, mlp, args.bf16, _kept_of_an_mlp(args, model, use))
+        else _of_a_layer(d, mlp, args.bf16, use.on_gpu, _kept_of_an_mlp(args, model, use))
         for mlp in (d.mlp, 0)
     )
     sparse += _of_experts(d, args, use)
@@ -127,7 +127,7 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
     if use.role == "actor":
         chunk = rows if args.log_probs_chunk_size == -1 else min(rows, args.log_probs_chunk_size)
         head = d.vocabulary * d.hidden
-        size = logits(d, rows, args, entropy=use.entropy)
+        size = logits(d, rows, args)
         if fused:
             # The head rounded, and its gradient, which is added where there is one already; and the larger of two moments: logits in
             # bfloat16 beside the hidden states, or the backward pass of a layer with all that the last one keeps.
@@ -154,7 +154,7 @@ def _kept_of_an_mlp(args: TorchRunArguments, model: ModelShape, use: MemoryUse) 
     """How many tensors of its inner size a gated MLP keeps: `slime_torch.gated_layers` saves one, and another one in float32."""
     if use.on_gpu or model.config.get("hidden_act") not in ("silu", "swish"):
         return 4
-    return 3 if args.bf16 or args.gradient_checkpointing else 2
+    return 3 if args.bf16 else 2
 
 
 def _of_experts(d: Dimensions, args: TorchRunArguments, use: MemoryUse) -> float:
@@ -169,11 +169,12 @@ def _of_experts(d: Dimensions, args: TorchRunArguments, use: MemoryUse) -> float
     return (2 if args.bf16 and args.fp8_format else 4) * (4 * d.experts + 2 * read)
 
 
-def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, keeps: int) -> float:
+def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, on_gpu: bool, keeps: int) -> float:
     """Bytes that a layer keeps of a token for the backward pass.
 
-    In float32 two norms keep their inputs and outputs; attention queries, keys, values, its output and that in one piece; the MLP
-    the gate before and after its activation, the other projection and their product; on a CPU two of them
+    In float32 two norms keep their inputs and what others than linear layers of a CPU read of their outputs, which those have made again
+    (`slime_core.tensors.made_again`); attention queries, keys, values, its output and that in one piece; the MLP the gate before and
+    after its activation, the other projection and their product; on a CPU two of them
     (`slime_torch.gated_layers`). In bfloat16 each linear layer keeps an input of its own.
 
     Args:
@@ -184,7 +185,8 @@ def _of_a_layer(d: Dimensions, mlp: int, bf16: bool, keeps: int) -> float:
     attention = 2 * d.queries + d.keys + 2 * d.values if d.latent else 3 * d.queries + d.keys + d.values
     if bf16:
         return 18 * d.hidden + 2 * (attention + keeps * mlp) + 6 * norms + 4 * d.heads + 2 * d.latent
-    return 4 * (4 * d.hidden + attention + keeps * mlp + norms + d.heads + 2 * d.latent)
+    read = 4 if on_gpu else 2 if mlp else 3
+    return 4 * (read * d.hidden + attention + keeps * mlp + norms + d.heads + 2 * d.latent)
 
 
 def _is_fused(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.tensors.norm import squares_of
 from slime_core.tensors.ranks import Ranks
 from slime_torch.sharding import local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -28,7 +32,18 @@ def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]
         spread = any(isinstance(p, DTensor) for p in trained)  # for which torch has no fused SGD
         return torch.optim.SGD(groups, lr=args.lr, momentum=args.sgd_momentum, fused=not spread)
     betas = (args.adam_beta1, args.adam_beta2)
-    return torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=args.adam_eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=args.adam_eps, fused=True)
+    if all(p.device.type == "cpu" for p in trained):
+        _make_state(optimizer, trained)
+    return optimizer
+
+
+def _make_state(optimizer: torch.optim.AdamW, trained: Sequence[nn.Parameter]) -> None:
+    """Give the optimizer the state that it would make in its first step. There it would lie between what that step frees, and every step
+    would need more memory for its large tensors."""
+    for parameter in trained:
+        means = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **means}
 
 
 def forget_steps(optimizer: torch.optim.Optimizer) -> None:
@@ -39,6 +54,14 @@ def forget_steps(optimizer: torch.optim.Optimizer) -> None:
                 value.zero_()
 
 
+def keep_embedding_gradient_sparse(model: PreTrainedModel) -> None:
+    """Let a micro-batch's gradient by the embedding have the rows of its tokens, and not one of the whole vocabulary. Where the head's
+    weight is the same, they are added to the head's gradient; else `gradients_of` fills up what is missing, once for a step."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding.max_norm is None and not embedding.scale_grad_by_freq:
+        embedding.sparse = True
+
+
 def gradients_of(model: nn.Module) -> list[Tensor]:
     """This rank's parts of the gradients of all trained parameters; 0 for a parameter that nothing reached."""
     gradients = []
@@ -46,6 +69,8 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
         if parameter.requires_grad:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
             gradients.append(local(parameter.grad))
     return gradients
 
