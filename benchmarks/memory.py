@@ -146,9 +146,11 @@ def _in_a_process(folder: Path, size: str, run: str, gives_back: bool) -> dict[s
 def measure(folder: Path, size: str, flags: list[str]) -> dict[str, float]:
     """Run in this process, and return MiB: the estimate and what was measured."""
     if os.environ.get("SLIME_GIVES_BACK"):
+        import slime_engine_local.engine as engine
         import slime_torch.backend as backend
 
-        backend.keep_freed_memory = lambda part: True  # type: ignore[assignment]  # only this process
+        for module in (backend, engine):
+            vars(module)["keep_freed_memory"] = lambda part: True  # only this process
     words = [
         *flags,
         "--prompt-data",

@@ -65,7 +65,7 @@ from slime_torch.optimizer import (
     forget_steps,
     gradient_norm,
     gradients_of,
-    keep_embedding_gradient_sparse,
+    keep_embedding_gradients_sparse,
     norm_of,
 )
 from slime_torch.predictor import Predictor
@@ -191,7 +191,7 @@ class TorchBackend(HasKeptWeights):
             speed_up_products(model)  # those that are left in high precision, an adapter's included
         self._sharded = None
         if ranks.size == 1 and model.device.type == "cpu":
-            keep_embedding_gradient_sparse(model)
+            keep_embedding_gradients_sparse(model)
         if ranks.size > 1:
             self._sharded = Sharded(model, ranks, self.args.fsdp_reshard_after_forward)
             torch.manual_seed(self.args.seed + ranks.rank)  # each rank drops out its own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,6 @@ from slime_core.arguments.groups.optimizer import OptimizerArguments
 from slime_core.tensors.norm import squares_of
 from slime_core.tensors.ranks import Ranks
 from slime_torch.sharding import local
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -54,12 +50,12 @@ def forget_steps(optimizer: torch.optim.Optimizer) -> None:
                 value.zero_()
 
 
-def keep_embedding_gradient_sparse(model: PreTrainedModel) -> None:
-    """Let a micro-batch's gradient by the embedding have the rows of its tokens, and not one of the whole vocabulary. Where the head's
+def keep_embedding_gradients_sparse(model: nn.Module) -> None:
+    """Let a micro-batch's gradient by an embedding have the rows of its tokens, and not one of the whole vocabulary. Where the head's
     weight is the same, they are added to the head's gradient; else `gradients_of` fills up what is missing, once for a step."""
-    embedding = model.get_input_embeddings()
-    if isinstance(embedding, nn.Embedding) and embedding.max_norm is None and not embedding.scale_grad_by_freq:
-        embedding.sparse = True
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.max_norm is None and not module.scale_grad_by_freq:
+            module.sparse = True
 
 
 def gradients_of(model: nn.Module) -> list[Tensor]:
