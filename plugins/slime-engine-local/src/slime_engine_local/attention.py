@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from slime_engine_local.cache import CachedSequence
 from slime_engine_local.errors import EngineError
-from slime_engine_local.forward_pass import DecodingPlan, ForwardPass
+from slime_engine_local.forward_pass import ForwardPass, OwnRows, SharedRows
 from slime_engine_local.pages import StaticPass
 
 NAME = "slime_engine_local"
@@ -78,8 +78,8 @@ def _decode(
 ) -> Tensor:
     """Compute the attention of one token of each decoded request, and store its key and value.
 
-    The scores of a request's own row and those of its shared prefix are computed separately, the latter for all readers
-    of a row in one product, and so are the sums of values; in between, one softmax is taken over both.
+    The attention to a request's own row and that to its shared prefix are computed separately, the latter for all
+    readers of a row in one product. They are combined by their shares of the sum of exponentials.
 
     An operation costs more than what it computes, so there are few of them: the rows of all tensors are requests times
     key heads, and the query heads that share a key head are the queries of a row.
@@ -95,68 +95,61 @@ def _decode(
     asked = query.reshape(len(key) * heads, -1, query.shape[2])
     plan = step.plan(heads, asked.shape[1], window, query.dtype)
     key, value = key.reshape(-1, key.shape[2]), value.reshape(-1, value.shape[2])
-    prefixes = [shared.pool.layer(layer, heads, key, value) for shared in plan.shared]
-    of_prefixes = _prefix_scores(plan, [keys for keys, _ in prefixes], asked, scale) if plan.shared else None
     outputs: list[Tensor] = []
-    weights: list[Tensor] = []
+    sums: list[Tensor] = []
     for own in plan.own:
         keys, values = own.pool.layer(layer, heads, key, value)
         keys[own.rows, :, own.lengths] = key[own.requests]
         values.view(-1, values.shape[2]).index_copy_(0, own.slots, value[own.requests])
-        scores = _scores(asked[own.requests], keys[: len(own.rows), :, : own.columns], own.mask, scale)
-        if of_prefixes is not None:
-            scores = torch.cat([of_prefixes[own.requests], scores], -1)
-        shares = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-        outputs.append(torch.bmm(shares[..., -own.columns :], values[: len(own.rows), : own.columns]))
-        weights.append(shares[..., : -own.columns])
+        _attend_to(keys, values, len(own.rows), own, asked[own.requests], scale, outputs, sums if plan.shared else None)
     output = _joined(outputs)
     if plan.shared:
-        output += _prefix_outputs(plan, [values for _, values in prefixes], _joined(weights))
+        prefix_outputs: list[Tensor] = []
+        prefix_sums: list[Tensor] = []
+        for shared in plan.shared:
+            keys, values = shared.pool.layer(layer, heads, key, value)
+            rows = len(shared.pool.rows) * heads
+            queries = asked.index_select(0, shared.readers).view(rows, -1, asked.shape[2])
+            _attend_to(keys, values, rows, shared, queries, scale, prefix_outputs, prefix_sums)
+        size = asked.shape[1]
+        both = [_joined([x.view(-1, size, x.shape[2]) for x in xs]) for xs in (prefix_outputs, prefix_sums)]
+        of_prefix, total = (x.index_select(0, plan.outputs) for x in both)
+        total -= _joined(sums)
+        if plan.without_prefix is not None:
+            total += plan.without_prefix
+        output = torch.lerp(output, of_prefix, torch.sigmoid(total).to(output.dtype))
     return output.view(query.shape[0], query.shape[1], -1)
-
-
-def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The scores of queries [rows, n, size] for keys [rows, size, columns]."""
-    if mask is None:
-        return torch.bmm(queries, keys).mul_(scale)
-    return torch.baddbmm(mask, queries, keys, alpha=scale)
-
-
-def _prefix_scores(plan: DecodingPlan, keys: list[Tensor], asked: Tensor, scale: float) -> Tensor:
-    """The scores of all queries [B * H, n, size] for the tokens of their shared prefixes, [B * H, n, columns of the longest one];
-    a very low number where there is no token."""
-    size, low = asked.shape[1], torch.finfo(asked.dtype).min / 2
-    columns = max(shared.columns for shared in plan.shared)
-    found: list[Tensor] = []
-    for shared, own in zip(plan.shared, keys, strict=True):
-        rows = shared.rows
-        queries = asked.index_select(0, shared.readers).view(rows, -1, asked.shape[2])
-        scores = _scores(queries, own[:rows, :, : shared.columns], shared.mask, scale)
-        scores = scores.view(-1, size, shared.columns)
-        found.append(pad(scores, (0, columns - shared.columns), value=low) if shared.columns < columns else scores)
-    scores = _joined(found).index_select(0, plan.outputs)
-    return scores if plan.without_prefix is None else scores.masked_fill_(plan.without_prefix, low)
-
-
-def _prefix_outputs(plan: DecodingPlan, values: list[Tensor], weights: Tensor) -> Tensor:
-    """What the values of their shared prefixes add to the outputs of all queries, [B * H, n, size].
-
-    Args:
-        weights: [B * H, n, columns of the longest prefix].
-    """
-    size = weights.shape[1]
-    found: list[Tensor] = []
-    for shared, own in zip(plan.shared, values, strict=True):
-        rows = shared.rows
-        read = weights[..., : shared.columns].index_select(0, shared.readers).view(rows, -1, shared.columns)
-        found.append(torch.bmm(read, own[:rows, : shared.columns]).view(-1, size, own.shape[2]))
-    outputs = _joined(found).index_select(0, plan.outputs)
-    return outputs if plan.without_prefix is None else outputs.masked_fill_(plan.without_prefix, 0.0)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """The parts one after the other, without a copy where there is one."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_to(
+    keys: Tensor,
+    values: Tensor,
+    rows: int,
+    part: OwnRows | SharedRows,
+    queries: Tensor,
+    scale: float,
+    outputs: list[Tensor],
+    sums: list[Tensor] | None,
+) -> None:
+    """Compute the attention of `queries` [rows, n, size] to the first rows and columns of a pool.
+
+    Appends the output [rows, n, size] to `outputs`, and the logarithm of the sum of exponentials [rows, n, 1] to `sums`
+    unless that is None.
+    """
+    keys, values = keys[:rows, :, : part.columns], values[:rows, : part.columns]
+    if part.mask is None:
+        scores = torch.bmm(queries, keys).mul_(scale)
+    else:
+        scores = torch.baddbmm(part.mask, queries, keys, alpha=scale)
+    weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    outputs.append(torch.bmm(weights.to(values.dtype), values))
+    if sums is not None:  # the largest weight is exp(largest score) / sum
+        sums.append(scores.amax(-1, keepdim=True).sub_(weights.amax(-1, keepdim=True).log_()))
 
 
 def _prefill(

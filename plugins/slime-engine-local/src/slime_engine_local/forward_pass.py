@@ -64,7 +64,6 @@ class SharedRows:
     """All rows of a pool of shared prefixes. Each has room for the queries of the same number of readers, G.
 
     Attributes:
-        rows: of the pool's tensors, H for each of the pool's rows.
         columns: the number of tokens of the longest prefix.
         readers: [rows * H * G], which of the B * H rows of queries read; where a row has fewer than G readers, any of
             them.
@@ -72,7 +71,6 @@ class SharedRows:
     """
 
     pool: Pool
-    rows: int
     columns: int
     readers: Tensor
     mask: Tensor | None
@@ -85,7 +83,8 @@ class DecodingPlan:
     Attributes:
         outputs: [B * H], where the output for each row of queries is among the outputs of all `shared`, one after the
             other.
-        without_prefix: [B * H, 1, 1] of bool, whether the request has no shared prefix. None: all have one.
+        without_prefix: [B * H, 1, 1], 0, or a very low number for requests that have no shared prefix. None: all have
+            one.
     """
 
     own: list[OwnRows]
@@ -135,7 +134,7 @@ class ForwardPass:
                 return full.repeat_interleave(queries, 1).repeat_interleave(heads, 0)
 
             shared, outputs = self._shared_rows(heads, window, mask)
-            missing = self._tensor([[[output is None]] for output in outputs], torch.bool)
+            missing = self._tensor([[[low if output is None else 0.0]] for output in outputs], dtype)
             self._plans[key] = DecodingPlan(
                 self._own_rows(heads, window, mask),
                 shared,
@@ -194,7 +193,7 @@ class ForwardPass:
             if window is not None:
                 ends = self._tensor([[s.length if s else 0 for s in members] for members in sequences])
                 visible &= column > ends[..., None] - window
-            parts.append(SharedRows(pool, len(pool.rows) * heads, columns, self._tensor(asked), mask(visible)))
+            parts.append(SharedRows(pool, columns, self._tensor(asked), mask(visible)))
         return parts, outputs
 
     def _tensor(self, numbers: Nested, dtype: torch.dtype = torch.long) -> Tensor:
