@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out).
     """
-    if not (torch.is_grad_enabled() and (_fits(x, weight) or recipe_of(x))):
+    if not (torch.is_grad_enabled() and (recipe_of(x) or _fits(x, weight))):
         return _linear(x, weight, bias)
     product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return product

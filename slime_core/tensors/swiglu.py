@@ -35,4 +35,4 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         by_gate: Tensor = torch.ops.aten.silu_backward(grad * up, gate)
-        return by_gate, silu(gate).mul_(grad)
+        return by_gate, _product(gate, grad)
