@@ -267,6 +267,28 @@ def test_rewards_that_a_generator_has_set_stay_beside_those_that_are_missing(arg
     assert [s.reward for s in output.samples] == [0.25, 1.0, 0.25, 0.0] * 3
 
 
+@pytest.mark.parametrize(("reward", "segments", "told"), [("each", 2, 1), ("each", 1, 0), ("whole_groups", 2, 0)])
+def test_a_reward_of_ones_own_that_scores_segments_one_by_one_is_told_of_once(
+    arguments, plugins, monkeypatch, caplog, reward, segments, told
+) -> None:
+    """slime calls it once, with the list of what a generate function returned."""
+
+    def each(args: Any, sample: Sample) -> float:
+        return float(sample.index % 2)
+
+    def whole_groups(args: Any, samples: list[Sample]) -> list[float]:
+        assert len(samples) == 4
+        return [each(args, sample) for sample in samples]
+
+    monkeypatch.setattr(groups, "_told_of_segments", set())
+    options = made_by(monkeypatch, lambda done: [done] * segments)
+    monkeypatch.setattr(trajectory_cases, "own", {"each": each, "whole_groups": whole_groups}[reward], raising=False)
+    options["custom_rm_path"] = "trajectory_cases.own"
+    output = rollout(arguments(**options), plugins)
+    assert all(sample.reward is not None for sample in output.samples)
+    assert caplog.text.count("where slime calls it once, with the list") == told
+
+
 def test_a_generator_that_changes_the_prompt_starts_afresh_from_the_one_it_was_given() -> None:
     given = Sample(
         group_index=1, index=3, prompt="p", tokens=[1, 2, 3], label="l", metadata={"slime": {"source": "f:1"}}

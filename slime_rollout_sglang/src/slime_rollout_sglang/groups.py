@@ -39,6 +39,8 @@ GRACE_PERIOD = 5.0
 
 Result = TypeVar("Result")
 
+_told_of_segments: set[str] = set()  # rewards of which `_tell_of_segments` has told
+
 
 @dataclass(eq=False)
 class GroupInProgress:
@@ -162,7 +164,10 @@ class GroupRunner:
         if not waiting:
             generated()
         if not together:
-            await self._score([one for one in made if one.reward is None], made)
+            unscored = [one for one in made if one.reward is None]
+            if len(made) > 1 and unscored:
+                self._tell_of_segments(made)
+            await self._score(unscored, made)
 
     async def _generate_and_hook(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
         """Generate, and let the hooks see what is finished. What an abort has cut off they see once it is whole."""
@@ -291,6 +296,19 @@ class GroupRunner:
         if scored is None and anew:
             for sample in samples:
                 sample.reward = None
+
+    def _tell_of_segments(self, made: list[Sample]) -> None:
+        """Say once that a function is given one segment of a trajectory at a time, where slime gives it the list of them."""
+        caller = self._rewards.caller(made[0])
+        reward = caller.selected if caller is not None else None
+        if reward is not None and reward.option == "--custom-rm-path" and reward.label not in _told_of_segments:
+            _told_of_segments.add(reward.label)
+            logger.warning(
+                "The generate function returned %d samples for %s. The %s is called for each of them, where slime calls it once, with "
+                "the list. If it needs them together, call its second parameter `samples`: it is then given all samples of a group, and "
+                "those that were returned together have one rollout_id.",
+                *(len(made), made[0].name, reward.label),
+            )
 
     def _session(self, sample: Sample, scores: bool = False) -> Session:
         skip_special = self._args.rollout_skip_special_tokens
