@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slime_core.contracts.train_backend import TrainBatch, prompt_tokens, shared_runs
 from slime_core.sample import Sample
 from slime_core.training.batches import make_train_batch
-from slime_core.training.packing import Packing, align, distribute_by_tokens, pack, pack_by_tokens, units
+from slime_core.training.packing import Packing, align, distribute, pack, pack_by_tokens, units
 
 shapes = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(0, 30), min_size=1, max_size=5)), min_size=1, max_size=8
@@ -125,8 +125,8 @@ def test_the_stages_of_packing_are_those_of_their_names() -> None:
     assert pack(by_tokens, range(4)) == [[0, 1], [2], [3]]
     assert pack(by_tokens, []) == []
     assert align([[[0], [1]], [[2]], []]) == [[0], [2], [], [1], [], []]
-    assert distribute_by_tokens([3, 5, 2, 10], [1] * 4, 2, 2) == [[3, 2], [1, 0]]
-    assert distribute_by_tokens([3, 5, 2, 10], [1] * 4, 1, 2) is None
+    assert distribute([3, 5, 2, 10], [1] * 4, 2, 2) == [[3, 2], [1, 0]]
+    assert distribute([3, 5, 2, 10], [1] * 4, 1, 2) is None
     assert units(by_tokens, range(4)) == [[0], [1], [2], [3]]
     shared = Packing(samples, 2, 8, True)
     assert units(shared, range(4)) == [[0, 1], [2], [3]]

@@ -127,6 +127,10 @@ def test_an_error_in_a_users_hook_keeps_its_type_text_and_frames(cluster, grpo, 
     assert f"in {hook}" in told
     assert "RayTaskError" not in told
     if what == "rewards":
+        until = time.monotonic() + 20  # Ray sends what workers print behind what they return
+        while "refusing 6 rewards" not in told and time.monotonic() < until:
+            time.sleep(0.2)
+            told += capfd.readouterr().err
         assert "refusing 6 rewards" in told, "a worker's warning does not reach the console"
 
 

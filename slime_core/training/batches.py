@@ -15,6 +15,7 @@ from slime_core.errors import ArgumentError
 from slime_core.sample import Sample
 from slime_core.token_arrays import num_trained
 from slime_core.training.packing import Packing, balanced_micro_batches, micro_batches_in_order
+from slime_core.training.work import TOKENS, Work
 from slime_core.trajectories import trajectory_numbers
 
 Mean = Literal["sample", "token", "constant"]
@@ -33,6 +34,7 @@ def make_train_batch(
     skipped: Collection[int] = (),
     ranks: int = 1,
     balance: bool = False,
+    work: Work = TOKENS,
 ) -> TrainBatch:
     """Build the batch of one optimizer step.
 
@@ -45,9 +47,10 @@ def make_train_batch(
         temperature, columns: as in `TrainBatch`.
         skipped: indices of samples that need no computation; they count in `weights` all the same.
         ranks: data-parallel ranks; see `TrainBatch.of_rank`.
-        balance: spread the samples over the ranks by their tokens (`--balance-data`), whole groups where prompts are
-            shared. With `max_tokens`, the waiting of a rank in all rounds together is then at most the time of the
-            longest sample or group. Without it every rank gets as many samples, in their order, and packs its own.
+        balance: spread the samples over the ranks by their work (`--balance-data`), whole groups where prompts are
+            shared. Unless `max_tokens` stands against it, the waiting of a rank in all rounds together is then at most the time
+            of the sample or group with most work. Without it every rank gets as many samples, in their order, and packs its own.
+        work: what is balanced.
 
     Raises:
         ArgumentError: there are no samples.
@@ -55,7 +58,7 @@ def make_train_batch(
     if not samples:
         raise ArgumentError("A training batch needs at least one sample; the rollout returned none.")
     order = [i for i in range(len(samples)) if i not in skipped]
-    packing = Packing(samples, micro_batch_size, max_tokens, share_prompts)
+    packing = Packing(samples, micro_batch_size, max_tokens, share_prompts, work)
     cut = balanced_micro_batches if balance and ranks > 1 else micro_batches_in_order
     weights = token_weights(samples, mean, constant)
     computed = token_weights([samples[i] for i in order], mean, constant) if skipped else weights

@@ -11,7 +11,7 @@ With it (`balanced_micro_batches`):
 
     pack         how many micro-batches are needed at least
     align        that number, raised to a multiple of the ranks
-    distribute   the samples go, the longest first, to the micro-batch that has fewest tokens
+    distribute   the samples go, the one with most work first, to the micro-batch that has least
 
 Invariants of the result: every index of `order` appears exactly once; no sample is cut; a sample longer than the token
 budget stands alone; the order of the samples inside a micro-batch is ascending; the number of micro-batches is a
@@ -28,7 +28,8 @@ from itertools import accumulate
 
 from slime_core.contracts.train_backend import shared_runs
 from slime_core.sample import Sample
-from slime_core.token_arrays import num_tokens
+from slime_core.token_arrays import num_tokens, num_trained
+from slime_core.training.work import TOKENS, Work
 
 MicroBatches = list[list[int]]
 """Per micro-batch the indices of its samples."""
@@ -43,12 +44,14 @@ class Packing:
         micro_batch_size: so many samples; counts where `max_tokens` is None.
         max_tokens: as many samples as have so many tokens together.
         share_prompts: the prompt of neighbours with the same group and prompt counts once, and they are kept together.
+        work: what is balanced.
     """
 
     samples: Sequence[Sample]
     micro_batch_size: int
     max_tokens: int | None
     share_prompts: bool
+    work: Work = TOKENS
 
     def tokens(self, unit: Sequence[int]) -> int:
         """The tokens that are computed for the samples of a unit; see `units`."""
@@ -57,6 +60,13 @@ class Packing:
             return sum(num_tokens(samples[i]) for i in unit)
         first = samples[unit[0]]
         return num_tokens(first) - first.response_length + sum(samples[i].response_length for i in unit)
+
+    def load(self, unit: Sequence[int]) -> int:
+        """The work that a unit is."""
+        own = [self.samples[i] for i in unit]
+        trained = sum(map(num_trained, own)) if self.work.trained else 0
+        prompt = num_tokens(own[0]) - own[0].response_length
+        return self.work.of_samples(prompt, [sample.response_length for sample in own], trained)
 
 
 def micro_batches_in_order(packing: Packing, order: Sequence[int], ranks: int) -> MicroBatches:
@@ -67,14 +77,15 @@ def micro_batches_in_order(packing: Packing, order: Sequence[int], ranks: int) -
 
 
 def balanced_micro_batches(packing: Packing, order: Sequence[int], ranks: int) -> MicroBatches:
-    """Spread the samples over micro-batches so that those of a round have similar numbers of tokens."""
+    """Spread the samples over micro-batches so that those of a round are about as much work."""
     parts = units(packing, order, ranks)
-    loads = [packing.tokens(unit) for unit in parts]
-    sizes, room = loads, packing.max_tokens
-    if room is None:
+    loads = [packing.load(unit) for unit in parts]
+    if packing.max_tokens is None:
         sizes, room = [len(unit) for unit in parts], packing.micro_batch_size
+    else:
+        sizes, room = [packing.tokens(unit) for unit in parts], packing.max_tokens
     bins = -(-len(pack_by_tokens(sizes, room)) // ranks) * ranks
-    while (distributed := distribute_by_tokens(loads, sizes, room, bins)) is None:
+    while (distributed := distribute(loads, sizes, room, bins)) is None:
         bins += max(1, bins // (_TRIED * ranks)) * ranks
     distributed.sort(key=lambda numbers: -sum(loads[n] for n in numbers))
     return _joined(distributed, parts)
@@ -171,17 +182,17 @@ def pack_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return sorted(sorted(b) for b in bins + packed)
 
 
-def distribute_by_tokens(loads: Sequence[int], sizes: Sequence[int], room: int, bins: int) -> list[list[int]] | None:
-    """Distribute items over `bins` bins: the longest first, each to the bin with the least load that has room for it.
+def distribute(loads: Sequence[int], sizes: Sequence[int], room: int, bins: int) -> list[list[int]] | None:
+    """Distribute items over `bins` bins: the heaviest first, each to the bin with the least load that has room for it.
 
     Args:
-        loads: tokens per item.
+        loads: the work that each item is.
         sizes: how much of its bin's room an item takes. One that is larger than `room` gets a bin of its own.
         room: of each bin.
 
     Returns:
         item numbers per bin, or None where an item found no room. Where `sizes` are the loads, or the room never ran
-        out, the loads of two bins differ by at most the longest item (Graham 1969).
+        out, the loads of two bins differ by at most the heaviest item (Graham 1969).
     """
     found: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0, number, 0) for number in range(bins)]  # (load, bin, room taken), the least load on top

@@ -16,6 +16,7 @@ from slime_core.sample import Sample
 from slime_core.token_arrays import array_of, trained
 from slime_core.training.batches import make_train_batch
 from slime_core.training.signals import Column
+from slime_core.training.work import TOKENS, Work
 from slime_core.trajectories import in_trajectories
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Steps:
         ranks: data-parallel ranks.
         context_ranks: ranks that share every sequence, and so a micro-batch.
         shares_prompts: the backend computes the prompt of neighbouring samples once.
+        work: what `--balance-data` balances.
     """
 
     args: RunArguments
@@ -40,6 +42,7 @@ class Steps:
     ranks: int = 1
     context_ranks: int = 1
     shares_prompts: bool = False
+    work: Work = TOKENS
 
     def parts(self, samples: Sequence[Sample]) -> Iterator[slice]:
         """Cut the samples of a rollout into its steps, with equally many trajectories in each where that is possible.
@@ -95,6 +98,7 @@ class Steps:
             skipped=skipped or set(),
             ranks=self.ranks,
             balance=args.balance_data,
+            work=self.work,
         )
 
 

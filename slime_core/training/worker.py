@@ -51,6 +51,7 @@ from slime_core.training.served_weights import ServedWeights
 from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
 from slime_core.training.token_numbers import WatchedLoss
+from slime_core.training.work import work_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +122,8 @@ class TrainWorker:
             self._steps = replace(self._steps, context_ranks=self._actor.context_parallel_size)
         if isinstance(self._actor, SharesPrompts):
             self._steps = replace(self._steps, shares_prompts=self._actor.shares_prompts)
+        if args.balance_data and self._steps.ranks > 1:
+            self._steps = replace(self._steps, work=work_of(args.hf_checkpoint))
         if args.fp8_format and (args.ref_update_interval or args.keep_old_actor):
             recipe_of(
                 args, self._components, _ANY_DEPTH, "reference"

@@ -147,7 +147,9 @@ class TrainArguments(ArgumentGroup):
         False, "Fill micro-batches up to --max-tokens-per-gpu tokens instead of counting samples."
     )
     balance_data: bool = option(
-        False, "Spread the samples over the training ranks by their tokens, so that no rank waits long for another."
+        False,
+        "Spread the samples over the training ranks by the work that they are for the model, an estimate of its products, so that no "
+        "rank waits long for another.",
     )
     max_tokens_per_gpu: int | None = option(
         None,
