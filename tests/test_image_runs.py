@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor
 
 from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
@@ -69,8 +70,14 @@ def test_partial_rollouts_with_images_resume_bit_for_bit(shown, tmp_path):
 
 
 def test_generate_functions_and_rewards_see_images_and_may_ask_without(shown, tmp_path):
-    lines = run(tmp_path / "run", flags(shown), "--custom-generate-function-path", "image_hooks.in_two_turns")
+    more = ("--dump-details", str(tmp_path / "details"), "--image-max-pixels", "65536")
+    lines = run(tmp_path / "run", flags(shown), "--custom-generate-function-path", "image_hooks.in_two_turns", *more)
     assert all(0.0 <= line["train/train_rollout_logprob_abs_diff"] < 1e-5 for line in lines)
+    kept, own = (
+        AutoImageProcessor.from_pretrained(f, backend="pil") for f in (tmp_path / "details" / "processor", shown)
+    )
+    assert kept.size["longest_edge"] == 65536 < own.size["longest_edge"]
+    assert kept.merge_size == own.merge_size
 
 
 def test_an_engine_that_takes_no_images_is_refused_before_the_run(shown, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.data.images import Size, decode, size_of
@@ -78,6 +79,10 @@ class Processor(ABC):
     @abstractmethod
     def tokens(self, features: Mapping[str, Tensor]) -> list[int]:
         """Return how many tokens each image takes, from what `features` returned."""
+
+    def save(self, folder: Path) -> None:
+        """Write it for `transformers.AutoImageProcessor`, with the limits that it was loaded with."""
+        self._images.save_pretrained(folder)
 
     def features_of(self, sample: Sample) -> dict[str, Tensor]:
         """Return what the model is given for the images of a sample; {} where it has none.

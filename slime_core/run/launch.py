@@ -12,6 +12,7 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.resolve import BY_TIME
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError, OutputError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
@@ -69,7 +70,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     config = {**plan.config(), "resume_after": begin.resume_after(run_dir)}
     _write_config(run_dir / "config.yaml", config)
     if args.dump_details:
-        load_tokenizer(args.hf_checkpoint).save_pretrained(Path(args.dump_details) / "tokenizer")
+        _keep_what_reads_rows(args, Path(args.dump_details))
     console = Console(total=derived(args.num_rollout), done=begin.start)
     jsonl = JsonlTracker(run_dir / "metrics.jsonl", config["resume_after"], begin.to_make_up_for(args))
     if config["resume_after"] is not None:
@@ -270,3 +271,13 @@ def _initial_weights_may_be_best(args: RunArguments, early: EarlyStopping | None
 def _write_config(path: Path, config: dict[str, Any]) -> None:
     with writing("The configuration", path):
         write_whole(path, to_yaml(config))
+
+
+def _keep_what_reads_rows(args: RunArguments, details: Path) -> None:
+    """Write the tokenizer and, of a model that reads images, its image processor: what the rows of the run became tokens by."""
+    load_tokenizer(args.hf_checkpoint).save_pretrained(details / "tokenizer")
+    processor = (
+        None if args.text_only else load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    )
+    if processor is not None:
+        processor.save(details / "processor")

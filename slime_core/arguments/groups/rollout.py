@@ -104,7 +104,7 @@ class RolloutArguments(ArgumentGroup):
     )
     dump_details: str | None = option(
         None,
-        "Folder for all details of a run: the tokenizer, and the same as --save-debug-rollout-data rollout_data/{rollout_id}.arrow and "
+        "Folder for all details of a run: the tokenizer, the image processor of a model that reads images, and the same as --save-debug-rollout-data rollout_data/{rollout_id}.arrow and "
         "--save-debug-train-data train_data/{rollout_id}.arrow in it.",
         affects_result=False,
     )
