@@ -70,13 +70,13 @@ def test_partial_rollouts_with_images_resume_bit_for_bit(shown, tmp_path):
 
 
 def test_generate_functions_and_rewards_see_images_and_may_ask_without(shown, tmp_path):
-    more = ("--dump-details", str(tmp_path / "details"), "--image-max-pixels", "65536")
+    more = ("--dump-details", str(tmp_path / "details"), "--image-max-pixels", "7000")
     lines = run(tmp_path / "run", flags(shown), "--custom-generate-function-path", "image_hooks.in_two_turns", *more)
     assert all(0.0 <= line["train/train_rollout_logprob_abs_diff"] < 1e-5 for line in lines)
     kept, own = (
         AutoImageProcessor.from_pretrained(f, backend="pil") for f in (tmp_path / "details" / "processor", shown)
     )
-    assert kept.size["longest_edge"] == 65536 < own.size["longest_edge"]
+    assert kept.size["longest_edge"] == 7000 < own.size["longest_edge"]
     assert kept.merge_size == own.merge_size
 
 
