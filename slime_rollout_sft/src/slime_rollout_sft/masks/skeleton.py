@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -153,7 +154,8 @@ def similar_turns(
     """Return the turns of the assistant in order; None where they cannot be told from each other.
 
     Args:
-        found: what `places` returned.
+        found: what `places` returned. Of messages that have no place in it, those that stand alike between others' are searched for
+            once, too.
         search: finds the turn of one message; its second argument is where the turn before ends.
         make: makes a turn of index, start, end, whether it is closed and whether it is asked for.
     """
@@ -161,19 +163,19 @@ def similar_turns(
     kinds = [_kind(message) for message in messages]
     known: dict[Any, tuple[int, int, bool, bool] | None] = {}
     turns: list[Turn] = []
-    for number, i in enumerate(order):
-        if messages[i]["role"] != "assistant":
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
             continue
-        start, end = found[i]
-        before = order[number - 1] if number else None
-        after = order[number + 1] if number + 1 < len(order) else None
-        around = (
-            text[found[before][1] if before is not None else 0 : start],
-            text[end : found[after][0] if after is not None else len(text)],
-        )
-        neighbours = (before is None or before == i - 1, after is None or after == i + 1)
-        key = (kinds[before] if before is not None else None, kinds[i], kinds[after] if after is not None else None)
-        signature = (around, neighbours, key, i == len(messages) - 1)
+        at = bisect_left(order, i)
+        before = order[at - 1] if at else None
+        behind = at + (i in found)
+        after = order[behind] if behind < len(order) else None
+        first = found[before][1] if before is not None else 0
+        last = found[after][0] if after is not None else len(text)
+        start, end = found.get(i, (first, first))  # one without a trace may have a turn: its header and its end
+        around = (text[first:start], text[end:last])
+        begin = before if before is not None else 0
+        signature = (around, i in found, i - begin, *kinds[begin : after + 1 if after is not None else len(messages)])
         if signature not in known:
             turn = search(i, turns[-1].end if turns else 0)
             known[signature] = None if turn is None else (turn.start - start, turn.end - end, turn.closed, turn.asked)
@@ -183,8 +185,7 @@ def similar_turns(
         if turn.start < (turns[-1].end if turns else 0) or turn.end < turn.start:
             return None
         turns.append(turn)
-    without = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i not in found]
-    return None if without else turns
+    return turns
 
 
 def _with_marks(message: Message, index: int, pieces: list[_Piece]) -> Message:
