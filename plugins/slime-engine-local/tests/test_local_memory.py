@@ -74,4 +74,4 @@ def test_a_waiting_request_can_be_cancelled(llama: Any, start: Start) -> None:
 
     assert asyncio.run(scenario()) == 30
     engine._scheduler.call(lambda: None).result()
-    assert engine._scheduler._waiting == []
+    assert not engine._scheduler._waiting

@@ -8,8 +8,10 @@ leave.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -56,7 +58,7 @@ class Scheduler:
         self._max_running, self._max_tokens, self._load = max_running, max_tokens, load
         self._storage = Storage(max_tokens)
         self._running: list[Request] = []
-        self._waiting: list[Request] = []  # in the order of their numbers
+        self._waiting: deque[Request] = deque()  # in the order of their numbers
         self._arrived: list[Request] = []
         self._calls: list[_Call] = []
         self._decoding = decoding
@@ -126,6 +128,7 @@ class Scheduler:
             if names is None or request.name in names:
                 request.finish("abort")
         self._remove_finished()
+        self._forget_waiting()
 
     def offload(self) -> None:
         """Free the device's memory, and make no step, until `onload`. Only to be called through `call`."""
@@ -300,25 +303,25 @@ class Scheduler:
     def _admit(self) -> tuple[dict[Request, int], list[Chunk]]:
         """Let waiting requests join. Return them, each with the index of the chunk that ends with its last token, and
         the chunks that must be computed."""
-        if (model := self.model) is None or not self._waiting:
+        if (model := self.model) is None or not self._waiting or len(self._running) >= self._max_running:
             return {}, []
         joining = Joining(self._storage, self._running, ON_GPU if model.device.type == "cuda" else NEW_TOKENS_PER_STEP)
-        keys_of = {request: request.keys() for request in self._waiting[: self._max_running]}
+        keys_of = {request: request.keys() for request in islice(self._waiting, self._max_running)}
         while self._waiting and len(self._running) < self._max_running:
             request = self._waiting[0]
             try:
                 request.shown.prepare(model)
             except Exception as error:  # of its images alone
-                self._waiting.pop(0)
+                self._waiting.popleft()
                 request.fail(error)
                 continue
             keys = keys_of[request] if request in keys_of else request.keys()
-            others = (keys_of[other] for other in self._waiting[1 : self._max_running] if other in keys_of)
+            others = (keys_of[other] for other in islice(self._waiting, 1, self._max_running) if other in keys_of)
             plan = joining.plan(request, keys, others)
             if not joining.has_room(plan, len(self._running)):
                 break
             self._running.append(
-                self._waiting.pop(0)
+                self._waiting.popleft()
             )  # before it gets rows: where memory is short it fails as others do
             joining.add(request, keys, plan)
         return joining.ends(), joining.chunks()
@@ -328,18 +331,28 @@ class Scheduler:
         for request in requests:
             self._running.remove(request)
             self._storage.remove(request)
-        self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.number)
+            later = (place for place, other in enumerate(self._waiting) if other.number > request.number)
+            self._waiting.insert(next(later, len(self._waiting)), request)
 
     def _remove_finished(self) -> None:
-        """Remove requests that are finished or cancelled, the last rows first: those behind a row that goes move into its place."""
+        """Remove requests that are finished or cancelled, the last rows first: those behind a row that goes move into its place. Those
+        that wait are looked at shortly before they join, since they may be many."""
         ended = [request for request in self._running if request.ended]
         for request in sorted(ended, key=lambda request: request.cached.row.index, reverse=True):
             self._running.remove(request)
             self._storage.remove(request)
             request.shown = NO_IMAGES  # whoever waits for the response may keep the request for a while
-        for request in [request for request in self._waiting if request.ended]:
-            self._waiting.remove(request)
-            request.shown = NO_IMAGES
+        if any(request.ended for request in islice(self._waiting, self._max_running)):
+            self._forget_waiting()
+
+    def _forget_waiting(self) -> None:
+        """Remove requests that have ended before they began."""
+        waiting, self._waiting = self._waiting, deque()
+        for request in waiting:
+            if request.ended:
+                request.shown = NO_IMAGES
+            else:
+                self._waiting.append(request)
 
     def _fail_running(self, error: Exception) -> None:
         """End the requests of a step that failed; those that wait get a step of their own."""
@@ -351,7 +364,7 @@ class Scheduler:
     def _fail_waiting(self, error: Exception) -> None:
         for request in self._waiting:
             request.fail(error)
-        self._waiting = []
+        self._waiting = deque()
 
     def _end(self) -> None:
         """Fail all that is left after `close`, after which nothing can be added."""
