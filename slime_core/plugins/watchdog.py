@@ -48,44 +48,59 @@ class _Watched:
     Attributes:
         worked: how long it has worked.
         limit: how long it may.
-        thread: that its event loop runs in.
-        alive: whether the loop has made a turn since the last look.
         told: whether a warning was given.
     """
 
     task: asyncio.Task[object]
-    loop: asyncio.AbstractEventLoop
     worked: Callable[[], float]
     limit: float
-    thread: int = field(default_factory=threading.get_ident)
-    alive: bool = True
     told: bool = False
 
 
+@dataclass(eq=False)
+class _Loop:
+    """An event loop, and the calls in it that are looked after.
+
+    Attributes:
+        thread: that it runs in.
+        alive: whether it has made a turn since the last look.
+        calls: of each task.
+    """
+
+    thread: int = field(default_factory=threading.get_ident)
+    alive: bool = True
+    calls: dict[asyncio.Task[object], list[_Watched]] = field(default_factory=dict)
+
+
 class Watchdog:
-    """Looks after the calls of this process. There is one, `WATCHDOG`."""
+    """Looks after the calls of this process. There is one, `WATCHDOG`. A look takes as long however many calls there are."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: set[_Watched] = set()
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._looking = False
         self._listens = False  # to the signal, in the main thread
 
     def watch(self, task: asyncio.Task[object], worked: Callable[[], float], limit: float) -> Callable[[], None]:
         """Look after a task of the running event loop, and return what ends that."""
-        call = _Watched(task, asyncio.get_running_loop(), worked, limit)
-        if not self._listens and _SIGNAL is not None and call.thread == threading.main_thread().ident:
+        call, loop = _Watched(task, worked, limit), asyncio.get_running_loop()
+        if not self._listens and _SIGNAL is not None and threading.current_thread() is threading.main_thread():
             signal.signal(_SIGNAL, _raise_blocked)
             self._listens = True
         with self._lock:
-            self._calls.add(call)
+            calls = self._loops.setdefault(loop, _Loop()).calls
+            calls.setdefault(task, []).append(call)
             if not self._looking:
                 self._looking = True
                 threading.Thread(target=self._look, name="plugin-watchdog", daemon=True).start()
 
         def end() -> None:
             with self._lock:
-                self._calls.discard(call)
+                calls[task].remove(call)
+                if not calls[task]:
+                    del calls[task]
+                if not calls:
+                    self._loops.pop(loop, None)
 
         return end
 
@@ -93,32 +108,35 @@ class Watchdog:
         while True:
             time.sleep(LOOK_EVERY)
             with self._lock:
-                calls = list(self._calls)
-                if not calls:
+                loops = list(self._loops.items())
+                if not loops:
                     self._looking = False
                     return
-            for call in calls:
-                self._look_at(call)
+            for loop, found in loops:
+                self._look_at(loop, found)
 
-    def _look_at(self, call: _Watched) -> None:
-        """Raise in a call that had no turn of the loop since it was looked at last, though it is running and late."""
-        try:
-            is_running = asyncio.current_task(call.loop) is call.task
-        except RuntimeError:
-            is_running = False
-        if not (is_running and not call.alive and call.worked() > call.limit):
-            call.alive = False
+    def _look_at(self, loop: asyncio.AbstractEventLoop, found: _Loop) -> None:
+        """Raise in a call that is running, and late, if its loop had no turn since it was looked at last."""
+        if found.alive:
+            found.alive = False
             with suppress(RuntimeError):  # the loop has ended
-                call.loop.call_soon_threadsafe(setattr, call, "alive", True)
+                loop.call_soon_threadsafe(setattr, found, "alive", True)
             return
-        _Blocked.seconds = call.worked()
-        if not call.told:
-            call.told = True
-            logger.warning("A call blocks the event loop since %.0f s and is ended.", call.worked())
-        if call.thread == threading.main_thread().ident and _SIGNAL is not None:
-            signal.pthread_kill(call.thread, _SIGNAL)
-        else:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(call.thread), ctypes.py_object(_Blocked))
+        try:
+            running = asyncio.current_task(loop)
+        except RuntimeError:
+            return
+        with self._lock:
+            late = [call for call in found.calls.get(running, ()) if call.worked() > call.limit] if running else []
+        for call in late[:1]:
+            _Blocked.seconds = call.worked()
+            if not call.told:
+                call.told = True
+                logger.warning("A call blocks the event loop since %.0f s and is ended.", call.worked())
+            if found.thread == threading.main_thread().ident and _SIGNAL is not None:
+                signal.pthread_kill(found.thread, _SIGNAL)
+            else:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(found.thread), ctypes.py_object(_Blocked))
 
 
 def _raise_blocked(*_: object) -> None:
