@@ -23,6 +23,7 @@ from slime_core.errors import SampleError
 from slime_core.plugins import Plugins
 from slime_core.plugins.boundaries import children
 from slime_core.plugins.calls import DROPPED, Caller
+from slime_core.plugins.watchdog import Watchdog
 from slime_core.run.tracking import JsonlTracker
 from slime_core.sample import Sample, Status
 
@@ -162,6 +163,24 @@ NEVER_END = {
         "It blocked the event loop for",
     ),
 }
+
+
+def test_the_watchdog_asks_an_event_loop_once_however_many_calls_it_has(monkeypatch) -> None:
+    watchdog, asked = Watchdog(), []
+    monkeypatch.setattr("slime_core.plugins.watchdog.LOOK_EVERY", 0.02)
+
+    async def many() -> None:
+        loop = asyncio.get_running_loop()
+        soon = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *given: asked.append(soon(*given)), raising=False)
+        tasks = [asyncio.ensure_future(asyncio.sleep(0.3)) for _ in range(500)]
+        ends = [watchdog.watch(task, lambda: 0.0, 1.0) for task in tasks]
+        await asyncio.gather(*tasks)
+        for end in ends:
+            end()
+
+    asyncio.run(many())
+    assert 2 <= len(asked) < 50  # 15 looks at 500 calls
 
 
 @pytest.mark.parametrize("how", NEVER_END)

@@ -4,6 +4,7 @@ got."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from local_engine_cases import Passes, ask, ask_at_once
 
 from slime_core.errors import ArgumentError
 from slime_engine_local.engine import LocalEngine
+from slime_engine_local.request import Request
 
 Start = Callable[..., LocalEngine]
 
@@ -75,3 +77,23 @@ def test_a_waiting_request_can_be_cancelled(llama: Any, start: Start) -> None:
     assert asyncio.run(scenario()) == 30
     engine._scheduler.call(lambda: None).result()
     assert not engine._scheduler._waiting
+
+
+def test_what_a_step_looks_at_does_not_grow_with_the_requests_that_wait(
+    llama: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Counter[int]()
+    ended = Request.ended.fget
+    assert ended is not None
+
+    def counted(request: Request) -> bool:
+        looked[waiting] += 1
+        answer: bool = ended(request)
+        return answer
+
+    monkeypatch.setattr(Request, "ended", property(counted))
+    engine = start(*llama, max_running=4)
+    for waiting in (20, 200):
+        params = {"max_new_tokens": 2, "ignore_eos": True}
+        ask_at_once(engine, [([5 + n % 40, 6], {**params, "seed": n}) for n in range(waiting)])
+    assert looked[200] < 15 * looked[20]  # ten times as many requests, and steps
