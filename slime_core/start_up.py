@@ -1,5 +1,5 @@
 """Fewer collections of garbage while a command starts and when it ends, and while many objects are made that stay. Called by the command line,
-where a run begins, and where files of samples are read.
+where a run begins, and where samples are made or read.
 
 What a command imports makes millions of objects that stay. Python looks through them again after every 700 new ones, which
 takes a third of a second of the five until a run is checked.
@@ -10,9 +10,9 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-_NEW_OBJECTS = 1_000_000
+_NEW_OBJECTS, _COLLECTIONS = 1_000_000, 1_000
 _before: tuple[int, int, int] | None = None
 
 
@@ -31,27 +31,42 @@ def collect_no_more() -> None:
     gc.disable()
 
 
-@contextmanager
-def collecting_seldom() -> Iterator[None]:
+def collecting_seldom() -> AbstractContextManager[None]:
     """A context in which garbage is collected after a million new objects: samples that are read stay, and looking through all of them again and
     again takes a third of the time of reading a large file. Threads may enter it at the same time."""
-    global _inside, _outside
+    return _less_often(0, _NEW_OBJECTS)
+
+
+def collecting_old_seldom() -> AbstractContextManager[None]:
+    """A context in which objects that have stayed for a while are looked through a hundredth as often; new ones are as before. What thousands of
+    samples need while they are made stays until they are, and was looked through again whenever there was a quarter more of it."""
+    return _less_often(2, _COLLECTIONS)
+
+
+@contextmanager
+def _less_often(generation: int, least: int) -> Iterator[None]:
+    global _outside
     with _lock:
-        if not _inside:
+        if not any(_inside):
             _outside = gc.get_threshold()
-            gc.set_threshold(max(_NEW_OBJECTS, _outside[0]), *_outside[1:])
-        _inside += 1
+        _inside[generation] += 1
+        _set_thresholds({generation: least})
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if not _inside:
-                gc.set_threshold(*_outside)
+            _inside[generation] -= 1
+            if not _inside[generation]:
+                _set_thresholds({generation: 0})
+
+
+def _set_thresholds(least: dict[int, int]) -> None:
+    now = gc.get_threshold()
+    gc.set_threshold(*(max(least[n], _outside[n]) if n in least else now[n] for n in range(len(now))))
 
 
 _lock = threading.Lock()
-_inside, _outside = 0, gc.get_threshold()
+_inside, _outside = [0, 0, 0], gc.get_threshold()
 
 
 def collect_again() -> None:

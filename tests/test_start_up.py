@@ -5,7 +5,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
-from slime_core.start_up import collect_again, collect_seldom, collecting_seldom
+from slime_core.start_up import collect_again, collect_seldom, collecting_old_seldom, collecting_seldom
 
 
 def test_thresholds_are_as_before_when_a_run_begins():
@@ -51,4 +51,16 @@ def test_garbage_is_collected_as_before_when_the_last_reader_is_done() -> None:
             another.enter_context(collecting_seldom())
             assert gc.get_threshold()[0] >= 1_000_000
         assert gc.get_threshold()[0] >= 1_000_000
+    assert gc.get_threshold() == before
+
+
+def test_old_objects_are_looked_through_seldom_while_samples_are_made_and_new_ones_as_before() -> None:
+    before = gc.get_threshold()
+    with ExitStack() as maker, ExitStack() as reader:
+        maker.enter_context(collecting_old_seldom())
+        assert gc.get_threshold() == (*before[:2], 1000)
+        reader.enter_context(collecting_seldom())
+        assert gc.get_threshold() == (1_000_000, before[1], 1000)
+        maker.close()
+        assert gc.get_threshold() == (1_000_000, *before[1:])
     assert gc.get_threshold() == before

@@ -20,6 +20,7 @@ from slime_core.rollout.result import RolloutFacts, RolloutResult
 from slime_core.rollout.train_data import converted
 from slime_core.rollout.weight_intake import WeightIntake
 from slime_core.sample import Group, RolloutOutput, check_rollout, number_groups
+from slime_core.start_up import collecting_old_seldom
 from slime_core.token_arrays import compact
 from slime_core.trajectories import gather_trajectories
 
@@ -82,7 +83,8 @@ class RolloutWorker:
         else:
             if isinstance(self._data_source, FollowsRollouts):
                 self._data_source.rollout_started(rollout_id)
-            output = self._rollout(args, rollout_id, self._data_source, evaluation=False)
+            with collecting_old_seldom():
+                output = self._rollout(args, rollout_id, self._data_source, evaluation=False)
             if isinstance(self._data_source, HasMetrics):
                 output.metrics |= _metrics_of(self._data_source)
         if len(output.groups) != args.rollout_batch_size or not all(output.groups):
@@ -104,7 +106,8 @@ class RolloutWorker:
 
     def evaluate(self, rollout_id: int) -> RolloutOutput:
         """Make and check the samples of an evaluation."""
-        output = self._eval_rollout(self._args, rollout_id, self._data_source, evaluation=True)
+        with collecting_old_seldom():
+            output = self._eval_rollout(self._args, rollout_id, self._data_source, evaluation=True)
         _check([*output.groups, output.generations], self._eval_rollout, need_reward=False)
         _require_dataset(output, self._eval_rollout)
         return output
