@@ -30,6 +30,37 @@ ABORT_AGAIN_AFTER = 1.0
 """Seconds after which an abort is repeated: on its way to a remote engine, it may overtake the request that it ends."""
 
 
+class Stop:
+    """What thousands of samples wait for, most of them in vain. In place of `asyncio.Event`, which goes through all that wait when one of
+    them waits no more."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def is_set(self) -> bool:
+        """Whether `set` has been called."""
+        return self._set
+
+    def set(self) -> None:
+        """Let all go on that wait, now and from now on."""
+        self._set = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self) -> None:
+        """Return when `set` is called."""
+        if self._set:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+
 class Requests:
     """The requests of one rollout or evaluation, or of all rollouts of `fully_async`.
 
@@ -48,7 +79,7 @@ class Requests:
         self._args, self.engine = args, engine
         self.hold = EngineHold(engine)
         self.running: set[str] = set()
-        self.stopped = asyncio.Event()
+        self.stopped = Stop()
         self._name = name
         self._numbers = itertools.count()
 
