@@ -1,8 +1,9 @@
-"""How times grow with the tokens of a rollout, and with the training ranks: `python -m benchmarks.growth`, about three minutes on one core
+"""How times grow with the tokens of a rollout, its samples, and the training ranks: `python -m benchmarks.growth`, about five minutes on one core
 and 4 GiB. Writes benchmarks/results/growth.json.
 
 Rollouts of half a million tokens to 64 million, and 1 to 64 ranks that are only counted: dumps, checkpoints with a buffer, what resumes from them,
-micro-batches (with prompts of their own and shared ones), `slime check` and `slime report`. Prints the seconds of each by size, and the
+micro-batches (with prompts of their own and shared ones), `slime check` and `slime report`; and whole rollouts of 512 to 16,384 short samples, made
+and trained with a tiny model, where what is done once for a sample is all there is. Prints the seconds of each by size, and the
 power of the size by which they grow, fitted over the larger half: 1 is linear, and above 1.15 something grows faster than what it works on. Ends
 with status 1 then. `benchmarks.data_plane` has the stages between the engine's answer and the model's input.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.processes import measured_environment, run_process
 from benchmarks.quiet import beside_others, sentence
 from benchmarks.report import command, keep, machine, tell
 from slime_core.cli import main as slime
@@ -42,6 +44,7 @@ from slime_core.training.batches import make_train_batch
 SIZES = (0.5, 2.0, 8.0, 32.0, 64.0)
 """Millions of tokens of a rollout."""
 RANKS = (1, 4, 16, 64)
+SAMPLES = (512, 2048, 8192, 16_384)
 LONGEST, PROMPT, GROUP = 4096, 512, 8
 BUDGET = 16_384
 LINEAR = 1.15
@@ -232,6 +235,30 @@ def over_ranks(size: float, repeats: int) -> list[float]:
     return [seconds(lambda ranks=ranks: work.for_ranks(ranks), repeats) for ranks in RANKS]  # type: ignore[misc]  # of this round
 
 
+def over_samples(counts: Sequence[int]) -> dict[str, list[float]]:
+    """The seconds of a rollout and of training on it, by the number of samples; the second of two rollouts each."""
+    found: dict[str, list[float]] = {"make samples, embedded engine": [], "train on them": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        model, rows = Path(scratch) / "model", Path(scratch) / "rows.jsonl"
+        tiny_checkpoint(model)
+        asked = ({"messages": [{"role": "user", "content": f"What is {n}?"}], "label": "1"} for n in range(64))
+        rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+        for count in counts:
+            tell(f"{count} samples …")
+            run = Path(scratch) / str(count)
+            flags = {"--hf-checkpoint": model, "--prompt-data": rows, "--input-key": "messages", "--label-key": "label"}
+            flags |= {"--rollout-engine": "local", "--rm-type": "exact_match", "--rollout-max-response-len": 8}
+            flags |= {"--rollout-batch-size": count // GROUP, "--n-samples-per-prompt": GROUP, "--num-rollout": 2}
+            flags |= {"--max-tokens-per-gpu": 4096, "--run-dir": run}
+            words = ["--apply-chat-template", "--use-dynamic-batch-size", "--no-skip-zero-advantages"]
+            words += [str(word) for flag in flags.items() for word in flag]
+            run_process([sys.executable, "-m", "slime_core", "train", *words], measured_environment(1))
+            last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+            for name, metric in zip(found, ("perf/generate_time", "perf/train_time"), strict=True):
+                found[name].append(last[metric])
+    return found
+
+
 def table(sizes: Sequence[float], found: dict[str, list[float]], unit: str) -> tuple[str, list[str]]:
     """The seconds as Markdown, and the items that grow faster than linearly."""
     head = f"| seconds | {' | '.join(f'{size:g} {unit}' for size in sizes)} | power |"
@@ -251,6 +278,9 @@ def main() -> int:
         "--sizes", type=float, nargs="+", default=SIZES, help="millions of tokens of the rollouts, two at least"
     )
     parser.add_argument("--ranks-size", type=float, default=8.0, help="millions of tokens that are spread over ranks")
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=SAMPLES, help="samples of the rollouts that are made, in groups of 8"
+    )
     parser.add_argument("--items", nargs="+", choices=list(ITEMS), default=list(ITEMS), metavar="ITEM")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -259,20 +289,26 @@ def main() -> int:
         or options.ranks_size <= 0
         or len(options.sizes) < 2
         or not all(s > 0 for s in options.sizes)
+        or len(options.samples) < 2
+        or not all(count >= GROUP for count in options.samples)
     ):
-        parser.error("--sizes needs two or more; these, --ranks-size and --repeats must be above 0")
+        parser.error(
+            f"--sizes and --samples need two or more, of samples {GROUP} at least; sizes, --ranks-size and --repeats must be above 0"
+        )
     print(f"`{command('growth')}`: {machine(1)}\n")
     load = os.getloadavg()[0]
     seconds_of, others = beside_others(lambda: measured(options.sizes, options.repeats, options.items))
     found, faults = table(options.sizes, seconds_of, "M tokens")
     print(found + "\n")
     ranks, more = table(RANKS, {"a batch for all ranks": over_ranks(options.ranks_size, options.repeats)}, "ranks")
-    print(ranks)
+    print(ranks + "\n")
+    made, most = table(options.samples, over_samples(options.samples), "samples")
+    print(made)
     print(f"\n{sentence([others])}")
-    keep("growth", command("growth"), [found, ranks], load, others=[others])
-    for name in (*faults, *more):
+    keep("growth", command("growth"), [found, ranks, made], load, others=[others])
+    for name in (faults := [*faults, *more, *most]):
         print(f"{name} grows faster than linearly")
-    return int(bool(faults or more))
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
