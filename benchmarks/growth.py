@@ -1,4 +1,4 @@
-"""How times grow with the tokens of a rollout, its samples, and the training ranks: `python -m benchmarks.growth`, about five minutes on one core
+"""How times grow with the tokens of a rollout, its samples, and the training ranks: `python -m benchmarks.growth`, about four minutes on one core
 and 4 GiB. Writes benchmarks/results/growth.json.
 
 Rollouts of half a million tokens to 64 million, and 1 to 64 ranks that are only counted: dumps, checkpoints with a buffer, what resumes from them,
