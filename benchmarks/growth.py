@@ -306,7 +306,8 @@ def main() -> int:
     print(made)
     print(f"\n{sentence([others])}")
     keep("growth", command("growth"), [found, ranks, made], load, others=[others])
-    for name in (faults := [*faults, *more, *most]):
+    faults += [*more, *most]
+    for name in faults:
         print(f"{name} grows faster than linearly")
     return int(bool(faults))
 

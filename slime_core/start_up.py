@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-_NEW_OBJECTS, _COLLECTIONS = 1_000_000, 1_000
+_NEW_OBJECTS = 1_000_000
+_LEAST = (_NEW_OBJECTS, 0, 1_000)
+"""Thresholds of the generations of objects, as `gc.set_threshold` takes them, where they are raised."""
 _before: tuple[int, int, int] | None = None
 
 
@@ -34,35 +36,33 @@ def collect_no_more() -> None:
 def collecting_seldom() -> AbstractContextManager[None]:
     """A context in which garbage is collected after a million new objects: samples that are read stay, and looking through all of them again and
     again takes a third of the time of reading a large file. Threads may enter it at the same time."""
-    return _less_often(0, _NEW_OBJECTS)
+    return _less_often(0)
 
 
 def collecting_old_seldom() -> AbstractContextManager[None]:
     """A context in which objects that have stayed for a while are looked through a hundredth as often; new ones are as before. What thousands of
     samples need while they are made stays until they are, and was looked through again whenever there was a quarter more of it."""
-    return _less_often(2, _COLLECTIONS)
+    return _less_often(2)
 
 
 @contextmanager
-def _less_often(generation: int, least: int) -> Iterator[None]:
+def _less_often(generation: int) -> Iterator[None]:
     global _outside
     with _lock:
         if not any(_inside):
             _outside = gc.get_threshold()
-        _inside[generation] += 1
-        _set_thresholds({generation: least})
+        _count(generation, 1)
     try:
         yield
     finally:
         with _lock:
-            _inside[generation] -= 1
-            if not _inside[generation]:
-                _set_thresholds({generation: 0})
+            _count(generation, -1)
 
 
-def _set_thresholds(least: dict[int, int]) -> None:
-    now = gc.get_threshold()
-    gc.set_threshold(*(max(least[n], _outside[n]) if n in least else now[n] for n in range(len(now))))
+def _count(generation: int, change: int) -> None:
+    _inside[generation] += change
+    raised = (max(least, own) if inside else own for least, own, inside in zip(_LEAST, _outside, _inside, strict=True))
+    gc.set_threshold(*raised)
 
 
 _lock = threading.Lock()

@@ -122,21 +122,24 @@ class Watchdog:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(setattr, found, "alive", True)
             return
-        try:
+        running = None
+        with suppress(RuntimeError):
             running = asyncio.current_task(loop)
-        except RuntimeError:
+        if running is None:
             return
         with self._lock:
-            late = [call for call in found.calls.get(running, ()) if call.worked() > call.limit] if running else []
-        for call in late[:1]:
-            _Blocked.seconds = call.worked()
-            if not call.told:
-                call.told = True
-                logger.warning("A call blocks the event loop since %.0f s and is ended.", call.worked())
-            if found.thread == threading.main_thread().ident and _SIGNAL is not None:
-                signal.pthread_kill(found.thread, _SIGNAL)
-            else:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(found.thread), ctypes.py_object(_Blocked))
+            calls = list(found.calls.get(running, ()))
+        call = next((call for call in calls if call.worked() > call.limit), None)
+        if call is None:
+            return
+        _Blocked.seconds = call.worked()
+        if not call.told:
+            call.told = True
+            logger.warning("A call blocks the event loop since %.0f s and is ended.", call.worked())
+        if found.thread == threading.main_thread().ident and _SIGNAL is not None:
+            signal.pthread_kill(found.thread, _SIGNAL)
+        else:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(found.thread), ctypes.py_object(_Blocked))
 
 
 def _raise_blocked(*_: object) -> None:
