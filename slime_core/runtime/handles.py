@@ -15,6 +15,8 @@ from concurrent.futures import wait as first_of
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from slime_core.contracts.data import Closes
+from slime_core.runtime.hardware import CPU, visible_hardware
+from slime_core.tensors.freed_memory import share_one_heap
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ class Handle(Protocol[Worker_co]):
 
 
 class LocalHandle(Generic[Worker]):
-    """Runs the methods of `worker` on one thread, in the order in which they were called.
+    """Runs the methods of `worker` on one thread, in the order in which they were called. Without a GPU the thread shares the heap of this
+    process's first one, so that its large tensors can be kept for the next ones (`slime_core.tensors.freed_memory`).
 
     Args:
         name: the name of the thread.
@@ -77,6 +80,8 @@ class LocalHandle(Generic[Worker]):
 
     def __init__(self, worker: Worker, name: str) -> None:
         self.worker = worker
+        if visible_hardware() == CPU:
+            share_one_heap()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     def call(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime_core.runtime.layout import Resources
+from slime_core.tensors.freed_memory import ONE_HEAP
 
 _slots: list[Slot] = []
 
@@ -38,14 +39,18 @@ class Slot:
         """Options of the Ray actor that takes this slot."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        # What is importable here, by whatever path, shall be importable there.
-        environment = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         return {
-            "runtime_env": {"env_vars": environment},
+            "runtime_env": {"env_vars": self.environment()},
             "num_cpus": self.resources["CPU"],
             "num_gpus": self.resources.get("GPU", 0),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, self.bundle),
         }
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that its process begins with."""
+        # What is importable here, by whatever path, shall be importable there.
+        importable = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        return importable if self.resources.get("GPU") else importable | ONE_HEAP
 
 
 def slots_beside_ranks(
