@@ -39,18 +39,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out).
     """
-    if not (torch.is_grad_enabled() and (recipe_of(x) or _fits(x, weight))):
+    if not (torch.is_grad_enabled() and (_is_traced(x) or recipe_of(x) or _fits(x, weight))):
         return _linear(x, weight, bias)
     product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return product
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _is_traced(x):
+        product: Tensor = _untraced(x, weight)
+        return product if bias is None else product + bias
     return _onednn(x, weight, bias) if _fits(x, weight) else functional.linear(x, weight, bias)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """Compute the product of (m, k) and (k, n), without a gradient. The right one is read as it lies in memory."""
+    if _is_traced(left):
+        product: Tensor = _untraced(left, right.t())
+        return product
     return _onednn(left, right.t()) if _fits(left, right.t()) else torch.mm(left, right)
 
 
@@ -109,6 +115,22 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b; the weight (out, in) may be transposed in memory."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether torch.compile makes a program of what is called, to be run on the CPU."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
+@torch.library.custom_op("slime::product", mutates_args=())
+def _untraced(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ as one step of a compiled program, which knows oneDNN's products with constant weights alone."""
+    return _linear(x, weight, None)
+
+
+@_untraced.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class TorchArguments(ArgumentGroup):
     compile_layers: bool = option(
         False,
         "Fuse what lies between the matrix products of a layer with torch.compile instead of --fuse-layers: equal but for rounding, "
-        "and the first steps take minutes. Not with FP8 or LoRA.",
+        "and the first steps take minutes. On a CPU it needs a C++ compiler. Not with FP8 or LoRA.",
     )
     fsdp_reshard_after_forward: bool = option(
         True,

@@ -2,18 +2,21 @@
 the backend.
 
 Norms, rotary positions, casts for --bf16 and the activation of the MLP are each a read and a write of all tokens when they run one
-by one, and together cost a GPU about half as much time as the products themselves. What is compiled are a layer's attention module,
+by one, and together cost a GPU about half as much time as the products themselves, and a CPU a tenth. What is compiled are a layer's attention module,
 up to the attention itself and behind it, its MLP and its norms; the parts of all layers are one program, whatever the number of
 tokens. Recomputation (--gradient-checkpointing) and FSDP stay around them.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from slime_core.errors import ArgumentError
 from slime_torch.vision import language_model
 
 if TYPE_CHECKING:
@@ -25,7 +28,12 @@ def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
 
     Args:
         compiler: the backend of torch.compile.
+
+    Raises:
+        ArgumentError: the programs are for a CPU, and there is no C++ compiler that could make them.
     """
+    if compiler == "inductor" and model.device.type == "cpu":
+        _require_cpp()
     kinds = set(model._no_split_modules or ())
     layers = [module for module in language_model(model).modules() if type(module).__name__ in kinds]
     parts = [part for layer in layers for part in layer.children() if not isinstance(part, nn.ModuleList)]
@@ -35,3 +43,12 @@ def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
     if parts:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
     return len(parts)
+
+
+def _require_cpp() -> None:
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        raise ArgumentError(
+            f"--compile-layers makes C++ programs for a CPU, and the compiler {name} is not on the PATH of this machine. Install it "
+            "(g++ of Debian, gcc-c++ of Fedora), name another one in the environment variable CXX, or leave the option out."
+        )
