@@ -291,6 +291,12 @@ def test_missing_and_null_content_are_the_same_conversation(arguments: Any, tmp_
         ),
         (lambda count: [[Sample(index=0)], []], r"\[\] \(list\) where a group belongs"),
         (lambda count: [[Sample(index=0), {"index": 1}]], "where a group belongs"),
+        (lambda count: [[Sample(index=0)]], "a group of 1 where --n-samples-per-prompt is 2"),
+        (lambda count: [[Sample(index=n) for n in range(3)]], "a group of 3 where"),
+        (
+            lambda count: [[Sample(index=7), Sample(index=7)]],  # the number of the prompt
+            r"a group of 1 where .* are \[7, 7\] .* each with an `index` of its own",
+        ),
     ],
 )
 def test_a_source_that_returns_something_else_than_groups_is_named(returned: Any, said: str) -> None:
@@ -298,4 +304,13 @@ def test_a_source_that_returns_something_else_than_groups_is_named(returned: Any
         get_samples = staticmethod(returned)
 
     with pytest.raises(PluginError, match=rf"get_samples\(2\) of the data source OwnSource returned .*{said}"):
-        next_groups(OwnSource(), 2)  # type: ignore[arg-type]  # what it reads of one
+        next_groups(OwnSource(), 2, 2)  # type: ignore[arg-type]  # what it reads of one
+
+
+def test_segments_of_a_buffered_trajectory_count_as_one_sample() -> None:
+    segments = [Sample(index=0), Sample(index=1, rollout_id=1), Sample(index=2, rollout_id=1)]
+
+    class OwnSource:
+        get_samples = staticmethod(lambda count: [segments])
+
+    assert next_groups(OwnSource(), 1, 2) == [segments]  # type: ignore[arg-type]  # what it reads of one

@@ -12,6 +12,7 @@ from slime_core.contracts.kind import Kind
 from slime_core.contracts.results import is_a, shown
 from slime_core.errors import PluginError
 from slime_core.sample import Group, Sample
+from slime_core.trajectories import in_trajectories, number_of
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
@@ -45,7 +46,7 @@ class DataSource(Protocol):
 
     def get_samples(self, num_samples: int) -> list[Group]:
         """The next `num_samples` groups (prompts), buffered ones first. Each group has `--n-samples-per-prompt`
-        samples. Starts the next epoch, newly shuffled, where one ends."""
+        samples, or a run ends with an error that says so. Starts the next epoch, newly shuffled, where one ends."""
         raise NotImplementedError
 
     def add_samples(self, groups: list[Group]) -> None:
@@ -125,19 +126,22 @@ def is_group(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(sample, Sample) for sample in value)
 
 
-def next_groups(source: DataSource, count: int) -> list[Group]:
+def next_groups(source: DataSource, count: int, size: int) -> list[Group]:
     """Take the next groups of a data source, `count` unless it has fewer at hand.
 
+    Args:
+        size: of a group, `--n-samples-per-prompt`. Segments of one trajectory, which a buffered group may have, count as one.
+
     Raises:
-        PluginError: what it returned are no groups, or more than `count`, or none.
+        PluginError: what it returned are no groups, or more than `count`, or none, or they have another size.
     """
     groups: Any = source.get_samples(count)
-    if problem := _problem_of_groups(groups, count):
+    if problem := _problem_of_groups(groups, count, size):
         raise PluginError(f"get_samples({count}) of the data source {type(source).__name__} returned {problem}.")
     return groups  # type: ignore[no-any-return]  # has just been checked
 
 
-def _problem_of_groups(groups: Any, count: int) -> str | None:
+def _problem_of_groups(groups: Any, count: int, size: int) -> str | None:
     if not isinstance(groups, list):
         return f"{shown(groups)}; expected a list of groups"
     if not 0 < len(groups) <= count:
@@ -145,6 +149,14 @@ def _problem_of_groups(groups: Any, count: int) -> str | None:
     for group in groups:
         if not is_group(group):
             return f"{shown(group)} where a group belongs; expected a list of at least one Sample, those of one prompt"
+    for group in groups:
+        if (found := len(in_trajectories(group))) != size:
+            numbers = [number_of(sample) for sample in group]
+            return (
+                f"a group of {found} where --n-samples-per-prompt is {size}. The numbers of its samples are {shown(numbers)}; those with "
+                "the same one count as one. Return so many samples of each prompt, each with an `index` of its own, or give the option the "
+                "size of the groups"
+            )
     return None
 
 

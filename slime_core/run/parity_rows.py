@@ -73,7 +73,7 @@ def _samples(plan: Plan, count: int) -> list[Sample]:
         extras = {"plugins": plan.plugins, "components": chosen, "engine": None, "background": Background()}
         output = chosen.rollout.bind(**extras)(few, 0, plan.data_source, evaluation=False)
         return [group[0] for group in output.groups]
-    groups = next_groups(plan.data_source, count)
+    groups = next_groups(plan.data_source, count, args.n_samples_per_prompt)
     return [_prompt(args, group[0]) for group in groups]
 
 

@@ -67,7 +67,7 @@ def generate_rollout(
         work = Work(policy, args.loss_mask_type, variables, plugins.switches, args.trust_remote_code)
         workers = _workers(work, min(args.num_workers, args.rollout_batch_size), at_end)
     while len(groups) < args.rollout_batch_size:
-        taken = next_groups(data_source, args.rollout_batch_size - len(groups))
+        taken = next_groups(data_source, args.rollout_batch_size - len(groups), args.n_samples_per_prompt)
         firsts = [group[0] for group in taken]
         completed = workers.complete(firsts, conversations) if workers else map(conversations.complete, firsts)
         for group, done in zip(taken, completed, strict=True):

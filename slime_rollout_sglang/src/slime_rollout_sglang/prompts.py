@@ -91,7 +91,7 @@ class PromptTokenizer:
         groups: list[Group] = []
         skipped_in_a_row = 0
         while len(groups) < count:
-            for group in next_groups(data_source, count - len(groups)):
+            for group in next_groups(data_source, count - len(groups), self.args.n_samples_per_prompt):
                 if self.tokenize(group):
                     groups.append(group)
                     skipped_in_a_row = 0
