@@ -80,7 +80,7 @@ def test_a_folder_that_nobody_can_write_into_is_refused(tmp_path, place):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("option", ["--run-dir", "--save"])
+@pytest.mark.parametrize("option", ["--run-dir", "--save", "--dump-details"])
 def test_a_second_run_is_refused_before_it_loads_anything(holder, sft, tmp_path, capsys, option):
     assert main(["train", *sft, option, str(tmp_path / "out")]) != 0
     said = capsys.readouterr()

@@ -57,6 +57,8 @@ def launch(plan: Plan, ahead: bool) -> Path:
         claims.claim("--run-dir", Path(derived(plan.args.run_dir)))
         if plan.args.save and not plan.args.debug_rollout_only:
             claims.claim("--save", Path(plan.args.save))
+        if plan.args.dump_details:
+            claims.claim("--dump-details", Path(plan.args.dump_details))
         return _launch(plan, ahead)
 
 
