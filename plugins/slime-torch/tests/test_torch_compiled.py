@@ -58,6 +58,13 @@ def test_a_cpu_without_a_compiler_is_told_of_at_the_start(monkeypatch: pytest.Mo
         compile_layers(make_model("qwen3", torch.float32))
 
 
+def test_a_model_without_layers_to_compile_is_refused() -> None:
+    model = make_model("qwen3", torch.float32)
+    model._no_split_modules = set()
+    with pytest.raises(ArgumentError, match="--compile-layers finds no decoder layers in Qwen3ForCausalLM"):
+        compile_layers(model, "eager")
+
+
 @pytest.mark.parametrize("other", [{"lora_rank": 2}, {"fp8_format": "e4m3", "fp8_emulation": True}])
 def test_compiled_layers_do_not_go_with_layers_that_others_make(other: dict[str, object]) -> None:
     with pytest.raises(ArgumentError, match="--compile-layers does not go with --"):

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +39,7 @@ from slime_core.training.worker import TrainWorker
 from slime_losses.sft import sft_loss
 from slime_torch import shared_memory
 from slime_torch.backend import TorchBackend
+from slime_torch.compiled import compile_layers
 from slime_torch.fused_layers import fuse_layers
 from slime_torch.gloo import AllGather, Network, ReduceScatter
 from slime_torch.sharding import local, whole
@@ -190,6 +191,7 @@ WHOLE = ("sft", "grpo", "grpo, one rank without a sample", "grpo, experts", "grp
 WHOLE += ("grpo, embedding and first layer frozen",)
 SCENARIOS |= {f"{name}, layers kept whole": {**SCENARIOS[name], "fsdp_reshard_after_forward": False} for name in WHOLE}
 SCENARIOS["grpo, fused layers"] = {**SCENARIOS["grpo"], "fused": True}
+SCENARIOS["grpo, compiled layers"] = {**SCENARIOS["grpo"], "compile_layers": True}
 SCENARIOS["lora, offloaded between steps"] = {**SCENARIOS["lora"], "offloaded": True}
 
 
@@ -202,6 +204,17 @@ def fused_layers() -> Iterator[None]:
 
     changed = {"fuses": lambda args, on_gpu: True, "kernels_are_right": lambda device: True, "fuse_layers": fuse}
     with mock.patch.multiple("slime_torch.backend", **changed):
+        yield
+
+
+@contextmanager
+def compiled_layers() -> Iterator[None]:
+    """A backend that is made inside of this context traces its layers, and computes what is traced as it stands."""
+
+    def trace(model: Any) -> None:
+        assert compile_layers(model, "eager") == 2 * 4
+
+    with mock.patch("slime_torch.backend.compile_layers", trace):
         yield
 
 
@@ -221,7 +234,7 @@ def run(tiny: SimpleNamespace, name: str, ranks: int, folder: Path) -> dict[str,
             model = vision_model(architecture).double()
         else:
             model = tiny.model(architecture)
-        with fused_layers() if options.pop("fused", False) else nullcontext():
+        with fused_layers() if options.pop("fused", False) else compiled_layers():
             backend = tiny.backend(model, **options)
         assert backend.data_parallel_size == ranks
         per_token = backend.values if critic else backend.log_probs
@@ -484,6 +497,7 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_ranks_train_as_one_process_does(tiny: SimpleNamespace, two: Any, name: str) -> None:
     expected = run(tiny, name, 1, two[0])

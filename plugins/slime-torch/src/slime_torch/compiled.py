@@ -30,19 +30,25 @@ def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
         compiler: the backend of torch.compile.
 
     Raises:
-        ArgumentError: the programs are for a CPU, and there is no C++ compiler that could make them.
+        ArgumentError: the programs are for a CPU, and there is no C++ compiler that could make them; or the model has no decoder layers.
     """
     if compiler == "inductor" and model.device.type == "cpu":
         _require_cpp()
     kinds = set(model._no_split_modules or ())
-    layers = [module for module in language_model(model).modules() if type(module).__name__ in kinds]
+    layers = [module for module in language_model(model).modules() if kinds & _names(module)]
     parts = [part for layer in layers for part in layer.children() if not isinstance(part, nn.ModuleList)]
     # A row with one trained token more is no reason for another program.
     for part in parts:
         part.compile(backend=compiler, dynamic=True)
-    if parts:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
+    if not parts:
+        raise ArgumentError(f"--compile-layers finds no decoder layers in {type(model).__name__}. Leave it out.")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
     return len(parts)
+
+
+def _names(module: nn.Module) -> set[str]:
+    """Of a module's class and those that it is made of: FSDP gives a layer a class of its own."""
+    return {kind.__name__ for kind in type(module).__mro__}
 
 
 def _require_cpp() -> None:
