@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from slime_core.errors import ArgumentError
-from slime_torch.vision import language_model
+from slime_torch.sharding import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,9 +34,9 @@ def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
     """
     if compiler == "inductor" and model.device.type == "cpu":
         _require_cpp()
-    kinds = set(model._no_split_modules or ())
-    layers = [module for module in language_model(model).modules() if kinds & _names(module)]
-    parts = [part for layer in layers for part in layer.children() if not isinstance(part, nn.ModuleList)]
+    parts = [
+        part for layer in decoder_layers(model) for part in layer.children() if not isinstance(part, nn.ModuleList)
+    ]
     # A row with one trained token more is no reason for another program.
     for part in parts:
         part.compile(backend=compiler, dynamic=True)
@@ -44,11 +44,6 @@ def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
         raise ArgumentError(f"--compile-layers finds no decoder layers in {type(model).__name__}. Leave it out.")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
     return len(parts)
-
-
-def _names(module: nn.Module) -> set[str]:
-    """Of a module's class and those that it is made of: FSDP gives a layer a class of its own."""
-    return {kind.__name__ for kind in type(module).__mro__}
 
 
 def _require_cpp() -> None:

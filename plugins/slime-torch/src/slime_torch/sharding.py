@@ -10,7 +10,7 @@ Gradients are summed over the ranks, not averaged: every rank's loss is its shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -51,7 +51,7 @@ class Sharded(nn.Module):
         mesh = init_device_mesh(ranks.device.type, (ranks.size,))
         on_cpus = ranks.device.type == "cpu"
         way = (shared_memory.between(mesh.get_group()) if on_cpus else None) or Network()
-        for unit in (*_layers(model), self):
+        for unit in (*decoder_layers(model), self):
             _send_from_rank_0(unit, ranks.device)
             fully_shard(unit, mesh=mesh, reshard_after_forward=None if reshard else False)
         for module in self.modules():
@@ -112,11 +112,13 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The modules that transformers says must stay in one piece, which are the decoder layers."""
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that transformers says must stay in one piece, which are the decoder layers, before and after FSDP has given each a class
+    of its own, made of theirs."""
     kinds = set(model._no_split_modules or ())
     # Not those of a vision tower, which ranks without images do not compute: it is whole with what lies outside of the layers.
-    return (module for module in language_model(model).modules() if type(module).__name__ in kinds)
+    modules = language_model(model).modules()
+    return [module for module in modules if any(kind.__name__ in kinds for kind in type(module).__mro__)]
 
 
 def _send_from_rank_0(unit: nn.Module, device: torch.device) -> None:
