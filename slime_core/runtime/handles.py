@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from concurrent.futures import wait as first_of
+from functools import cache
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from slime_core.contracts.data import Closes
@@ -70,6 +71,13 @@ class Handle(Protocol[Worker_co]):
         """End the workers, and let each give back what it holds (its method `close`)."""
 
 
+@cache
+def _prepare_heap() -> None:
+    """Once for a process: asking for a GPU takes a while, and a run makes a handle for every checkpoint."""
+    if visible_hardware() == CPU:
+        share_one_heap()
+
+
 class LocalHandle(Generic[Worker]):
     """Runs the methods of `worker` on one thread, in the order in which they were called. Without a GPU the thread shares the heap of this
     process's first one, so that its large tensors can be kept for the next ones (`slime_core.tensors.freed_memory`).
@@ -80,8 +88,7 @@ class LocalHandle(Generic[Worker]):
 
     def __init__(self, worker: Worker, name: str) -> None:
         self.worker = worker
-        if visible_hardware() == CPU:
-            share_one_heap()
+        _prepare_heap()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     def call(

@@ -54,10 +54,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """Compute the product of (m, k) and (k, n), without a gradient. The right one is read as it lies in memory."""
-    if _is_traced(left):
-        product: Tensor = _untraced(left, right.t())
-        return product
-    return _onednn(left, right.t()) if _fits(left, right.t()) else torch.mm(left, right)
+    return _linear(left, right.t(), None)
 
 
 def speed_up_products(model: nn.Module) -> int:

@@ -2,9 +2,9 @@
 the backend.
 
 Norms, rotary positions, casts for --bf16 and the activation of the MLP are each a read and a write of all tokens when they run one
-by one, and together cost a GPU about half as much time as the products themselves, and a CPU a tenth. What is compiled are a layer's attention module,
-up to the attention itself and behind it, its MLP and its norms; the parts of all layers are one program, whatever the number of
-tokens. Recomputation (--gradient-checkpointing) and FSDP stay around them.
+by one, and together cost a GPU about half as much time as the products themselves, and a CPU a tenth. What is compiled are a layer's
+attention module, up to the attention itself and behind it, its MLP and its norms; the parts of all layers are one program, whatever the
+number of tokens. Recomputation (--gradient-checkpointing) and FSDP stay around them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def compile_layers(model: PreTrainedModel, compiler: Any = "inductor") -> int:
     parts = [
         part for layer in decoder_layers(model) for part in layer.children() if not isinstance(part, nn.ModuleList)
     ]
+    if not parts:
+        raise ArgumentError(f"--compile-layers finds no decoder layers in {type(model).__name__}. Leave it out.")
     # A row with one trained token more is no reason for another program.
     for part in parts:
         part.compile(backend=compiler, dynamic=True)
-    if not parts:
-        raise ArgumentError(f"--compile-layers finds no decoder layers in {type(model).__name__}. Leave it out.")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
     return len(parts)
 
