@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.token_columns import COLUMNS, TokenColumn, narrow
 
@@ -107,7 +107,12 @@ def array_of(row: Any) -> Array:
     """Numbers of a response's tokens as an array: of a column its own, of lists, arrays and others one of float64."""
     import numpy as np
 
-    return row.array if type(row) is TokenColumn else np.asarray(row, dtype=np.float64)
+    if type(row) is not TokenColumn:
+        return np.asarray(row, dtype=np.float64)
+    if row.words is None:
+        return row.array
+    first, second = row.words  # as `two_words` makes them
+    return cast("Array", np.where(row.array.view(np.bool_), second, first))
 
 
 def flat(rows: Iterable[Any], dtype: str = "float64") -> Array:

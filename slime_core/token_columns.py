@@ -1,7 +1,7 @@
 """`TokenColumn`: the values of the tokens of one sample in a flat typed array, which reads like a list.
 
-Between a rollout function's answer and the model's input a sample holds its tokens, masks, log-probs and weight versions in columns: 5 to 17
-bytes for a token where lists take 60, copied, compared, stored and sent to other processes without a look at each. Hooks see and set lists all
+Between a rollout function's answer and the model's input a sample holds its tokens, masks, log-probs, weight versions and advantages in columns: 5 to
+18 bytes for a token where lists take 60, copied, compared, stored and sent to other processes without a look at each. Hooks see and set lists all
 the same: a field of `Sample` that is kept as a column becomes a list when it is read (`TokenField`). `slime_core.token_arrays` reads fields
 without that. numpy is imported with the first column.
 """
@@ -23,8 +23,8 @@ _MUTATORS = ("append", "extend", "insert", "pop", "remove", "clear", "sort", "re
 
 
 class TokenColumn(Sequence[Value], Generic[Value]):
-    """A list of numbers, or of a few words, that cannot be changed. Read, compared and added to it is a list: single values are Python's
-    own, a sum with a list is a list, slices are columns that share its memory.
+    """A list of numbers, or of a few words (values that occur again and again), that cannot be changed. Read, compared and added to it is
+    a list: single values are Python's own, a sum with a list is a list, slices are columns that share its memory.
 
     Pickled with protocol 5, its array travels out of band, so that Ray's processes on one machine share it.
 
@@ -37,11 +37,12 @@ class TokenColumn(Sequence[Value], Generic[Value]):
     __hash__ = None  # type: ignore[assignment]  # as lists
     __array_priority__ = 1000  # numpy leaves sums with its arrays to this class
 
-    def __init__(self, array: Array, words: tuple[int | str, ...] | None = None) -> None:
+    def __init__(self, array: Array, words: tuple[Value, ...] | None = None) -> None:
         if array.flags.writeable:
             array = array[:]
             array.flags.writeable = False
-        self._array, self._words = array, words
+        self._array: Array = array
+        self._words: tuple[Value, ...] | None = words
 
     @property
     def array(self) -> Array:
@@ -49,7 +50,7 @@ class TokenColumn(Sequence[Value], Generic[Value]):
         return self._array
 
     @property
-    def words(self) -> tuple[int | str, ...] | None:
+    def words(self) -> tuple[Value, ...] | None:
         """The words that `array` counts; None for a column of numbers."""
         return self._words
 
@@ -61,7 +62,7 @@ class TokenColumn(Sequence[Value], Generic[Value]):
     def tolist(self) -> list[Value]:
         """The values in a new list."""
         found = self._array.tolist()
-        return found if self._words is None else list(map(self._words.__getitem__, found))  # type: ignore[arg-type]  # words are the values
+        return found if self._words is None else list(map(self._words.__getitem__, found))
 
     copy = tolist
 
@@ -243,6 +244,21 @@ def narrow(values: Array) -> TokenColumn[float]:
             if not (block == exact).all():
                 return TokenColumn(values)
     return TokenColumn(short)
+
+
+def two_words(values: Array) -> TokenColumn[float]:
+    """Numbers, in one byte each where they are but two, such as the advantage of a sample and the 0 of its untrained tokens; others as they
+    are."""
+    import numpy as np
+
+    if not len(values):
+        return TokenColumn(values)
+    bits = values.view(f"i{values.itemsize}")  # so that every bit is kept: -0.0 is not 0.0
+    others = bits != bits[0]
+    other = int(others.argmax())
+    if others[other] and not ((bits == bits[other]) == others).all():
+        return TokenColumn(values)
+    return TokenColumn(others.view(np.uint8), (values[0].item(), values[other].item()))
 
 
 _BLOCK = 1 << 16

@@ -7,17 +7,20 @@ import json
 import math
 import operator
 import pickle
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_core.contracts.advantage import AdvantageOutputs
 from slime_core.errors import SampleError
 from slime_core.sample import Sample, check_rollout
-from slime_core.token_arrays import kept, num_tokens, num_trained, prompt_ids, token_ids, trained, versions
+from slime_core.token_arrays import array_of, kept, num_tokens, num_trained, prompt_ids, token_ids, trained, versions
 from slime_core.token_columns import (
     COLUMNS,
     TokenColumn,
@@ -26,6 +29,7 @@ from slime_core.token_columns import (
     column_of_ints,
     column_of_words,
 )
+from slime_core.training.signals import columns_of
 
 INTS, FLAGS = [5, 0, 151_643, 7, 7], [1, 0, 1, 1, 0]
 LISTS: list[tuple[Callable[[Any], TokenColumn[Any]], list[Any]]] = [
@@ -134,6 +138,29 @@ def test_log_probs_keep_every_bit_and_take_four_bytes_where_that_is_enough(value
     assert [math.copysign(1, v) if v == 0 else repr(v) for v in column] == bits
     if values and all(v == float(np.float32(v)) for v in values if abs(v) < 3e38) and max(map(abs, values)) < 3e38:
         assert column.nbytes == 4 * len(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        ([0.1] * 5, 1),
+        ([0.1, 0.0, 0.1, 0.1], 1),
+        ([0.0, -0.0, 0.0], 1),
+        ([math.nan, 0.3], 1),
+        ([0.1, 0.2, 0.3], 8),
+        ([0.5, 0.25, 1.0], 4),
+        ([0.5, 0.0], 1),
+        ([], 1),
+    ],
+)
+def test_advantages_keep_every_bit_and_take_a_byte_where_they_are_two(values: list[float], size: int) -> None:
+    outputs = AdvantageOutputs(torch.tensor(values, dtype=torch.float64))
+    (column,) = columns_of(outputs, [Sample(response_length=len(values))])["advantages"]
+    assert isinstance(column, TokenColumn)
+    assert column.nbytes == size * len(values)
+    sent = pickle.loads(pickle.dumps(column))
+    for read in (column.tolist(), *(array_of(part).tolist() for part in (column, column[1:], sent))):
+        assert struct.pack(f"{len(read)}d", *read) == struct.pack(f"{len(read)}d", *values[len(values) - len(read) :])
 
 
 def test_an_array_travels_out_of_band() -> None:

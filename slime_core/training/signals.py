@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.sample import Group, Sample
 from slime_core.token_arrays import flat, flat_arrays, rows_of, trained
+from slime_core.token_columns import two_words
 from slime_core.trajectories import trajectory_numbers
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def columns_of(outputs: AdvantageOutputs, samples: Sequence[Sample]) -> dict[str
     lengths = [sample.response_length for sample in samples]
     made = {"advantages": outputs.advantages, "returns": outputs.returns}
     return {
-        name: rows_of(values.detach().to("cpu", torch.float64).numpy(), lengths)
+        name: [two_words(row.array) for row in rows_of(values.detach().to("cpu", torch.float64).numpy(), lengths)]
         for name, values in made.items()
         if values is not None
     }
