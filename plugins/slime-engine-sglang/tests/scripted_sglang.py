@@ -4,7 +4,7 @@ only on a GPU.
 Like a real server, it dies of a request while parts of its memory are away, of giving back memory that it does not
 have, and of taking memory that it has. It appends what it is asked to a file.
 
-    python scripted_sglang.py server PORT FILE VERSION [OPTION …]       OPTION: one of `server.MEMORY_OPTIONS`
+    python scripted_sglang.py server PORT FILE VERSION [OPTION …]       OPTION: one of `server.MEMORY_OPTIONS`, --tp-size=N, --pp-size=N
     python scripted_sglang.py router PORT
 """
 
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,7 +48,7 @@ class Server:
     """The state of a server.
 
     The files `refuse` and `hang` beside its log make it refuse to give back memory, or wait with that until the file is
-    gone; one that is called like its log, with `.dies` behind it, makes it die when it is to take part in a broadcast or to tell
+    gone; `lost` has the name of a tensor that does not arrive in the body of a request; one that is called like its log, with `.dies` behind it, makes it die when it is to take part in a broadcast or to tell
     checksums. What has to do with weights it does one after the other.
     """
 
@@ -57,6 +58,7 @@ class Server:
         self.paused = False
         self.weights: dict[str, Any] = {}
         self.is_updated = False
+        self.groups: list[Any] = []
         self.scheduler = threading.Lock()
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
@@ -81,8 +83,11 @@ class Server:
         return 200, {"weight_version": self.version}
 
     def server_info(self, body: Any) -> tuple[int, Any]:
-        started_with = {option.removeprefix("--").replace("-", "_"): True for option in self.options}
-        return 200, {**started_with, "max_req_input_len": 94}
+        return 200, {**self._started_with(), "max_req_input_len": 94}
+
+    def _started_with(self) -> dict[str, Any]:
+        words = [option.removeprefix("--").replace("-", "_").partition("=") for option in self.options]
+        return {name: int(number) if number else True for name, _, number in words}
 
     def generate(self, body: Any) -> tuple[int, Any]:
         self._require(not self.away and not self.paused)
@@ -101,7 +106,7 @@ class Server:
         return 200, {}
 
     def get_weights_by_name(self, body: Any) -> tuple[int, Any]:
-        if body["name"] not in self.weights:
+        if body["name"] not in self.weights or body["name"].startswith("fused."):
             return 400, {"message": "not this model's"}
         return 200, self.weights[body["name"]][: body["truncate_size"]].tolist()
 
@@ -127,20 +132,28 @@ class Server:
         return 200, {"success": True}
 
     def init_weights_update_group(self, body: Any) -> tuple[int, Any]:
+        ranks = range(self._started_with().get("tp_size", 1))
+        with ThreadPoolExecutor(len(ranks)) as threads:
+            self.groups = list(threads.map(lambda rank: self._joined(body, body["rank_offset"] + rank), ranks))
+        return 200, {"success": True}
+
+    def _joined(self, body: Any, rank: int) -> Any:
         from datetime import timedelta
 
         from torch.distributed import PrefixStore, TCPStore, distributed_c10d
 
+        # One process has one group of a name. In SGLang every rank is a process.
+        distributed_c10d._register_process_group = lambda *_: None
         place = body["master_address"], body["master_port"], body["world_size"]
         store = PrefixStore(body["group_name"], TCPStore(*place, is_master=False))
         backend = distributed_c10d.Backend(body["backend"])
-        self.group, _ = distributed_c10d._new_process_group_helper(
-            *(body["world_size"], body["rank_offset"], [], backend, store),
+        group, _ = distributed_c10d._new_process_group_helper(
+            *(body["world_size"], rank, [], backend, store),
             group_name=body["group_name"],
             timeout=timedelta(minutes=4),
         )
-        distributed_c10d._world.pg_group_ranks[self.group] = {rank: rank for rank in range(body["world_size"])}
-        return 200, {"success": True}
+        distributed_c10d._world.pg_group_ranks[group] = {rank: rank for rank in range(body["world_size"])}
+        return group
 
     def update_weights_from_distributed(self, body: Any) -> tuple[int, Any]:
         import torch
@@ -149,8 +162,14 @@ class Server:
         if not self.is_updated:
             return 400, {"success": False, "message": "must run between begin_weight_update() and end_weight_update()"}
         for name, dtype, shape in zip(body["names"], body["dtypes"], body["shapes"], strict=True):
-            self.weights[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-            torch.distributed.broadcast(self.weights[name], src=0, group=self.group)
+            arriving = [torch.empty(shape, dtype=getattr(torch, dtype)) for _ in self.groups]
+            works = [
+                torch.distributed.broadcast(tensor, src=0, group=group, async_op=True)
+                for tensor, group in zip(arriving, self.groups, strict=True)
+            ]
+            for work in works:
+                work.wait()
+            self.weights[name] = arriving[-1]
         self.version = body["weight_version"]
         return 200, {"success": True}
 
@@ -158,7 +177,10 @@ class Server:
         import base64
         import pickle
 
-        self.weights |= dict(pickle.loads(base64.b64decode(body["serialized_named_tensors"][0])))
+        lost = self.log.parent / "lost"  # the name of a tensor that does not arrive
+        for name, tensor in pickle.loads(base64.b64decode(body["serialized_named_tensors"][-1])):
+            if not lost.exists() or name != lost.read_text():
+                self.weights[name] = tensor
         self.version = body["weight_version"]
         return 200, {"success": True}
 
@@ -168,6 +190,19 @@ class Server:
         import torch
 
         self._require(not Path(f"{self.log}.dies").exists())
+        if body["action"] == "snapshot":
+            self.snapshot = {name: tensor.clone() for name, tensor in self.weights.items()}
+            return 200, {"success": True}
+        if body["action"] == "reset_tensors":
+            self.weights = {name: torch.rand_like(tensor) for name, tensor in self.weights.items()}
+            return 200, {"success": True}
+        if body["action"] == "compare":
+            equal = all(torch.equal(tensor, self.weights[name]) for name, tensor in self.snapshot.items())
+            return (
+                (200, {"success": True})
+                if equal
+                else (400, {"success": False, "message": "check tensor equality failed"})
+            )
         sums = {
             name: [str(t.dtype), list(t.shape), hashlib.sha256(t.contiguous().view(torch.uint8).numpy()).hexdigest()]
             for name, t in self.weights.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from importlib.util import find_spec
 
@@ -9,6 +10,7 @@ import pytest
 from sglang_cases import options
 
 from slime_core.errors import ArgumentError
+from slime_engine_sglang import server
 from slime_engine_sglang.engine import SGLangEngine
 from slime_engine_sglang.placement import servers_here
 from slime_engine_sglang.router import Router, router_command
@@ -35,6 +37,23 @@ def test_a_server_that_takes_turns_with_the_trainer_can_give_back_memory_and_kee
     for changes, number in (({"offload": True, "colocate": True}, 1), ({"offload": True}, 0), ({"colocate": True}, 0)):
         command = server_command(options(**changes), 0, "folder", 0, "127.0.0.1", 5000, on_gpu=True)
         assert [command.count(f) for f in ("--enable-memory-saver", "--enable-weights-cpu-backup")] == [number] * 2
+
+
+def test_servers_run_the_checkpoints_own_code_where_the_run_may():
+    for trusted, number in ((True, 1), (False, 0)):
+        args = options(trust_remote_code=trusted)
+        command = server_command(args, 0, "folder", 0, "127.0.0.1", 5000, on_gpu=True)
+        assert command.count("--trust-remote-code") == number
+
+
+@pytest.mark.parametrize("transport", ["nccl", "tensor", "disk"])
+def test_pipeline_stages_are_refused_where_no_group_would_form(monkeypatch, transport):
+    monkeypatch.setattr(server, "command_line", lambda *_: ["--pp-size", "2"])
+    args = options(rollout_num_gpus_per_engine=4, update_weight_transport=transport)
+    refused = transport == "nccl"
+    with pytest.raises(ArgumentError, match="which then never forms") if refused else contextlib.nullcontext():
+        command = server_command(args, 0, "folder", 0, "127.0.0.1", 5000, on_gpu=True)
+        assert command[command.index("--tp-size") + 1] == "2"
 
 
 def test_the_router_leaves_repeating_requests_to_the_engine():

@@ -40,7 +40,7 @@ def test_each_transport_brings_the_new_weights_to_all_servers(engine, reference,
     (before,) = ask(engine, PROMPT, max_new_tokens=12, temperature=0.0, ignore_eos=True)
     reference.change(seed=["nccl", "tensor", "disk"].index(transport))
     started = time.monotonic()
-    version = send(transport=transport, piece_bytes=2**20, compare_servers=True)
+    version = send(transport=transport, piece_bytes=2**20, checks_equal=True)
     print(f"{transport}: {time.monotonic() - started:.2f} s")
     prompts = [[*PROMPT, n] for n in range(8)]  # enough for both servers
     for prompt, answer in zip(

@@ -4,10 +4,12 @@ tested in test_sglang_updates.py."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import sglang_cases as cases
+import torch
 
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.free_port import FreePort
@@ -146,9 +149,59 @@ def test_requests_are_sent_again_until_health_checks_find_that_an_external_serve
         server.close()
 
 
+@pytest.fixture
+def external(tmp_path) -> Iterator[Callable[..., str]]:
+    """`external(option, …)`: the address of a scripted server that somebody else has started with these options."""
+    children: list[ChildProcess] = []
+    with contextlib.ExitStack() as ports:
+
+        def start(*options: str) -> str:
+            port = FreePort("127.0.0.1")
+            asked = str(tmp_path / f"external-{len(children)}")
+            words = [sys.executable, cases.SCRIPTED, "server", str(port.number), asked, "0", *options]
+            children.append(ChildProcess(words, tmp_path / "log"))
+            ports.callback(children[-1].close)
+            return f"127.0.0.1:{port.number}"
+
+        yield start
+
+
+def test_external_servers_of_several_ranks_get_weights_whatever_their_number(start_scripted, external) -> None:
+    """Nobody but the servers knows how many ranks they have."""
+    addresses = [external("--tp-size=3"), external(), external("--tp-size=2", "--pp-size=1")]
+    engine = start_scripted(cases.options(rollout_external_engine_addrs=addresses), 0)
+    for version, transport in enumerate(("nccl", "tensor"), start=1):
+        sender = engine.weight_sender()
+        sender.transport, sender.tolerant = transport, False
+        assert list(sender.ranks.values()) == [3, 1, 2]
+        try:
+            sender.send(iter([("norm", torch.full((4,), float(version)))]), version)
+        finally:
+            sender.close()
+        with control_clients(sender.urls) as servers:
+            shown = [server.call("/get_weights_by_name", {"name": "norm", "truncate_size": 1}) for server in servers]
+        assert shown == [[version]] * 3
+
+
+def test_an_external_server_with_pipeline_stages_is_refused_where_no_group_would_form(start_scripted, external) -> None:
+    address = external("--tp-size=1", "--pp-size=2")
+    options = cases.options(rollout_external_engine_addrs=[address])
+    with pytest.raises(ArgumentError, match=r"has 2 pipeline stages.*Give --update-weight-transport disk or tensor"):
+        start_scripted(options, 0)
+    options.update_weight_transport = "disk"
+    start_scripted(options, 0)
+
+
 def test_a_folder_of_weights_belongs_to_one_engine(start_scripted, tmp_path) -> None:
     options = cases.options(rollout_health_check_interval=1000.0, update_weight_disk_dir=str(tmp_path / "shared"))
+    shared = tmp_path / "shared"
+    others = [shared / name / "metrics.csv" for name in ("version_0", "version_final", "version_0000001", ".version_1")]
+    others += [shared / "server_starts.json", shared / ".updating"]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("of somebody else")
     engine = start_scripted(options, 1)
+    assert {other.read_text() for other in others} == {"of somebody else"}
     with pytest.raises(CheckpointError, match=r"--update-weight-disk-dir .* belongs to a run that is going on"):
         start_scripted(options, 1)
     engine.close()

@@ -152,7 +152,9 @@ def test_the_tensor_transport_sends_pieces_of_a_limited_size_as_the_json_that_sg
     large = torch.arange(3 * 2**20, dtype=torch.float32)  # in several parts of a body
     try:
         with control_clients([f"http://127.0.0.1:{server.server_port}"]) as servers:
-            TensorTransport(ranks=2).send(servers, [("large", large), ("small", torch.ones(2))], 7)
+            TensorTransport({server.url: 2 for server in servers}).send(
+                servers, [("large", large), ("small", torch.ones(2))], 7
+            )
     finally:
         server.shutdown()
         thread.join()
@@ -250,7 +252,7 @@ def test_weights_in_low_precision_arrive_as_the_converter_writes_them(
         transport,
         piece_bytes=20_000,
         tolerant=False,
-        compare_servers=False,
+        checks_equal=False,
     )
     try:
         sender.send(quantised_like(weights.items(), served), 1)
@@ -376,7 +378,7 @@ def test_a_server_that_has_other_weights_than_it_was_sent_ends_the_update(script
 @pytest.mark.parametrize("tolerant", [True, False])
 def test_a_server_that_dies_while_checksums_are_compared_is_left_to_the_fleet(scripted, tmp_path, tolerant):
     folder = tmp_path / "weights"
-    sender = SGLangWeightSender(scripted, str(tmp_path), folder, "tensor", tolerant=tolerant, compare_servers=True)
+    sender = SGLangWeightSender(scripted, str(tmp_path), folder, "tensor", tolerant=tolerant, checks_equal=True)
     sender.send(iter([("norm", torch.ones(4))]), 1)
     (tmp_path / "asked-1.dies").touch()
     with contextlib.nullcontext() if tolerant else pytest.raises(Unreachable, match="weights_checker"):
@@ -385,8 +387,29 @@ def test_a_server_that_dies_while_checksums_are_compared_is_left_to_the_fleet(sc
         assert [server.version() for server in servers] == [2, None]
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_tensor_that_does_not_arrive_is_seen_at_the_first_update(scripted, tmp_path, servers):
+    """With one server, too, and where the update before left the right weights: so that all are overwritten first."""
+    urls, loaded = scripted[:servers], [("norm", torch.ones(4)), ("fused.bias", torch.zeros(2))]
+    SGLangWeightSender(urls, str(tmp_path), tmp_path / "weights", "tensor").send(iter(loaded), 0)
+
+    def first_update(weights, version=0):
+        SGLangWeightSender(urls, str(tmp_path), tmp_path / "weights", "tensor", checks_equal=True).send(
+            iter(weights), version
+        )
+
+    first_update(loaded)
+    (tmp_path / "lost").write_text("fused.bias")
+    with pytest.raises(SGLangError, match=r"--check-weight-update-equal: after the first update .* has other weights"):
+        first_update(loaded)
+    (tmp_path / "lost").unlink()
+    with pytest.raises(SGLangError, match="the trainer began with others"):
+        first_update([("norm", torch.ones(4)), ("fused.bias", torch.ones(2))])
+    first_update([("norm", torch.zeros(4)), ("fused.bias", torch.ones(2))], version=1)  # of a run that goes on
+
+
 def test_checksums_that_servers_do_not_tell_are_not_equal(scripted, tmp_path):
-    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "disk", compare_servers=True)
+    sender = SGLangWeightSender(scripted, str(tmp_path), tmp_path / "weights", "disk", checks_equal=True)
     with pytest.raises(SGLangError, match="tells no checksums"):
         sender.send(iter([]), 1)
 

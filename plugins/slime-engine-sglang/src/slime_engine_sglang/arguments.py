@@ -91,7 +91,10 @@ class SGLangArguments(ArgumentGroup):
         "old weights made, or all of those are computed anew.",
     )
     check_weight_update_equal: bool = option(
-        False, "After every update, compare the checksums of all weights between the servers.", affects_result=False
+        False,
+        "Overwrite the weights of the servers with random numbers before the first update of a new run, and compare them afterwards with "
+        "those that the servers had loaded. After every update, compare the checksums of all weights between the servers.",
+        affects_result=False,
     )
 
     @model_validator(mode="after")

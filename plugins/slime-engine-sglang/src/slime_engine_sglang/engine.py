@@ -27,7 +27,7 @@ from slime_core.errors import first_error_only
 from slime_core.remote_code import from_pretrained
 from slime_core.run.claims import Claims
 from slime_core.runtime.handles import wait
-from slime_engine_sglang import placement
+from slime_engine_sglang import placement, snapshot
 from slime_engine_sglang.answers import require_usable, sglang_sampling_params
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.fleet import Fleet
@@ -95,7 +95,8 @@ class SGLangEngine:
 
         self._args = args
         self._logs = Path(args.run_dir or ".") / "sglang"
-        self._weights = Path(args.update_weight_disk_dir or Path(args.run_dir or ".") / "weights")
+        shared = Path(args.update_weight_disk_dir) if args.update_weight_disk_dir else None
+        self._weights = shared / snapshot.OWN if shared else Path(args.run_dir or ".") / "weights"
         if servers is None:
             placement.require_installed(args)
             servers = placement.servers_of_run(args, self._logs)
@@ -114,8 +115,8 @@ class SGLangEngine:
         self._closed = False
         self._claims = Claims()
         claimed = {Path(folder).resolve() for folder in (args.run_dir, args.save) if folder}  # by the run itself
-        if args.update_weight_disk_dir and self._weights.resolve() not in claimed:
-            self._claims.claim("--update-weight-disk-dir", self._weights)
+        if shared and shared.resolve() not in claimed:
+            self._claims.claim("--update-weight-disk-dir", shared)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-engine", daemon=True)
         self._thread.start()
@@ -179,13 +180,13 @@ class SGLangEngine:
             checkpoint=args.hf_checkpoint,
             folder=self._weights.resolve(),
             transport=args.update_weight_transport,
-            ranks=args.rollout_num_gpus_per_engine,
+            ranks=fleet.ranks,
             on_gpu=fleet.on_gpu,
             shares_gpus=args.colocate,
             piece_bytes=args.update_weight_buffer_size,
             pause_mode=args.pause_generation_mode,
             tolerant=args.use_fault_tolerance,
-            compare_servers=args.check_weight_update_equal,
+            checks_equal=args.check_weight_update_equal,
             keys=Keys.of(args),
         )
 

@@ -85,6 +85,12 @@ class Fleet:
         return min((member.context for member in self.members if member.context), default=None)
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """The number of tensor-parallel ranks of each server, by its address. One that does not tell has as many as
+        `--rollout-num-gpus-per-engine` says."""
+        return {member.url: member.ranks or self._args.rollout_num_gpus_per_engine for member in self.members}
+
+    @property
     def on_gpu(self) -> bool | None:
         """Whether the servers compute on GPUs; None if they are external."""
         return next((member.server.on_gpu for member in self.members if member.server is not None), None)

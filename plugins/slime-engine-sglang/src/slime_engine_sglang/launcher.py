@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from slime_core.errors import ArgumentError
 from slime_core.runtime.handles import Notices
 from slime_engine_sglang import snapshot
 from slime_engine_sglang.errors import SGLangError
 from slime_engine_sglang.member import Member
 from slime_engine_sglang.router import Router
-from slime_engine_sglang.server import gives_back_memory
+from slime_engine_sglang.server import gives_back_memory, no_group_of
 
 if TYPE_CHECKING:
     from slime_engine_sglang.arguments import SGLangRunArguments
@@ -50,7 +51,9 @@ class Launcher:
         if member.server is None and gives_back_memory(self._args):
             await member.require_memory_saver()
         await member.load_newest_weights(self._weights)
-        await member.learn_context()
+        await member.learn()
+        if member.stages > 1 and self._args.update_weight_transport == "nccl":
+            raise ArgumentError(no_group_of(f"{member.name} has {member.stages} pipeline stages"))
 
     async def start_router(self) -> None:
         """Start the router. It is not ready yet."""

@@ -42,6 +42,8 @@ class Member:
         failed_starts: how many attempts in a row to start it again failed.
         away: the parts of its memory that it gave back.
         context: the longest prompt and response together that it takes, in tokens; None: it does not say.
+        ranks: the number of its tensor-parallel ranks; None: it does not say.
+        stages: the number of its pipeline stages.
     """
 
     url: str
@@ -53,6 +55,8 @@ class Member:
     failed_starts: int = 0
     away: frozenset[str] = field(default_factory=frozenset)
     context: int | None = None
+    ranks: int | None = None
+    stages: int = 1
 
     @property
     def name(self) -> str:
@@ -91,11 +95,13 @@ class Member:
                 body = {"model_path": str(path.resolve()), "weight_version": str(version)}
                 await self._call("POST", "/update_weights_from_disk", body)
 
-    async def learn_context(self) -> None:
-        """Ask for `context`, which its memory for keys and values bounds, or an option that somebody else gave it."""
+    async def learn(self) -> None:
+        """Ask for `context`, which its memory for keys and values bounds, and for the options that somebody else may have given it."""
         with contextlib.suppress(SGLangError):  # a version that does not tell
-            longest_prompt = (await self._call("GET", "/server_info")).get("max_req_input_len")
+            told = await self._call("GET", "/server_info")
+            longest_prompt = told.get("max_req_input_len")
             self.context = int(longest_prompt) + UNUSABLE if longest_prompt else None
+            self.ranks, self.stages = told.get("tp_size"), told.get("pp_size") or 1
 
     async def require_memory_saver(self) -> None:
         """Raise `ArgumentError` if it was started without what `give_back_memory` needs. SGLang would not say so

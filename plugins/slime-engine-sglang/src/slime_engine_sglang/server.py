@@ -127,6 +127,8 @@ def server_command(
             f"--rollout-num-gpus-per-engine {args.rollout_num_gpus_per_engine} cannot be divided by the {stages} "
             "pipeline stages of --sglang-pp-size."
         )
+    if stages > 1 and args.update_weight_transport == "nccl":
+        raise ArgumentError(no_group_of(f"--sglang-pp-size {stages}"))
     own = {
         "--model-path": model,
         "--tokenizer-path": args.hf_checkpoint,
@@ -143,8 +145,17 @@ def server_command(
         kept += ["--api-key", key]
     wanted = [] if on_gpu else ["--sleep-on-idle"]
     wanted += MEMORY_OPTIONS if gives_back_memory(args) else ()
+    wanted += ["--trust-remote-code"] if args.trust_remote_code else []
     switches = [flag for flag in wanted if flag not in passed]
     return [sys.executable, "-m", "sglang.launch_server", *kept, *switches, *passed]
+
+
+def no_group_of(stages: str) -> str:
+    """Say that servers with pipeline stages cannot be given weights in a process group: SGLang numbers the ranks of every stage alike."""
+    return (
+        f"{stages}: SGLang gives the ranks of all pipeline stages of a server the same numbers in the process group of "
+        "--update-weight-transport nccl, which then never forms. Give --update-weight-transport disk or tensor."
+    )
 
 
 def gives_back_memory(args: ClusterArguments) -> bool:

@@ -21,6 +21,8 @@ _PREFIX = "version_"
 _START_COUNTS = "server_starts.json"
 _UPDATING = ".updating"
 _counting = threading.Lock()
+OWN = "slime_weights"
+"""The folder of all versions, in one that is shared with other things: all that is in it is removed when a run begins."""
 KEPT = 2
 """How many versions are kept: a server may still be loading the one before the newest."""
 

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -66,10 +67,11 @@ class TensorTransport:
     """Sends weights in the bodies of HTTP requests: needs no network but that of the requests, and is slow.
 
     Args:
-        ranks: the number of tensor-parallel ranks of a server, each of which reads an entry of its own.
+        ranks: the number of tensor-parallel ranks of each server, by its address; 1 where there is none. Each rank reads an entry of its
+            own.
     """
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: Mapping[str, int]) -> None:
         self._ranks = ranks
 
     def open(self, servers: Sequence[ControlClient], start_counts: Mapping[str, int]) -> None:
@@ -79,9 +81,14 @@ class TensorTransport:
         """Send a piece to all servers, and return when they have it."""
         rest = as_json({"weight_version": str(version), "flush_cache": False})
         # The JSON is put together here, since base64 needs no escapes and so need not be searched for any.
-        for_ranks = b", ".join([b'"%b"' % serialized(piece)] * self._ranks)
-        body = b'{"serialized_named_tensors": [%b], %b' % (for_ranks, rest[1:])
-        call_all(servers, "/update_weights_from_tensor", body).results()
+        entry, sizes = b'"%b"' % serialized(piece), {server: self._ranks.get(server.url, 1) for server in servers}
+        bodies = {
+            n: b'{"serialized_named_tensors": [%b], %b' % (b", ".join([entry] * n), rest[1:])
+            for n in set(sizes.values())
+        }
+        alike = [([server for server in servers if sizes[server] == n], body) for n, body in bodies.items()]
+        for calls in [call_all(some, "/update_weights_from_tensor", body) for some, body in alike]:
+            calls.results()
 
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
@@ -94,11 +101,11 @@ class GroupTransport:
     The group is made once, and again when other servers, or newly started ones, are to be reached.
 
     Args:
-        ranks: the number of tensor-parallel ranks of a server.
+        ranks: the number of tensor-parallel ranks of each server, by its address; 1 where there is none.
         backend: what makes the group.
     """
 
-    def __init__(self, ranks: int, backend: Backend) -> None:
+    def __init__(self, ranks: Mapping[str, int], backend: Backend) -> None:
         self._ranks, self._backend = ranks, backend
         self._group: ProcessGroup | None = None
         self._store: Store | None = None
@@ -119,7 +126,8 @@ class GroupTransport:
         listener = socket.socket(socket.AF_INET)
         listener.bind((host, 0))
         listener.listen()
-        port, world_size = listener.getsockname()[1], 1 + len(servers) * self._ranks
+        *offsets, world_size = accumulate((self._ranks.get(server.url, 1) for server in servers), initial=1)
+        port = listener.getsockname()[1]
         self._name = f"slime-weights-{time.time_ns()}"
         calls = [
             call_all(
@@ -128,13 +136,13 @@ class GroupTransport:
                 {
                     "master_address": host,
                     "master_port": port,
-                    "rank_offset": 1 + number * self._ranks,
+                    "rank_offset": offset,
                     "world_size": world_size,
                     "group_name": self._name,
                     "backend": self._backend,
                 },
             )
-            for number, server in enumerate(servers)
+            for offset, server in zip(offsets, servers, strict=True)
         ]
         joining = _in_thread(lambda: _make_group(host, listener, world_size, self._name, self._backend))
         while not joining.done():

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,14 +37,14 @@ class SGLangWeightSender:
         checkpoint: the run's Hugging Face checkpoint, whose configuration copies of the weights get.
         folder: the folder for copies of the newest weights, which is shared with the servers.
         transport: the value of `--update-weight-transport`.
-        ranks: the number of tensor-parallel ranks of a server.
+        ranks: the number of tensor-parallel ranks of each server, by its address; 1 where there is none.
         on_gpu: whether the servers compute on GPUs; None: if the trainer does.
         shares_gpus: servers and trainer compute on the same GPUs. NCCL makes no group of two processes on one GPU, so
             that gloo takes its place, through host memory.
         piece_bytes: how many bytes of weights travel in one piece.
         pause_mode: the value of `--pause-generation-mode`.
         tolerant: leave out servers that do not answer; the fleet starts them again with the weights in `folder`.
-        compare_servers: the value of `--check-weight-update-equal`.
+        checks_equal: the value of `--check-weight-update-equal`.
         keys: that the servers want to be shown.
     """
 
@@ -52,13 +52,13 @@ class SGLangWeightSender:
     checkpoint: str
     folder: Path
     transport: Literal["nccl", "tensor", "disk"]
-    ranks: int = 1
+    ranks: Mapping[str, int] = field(default_factory=dict)
     on_gpu: bool | None = False
     shares_gpus: bool = False
     piece_bytes: int = 512 * 2**20
     pause_mode: Literal["in_place", "retract"] = "in_place"
     tolerant: bool = True
-    compare_servers: bool = False
+    checks_equal: bool = False
     keys: Keys = NO_KEYS
     _transport: Transport | None = field(default=None, init=False, repr=False)
 
@@ -119,6 +119,9 @@ class SGLangWeightSender:
         samples = WeightSamples()
         size = min(self.piece_bytes, BODY_BYTES) if self.transport == "tensor" else self.piece_bytes
         pieces = (samples.take(piece) for piece in in_buckets(weights, size))
+        overwritten = living if self.checks_equal and version == 0 else []
+        for action in ("snapshot", "reset_tensors"):
+            self._settle(call_all(overwritten, "/weights_checker", {"action": action}))
         try:
             if self.transport == "disk":
                 assert copy is not None
@@ -142,6 +145,7 @@ class SGLangWeightSender:
         if late := [server for server in verified if server.version() != version]:
             with self._paused(late):
                 self._load(late, path, version)
+        self._compare([server for server in verified if server in overwritten])
         self._verify(verified, samples, version)
 
     def _transfer(
@@ -221,7 +225,7 @@ class SGLangWeightSender:
                 raise SGLangError(f"{server.url} has weights of version {found} after an update to {version}.")
             with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
                 samples.compare(server)
-        if self.compare_servers and len(servers) > 1:
+        if self.checks_equal and len(servers) > 1:
             sums: dict[str, list[Any]] = {}
             for server in servers:
                 with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
@@ -229,6 +233,20 @@ class SGLangWeightSender:
             first = next(iter(sums), "")
             if different := [url for url, found in sums.items() if found != sums[first]]:
                 raise SGLangError(f"{', '.join(different)} have other weights than {first} (checksums differ).")
+
+    def _compare(self, servers: Sequence[ControlClient]) -> None:
+        """Have servers whose weights were overwritten with random numbers compare what they have now with what they had loaded.
+
+        Raises:
+            SGLangError: it differs.
+        """
+        for server, error in call_all(servers, "/weights_checker", {"action": "compare"}).errors().items():
+            if error is None or (self.tolerant and isinstance(error, Unreachable)):
+                continue
+            raise SGLangError(
+                f"--check-weight-update-equal: after the first update {server.url} has other weights than --hf-checkpoint, which it had "
+                f"loaded: some did not arrive, or the trainer began with others (such as --load without a training state). {error}"
+            )
 
     def _answering(self, servers: Sequence[ControlClient]) -> list[ControlClient]:
         """Return the servers that answer.
