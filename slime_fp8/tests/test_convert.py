@@ -228,6 +228,34 @@ def test_what_is_quantised_already_and_what_is_not_are_told_apart(model, tmp_pat
         from_fp8(model, tmp_path / "back")
 
 
+@pytest.mark.parametrize("place", [(), ("text_config",)])
+def test_where_config_json_says_that_weights_are_quantised_is_one_question(model, tmp_path, place):
+    """A model that reads images may say it of its language model; and null says that they are not."""
+    fp8, back, again = (tmp_path / name for name in ("fp8", "back", "again"))
+    to_fp8(model, fp8, FORMATS["block"])
+    config = configuration(fp8)
+    entry = config.pop("quantization_config")
+    within = config.setdefault(place[0], {}) if place else config
+    within["quantization_config"] = entry
+    (fp8 / "config.json").write_text(json.dumps(config))
+    from_fp8(fp8, back)
+    assert "quantization_config" not in json.dumps(configuration(back))
+    (back / "config.json").write_text(json.dumps(configuration(back) | {"quantization_config": None}))
+    to_fp8(back, again, FORMATS["block"])
+    assert configuration(again)["quantization_config"] == entry
+
+
+def test_experts_in_one_tensor_are_told_by_name(model, tmp_path):
+    to_fp8(model, tmp_path / "fp8", FORMATS["block"])
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    numbers = {name: torch.zeros(4, 128, 128).to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(4, 1, 1)}
+    (tmp_path / "one").mkdir()
+    save_file(numbers, tmp_path / "one" / "model.safetensors")
+    (tmp_path / "one" / "config.json").write_text((tmp_path / "fp8" / "config.json").read_text())
+    with pytest.raises(DataError, match=rf"{name} is in 8 bits and of shape \(4, 128, 128\); expected matrices"):
+        from_fp8(tmp_path / "one", tmp_path / "back")
+
+
 def test_numbers_without_scales_are_told_by_name(model, tmp_path):
     to_fp8(model, tmp_path / "fp8", FORMATS["block"])
     every = read(tmp_path / "fp8")

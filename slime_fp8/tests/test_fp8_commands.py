@@ -88,6 +88,8 @@ def test_scales_are_powers_of_two_on_demand_and_ragged_weights_are_told(model, c
         (["--block-size", "32"], "--block-size"),
         (["--block-size", "0", "32"], "--block-size 0 32: expected two numbers of at least 1"),
         (["--fp8-modules-to-not-convert", "("], "is no regular expression"),
+        (["--num-layers-at-start-in-bf16", "1"], "have an effect only with --first-last-layers-bf16"),
+        (["--num-layers-at-end-in-bf16", "0"], "have an effect only with --first-last-layers-bf16"),
         (["--first-last-layers-bf16", "--num-layers-at-start-in-bf16", "2"], "leave none of the 3 layers to FP8"),
     ],
 )

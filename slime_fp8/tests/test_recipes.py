@@ -53,6 +53,7 @@ LEFT_OUT = [
     "model.layers.1.linear_attn.conv1d",
     "model.layers.1.linear_attn.in_proj_ba",
     "model.layers.4.eh_proj",
+    "model.layers.4.shared_head.head",
     "model.visual.blocks.0.attn.qkv",
     "model.layers.1.self_attn.indexer.weights_proj",
     "model.layers.1.self_attn.q_proj.lora_A.default",

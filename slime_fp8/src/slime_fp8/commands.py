@@ -35,11 +35,11 @@ class ToFp8Options(ArgumentGroup):
     first_last_layers_bf16: bool = option(
         False, "Leave the first and last layers as they are, as the option of this name does in training."
     )
-    num_layers_at_start_in_bf16: int = option(
-        1, "How many first layers --first-last-layers-bf16 leaves as they are.", ge=0
+    num_layers_at_start_in_bf16: int | None = option(
+        None, "How many first layers --first-last-layers-bf16 leaves as they are. Default: 1.", ge=0
     )
-    num_layers_at_end_in_bf16: int = option(
-        1, "How many last layers --first-last-layers-bf16 leaves as they are.", ge=0
+    num_layers_at_end_in_bf16: int | None = option(
+        None, "How many last layers --first-last-layers-bf16 leaves as they are. Default: 1.", ge=0
     )
     fp8_modules_to_not_convert: list[str] = option(
         [], "Further modules to leave as they are: regular expressions that are found in their names."
@@ -67,13 +67,8 @@ def hf_to_fp8(argv: list[str], plugins: Plugins) -> int:
         ToFp8Options,
     )
     source, target = Path(options.model_dir), Path(options.save_dir)
-    ends = options.first_last_layers_bf16
-    modules = QuantisedModules(
-        read_folder(source).num_layers,
-        options.num_layers_at_start_in_bf16 if ends else 0,
-        options.num_layers_at_end_in_bf16 if ends else 0,
-        tuple(options.fp8_modules_to_not_convert),
-    )
+    further = tuple(options.fp8_modules_to_not_convert)
+    modules = QuantisedModules(read_folder(source).num_layers, *_ends(options), further)
     format = _format(options)
     done = to_fp8(source, target, format, modules, options.max_workers)
     print(f"{target}: {len(done.changed)} weights in FP8 ({options.strategy}), {_sizes(done)}")
@@ -100,6 +95,23 @@ def fp8_to_hf(argv: list[str], plugins: Plugins) -> int:
     done = from_fp8(Path(options.model_dir), target, dtype, options.max_workers)
     print(f"{target}: {len(done.changed)} weights restored, {_sizes(done)}")
     return 0
+
+
+def _ends(options: ToFp8Options) -> tuple[int, int]:
+    """How many layers stay as they are at the start and at the end.
+
+    Raises:
+        ArgumentError: numbers are given without the option that they belong to.
+    """
+    given = options.num_layers_at_start_in_bf16, options.num_layers_at_end_in_bf16
+    if options.first_last_layers_bf16:
+        return 1 if given[0] is None else given[0], 1 if given[1] is None else given[1]
+    if given != (None, None):
+        raise ArgumentError(
+            "--num-layers-at-start-in-bf16 and --num-layers-at-end-in-bf16 have an effect only with --first-last-layers-bf16. Give it "
+            "too, or leave them out."
+        )
+    return 0, 0
 
 
 def _format(options: ToFp8Options) -> WeightFormat:

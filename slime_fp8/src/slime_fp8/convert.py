@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from slime_core.data.quantised_checkpoints import quantization_config, without_quantization
 from slime_core.errors import CheckpointError, DataError
 from slime_fp8.checkpoint_folder import Change, CheckpointFolder, read_folder, unchanged, write_folder
 from slime_fp8.modules import QuantisedModules
@@ -57,7 +58,7 @@ def to_fp8(
         DataError: a weight has NaN or Inf.
     """
     source = read_folder(model_dir)
-    if "quantization_config" in source.config or any(t.dtype in EIGHT_BITS for t in source.tensors.values()):
+    if quantization_config(model_dir) or any(t.dtype in EIGHT_BITS for t in source.tensors.values()):
         raise CheckpointError(
             f"{model_dir} is quantised already. Restore it first (fp8-to-hf), or take the original checkpoint."
         )
@@ -68,7 +69,7 @@ def to_fp8(
     changes = {n: _quantising(n, t, format) if n in set(chosen) else unchanged(n, t) for n, t in source.tensors.items()}
     shapes = {name: layout.shape for name, layout in source.tensors.items()}
     left = modules.left_out(shapes)
-    config = {**source.config, "quantization_config": format.quantization_config(left)}
+    config = {**without_quantization(source.config), "quantization_config": format.quantization_config(left)}
     return _written(source, save_dir, changes, config, workers, chosen, format)
 
 
@@ -83,14 +84,15 @@ def from_fp8(model_dir: Path, save_dir: Path, dtype: torch.dtype | None = None, 
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or the folder is not empty.
-        DataError: it is quantised in no known way, or a weight has no scales.
+        DataError: it is quantised in no known way, or a weight has no scales or is no matrix.
     """
     source = read_folder(model_dir)
-    if "quantization_config" not in source.config:
+    entry = quantization_config(model_dir)
+    if entry is None:
         raise CheckpointError(
             f"{model_dir} is not quantised: its config.json has no quantization_config. Take it as it is."
         )
-    format = format_of(source.config["quantization_config"])
+    format = format_of(entry)
     named = source.config.get("dtype", source.config.get("torch_dtype"))
     dtype = dtype or getattr(torch, str(named), None) or torch.bfloat16
     chosen = [name for name, layout in source.tensors.items() if layout.dtype in EIGHT_BITS]
@@ -98,13 +100,17 @@ def from_fp8(model_dir: Path, save_dir: Path, dtype: torch.dtype | None = None, 
     for name in chosen:
         if name + format.suffix not in places:
             raise DataError(f"{name} is in 8 bits, but the checkpoint has no {name}{format.suffix} with its scales.")
+        if len(shape := source.tensors[name].shape) != 2:
+            raise DataError(
+                f"{name} is in 8 bits and of shape {shape}; expected matrices. Experts in one tensor are not read."
+            )
     scales = {name + format.suffix for name in chosen}
     changes: dict[str, Change | None] = {n: unchanged(n, t) for n, t in source.tensors.items() if n not in scales}
     changes |= dict.fromkeys(scales)
     for name in chosen:
         file = source.folder / places[name + format.suffix]
         changes[name] = _restoring(name, source.tensors[name], format, file, dtype)
-    config = {key: value for key, value in source.config.items() if key != "quantization_config"}
+    config = without_quantization(source.config)
     return _written(source, save_dir, changes, config, workers, chosen, format)
 
 

@@ -13,6 +13,7 @@ NEVER = (
     r"norm",
     r"embed",
     r"(^|\.)lm_head$",
+    r"(^|\.)shared_head\.head$",  # the head of a layer for multi-token prediction, of DeepSeek and GLM
     r"(^|\.)(score|v_head|value_head)$",  # heads of critics and reward models
     r"router",
     r"(^|\.)gate$",  # the router of Qwen, DeepSeek, GLM and Mixtral; gate_proj is a layer like others
