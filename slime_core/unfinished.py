@@ -1,4 +1,5 @@
-"""`unfinished`: where what takes minutes to write is written, hidden beside its place, until it is whole. Called by exports and conversions."""
+"""`unfinished`: where what takes minutes to write is written, hidden beside its place, until it is whole; `replace_model` puts a model there.
+Called by exports and conversions."""
 
 from __future__ import annotations
 
@@ -36,8 +37,31 @@ def unfinished(target: Path, ending: str = "") -> Path:
                 )
             elif int(left[2]) == own or not _is_alive(int(left[2])):
                 logger.warning("%s, which process %s left unfinished, is removed.", path, left[2])
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                _remove(path)
     return target.with_name(f"{start}{host}.{own}{ending}")
+
+
+_OF_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter", "quantised")
+"""What a Hugging Face checkpoint of an earlier export has that the new one may not have. Who finds it reads the old weights: transformers takes
+a single file before an index, and servers go by the index."""
+
+
+def replace_model(written: Path, target: Path) -> None:
+    """Rename a checkpoint that is whole to `target`. If there is one already, its weights go, and other files that the new one lacks stay."""
+    if not target.exists():
+        written.rename(target)
+        return
+    for old in [path for pattern in _OF_WEIGHTS for path in target.glob(pattern)]:
+        _remove(old)
+    for new in written.iterdir():
+        if (target / new.name).is_dir():
+            _remove(target / new.name)
+        new.replace(target / new.name)
+    written.rmdir()
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _is_alive(pid: int) -> bool:

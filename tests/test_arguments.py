@@ -246,3 +246,28 @@ def test_all_that_is_wrong_is_told_at_once(namespace):
         resolved(namespace, *flags)
     for text in ("4 things are wrong", "no option --no-such.", "given 'few'", "no option --neither.", "given '-3'"):
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--save", ""], "--save (command line) is empty. Is a variable of the shell unset?"),
+        (["--load", " "], "--load (command line) is empty"),
+        (["--save-hf", "", "--run-dir", ""], "--run-dir (command line) is empty"),
+        (["--eval-config", ""], "--eval-config (command line) is empty"),
+        (["--hf-checkpoint", ""], "--hf-checkpoint (command line) is empty"),
+    ],
+)
+def test_an_unset_variable_of_a_launch_script_does_not_pass_for_an_option_that_is_left_out(namespace, flags, says):
+    with pytest.raises(ArgumentError) as error:
+        resolved(namespace, *flags)
+    assert says in str(error.value)
+    assert "is required" not in str(error.value)
+
+
+def test_null_in_a_recipe_leaves_an_option_out_and_an_empty_text_does_not(namespace, tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("load: null\n")
+    assert resolved(namespace, recipe=str(tmp_path / "recipe.yaml")).args.load is None
+    (tmp_path / "recipe.yaml").write_text("load: ''\n")
+    with pytest.raises(ArgumentError, match=r"--load \(recipe .*recipe.yaml\) is empty"):
+        resolved(namespace, recipe=str(tmp_path / "recipe.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -58,13 +59,23 @@ def test_the_weights_of_the_best_evaluation_are_exported_and_their_checkpoint_is
     assert main(["train", *words, *elsewhere, "--num-rollout", str(best + 1)]) == 0
     assert_equal(weights(tmp_path / "hf"), weights(other / "hf"))
     # A run that was killed before the export makes it, also where the checkpoints are to be written elsewhere.
-    shutil.rmtree(tmp_path / "hf")
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / ".tmpa1B2c3").write_text("a part of weights")
+    # What is left there of another export does not win over it.
+    single = tmp_path / "hf" / "model.safetensors"
+    stale = [tmp_path / "hf" / name for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json")]
+    stale[0].write_bytes(single.read_bytes())
+    named = dict.fromkeys(load_file(single), stale[0].name)
+    stale[1].write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    for folder in ("adapter", "quantised"):
+        stale.append(tmp_path / "hf" / folder)
+        stale[-1].mkdir()
+    (tmp_path / "hf" / "README.md").write_text("of the user")
+    single.unlink()
     moved = ["--load", str(save), "--save", str(tmp_path / "moved"), "--run-dir", str(tmp_path / "moved")]
     assert main(["train", *words, *moved]) == 0
     assert_equal(weights(tmp_path / "hf"), weights(other / "hf"))
-    assert not list((tmp_path / "hf").glob(".tmp*"))
+    assert not any(path.exists() for path in stale)
+    assert (tmp_path / "hf" / "README.md").read_text() == "of the user"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".hf.")]
     assert (tmp_path / "moved" / f"iter_{best:07d}" / "state.json").exists()
     # And one whose best checkpoint is gone says so before it loads anything.
     shutil.rmtree(save / f"iter_{best:07d}")

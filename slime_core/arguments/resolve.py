@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -148,12 +149,21 @@ def read_sources(
                 also = f", not {values[name]!r} of {provenance[name]}" if name in values else ""
                 values[name], provenance[name] = value, f"eval config {path}{also}"
     errors += _with_secrets(namespace, values)
+    blank = {name for name, value in values.items() if _is_blank(namespace.options.get(name), value)}
+    for name in blank:
+        del values[name]
+        flag, where = namespace.options[name].flag, provenance[name]
+        errors.append(
+            ArgumentError(
+                f"{flag} ({where}) is empty. Is a variable of the shell unset? Give a text, or leave {flag} out."
+            )
+        )
     errors += [
         ArgumentError(f"{o.flag} is required: {o.field.description}")
         for o in namespace.options.values()
-        if o.required and o.name not in values
+        if o.required and o.name not in {*values, *blank}
     ]
-    set_aside: set[str] = set()
+    set_aside = blank
     while True:
         try:
             args = namespace.model(**values)
@@ -340,6 +350,14 @@ def _contradicting(namespace: Namespace, values: dict[str, Any]) -> set[str]:
             continue
         return {name}
     return set()
+
+
+def _is_blank(option: Option | None, value: Any) -> bool:
+    """Whether an empty text was given for an option that has a text or none: it would pass for none, in silence."""
+    if option is None or not isinstance(value, str) or value.strip():
+        return False
+    kinds = set(typing.get_args(option.field.annotation)) or {option.field.annotation}
+    return kinds == {str, type(None)} or (option.required and kinds == {str})
 
 
 def _read_environment(namespace: Namespace, env: Mapping[str, str]) -> dict[str, Any]:

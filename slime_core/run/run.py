@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from slime_core.run.tracking import TRAINED, Tracking, call_own_log, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
 from slime_core.training.worker import Trained, TrainWorker
+from slime_core.unfinished import unfinished
 
 
 @dataclass
@@ -276,7 +278,12 @@ class Run:
             return
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
         with writing("The exported model", folder):
-            ends = wait(self.trainer.call(TrainWorker.export, folder), "the export")
+            hidden = unfinished(folder)
+            try:
+                ends = wait(self.trainer.call(TrainWorker.export, hidden), "the export")
+                wait(self.trainer.call(TrainWorker.publish, hidden, folder), "the export")
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
         quantised = self.components.training.quantised.get(self.args.hf_checkpoint)
         also = f", and in the format of --hf-checkpoint: {folder / 'quantised'}" if quantised else ""
         self.tracking.console.say(f"exported model: {folder}{also}")

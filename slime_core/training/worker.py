@@ -52,6 +52,7 @@ from slime_core.training.signals import Column
 from slime_core.training.steps import Steps
 from slime_core.training.token_numbers import WatchedLoss
 from slime_core.training.work import work_of
+from slime_core.unfinished import replace_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -334,8 +335,6 @@ class TrainWorker:
         """Write a Hugging Face checkpoint, in high precision, which generates up to the ends of what was trained. Where
         `--hf-checkpoint` is quantised there is one in its format too, in the folder `quantised` within. The first rank returns
         those ends that the model did not know before, as text."""
-        if self._rank == 0:
-            _clear_parts(folder)
         self._actor.export_hf(folder)
         if self._rank == 0:
             copy_code(self._args.hf_checkpoint, folder)
@@ -347,6 +346,12 @@ class TrainWorker:
             write_quantised(folders[-1], self._actor.weights(), self._quantised, write=self._rank == 0)
         new = [self._ends.write(own) for own in folders] if self._rank == 0 else [[]]
         return new[0]
+
+    def publish(self, exported: Path, folder: Path) -> None:
+        """Put an exported checkpoint in place of the one that may be in `folder`, of which no weights stay; other files do. All ranks
+        have written it."""
+        if self._rank == 0:
+            replace_model(exported, folder)
 
     def offload(self) -> None:
         """Let all models give back the device's memory until `onload`."""
@@ -395,12 +400,6 @@ class TrainWorker:
             metrics |= {"num_tokens": batch.num_tokens, "num_trained_tokens": batch.num_trained_tokens}
         self._plugins.notify("slime_train_step_finished", args=args, rollout_id=rollout_id, step=step, metrics=metrics)
         return metrics
-
-
-def _clear_parts(export: Path) -> None:
-    """Remove the files that safetensors was writing when an earlier export into this folder was killed."""
-    for part in export.glob("**/.tmp??????"):
-        part.unlink(missing_ok=True)
 
 
 def _over_steps(name: str, values: list[float]) -> float:
