@@ -180,6 +180,17 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "a folder that is a file": ([*REWARDED, "--save-hf", "{place}/a file"], "--save-hf"),
     "a folder in a file": ([*REWARDED, "--save", "{place}/a file/save"], "is a file, no folder"),
     "a run directory that is a file": ([*REWARDED, "--run-dir", "{place}/a file"], "--run-dir"),
+    "a folder of TensorBoard that is a file": (
+        [*REWARDED, "--use-tensorboard", "--tensorboard-dir", "{place}/a file"],
+        "--tensorboard-dir",
+    ),
+    "a folder of a profile that is a file": (
+        [*REWARDED, "--use-pytorch-profiler", "--tensorboard-dir", "{place}/a file"],
+        "--tensorboard-dir",
+    ),
+    "a folder of W&B that is a file": ([*REWARDED, "--use-wandb", "--wandb-dir", "{place}/a file"], "--wandb-dir"),
+    "half an address of W&B": ([*REWARDED, "--use-wandb", "--wandb-host", "foo"], "--wandb-host is 'foo'"),
+    "a seed of more than 64 bits": ([*REWARDED, "--seed", str(2**64)], "--seed"),
     "an export over the model itself": ([*REWARDED, "--save-hf", "{place}/model"], "which the export would overwrite"),
     "layers that are not there": (
         [*REWARDED, "--lora-rank", "2", "--target-modules", "w_proj"],

@@ -55,6 +55,7 @@ def printed(folder: Path) -> list[dict[str, float]]:
 
 def evaluated(tmp_path: Path, *words: object) -> list[dict[str, Any]]:
     """What `slime eval` measures of each model."""
+    assert main(["eval", *map(str, words), "--json", str(tmp_path)]) == 2, "before anything is evaluated"
     assert main(["eval", *map(str, words), "--json", str(tmp_path / "found.json")]) == 0
     models: list[dict[str, Any]] = json.loads((tmp_path / "found.json").read_text())["models"]
     return models

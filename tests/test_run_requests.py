@@ -146,6 +146,13 @@ def test_a_file_asks_for_a_checkpoint(sft, tmp_path, capsys):
     assert "--save-trigger has no effect without --save." in capsys.readouterr().err
 
 
+def test_what_cannot_be_removed_asks_once(tmp_path, capsys):
+    (tmp_path / "folder" / "of mine").mkdir(parents=True)
+    requests = Requests(saves=True, trigger=str(tmp_path / "folder"), console=Console(0))
+    assert [requests.take_save() for _ in range(2)] == [True, False]
+    assert "cannot be removed" in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_is_due_is_written_though_the_evaluation_fails_which_a_resumed_run_makes_up_for(
     sft, chat_rows, tmp_path, monkeypatch, capsys
 ):

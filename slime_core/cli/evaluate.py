@@ -77,11 +77,11 @@ def main(argv: list[str], plugins: Plugins) -> int:
             for one in evaluate(plan, target.sources, _file_in(answers) if answers else None):
                 _say(_in_a_line(one))
                 found.append(one)
+        _show(found)
         if asked.json is not None:
             with writing("The evaluation", asked.json):
                 asked.json.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(asked.json, json.dumps(_as_data(found, plans, targets), indent=1) + "\n")
-    _show(found)
     return int(any(one.error for one in found))
 
 
@@ -102,6 +102,8 @@ def _read(argv: Sequence[str]) -> _Asked:
             if not value:
                 raise ArgumentError("--json needs the file to write.")
             file = Path(value)
+            if file.is_dir():
+                raise ArgumentError(f"--json {file} is a folder; expected the file to write.")
         else:
             flags.append(word)
     recipes = [word for word in front if word.endswith((".yaml", ".yml"))]

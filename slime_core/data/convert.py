@@ -58,24 +58,30 @@ def convert_file(
     say: Callable[[str], None] | None = None,
     image_key: str | None = None,
     image_rules: ImageRules = NO_RULES,
+    force: bool = False,
 ) -> Converted:
     """Convert all rows of `inputs`.
 
     Args:
         inputs: what `open_rows` takes.
-        output: ends in `.jsonl` or `.parquet`; replaced if it exists.
+        output: ends in `.jsonl` or `.parquet`.
         convert: the converter, a `slime_core.contracts.data.convert`.
         on_error: what to do with a row that cannot be converted: stop, or leave it out and count it.
         say: is told, once per file, of columns that the converter does not read; by default they are logged.
 
         image_key: the column of images of the rows, read and written; None: `<image>` in a text is text.
         image_rules: where images may come from.
+        force: a file that is called like `output` is replaced.
 
     Raises:
-        DataError: a row cannot be converted (names file and row), no row is left, or `output` cannot be written.
+        DataError: a row cannot be converted (names file and row), no row is left, or `output` is there already or cannot be written.
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise DataError(f"{output}: can write .jsonl and .parquet, not {output.suffix or 'a file without extension'}.")
+    if output.exists() and not force:
+        raise DataError(
+            f"{output} is there already. The last file that is named is the one to write: name another, or replace it with --force."
+        )
     report, shape = Converted(), _Shape()
     images = ConvertedImages(output.parent, image_key, image_rules)
     lines, table = unfinished(output, ".jsonl"), unfinished(output, ".parquet")

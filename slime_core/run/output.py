@@ -24,6 +24,9 @@ _ADVICE = {
     errno.EPERM: "Change who may write there, or choose another folder.",
     errno.EIO: "The disk there does not work: look at it, or choose another folder.",
     errno.ESTALE: "The shared storage there is gone: mount it again, or choose another folder.",
+    errno.EISDIR: "There is a folder of this name: choose another one.",
+    errno.ENOTDIR: "A part of the path is a file: choose another folder.",
+    errno.EEXIST: "There is a file of this name: choose another one.",
     errno.ENOENT: "The folder is gone while the run goes on: leave it in its place.",
 }
 _WRITERS = ("PytorchStreamWriter", "inline_container", "SafetensorError")

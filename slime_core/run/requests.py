@@ -58,7 +58,14 @@ class Requests:
         """Whether somebody asks for a checkpoint now. The file that says so is removed, and may be made again."""
         if self._trigger is None or not self._trigger.exists():
             return False
-        self._trigger.unlink(missing_ok=True)
+        try:
+            self._trigger.unlink(missing_ok=True)
+        except OSError as error:  # it would ask again after every rollout
+            why = error.strerror or str(error)
+            self._console.say(
+                f"--save-trigger {self._trigger} cannot be removed ({why}): a checkpoint is written, and it is not looked at again"
+            )
+            self._trigger = None
         return True
 
     def _hear(self, number: int, frame: FrameType | None) -> None:

@@ -168,6 +168,18 @@ def test_when_no_row_is_left_nothing_is_written(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["in.jsonl"]
 
 
+def test_a_file_that_is_there_is_replaced_on_demand_alone(tmp_path: Path) -> None:
+    """With the output forgotten, the last input would be it."""
+    files = [write(tmp_path / name, HETEROGENEOUS) for name in ("a.jsonl", "b.jsonl")]
+    before = Path(files[1]).read_text()
+    for inputs in (files[:1], files):
+        with pytest.raises(DataError, match=r"b\.jsonl is there already\..* replace it with --force"):
+            convert_file(inputs, Path(files[1]), converters.messages)
+    assert Path(files[1]).read_text() == before
+    convert_file(files[:1], Path(files[1]), converters.messages, force=True)
+    assert len(Path(files[1]).read_text().splitlines()) == len(HETEROGENEOUS)
+
+
 def test_an_output_of_another_kind_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", BROKEN[:1])
     with pytest.raises(DataError, match=r"out\.csv: can write \.jsonl and \.parquet, not \.csv"):

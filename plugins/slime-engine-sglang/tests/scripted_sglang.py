@@ -190,19 +190,9 @@ class Server:
         import torch
 
         self._require(not Path(f"{self.log}.dies").exists())
-        if body["action"] == "snapshot":
-            self.snapshot = {name: tensor.clone() for name, tensor in self.weights.items()}
-            return 200, {"success": True}
         if body["action"] == "reset_tensors":
             self.weights = {name: torch.rand_like(tensor) for name, tensor in self.weights.items()}
             return 200, {"success": True}
-        if body["action"] == "compare":
-            equal = all(torch.equal(tensor, self.weights[name]) for name, tensor in self.snapshot.items())
-            return (
-                (200, {"success": True})
-                if equal
-                else (400, {"success": False, "message": "check tensor equality failed"})
-            )
         sums = {
             name: [str(t.dtype), list(t.shape), hashlib.sha256(t.contiguous().view(torch.uint8).numpy()).hexdigest()]
             for name, t in self.weights.items()

@@ -48,11 +48,11 @@ def test_what_somebody_sets_takes_the_place_of_slimes_default(tmp_path):
 
 
 def test_pipeline_stages_divide_the_gpus_of_a_server(tmp_path):
-    words = ("--sglang-pp-size", "2", "--rollout-num-gpus-per-engine", "8")
-    server, _ = commands(tmp_path, *words)
+    words = ("--update-weight-transport", "disk", "--sglang-pp-size", "2", "--rollout-num-gpus-per-engine")
+    server, _ = commands(tmp_path, *words, "8")
     assert server[server.index("--tp-size") + 1] == "4"
     with pytest.raises(ArgumentError, match="cannot be divided"):
-        commands(tmp_path, *words[:3], "3")
+        commands(tmp_path, *words, "3")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from slime_core.contracts.options import ArgumentGroup, option
 class OptimizerArguments(ArgumentGroup):
     """Optimizer and schedule"""
 
-    seed: int = option(1234, "Seed of python, numpy and torch in the training process (dropout, new weights).", ge=0)
+    seed: int = option(
+        1234, "Seed of python, numpy and torch in the training process (dropout, new weights).", ge=0, lt=2**64
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = option(
         "adam",
         "The optimizer. adam is Megatron's, which decays weights decoupled from the gradient: the same as adamw.",

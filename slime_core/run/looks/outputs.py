@@ -14,10 +14,12 @@ from slime_core.run.looks.look import Look, Scene
 
 
 def folders(scene: Scene) -> None:
-    """`--run-dir`, `--save`, `--save-hf`, `--dump-details` and those of single dumps are folders, or can become such, and can be written into."""
+    """`--run-dir`, `--save`, `--save-hf`, `--dump-details`, `--tensorboard-dir` and those of single dumps are folders, or can become such, and can be written into."""
     args = scene.args
     trains = not args.debug_rollout_only
     given = {"--run-dir": args.run_dir, "--save": args.save if trains else None, "--dump-details": args.dump_details}
+    if args.use_pytorch_profiler or getattr(args, "use_tensorboard", False):
+        given["--tensorboard-dir"] = args.tensorboard_dir
     if trains and args.save_hf:
         given["--save-hf"] = args.save_hf.replace("{rollout_id}", "0")
     dumps = {
@@ -33,7 +35,7 @@ def folders(scene: Scene) -> None:
             scene.not_seen(f"{option} {folder} is not on this machine: whether it can be written was not looked at.")
         elif folder:
             with scene.noting():
-                _require_writable(option, Path(folder), tried)
+                require_writable(option, Path(folder), tried)
 
 
 def earlier_checkpoints(scene: Scene) -> None:
@@ -52,7 +54,7 @@ def kept_weights(scene: Scene) -> None:
         scene.remark("Neither --save nor --save-hf is given: the trained weights are gone when the run ends.")
 
 
-def _require_writable(option: str, folder: Path, tried: set[Path]) -> None:
+def require_writable(option: str, folder: Path, tried: set[Path]) -> None:
     """Check that a folder can be made, and written into.
 
     Args:
@@ -80,7 +82,7 @@ def _require_writable(option: str, folder: Path, tried: set[Path]) -> None:
 LOOKS = (
     Look(
         "folders",
-        "the folders of --run-dir, --save, --save-hf and of dumps, in which a folder is made and removed",
+        "the folders of --run-dir, --save, --save-hf, --tensorboard-dir and of dumps, in which a folder is made and removed",
         folders,
     ),
     Look("earlier checkpoints", "what --load and --save hold", earlier_checkpoints),

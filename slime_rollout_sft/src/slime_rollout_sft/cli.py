@@ -35,11 +35,12 @@ def _add_convert(commands: Commands, plugins: Plugins) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("input", nargs="+", help="files, globs, dataset folders, slices: as --prompt-data")
-    convert.add_argument("output", help="a .jsonl or .parquet file")
+    convert.add_argument("output", help="a .jsonl or .parquet file that is not there yet")
     convert.add_argument(
         "--from", dest="format", required=True, metavar="FORMAT", help="a name below or an import path"
     )
     add_image_options(convert)
+    convert.add_argument("--force", action="store_true", help="replace an output that is there already")
     convert.add_argument("--on-error", choices=("error", "skip"), default="error", help="a row that does not fit")
 
 
@@ -56,6 +57,7 @@ def _convert(options: argparse.Namespace, plugins: Plugins) -> int:
         say=warn,
         image_key=columns.image_key,
         image_rules=columns.images,
+        force=options.force,
     )
     print(f"{told(options.output)}: {report.written} rows written, {report.skipped} skipped")
     for reason in report.reasons:

@@ -119,9 +119,7 @@ class SGLangWeightSender:
         samples = WeightSamples()
         size = min(self.piece_bytes, BODY_BYTES) if self.transport == "tensor" else self.piece_bytes
         pieces = (samples.take(piece) for piece in in_buckets(weights, size))
-        overwritten = living if self.checks_equal and version == 0 else []
-        for action in ("snapshot", "reset_tensors"):
-            self._settle(call_all(overwritten, "/weights_checker", {"action": action}))
+        loaded = self._overwrite(living) if self.checks_equal and version == 0 else {}
         try:
             if self.transport == "disk":
                 assert copy is not None
@@ -145,7 +143,7 @@ class SGLangWeightSender:
         if late := [server for server in verified if server.version() != version]:
             with self._paused(late):
                 self._load(late, path, version)
-        self._compare([server for server in verified if server in overwritten])
+        self._require_as_before(verified, loaded)
         self._verify(verified, samples, version)
 
     def _transfer(
@@ -234,19 +232,31 @@ class SGLangWeightSender:
             if different := [url for url, found in sums.items() if found != sums[first]]:
                 raise SGLangError(f"{', '.join(different)} have other weights than {first} (checksums differ).")
 
-    def _compare(self, servers: Sequence[ControlClient]) -> None:
-        """Have servers whose weights were overwritten with random numbers compare what they have now with what they had loaded.
+    def _overwrite(self, servers: Sequence[ControlClient]) -> dict[str, list[Any]]:
+        """Have servers put random numbers in place of their weights. Return the checksums of what they had loaded, by their addresses."""
+        loaded = {}
+        for server in servers:
+            with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+                loaded[server.url] = _checksums(server)
+                server.call("/weights_checker", {"action": "reset_tensors"})
+        return loaded
+
+    def _require_as_before(self, servers: Sequence[ControlClient], loaded: Mapping[str, list[Any]]) -> None:
+        """Compare what servers have now with what they had loaded.
 
         Raises:
             SGLangError: it differs.
         """
-        for server, error in call_all(servers, "/weights_checker", {"action": "compare"}).errors().items():
-            if error is None or (self.tolerant and isinstance(error, Unreachable)):
-                continue
-            raise SGLangError(
-                f"--check-weight-update-equal: after the first update {server.url} has other weights than --hf-checkpoint, which it had "
-                f"loaded: some did not arrive, or the trainer began with others (such as --load without a training state). {error}"
-            )
+        for server in (server for server in servers if server.url in loaded):
+            with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+                ranks = zip(_checksums(server), loaded[server.url], strict=True)
+                others = sorted({name for now, before in ranks for name in now if now[name] != before.get(name)})
+                if others:
+                    raise SGLangError(
+                        f"--check-weight-update-equal: after the first update {server.url} has other weights than --hf-checkpoint, which it "
+                        f"had loaded, in {len(others)} tensors, such as {others[0]}. They did not arrive, or the trainer began with others "
+                        "(such as --load without a training state)."
+                    )
 
     def _answering(self, servers: Sequence[ControlClient]) -> list[ControlClient]:
         """Return the servers that answer.

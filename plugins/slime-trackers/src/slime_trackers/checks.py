@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from slime_core.contracts.checking import Checking
+from slime_core.run.looks.outputs import require_writable
 
 
 def tensorboard(args: Any, checking: Checking) -> None:
@@ -15,8 +17,13 @@ def tensorboard(args: Any, checking: Checking) -> None:
 
 
 def wandb(args: Any, checking: Checking) -> None:
-    """The package wandb is installed. The service is not asked."""
+    """The package wandb is installed, and its folder can be written. The service is not asked."""
     _require("wandb", "--use-wandb", checking)
+    if args.wandb_dir:
+        with checking.noting():
+            require_writable("--wandb-dir", Path(args.wandb_dir), set())
+    if args.wandb_host and not args.wandb_host.startswith(("http://", "https://")):
+        checking.error(f"--wandb-host is {args.wandb_host!r}; expected an address such as https://wandb.example.org.")
 
 
 def mlflow(args: Any, checking: Checking) -> None:
