@@ -48,6 +48,7 @@ a single file before an index, and servers go by the index."""
 
 def replace_model(written: Path, target: Path) -> None:
     """Rename a checkpoint that is whole to `target`. If there is one already, its weights go, and other files that the new one lacks stay."""
+    let_others_read(written)
     if not target.exists():
         written.rename(target)
         return
@@ -58,6 +59,16 @@ def replace_model(written: Path, target: Path) -> None:
             _remove(target / new.name)
         new.replace(target / new.name)
     written.rmdir()
+
+
+def let_others_read(folder: Path) -> None:
+    """Give the files of weights in a checkpoint the mode that its config.json has. safetensors lets their owner alone read them, whatever
+    the umask says, and a server may be another user."""
+    for file in folder.rglob("*.safetensors"):
+        for usual in (folder / "config.json", file.with_name("adapter_config.json")):
+            if usual.is_file():
+                shutil.copymode(usual, file)
+                break
 
 
 def _remove(path: Path) -> None:

@@ -65,6 +65,9 @@ def require_same(found: Path, wanted: Path) -> None:
     for name in names:
         if not name.endswith(".safetensors"):
             assert (found / name).read_text() == (wanted / name).read_text(), name
+    for path in (*found.rglob("*.safetensors"), *wanted.rglob("*.safetensors")):
+        usual = next(path.parent.glob("*config.json"))
+        assert path.stat().st_mode == usual.stat().st_mode, "a server may be another user"
     for folder in {(found / name).parent for name in names}:
         mine, theirs = tensors(folder), tensors(wanted / folder.relative_to(found))
         assert mine.keys() == theirs.keys()

@@ -28,7 +28,7 @@ from slime_core.run.output import writing
 from slime_core.run.stored_run import arguments_of, require_checkpoint
 from slime_core.training.components import quantised_checkpoints
 from slime_core.training.initial_weights import with_initial_weights
-from slime_core.unfinished import unfinished
+from slime_core.unfinished import let_others_read, unfinished
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
@@ -212,6 +212,7 @@ def _new_folder(target: Path, force: bool, sources: tuple[Path | str | None, ...
         with writing("The exported model", target):
             hidden.mkdir(parents=True)
             yield hidden
+            let_others_read(hidden)
             if target.exists():
                 shutil.rmtree(target)
             hidden.rename(target)
