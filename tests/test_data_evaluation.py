@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slime_core.data import Columns, evaluation_sets
+from slime_core.data import evaluation_sets
 from slime_core.errors import DataError
 
 ROWS: list[Any] = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(3)]
@@ -43,8 +43,8 @@ def test_every_row_of_every_set_becomes_a_sample_that_names_its_set(arguments: A
     assert not counts
 
 
-def test_a_set_may_have_columns_of_its_own(arguments: Any) -> None:
-    (only,) = evaluation_sets(arguments({"easy": ROWS}), lambda args: Columns("answer", "question"))
+def test_evaluation_sets_may_have_columns_of_their_own(arguments: Any) -> None:
+    (only,) = evaluation_sets(arguments({"easy": ROWS}, eval_input_key="answer", eval_label_key="question"))
     assert [(s.prompt, s.label) for s in only.samples(Counter())] == [("a0", "q0"), ("a1", "q1"), ("a2", "q2")]
 
 

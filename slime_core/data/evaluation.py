@@ -6,9 +6,9 @@ Called by the rollout functions. What becomes of a sample (whether it is masked,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.groups.evaluation import args_of_set, eval_sets, metadata_of_set
@@ -18,8 +18,6 @@ from slime_core.data.rows import open_rows
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.errors import DataError
 from slime_core.sample import Sample
-
-Arguments = TypeVar("Arguments", bound=RunArguments)
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,25 @@ class EvaluationSet:
             yield sample
 
 
-def evaluation_sets(args: Arguments, columns: Callable[[Arguments], Columns] = Columns.of) -> tuple[EvaluationSet, ...]:
-    """Return the sets that `--eval-prompt-data` names; none is opened yet.
-
-    Args:
-        columns: the columns of an evaluation set, from the arguments as they are for it.
+def evaluation_sets(args: RunArguments) -> tuple[EvaluationSet, ...]:
+    """Return the sets that `--eval-prompt-data` names, each with the columns that are its own; none is opened yet.
 
     Raises:
         ArgumentError: `--eval-prompt-data` is not made of pairs of name and path, or a name occurs twice.
     """
     return tuple(
-        EvaluationSet(name, spec, columns(args_of_set(args, name)), args.malformed_row, metadata_of_set(args, name))
+        EvaluationSet(name, spec, _columns(args_of_set(args, name)), args.malformed_row, metadata_of_set(args, name))
         for name, spec in eval_sets(args)
+    )
+
+
+def _columns(args: RunArguments) -> Columns:
+    """The columns of evaluation sets: the options `--eval-*-key` or, where one is not given, those of training."""
+    return replace(
+        Columns.of(args),
+        input_key=args.eval_input_key or args.input_key,
+        label_key=args.eval_label_key or args.label_key,
+        tool_key=args.eval_tool_key or args.tool_key,
     )
 
 

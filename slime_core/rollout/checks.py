@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 from slime_core.another_machine import is_for_another_machine
 from slime_core.arguments import RunArguments
 from slime_core.contracts.checking import Checking
-from slime_core.data import Columns, evaluation_sets
+from slime_core.data import evaluation_sets
 from slime_core.data.absent import absent_files
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample
 
 
-def first_evaluated(checking: Checking, columns: Callable[[Any], Columns] = Columns.of) -> list[Sample]:
-    """Return the first sample of every evaluation set, and say which sets have none.
-
-    Args:
-        columns: of an evaluation set, from the arguments as they are for it.
-    """
+def first_evaluated(checking: Checking) -> list[Sample]:
+    """Return the first sample of every evaluation set, and say which sets have none."""
     found: list[Sample] = []
     if not checking.args.eval_prompt_data or "eval_prompt_data" in checking.set_aside:
         return found
     try:
-        sets = evaluation_sets(checking.args, columns)
+        sets = evaluation_sets(checking.args)
     except ArgumentError:  # told already
         return found
     for evaluation_set in sets:

@@ -130,6 +130,38 @@ class Rewards:
         return total
 
 
+def reward_of_set(
+    args: RunArguments, own: RunArguments, chosen: Selected[Any] | None, plugins: Plugins
+) -> Selected[Any] | None:
+    """Return the reward of an evaluation set, where its rows name none.
+
+    Args:
+        args: of the run.
+        own: of the set.
+        chosen: the run's reward, if one is chosen.
+
+    Raises:
+        PluginError: one that the set names is missing, or does not fit.
+    """
+    if own.custom_rm_path != args.custom_rm_path and own.custom_rm_path:
+        return plugins.select("reward", own.custom_rm_path, "--custom-rm-path")
+    if own.rm_type != args.rm_type and own.rm_type and not own.custom_rm_path:
+        return plugins.select("reward", own.rm_type, "--rm-type")
+    return chosen
+
+
+def evaluation_key(args: RunArguments) -> str | None:
+    """Which number of a reward that is a dict evaluations report."""
+    return args.reward_key if args.eval_reward_key is None else args.eval_reward_key
+
+
+def choose_number(sample: Sample, key: str | None) -> None:
+    """Replace a reward that is a dict by the number under `key`, and keep the dict in `metadata["rewards"]`."""
+    if isinstance(sample.reward, dict):
+        sample.metadata["rewards"] = dict(sample.reward)
+    sample.reward = reward_of(sample, key)
+
+
 def _given_groups(target: Callable[..., Any]) -> Callable[..., Any]:
     """The reward as one of whole groups, which its second parameter is called by."""
 

@@ -72,6 +72,30 @@ class EvalArguments(ArgumentGroup):
         read_by_core=False,
         when="custom_rm_path",
     )
+    eval_input_key: str | None = option(
+        None,
+        "Column of the evaluation sets with the prompt. Default: --input-key.",
+        read_by_core=False,
+        affects_result=False,
+    )
+    eval_label_key: str | None = option(
+        None,
+        "Column of the evaluation sets with the label. Default: --label-key.",
+        read_by_core=False,
+        affects_result=False,
+    )
+    eval_tool_key: str | None = option(
+        None,
+        "Column of the evaluation sets with tool definitions. Default: --tool-key.",
+        read_by_core=False,
+        affects_result=False,
+    )
+    eval_reward_key: str | None = option(
+        None,
+        "Which number of a reward that is a dict is reported in evaluations. Default: --reward-key.",
+        read_by_core=False,
+        affects_result=False,
+    )
     eval_max_response_len: int | None = option(
         None,
         "Longest answer in an evaluation, in tokens. Default: --rollout-max-response-len; 256 in SFT.",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.engine import InferenceEngine
 from slime_core.data import read_conversation
 from slime_core.data.conversation import has_images
@@ -16,11 +17,10 @@ from slime_core.data.ends import trained_end
 from slime_core.data.prompts import read_prompt
 from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError, DataError
-from slime_core.plugins import Selected
-from slime_core.plugins.calls import Dropped
+from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.asking import ask
 from slime_core.rollout.checks import needs_an_engine
-from slime_core.rollout.rewards import reward_caller, score
+from slime_core.rollout.rewards import Rewards, choose_number, evaluation_key, reward_of_set
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.arguments import SftRunArguments
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 def answer_first(
     args: SftRunArguments,
     reward: Selected[Any] | None,
+    plugins: Plugins | None,
     engine: InferenceEngine | None,
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[Sample],
@@ -38,12 +39,13 @@ def answer_first(
     """Return the first `--eval-generate` conversations of each set with their last answer generated anew.
 
     The prompt is the conversation up to its last assistant message, rendered with the generation prompt. An answer ends
-    with the checkpoint's end tokens and those with which trained turns end. The reward,
-    if one is chosen, compares the answer with the row's label or, without one, with the answer in the data; a sample
-    whose reward was dropped has none.
+    with the checkpoint's end tokens and those with which trained turns end. Its length, its temperature and its reward are those of
+    its set. The reward, if the run, the set or the row names one, compares the answer with the row's label or, without one, with the
+    answer in the data; a sample whose reward was dropped has none.
 
     Args:
-        reward: scores the answers, if one is chosen.
+        reward: of the run, if one is chosen.
+        plugins: provides the rewards that sets and rows name.
         engine: the run's inference engine.
         samples: the samples of all sets, `dataset` naming their set.
 
@@ -59,26 +61,43 @@ def answer_first(
         per_set[str(sample.dataset)] += 1
         if per_set[str(sample.dataset)] <= args.eval_generate:
             chosen.append(_question(sample))
-    return asyncio.run(_answer_all(args, reward, engine, tokenizer, chosen, ends))
+    return asyncio.run(_answer_all(args, reward, plugins or Plugins(), engine, tokenizer, chosen, ends))
 
 
 async def _answer_all(
     args: SftRunArguments,
     reward: Selected[Any] | None,
+    plugins: Plugins,
     engine: InferenceEngine,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Sample],
     ends: list[int],
 ) -> tuple[list[Sample], dict[str, float]]:
-    answered = await asyncio.gather(*(_answer(args, engine, tokenizer, question, ends) for question in questions))
-    if reward is None:
-        return answered, {}
-    caller = reward_caller(args, reward)
-    for sample, rewards in zip(
-        answered, await asyncio.gather(*(score(caller, args, [sample]) for sample in answered)), strict=True
-    ):
-        sample.reward = None if isinstance(rewards, Dropped) else rewards[0]
-    return answered, caller.metrics()
+    own = {name: args_of_set(args, name) for name in dict.fromkeys(str(question.dataset) for question in questions)}
+    answered = await asyncio.gather(
+        *(_answer(own[str(question.dataset)], engine, tokenizer, question, ends) for question in questions)
+    )
+    rewards = {name: rewards_of_set(args, of_set, reward, plugins) for name, of_set in own.items()}
+    await asyncio.gather(*(_score(rewards[str(sample.dataset)], sample, evaluation_key(args)) for sample in answered))
+    return answered, dict(sum((Counter(of_set.metrics()) for of_set in rewards.values()), Counter[str]()))
+
+
+def rewards_of_set(
+    args: SftRunArguments, own: SftRunArguments, reward: Selected[Any] | None, plugins: Plugins
+) -> Rewards:
+    """Return the rewards of the answers of an evaluation set.
+
+    Args:
+        args: of the run.
+        own: of the set.
+        reward: of the run, if one is chosen.
+    """
+    return Rewards(own, plugins, reward_of_set(args, own, reward, plugins), evaluation_key(args))
+
+
+async def _score(rewards: Rewards, sample: Sample, key: str | None) -> None:
+    if rewards.caller(sample) is not None and await rewards.score([sample]):
+        choose_number(sample, key)
 
 
 async def _answer(

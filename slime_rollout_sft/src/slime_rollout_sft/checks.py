@@ -6,8 +6,11 @@ Named by the plugin as the check of the rollout function (`slime_core.contracts.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from slime_core.arguments.eval_config import METADATA, OPTION_OF
+from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.checking import Checking
 from slime_core.data.image_rows import count_places
 from slime_core.data.rows import open_rows
@@ -16,6 +19,8 @@ from slime_core.data.vision import load_processor
 from slime_core.errors import DataError
 from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
+from slime_core.sample import Sample
+from slime_rollout_sft.answers import rewards_of_set
 from slime_rollout_sft.conversations import Conversations, Policy, with_variables
 
 if TYPE_CHECKING:
@@ -32,10 +37,11 @@ def check(args: SftRunArguments, checking: Checking) -> None:
         and "rollout_engine" not in checking.set_aside
     ):
         checking.error(needs_an_engine(f"--eval-generate {args.eval_generate}", args))
-    scores = args.eval_generate and "reward" in rollouts.further
+    _options_of_sets(args, checking)
+    evaluated = first_evaluated(checking)
     check_early_stopping(
         checking,
-        measured=("loss", "reward") if scores else ("loss",),
+        measured=("loss", "reward") if args.eval_generate and _are_scored(args, checking, evaluated) else ("loss",),
         why="only --eval-generate with a reward measures one",
     )
     if checking.tokenizer is None or "loss_mask" not in rollouts.further or args.load_debug_rollout_data:
@@ -48,7 +54,6 @@ def check(args: SftRunArguments, checking: Checking) -> None:
     if loss_mask is None:
         return
     conversations = Conversations(Policy.of(args), loss_mask)
-    evaluated = first_evaluated(checking)
     if args.eval_generate:
         check_images(args, checking, evaluated)
     for sample in (*checking.samples, *evaluated):
@@ -56,6 +61,38 @@ def check(args: SftRunArguments, checking: Checking) -> None:
             conversations.complete(copy.deepcopy(sample))
     if left_out := conversations.left_out():
         checking.remark(f"Of the first rows of all files, some are left out or cut: {left_out}.")
+
+
+_OF_ROWS = frozenset({"eval_input_key", "eval_label_key", "eval_tool_key", "metadata_key", "multimodal_keys", METADATA})
+_OF_ANSWERS = frozenset({"eval_temperature", "eval_max_response_len", "rm_type", "custom_rm_path"})
+"""What an evaluation set may have of its own: for its rows, and for the answers of `--eval-generate`."""
+
+
+def _options_of_sets(args: SftRunArguments, checking: Checking) -> None:
+    """What evaluation sets have of their own is of use here."""
+    key_of = {option: key for key, option in OPTION_OF.items()}
+    for name, own in args.eval_set_options.items():
+        useless = {option: key_of.get(option, option) for option in own if option not in _OF_ROWS | _OF_ANSWERS}
+        if useless:
+            checking.error(
+                f"The evaluation set {name!r} sets {', '.join(useless.values())}, which fine-tuning has no use for. Leave that out; "
+                f"a set may have {', '.join(sorted(key_of.get(option, option) for option in _OF_ROWS | _OF_ANSWERS))} of its own."
+            )
+        elif not args.eval_generate and (unused := sorted(key_of[option] for option in own.keys() & _OF_ANSWERS)):
+            checking.remark(
+                f"The evaluation set {name!r} sets {', '.join(unused)}, which has no effect without --eval-generate."
+            )
+
+
+def _are_scored(args: SftRunArguments, checking: Checking, evaluated: Sequence[Sample]) -> bool:
+    """Whether something scores answers to one of these questions. The rewards that sets and rows name are there."""
+    scored = False
+    for sample in evaluated:
+        with checking.noting():
+            own = args_of_set(args, str(sample.dataset))
+            reward = checking.components.rollouts.further.get("reward")
+            scored |= rewards_of_set(args, own, reward, checking.plugins).caller(sample) is not None
+    return scored
 
 
 _LOOKED_AT = 1000

@@ -33,8 +33,10 @@ def slime_rollouts() -> dict[str, Lazy]:
                 *("image_min_pixels", "image_max_pixels", "text_only"),
                 *("SftArguments", "apply_chat_template_kwargs", "chat_template_date"),
                 *("eval_generate", "custom_rm_path?eval_generate", "rm_type?eval_generate"),
-                "group_rm?eval_generate",
+                *("group_rm?eval_generate", "reward_key?eval_generate", "eval_reward_key?eval_generate"),
                 *("eval_max_response_len?eval_generate", "eval_temperature?eval_generate"),
+                *("eval_input_key?eval_prompt_data", "eval_label_key?eval_prompt_data"),
+                *("eval_tool_key?eval_prompt_data", "eval_set_options?eval_prompt_data"),
             ),
             check="slime_rollout_sft.checks:check",
         )

@@ -48,7 +48,8 @@ def generate_rollout(
         components: the loss-mask generator, and the reward of `--eval-generate`.
         engine: answers the questions of the evaluation sets under `--eval-generate`.
         plugins, at_end: of a run, whose `--num-workers` processes complete the conversations until it ends, and which keeps the samples of
-            its evaluation sets as long; without them there are no processes, and nothing is kept.
+            its evaluation sets as long; without them there are no processes, and nothing is kept. Plugins also provide the rewards
+            that evaluation sets and their rows name.
 
     Raises:
         DataError: a conversation cannot be used and the policy is "error", or a whole epoch was skipped.
@@ -57,7 +58,7 @@ def generate_rollout(
     variables = template_variables(load_tokenizer(args.hf_checkpoint), args)
     loss_mask = with_variables(components.further["loss_mask"], variables)
     if evaluation:
-        return _evaluate(args, policy, loss_mask, components, engine, at_end)
+        return _evaluate(args, policy, loss_mask, components, engine, plugins, at_end)
     malformed_before = malformed_rows(data_source)
     conversations = Conversations(policy, loss_mask)
     groups: list[Group] = []
@@ -107,6 +108,7 @@ def _evaluate(
     loss_mask: Selected[MaskedTokens],
     components: RolloutComponents,
     engine: InferenceEngine | None,
+    plugins: Plugins | None,
     at_end: ExitStack | None,
 ) -> RolloutOutput:
     key = policy, loss_mask, evaluation_sets(args)
@@ -121,9 +123,8 @@ def _evaluate(
     if args.eval_generate:
         from slime_rollout_sft.answers import answer_first
 
-        answers, counted = answer_first(
-            args, components.further.get("reward"), engine, load_tokenizer(policy.hf_checkpoint), samples
-        )
+        reward, tokenizer = components.further.get("reward"), load_tokenizer(policy.hf_checkpoint)
+        answers, counted = answer_first(args, reward, plugins, engine, tokenizer, samples)
         metrics = {**metrics, **counted}
     return RolloutOutput(groups, dict(metrics), answers)
 

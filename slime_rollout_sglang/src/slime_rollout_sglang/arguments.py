@@ -119,20 +119,6 @@ class EvalSamplingArguments(ArgumentGroup):
     eval_min_new_tokens: int | None = option(
         None, "Shortest response of an evaluation in tokens.", ge=0, affects_result=False
     )
-    eval_input_key: str | None = option(
-        None, "Column of the evaluation sets with the prompt. Default: --input-key.", affects_result=False
-    )
-    eval_label_key: str | None = option(
-        None, "Column of the evaluation sets with the label. Default: --label-key.", affects_result=False
-    )
-    eval_tool_key: str | None = option(
-        None, "Column of the evaluation sets with tool definitions. Default: --tool-key.", affects_result=False
-    )
-    eval_reward_key: str | None = option(
-        None,
-        "Which number of a reward that is a dict is reported in evaluations. Default: --reward-key.",
-        affects_result=False,
-    )
 
     @field_validator("eval_top_k")
     @classmethod

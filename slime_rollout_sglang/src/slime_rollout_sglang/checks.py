@@ -17,7 +17,7 @@ from slime_core.plugins import Selected
 from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
 from slime_core.sample import Sample
-from slime_rollout_sglang.evaluation import columns_of, components_of_set
+from slime_rollout_sglang.evaluation import components_of_set
 from slime_rollout_sglang.parameters import prompt_limit
 from slime_rollout_sglang.prompts import processor_of
 
@@ -40,7 +40,7 @@ def check(args: RlRunArguments, checking: Checking) -> None:
     check_images(args, checking, checking.samples)
     _prompts(args, checking, checking.samples)
     _scored(args, checking, checking.samples, checking.components.rollouts.further)
-    for sample in first_evaluated(checking, columns_of):
+    for sample in first_evaluated(checking):
         own = args_of_set(args, str(sample.dataset))
         check_images(own, checking, [sample])
         _prompts(own, checking, [sample], evaluation=True)

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slime_core.arguments.groups.evaluation import args_of_set
-from slime_core.data import Columns, EvaluationSet, evaluation_sets
+from slime_core.data import EvaluationSet, evaluation_sets
 from slime_core.errors import DataError, first_error_only
-from slime_core.rollout.rewards import Rewards
-from slime_core.sample import Group, RolloutOutput, Sample, reward_of
+from slime_core.rollout.rewards import Rewards, choose_number, evaluation_key, reward_of_set
+from slime_core.sample import Group, RolloutOutput, Sample
 from slime_core.trajectories import in_trajectories, trajectory_rewards
 from slime_rollout_sglang.asked_metrics import pass_rates, reward_categories
 from slime_rollout_sglang.generators import generator_caller
@@ -51,7 +51,7 @@ async def evaluate(
     Raises:
         DataError: a row cannot be used and --malformed-row is "error", or no row of a set can be used.
     """
-    key = args.reward_key if args.eval_reward_key is None else args.eval_reward_key
+    key = evaluation_key(args)
     requests = Requests(args, engine, f"eval-{rollout_id}")
     hooks = SampleHooks(args, components, evaluation=True)
     hooks.rollout_id = rollout_id
@@ -59,7 +59,7 @@ async def evaluate(
     numbers, group_numbers = itertools.count(), itertools.count()
     metrics: dict[str, float] = {}
     calls = Counter[str]()
-    for evaluation_set in evaluation_sets(args, columns_of):
+    for evaluation_set in evaluation_sets(args):
         name = evaluation_set.name
         own = args_of_set(args, name)
         chosen = components_of_set(args, own, components, plugins)
@@ -75,7 +75,7 @@ async def evaluate(
         answered = await _answer(runner, groups)
         answers = [sample for group in answered for sample in group]
         for sample in answers:
-            _choose_number(sample, key)
+            choose_number(sample, key)
         found = {kind: float(count) for kind, count in (prompts.counts + runner.counts).items()}
         lost = sum(map(len, groups)) - sum(len(in_trajectories(group)) for group in answered)
         if lost > 0:
@@ -108,10 +108,8 @@ def components_of_set(
         PluginError: one that the set names is missing, or does not fit.
     """
     further = dict(components.further)
-    if own.custom_rm_path != args.custom_rm_path and own.custom_rm_path:
-        further["reward"] = plugins.select("reward", own.custom_rm_path, "--custom-rm-path")
-    elif own.rm_type != args.rm_type and own.rm_type and not own.custom_rm_path:
-        further["reward"] = plugins.select("reward", own.rm_type, "--rm-type")
+    if (reward := reward_of_set(args, own, further.get("reward"), plugins)) is not None:
+        further["reward"] = reward
     if own.custom_generate_function_path != args.custom_generate_function_path and own.custom_generate_function_path:
         further["generator"] = plugins.select(
             "generator", own.custom_generate_function_path, "--custom-generate-function-path"
@@ -125,16 +123,6 @@ def _pass_rates(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, floa
     complete = [of_group for of_group in rewards if len(of_group) == args.n_samples_per_eval_prompt]
     binary = all(reward in (0.0, 1.0) for of_group in complete for reward in of_group)
     return pass_rates(complete) if binary or args.log_passrate else {}
-
-
-def columns_of(args: RlRunArguments) -> Columns:
-    """Return the columns of the evaluation sets: the options `--eval-*-key` or, where one is not given, those of training."""
-    return replace(
-        Columns.of(args),
-        input_key=args.eval_input_key or args.input_key,
-        label_key=args.eval_label_key or args.label_key,
-        tool_key=args.eval_tool_key or args.tool_key,
-    )
 
 
 def _groups(
@@ -181,10 +169,3 @@ async def _answer(runner: GroupRunner, groups: Sequence[Group]) -> list[Group]:
                 for part in parts:
                     tasks.create_task(runner.run(part))
     return [[sample for part in parts if not part.lost for sample in part.samples] for parts in prompts]
-
-
-def _choose_number(sample: Sample, key: str | None) -> None:
-    """Replace a reward that is a dict by the number under `key`, and keep the dict in the metadata."""
-    if isinstance(sample.reward, dict):
-        sample.metadata["rewards"] = dict(sample.reward)
-    sample.reward = reward_of(sample, key)

@@ -35,7 +35,8 @@ _GENERATES = (
     *("log_passrate", "log_multi_turn", "log_reward_category"),
     *("eval_max_response_len?eval_prompt_data", "eval_temperature?eval_prompt_data"),
     "EvalSamplingArguments?eval_prompt_data",
-    "eval_set_options?eval_prompt_data",
+    *("eval_input_key?eval_prompt_data", "eval_label_key?eval_prompt_data", "eval_tool_key?eval_prompt_data"),
+    *("eval_reward_key?eval_prompt_data", "eval_set_options?eval_prompt_data"),
 )
 """The options that both rollout functions read."""
 _CHECK = "slime_rollout_sglang.checks:check"
