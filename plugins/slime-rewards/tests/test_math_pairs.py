@@ -58,6 +58,10 @@ RIGHT = {
         \theta | θ | \theta.
     """,
     "lists and sets": r"""
+        2,2,3 | 2, 3, 2 | x=2, x=2, x=3
+        2,3 | 2,3,2
+        \{2,2,3\} | 2,3 | \{3,2\}
+        \{1\}\cup\{1\} | 1
         \{2,5,9\} | 2,5,9 | \{9,5,2\} | 2, 5, 9 | 2, 5 and 9 | 2, 5, \text{ and } 9 | 9,2,5 | \left\{2,5,9\right\} | \lbrace 2,5,9\rbrace
         \{2,5,9\} | x=2,5,9 | x \in \{2,5,9\} | x=2, x=5, x=9 | \{2\}\cup\{5,9\} | 2\text{ or }5\text{ or }9 | 2; 5; 9 | 2, 5, 5, 9
         3, -3 | \pm 3 | x=\pm 3 | -3, 3 | x=3 \text{ or } x=-3 | 3 and -3 | ±3
@@ -75,6 +79,12 @@ RIGHT = {
     "equations": r"""
         x=6 | 6 | x = 6 | 6.0 | x=6.0 | 6 = x | \text{The answer is } 6 | \text{The final answer is: }6
         6 | x=6 | x \approx 6 | 2 \cdot 3 = 6
+        2\pi | 2\pi \approx 6.28 | 2\pi ≈ 6.28 | A = 2\pi \simeq 6.28 \approx 6 | \(2\pi\doteq6.28\)
+        \frac{2}{3} | \frac{2}{3} \approx 0.667 | x = \frac23 ≃ 0.67
+        \sqrt{2} \approx 1.414 | \sqrt{2} | \sqrt{2} \approx 1.41
+        \sqrt{2},\sqrt{3} | \sqrt2 \approx 1.41, \sqrt3 \approx 1.73
+        (\sqrt{2},1) | (\sqrt2 \approx 1.41, 1)
+        2.5 | x \approx 2.5 | f(2) \approx 2.5 | x_1 ≈ 2.5 | \text{Area} \cong 2.5 | \theta \approx 2.5 | \approx 2.5
         y=4x-3 | y=-3+4x | 4x-3 | 4x-y-3=0 | y = 4x - 3. | y-4x=-3
         3x+5y-7=0 | y=-\frac{3}{5}x+\frac{7}{5} | 6x+10y=14 | 3x+5y=7 | 3x + 5y - 7 = 0
         x^2+y^2=16 | y^2+x^2=16 | x^2+y^2-16=0
@@ -177,6 +187,14 @@ WRONG = {
         7:4 | 4:7 | 3.5:2 | 7:5
         11:00 | 1:00 | 11 | 1100
         1011_2 | 1011_3 | 1101_2 | 11
+    """,
+    "approximations and repeated values": r"""
+        3.14 | \pi \approx 3.14 | \pi ≈ 3.14 | \pi \doteq 3.14
+        7 | 6.98 \approx 7
+        78.5 | A = \pi r^2 \approx 78.5
+        \triangle ABC | \triangle ABC \cong \triangle DEF
+        2,2,3 | 2,3 | 2,3,3 | \{2,3\} | 3
+        5,5 | 5
     """,
     "words": r"""
         \text{north} | south | \text{South} | thorn | \text{thorn} | n

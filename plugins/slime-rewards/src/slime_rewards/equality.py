@@ -5,7 +5,8 @@ position, then equations, inequalities, units and words. What is left are single
 compared exactly here. All other values need algebra, which may take for ever and is therefore left to `algebra`.
 
 An answer that is still to be worked out is none: where the label is a whole number, so must be the answer. `\boxed{3+4}` is
-not 7, while `\boxed{3+4=7}` is. Several values never equal one: "3 or 4" is neither 3 nor 4.
+not 7, while `\boxed{3+4=7}` is. Several values never equal one: "3 or 4" is neither 3 nor 4. Of "2\pi \approx 6.28" the answer is
+what is exact, 2\pi; where the label of a list repeats a value, as prime factors do, so must the answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from fractions import Fraction
 
 from slime_rewards.notation import FONTS, normal_form, without_fonts
 from slime_rewards.numerals import Numeral, read_numeral
-from slime_rewards.structure import Bracketed, bracketed, elements, interval, is_set, relation, rows, without_brackets
+from slime_rewards.structure import (
+    Bracketed,
+    bracketed,
+    elements,
+    interval,
+    is_set,
+    relation,
+    rows,
+    without_approximation,
+    without_brackets,
+)
 from slime_rewards.units import Quantity, read_quantity
 
 Algebra = Callable[[str, str], bool]
@@ -53,6 +64,8 @@ def _same(label: str, answer: str, algebra: Algebra) -> bool:
     if (letter := re.fullmatch(r"\(?([A-Z])\)?", _bare(label))) and (chosen := _choice(answer)):
         return chosen == letter[1]
     expected, given = elements(label), elements(answer)
+    if len(set(expected)) == len(expected):  # the label has each value once, so that repeating one says nothing
+        given = list(dict.fromkeys(given))
     if len(expected) != len(given):
         return False
     if len(expected) == 1 and not (is_set(label) or is_set(answer)):
@@ -72,6 +85,7 @@ def _same_in_any_order(expected: Sequence[str], given: Sequence[str], algebra: A
 
 def _same_value(label: str, answer: str, algebra: Algebra) -> bool:
     """Compare two values that are no lists."""
+    label, answer = without_approximation(label), without_approximation(answer)
     matrices = rows(label), rows(answer)
     if matrices[0] and matrices[1]:
         return _same_matrix(matrices[0], matrices[1], algebra)

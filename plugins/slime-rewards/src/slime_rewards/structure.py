@@ -22,6 +22,9 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|approx)(?![a-zA-Z])|[=<>]")
 _MATRIX = re.compile(r"^\\begin\{([bBpvV]?)(?:small)?matrix\}(.*)\\end\{[bBpvV]?(?:small)?matrix\}$")
 _ARRAY = re.compile(r"^[\[(] ?\\begin\{(?:array|matrix)\}(?: ?\{[^{}]*\})?(.*)\\end\{(?:array|matrix)\} ?[\])]$")
 _VARIABLE = re.compile(r"^(?:[A-Za-z](?: ?_ ?(?:\w|\{\w+\}))?|\\[a-z]+)$")
+_INDEX = re.compile(r" ?_ ?(?:\{[^{}]*\}|\w)|(?<![\\a-zA-Z])[A-Za-z]+ ?\(.*\)")
+"""What belongs to a name: an index, or what a function is of."""
+_CONSTANT = re.compile(r"\d|\\pi(?![a-zA-Z])|^ ?e ?$")
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
@@ -42,8 +45,9 @@ class Bracketed:
 
 
 def elements(text: str) -> list[str]:
-    r"""Return the values of a list or a set, each once: "1, 2", "1 or 2", "\{1, 2\}", "[0,1] \cup [2,3]", "\pm 1". One value
-    for everything else; none for the empty set."""
+    r"""Return the values of a list or a set: "1, 2", "1 or 2", "\{1, 2\}", "[0,1] \cup [2,3]", "\pm 1". One value
+    for everything else; none for the empty set. A list has what it repeats as often, a set once."""
+    once = is_set(text) or "\\cup" in text
     while found := _ONE_FONT.match(text):
         text = found[1].strip()
     if re.fullmatch(r"\\emptyset ?", text):
@@ -60,7 +64,7 @@ def elements(text: str) -> list[str]:
     for part in parts:
         nested = part != text and part.startswith(("\\{", "\\emptyset"))
         for value in elements(part) if nested else _both_signs(part):
-            if value not in found_parts:
+            if not (once and value in found_parts):
                 found_parts.append(value)
     return found_parts
 
@@ -113,6 +117,19 @@ def relation(text: str) -> tuple[list[str], list[str]]:
             signs.append(found[0])
             start = found.end()
     return [*parts, text[start:].strip()], signs
+
+
+def without_approximation(text: str) -> str:
+    r"""Return a single value without what it is about: "2\pi" of "2\pi \approx 6.28". Behind a name, as in "x \approx 6.28", stands
+    the value itself."""
+    depths = _depths(text)
+    side = 0
+    for found in _RELATION.finditer(text):
+        if depths[found.start()] == 0:
+            if found[0] == "\\approx" and _CONSTANT.search(_INDEX.sub("", without_fonts(text[side : found.start()]))):
+                return text[: found.start()].strip()
+            side = found.end()
+    return text
 
 
 def rows(text: str) -> tuple[str, list[list[str]]] | None:
