@@ -12,7 +12,7 @@ import rollout_cases
 from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
-from slime_core.errors import DataError
+from slime_core.errors import DataError, SampleError
 from slime_core.sample import RolloutOutput
 from slime_rollout_sglang.asked_metrics import pass_at_k
 
@@ -77,6 +77,37 @@ def test_two_evaluations_differ_by_the_weights_alone(evaluate) -> None:
     assert [s.tokens for s in outputs[0].generations] == [s.tokens for s in outputs[1].generations]
     seeds = [p["seed"] for _, p, _ in engines[0].requests]
     assert len(set(seeds)) == len(seeds)
+
+
+def seeds_of(evaluate: Any, **changes: Any) -> dict[tuple[Any, ...], int]:
+    """{(set, first token of the prompt, which answer): seed}"""
+    engine, found = ScriptedEngine(), {}
+    output = evaluate(engine, **changes)
+    for sample, (prompt, params, _) in zip(output.generations, engine.requests, strict=True):
+        places = (sample.dataset, prompt[0])
+        found[*places, sum(key[:2] == places for key in found)] = params["seed"]
+    return found
+
+
+def test_answers_depend_neither_on_other_sets_nor_on_how_many_there_are(evaluate, eval_sets: list[str]) -> None:
+    whole = seeds_of(evaluate)
+    assert len(set(whole.values())) == len(whole) == 5
+    for changes in ({"eval_prompt_data": eval_sets[2:]}, {"eval_prompt_data": [*eval_sets[2:], *eval_sets[:2]]}):
+        found = seeds_of(evaluate, **changes)
+        assert found == {key: seed for key, seed in whole.items() if key in found}
+    more = seeds_of(evaluate, n_samples_per_eval_prompt=3)
+    assert whole == {key: seed for key, seed in more.items() if key[2] == 0}
+    assert len(set(more.values())) == len(more) == 15
+
+
+def test_a_set_without_the_category_has_no_metric_of_it(evaluate) -> None:
+    asked = {"log_reward_category": "format", "eval_reward_key": "format"}
+    numbers = {"custom_rm_path": "rollout_cases.length_reward"}
+    dicts = {"custom_rm_path": "rollout_cases.two_numbers"}
+    metrics = evaluate(ScriptedEngine(), **asked, **dicts, eval_set_options={"easy": numbers}).metrics
+    assert {name.partition("/")[0] for name in metrics if "error_cat" in name} == {"hard"}
+    with pytest.raises(SampleError, match="--log-reward-category is 'format', but no reward is a dict with that key"):
+        evaluate(ScriptedEngine(), **asked, **numbers)
 
 
 def test_pass_at_k_is_the_share_of_draws_of_k_with_a_right_answer_in_them() -> None:

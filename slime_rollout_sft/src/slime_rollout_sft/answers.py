@@ -56,12 +56,14 @@ def answer_first(
         raise ArgumentError(needs_an_engine(f"--eval-generate {args.eval_generate}", args))
     ends = sorted({end for sample in samples if (end := trained_end(sample, tokenizer)) is not None})
     per_set: Counter[str] = Counter()
-    chosen = []
+    chosen, seeds = [], []
     for sample in samples:
+        number = per_set[str(sample.dataset)]
         per_set[str(sample.dataset)] += 1
-        if per_set[str(sample.dataset)] <= args.eval_generate:
+        if number < args.eval_generate:
             chosen.append(_question(sample))
-    return asyncio.run(_answer_all(args, reward, plugins or Plugins(), engine, tokenizer, chosen, ends))
+            seeds.append(args.rollout_seed + number)
+    return asyncio.run(_answer_all(args, reward, plugins or Plugins(), engine, tokenizer, chosen, seeds, ends))
 
 
 async def _answer_all(
@@ -71,11 +73,15 @@ async def _answer_all(
     engine: InferenceEngine,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Sample],
+    seeds: list[int],
     ends: list[int],
 ) -> tuple[list[Sample], dict[str, float]]:
     own = {name: args_of_set(args, name) for name in dict.fromkeys(str(question.dataset) for question in questions)}
     answered = await asyncio.gather(
-        *(_answer(own[str(question.dataset)], engine, tokenizer, question, ends) for question in questions)
+        *(
+            _answer(own[str(question.dataset)], engine, tokenizer, question, seed, ends)
+            for question, seed in zip(questions, seeds, strict=True)
+        )
     )
     rewards = {name: rewards_of_set(args, of_set, reward, plugins) for name, of_set in own.items()}
     await asyncio.gather(*(_score(rewards[str(sample.dataset)], sample, evaluation_key(args)) for sample in answered))
@@ -105,6 +111,7 @@ async def _answer(
     engine: InferenceEngine,
     tokenizer: PreTrainedTokenizerBase,
     question: Sample,
+    seed: int,
     ends: list[int],
 ) -> Sample:
     processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
@@ -114,7 +121,7 @@ async def _answer(
     if ends:  # besides the checkpoint's own
         params["stop_token_ids"] = ends
     if temperature > 0:
-        params["seed"] = args.rollout_seed + (question.index or 0)
+        params["seed"] = seed
     generation = await ask(engine, args, prompt, params, images=question.images)
     question.note(asked=question.prompt)
     return replace(

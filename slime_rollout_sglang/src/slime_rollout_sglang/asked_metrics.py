@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.results import shown
@@ -88,7 +88,7 @@ def reward_categories(rewards: Sequence[Any], key: str) -> dict[str, float]:
     Raises:
         SampleError: no reward has the key.
     """
-    named = [str(reward[key]) if isinstance(reward, dict) and key in reward else None for reward in rewards]
+    named = [str(reward[key]) if _has(reward, key) else None for reward in rewards]
     if not any(name is not None for name in named):
         raise SampleError(
             f"--log-reward-category is {key!r}, but no reward is a dict with that key; the first is {shown(rewards[0])}. Return the "
@@ -96,6 +96,28 @@ def reward_categories(rewards: Sequence[Any], key: str) -> dict[str, float]:
         )
     counts = Counter("none" if name is None else name for name in named)
     return {f"error_cat/{name}": count / len(rewards) for name, count in sorted(counts.items())}
+
+
+def categories_of_sets(rewards: Mapping[str, Sequence[Any]], key: str) -> dict[str, float]:
+    """Return `reward_categories` of evaluation sets as "SET/error_cat/VALUE", but of a set whose rewards have no such key.
+
+    Args:
+        rewards: of each set.
+
+    Raises:
+        SampleError: there are rewards, and none has the key.
+    """
+    having = {name: of_set for name, of_set in rewards.items() if any(_has(reward, key) for reward in of_set)}
+    chosen = having or {name: of_set for name, of_set in rewards.items() if of_set}
+    return {
+        f"{name}/{metric}": share
+        for name, of_set in chosen.items()
+        for metric, share in reward_categories(of_set, key).items()
+    }
+
+
+def _has(reward: Any, key: str) -> bool:
+    return isinstance(reward, dict) and key in reward
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.data import EvaluationSet, evaluation_sets
@@ -17,7 +18,7 @@ from slime_core.errors import DataError, first_error_only
 from slime_core.rollout.rewards import Rewards, choose_number, evaluation_key, reward_of_set
 from slime_core.sample import Group, RolloutOutput, Sample
 from slime_core.trajectories import in_trajectories, trajectory_rewards
-from slime_rollout_sglang.asked_metrics import pass_rates, reward_categories
+from slime_rollout_sglang.asked_metrics import categories_of_sets, pass_rates
 from slime_rollout_sglang.generators import generator_caller
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.metrics import response_metrics, reward_numbers
@@ -40,7 +41,8 @@ async def evaluate(
 ) -> RolloutOutput:
     """Return `--n-samples-per-eval-prompt` answers to every prompt of `--eval-prompt-data`.
 
-    The seeds do not depend on the rollout, so two evaluations differ by the weights alone. An answer whose generate
+    The seeds do not depend on the rollout, so two evaluations differ by the weights alone; that of an answer follows from its set, its
+    row there and how many answers to it came before, so that other sets and further answers change none. An answer whose generate
     function or reward failed for good is left out and counted, and so is a prompt that is too long.
 
     Returns:
@@ -58,6 +60,7 @@ async def evaluate(
     generations: list[Sample] = []
     numbers, group_numbers = itertools.count(), itertools.count()
     metrics: dict[str, float] = {}
+    rewards_of_sets: dict[str, list[Any]] = {}
     calls = Counter[str]()
     for evaluation_set in evaluation_sets(args):
         name = evaluation_set.name
@@ -68,7 +71,8 @@ async def evaluate(
         prompts = PromptTokenizer(own, *prompt_limit(own, evaluation=True))
         groups = _groups(own, evaluation_set, prompts, numbers, group_numbers)
         runner = GroupRunner(
-            *(own, requests, generator, rewards, eval_parameters(own), (args.rollout_seed, "eval", name)),
+            *(own, requests, generator, rewards, eval_parameters(own)),
+            seed=partial(_place, (args.rollout_seed, "eval", name), groups[0][0], own.n_samples_per_eval_prompt),
             evaluation=True,
             hooks=hooks,
         )
@@ -83,13 +87,14 @@ async def evaluate(
         if answers:
             dicts = [sample.metadata.get("rewards") for sample in answers]
             found |= {**response_metrics(answers), **reward_numbers(answers, dicts), **_pass_rates(own, answered)}
-            if args.log_reward_category:
-                found |= reward_categories(dicts, args.log_reward_category)
+            rewards_of_sets[name] = dicts
         else:
             logger.warning("The evaluation set %s has no answer at all; the warnings above say why.", name)
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         generations += answers
         calls.update({**(generator.metrics() if own.custom_generate_function_path else {}), **rewards.metrics()})
+    if args.log_reward_category:
+        metrics |= categories_of_sets(rewards_of_sets, args.log_reward_category)
     for caller in hooks.callers:
         metrics |= caller.metrics()
     return RolloutOutput([], {**metrics, **calls}, generations)
@@ -152,6 +157,16 @@ def _groups(
             f"{left_out or 'it is empty'}."
         )
     return groups
+
+
+def _place(of_set: tuple[object, ...], first: Sample, count: int, sample: Sample) -> tuple[object, ...]:
+    """What the seed of an answer follows from: its set, its row there, and which of the answers to it this is.
+
+    Args:
+        first: answer of the set.
+        count: of the answers to each row.
+    """
+    return (*of_set, *divmod((sample.index or 0) - (first.index or 0), count))
 
 
 async def _answer(runner: GroupRunner, groups: Sequence[Group]) -> list[Group]:

@@ -83,8 +83,8 @@ class GroupRunner:
         generator: the generate function under its failure policy; see `slime_rollout_sglang.generators`.
         rewards: score the samples that are finished.
         parameters: how responses are sampled.
-        seed: names the run and what is sampled. The seed of a sample follows from this, its index and how often it was
-            continued, so it does not depend on the order in which samples are finished.
+        seed: names the run and a sample of it. The seed of a sample follows from this and how often it was continued, so it does
+            not depend on the order in which samples are finished.
         mask_earlier: whether tokens that were there before this rollout are left out of training.
         evaluation: whether evaluation sets are answered, as generate functions that ask for it are told.
         hooks: see, or change, finished samples before they are scored.
@@ -100,7 +100,7 @@ class GroupRunner:
         generator: Caller,
         rewards: Rewards,
         parameters: SamplingParameters,
-        seed: tuple[int | str, ...],
+        seed: Callable[[Sample], tuple[object, ...]],
         mask_earlier: bool = False,
         evaluation: bool = False,
         hooks: SampleHooks | None = None,
@@ -184,7 +184,7 @@ class GroupRunner:
         return hooked
 
     async def _generate(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
-        params = self._parameters.for_sample(sample, seed_of(*self._seed, sample.index, times_continued(sample)))
+        params = self._parameters.for_sample(sample, seed_of(*self._seed(sample), times_continued(sample)))
         if params["max_new_tokens"] < 1:
             return [_untrained_if_empty(sample.changed(status=Status.TRUNCATED))]
         if "engine" not in self._wanted_extras:
@@ -289,7 +289,7 @@ class GroupRunner:
         has_rewards = not anew and all(s.reward is not None for s in samples)
         if has_rewards or any(s.status not in FINISHED for s in needed):
             return
-        with self._surround(self._session(samples[0], scores=True), seed_of(*self._seed, samples[0].index, "reward")):
+        with self._surround(self._session(samples[0], scores=True), seed_of(*self._seed(samples[0]), "reward")):
             scored = await self._unless_stopped(self._rewards.score(samples))
         if scored is False:
             raise GroupLost("reward")

@@ -67,7 +67,8 @@ class RolloutPipeline:
         generator = generator_caller(args, components, plugins, args.reward_key)
         self._rewards = Rewards(args, plugins, components.further.get("reward"), args.reward_key)
         self.runner = GroupRunner(
-            *(args, self.requests, generator, self._rewards, rollout_parameters(args), (args.rollout_seed,)),
+            *(args, self.requests, generator, self._rewards, rollout_parameters(args)),
+            seed=lambda sample: (args.rollout_seed, sample.index),
             mask_earlier=self._masks_earlier,
             hooks=self.hooks,
         )
