@@ -155,7 +155,18 @@ def test_hooks_find_what_slime_derives_from_other_options(
         ("rm_hub.deepscaler.get_deepscaler_rule_based_reward", (r"hm</think>\boxed{7}", "7"), 1),
         ("rm_hub.deepscaler.get_deepscaler_rule_based_reward", (r"hm</think>\boxed{8}", "7"), 0),
         ("rm_hub.math_utils.grade_answer_verl", (r"\boxed{\frac{1}{2}}", "0.5"), True),
-        ("rm_hub.math_utils.grade_answer_verl", ("7", "8"), False),
+        *(
+            ("rm_hub.math_utils.grade_answer_verl", given, expected)
+            for given, expected in [
+                (("The answer is 42.", "42"), False),  # without a box
+                ((r"\boxed{42}", r"\boxed{42}"), True),
+                ((r"\boxed{42}", 42), True),
+                ((r"\boxed{0}", "0"), True),
+                *(((r"\boxed{42}", empty), False) for empty in ("", " ", None)),
+            ]
+        ),
+        *(("rm_hub.deepscaler.get_deepscaler_rule_based_reward", (r"</think>\boxed{7}", no), 0) for no in ("", None)),
+        *(("rm_hub.math_utils.grade_answer_sympy", ("42", no), False) for no in ("", None)),
         ("rm_hub.math_utils.grade_answer_sympy", ("1/2", "0.5"), True),
         ("rm_hub.math_utils.grade_answer_mathd", (None, "0.5"), False),
         ("rm_hub.math_utils.extract_answer", (r"\boxed{1} and \boxed{2}",), "2"),

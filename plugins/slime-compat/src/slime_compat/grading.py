@@ -58,17 +58,17 @@ def compute_score(
 
 
 def get_deepscaler_rule_based_reward(response: str, label: Any) -> int:
-    """Return 1 or 0 by the reward `deepscaler`."""
-    return int(graded("deepscaler", response, label))
+    """Return 1 or 0 by the reward `deepscaler`; 0 without a label."""
+    return 0 if _is_empty(label) else int(graded("deepscaler", response, label))
 
 
 def grade_answer_verl(solution_str: str, ground_truth: Any) -> bool:
-    """Whether the boxed answer of a response is the ground truth, by the reward `math`."""
-    return bool(graded("math", solution_str, ground_truth) == 1)
+    """Whether the boxed answer of a response is the ground truth, by the reward `boxed_math`; False without a ground truth."""
+    return not _is_empty(ground_truth) and bool(graded("boxed_math", solution_str, ground_truth) == 1)
 
 
 def grade_answer(given_answer: str | None, ground_truth: Any) -> bool:
-    """Whether an answer, without a box around it, is the ground truth, by the reward `math`."""
+    """Whether an answer, without a box around it, is the ground truth, by the reward `boxed_math`; False without a ground truth."""
     return given_answer is not None and grade_answer_verl(rf"\boxed{{{given_answer}}}", ground_truth)
 
 
@@ -86,6 +86,10 @@ def f1_score(prediction: str | None, ground_truth: Any) -> tuple[float, float, f
 def compute_gpqa_reward(response: str | None, label: Any, metadata: dict[str, Any] | None = None) -> float:
     """Return 1.0 or 0.0 by the reward `gpqa`."""
     return float(graded("gpqa", response, label, metadata))
+
+
+def _is_empty(label: Any) -> bool:
+    return label is None or not str(label).strip()
 
 
 @cache
