@@ -39,6 +39,11 @@ def test_a_stop_string_ends_the_response_with_the_token_that_completes_it(llama:
     assert len(early.tokens) >= first + 5
 
 
+def test_stop_tokens_end_answers_besides_the_end_tokens_of_the_checkpoint() -> None:
+    parameters = SamplingParams.parse({"max_new_tokens": 4, "stop_token_ids": [7]}, frozenset({2}))
+    assert parameters.stop_token_ids == {2, 7}
+
+
 def test_stop_tokens_are_not_chosen_before_the_least_length(llama: Any, start: Start) -> None:
     folder, model = llama
     engine = start(folder, model)
