@@ -64,6 +64,10 @@ TYPES: dict[str, tuple[pa.Array, list[Any]]] = {
     "whole numbers": (pa.array([1, -2], pa.int8()), [1, -2]),
     "half": (pa.array([0.5, 2.0], pa.float16()), [0.5, 2.0]),
     "float": (pa.array([0.5, 2.0], pa.float32()), [0.5, 2.0]),
+    "half that is no power of two": (pa.array([0.1, 12.7], pa.float16()), [0.1, 12.7]),
+    "float that is no power of two": (pa.array([0.1, -1e-7], pa.float32()), [0.1, -1e-7]),
+    "list of floats": (pa.array([[0.1, None], []], pa.list_(pa.float32())), [[0.1, None], []]),
+    "struct of floats": (pa.array([{"a": 0.1}, {"a": None}], pa.struct([("a", pa.float32())])), [{"a": 0.1}, {}]),
     "boolean": (pa.array([True, False]), [True, False]),
     "uuid": (
         pa.ExtensionArray.from_storage(pa.uuid(), pa.array([UUID(int=5).bytes] * 2, pa.binary(16))),

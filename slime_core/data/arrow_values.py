@@ -28,6 +28,7 @@ def meaning(field: pa.Field, json_fields: frozenset[str] = frozenset(), is_json:
     * JSON, in Arrow's extension type `arrow.json` or a text column that is said to hold it, is read, with its nulls.
     * Keys that are null in a struct are left out: Arrow gives all structs of a column the same keys and pads with nulls.
     * A map is an object; a null in it is meant.
+    * Numbers of 16 and 32 bits with a point are the shortest decimal that they stand for: 0.1, not 0.10000000149011612.
     * Dictionary-encoded values are the values. Dates and times are ISO 8601 text, durations seconds, decimals text as it
       is written, or whole numbers where the type has no places.
 
@@ -53,6 +54,8 @@ def meaning(field: pa.Field, json_fields: frozenset[str] = frozenset(), is_json:
         return _list(meaning(kind.value_field, json_fields))
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return meaning(pa.field(field.name, kind.value_type), json_fields)
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        return _shortest(kind)
     return None if _is_plain(kind) else plain_value
 
 
@@ -65,6 +68,11 @@ def _extension(field: pa.Field) -> str:
     """Return the name of a field's extension type, also of one that this pyarrow does not know; "" for none."""
     name = getattr(field.type, "extension_name", None)
     return str(name) if name else (field.metadata or {}).get(_EXTENSION_NAME, b"").decode(errors="replace")
+
+
+def _shortest(kind: pa.DataType) -> Meaning:
+    narrow = kind.to_pandas_dtype()  # numpy's type
+    return lambda value: float(str(narrow(value)))
 
 
 def _struct(meanings: dict[str, Meaning | None]) -> Meaning:
