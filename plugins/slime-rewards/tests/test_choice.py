@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from slime_rewards.choice import chosen_letter
+from slime_rewards.choice import _plain, chosen_letter
 from slime_rewards.gpqa import LETTERS
 
 STATED = {
@@ -62,3 +64,23 @@ def test_two_letters_side_by_side_and_letters_that_are_ruled_out_are_no_choice()
         for letter, other in PAIRS:
             response = form.replace("{L}", letter).replace("{W}", other)
             assert chosen_letter(response, LETTERS) not in (letter, other), response
+
+
+def test_nested_fonts_take_time_by_their_length() -> None:
+    depth = 100_000
+    began = time.process_time()
+    assert chosen_letter("Answer: " + r"\text{" * depth + "B" + "}" * depth, LETTERS) == "B"
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (r"\text{a \mathbf {b}} c", "a b c"),
+        (r"\text{a {b} \bm{c}} \bm{d}", r"\text{a {b} c} d"),  # other brackets within
+        (r"\text{a \bm{b}", r"\text{a b"),
+        (r"a} \bm{b}}", "a} b}"),
+    ],
+)
+def test_fonts_are_taken_off_where_they_are_closed(text: str, plain: str) -> None:
+    assert _plain(text) == plain

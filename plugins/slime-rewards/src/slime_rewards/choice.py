@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from slime_core.rollout.boxed import last_box
 
-_FONTS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|fbox|boxed) ?\{([^{}]*)\}"
+_BRACKET = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|fbox|boxed) ?\{|[{}]"
 )
+"""The beginning of a font, or a bracket."""
 _DECORATION = re.compile(
     r"\*+|__|\$|`|\\[,;:! ]|\\[()\[\]]|\\(?:displaystyle|left|right|quad)(?![a-z])|[“”\"]|^#+|(?<=\n)#+"
 )
@@ -138,10 +139,27 @@ def _answering(response: str) -> str:
 
 def _plain(text: str) -> str:
     """Return a text without LaTeX fonts, dollar signs and marks of emphasis."""
-    text, before = text.translate(_FULL_WIDTH), None
-    while before != text:
-        before, text = text, _FONTS.sub(r"\1", text)
-    return _DECORATION.sub("", text).strip()
+    return _DECORATION.sub("", _without_fonts(text.translate(_FULL_WIDTH))).strip()
+
+
+def _without_fonts(text: str) -> str:
+    r"""Return a text without fonts such as \text{…}, but for those that are not closed or have other brackets within. In one pass."""
+    pieces: list[str] = []  # what stands between brackets, and brackets, in turn
+    opened: list[int] = []
+    with_brackets: set[int] = set()
+    start = 0
+    for found in _BRACKET.finditer(text):
+        pieces += [text[start : found.start()], found[0]]
+        start = found.end()
+        if found[0] != "}":
+            opened.append(len(pieces) - 1)
+        elif opened:
+            opening = opened.pop()
+            if pieces[opening] != "{" and opening not in with_brackets:
+                pieces[opening] = pieces[-1] = ""
+            elif opened:
+                with_brackets.add(opened[-1])
+    return "".join([*pieces, text[start:]])
 
 
 def _mentions(text: str, valid: Sequence[str]) -> list[Mention]:
