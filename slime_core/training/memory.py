@@ -99,10 +99,11 @@ def longest_row(args: RunArguments) -> int | None:
     A sample that is longer than the budget is a micro-batch of its own.
     """
     sample = longest_sample(args)
+    context = getattr(args, "context_parallel_size", 1) if args.train_backend == "megatron" else 1
+    part = None if sample is None else -(-sample // context)
     if args.use_dynamic_batch_size and args.max_tokens_per_gpu is not None:
-        context = getattr(args, "context_parallel_size", 1) if args.train_backend == "megatron" else 1
-        return max(args.max_tokens_per_gpu, -(-(sample or 0) // context))
-    return None if sample is None else args.micro_batch_size * sample
+        return max(args.max_tokens_per_gpu, part or 0)
+    return None if part is None else args.micro_batch_size * part
 
 
 def longest_sample(args: RunArguments) -> int | None:

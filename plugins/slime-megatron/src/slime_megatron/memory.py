@@ -7,12 +7,22 @@ and the activations of all micro-batches that are under way in it, which are mos
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slime_core.contracts.memory import ALWAYS, Holding, MemoryUse, ModelShape, Part, Phase
 from slime_core.errors import ArgumentError
-from slime_core.training.memory import Dimensions, adapted, in_words, logits, longest_row, product
+from slime_core.training.frozen import trained_names
+from slime_core.training.memory import (
+    Dimensions,
+    adapted,
+    in_words,
+    logits,
+    longest_row,
+    product,
+    vision_parameters,
+)
 
 if TYPE_CHECKING:
     from slime_megatron.arguments import MegatronRunArguments
@@ -107,7 +117,7 @@ def _stage(
         layers: the numbers of its layers.
     """
     first, last = layers.start == 0, layers.stop == d.layers
-    dense, experts = _weights(args, model, d, cut, layers)
+    dense, experts = _weights(args, model, d, cut, layers, model.parameters)
     number = 2 if args.bf16 else 4
     stage = f" in {cut.tensor} × {cut.pipeline} parts" if cut.tensor * cut.pipeline > 1 else ""
     expert = f", experts in {cut.expert * cut.expert_tensor * cut.pipeline}" if experts else ""
@@ -118,8 +128,10 @@ def _stage(
         parts.append(Part("weights in FP8", 2 * (dense + experts), "as they are multiplied, both ways", TRAIN))
     if use.role == "reference":
         return parts
-    trained, own_experts = dense, experts
-    if args.lora_rank:
+    if not args.lora_rank:
+        names = trained_names(args, model.parameters.keys(), "the model", vision_parameters(model))
+        trained, own_experts = _weights(args, model, d, cut, layers, names)
+    else:
         added = sum(args.lora_rank * sum(shape) for _, shape in adapted(args, model)) / d.layers * len(layers)
         parts.append(Part("adapters", number * added, f"{in_words(added)} weights × {number} bytes"))
         trained, own_experts = added, 0
@@ -156,15 +168,19 @@ def _stage(
 
 
 def _weights(
-    args: MegatronRunArguments, model: ModelShape, d: Dimensions, cut: Cut, layers: range
+    args: MegatronRunArguments, model: ModelShape, d: Dimensions, cut: Cut, layers: range, names: Container[str]
 ) -> tuple[float, float]:
-    """The weights of one rank of a stage: all but experts, and those of experts."""
+    """The weights of one rank of a stage: all but experts, and those of experts.
+
+    Args:
+        names: of the parameters that count.
+    """
     dense = experts = 0.0
     multiple = args.make_vocab_size_divisible_by * cut.tensor
     padded = -(-d.vocabulary // multiple) * multiple
     for name, shape in model.parameters.items():
         number = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        if number is not None and number not in layers:
+        if name not in names or (number is not None and number not in layers):
             continue
         size = product(shape)
         if number is None:
