@@ -54,6 +54,17 @@ def test_every_set_is_read_answered_and_scored_as_it_says(words: list[str], tmp_
     assert metrics["eval/a/loss"] == metrics["eval/c/loss"] != metrics["eval/b/loss"]
 
 
+def test_sampled_answers_do_not_depend_on_other_sets(words: list[str], tmp_path: Path) -> None:
+    found = []
+    for number, others in enumerate(({}, {"before": {}})):
+        write(tmp_path, {**others, "a": {"temperature": 1.0, "max_response_len": 8}})
+        run = tmp_path / f"run{number}"
+        assert main(["train", *words[:-1], str(run), "--eval-generate", "1"]) == 0
+        (file,) = (run / "eval").glob("*.jsonl")
+        found.append(json.loads(file.read_text().splitlines()[-1])["tokens"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("own", "more", "said"),
     [
