@@ -23,3 +23,13 @@ class Lazy:
     aliases: tuple[str, ...] = ()
     reads_options: tuple[str, ...] | None = None
     check: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        TypeError: a text where several names are expected, each letter of which would be one.
+        """
+        for field in ("aliases", "reads_options"):
+            if isinstance(given := getattr(self, field), str):
+                raise TypeError(
+                    f"Lazy({self.target!r}): {field} is the text {given!r}; expected a tuple: ({given!r},)."
+                )

@@ -62,6 +62,40 @@ def test_a_faulty_reward_names_itself_and_the_sample(definition, says, tmp_path,
     assert failing.failures >= 1
 
 
+ASYNC = """
+import functools
+
+async def plain(args, sample):
+    await asyncio.sleep(0.001)
+    return 1.0
+
+async def group(args, samples):
+    await asyncio.sleep(0.001)
+    return [1.0 for sample in samples]
+
+def decorated(function):
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        return function(*args, **kwargs)
+    return called
+
+class Judge:
+    async def __call__(self, args, sample):
+        return await plain(args, sample)
+"""
+
+
+@pytest.mark.parametrize(
+    "form", ["plain", "decorated(plain)", "Judge()", "lambda args, sample: plain(args, sample)", "decorated(group)"]
+)
+def test_an_async_reward_is_awaited_in_whatever_form_it_comes(form, tmp_path, monkeypatch):
+    """The usual decorators make a plain function of an async one."""
+    for policy in ("reward:timeout=5,retries=0,on_failure=raise", "reward:retries=0,on_failure=raise"):
+        scoring = caller(f"{ASYNC}\nit = {form}\n", tmp_path, monkeypatch, policy)
+        samples = SAMPLES if "group" in form else SAMPLES[:1]
+        assert asyncio.run(score(scoring, ARGS, samples)) == [1.0] * len(samples)
+
+
 def test_a_dropped_reward_is_counted_and_the_others_go_on(tmp_path, monkeypatch):
     code = "def it(args, sample): return 1.0 if sample.index == 4 else 1 / 0"
     dropping = caller(code, tmp_path, monkeypatch, "reward:retries=1,backoff=0,on_failure=drop")

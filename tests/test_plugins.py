@@ -66,6 +66,11 @@ def test_a_component_is_chosen_by_name_by_alias_and_by_import_path(tmp_path, mon
         ("@hookimpl\ndef slime_lossez(): return {}", "unknown hook 'slime_lossez'"),
         ("@hookimpl\ndef slime_losses(wrong): return {}", "Argument(s) {'wrong'} are declared"),
         ("@hookimpl\ndef slime_losses(): raise ValueError('sour')", "ValueError: sour"),
+        ("@hookimpl\nasync def slime_run_finished(): pass", "Its slime_run_finished is async, and would never run"),
+        ("@hookimpl\ndef slime_run_started(args): yield", "Its slime_run_started is a generator, and would never run"),
+        ("@hookimpl\nasync def slime_run_started(): yield", "is an async generator, and would never run"),
+        ("@hookimpl\ndef slime_losses(): return {'a': Lazy('m:f', aliases=('x.y'))}", "aliases is the text 'x.y'"),
+        ("@hookimpl\ndef slime_losses(): return {'a': Lazy('m:f', reads_options='lr')}", "expected a tuple: ('lr',)"),
     ],
 )
 def test_a_broken_plugin_is_set_aside_with_its_reason_and_stops_nobody_else(tmp_path, monkeypatch, code, reason):
@@ -94,9 +99,9 @@ def test_two_components_with_one_name_are_an_error_that_names_both(tmp_path, mon
     infos = [plugin(tmp_path, monkeypatch, name, LOSS) for name in ("first", "second")]
     with pytest.raises(PluginError) as error:
         Plugins(infos).select("loss", "my_loss")
-    assert "Two plugins provide a loss named 'my_loss': first (dist-first 1.2) and second (dist-second 1.2)" in str(
-        error.value
-    )
+    said = str(error.value)
+    assert "Two plugins provide a loss named 'my_loss': first (dist-first 1.2) and second (dist-second 1.2)" in said
+    assert "switch one off with --disable-plugin dist-second." in said
 
 
 @pytest.mark.parametrize(
@@ -293,6 +298,40 @@ def test_observers_run_in_order_and_are_given_what_they_ask_for(tmp_path, monkey
     infos = [plugin(tmp_path, monkeypatch, name, code) for name in ("watcher", "other")]
     Plugins(infos).notify("slime_run_finished", args="a", error=None)
     assert sys.modules["watcher"].seen == sys.modules["other"].seen == [None]
+
+
+def test_an_observer_that_takes_any_keywords_is_told_everything(tmp_path, monkeypatch):
+    code = "seen = {}\n@hookimpl\ndef slime_run_finished(**kwargs): seen.update(kwargs)"
+    Plugins([plugin(tmp_path, monkeypatch, "curious", code)]).notify("slime_run_finished", args="a", error=None)
+    assert sys.modules["curious"].seen == {"args": "a", "error": None}
+
+
+def test_an_observer_that_returns_something_to_be_awaited_is_told_of(tmp_path, monkeypatch, caplog):
+    code = """
+        import functools
+        async def later(error): raise AssertionError("it ran")
+        @hookimpl
+        def slime_run_finished(error): return later(error)
+        """
+    Plugins([plugin(tmp_path, monkeypatch, "postponing", code)]).notify("slime_run_finished", args="a", error=None)
+    assert "It returned something to be awaited, and nobody does that" in caplog.text
+
+
+def test_plugins_are_told_apart_by_their_distribution(tmp_path, monkeypatch, caplog):
+    """Nothing keeps two of them from having entry points of one name, that of the core among them."""
+    code = "seen = []\n@hookimpl\ndef slime_run_finished(error):\n    seen.append(error)\n"
+    good = plugin(tmp_path, monkeypatch, "good_observer", code)
+    bad = plugin(tmp_path, monkeypatch, "bad_observer", code + "    raise ValueError('sour')")
+    for info in (good, bad):
+        info.name = "report"
+    plugins = Plugins([bad, good])
+    for _ in range(2):
+        plugins.notify("slime_run_finished", args="a", error=None)
+    assert [len(sys.modules[name].seen) for name in ("bad_observer", "good_observer")] == [1, 2]
+    assert "--disable-plugin dist-bad_observer" in caplog.text
+    bad.name = "core"
+    assert Switches(only=("torch",)).verdict(bad)
+    assert not Switches(only=("torch",)).verdict(PluginInfo("core", "slime_core", "1", "slime_core.plugin"))
 
 
 def test_an_unknown_name_offers_the_nearest_one():

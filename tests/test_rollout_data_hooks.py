@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from slime_core.plugins import Plugins
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
 from slime_core.training.postprocess import postprocessed
+from slime_rollout_sglang.sample_hooks import SampleHooks
 
 HOOK = "--rollout-data-postprocess-path"
 
@@ -146,6 +148,45 @@ def test_hooks_follow_each_other_and_rewards_see_what_they_leave(flags: list[str
             assert row["rollout_log_probs"] == sample["rollout_log_probs"]
             assert len(row["advantages"]) == len(row["log_probs"]) == row["response_length"]
     assert (tmp_path / "details" / "tokenizer" / "tokenizer_config.json").exists()
+
+
+SAMPLE_HOOKS = """
+import functools
+
+async def later(args, sample, **told):
+    return changed(args, sample, **told)
+
+def changed(args, sample, **told):
+    sample.metadata["told"] = sorted(told.items())
+
+def decorated(function):
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        return function(*args, **kwargs)
+    return called
+
+class Hook:
+    async def __call__(self, args, sample, rollout_id, evaluation):
+        return await later(args, sample, rollout_id=rollout_id, evaluation=evaluation)
+"""
+
+
+@pytest.mark.parametrize("form", ["changed", "later", "decorated(later)", "Hook()", "functools.partial(later)"])
+def test_a_sample_hook_runs_and_is_told_of_evaluations_in_whatever_form_it_comes(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"hooks_{abs(hash(form))}"
+    (tmp_path / f"{module}.py").write_text(f"{SAMPLE_HOOKS}\nhook = {form}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    selected = Plugins([]).select("sample_hook", f"{module}.hook")
+    args: Any = SimpleNamespace(failure_policy=[])
+    hooks = SampleHooks(args, cast(Any, SimpleNamespace(sample_hooks=[selected])), evaluation=True)
+    hooks.rollout_id = 3
+    given = Sample(index=0, metadata={})
+    made = asyncio.run(hooks.apply(given))
+    assert made is not None
+    assert made.metadata["told"] == [["evaluation", True], ["rollout_id", 3]]
+    assert given.metadata == {}, "another attempt would begin with what this one has left"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ class Caller:
         return tenacity.Retrying(**self._retrying(item, ""))(attempt)
 
     async def call_async(self, *args: Any, item: str = "", work: str = "", **kwargs: Any) -> Any:
-        """Call a plain or async function from a coroutine. A plain one runs on a thread of its own.
+        """Call a plain or async function from a coroutine. A plain one runs on a thread of its own; what it returns is awaited here where
+        it can be, as of a decorated async function.
 
         Args:
             work: what is lost with the item (a sample's group). Items of the same work that are dropped one after the other
@@ -132,7 +133,11 @@ class Caller:
         def start() -> Any:
             if inspect.iscoroutinefunction(self.selected.target):
                 return self.selected(*args, **kwargs)
-            return asyncio.wrap_future(in_thread(self.selected, args, kwargs))
+            return finished(asyncio.wrap_future(in_thread(self.selected, args, kwargs)))
+
+        async def finished(future: asyncio.Future[Any]) -> Any:
+            made = await future
+            return await made if inspect.isawaitable(made) else made
 
         async def attempt() -> Any:
             with self._counted():

@@ -34,7 +34,11 @@ class Switches:
             return "switched off by --disable-plugin or SLIME_PLUGINS"
         if not self.third_party and canonicalize_name(info.distribution) not in FIRST_PARTY:
             return "third-party plugins are switched off by --no-third-party"
-        if self.only is not None and info.name != "core" and not _mentioned(info, self.only):
+        if (
+            self.only is not None
+            and canonicalize_name(info.distribution) != "slime-core"
+            and not _mentioned(info, self.only)
+        ):
             return "not in the list of --only-plugin or SLIME_PLUGINS"
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from typing import Any
 
@@ -64,12 +65,37 @@ def _checked_hooks(plugin: Any) -> Hooks:
         if caller.name in known:
             found[caller.name] = implementations[0]
             _check_markers(implementations[0], caller.name)
+            if caller.name in OBSERVERS:
+                _check_is_plain(implementations[0], caller.name)
     marked = {implementation.function.__name__ for implementation in found.values()}
     if unmarked := sorted(name for name in known - set(found) - marked if callable(getattr(plugin, name, None))):
         raise PluginError(f"It defines {', '.join(unmarked)} without the decorator @slime_core.hookimpl; add it.")
     if not found:
         raise PluginError("It implements no hook of slime; see slime_core/hookspecs.py for what there is.")
     return found
+
+
+def _check_is_plain(implementation: pluggy.HookImpl, hook: str) -> None:
+    """An observer is called once, and nobody awaits it or goes through what it yields."""
+    function = implementation.function
+    forms = {
+        "async": inspect.iscoroutinefunction(function),
+        "a generator": inspect.isgeneratorfunction(function),
+        "an async generator": inspect.isasyncgenfunction(function),
+    }
+    for form, is_one in forms.items():
+        if is_one:
+            raise PluginError(
+                f"Its {hook} is {form}, and would never run; make it a plain function (def, without yield)."
+            )
+
+
+def require_done(returned: object) -> None:
+    """Raise `PluginError` if an observer returned something that has not run yet, such as a decorated async function does."""
+    if inspect.isawaitable(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()
+        raise PluginError("It returned something to be awaited, and nobody does that; make it a plain function.")
 
 
 def _check_markers(implementation: pluggy.HookImpl, hook: str) -> None:

@@ -21,7 +21,7 @@ from slime_core.lazy import Lazy
 from slime_core.plugins.catalogue import IMPORT, imports, where_to_get
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
 from slime_core.plugins.import_path import looked_in, names_a_module, resolve
-from slime_core.plugins.loading import Hooks, load, set_aside
+from slime_core.plugins.loading import Hooks, load, require_done, set_aside
 from slime_core.plugins.selection import Selected, Timings
 from slime_core.plugins.signatures import ability_problems, accepted_extras, near_misses, problems
 from slime_core.plugins.slime_shapes import made_to_fit, what_to_change
@@ -133,7 +133,7 @@ class Plugins:
         if len(found) > 1:
             raise PluginError(
                 f"Two plugins provide a {kind} named {name!r}: {found[0].plugin.label} and {found[1].plugin.label}. "
-                f"Uninstall one of the two distributions, or switch one off with --disable-plugin {found[1].plugin.name}."
+                f"Uninstall one of the two distributions, or switch one off with --disable-plugin {found[1].plugin.distribution}."
             )
         return found[0] if found else None
 
@@ -259,7 +259,8 @@ class Plugins:
                 def call(implementation: Callable[..., object] = implementation, **arguments: Any) -> None:
                     started = time.perf_counter()
                     try:
-                        implementation(**{n: arguments[n] for n in accepted_extras(implementation, tuple(arguments))})
+                        names = accepted_extras(implementation, tuple(arguments), whole=True)
+                        require_done(implementation(**{name: arguments[name] for name in names}))
                     finally:
                         self._timings.add(hook, time.perf_counter() - started)
 
@@ -268,16 +269,16 @@ class Plugins:
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of the observer `hook`, in order of plugin name."""
         for info, call in self.observers(hook):
-            if info.name in self._silenced:
+            if info.label in self._silenced:
                 continue
             try:
                 call(**arguments)
             except (Exception, *EXITS) as error:
-                self._silenced.add(info.name)
+                self._silenced.add(info.label)
                 logger.warning(
                     "The hook %s of the plugin %s raised %s: %s. Its observers are off for the rest of the run; repair it, "
                     "or switch it off with --disable-plugin %s.",
-                    *(hook, info.label, type(error).__name__, error, info.name),
+                    *(hook, info.label, type(error).__name__, error, info.distribution),
                     exc_info=error,
                 )
 

@@ -86,10 +86,15 @@ def _members(protocol: Any) -> list[str]:
     return [name for name in own if not name.startswith("_")]
 
 
-def accepted_extras(component: Any, extras: tuple[str, ...]) -> list[str]:
-    """Which of `extras` the component names among its parameters."""
+def accepted_extras(component: Any, extras: tuple[str, ...], whole: bool = False) -> list[str]:
+    """Which of `extras` the component names among its parameters.
+
+    Args:
+        whole: one that takes any keyword arguments (`**kwargs`) gets all of them.
+    """
     parameters = inspect.signature(component).parameters
-    return [name for name in extras if name in parameters]
+    takes_all = whole and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [name for name in extras if takes_all or name in parameters]
 
 
 def _annotation_problem(own: Any, wanted: Any) -> str | None:

@@ -39,10 +39,12 @@ def leaves_good_samples(subject: Subject[Sample | None]) -> None:
     """leaves samples that can be scored and trained"""
     for sample in _rollouts(subject)[0]:
         sample.reward = None
-        offered = {"rollout_id": 0, "evaluation": False}
+        offered: dict[str, Any] = {"rollout_id": 0, "evaluation": False}
         with subject.takes("finished samples without a reward"):
             made = subject.call(
-                subject.args, sample, extras={n: offered[n] for n in accepted_extras(subject.target, tuple(offered))}
+                subject.args,
+                sample,
+                **{n: offered[n] for n in accepted_extras(subject.target, tuple(offered), whole=True)},
             )
         check_rollout([[sample if made is None else made]], need_reward=False)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,9 @@ class SampleHooks:
         """Return what the hooks leave of a sample, one after the other; None if one of them failed and is to be dropped."""
         for caller in self.callers:
             offered: dict[str, Any] = {"rollout_id": self.rollout_id, "evaluation": self._evaluation}
-            extras = {name: offered[name] for name in accepted_extras(caller.selected.target, tuple(offered))}
+            extras = {
+                name: offered[name] for name in accepted_extras(caller.selected.target, tuple(offered), whole=True)
+            }
             made: Sample | Dropped = await caller.call_async(self._args, sample, item=sample.name, **extras)
             if isinstance(made, Dropped):
                 return None
@@ -59,14 +61,16 @@ def _on_a_copy(target: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a hook, plain or async, so that another attempt begins with the sample as it was; it returns the copy that was changed
     in place, where the hook returns none."""
 
+    async def finished(own: Sample, making: Awaitable[Any]) -> Any:
+        made = await making
+        return own if made is None else made
+
+    @functools.wraps(target)
     def called(args: RlRunArguments, sample: Sample, **extras: Any) -> Any:
         own = copy.deepcopy(sample)
         made = target(args, own, **extras)
+        if inspect.isawaitable(made):
+            return finished(own, made)
         return own if made is None else made
 
-    async def awaited(args: RlRunArguments, sample: Sample, **extras: Any) -> Any:
-        own = copy.deepcopy(sample)
-        made = await target(args, own, **extras)
-        return own if made is None else made
-
-    return functools.wraps(target)(awaited if inspect.iscoroutinefunction(target) else called)
+    return called
