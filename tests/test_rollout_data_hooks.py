@@ -49,6 +49,20 @@ def doubled(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> N
     rollout_data["advantages"] = [2 * row for row in rollout_data["advantages"]]
 
 
+def bonus(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    """Gives samples an advantage that had none."""
+    rollout_data["advantages"] = [row if row.any() else row + 1 for row in rollout_data["advantages"]]
+
+
+def all_trained(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    rollout_data["loss_masks"] = [torch.ones_like(mask) for mask in rollout_data["loss_masks"]]
+
+
+async def equal_in_every_second_group(args: Any, sample: Sample) -> float:
+    assert sample.group_index is not None
+    return 1.0 if sample.group_index % 2 else float(sample.tokens[-1] % 2)
+
+
 def nothing(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
     assert {"advantages", "log_probs", "rollout_log_probs"} <= rollout_data.keys()
 
@@ -119,6 +133,40 @@ def test_advantages_that_a_hook_doubles_are_twice_the_step(flags: list[str], tmp
     run(tmp_path / "whole", once, "--lr", "2e-2")
     whole = weights(tmp_path / "whole")
     assert max((t - whole[name]).abs().max() for name, t in weights(tmp_path / "half").items()) < 1e-6
+
+
+def test_log_probs_are_computed_of_samples_that_a_hook_gives_an_advantage(flags: list[str], tmp_path: Path) -> None:
+    own = [*flags, "--custom-rm-path", "test_rollout_data_hooks.equal_in_every_second_group", HOOK]
+    own = [*own, "test_rollout_data_hooks.bonus", "--num-rollout", "1"]
+    (line,), (of_all,) = run(tmp_path / "run", own), run(tmp_path / "all", own, "--no-skip-zero-advantages")
+    of_losses = {name: value for name, value in line.items() if name.startswith("train/")}
+    assert of_losses == {name: of_all[name] for name in of_losses}
+
+
+@pytest.mark.parametrize(
+    ("columns", "untold"),
+    [
+        ([], ""),
+        (["advantages", "returns", "rollout_log_probs"], ""),
+        (["old_log_probs", "advantages"], "log_probs"),
+        (["ref_log_probs", "advantages"], "ref_log_probs"),
+        (["old_values", "returns"], "values"),
+    ],
+)
+def test_tokens_that_models_have_not_computed_cannot_be_trained(columns: list[str], untold: str) -> None:
+    hook = Plugins([]).select("rollout_data_postprocess", "test_rollout_data_hooks.all_trained")
+    samples = [
+        Sample(tokens=[*range(5)], response_length=3, loss_mask=[1, 1, 1], index=1),
+        Sample(tokens=[*range(5)], response_length=3, loss_mask=[1, 0, 1], index=2),
+        Sample(tokens=[*range(5)], response_length=3, remove_sample=True, index=3),
+    ]
+    args: Any = SimpleNamespace(disable_compute_advantages_and_returns=True, reward_key=None)
+    given = {name: [[0.5] * 3] * 3 for name in columns}
+    if untold:
+        with pytest.raises(PluginError, match=f"left tokens of sample 2 trained that were not, which have no {untold}"):
+            postprocessed(args, 0, samples, given, hook)
+    else:
+        assert [sample.trained_mask for sample in postprocessed(args, 0, samples, given, hook)[0]] == [[1, 1, 1]] * 3
 
 
 def test_what_is_fixed_by_then_is_refused(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

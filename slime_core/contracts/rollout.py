@@ -178,7 +178,9 @@ def rollout_data_postprocess(args: RunArguments, rollout_id: int, rollout_data: 
         rollout_data: lists with one entry for each sample: "tokens", "response_lengths", "total_lengths", "rewards", "sample_indices",
             "rollout_ids", "truncated", which must stay as they are; "loss_masks" and, where they have been computed, "log_probs",
             "ref_log_probs", "rollout_log_probs", "values", "advantages" and "returns": tensors of response_length numbers, to be
-            changed in place or replaced. A further list of one number for each sample is logged, as its mean.
+            changed in place or replaced. A mask may train a token that was not trained where none of these but the engine's
+            "rollout_log_probs", "advantages" and "returns" is there: others are computed for trained tokens alone. A further list
+            of one number for each sample is logged, as its mean.
     """
     raise NotImplementedError
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 OURS = {"log_probs": "old_log_probs", "values": "old_values"}
 """What slime calls a column → what it is called here, where that differs."""
 COLUMNS = ("log_probs", "ref_log_probs", "rollout_log_probs", "trainer_log_probs", "values", "advantages", "returns")
+_OF_MODELS = ("log_probs", "ref_log_probs", "trainer_log_probs", "values")
+"""What models computed, for the tokens that were trained by then."""
 _FIXED = ("tokens", "response_lengths", "total_lengths", "rewards", "sample_indices", "rollout_ids", "truncated")
 
 
@@ -97,7 +99,13 @@ def postprocessed(
             raise refuse("other numbers than 0 and 1 among the 'loss_masks'; 1 stands for tokens that are trained")
         else:
             masks = [[int(number) for number in row] for row in numbers]
+            computed = [name for name in _OF_MODELS if name in before]
             for sample, mask in zip(samples, masks, strict=True):
+                if computed and any(after and not known for after, known in zip(mask, trained(sample), strict=True)):
+                    raise refuse(
+                        f"tokens of {sample.name} trained that were not, which have no {', '.join(computed)}. Let a "
+                        "--rollout-sample-hook-path set that mask, before they are computed"
+                    )
                 if num_tokens(sample) == sample.response_length and mask and mask[0]:
                     raise refuse(
                         f"the first token of {sample.name} trained, but nothing precedes it to predict it from"

@@ -88,7 +88,12 @@ class TrainWorker:
         self._args, self._plugins, self._components, self._profiler = args, plugins, components, profiler
         self._quantised = components.quantised.get(args.hf_checkpoint)
         self._total_steps = total_rollouts * derived(args.num_steps_per_rollout)
-        may_skip = args.skip_zero_advantages and may_skip_zero_advantage(components.loss, args)
+        # A hook may give samples an advantage for which log-probs have been computed by then.
+        may_skip = (
+            args.skip_zero_advantages
+            and components.data_postprocess is None
+            and may_skip_zero_advantage(components.loss, args)
+        )
         self._steps = Steps(args, has_advantages=components.advantage is not None, may_skip=may_skip)
         self._reference: GivesLogProbs | None = None
         self._critic: TrainBackend | None = None

@@ -92,8 +92,8 @@ class TrainArguments(ArgumentGroup):
     )
     skip_zero_advantages: bool = option(
         True,
-        "Do not compute samples that cannot contribute a gradient: all advantages 0, and no KL or entropy term. They "
-        "count in every normaliser all the same.",
+        "Do not compute samples that cannot contribute a gradient: all advantages 0, no KL or entropy term, and no "
+        "--rollout-data-postprocess-path that may give them one. They count in every normaliser all the same.",
         when="!disable_compute_advantages_and_returns",
     )
     critic_loss_type: str = option(
