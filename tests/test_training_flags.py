@@ -85,10 +85,14 @@ def test_the_reference_model_becomes_the_actor_every_so_many_rollouts(flags, tmp
     assert [line["train/kl_loss"] == 0.0 for line in fixed] == [True, False, False, False, False]
 
 
-def test_a_reference_model_of_its_own_weights_is_kept_until_the_first_update(flags, tiny_model, tmp_path):
+@pytest.mark.parametrize("adapters", [(), LORA], ids=["all", "lora"])
+def test_a_reference_model_of_its_own_weights_is_kept_until_the_first_update(flags, tmp_path, capsys, adapters):
     run(tmp_path / "before", flags, "--num-rollout", "1", "--lr", "1e-2")
-    more = (*KL, "--ref-update-interval", "2", "--num-rollout", "4")
+    more = (*KL, *adapters, "--ref-update-interval", "2", "--num-rollout", "4")
     foreign = ("--load", str(tmp_path / "before" / "hf"))
+    capsys.readouterr()
+    assert main(["check", *flags, *more, *foreign]) == 0
+    assert "reference: weights" in capsys.readouterr().out
     lines = run(tmp_path / "whole", flags, *more, *foreign, *saving(tmp_path))
     assert [line["train/kl_loss"] == 0.0 for line in lines] == [False, False, True, False]
     for after in (1, 3):

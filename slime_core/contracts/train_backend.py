@@ -295,7 +295,7 @@ class HasReference(Protocol):
     """A backend whose actor knows its own reference model, such as one that trains adapters."""
 
     def reference(self) -> GivesLogProbs | None:
-        """The actor's reference model; None if it takes a backend of its own."""
+        """The actor's reference model; None if it takes a backend of its own. Asked only where both begin with the same weights."""
         raise NotImplementedError
 
 

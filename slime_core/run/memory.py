@@ -13,6 +13,7 @@ from slime_core.contracts.loss import what_reads
 from slime_core.contracts.memory import ALWAYS, EstimatesMemory, Holding, MemoryUse, ModelShape, Part, Phase
 from slime_core.run.components import Components
 from slime_core.runtime.layout import Layout
+from slime_core.training.initial_weights import begins_as_reference
 
 GIB = 2**30
 PHASES: tuple[Phase, ...] = ("generate", "hand over", "train", "step")
@@ -140,7 +141,8 @@ def estimate(
         actor = _asked(training.train_backend, args, model, use, unknown)
         weight_bytes = actor.weight_bytes
         trainer += actor.parts
-        if "ref_log_probs" in read and not getattr(args, "lora_rank", 0):
+        within_actor = getattr(args, "lora_rank", 0) and begins_as_reference(args)
+        if "ref_log_probs" in read and not within_actor:
             reference = _asked(training.train_backend, args, model, replace(use, role="reference"), [])
             trainer += [replace(part, name=f"reference: {part.name}") for part in reference.parts]
         if training.critic_loss is not None:

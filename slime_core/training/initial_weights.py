@@ -35,6 +35,15 @@ def with_initial_weights(args: RunArguments) -> RunArguments:
     return args.model_copy(update={"ref_load": begun.folder})
 
 
+def begins_as_reference(args: RunArguments) -> bool:
+    """Whether the actor's first weights are those of the reference model.
+
+    Raises:
+        CheckpointError: see `with_initial_weights`.
+    """
+    return with_initial_weights(args).ref_load == args.ref_load
+
+
 def begun_with(args: RunArguments) -> BegunFrom | None:
     """What the checkpoints of a run are to keep of the weights that it began with, where those are of another program."""
     if foreign_weights(args) and args.load:

@@ -43,7 +43,7 @@ from slime_core.token_arrays import compact, num_trained
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
 from slime_core.training.earlier import REFERENCE, EarlierModel, forget_versions, keeping, of_version
-from slime_core.training.initial_weights import begun_with, with_initial_weights
+from slime_core.training.initial_weights import begins_as_reference, begun_with, with_initial_weights
 from slime_core.training.postprocess import postprocessed, write_train_data
 from slime_core.training.precision import recipe_of
 from slime_core.training.profiling import Profiler
@@ -139,7 +139,9 @@ class TrainWorker:
         if self._components.critic_loss is not None:
             own = {"ref_load": args.critic_load, "lr": args.critic_lr}
             self._critic = self._new_model(
-                args.model_copy(update={name: value for name, value in own.items() if value is not None})
+                with_initial_weights(args).model_copy(
+                    update={n: value for n, value in own.items() if value is not None}
+                )
             )
             self._critic.setup(self._components.critic_loss, self._total_steps, role="critic")
         self._columns = ColumnMaker(args, self._components, self._steps, self._actor, self._reference, self._critic)
@@ -147,13 +149,14 @@ class TrainWorker:
     def _make_reference(self) -> GivesLogProbs:
         """What the run's reference model begins as."""
         args = self._args
-        if args.ref_update_interval and with_initial_weights(args) is args:  # it begins as the actor
+        if args.ref_update_interval and begins_as_reference(args):
             return self._renewed_reference()
         return self._first_reference()
 
     def _first_reference(self) -> GivesLogProbs:
-        args = self._args
-        own = self._actor.reference() if isinstance(self._actor, HasReference) else None
+        args, own = self._args, None
+        if isinstance(self._actor, HasReference) and begins_as_reference(args):
+            own = self._actor.reference()
         if own is not None:
             return own
         model = self._new_model(args)
