@@ -100,6 +100,19 @@ def test_a_reference_model_of_its_own_weights_is_kept_until_the_first_update(fla
         assert furthest(tmp_path / f"rest{after}", tmp_path / "whole") == 0.0
 
 
+def test_a_critic_begins_with_the_actors_weights_unless_it_has_its_own(flags, tiny_model, tmp_path):
+    run(tmp_path / "before", flags, "--num-rollout", "1", "--lr", "1e-2")
+    trained, ppo = str(tmp_path / "before" / "hf"), ("--advantage-estimator", "ppo", "--num-rollout", "1")
+
+    def gradient(name: str, *more: str) -> float:
+        return run(tmp_path / name, flags, *ppo, *more)[0]["train/critic/grad_norm"]
+
+    foreign, named = (gradient(option, option, trained) for option in ("--load", "--ref-load"))
+    own = gradient("own", "--load", trained, "--critic-load", str(tiny_model))
+    assert foreign == named
+    assert own == gradient("both", "--ref-load", trained, "--critic-load", str(tiny_model)) != named
+
+
 def versions(folder: Path) -> list[set[int]]:
     """The weights that every rollout was generated with."""
     files = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
