@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -423,6 +424,13 @@ def test_a_correction_of_slimes_shape_gives_the_weights_that_it_scales_a_loss_wi
     assert 0.0 in expected
     assert metrics["tis"].item() == pytest.approx(sum(ratios) / 5)
     assert metrics["count"].item() == pytest.approx(2.0)
+    nothing = {
+        name: getattr(inputs, name)[:0] for name in ("log_probs", "loss_mask", "sample_index", "rollout_log_probs")
+    }
+    none = Reduce(share.weights[:0])
+    weights, of_none = correction(None, replace(inputs, **nothing, reduce=none, measured=none))
+    assert weights.shape == (0,)
+    assert of_none == dict.fromkeys(metrics, 0.0)
 
 
 ESTIMATORS = """

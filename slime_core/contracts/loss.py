@@ -55,7 +55,8 @@ class Responses:
 @dataclass(frozen=True)
 class LossInputs:
     """Per-token tensors of one micro-batch, T tokens, in the order of its samples. All trained tokens of a sample are in
-    one micro-batch. The tokens are the response positions that are trained. Everything is in the dtype of `log_probs` unless said.
+    one micro-batch. The tokens are the response positions that are trained; there are none where a rank has less to do than others, or
+    all samples were skipped. Everything is in the dtype of `log_probs` unless said.
 
     Attributes:
         log_probs: (T,) log-prob of each token under the weights in training; carries gradients.

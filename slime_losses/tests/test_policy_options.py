@@ -170,6 +170,14 @@ def test_a_reducer_is_shown_samples_without_advantage_too() -> None:
     assert not may_skip_zero_advantage(policy_loss, arguments(**REDUCER))
 
 
+def test_a_reducer_is_not_called_without_samples() -> None:
+    """The sum over none is no tensor where somebody's begins with the number 0."""
+    part = loss_inputs(rows(2), [0.5, 0.5], [])
+    outputs = policy_loss(arguments(**REDUCER), part, pg_loss_reducer=lambda *given: lambda x: sum([]))
+    assert outputs.loss == 0.0
+    assert outputs.loss.requires_grad
+
+
 @pytest.mark.parametrize(
     ("reducer", "says"),
     [(lambda x: x, "expected a tensor with one number"), (lambda x: x.detach().sum(), "without detach or item")],

@@ -2,10 +2,14 @@
 
 What such a function makes of a loss of 1 for every token, under the masks that it returns, are the weights. They are the same
 that it would give any loss: slime's functions scale, and divide by the tokens that were trained before.
+
+slime calls none for a micro-batch without tokens. Here it is called for a placeholder, which counts nowhere, so that the names of its
+metrics are known.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import PluginError
@@ -35,6 +39,9 @@ def _weights(function: Any, args: RunArguments, inputs: LossInputs) -> tuple[Ten
 
     if inputs.rollout_log_probs is None:
         raise PluginError("The samples of this rollout have no rollout_log_probs, which a correction compares with.")
+    if not len(inputs.loss_mask):
+        scaled, found = _weights(function, args, _placeholder(inputs))
+        return scaled[:0], found
     lengths = torch.unique_consecutive(inputs.sample_index, return_counts=True)[1].tolist()
 
     def by_sample(values: Tensor) -> list[Tensor]:
@@ -52,6 +59,19 @@ def _weights(function: Any, args: RunArguments, inputs: LossInputs) -> tuple[Ten
     )
     kept = torch.cat([mask.to(scaled) for mask in masks])
     return (scaled * kept).detach(), {name: inputs.measured(_flat(value)) for name, value in metrics.items()}
+
+
+def _placeholder(inputs: LossInputs) -> LossInputs:
+    """One token on which engine and trainer agree, which has no weight in any mean."""
+    zero = inputs.loss_mask.new_zeros(1)
+    return replace(
+        inputs,
+        log_probs=zero,
+        old_log_probs=zero,
+        rollout_log_probs=zero,
+        loss_mask=zero + 1,
+        sample_index=inputs.sample_index.new_zeros(1),
+    )
 
 
 def _flat(value: Any) -> Tensor:

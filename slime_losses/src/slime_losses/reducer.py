@@ -34,6 +34,8 @@ def reduced(args: LossRunArguments, inputs: LossInputs, token_loss: Tensor, redu
             "(LossInputs.responses). Leave the option out, or choose another --train-backend."
         )
     samples = inputs.responses.samples
+    if not samples:  # slime calls no reducer then
+        return inputs.reduce(token_loss)
     lengths = [sample.response_length for sample in samples]
     mask = torch.from_numpy(flat_arrays(map(trained, samples))).to(token_loss)
     losses = torch.zeros_like(mask).masked_scatter(mask > 0, token_loss[inputs.loss_mask > 0])
