@@ -34,6 +34,16 @@ def test_warm_up_rises_from_zero_and_can_be_a_fraction() -> None:
         assert [s.lr_at(step) for step in range(6)] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
 
 
+def test_a_fraction_is_the_decimal_that_was_given() -> None:
+    """0.29 · 100 is 28.999… in floats."""
+    for percent in range(1, 100):
+        for total in (100, 300, 1000):
+            assert (
+                schedule(total=total, lr_warmup_fraction=float(f"0.{percent:02}")).warmup_steps
+                == percent * total // 100
+            )
+
+
 def test_lr_decay_iters_replaces_the_length_of_the_run() -> None:
     s = schedule(total=20, lr_decay_iters=10, lr_warmup_fraction=0.2)
     assert (s.warmup_steps, s.lr_at(6), s.lr_at(15)) == (2, pytest.approx(0.5), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from slime_core.arguments.groups.optimizer import OptimizerArguments
@@ -51,7 +52,7 @@ class Schedule:
         decay_steps = max(1, args.lr_decay_iters or total_steps)
         warmup_steps = args.lr_warmup_iters
         if args.lr_warmup_fraction is not None:
-            warmup_steps = int(args.lr_warmup_fraction * decay_steps)
+            warmup_steps = int(Fraction(str(args.lr_warmup_fraction)) * decay_steps)  # of the decimal that was given
         if total_steps and warmup_steps >= decay_steps:
             raise ArgumentError(
                 f"--lr-warmup-iters is {warmup_steps}, but the whole schedule has {decay_steps} steps "
