@@ -99,7 +99,8 @@ class LossOutputs:
 
     Attributes:
         loss: scalar, this micro-batch's share of the global loss (built with `reduce`).
-        metrics: scalars built with `reduce` or `measured`, detached; summed over micro-batches they are global means.
+        metrics: scalars built with `reduce` or `measured`, detached; summed over micro-batches they are global means. Every
+            micro-batch of a step has the same, also one without tokens: 0 where there is nothing.
     """
 
     loss: Tensor

@@ -10,6 +10,7 @@ computation.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from slime_core.contracts.loss import LossInputs, Reduce, Responses
 from slime_core.contracts.train_backend import TrainBatch
+from slime_core.errors import PluginError
 from slime_core.tensors.packed_rows import PackedRow, pack_samples
 from slime_core.tensors.ranks import Ranks
 from slime_core.tensors.transfer import numbers_on
@@ -95,14 +97,55 @@ def gather_outputs(
 
     Args:
         outputs: loss and metrics of each of this rank's micro-batches, at least one. Every rank has as many.
+
+    Raises:
+        PluginError: the metrics of some micro-batches, of this rank or another, have other names than those of others.
     """
-    names = list(outputs[0][1])
+    kinds = {frozenset(metrics) for _, metrics in outputs}
+    names = sorted(outputs[0][1]) if len(kinds) == 1 else []
     device = outputs[0][0].device
     numbers = [number for loss, metrics in outputs for number in (loss, *map(metrics.__getitem__, names))]
     table = torch.stack([number.detach().to(device, torch.float64).reshape(()) for number in numbers])
     rows: list[list[float]] = table.view(len(outputs), -1).tolist()  # the device is read once
-    losses, *columns = zip(*ranks.interleave(rows), strict=True)
-    return list(losses), {name: sum(column) for name, column in zip(names, columns, strict=True)}
+    same, rows = _exchanged(float(_digest(names)) if len(kinds) == 1 else -1.0, rows, ranks)
+    if not same:
+        raise _told_apart([names_of_one for of_rank in ranks.gather(kinds) for names_of_one in of_rank])
+    losses, *columns = zip(*rows, strict=True)
+    sums = {name: sum(column) for name, column in zip(names, columns, strict=True)}
+    return list(losses), {name: sums[name] for name in outputs[0][1]}
+
+
+_WIDTH = 32
+"""Numbers of a micro-batch that are exchanged at once, so that ranks whose metrics are others exchange as many all the same."""
+
+
+def _exchanged(digest: float, rows: list[list[float]], ranks: Ranks) -> tuple[bool, list[list[float]]]:
+    """Whether the metrics of all ranks are the same, and then the rows of all.
+
+    Args:
+        digest: what metrics with the same names have in common; negative where they differ in this rank.
+    """
+    if ranks.size == 1:
+        return digest >= 0, rows
+    first = ranks.interleave([[digest, *row[:_WIDTH], *[0.0] * (_WIDTH - len(row))] for row in rows])
+    if digest < 0 or any(row[0] != digest for row in first):
+        return False, rows
+    width = len(rows[0])
+    rest = ranks.interleave([row[_WIDTH:] for row in rows]) if width > _WIDTH else [[] for _ in first]
+    return True, [[*own[1 : 1 + width], *more] for own, more in zip(first, rest, strict=True)]
+
+
+def _digest(names: Sequence[str]) -> int:
+    """A number that a float64 holds whole."""
+    return int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:6])
+
+
+def _told_apart(kinds: Sequence[frozenset[str]]) -> PluginError:
+    some = sorted(frozenset().union(*kinds) - kinds[0].intersection(*kinds))
+    return PluginError(
+        f"The loss gave the metrics {', '.join(some)} for some micro-batches and not for others, so that there is no mean of them. A "
+        "loss must give the same metrics for all, also for one without tokens: 0 where there is nothing."
+    )
 
 
 def response_values(

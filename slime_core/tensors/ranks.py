@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -98,6 +99,13 @@ class Ranks:
         found: list[list[float]] = self.sum(table).flatten(0, 1).tolist()
         return found
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, in their order. For what can be pickled, and is exchanged rarely."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value, group=self.group)
+        return found
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Let what fails on one rank in this context fail on all of them, so that none waits for one that is gone.
@@ -115,8 +123,7 @@ class Ranks:
         except Exception as caught:
             error = caught
         kind = type(error) if isinstance(error, SlimeError) else RuntimeError
-        found: list[tuple[type[Exception], str] | None] = [None] * self.size
-        dist.all_gather_object(found, None if error is None else (kind, str(error)), group=self.group)
+        found = self.gather(None if error is None else (kind, str(error)))
         if error is not None:
             raise error
         for number, failure in enumerate(found):
