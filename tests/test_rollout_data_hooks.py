@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -56,6 +57,17 @@ def bonus(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> Non
 
 def all_trained(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
     rollout_data["loss_masks"] = [torch.ones_like(mask) for mask in rollout_data["loss_masks"]]
+
+
+SEEN: list[dict[str, list[Any]]] = []
+
+
+def sees(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    SEEN.append(dict(rollout_data))
+
+
+def lowered(args: Any, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
+    rollout_data["rollout_log_probs"] = [row - 1.0 for row in rollout_data["rollout_log_probs"]]
 
 
 async def equal_in_every_second_group(args: Any, sample: Sample) -> float:
@@ -144,29 +156,57 @@ def test_log_probs_are_computed_of_samples_that_a_hook_gives_an_advantage(flags:
 
 
 @pytest.mark.parametrize(
-    ("columns", "untold"),
+    ("columns", "engines", "untold"),
     [
-        ([], ""),
-        (["advantages", "returns", "rollout_log_probs"], ""),
-        (["old_log_probs", "advantages"], "log_probs"),
-        (["ref_log_probs", "advantages"], "ref_log_probs"),
-        (["old_values", "returns"], "values"),
+        ([], False, ""),
+        (["advantages", "returns", "rollout_log_probs"], False, ""),
+        (["rollout_log_probs", "old_log_probs", "advantages"], True, ""),
+        (["old_log_probs", "advantages"], False, "log_probs"),
+        (["ref_log_probs", "advantages"], False, "ref_log_probs"),
+        (["old_values", "returns"], False, "values"),
+        (["old_log_probs", "trainer_log_probs"], True, "log_probs"),
     ],
 )
-def test_tokens_that_models_have_not_computed_cannot_be_trained(columns: list[str], untold: str) -> None:
+def test_tokens_that_models_have_not_computed_cannot_be_trained(columns: list[str], engines: bool, untold: str) -> None:
     hook = Plugins([]).select("rollout_data_postprocess", "test_rollout_data_hooks.all_trained")
     samples = [
         Sample(tokens=[*range(5)], response_length=3, loss_mask=[1, 1, 1], index=1),
         Sample(tokens=[*range(5)], response_length=3, loss_mask=[1, 0, 1], index=2),
         Sample(tokens=[*range(5)], response_length=3, remove_sample=True, index=3),
     ]
-    args: Any = SimpleNamespace(disable_compute_advantages_and_returns=True, reward_key=None)
+    args: Any = SimpleNamespace(use_rollout_logprobs=engines)
     given = {name: [[0.5] * 3] * 3 for name in columns}
     if untold:
         with pytest.raises(PluginError, match=f"left tokens of sample 2 trained that were not, which have no {untold}"):
-            postprocessed(args, 0, samples, given, hook)
+            postprocessed(args, 0, samples, given, hook, {})
     else:
-        assert [sample.trained_mask for sample in postprocessed(args, 0, samples, given, hook)[0]] == [[1, 1, 1]] * 3
+        assert [sample.trained_mask for sample in postprocessed(args, 0, samples, given, hook, {})[0]] == [
+            [1, 1, 1]
+        ] * 3
+
+
+def test_a_hook_is_shown_under_slimes_names_what_slime_shows_under_them(flags: list[str], tmp_path: Path) -> None:
+    seen = importlib.import_module("test_rollout_data_hooks").SEEN
+    seen.clear()
+    hook = (HOOK, "test_rollout_data_hooks.sees", "--num-rollout", "1")
+    engines = ("--use-rollout-logprobs",)
+    run(tmp_path / "own", flags, *hook)
+    run(tmp_path / "engine", flags, *hook, *engines)
+    run(tmp_path / "both", flags, *hook, *engines, "--get-mismatch-metrics")
+    for data in seen:
+        for start in (0, 2):  # of a group
+            raw, rewards = (torch.tensor(data[name][start : start + 2]) for name in ("raw_reward", "rewards"))
+            assert torch.allclose(rewards, (raw - raw.mean()) / (raw.std() + 1e-6), atol=1e-5)
+        for row, reward in zip(data["advantages"], data["rewards"], strict=True):
+            assert row.tolist() == [reward] * len(row)
+    assert any(data["rewards"] != data["raw_reward"] for data in seen)
+    assert ["log_probs" in data for data in seen] == [True, False, True]
+    assert not any("trainer_log_probs" in data for data in seen)
+    trainers, same_trainers = (torch.cat(seen[place]["log_probs"]) for place in (0, 2))
+    assert torch.equal(trainers, same_trainers)
+    assert not torch.equal(trainers, torch.cat(seen[2]["rollout_log_probs"]))
+    (line,) = run(tmp_path / "lowered", flags, *engines, HOOK, "test_rollout_data_hooks.lowered", "--num-rollout", "1")
+    assert line["train/ratio"] == pytest.approx(torch.e, rel=0.1)
 
 
 def test_what_is_fixed_by_then_is_refused(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,6 +332,6 @@ def test_a_first_token_that_nothing_precedes_cannot_be_trained(tmp_path: Path, m
     monkeypatch.syspath_prepend(tmp_path)
     hook = Plugins([]).select("rollout_data_postprocess", "own_masks.all_trained")
     samples = [Sample(tokens=[5, *range(n)], response_length=2, loss_mask=[0, 1], index=n) for n in (2, 1)]
-    args: Any = SimpleNamespace(disable_compute_advantages_and_returns=True, reward_key=None)
+    args: Any = SimpleNamespace(use_rollout_logprobs=False)
     with pytest.raises(PluginError, match="left the first token of sample 1 trained"):
-        postprocessed(args, 0, samples, {}, hook)
+        postprocessed(args, 0, samples, {}, hook, {})

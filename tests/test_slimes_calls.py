@@ -474,6 +474,10 @@ def test_an_estimator_of_slimes_shape_is_given_what_slime_gives_it(final, estima
         own = [r for r, g in zip(rewards, groups, strict=True) if g == group]
         spread = statistics.stdev(own) + 1e-6 if estimator == "grpo" else 1.0
         expected += [reward if final else (reward - statistics.fmean(own)) / spread] * length
+    for engines, name in ((False, "log_probs"), (True, "rollout_log_probs")):
+        told = SimpleNamespace(**vars(args), use_rollout_logprobs=engines)
+        data = RolloutData.of(told, replace(inputs, log_probs=inputs.loss_mask))
+        assert [key for key in data if key.endswith("log_probs")] == [name]
     assert RolloutData.of(args, inputs)["raw_reward"] == [0.0, 1.0, 2.0, 3.0, 4.0]
     outputs = Plugins([]).select("advantage", "own_adv.sets")(args, inputs)
     assert outputs.advantages.tolist() == pytest.approx(expected, rel=1e-6)

@@ -175,12 +175,13 @@ def rollout_data_postprocess(args: RunArguments, rollout_id: int, rollout_data: 
     step: masks above all. Called in every training rank with the whole rollout, so it must do the same in each.
 
     Args:
-        rollout_data: lists with one entry for each sample: "tokens", "response_lengths", "total_lengths", "rewards", "sample_indices",
-            "rollout_ids", "truncated", which must stay as they are; "loss_masks" and, where they have been computed, "log_probs",
-            "ref_log_probs", "rollout_log_probs", "values", "advantages" and "returns": tensors of response_length numbers, to be
-            changed in place or replaced. A mask may train a token that was not trained where none of these but the engine's
-            "rollout_log_probs", "advantages" and "returns" is there: others are computed for trained tokens alone. A further list
-            of one number for each sample is logged, as its mean.
+        rollout_data: lists with one entry for each sample: "tokens", "response_lengths", "total_lengths", "rewards" (normalised in their
+            groups as slime does), "raw_reward", "sample_indices", "rollout_ids", "truncated", which must stay as they are; "loss_masks"
+            and, where they have been computed, "log_probs" (the trainer's), "ref_log_probs", "rollout_log_probs" (the engine's, which
+            the ratio is taken from under --use-rollout-logprobs), "values", "advantages" and "returns": tensors of response_length
+            numbers, to be changed in place or replaced. A mask may train a token that was not trained where none of these but the
+            engine's "rollout_log_probs", "advantages" and "returns" is there: others are computed for trained tokens alone. A
+            further list of one number for each sample is logged, as its mean.
     """
     raise NotImplementedError
 

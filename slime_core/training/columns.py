@@ -16,6 +16,7 @@ from slime_core.contracts.loss import what_reads
 from slime_core.contracts.train_backend import GivesLogProbs, ReplaysRouting, TrainBackend, TrainBatch
 from slime_core.errors import SampleError
 from slime_core.plugins import Selected
+from slime_core.plugins.slime_shapes.advantages import rewards_of
 from slime_core.sample import Group, Sample, reward_of
 from slime_core.token_arrays import column_of, compact
 from slime_core.training.components import TrainComponents
@@ -40,6 +41,8 @@ class ColumnMaker:
         reference: may be exchanged between two rollouts.
         raw_reward: what `--custom-reward-post-process-path` said of the last rollout: the mean of its trajectories' raw rewards;
             None where it was not asked.
+        rewards: of the samples of the last rollout, by slime's names; see `slime_core.plugins.slime_shapes.advantages.rewards_of`. Empty
+            where no hook is shown them.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ColumnMaker:
         self._actor, self._critic = actor, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
         self.raw_reward: float | None = None
+        self.rewards: dict[str, list[float]] = {}
         self._told_final = self._told_without = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
@@ -88,14 +92,24 @@ class ColumnMaker:
             columns["rollout_log_probs"] = [column_of(sample, "rollout_log_probs") or [] for sample in samples]
         for name in sorted(first):
             self._add(name, columns, samples, parts)
-        raw, rewards, final = self._rewards(samples)
-        compact(samples)  # of what a hook has read
-        columns |= columns_of(estimator(args, advantage_inputs(groups, rewards, final, columns, raw)), samples)
+        columns |= self._advantages(estimator, groups, columns)
         # What the estimator did not need can leave out the samples that have no gradient.
         for name in sorted((what_reads(self._components.loss, args) & COMPUTED) - first):
             self._add(name, columns, samples, parts)
         self.remember_routing(columns, samples, parts)
         return columns
+
+    def _advantages(
+        self, estimator: Selected[AdvantageOutputs], groups: Sequence[Group], columns: dict[str, Column]
+    ) -> dict[str, Column]:
+        """The columns that the estimator makes. Sets `rewards`."""
+        samples = [sample for group in groups for sample in group]
+        raw, rewards, final = self._rewards(samples)
+        compact(samples)  # of what a hook has read
+        inputs = advantage_inputs(groups, rewards, final, columns, raw)
+        if self._components.data_postprocess is not None:
+            self.rewards = rewards_of(self._args, inputs)
+        return columns_of(estimator(self._args, inputs), samples)
 
     def _without_log_probs(self, samples: Sequence[Sample]) -> str:
         """Which samples have a response and no `rollout_log_probs`, in a sentence; "" where there are none. It is a warning, once in a

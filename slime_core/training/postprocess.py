@@ -16,7 +16,7 @@ from slime_core.data.sample_files import PackedSamples
 from slime_core.data.sample_lines import is_json
 from slime_core.errors import PluginError
 from slime_core.plugins import Selected
-from slime_core.sample import Sample, Status, reward_of
+from slime_core.sample import Sample, Status
 from slime_core.token_arrays import array_of, num_tokens, token_ids, trained
 from slime_core.token_columns import TokenColumn
 from slime_core.training.signals import Column
@@ -25,33 +25,55 @@ from slime_core.trajectories import number_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-OURS = {"log_probs": "old_log_probs", "values": "old_values"}
-"""What slime calls a column → what it is called here, where that differs."""
 COLUMNS = ("log_probs", "ref_log_probs", "rollout_log_probs", "trainer_log_probs", "values", "advantages", "returns")
 _OF_MODELS = ("log_probs", "ref_log_probs", "trainer_log_probs", "values")
 """What models computed, for the tokens that were trained by then."""
-_FIXED = ("tokens", "response_lengths", "total_lengths", "rewards", "sample_indices", "rollout_ids", "truncated")
+_FIXED = (
+    "tokens",
+    "response_lengths",
+    "total_lengths",
+    "rewards",
+    "raw_reward",
+    "sample_indices",
+    "rollout_ids",
+    "truncated",
+)
+
+
+def column_names(args: RunArguments) -> dict[str, str]:
+    """What slime calls a column → what it is called here. Its "log_probs" are the trainer's, whatever the ratio is taken from."""
+    names = {name: name for name in COLUMNS} | {"values": "old_values"}
+    names["log_probs"] = names.pop("trainer_log_probs") if args.use_rollout_logprobs else "old_log_probs"
+    return names
 
 
 def rollout_data_of(
-    args: RunArguments, samples: Sequence[Sample], columns: Mapping[str, Column]
+    args: RunArguments,
+    samples: Sequence[Sample],
+    columns: Mapping[str, Column],
+    rewards: Mapping[str, list[float]],
 ) -> dict[str, list[Any]]:
-    """Return a rollout as slime's hooks know it: lists with one entry for each sample, tensors for what tokens have."""
+    """Return a rollout as slime's hooks know it: lists with one entry for each sample, tensors for what tokens have.
+
+    Args:
+        rewards: "rewards" and "raw_reward"; without any, as in SFT, they are 0.
+    """
     import torch
 
-    has_rewards = not args.disable_compute_advantages_and_returns
+    none = [0.0] * len(samples)
     data: dict[str, list[Any]] = {
         "tokens": [torch.tensor(token_ids(sample), dtype=torch.int64) for sample in samples],
         "response_lengths": [sample.response_length for sample in samples],
         "total_lengths": [num_tokens(sample) for sample in samples],
         "loss_masks": [torch.tensor(trained(sample), dtype=torch.int64) for sample in samples],
-        "rewards": [reward_of(sample, args.reward_key) if has_rewards else 0.0 for sample in samples],
+        "rewards": list(rewards.get("rewards", none)),
+        "raw_reward": list(rewards.get("raw_reward", none)),
         "sample_indices": [sample.index for sample in samples],
         "rollout_ids": [number_of(sample) for sample in samples],
         "truncated": [int(sample.status is Status.TRUNCATED) for sample in samples],
     }
-    for name in COLUMNS:
-        column = columns.get(OURS.get(name, name))
+    for name, own in column_names(args).items():
+        column = columns.get(own)
         if column is not None:
             data[name] = [torch.tensor(array_of(row), dtype=torch.float64) for row in column]
     return data
@@ -63,16 +85,20 @@ def postprocessed(
     samples: Sequence[Sample],
     columns: Mapping[str, Column],
     hook: Selected[None],
+    rewards: Mapping[str, list[float]],
 ) -> tuple[list[Sample], dict[str, Column], dict[str, float]]:
     """Call the hook, and return the samples with the masks, the columns with the numbers, and the metrics that it leaves: the mean
     of every further list of numbers, one for each sample.
 
+    Args:
+        rewards: see `rollout_data_of`.
+
     Raises:
         PluginError: it leaves something that cannot be trained on, or changes what is fixed by now.
     """
-    data = rollout_data_of(args, samples, columns)
+    data = rollout_data_of(args, samples, columns, rewards)
     hook(args, rollout_id, data)
-    before = rollout_data_of(args, samples, columns)
+    before = rollout_data_of(args, samples, columns, rewards)
 
     def refuse(what: str) -> PluginError:
         return PluginError(f"The {hook.label} left {what}.")
@@ -86,7 +112,7 @@ def postprocessed(
     changed = {
         name: data.get(name) for name in before if name not in _FIXED and not _equal(data.get(name), before[name])
     }
-    made, new_columns = list(samples), dict(columns)
+    made, new_columns, names = list(samples), dict(columns), column_names(args)
     for name, rows in changed.items():
         numbers = _rows(rows, samples)
         if numbers is None or not all(math.isfinite(number) for row in numbers for number in row):
@@ -94,7 +120,9 @@ def postprocessed(
                 f"{shown(rows)} as {name!r}; expected for each sample as many finite numbers as its response has tokens"
             )
         if name != "loss_masks":
-            new_columns[OURS.get(name, name)] = numbers
+            new_columns[names[name]] = numbers
+            if name == "rollout_log_probs" and args.use_rollout_logprobs and "old_log_probs" in columns:
+                new_columns["old_log_probs"] = numbers
         elif any(number not in (0, 1) for row in numbers for number in row):
             raise refuse("other numbers than 0 and 1 among the 'loss_masks'; 1 stands for tokens that are trained")
         else:
@@ -124,11 +152,11 @@ def postprocessed(
     return made, new_columns, metrics
 
 
-def write_train_data(path: Path, samples: Sequence[Sample], columns: Mapping[str, Column]) -> None:
+def write_train_data(args: RunArguments, path: Path, samples: Sequence[Sample], columns: Mapping[str, Column]) -> None:
     """Write what a rollout is trained with, as `--save-debug-train-data` asks: a file of samples with the numbers of their tokens, or one JSON
     line for each sample where the name ends so."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {name: columns[own] for name in COLUMNS if (own := OURS.get(name, name)) in columns}
+    rows = {name: columns[own] for name, own in column_names(args).items() if own in columns}
     if not is_json(path):
         PackedSamples(
             [_as_trained(sample) for sample in samples], rows={name: list(column) for name, column in rows.items()}

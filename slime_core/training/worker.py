@@ -202,14 +202,14 @@ class TrainWorker:
         if self._components.data_postprocess is not None:
             hook = self._components.data_postprocess
             given = columns.get("old_log_probs")
-            samples, columns, own = postprocessed(self._args, rollout_id, samples, columns, hook)
+            samples, columns, own = postprocessed(self._args, rollout_id, samples, columns, hook, self._columns.rewards)
             timings |= own
             own_old_log_probs = columns.get("old_log_probs") is not given
             if self._components.advantage is not None:
                 self._columns.remember_routing(columns, samples, parts)  # what is skipped may have changed
         if self._args.save_debug_train_data and self._rank == 0:
             path = self._args.save_debug_train_data.replace("{rollout_id}", str(rollout_id))
-            write_train_data(Path(path), samples, columns)
+            write_train_data(self._args, Path(path), samples, columns)
         watched = any(self._plugins.observers("slime_rollout_trained"))
         if watched:
             self._loss.listen()

@@ -45,7 +45,8 @@ class RolloutData(AdvantageInputs):
     """`AdvantageInputs` that can also be read and written under slime's keys, as lists of one entry for each sample.
 
     The keys are "rewards" (normalised within their groups as slime does, unless they are final), "raw_reward", "loss_masks",
-    "response_lengths", and where they were computed "log_probs", "ref_log_probs" and "values"; "kl" is zeros without --kl-coef.
+    "response_lengths", and where they were computed "log_probs" (under --use-rollout-logprobs "rollout_log_probs"), "ref_log_probs" and
+    "values"; "kl" is zeros without --kl-coef.
     """
 
     @classmethod
@@ -53,14 +54,14 @@ class RolloutData(AdvantageInputs):
         """Make it of the inputs of the contract."""
         data = cls(**{field.name: getattr(inputs, field.name) for field in fields(inputs)})
         found: dict[str, Any] = {
-            "rewards": _normalised(args, inputs).tolist(),
-            "raw_reward": (inputs.rewards if inputs.raw_rewards is None else inputs.raw_rewards).tolist(),
+            **rewards_of(args, inputs),
             "response_lengths": inputs.lengths.tolist(),
             "loss_masks": data._by_sample(inputs.loss_mask),
         }
-        for name in ("log_probs", "ref_log_probs", "values"):
+        old = "rollout_log_probs" if getattr(args, "use_rollout_logprobs", False) else "log_probs"
+        for key, name in ((old, "log_probs"), ("ref_log_probs",) * 2, ("values",) * 2):
             if (values := getattr(inputs, name)) is not None:
-                found[name] = data._by_sample(values)
+                found[key] = data._by_sample(values)
         if not getattr(args, "kl_coef", 0.0):
             found["kl"] = data._by_sample(inputs.loss_mask * 0)
         object.__setattr__(data, "_found", found)
@@ -126,6 +127,12 @@ class RolloutData(AdvantageInputs):
                 f"number for each response token, {wanted[:5]}, …"
             )
         return torch.cat(rows)
+
+
+def rewards_of(args: RunArguments, inputs: AdvantageInputs) -> dict[str, list[float]]:
+    """What slime calls "rewards" and "raw_reward": one number for each sample."""
+    raw = inputs.rewards if inputs.raw_rewards is None else inputs.raw_rewards
+    return {"rewards": _normalised(args, inputs).tolist(), "raw_reward": raw.tolist()}
 
 
 def _normalised(args: RunArguments, inputs: AdvantageInputs) -> Tensor:

@@ -56,7 +56,9 @@ def leaves_good_train_data(subject: Subject[None]) -> None:
         rows = [[0.5 - 0.1 * place for place in range(sample.response_length)] for sample in samples]
         columns = dict.fromkeys(("old_log_probs", "ref_log_probs", "rollout_log_probs", "advantages"), rows)
         with subject.takes("samples of groups of four"):
-            postprocessed(subject.args, 0, samples, columns, subject.selected)
+            rewards = [float(place % 2) for place, _ in enumerate(samples)]
+            given = {"rewards": rewards, "raw_reward": rewards}
+            postprocessed(subject.args, 0, samples, columns, subject.selected, given)
 
 
 def makes_rewards(subject: Subject[tuple[list[float], list[float]]]) -> None:
