@@ -74,10 +74,24 @@ def test_the_result_does_not_depend_on_micro_batches(flags, tmp_path):
     assert_close(tmp_path / "one", tmp_path / "other", 1e-6)
 
 
+async def equal_in_every_second_group(args, sample) -> float:
+    return 1.0 if sample.group_index % 2 else float(sample.tokens[-1] % 2)
+
+
+def test_means_over_steps_leave_out_those_in_which_nothing_was_computed(flags, tmp_path):
+    """Of the two steps one has the group whose rewards are equal."""
+    more = ("--rollout-batch-size", "2", "--num-steps-per-rollout", "2", "--num-rollout", "1", "--get-mismatch-metrics")
+    (line,) = run(tmp_path / "run", flags, *more, "--custom-rm-path", "test_rl_runs.equal_in_every_second_group")
+    assert line["train/num_skipped_samples"] == 3
+    assert line["train/ratio"] == pytest.approx(1.0, abs=0.2)
+    assert line["train/tis"] == pytest.approx(1.0, abs=0.2)
+
+
 def test_a_group_without_spread_leaves_the_weights_as_they_are(flags, tiny_model, tmp_path):
     words = ("--custom-rm-path", "rl_hooks.same_for_all", "--weight-decay", "0")
     lines = run(tmp_path / "run", flags, *words)
     assert all(line["train/num_skipped_samples"] == 12 and line["train/grad_norm"] == 0 for line in lines)
+    assert all(line.keys() >= {"train/loss", "train/pg_loss"} and "train/ratio" not in line for line in lines)
     before = load_file(tiny_model / "model.safetensors")
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items() if name in before

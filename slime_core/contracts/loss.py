@@ -38,6 +38,14 @@ class Reduce:
         return (values * self.weights).sum()
 
 
+class MeanOfNothing(Reduce):
+    """The mean over no token of the global batch: NaN, which is left out of the metrics of the step."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Any values → NaN."""
+        return values.new_full((), float("nan"))
+
+
 @dataclass(frozen=True)
 class Responses:
     """The responses that the tokens of a micro-batch lie in, with their untrained tokens; for what averages in a way of its own.
@@ -64,7 +72,8 @@ class LossInputs:
         sample_index: (T,) int64, which sample of the micro-batch a token belongs to, 0 … S-1.
         reduce: the mean over the global batch; see `Reduce`. The loss itself is built with it.
         measured: the mean over those tokens of the global batch that the model really read: all, unless samples
-            without a gradient were skipped. Diagnostics (ratio, clip fraction, entropy, log-prob differences) use it.
+            without a gradient were skipped. Diagnostics (ratio, clip fraction, entropy, log-prob differences) use it; where the
+            model read none at all, they are left out of the step's metrics.
         entropy: (T,) entropy of the next-token distribution, with gradient; present when the loss `reads` it.
         old_log_probs: (T,) under the weights before the first step of this rollout. None where there is only one step:
             then they are `log_probs.detach()`.

@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from slime_core.contracts.loss import LossInputs, Reduce, Responses
+from slime_core.contracts.loss import LossInputs, MeanOfNothing, Reduce, Responses
 from slime_core.contracts.train_backend import TrainBatch
 from slime_core.errors import PluginError
 from slime_core.tensors.packed_rows import PackedRow, pack_samples
@@ -74,12 +74,13 @@ def loss_inputs(
         weights = numbers_on(predicted.device, [per_sample[i] for i in micro_batch], predicted.dtype)
         return Reduce(weights[row.sample_index])
 
+    measured = reduce(batch.measured)
     return LossInputs(
         log_probs=predicted,
         loss_mask=torch.ones_like(predicted),
         sample_index=row.sample_index,
         reduce=reduce(batch.weights),
-        measured=reduce(batch.measured),
+        measured=measured if any(batch.measured) else MeanOfNothing(measured.weights),
         entropy=entropy,
         values=predicted if critic else None,
         responses=Responses([batch.samples[i] for i in micro_batch], batch.divisor),

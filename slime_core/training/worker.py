@@ -33,6 +33,7 @@ from slime_core.contracts.train_backend import (
     SavesInBackground,
     SharesPrompts,
     TrainBackend,
+    TrainBatch,
 )
 from slime_core.data.ends import TrainedEnds
 from slime_core.errors import ArgumentError, CheckpointError
@@ -261,10 +262,11 @@ class TrainWorker:
         for group in groups:
             for sample in group:
                 by_set.setdefault(str(sample.dataset), []).append(sample)
+        batches = {name: self._steps.batch(samples) for name, samples in by_set.items()}
         return {
             f"{name}/{metric}": value
-            for name, samples in by_set.items()
-            for metric, value in self._actor.evaluate(self._steps.batch(samples)).items()
+            for name, batch in batches.items()
+            for metric, value in _measured(batch, self._actor.evaluate(batch)).items()
         }
 
     def row_losses(self, groups: list[Group]) -> list[tuple[float, int]]:
@@ -397,17 +399,23 @@ class TrainWorker:
         self._plugins.notify("slime_before_train_step", args=args, rollout_id=rollout_id, step=step)
         metrics: dict[str, float] = {}
         if self._critic is not None:
-            found = self._critic.train_step(self._steps.batch(samples, columns))
+            whole = self._steps.batch(samples, columns)
+            found = _measured(whole, self._critic.train_step(whole))
             metrics |= {f"critic/{name}": value for name, value in found.items() if not name.startswith("num_")}
         if rollout_id >= args.num_critic_only_steps or self._critic is None:
             skipped = self._steps.without_gradient(samples, columns)
             batch = self._steps.batch(samples, columns, skipped)
-            metrics |= self._actor.train_step(batch)
+            metrics |= _measured(batch, self._actor.train_step(batch))
             if skipped:
                 metrics["num_skipped_samples"] = len(skipped)
             metrics |= {"num_tokens": batch.num_tokens, "num_trained_tokens": batch.num_trained_tokens}
         self._plugins.notify("slime_train_step_finished", args=args, rollout_id=rollout_id, step=step, metrics=metrics)
         return metrics
+
+
+def _measured(batch: TrainBatch, metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of a batch; where the model read no token of it, without those that had nothing to measure."""
+    return metrics if any(batch.measured) else {n: value for n, value in metrics.items() if not math.isnan(value)}
 
 
 def _over_steps(name: str, values: list[float]) -> float:
