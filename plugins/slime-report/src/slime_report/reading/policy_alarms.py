@@ -160,10 +160,9 @@ def logprob_difference(facts: Facts) -> Alarm | None:
 
 def entropy(facts: Facts) -> Alarm | None:
     """The model is sure of everything."""
-    curve, equal = facts.curve("train/entropy_loss", at_least=6), facts.curve("rollout/zero_std/share")
+    curve = facts.curve("train/entropy_loss", at_least=6)
     late, early = (curve.recent(), curve.early()) if curve else (None, None)
-    nothing_computed = equal is not None and (equal.recent() or 0.0) > ZERO_SPREAD_SOON
-    if curve is None or late is None or early is None or late >= ENTROPY or early <= ENTROPY or nothing_computed:
+    if curve is None or late is None or early is None or late >= ENTROPY or early <= ENTROPY:
         return None
     return Alarm(
         "entropy",
