@@ -158,7 +158,7 @@ FAULTS = {
     ),
     "entry point to no module": Fault("", PICK_LOSS, ["No module named 'nowhere_at_all'"], entry="nowhere_at_all"),
     "entry point to no attribute": Fault(
-        "", PICK_LOSS, ["module 'faulty' has no attribute 'gone'"], entry="faulty:gone"
+        "", PICK_LOSS, ["has no 'gone'; check the name in 'faulty:gone'"], entry="faulty:gone"
     ),
     "component in no module": Fault(
         "@hookimpl\ndef slime_losses(): return {'it': Lazy('no_module:it')}",
@@ -172,7 +172,7 @@ FAULTS = {
     "component is no attribute": Fault(
         "@hookimpl\ndef slime_losses(): return {'it': Lazy('faulty:gone')}",
         PICK_LOSS,
-        ["cannot be imported: AttributeError: module 'faulty' has no attribute 'gone'"],
+        ["cannot be imported: faulty (", "has no 'gone'; check the name in 'faulty:gone'"],
     ),
     "duplicate component": Fault(
         tracker(GOOD_TRACKER).replace("{'it': it}", "{'tensorboard': it}"),

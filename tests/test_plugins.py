@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import textwrap
 import timeit
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,13 +152,63 @@ def test_messages_name_the_option_that_chose_the_component(tmp_path, monkeypatch
     for name, says in [
         ("it", "There is no reward named 'it' for --custom-rm-path."),
         ("chosen_by.no", "does not fit --custom-rm-path: it does not take the parameter 'args'"),
-        ("chosen_by.lost", "chosen by --custom-rm-path, cannot be imported: chosen_by has no 'lost'; check the name"),
+        (
+            "chosen_by.lost",
+            f"--custom-rm-path, cannot be imported: chosen_by ({tmp_path}/chosen_by.py) has no 'lost'; check the name",
+        ),
         ("nowhere.it", "The reward 'nowhere.it' of import path, chosen by --custom-rm-path, cannot be imported"),
     ]:
         with pytest.raises(PluginError) as error:
             plugins.select("reward", name, option)
         assert says in str(error.value)
         assert "--rm-type" not in str(error.value)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The current folder, behind everything else on the path: a package that gives a function the name of its module, and files."""
+    package = tmp_path / "reexporting"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("from .reward import reward\n")
+    (package / "reward.py").write_text("def reward(args, sample): return 1.0\n")
+    (package / "inner" / "__init__.py").write_text("import no_such_module\n")
+    for name in ("code", "plainly_named"):
+        (tmp_path / f"{name}.py").write_text("def score(args, sample): return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith(("reexporting", "plainly_named"))]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["reexporting.reward", "reexporting:reward", "reexporting.reward.reward", "reexporting.reward:reward"],
+)
+def test_an_import_path_is_read_as_python_reads_an_import(path, project):
+    assert Plugins([]).select("reward", path, "--custom-rm-path").target(None, None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("reexporting.lost", "reexporting ({}/reexporting/__init__.py) has no 'lost'; check the name"),
+        ("reexporting:lost", "reexporting ({}/reexporting/__init__.py) has no 'lost'; check the name"),
+        ("reexporting.inner", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("reexporting.inner.score", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("code.score", "code.py, which hides ./code.py; rename that) has no 'score'"),
+        ("code:score", "code.py, which hides ./code.py; rename that) has no 'score'"),
+        ("plainly_named.lost", "plainly_named ({}/plainly_named.py) has no 'lost'"),
+        ("./plainly_named.py:score", "is the path of a file; write 'plainly_named.score'"),
+        ("{}/plainly_named.py:score", "is the path of a file; write 'plainly_named.score'"),
+        ("plainly_named.py:score", "is the path of a file; write 'plainly_named.score'"),
+        ("./plainly_named.py", "is the path of a file; write 'plainly_named.NAME'"),
+    ],
+)
+def test_an_import_path_that_leads_nowhere_says_what_was_read(path, says, project):
+    with pytest.raises(PluginError) as error:
+        Plugins([]).select("reward", path.format(project), "--custom-rm-path")
+    assert says.format(project) in str(error.value)
 
 
 def test_a_module_that_is_not_found_is_reported_with_the_folders_that_were_searched(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+from pathlib import PurePath
 from types import ModuleType
 from typing import Any
 
@@ -14,20 +15,34 @@ from slime_core.errors import EXITS, PluginError, exit_in_words
 
 
 def resolve(target: str) -> Any:
-    """ "package.module:attribute", "package.module.attribute" or "package.module" → the object."""
-    if ":" in target:
-        module, _, attribute = target.partition(":")
-        return getattr(_imported(module), attribute)
-    try:
+    """ "package.module:attribute", "package.module.attribute" or "package.module" → the object.
+
+    Without a colon it is what `from package.module import attribute` gives: what the first part has under that name, else its module.
+
+    Raises:
+        PluginError: there is no such attribute, or the path is that of a file.
+    """
+    path, colon, attribute = target.partition(":")
+    if os.sep in path or path.endswith(".py"):
+        raise PluginError(
+            f"{target!r} is the path of a file; write '{PurePath(path).stem}.{attribute or 'NAME'}', which Python finds in the "
+            "current folder or on PYTHONPATH."
+        )
+    if not colon:
+        path, _, attribute = target.rpartition(".")
+    if not path:
         return _imported(target)
-    except ModuleNotFoundError as error:
-        module, _, attribute = target.rpartition(".")
-        if not module or (error.name and not f"{target}.".startswith(f"{error.name}.")):
-            raise
-        loaded = _imported(module)
-        if not hasattr(loaded, attribute):
-            raise PluginError(f"{module} has no {attribute!r}; check the name in {target!r}.") from None
-        return getattr(loaded, attribute)
+    module = _imported(path)
+    if not colon and not hasattr(module, attribute):
+        try:
+            return _imported(target)
+        except ModuleNotFoundError as error:
+            if error.name != target:
+                raise
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise PluginError(f"{_described(module)} has no {attribute!r}; check the name in {target!r}.") from None
 
 
 def _imported(module: str) -> ModuleType:
@@ -39,6 +54,15 @@ def _imported(module: str) -> ModuleType:
             f"Importing {module} raised {exit_in_words(error)}, which would end the program; "
             'leave that to code under `if __name__ == "__main__"`.'
         ) from error
+
+
+def _described(module: ModuleType) -> str:
+    """A module, the file that it is of, and the file in the current folder that its name was to mean, if that is another."""
+    file, own = getattr(module, "__file__", None), f"{module.__name__.partition('.')[0]}.py"
+    if file is None:
+        return module.__name__
+    hidden = os.path.isfile(own) and not os.path.samefile(own, file)
+    return f"{module.__name__} ({file}{f', which hides ./{own}; rename that' if hidden else ''})"
 
 
 def names_a_module(name: str) -> bool:
