@@ -361,7 +361,7 @@ class RolloutOutput:
 
     Attributes:
         groups: the groups to train on; with `evaluation=True` the groups whose loss is measured.
-        metrics: numbers to log with this rollout, names without prefix.
+        metrics: numbers to log with this rollout, names without prefix; texts are left out, with a warning.
         generations: with `evaluation=True`, answers that the model gave. Their rewards, where present, are averaged per
             evaluation set, and they are written to the run directory.
 

@@ -18,11 +18,13 @@ import torch
 from slime_core.cli import main
 from slime_core.contracts.advantage import AdvantageInputs
 from slime_core.contracts.loss import LossInputs, Reduce
+from slime_core.contracts.rollout_outputs import metric_numbers
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.slime_shapes.advantages import RolloutData
+from slime_core.run.evaluation import metrics_of
 from slime_core.run.tracking import read_metrics
-from slime_core.sample import Sample
+from slime_core.sample import RolloutOutput, Sample, Status
 
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "generate": {
@@ -536,6 +538,45 @@ def test_what_slimes_rollout_functions_return_is_read(bare, tmp_path, monkeypatc
     assert evaluated.metrics == ({} if bare else {"seconds": 3.0, "held/own": 1})
 
 
+EVALUATIONS = """
+from slime_core.sample import Sample, Status
+
+def roll_out(args, rollout_id, data_buffer, evaluation=False):
+    statuses = [Status.COMPLETED, Status.TRUNCATED, Status.ABORTED]
+    return {"held": eval(args.found, {"samples": [Sample(index=n, status=s, reward=9.0) for n, s in enumerate(statuses)]})}
+"""
+DONE, CUT = Status.COMPLETED, Status.TRUNCATED
+SETS = {
+    '{"samples": samples}': [(9.0, DONE), (9.0, CUT), (9.0, Status.ABORTED)],
+    '{"samples": samples, "rewards": (1, 2, 3)}': [(1, DONE), (2, CUT), (3, Status.ABORTED)],
+    '{"samples": samples, "truncated": [True, True, True]}': [(9.0, CUT), (9.0, CUT), (9.0, CUT)],
+    '{"samples": samples, "truncated": [1, 0, 0]}': [(9.0, CUT), (9.0, DONE), (9.0, Status.ABORTED)],
+    '{"rewards": [0.5, 1.5]}': [(0.5, DONE), (1.5, DONE)],
+    '{"rewards": [0.5, 1.5], "samples": None, "truncated": [False, True]}': [(0.5, DONE), (1.5, CUT)],
+    '{"samples": []}': 'the evaluation set \'held\' has neither "rewards" nor "samples"',
+    '{"rewards": []}': 'the evaluation set \'held\' has neither "rewards" nor "samples"',
+    "[1.0]": 'the evaluation set \'held\' has neither "rewards" nor "samples"',
+    '{"rewards": 1.0}': r"the rewards of the evaluation set 'held' are 1.0 \(float\), expected a list",
+    '{"samples": samples, "rewards": [1]}': "the evaluation set 'held' has 1 rewards for 3 samples",
+    '{"rewards": [1], "truncated": []}': "the evaluation set 'held' has 0 truncated for 1 samples",
+}
+
+
+@pytest.mark.parametrize(("found", "made"), SETS.items())
+def test_every_part_of_an_evaluation_set_is_read_or_named(found, made, tmp_path, monkeypatch):
+    (tmp_path / "own_evaluation.py").write_text(EVALUATIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    function = Plugins([]).select("rollout", "own_evaluation.roll_out")
+    if isinstance(made, str):
+        with pytest.raises(PluginError, match=made):
+            function(SimpleNamespace(found=found), 0, None, evaluation=True)
+        return
+    answers = function(SimpleNamespace(found=found), 0, None, evaluation=True).generations
+    assert [(answer.reward, answer.status) for answer in answers] == made
+    assert {answer.dataset for answer in answers} == {"held"}
+    assert metrics_of(RolloutOutput([], {}, answers), {}) == {"eval/held/reward": sum(r for r, _ in made) / len(made)}
+
+
 OWN_METRICS = """
 import numpy, torch
 from types import SimpleNamespace
@@ -556,7 +597,6 @@ def as_slimes(args, rollout_id, data_source, evaluation=False):
     [
         *(("numpy.float32(0.5)", 0.5), ("torch.tensor(0.5)", 0.5), ("numpy.int64(2)", 2), ("True", 1.0)),
         *(
-            ("'fast'", "the metric 'a' is 'fast'"),
             ("[1.0]", r"the metric 'a' is \[1.0\]"),
             ("{1}", "metrics.a is 'set'"),
         ),
@@ -572,3 +612,10 @@ def test_metrics_of_a_rollout_are_plain_numbers_or_named(metric, found, name, tm
         return
     (made,) = function(SimpleNamespace(metric=metric), 0, None, evaluation=False).metrics.values()
     assert (made, type(made)) == (found, type(found))
+
+
+def test_metrics_that_are_texts_are_left_out_and_told_of_once(caplog):
+    for _ in range(2):
+        assert metric_numbers({"source": "contract", "turns": 2}) == {"turns": 2}
+    (told,) = caplog.messages
+    assert told == "The metric 'source' is the text 'contract' (str); metrics are numbers, so it is not logged"
