@@ -8,10 +8,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from enum import Enum
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Union
 
 from packaging.utils import canonicalize_name
-from pydantic import create_model
+from pydantic import SecretStr, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -89,10 +91,7 @@ class Option:
     @property
     def base_type(self) -> Any:
         """The annotation without None."""
-        annotation = self.field.annotation
-        if typing.get_origin(annotation) in (Union, types.UnionType):
-            return next(a for a in typing.get_args(annotation) if a is not type(None))
-        return annotation
+        return _alternatives(self.field.annotation)[0]
 
     @property
     def is_flag(self) -> bool:
@@ -105,6 +104,39 @@ class Option:
     @property
     def choices(self) -> tuple[Any, ...]:
         return typing.get_args(self.base_type) if typing.get_origin(self.base_type) is Literal else ()
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a flag can set it: texts are read as its type, to what a recipe gives, or a validator of its own reads them."""
+        validators = self.group.__pydantic_decorators__.field_validators.values()
+        if any(self.name in validator.info.fields and validator.info.mode != "after" for validator in validators):
+            return True
+        annotation = self.field.annotation
+        if self.is_list and len(_alternatives(annotation)) == 1:
+            (annotation,) = typing.get_args(self.base_type)
+        return _is_of_text(annotation)
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, or the annotation itself, without None and what `Annotated` adds."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [kind for one in inner if one is not type(None) for kind in _alternatives(one)]
+    return _alternatives(inner[0]) if typing.get_origin(annotation) is Annotated else [annotation]
+
+
+def _is_of_text(annotation: Any) -> bool:
+    """Whether pydantic reads a text as this type, and as the value that a recipe would have there: a text among other types stays one."""
+    kinds = _alternatives(annotation)
+    if len(kinds) > 1:
+        return not {str, bool} & {*kinds} and all(map(_is_of_text, kinds))
+    if typing.get_origin(kinds[0]) is Literal:
+        return all(isinstance(value, str) for value in typing.get_args(kinds[0]))
+    if not isinstance(kinds[0], type):
+        return False
+    if issubclass(kinds[0], Enum):
+        return all(isinstance(member.value, str) for member in kinds[0])
+    return issubclass(kinds[0], (str, int, float, PurePath, SecretStr))
 
 
 class Namespace:
@@ -201,11 +233,18 @@ def _checked_groups(given: Any, known: dict[str, Option], distribution: str) -> 
             "slime_core.contracts.options.ArgumentGroup."
         )
     for group in given:
-        for name in group.model_fields:
+        for name, field in group.model_fields.items():
             if name in known:
                 raise PluginError(
                     f"Two distributions define the option {known[name].flag}: {known[name].distribution} "
                     f"({known[name].group.__name__}) and {distribution} ({group.__name__}). Uninstall one of them or "
                     "rename its option."
+                )
+            made = Option(name, group, distribution, field)
+            if not made.reads_text:
+                raise PluginError(
+                    f"The type of its option {made.flag} ({group.__name__}) is {field.annotation}, which cannot be read from a command "
+                    "line. Give it one of str, int, float, bool, Path, SecretStr, a Literal or Enum of texts, or a list of one of "
+                    'these, or read the text in a validator of its own: @field_validator(…, mode="before").'
                 )
     return list(given)

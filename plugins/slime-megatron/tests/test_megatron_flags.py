@@ -267,7 +267,7 @@ def test_a_pattern_of_layers_that_is_none_is_refused_and_never_run(given: str, c
 def test_a_recipe_may_write_the_pattern_of_layers_as_a_list(namespace: Namespace) -> None:
     recipe = Stage("a recipe", {"train-backend": "megatron", "moe-layer-freq": [0, 1], "rope-fusion": False})
     args: Any = resolve(namespace, REQUIRED, recipe, {}).args
-    assert args.moe_layer_freq == [0, 1]
+    assert args.moe_layer_freq == "[0, 1]"
 
 
 # ----------------------------------------------------------------------------------------------------- refused, no effect

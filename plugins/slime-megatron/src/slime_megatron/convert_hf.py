@@ -216,9 +216,8 @@ def _pieces(spec: ModelSpec, reader: Reader, numbered: bool, where: str) -> Iter
 
 def _is_numbered(options: HfToTorchDistOptions, spec: ModelSpec) -> bool:
     """Whether Megatron numbers the layers: where they are not alike, or `--moe-layer-freq` is a list."""
-    given = options.moe_layer_freq
     kinds = {is_sparse(spec, layer) for layer in range(spec.config["num_layers"])}
-    return len(kinds) > 1 or isinstance(given, list) or (isinstance(given, str) and "[" in given)
+    return len(kinds) > 1 or "[" in (options.moe_layer_freq or "")
 
 
 def _options_of(options: HfToTorchDistOptions, spec: ModelSpec) -> Namespace:

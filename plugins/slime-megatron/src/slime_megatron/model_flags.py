@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import field_validator
+
 from slime_core.contracts.options import ArgumentGroup, option
 from slime_core.errors import ArgumentError
 
@@ -66,7 +68,7 @@ class MegatronModelArguments(ArgumentGroup):
     qk_pos_emb_head_dim: int | None = _same("Size of the part of a head that is rotated.")
     v_head_dim: int | None = _same("Size of a head of values.")
     num_experts: int | None = _same("Number of experts of a layer.")
-    moe_layer_freq: str | int | list[int] | None = _same(
+    moe_layer_freq: str | None = _same(
         "Which layers have experts: every so many, or a list in Python's notation with 1 for each that has, such as "
         "[0]*1+[1]*46."
     )
@@ -90,6 +92,12 @@ class MegatronModelArguments(ArgumentGroup):
     mtp_num_layers: int | None = _same("Layers for multi-token prediction, which are not trained.")
     enable_mtp_training: bool | None = _same("Refused: layers for multi-token prediction are not trained.")
     mtp_loss_scaling_factor: float | None = _same("Weight of their loss.", when="enable_mtp_training")
+
+    @field_validator("moe_layer_freq", mode="before")
+    @classmethod
+    def _of_a_recipe(cls, value: object) -> object:
+        """What a recipe gives as a number or list, as the text that a command line gives."""
+        return str(value) if isinstance(value, (int, list)) else value
 
 
 def compare(args: MegatronArguments, spec: ModelSpec, where: str = "the checkpoint", model_type: str = "") -> None:
@@ -257,10 +265,10 @@ def _recomputed(args: MegatronArguments, spec: ModelSpec) -> list[str]:
 _FAMILY_OF_LAYERS = {"slime_plugins.models.glm4": "glm4"}
 
 
-def _pattern(given: str | int | list[int], layers: int) -> list[int]:
+def _pattern(given: str, layers: int) -> list[int]:
     """A number for each layer: 1 where it has experts."""
     try:
-        value = _evaluated(ast.parse(given, mode="eval").body) if isinstance(given, str) else given
+        value = _evaluated(ast.parse(given, mode="eval").body)
         return [int(n % value == 0) for n in range(layers)] if isinstance(value, int) else list(value)
     except (SyntaxError, TypeError, ZeroDivisionError) as error:
         raise ArgumentError(
