@@ -10,10 +10,10 @@ the function or class in `slime_core.contracts` that the hook's text names; it i
 parameters of a contract are passed by position, so a component may call them as it likes; those with a default, and the
 further ones that it may ask for, are passed by name.
 
-**Observers** are told something and return nothing. They are called in order of plugin name, those marked `tryfirst`
-before and those marked `trylast` after the others. Nobody selects an observer,
-so none may stop a run: the observers of a plugin that raises are off for the rest of the run, with a warning that names
-plugin, hook and error.
+**Observers** are told something and return nothing. They are called in the order in which `slime plugins`
+lists their plugins, slime's own distributions first and then by the name of the distribution; those marked `tryfirst` before
+and those marked `trylast` after the others. Nobody selects an observer, so none may stop a run: the observers of a plugin
+that raises are off for the rest of the run, with a warning that names plugin, hook and error.
 
 All hooks run in the driver process unless the text says otherwise. Of pluggy's markers, `specname` and `optionalhook` work
 everywhere, `tryfirst` and `trylast` for observers; a hook that is marked `wrapper` or `hookwrapper` is refused, since every
