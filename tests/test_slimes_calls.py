@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -443,6 +444,15 @@ def sets(args, rollout_data):
     rollout_data["advantages"] = [r * torch.ones(n) - k for r, n, k in zip(rewards, rollout_data["response_lengths"], rollout_data["kl"])]
     rollout_data["returns"] = [a.clone() for a in rollout_data["advantages"]]
 
+def further(args, rollout_data, **kwargs):
+    sets(args, rollout_data)
+
+def scaled(args, rollout_data, scale=1.0):
+    sets(args, rollout_data)
+
+def by_name(args, rollout_data, *, scale=1.0):
+    sets(args, rollout_data)
+
 def forgets(args, rollout_data): ...
 
 def too_short(args, rollout_data):
@@ -481,9 +491,10 @@ def test_an_estimator_of_slimes_shape_is_given_what_slime_gives_it(final, estima
         data = RolloutData.of(told, replace(inputs, log_probs=inputs.loss_mask))
         assert [key for key in data if key.endswith("log_probs")] == [name]
     assert RolloutData.of(args, inputs)["raw_reward"] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    outputs = Plugins([]).select("advantage", "own_adv.sets")(args, inputs)
-    assert outputs.advantages.tolist() == pytest.approx(expected, rel=1e-6)
-    assert outputs.returns.tolist() == outputs.advantages.tolist()
+    for name in ("sets", "further", "scaled", "by_name"):
+        outputs = Plugins([]).select("advantage", f"own_adv.{name}")(args, inputs)
+        assert outputs.advantages.tolist() == pytest.approx(expected, rel=1e-6)
+        assert outputs.returns.tolist() == outputs.advantages.tolist()
     for name, says in [
         ("forgets", 'set no rollout_data["advantages"]'),
         ("too_short", "It set advantages of the shapes"),
@@ -536,6 +547,30 @@ def test_what_slimes_rollout_functions_return_is_read(bare, tmp_path, monkeypatc
     evaluated = function(args, 0, source, evaluation=True)
     assert [(s.dataset, s.reward) for s in evaluated.generations] == [("held", 0.5), ("held", 1.5)]
     assert evaluated.metrics == ({} if bare else {"seconds": 3.0, "held/own": 1})
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"),
+    [
+        *((answer, True) for answer in ("True", "1", "0.0", "(0, 'few')", "torch.tensor(1)", "numpy.bool_(True)")),
+        *((answer, True) for answer in ("SimpleNamespace(keep=1)", "SimpleNamespace(keep=False, reason='few')")),
+        *(
+            (answer, False)
+            for answer in ("None", "'yes'", "[]", "{}", "torch.ones(2)", "waits()", "(None, 'few')", "print")
+        ),
+    ],
+)
+def test_a_filter_may_answer_with_any_truth_value_and_with_nothing_else(answer, fits, tmp_path, monkeypatch):
+    code = "import numpy, torch\nfrom types import SimpleNamespace\nasync def waits(): return True\n"
+    (tmp_path / "own_filter.py").write_text(f"{code}def keep(args, samples, **kwargs): return {answer}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_filter", raising=False)
+    keep = Plugins([]).select("dynamic_filter", "own_filter.keep")
+    if fits:
+        keep(SimpleNamespace(), [Sample()])
+        return
+    with pytest.raises(PluginError, match=r"expected True or False, or a pair|is async, expected a plain function"):
+        keep(SimpleNamespace(), [Sample()])
 
 
 EVALUATIONS = """

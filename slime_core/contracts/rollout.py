@@ -192,8 +192,8 @@ def _check_hooked(result: Any, args: tuple[Any, ...]) -> str | None:
 
 def _check_verdict(result: Any, args: tuple[Any, ...]) -> str | None:
     keep = result[0] if isinstance(result, tuple) and len(result) == 2 else getattr(result, "keep", result)
-    # A truth value of any library will do, such as the 0-d tensor of slime's own filters.
-    if isinstance(keep, bool) or (hasattr(keep, "dtype") and math.prod(keep.shape) == 1):
+    # A truth value of any library will do, such as the 0-d tensor of slime's own filters, and a number, as a sum of conditions is.
+    if isinstance(keep, (bool, int, float)) or (hasattr(keep, "dtype") and math.prod(keep.shape) == 1):
         return None
     return f"{shown(result)}; expected True or False, or a pair of that and a reason"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import keyword
 import re
 import sys
+from importlib.util import find_spec
 
 from packaging.utils import canonicalize_name
 
 from slime_core.errors import ArgumentError
-from slime_core.plugins.catalogue import FIRST_PARTY
+from slime_core.plugins.catalogue import FIRST_PARTY, imports
 
 LONGEST_NAME = 40
 """Characters; the lines of the templates leave room for so many."""
@@ -34,6 +35,16 @@ def checked_name(given: str) -> str:
         problem = f"the package {package!r} would hide Python's own module"
     elif name in FIRST_PARTY:
         problem = "it is one of slime's own distributions"
+    elif package in imports():
+        problem = f"the package {package!r} would hide that of {imports()[package]}"
+    elif file := _file_of(package):
+        problem = f"the package {package!r} would hide {file}"
     if problem:
         raise ArgumentError(f"{given!r} cannot be the name of a package: {problem}. Choose one such as 'my-reward'.")
     return name
+
+
+def _file_of(package: str) -> str | None:
+    """The file that is imported under this name; None if there is none, or merely a folder without `__init__.py`."""
+    spec = find_spec(package)
+    return spec.origin if spec else None

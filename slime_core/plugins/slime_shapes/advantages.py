@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.contracts.advantage import AdvantageInputs, AdvantageOutputs
 from slime_core.contracts.loss import reads
 from slime_core.errors import PluginError
-from slime_core.plugins.slime_shapes.parameters import in_place_of, parameters
+from slime_core.plugins.slime_shapes.parameters import in_place_of, parameters, positional, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,10 @@ _STANDARDISED = ("grpo", "gspo", "cispo")
 
 def made_to_fit(component: Any) -> Any:
     """Return the estimator with the contract `slime_core.contracts.advantage.advantages` for one of slime's shape, which is one
-    whose second parameter has another name than `inputs`, and that does not say what it reads."""
-    names = list(parameters(component))
-    if len(names) != 2 or names[1] == "inputs" or hasattr(component, "slime_reads"):
+    whose second parameter has another name than `inputs`, that needs no third, and that does not say what it reads."""
+    taken = parameters(component)
+    second = positional(taken)[1:2]
+    if second in ([], ["inputs"]) or len(required(taken)) > 2 or hasattr(component, "slime_reads"):
         return component
 
     @reads(lambda args: {"old_log_probs", "ref_log_probs"} if getattr(args, "kl_coef", 0.0) else {"old_log_probs"})
