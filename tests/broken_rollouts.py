@@ -80,8 +80,8 @@ def forget_reward(output, evaluation):
     output.groups[0][0].reward = None
 
 
-def add_text_metric(output, evaluation):
-    output.metrics["speed"] = "fast"
+def add_list_metric(output, evaluation):
+    output.metrics["speed"] = [1.0, 2.0]
 
 
 def forget_dataset(output, evaluation):
@@ -227,7 +227,7 @@ BROKEN = [
     ("rollout", rolled_out(shorten_mask), "returns full rollouts", "loss_mask has 1 entries, but response_length is 2"),
     ("rollout", rolled_out(forget_reward), "returns full rollouts", "it has no reward"),
     ("rollout", rolled_out(keep_number), "returns full rollouts", "keep the numbers that the data source gave them"),
-    ("rollout", rolled_out(add_text_metric), "reports metrics", "the metric 'speed' is 'fast'"),
+    ("rollout", rolled_out(add_list_metric), "reports metrics", r"the metric 'speed' is \[1.0, 2.0\]"),
     ("rollout", rolled_out(forget_dataset), "returns named samples", "keep their metadata, which names the set"),
     ("rollout", training_data_eval, "returns named samples", "it changed the data source while evaluating"),
     ("generator", pending_generator, "completes a sample", "still pending; set `status`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from importlib import import_module
 from typing import Any
 
 import pluggy
@@ -30,7 +31,8 @@ def load(info: PluginInfo, switches: Switches) -> Hooks:
                 f"It needs slime-core {info.requires_core}, but slime-core {__version__} is installed; "
                 f"install versions of {info.distribution} and slime-core that fit."
             )
-        plugin = resolve(info.target)
+        # Without a colon an entry point names a module, whatever its package has under that name.
+        plugin = resolve(info.target) if ":" in info.target else import_module(info.target)
         hooks = _checked_hooks(plugin)
     except (Exception, SystemExit) as error:  # whatever a plugin raises must not stop the others
         set_aside(info, error)

@@ -248,7 +248,7 @@ class Plugins:
     # ------------------------------------------------------------------------------------------------- observers
 
     def observers(self, hook: str) -> Iterator[tuple[PluginInfo, Callable[..., None]]]:
-        """Yield (plugin, its implementation of the observer `hook`), in order of plugin name, those marked `tryfirst` before and
+        """Yield (plugin, its implementation of the observer `hook`), in the order of `slime plugins`, those marked `tryfirst` before and
         those marked `trylast` after the others. The implementation may be called with everything that the hook's
         specification names; it is given what it asks for."""
         told = [(info, hooks[hook]) for info, hooks in self._loaded if hook in hooks]
@@ -267,7 +267,7 @@ class Plugins:
                 yield info, call
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Call every implementation of the observer `hook`, in order of plugin name."""
+        """Call every implementation of the observer `hook`, in the order of `slime plugins`."""
         for info, call in self.observers(hook):
             if info.label in self._silenced:
                 continue
