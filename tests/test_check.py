@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from slime_core.cli import main
 from slime_core.testing import tiny_checkpoint
@@ -45,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "few rows",
         "no config",
         "no template",
+        "no questions",
         "index",
     ):
         shutil.copytree(folder / "model", folder / name)
@@ -71,6 +73,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = json.loads((folder / "no template" / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (folder / "no template" / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    asks = AutoTokenizer.from_pretrained(folder / "model")
+    asks.chat_template = "{{ raise_exception('no questions') if add_generation_prompt }}" + asks.chat_template
+    asks.save_pretrained(folder / "no questions")
 
     messages = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
     row = {"messages": messages, "label": "2"}
@@ -123,6 +129,19 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "a tied flag over two matrices": ([*REWARDED, "--hf-checkpoint", "{place}/two matrices"], "two different matrices"),
     "tokens without a row": ([*REWARDED, "--hf-checkpoint", "{place}/few rows"], "has no embedding for"),
     "no chat template": ([*REWARDED, "--hf-checkpoint", "{place}/no template"], "chat template"),
+    "questions of an evaluation that cannot be rendered": (
+        [
+            *SFT,
+            *EVALUATED,
+            "--eval-generate",
+            "1",
+            "--rollout-engine",
+            "local",
+            "--hf-checkpoint",
+            "{place}/no questions",
+        ],
+        "rows.jsonl:1: the chat template refuses the conversation: no questions",
+    ),
     "initial weights that are not there": ([*REWARDED, "--ref-load", "nowhere"], "--ref-load nowhere does not exist"),
     "a warm-up that is longer than the run": ([*REWARDED, "--lr-warmup-iters", "3"], "the whole schedule has 1 steps"),
     "an empty file": ([*REWARDED, "--prompt-data", "{place}/empty.jsonl"], "empty.jsonl is empty"),

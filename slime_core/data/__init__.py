@@ -8,7 +8,9 @@
     arrow_validity.py  whether reading a record batch is safe
     arrow_values.py  what the values of an Arrow column mean
     rows.py          `open_rows`: all of these as one sequence of rows
-    conversation.py  what a conversation must look like, and its one form for loss masks
+    conversation.py  what a conversation must look like, and its one form that is rendered
+    chat_template.py  renders it with the tokenizer's chat template, and notices text that this drops
+    message_texts.py  what a message says
     tools.py         tool calls and tool definitions in one form
     flags.py         flags that keep a message from being trained, under the names of many tools
     samples.py       a row becomes a `Sample`

@@ -2,8 +2,9 @@
 
 `chat_messages` checks what any prompt must keep: data sources and converters call it. `chat_row` checks what a
 conversation to train on must keep besides, for converters; `read_conversation` checks the same and brings it into the
-one form that loss masks are made from. So what `slime data convert` accepts can be previewed and trained. One thing is
-checked when a mask is made and not before, because prompts of RL may do without: that the assistant says something.
+one form that is rendered, and `prompt_messages` brings prompts into it. So what `slime data convert` accepts can be
+previewed and trained. One thing is checked when a mask is made and not before, because prompts of RL may do without:
+that the assistant says something.
 
 The messages of errors have no final full stop, but for those of `read_conversation`: whoever adds file and row adds it.
 """
@@ -102,6 +103,16 @@ def read_conversation(messages: Any, tools: Any = None) -> Conversation:
         raise DataError(f"{error}.") from error
     trained = [message["role"] == "assistant" and message.get(STEP, 1) == 1 for message in checked]
     return Conversation(read, trained, tool_definitions(tools))
+
+
+def prompt_messages(messages: Any) -> list[Message]:
+    """Return the messages of a prompt in the form of `Conversation.messages`. No rule of training holds: a role may be one that only
+    the template knows.
+
+    Raises:
+        DataError: what is wrong with which message, counted from 1.
+    """
+    return [_in_one_form(message, number) for number, message in enumerate(chat_messages(messages), 1)]
 
 
 def _checked(message: Any, number: int) -> Message:

@@ -6,11 +6,15 @@ all of them read the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from slime_core.contracts.data import ImageTexts
+from slime_core.data.chat_template import Dropped, Template, is_of_earlier, lost_question, render_whole
+from slime_core.data.conversation import Message, prompt_messages
 from slime_core.data.image_processor import Processor, image_places
 from slime_core.data.image_texts import expanded
+from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import template_variables
 from slime_core.data.tokens import is_tokenised, require_known, vocabulary_of
 from slime_core.data.vision import FAMILIES
@@ -31,12 +35,19 @@ class Prompt(NamedTuple):
         tokens: its ids, in which each image is as many tokens as the model makes features of it.
         expanded: the text that was tokenised.
         images: of every image its first token and the one behind its last.
+        messages: the messages in the form in which they were rendered; none where nothing was.
+        dropped: what they say and the rendering does not show, but for the reasoning of earlier turns.
     """
 
     text: str
     tokens: list[int]
     expanded: str
     images: list[tuple[int, int]]
+    messages: Sequence[Message] = ()
+    dropped: Sequence[Dropped] = ()
+
+
+_NOTICES = Notices()  # of the process
 
 
 def read_prompt(
@@ -45,22 +56,24 @@ def read_prompt(
     args: DataArguments,
     render: bool,
     processor: Processor | None = None,
+    notices: Notices = _NOTICES,
 ) -> Prompt:
     """Return the text that the model reads, and its token ids.
 
-    Where they are to be rendered, messages are rendered with the chat template, generation prompt included, and text as one
-    message of the user. Where not, and where it was rendered already, text is tokenised as it is; no special tokens are put
-    around it. Token ids are used as they are.
+    Where they are to be rendered, messages are rendered with the chat template as those that are trained are, generation prompt
+    included, and text as one message of the user. Where not, and where it was rendered already, text is tokenised as it is; no
+    special tokens are put around it. Token ids are used as they are.
 
     Args:
         args: `apply_chat_template_kwargs` and `chat_template_date` are read.
         render: `--apply-chat-template`.
         processor: what the checkpoint makes of images; None of one that reads none.
+        notices: are told of tools that the template does not show; by default those of the process.
 
     Raises:
         ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template.
-        DataError: the prompt cannot be rendered, has no tokens, or has images that cannot be read or more or fewer of them than
-            places; names file and row.
+        DataError: the prompt cannot be rendered, its question is not in the rendering, it has no tokens, or has images that cannot
+            be read or more or fewer of them than places; names file and row.
     """
     prompt: Any = sample.prompt
     if sample.images and processor is None:
@@ -72,7 +85,9 @@ def read_prompt(
         text = cast("str", tokenizer.decode(prompt))
         tokens = _known(sample, prompt, tokenizer)
         return Prompt(text, tokens, text, _places(sample, tokens, processor, _counts(sample, processor)))
-    rendered = _rendered(sample, tokenizer, args) if render and not sample.is_rendered else prompt
+    rendered, messages, dropped = prompt, list[Message](), list[Dropped]()
+    if render and not sample.is_rendered:
+        messages, rendered, dropped = _rendered(sample, tokenizer, args, notices)
     if not isinstance(rendered, str):
         raise ArgumentError(
             f"{_place(sample)}: the prompt is a list of messages, which the model cannot read as it is. Give "
@@ -87,7 +102,7 @@ def read_prompt(
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not tokens:
         raise DataError(f"{_place(sample)}: the prompt has no tokens.")
-    return Prompt(rendered, tokens, text, _places(sample, tokens, processor, counts))
+    return Prompt(rendered, tokens, text, _places(sample, tokens, processor, counts), messages, dropped)
 
 
 def _counts(sample: Sample, processor: Processor | None) -> list[int]:
@@ -110,29 +125,39 @@ def _places(sample: Sample, tokens: list[int], processor: Processor | None, coun
         raise DataError(str(error)) from None
 
 
-def _rendered(sample: Sample, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> str:
-    from jinja2 import TemplateError
-
+def _rendered(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, args: DataArguments, notices: Notices
+) -> tuple[list[Message], str, list[Dropped]]:
+    """Return the messages of a prompt in the form in which they were rendered, their rendering, and what it lacks."""
     prompt: Any = sample.prompt
     if not tokenizer.chat_template:
         raise ArgumentError(
             f"{_place(sample)}: the model has no chat template (chat_template.jinja), with which --apply-chat-template would render the "
             "prompt. Leave the option out to let the model go on with the text as it is, or choose a model that has one."
         )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tools=sample.tools,
-            add_generation_prompt=True,
-            tokenize=False,
-            **template_variables(tokenizer, args),
-        )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        messages = prompt_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+        template = Template(tokenizer, sample.tools, template_variables(tokenizer, args))
+        messages, text, dropped = render_whole(template, messages, prompt=True)
+    except DataError as error:
+        raise DataError(f"{_place(sample)}: {error}.") from error
+    if lost := lost_question(template, messages, text, dropped):
         raise DataError(
-            f"{_place(sample)}: the chat template cannot render the messages: {type(error).__name__}: {error}."
-        ) from error
-    return cast("str", text)
+            f"{_place(sample)}: {lost.sentence}, so that the model would not be asked it. Use a template that shows it, or take the row "
+            "out."
+        )
+    tell_of_tools(template, sample, notices)
+    return messages, text, [item for item in dropped if not is_of_earlier(item, messages)]
+
+
+def tell_of_tools(template: Template, sample: Sample, notices: Notices) -> None:
+    """Say once that a chat template shows no definitions of tools, if the row has some."""
+    if template.ignores_tools:
+        notices.once(
+            "tools",
+            f"{_place(sample)}: the row has definitions of tools, and the chat template shows none, so that the model does not know of "
+            "them. Use a template that shows tools, or leave them out. Further rows are not named.",
+        )
 
 
 def _known(sample: Sample, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -12,7 +12,9 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from slime_core.data import open_rows
 from slime_core.data.image_processor import Processor
 from slime_core.data.images import NO_RULES, ImageRules, decode
 from slime_core.data.images import encoded as encoded_of
+from slime_core.data.prompts import read_prompt
 from slime_core.data.samples import Columns, sample_from_row
 from slime_core.data.source import GlobalDataSource
 from slime_core.data.vision import load_processor
@@ -432,7 +435,14 @@ def test_tokens_and_pixels_are_those_of_transformers_processor(request: Any, fam
     trained = [token for token, on in zip(done.tokens[first:], done.trained_mask, strict=True) if on]
     from transformers import AutoTokenizer
 
-    assert AutoTokenizer.from_pretrained(checkpoint).decode(trained) == "one<|im_end|>two<|im_end|>"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert tokenizer.decode(trained) == "one<|im_end|>two<|im_end|>"
+
+    asked = replace(sample, prompt=sample.prompt[:-1])
+    args: Any = SimpleNamespace(chat_template_date=None, apply_chat_template_kwargs={})
+    prompt = read_prompt(asked, tokenizer, args, True, processor)
+    assert prompt.text == tokenizer.apply_chat_template(asked.prompt, tokenize=False, add_generation_prompt=True)
+    assert prompt.tokens == done.tokens[: len(prompt.tokens)]
 
 
 def test_a_long_conversation_is_never_cut_inside_of_an_image(qwen: str) -> None:

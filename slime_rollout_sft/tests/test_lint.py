@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from slime_core.cli import main
+from slime_core.data.chat_template import Template
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.lint import LeftOut, kind_of
 from slime_rollout_sft.looks import as_conversations
 from slime_rollout_sft.masks.roles import roles_in_text, roles_of_ids
-from slime_rollout_sft.masks.template import Template
 
 QUESTION = {"role": "user", "content": "Hi?"}
 ANSWER = {"role": "assistant", "content": "Hello!"}

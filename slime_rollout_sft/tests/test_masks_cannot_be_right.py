@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from slime_core.data import Columns, sample_from_row
+from slime_core.data.chat_template import Template
 from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.notices import Notices
 from slime_core.data.tokenizer import fix_day
@@ -23,7 +24,6 @@ from slime_rollout_sft.masks.generators import auto, last_turn
 from slime_rollout_sft.masks.ready import ready_mask_warnings
 from slime_rollout_sft.masks.skeleton import places
 from slime_rollout_sft.masks.spans import assistant_turns, searched_turns
-from slime_rollout_sft.masks.template import Template
 
 Loader = Callable[[str], Any]
 

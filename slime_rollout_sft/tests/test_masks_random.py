@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slime_core.data.chat_template import Template
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.generators import auto
 from slime_rollout_sft.masks.roles import roles_in_text
-from slime_rollout_sft.masks.template import Template
 
 Loader = Callable[[str], Any]
 

@@ -79,15 +79,15 @@ def test_an_id_outside_the_vocabulary_is_a_malformed_row(roll_out: Any) -> None:
 
 
 def test_answers_cannot_be_generated_for_rows_of_ids(roll_out: Any) -> None:
-    from slime_rollout_sft.answers import _question
+    from slime_rollout_sft.answers import question_of
 
     (sample,) = roll_out([{"input": [5, 6, 7]}]).samples
     with pytest.raises(ArgumentError, match=r"rows\.jsonl:1: --eval-generate needs messages"):
-        _question(sample)
+        question_of(sample)
 
 
 def test_answers_cannot_be_generated_where_images_of_the_question_were_cut_off() -> None:
-    from slime_rollout_sft.answers import _question
+    from slime_rollout_sft.answers import question_of
 
     look = {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]}
     sample = Sample(prompt=[look, {"role": "assistant", "content": "Both."}], images=[b"1"])
@@ -95,9 +95,9 @@ def test_answers_cannot_be_generated_where_images_of_the_question_were_cut_off()
     with pytest.raises(
         DataError, match=r"rows\.jsonl:3: --eval-generate .* has 2 images, of which 1 fit into --rollout-max"
     ):
-        _question(sample)
+        question_of(sample)
     sample.images.append(b"2")
-    assert _question(sample).label == "Both."
+    assert question_of(sample).label == "Both."
 
 
 def test_the_preview_shows_rows_of_ids(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,20 +154,34 @@ def test_data_in_which_every_prompt_is_over_long_is_an_error(arguments, plugins)
 
 
 def test_messages_that_the_template_refuses_follow_the_policy_for_malformed_rows(arguments, plugins) -> None:
-    rows = [{"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, *([CHAT] * 3)]
+    rows = [{"input": [{"role": "user", "content": "no lists"}]}, *([CHAT] * 3)]
     from slime_core.data.tokenizer import load_tokenizer
 
     args = arguments(rows, apply_chat_template=True)
     tokenizer = load_tokenizer(args.hf_checkpoint)
     template = tokenizer.chat_template
-    tokenizer.chat_template = "{{ raise_exception('no lists') if messages[0].content is not string }}" + template
+    tokenizer.chat_template = "{{ raise_exception('not this') if 'no lists' in messages[0].content|string }}" + template
     try:
-        with pytest.raises(DataError, match=r"prompts.jsonl:1: the chat template cannot render .*no lists"):
+        with pytest.raises(DataError, match=r"prompts.jsonl:1: the chat template refuses .*: not this"):
             rollout(args, plugins)
         args = args.model_copy(update={"malformed_row": "skip"})
         assert rollout(args, plugins).metrics["skipped_malformed"] == 1
     finally:
         tokenizer.chat_template = template
+
+
+def test_prompts_of_which_the_template_drops_text_are_counted_and_the_first_is_named(
+    arguments, plugins, caplog, monkeypatch
+) -> None:
+    from slime_core.data.tokenizer import load_tokenizer
+
+    rows = [{"input": [{"role": "system", "content": "w8"}, *CHAT["input"]]}] * 3
+    args = arguments(rows, apply_chat_template=True)
+    template = "{% for m in messages if m.role == 'user' %}<user> {{ m.content }} <end> {% endfor %}<assistant> "
+    monkeypatch.setattr(load_tokenizer(args.hf_checkpoint), "chat_template", template)
+    assert rollout(args, plugins).metrics["with_dropped_text"] == 3
+    (told,) = [r.getMessage() for r in caplog.records if "drops" in r.getMessage()]
+    assert "prompts.jsonl:1: the chat template drops the content of message 1 (system): 'w8'." in told
 
 
 def test_without_an_engine_the_error_says_how_to_get_one(arguments, plugins) -> None:

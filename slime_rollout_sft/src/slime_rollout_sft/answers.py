@@ -14,7 +14,7 @@ from slime_core.contracts.engine import InferenceEngine
 from slime_core.data import read_conversation
 from slime_core.data.conversation import has_images
 from slime_core.data.ends import trained_end
-from slime_core.data.prompts import read_prompt
+from slime_core.data.prompts import Prompt, read_prompt
 from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Plugins, Selected
@@ -61,7 +61,7 @@ def answer_first(
         number = per_set[str(sample.dataset)]
         per_set[str(sample.dataset)] += 1
         if number < args.eval_generate:
-            chosen.append(_question(sample))
+            chosen.append(question_of(sample))
             seeds.append(args.rollout_seed + number)
     return asyncio.run(_answer_all(args, reward, plugins or Plugins(), engine, tokenizer, chosen, seeds, ends))
 
@@ -114,8 +114,7 @@ async def _answer(
     seed: int,
     ends: list[int],
 ) -> Sample:
-    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
-    text, prompt, *_ = read_prompt(question, tokenizer, args, render=True, processor=processor)
+    text, prompt, *_ = read_question(args, tokenizer, question)
     temperature = args.eval_temperature or 0.0
     params: dict[str, Any] = {"max_new_tokens": args.eval_max_response_len or 256, "temperature": temperature}
     if ends:  # besides the checkpoint's own
@@ -136,7 +135,17 @@ async def _answer(
     )
 
 
-def _question(sample: Sample) -> Sample:
+def read_question(args: SftRunArguments, tokenizer: PreTrainedTokenizerBase, question: Sample) -> Prompt:
+    """Return what the model reads of a question of `question_of`.
+
+    Raises:
+        DataError: what `read_prompt` raises.
+    """
+    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    return read_prompt(question, tokenizer, args, render=True, processor=processor)
+
+
+def question_of(sample: Sample) -> Sample:
     """Return the conversation without its last answer, which becomes the label where the row has none."""
     if isinstance(sample.prompt, str):
         raise ArgumentError(

@@ -20,7 +20,7 @@ from slime_core.errors import DataError
 from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
 from slime_core.sample import Sample
-from slime_rollout_sft.answers import rewards_of_set
+from slime_rollout_sft.answers import question_of, read_question, rewards_of_set
 from slime_rollout_sft.conversations import Conversations, Policy, with_variables
 
 if TYPE_CHECKING:
@@ -56,9 +56,14 @@ def check(args: SftRunArguments, checking: Checking) -> None:
     conversations = Conversations(Policy.of(args), loss_mask)
     if args.eval_generate:
         check_images(args, checking, evaluated)
-    for sample in (*checking.samples, *evaluated):
+    for sample in checking.samples:
         with checking.noting():
             conversations.complete(copy.deepcopy(sample))
+    for sample in evaluated:
+        with checking.noting():
+            done = conversations.complete(copy.deepcopy(sample))
+            if done is not None and args.eval_generate:
+                read_question(args, checking.tokenizer, question_of(done))
     if left_out := conversations.left_out():
         checking.remark(f"Of the first rows of all files, some are left out or cut: {left_out}.")
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from slime_core.contracts.data import ImageTexts, MaskedTokens
 from slime_core.data import is_tokenised, require_known, vocabulary_of
+from slime_core.data.chat_template import Template
 from slime_core.data.conversation import REASONING_KEYS
 from slime_core.data.ends import known_ends, trained_end
 from slime_core.data.flags import STEP
 from slime_core.data.image_processor import image_places
 from slime_core.data.notices import Notices
+from slime_core.data.prompts import tell_of_tools
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.tools import tool_definitions
 from slime_core.data.vision import FAMILIES, load_processor
@@ -215,6 +217,8 @@ class Conversations:
             if sample.images:
                 loss_mask, counts = self._with_images(sample)
             masked = masked_tokens(sample, self._tokenizer, loss_mask, self._notices)
+            if sample.tools and not is_tokenised(sample.prompt):
+                self._tell_of_tools(sample)
             return self._with_places(masked, counts)
         except DataError as error:
             raise Unusable("skipped_malformed", skip, str(error)) from error
@@ -277,6 +281,11 @@ class Conversations:
                 f"tokens. Who generates with the settings of {self.policy.hf_checkpoint} itself must name it too, for example by "
                 f"--rollout-stop-token-ids {token}.",
             )
+
+    def _tell_of_tools(self, sample: Sample) -> None:
+        if getattr(self._tokenizer, "chat_template", None):  # not all loss masks need one
+            variables = self._loss_mask.bound.get("template_kwargs")
+            tell_of_tools(Template(self._tokenizer, sample.tools, variables), sample, self._notices)
 
     def _text(self, tokens: list[int]) -> str:
         return cast(str, self._tokenizer.decode(tokens))  # a list of texts is for a batch only

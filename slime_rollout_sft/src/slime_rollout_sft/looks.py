@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.data import MaskedTokens
-from slime_core.data import is_tokenised, read_conversation
+from slime_core.data import is_tokenised
+from slime_core.data.chat_template import Template
+from slime_core.data.conversation import prompt_messages
 from slime_core.data.image_processor import Processor
-from slime_core.data.prompts import read_prompt
+from slime_core.data.notices import Notices
+from slime_core.data.prompts import Prompt, read_prompt
 from slime_core.errors import DataError
 from slime_core.sample import Sample, Status
 from slime_rollout_sft.conversations import Conversations, Unusable
 from slime_rollout_sft.lint import LeftOut, Look
 from slime_rollout_sft.masks.roles import roles_in_text, roles_of_ids
 from slime_rollout_sft.masks.spelled import special_tokens_in
-from slime_rollout_sft.masks.template import Template, dropped_texts
 from slime_rollout_sft.masks.tokens import encode, encoding_problem
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def as_prompts(
     tokenizer: PreTrainedTokenizerBase,
     variables: Mapping[str, Any],
     limit: tuple[int, str] | None,
-    processor: Processor | None = None,
+    processor: Processor | None,
+    notices: Notices,
 ) -> Look:
     """Return what reads rows as the rollouts of reinforcement learning do; nothing of a prompt is trained.
 
@@ -64,18 +67,20 @@ def as_prompts(
         variables: of the chat template.
         limit: the longest prompt in tokens, and the option that says so; None for any.
         processor: what the checkpoint makes of images; None of one that reads none.
+        notices: are told of tools that the template does not show.
     """
 
     def look(sample: Sample) -> tuple[MaskedTokens, list[str], Status]:
-        _, ids, text, images = read_prompt(sample, tokenizer, args, args.apply_chat_template, processor)
-        masked = MaskedTokens(ids, [0] * len(ids), text, images=images)
+        prompt = read_prompt(sample, tokenizer, args, args.apply_chat_template, processor, notices)
+        ids, text = prompt.tokens, prompt.expanded
+        masked = MaskedTokens(ids, [0] * len(ids), text, images=prompt.images, messages=[*prompt.messages])
         if limit is not None and len(ids) > limit[0]:
             raise LeftOut(
                 f"the prompt has {len(ids)} tokens, more than the {limit[0]} that {limit[1]} allows.", True, masked
             )
         if not is_tokenised(sample.prompt):
             masked.offsets.extend(encode(tokenizer, text)[1])
-            masked.warnings.extend(_warnings_of_prompt(sample, args, tokenizer, variables, text, ids))
+            masked.warnings.extend(_warnings_of_prompt(sample, args, tokenizer, prompt))
         return masked, _roles(sample, masked, tokenizer, variables), Status.PENDING
 
     return look
@@ -85,28 +90,17 @@ def _warnings_of_prompt(
     sample: Sample,
     args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
-    variables: Mapping[str, Any],
-    text: str,
-    ids: list[int],
+    prompt: Prompt,
 ) -> list[str]:
     """Return what a person should look at in a prompt that is text or messages."""
     warnings = []
     if args.label_key is not None and sample.label is None:
         warnings.append(f"the label {args.label_key!r} is null, so that rewards have nothing to compare with")
-    if args.apply_chat_template:
-        messages = _messages(sample)
-        warnings += [
-            item.sentence for item in dropped_texts(Template(tokenizer, sample.tools, variables), messages, text)
-        ]
-        warnings += special_tokens_in(tokenizer, messages, sample.tools)
-    if problem := encoding_problem(tokenizer, text, ids):
+    warnings += [item.sentence for item in prompt.dropped]
+    warnings += special_tokens_in(tokenizer, prompt.messages, sample.tools)
+    if problem := encoding_problem(tokenizer, prompt.expanded, prompt.tokens):
         warnings.append(problem)
     return warnings
-
-
-def _messages(sample: Sample) -> list[dict[str, Any]]:
-    prompt: Any = sample.prompt
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _roles(
@@ -117,16 +111,16 @@ def _roles(
         return roles_of_ids(tokenizer, masked.token_ids)
     if not masked.offsets:  # a loss mask that gives no positions
         return roles_of_ids(tokenizer, masked.token_ids)
-    messages = masked.messages or _read(sample)
-    if isinstance(sample.prompt, str) and masked.text == sample.prompt:
+    if isinstance(sample.prompt, str) and not masked.messages:
         return ["user"] * len(masked.token_ids)
+    messages = masked.messages or _read(sample)
     return roles_in_text(Template(tokenizer, sample.tools, variables), messages, masked.text, masked.offsets)
 
 
 def _read(sample: Sample) -> list[dict[str, Any]]:
-    """Return the messages in one form, as far as they can be read. An answer is put behind them, which prompts lack."""
-    messages = _messages(sample)
+    """Return the messages in one form, as far as they can be read."""
+    messages: Any = sample.prompt
     try:
-        return read_conversation([*messages, {"role": "assistant", "content": "x"}], sample.tools).messages[:-1]
-    except DataError:  # such as a role that only this template knows
+        return prompt_messages(messages)
+    except DataError:  # such as a part that only this loss mask knows
         return [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]

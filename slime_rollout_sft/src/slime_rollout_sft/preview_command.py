@@ -193,7 +193,7 @@ def _look(
             limits.append((options.rollout_max_context_len - 1, "--rollout-max-context-len"))
         processor = load_processor(options.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
         limit = min((pair for pair in limits if pair[0] is not None), default=None)
-        return as_prompts(args, tokenizer, variables, limit, processor)
+        return as_prompts(args, tokenizer, variables, limit, processor, notices)
     policy = Policy(
         options.hf_checkpoint,
         args.input_key,

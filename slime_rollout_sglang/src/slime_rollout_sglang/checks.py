@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.checking import Checking
 from slime_core.data.context import CONTEXT_IN_WORDS, context_of
+from slime_core.data.notices import Notices
 from slime_core.data.prompts import read_prompt
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
@@ -38,12 +39,13 @@ def check(args: RlRunArguments, checking: Checking) -> None:
         checking.error(needs_an_engine("The rollout generates text, which", args))
     _context(args, checking)
     check_images(args, checking, checking.samples)
-    _prompts(args, checking, checking.samples)
+    notices = Notices(checking.remark)
+    _prompts(args, checking, checking.samples, notices)
     _scored(args, checking, checking.samples, checking.components.rollouts.further)
     for sample in first_evaluated(checking):
         own = args_of_set(args, str(sample.dataset))
         check_images(own, checking, [sample])
-        _prompts(own, checking, [sample], evaluation=True)
+        _prompts(own, checking, [sample], notices, evaluation=True)
         with checking.noting():
             components = components_of_set(args, own, checking.components.rollouts, checking.plugins)
             _scored(own, checking, [sample], components.further)
@@ -63,14 +65,21 @@ def _context(args: RlRunArguments, checking: Checking) -> None:
             )
 
 
-def _prompts(args: RlRunArguments, checking: Checking, samples: Sequence[Sample], evaluation: bool = False) -> None:
+def _prompts(
+    args: RlRunArguments, checking: Checking, samples: Sequence[Sample], notices: Notices, evaluation: bool = False
+) -> None:
     """Each of these prompts can be rendered and tokenised; those that are left out are named."""
     if checking.tokenizer is None:
         return
     limit, set_by = prompt_limit(args, evaluation)
     for sample in samples:
         try:
-            tokens = read_prompt(sample, checking.tokenizer, args, args.apply_chat_template, processor_of(args)).tokens
+            prompt = read_prompt(
+                sample, checking.tokenizer, args, args.apply_chat_template, processor_of(args), notices
+            )
+            tokens = prompt.tokens
+            for item in prompt.dropped:
+                checking.remark(f"{sample.source}: {item.sentence}. Such prompts are asked without it, and counted.")
             if limit is not None and len(tokens) > limit:
                 checking.remark(
                     f"{sample.source}: the prompt has {len(tokens)} tokens, more than the {limit} that {set_by} allows. Such prompts "

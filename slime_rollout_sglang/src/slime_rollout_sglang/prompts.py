@@ -37,7 +37,8 @@ class PromptTokenizer:
             limits of image sizes are read.
         limit: the longest prompt in tokens; None for no limit.
         limit_option: what sets the limit, for messages: an option, or the model's context.
-        counts: how many prompts were left out, as "skipped_over_long_prompt" and "skipped_malformed".
+        counts: how many prompts were left out, as "skipped_over_long_prompt" and "skipped_malformed"; and how many are asked without
+            some of their text, which the chat template drops, as "with_dropped_text".
     """
 
     args: RlRunArguments
@@ -50,7 +51,8 @@ class PromptTokenizer:
 
         Raises:
             ArgumentError: the prompt has messages, and --apply-chat-template is not given.
-            DataError: the prompt cannot be rendered or has no tokens, and --malformed-row is "error".
+            DataError: the prompt cannot be rendered, its question is not in the rendering, or it has no tokens, and --malformed-row
+                is "error".
         """
         text, tokens, read = "", None, None
         for sample in group:
@@ -59,13 +61,18 @@ class PromptTokenizer:
             if tokens is None or (sample.prompt, sample.images) != read:
                 read = sample.prompt, sample.images
                 try:
-                    text, tokens, *_ = read_prompt(
+                    prompt = read_prompt(
                         sample, self._tokenizer, self.args, self.args.apply_chat_template, processor_of(self.args)
                     )
                 except DataError as error:
                     if self.args.malformed_row == "error":
                         raise
                     return self._left_out("skipped_malformed", str(error))
+                text, tokens = prompt.text, prompt.tokens
+                if prompt.dropped:
+                    self._count(
+                        "with_dropped_text", f"{_place(sample)}: {prompt.dropped[0].sentence}. It is asked without."
+                    )
             if self.limit is not None and len(tokens) > self.limit:
                 return self._left_out(
                     "skipped_over_long_prompt",
@@ -110,10 +117,13 @@ class PromptTokenizer:
         return load_tokenizer(self.args.hf_checkpoint)
 
     def _left_out(self, kind: str, why: str) -> bool:
-        if not self.counts[kind]:
-            logger.warning("%s It is left out. Further ones are counted in the metric %s.", why, kind)
-        self.counts[kind] += 1
+        self._count(kind, f"{why} It is left out.")
         return False
+
+    def _count(self, kind: str, why: str) -> None:
+        if not self.counts[kind]:
+            logger.warning("%s Further ones are counted in the metric %s.", why, kind)
+        self.counts[kind] += 1
 
 
 def processor_of(args: RlRunArguments) -> Processor | None:

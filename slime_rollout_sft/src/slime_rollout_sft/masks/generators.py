@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.data import ImageTexts, MaskedTokens
+from slime_core.data.chat_template import Dropped, Template, is_of_earlier, render_whole
 from slime_core.data.conversation import Conversation, Message, read_conversation
+from slime_core.data.message_texts import reasoning_of
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.images import with_images
 from slime_rollout_sft.masks.marks import marked_turns
-from slime_rollout_sft.masks.messages import reasoning_of
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, closing_text
 from slime_rollout_sft.masks.spelled import special_tokens_in
-from slime_rollout_sft.masks.template import Dropped, Template, render_whole
 from slime_rollout_sft.masks.tokens import encode, encoding_problem, straddles, tokens_between
 
 if TYPE_CHECKING:
@@ -203,14 +203,8 @@ def _masked(
         warnings.append(problem)
     if 1 not in mask:
         warnings.append("no token is trained")
-    lost = [item.sentence for item in dropped if item.number - 1 in chosen and not _is_of_earlier(item, conversation)]
+    lost = [item.sentence for item in dropped if item.number - 1 in chosen and not is_of_earlier(item, rendered)]
     counts = {"with_special_token_text": len(spelled), "with_dropped_text": len(dropped)}
     return MaskedTokens(
         ids, mask, text, offsets, warnings, lost, {name: 1 for name, number in counts.items() if number}, rendered
     )
-
-
-def _is_of_earlier(item: Dropped, conversation: Conversation) -> bool:
-    """Whether what is dropped is the reasoning of an earlier question. It is dropped on purpose: the model does not see it either,
-    when it is asked."""
-    return item.what == "reasoning" and any(m["role"] == "user" for m in conversation.messages[item.number - 1 :])

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from slime_core.data.chat_template import Template
 from slime_core.data.conversation import Message
 from slime_core.errors import DataError
 from slime_rollout_sft.masks.spans import Turn, assistant_turns, ends_with_special
-from slime_rollout_sft.masks.template import Template
 
 
 def marked_turns(template: Template, messages: list[Message], text: str) -> tuple[list[Turn], list[str]]:

@@ -10,8 +10,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
+from slime_core.data.chat_template import Template
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.chat_template import Template
 from slime_core.data.conversation import Message
-from slime_rollout_sft.masks.messages import texts
+from slime_core.data.message_texts import texts
 from slime_rollout_sft.masks.ready import headers
 from slime_rollout_sft.masks.skeleton import Place, places
-from slime_rollout_sft.masks.template import Template
 from slime_rollout_sft.masks.tokens import Offsets
 
 if TYPE_CHECKING:

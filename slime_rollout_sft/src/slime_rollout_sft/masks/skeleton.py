@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.chat_template import Template
 from slime_core.data.conversation import REASONING_KEYS, Message
-from slime_rollout_sft.masks.messages import shared_start, with_arguments
-from slime_rollout_sft.masks.template import Template
+from slime_core.data.message_texts import with_arguments
 
 if TYPE_CHECKING:
     from slime_rollout_sft.masks.spans import Turn
@@ -238,3 +238,12 @@ def _kind(message: Message) -> tuple[Any, ...]:
         len(message.get("tool_calls") or ()),
         any(message.get(key) for key in REASONING_KEYS),
     )
+
+
+def shared_start(a: str, b: str) -> int:
+    """Return how many characters `a` and `b` begin with in common."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low

@@ -25,11 +25,11 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
+from slime_core.data.chat_template import Template
 from slime_core.data.conversation import REASONING_KEYS, Message
+from slime_core.data.message_texts import with_arguments
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.messages import shared_start, with_arguments
-from slime_rollout_sft.masks.skeleton import places, similar_turns
-from slime_rollout_sft.masks.template import Template
+from slime_rollout_sft.masks.skeleton import places, shared_start, similar_turns
 
 _REPLACEMENT = "\ue000"  # private use: no text and no template contains it
 _MANY = 6  # turns, from which on a search for each of them takes longer than a skeleton

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from slime_core.data.chat_template import special_tokens
 from slime_core.data.conversation import Message
-from slime_rollout_sft.masks.messages import reasoning_of
-from slime_rollout_sft.masks.template import special_tokens
+from slime_core.data.message_texts import reasoning_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ _WHAT = {
     "skipped_over_long_prompt": "prompts longer than --rollout-max-prompt-len leaves room for",
     "skipped_no_trainable_token": "conversations without a token to train",
     "skipped_dropped_text": "conversations of which the chat template drops text",
-    "with_dropped_text": "conversations that were trained although the chat template drops some of their text",
+    "with_dropped_text": "conversations and prompts that were used although the chat template drops some of their text",
     "with_mask_warnings": "conversations with a warning about their mask; slime data preview shows it",
     "truncated": "conversations that were cut to --rollout-max-context-len",
     "cut_to_context": "responses that were cut to the model's context",

@@ -1,4 +1,4 @@
-"""What a message says, and tool calls with other arguments. Called where renderings are compared. Pure."""
+"""What a message says, and tool calls with other arguments. Called where renderings are looked at and compared. Pure."""
 
 from __future__ import annotations
 
@@ -43,12 +43,3 @@ def with_arguments(call: dict[str, Any], key: str, value: str) -> dict[str, Any]
     if isinstance(call["function"]["arguments"], str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**call["function"], "arguments": arguments}}
-
-
-def shared_start(a: str, b: str) -> int:
-    """Return how many characters `a` and `b` begin with in common."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low

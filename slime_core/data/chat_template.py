@@ -1,6 +1,6 @@
 """The tokenizer's chat template: renders conversations, explains refusals, and notices text that it drops.
 
-Called by the loss-mask generators and by `spans`.
+Called for conversations that are trained and for prompts that a model answers, so that both are rendered alike.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.conversation import REASONING_KEYS, Message, has_images
+from slime_core.data.message_texts import reasoning_of, texts, with_arguments
 from slime_core.errors import DataError
-from slime_rollout_sft.masks.messages import reasoning_of, texts, with_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUESTION, _ANSWER = "question\ue001", "answer\ue001"  # private use: no template contains them
+_TOOL_NAME = "toolname\ue001"
+_TOOL = {
+    "name": _TOOL_NAME,
+    "description": "What it does.",
+    "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}, "required": ["x"]},
+}
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ONE_AT_A_TIME = threading.Lock()  # transformers records generation marks in the shared compiled template
 
@@ -113,6 +119,13 @@ class Template:
         return [(start, end) for start, end in spans[0]]
 
     @property
+    def ignores_tools(self) -> bool:
+        """Whether there are tools, and the template writes nothing of any."""
+        return bool(self.tools) and _ignores_tools(
+            self.tokenizer, self.source, json.dumps(self.variables, sort_keys=True)
+        )
+
+    @property
     def trained_header(self) -> str:
         """What the template writes between a question and its answer, if it ignores `add_generation_prompt`; else "".
 
@@ -141,6 +154,15 @@ def _trained_header(tokenizer: PreTrainedTokenizerBase, source: str, variables: 
         return ""
     head, found, _ = whole[len(asked) :].partition(_ANSWER)
     return head if found and head.strip() else ""
+
+
+@lru_cache(maxsize=16)
+def _ignores_tools(tokenizer: PreTrainedTokenizerBase, source: str, variables: str) -> bool:
+    """Find it once for each template and its variables, which are given as JSON. Some show tools only in a system message."""
+    template = Template(tokenizer, [{"type": "function", "function": _TOOL}], json.loads(variables), source)
+    setting, question = {"role": "system", "content": _ANSWER}, {"role": "user", "content": _QUESTION}
+    shown = [text for asked in ([question], [setting, question]) if (text := template.try_render(asked)) is not None]
+    return bool(shown) and not any(_TOOL_NAME in text for text in shown)
 
 
 @lru_cache(maxsize=4)
@@ -174,8 +196,13 @@ class Dropped:
         return f"the chat template drops the {self.what} of message {self.number} ({self.role}): {short!r}"
 
 
-def render_whole(template: Template, messages: list[Message]) -> tuple[list[Message], str, list[Dropped]]:
+def render_whole(
+    template: Template, messages: list[Message], prompt: bool = False
+) -> tuple[list[Message], str, list[Dropped]]:
     """Render a whole conversation; where the template refuses or drops text, try the other forms that templates expect.
+
+    Args:
+        prompt: whether the header that asks the model for the next turn is rendered too.
 
     Returns:
         The messages in the form that lost least, their rendering, and what is not in it. The reasoning of earlier turns
@@ -184,23 +211,45 @@ def render_whole(template: Template, messages: list[Message]) -> tuple[list[Mess
     Raises:
         DataError: the template refuses every form; the reason is the one for the first.
     """
-    asked = max((i for i, message in enumerate(messages, 1) if message["role"] == "user"), default=0)
     best: tuple[list[Message], str, list[Dropped]] | None = None
     refusals: list[DataError] = []
     for form in _forms(template, messages):
         try:
-            text = template.render(form)
+            text = template.render(form, prompt)
         except DataError as error:
             refusals.append(error)
             continue
         dropped = [*dropped_texts(template, form, text), *_dropped_calls(template, form)]
         if best is None or len(dropped) < len(best[2]):
             best = (form, text, dropped)
-        if all(item.what == "reasoning" and item.number < asked for item in dropped):
+        if all(is_of_earlier(item, messages) for item in dropped):
             break
     if best is None:
         raise refusals[0]
     return best
+
+
+def is_of_earlier(item: Dropped, messages: list[Message]) -> bool:
+    """Whether what is dropped is the reasoning of an earlier question. It is dropped on purpose: the model does not see it either,
+    when it is asked."""
+    return item.what == "reasoning" and any(message["role"] == "user" for message in messages[item.number - 1 :])
+
+
+def lost_question(template: Template, messages: list[Message], text: str, dropped: list[Dropped]) -> Dropped | None:
+    """Return what is dropped of the question of a prompt, if nothing of its text is in `text`, its rendering with the header for the
+    answer; else None. The question is the last message of the user or, without one, the last message.
+
+    Text that a template writes in another way, such as in capitals, is looked for by writing another one in its place.
+    """
+    number = max((i for i, message in enumerate(messages, 1) if message["role"] == "user"), default=len(messages))
+    question = messages[number - 1]
+    lost = [item for item in dropped if item.number == number and item.what == "content"]
+    if not lost or len(lost) < sum(what == "content" for what, _ in texts(question)):
+        return None
+    for item in lost:
+        question = _with_mark(question, item, _QUESTION)
+    other = template.try_render([*messages[: number - 1], question, *messages[number:]], prompt=True)
+    return lost[0] if other == text else None
 
 
 def dropped_texts(template: Template, messages: list[Message], text: str) -> list[Dropped]:
