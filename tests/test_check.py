@@ -455,7 +455,7 @@ def test_a_component_says_what_it_finds_and_a_check_that_fails_is_named(
     assert [text in said for text in ("first thing", "second thing", "1 prompts")] == [True] * 3
     status, said = check(*RL, "--rm-type", "other")
     assert status == 1
-    assert "The check of the reward 'other' of open_pack (open_pack 1.0) raised AttributeError" in said
+    assert "The check of the reward 'other' of open_pack (open_pack 1.0) is not there: open_pack" in said
 
 
 def test_a_model_may_be_on_the_machines_of_the_cluster_alone(check: Any) -> None:

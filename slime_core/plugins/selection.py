@@ -264,6 +264,9 @@ class Selected(Generic[Result]):
         """
         try:
             check = resolve(self.check_target) if self.check_target else getattr(self.target, "slime_check", None)
+        except Exception as error:
+            raise PluginError(f"The check of the {self.label} is not there: {error}") from error
+        try:
             if check is not None:
                 check(checking.args, checking)
         except SlimeError:
