@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,55 @@ def test_what_was_opened_for_a_run_that_does_not_start_is_closed_too(install_plu
     assert (rows.parent / "closed").read_text().split() == [
         "source"
     ] * 4  # once for the check, both stages, and too few prompts
+
+
+STARTS = """
+import subprocess
+from slime_core.data import GlobalDataSource
+
+started = {}
+
+def start(who): started[who] = subprocess.Popen(["sleep", "600"])
+
+def end(who):
+    if who != kept:
+        started[who].kill()
+        started[who].wait()
+
+class Source(GlobalDataSource):
+    def get_samples(self, num_samples):
+        start("source")
+        return super().get_samples(num_samples)
+    def close(self): end("source")
+
+class Tracker:
+    def __init__(self, args, run_dir, config): start("tracker")
+    def log(self, metrics, step): ...
+    def close(self, error): end("tracker")
+
+@hookimpl
+def slime_run_started(): start("observer")
+
+@hookimpl
+def slime_run_finished(): end("observer")
+"""
+
+
+def test_a_process_is_left_behind_only_if_its_component_does_not_end_it_when_it_is_closed(
+    install_plugin, sft, tmp_path, caplog
+):
+    kinds = ("source", "tracker", "observer")
+    components = ["--data-source-path", "open_pack.Source", "--tracker", "open_pack.Tracker"]
+    install_plugin(STARTS)
+    for kept in (None, *kinds):
+        caplog.clear()
+        pack = importlib.import_module("open_pack")
+        pack.kept = kept
+        try:
+            assert main(["train", *sft, "--run-dir", str(tmp_path / str(kept)), *components]) == 0
+            named = {kind for kind in kinds if f"process {pack.started[kind].pid}, which" in caplog.text}
+            assert named == {kept} - {None}
+        finally:
+            for process in pack.started.values():
+                process.kill()
+                process.wait()

@@ -116,12 +116,12 @@ def _launch(plan: Plan, ahead: bool) -> Path:
                     "\n".join(summary.lines(args, run_dir, bool(early and early.stopped), reports))
                 ),
                 "The workers": lambda: workers.close() if workers else None,
-                "What was left behind": lambda: name_left_behind(started_before),
                 "The data source": plan.close,
                 "The trackers": lambda: tracking.close(error) if tracking else None,
                 "The metrics": jsonl.close,
                 "The console": console.close,
                 "The observers": lambda: plugins.notify("slime_run_finished", args=args, error=error),
+                "What was left behind": lambda: name_left_behind(started_before),
             },
             error,
         )
