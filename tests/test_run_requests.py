@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from slime_core.cli import main
+from slime_core.errors import WorkerDied
 from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.requests import Requests
@@ -103,6 +105,107 @@ def test_a_run_whose_terminal_is_closed_saves_and_ends_as_after_sigterm(sft, tmp
     assert run.wait(timeout=300) == 128 + signal.SIGHUP
     (saved,) = (tmp_path / "s").glob("iter_*")
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == int(saved.name.removeprefix("iter_")) + 1 < 500
+
+
+ENDED = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+WITH_WHOLE_GROUP = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from slime_core.cli import main
+from slime_core.run.tracking import read_metrics
+from slime_core.runtime import connect
+
+def ask(name, metrics):
+    while not metrics.exists() or not read_metrics(metrics):
+        time.sleep(0.1)
+    for _ in range(2 if name == "SIGHUP" else 1):  # as where a terminal is closed
+        os.killpg(0, getattr(signal, name))
+
+ranks, *words = sys.argv[1:]
+if ranks == "2":
+    connect.prepare("local")
+    connect.start_local(num_cpus=3)
+    words += ["--actor-num-gpus-per-node", "2"]
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    folder = Path(words[words.index("--save") + 1]) / name
+    own = ["--run-dir", str(folder), "--save", str(folder)]
+    asks = threading.Thread(target=ask, args=(name, folder / "metrics.jsonl"))
+    asks.start()
+    print(name, main(["train", *words, *own]), flush=True)
+    asks.join()
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_signal_to_the_whole_group_of_a_run_ends_it_with_a_checkpoint_and_leaves_no_process(sft, tmp_path, ranks):
+    if ranks == 2:
+        pytest.importorskip("ray")
+    words = [*sft, "--num-rollout", "500", "--save", str(tmp_path / "s"), "--save-interval", "500"]
+    mark = f"RUN_OF_THIS_TEST={tmp_path}"
+    run = subprocess.run(
+        [sys.executable, "-c", WITH_WHOLE_GROUP, str(ranks), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **dict([mark.split("=")])},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert [line for line in run.stdout.splitlines() if line.startswith("SIG")] == [
+        f"{name} {status}" for name, status in ENDED.items()
+    ], run.stderr
+    assert run.returncode == 0
+    for name in ENDED:
+        (saved,) = (tmp_path / "s" / name).glob("iter_*")
+        done = len(read_metrics(tmp_path / "s" / name / "metrics.jsonl"))
+        assert done == int(saved.name.removeprefix("iter_")) + 1 < 500
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended, or is another user's
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_once"),
+    [
+        ((signal.SIGHUP, signal.SIGHUP), False),  # a closed terminal: of the shell, and of the kernel
+        ((signal.SIGTERM, signal.SIGHUP), False),
+        ((signal.SIGTERM, signal.SIGTERM), False),  # GNU timeout: to the process, and to its group
+        ((signal.SIGHUP, None, signal.SIGHUP), False),
+        ((signal.SIGTERM, None, signal.SIGTERM), True),
+        ((signal.SIGHUP, None, signal.SIGTERM), True),
+        ((signal.SIGHUP, None, signal.SIGINT), True),
+    ],
+)
+def test_what_one_event_sends_twice_is_one_request(numbers, at_once):
+    """None: time goes by."""
+    with Requests(saves=True, trigger=None, console=Console(0)) as requests:
+        try:
+            for number in numbers:
+                if number is None:
+                    time.sleep(0.15)
+                else:
+                    signal.raise_signal(number)
+        except KeyboardInterrupt:
+            assert at_once
+        else:
+            assert not at_once
+    assert requests.end
+
+
+def test_a_worker_that_ends_after_a_signal_is_told_of_with_it():
+    def lose_a_worker() -> None:
+        with Requests(saves=True, trigger=None, console=Console(0)):
+            signal.raise_signal(signal.SIGTERM)
+            raise WorkerDied("The training rank 0 has ended.")
+
+    with pytest.raises(WorkerDied) as caught:
+        lose_a_worker()
+    said = "SIGTERM had asked the run to end before: it may have been sent to that process, too."
+    assert caught.value.__notes__ == [said]
 
 
 def test_a_signal_is_answered_while_the_run_writes_to_the_same_stream(monkeypatch):

@@ -8,7 +8,10 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from slime_core.errors import ClusterError
@@ -123,12 +126,29 @@ def start_local(**settings: Any) -> None:
 
     for attempt in range(_ATTEMPTS):
         try:
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, **settings)
+            with _in_sessions_of_their_own():
+                ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, **settings)
             return
         except Exception:
             ray.shutdown()  # what has been started of it
             if attempt == _ATTEMPTS - 1:
                 raise
+
+
+@contextmanager
+def _in_sessions_of_their_own() -> Iterator[None]:
+    """Ray's own processes that are started meanwhile get no signal that is for the run: a closed terminal and `timeout` send it to the
+    whole process group, and the run goes on to a checkpoint, which it cannot write without them. Ray has no option for that. Where
+    the kernel does not end them with this process, Ray does so by the group, in which they stay then."""
+    from ray._private import services, utils
+
+    start = services.ConsolePopen
+    if utils.detect_fate_sharing_support():  # type: ignore[no-untyped-call]  # Ray leaves it without types
+        services.ConsolePopen = partial(start, start_new_session=True)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start  # type: ignore[misc]
 
 
 def _require_token() -> None:

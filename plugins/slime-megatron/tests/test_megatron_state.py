@@ -5,6 +5,8 @@ States are compared tensor by tensor, weights and moments, by a reader that know
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,25 @@ def test_the_momenta_of_sgd_are_loaded(one_rank: Any) -> None:
     found = one_rank["momentum"]
     assert found["resumed"] == found["unbroken"]
     assert len(set(found["unbroken"])) == len(found["unbroken"]), "the weights move"
+
+
+WRITES = """
+import os, signal, sys
+from slime_megatron.saving import _write_and_end
+
+def write():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    print("written", flush=True)
+
+parent = os.getpid()
+if (child := os.fork()) == 0:
+    _write_and_end(parent, write)
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_process_that_writes_is_not_ended_by_what_is_sent_to_the_whole_run() -> None:
+    done = subprocess.run([sys.executable, "-c", WRITES], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "written\n"), done.stderr

@@ -145,6 +145,11 @@ def test_closing_ends_busy_workers_and_refuses_what_waits() -> None:
         asyncio.run(slow.grade(0, item=""))
 
 
+def test_a_signal_to_the_group_of_the_run_is_not_for_its_workers() -> None:
+    with pool("os:getpgrp") as groups:
+        assert grade(groups) != os.getpgrp()
+
+
 SCRIPT = """
 import asyncio, os, sys
 from slime_rewards.pool import shared_pool

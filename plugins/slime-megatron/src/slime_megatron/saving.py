@@ -146,7 +146,7 @@ def _write_and_end(parent: int, write: Callable[..., None], *arguments: Any) -> 
     """What the forked process does: write, and end, with the process that it was forked from if that ends before."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what interrupts the run ends this process by `Saver.close`
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are for the run, which ends this process by `Saver.close`
     if os.getppid() == parent:
         write(*arguments)

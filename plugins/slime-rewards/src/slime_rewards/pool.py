@@ -145,7 +145,14 @@ class GradingPool:
         with self._lock:
             if self._closed:
                 raise PluginError(f"The grading processes of {self.target} are closed.")
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment)
+            process = subprocess.Popen(
+                command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,  # Ctrl-C and the like are for this process, which ends that one by closing its input
+            )
             self._processes.add(process)
         try:
             _read(process, f"cannot start: its imports took too long ({self.target})")

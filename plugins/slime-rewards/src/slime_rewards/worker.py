@@ -34,8 +34,6 @@ def main(target: str, seconds: float) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     logging.disable(logging.CRITICAL)
-    # Ctrl-C is for the parent, which ends this process by closing its input.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for ending in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(ending, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGPROF})
