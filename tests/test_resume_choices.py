@@ -64,6 +64,29 @@ def test_the_checkpoint_that_is_named_is_gone_on_from(
     assert [line["rollout_id"] for line in done] == list(range(from_rollout, 3))
 
 
+@pytest.mark.parametrize(
+    ("more", "branches"),
+    [
+        ([], False),
+        (["--ckpt-step", "1"], True),
+        (["--lr", "1e-1", "--on-resume-change", "lr=allow"], True),
+        (["--lr", "1e-1", "--on-resume-change", "warn"], True),
+        (["--on-resume-change", "lr=allow"], False),
+    ],
+)
+def test_trackers_are_told_where_repeated_metrics_may_be_others(sft, saved, tmp_path, monkeypatch, more, branches):
+    (tmp_path / "told.py").write_text(
+        "class Tracker:\n"
+        "    def __init__(self, args, run_dir, config): (run_dir / 'told').write_text(str(config['branches']))\n"
+        "    def log(self, metrics, step): ...\n"
+        "    def close(self, error): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*sft, "--num-rollout", "3", "--load", str(saved), "--save", str(saved), "--tracker", "told.Tracker"]
+    assert main(["train", *words, *more]) == 0
+    assert (tmp_path / "run" / "told").read_text() == str(branches)
+
+
 def test_a_run_that_goes_back_sets_newer_checkpoints_aside_and_its_own_are_the_newest(sft, saved, capsys):
     words = [*sft, "--num-rollout", "3", "--load", saved, "--save", saved, "--save-interval", "1"]
     status, said = outcome(

@@ -17,7 +17,8 @@ class Tracker(Protocol):
     def __init__(self, args: RunArguments, run_dir: Path, config: dict[str, Any]) -> None:
         """`config` is the resolved run: "arguments", their "provenance", the chosen "components", the "plugins" with
         their versions, and "resume_after", the last rollout that a resumed run has behind it, or None. It is told of the metrics
-        after that once more."""
+        after that once more; "branches" says whether they may be others then: it goes on from an earlier checkpoint than the newest, or
+        options or data have changed."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Metrics with their full names (`train/loss`), `step` being the rollout id."""

@@ -46,16 +46,21 @@ def keep_newest(folder: Path, count: int) -> None:
             shutil.rmtree(hidden)
 
 
+def newer_than(save: str | None, previous: Path) -> list[Path]:
+    """The checkpoints of a run's own folder that are newer than the one there that it goes on from."""
+    folder = previous.parent
+    if not save or folder.resolve() != Path(save).resolve():
+        return []
+    return [path for path in all_checkpoints(folder) if path.name > previous.name]
+
+
 def set_newer_aside(save: str | None, previous: Path) -> Path | None:
     """Where a run goes on from an earlier checkpoint of its own folder (`--ckpt-step`): move the newer ones into `earlier-N`, the first
     that is free, and return this folder; None if there are none. What comes next is then the newest, and takes no other's place.
 
     At no time does the file with the number of the latest name one that is gone, nor is there one without those before it: whoever
     goes on after a kill in between finds a whole folder."""
-    folder = previous.parent
-    if not save or folder.resolve() != Path(save).resolve():
-        return None
-    newer = [path for path in all_checkpoints(folder) if path.name > previous.name]
+    folder, newer = previous.parent, newer_than(save, previous)
     if not newer:
         return None
     write_latest(previous)

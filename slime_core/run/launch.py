@@ -87,7 +87,8 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     reports = plugins.find("command", "report") is not None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
-        tracking = Tracking(jsonl, console, chosen.trackers, args, run_dir, config, summary.note)
+        told = {**config, "branches": begin.branches}
+        tracking = Tracking(jsonl, console, chosen.trackers, args, run_dir, told, summary.note)
         workers = start_workers(plan, run_dir, begin.stored("data_source"), console)
         takes_turns = _load_model(args, workers, chosen.rollouts.engine_use != "never", console)
         run = Run(

@@ -34,6 +34,8 @@ class Beginning:
         previous: folder of the checkpoint that it goes on from; None in a new run.
         state: what that checkpoint stores, as far as this run takes it over; None in a new run.
         trains: whether any rollout is left to be trained.
+        branches: what it repeats of an earlier attempt may have other numbers: newer checkpoints are to be set aside, or
+            `--on-resume-change` allows a difference.
     """
 
     start: int
@@ -41,6 +43,7 @@ class Beginning:
     previous: Path | None = None
     state: dict[str, Any] | None = None
     trains: bool = True
+    branches: bool = False
 
     @property
     def anew(self) -> bool:
@@ -84,12 +87,13 @@ def find_beginning(plan: Plan) -> Beginning:
     }
     previous = checkpoints.checkpoint_to_load(args)
     state = checkpoints.require_state(checkpoints.load_state(previous)) if previous else None
+    branches = previous is not None and bool(checkpoints.newer_than(args.save, previous))
     if previous and state and args.num_rollout:
-        _compare(plan, previous, state, identity)
+        branches |= _differs(plan, previous, state, identity)
     start, state = _first_rollout(args, previous, state)
     identity["begun_with"] = state.get("begun_with") if state else None
     trains = start < derived(args.num_rollout) and not args.debug_rollout_only
-    return Beginning(start, identity, previous, state, trains)
+    return Beginning(start, identity, previous, state, trains, branches)
 
 
 def _first_rollout(
@@ -134,8 +138,8 @@ def finish_removing(args: RunArguments, previous: Path) -> None:
         checkpoints.keep_newest(previous.parent, args.save_total_limit)
 
 
-def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Compare the run that wrote a checkpoint with this one.
+def _differs(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Compare the run that wrote a checkpoint with this one. Returns whether options or rows differ, which is told of.
 
     Raises:
         CheckpointError: they differ in something that can change the result, and `--on-resume-change` does not allow it.
@@ -165,6 +169,7 @@ def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict
             "This is not the run that %s was saved by: %s.", checkpoint, "; ".join([*options.values(), *data])
         )
     evaluated = state.get("evaluation_data")  # which checkpoints of older versions lack
+    changes = []
     if isinstance(evaluated, dict) and (
         changes := _changes_of_data(evaluated, identity["evaluation_data"], "evaluation file")
     ):
@@ -173,6 +178,7 @@ def _compare(plan: Plan, checkpoint: Path, state: dict[str, Any], identity: dict
             checkpoint,
             "; ".join(changes),
         )
+    return bool(options or data or changes)
 
 
 def _changes_of_data(then: dict[str, Any], now: dict[str, Any], what: str) -> list[str]:

@@ -110,6 +110,30 @@ def test_a_resumed_run_logs_what_the_service_lacks(tmp_path):
     assert (fresh.id, fresh.resumed) == ("b", False)
 
 
+@pytest.mark.parametrize(
+    ("branches", "last_step", "resume_after", "id"),
+    [
+        (False, 4, 1, "a"),
+        (True, 4, 1, "b"),
+        (True, 1, 1, "a"),  # nothing is repeated
+        (True, 4, -1, "b"),
+        (True, None, 1, "a"),
+    ],
+)
+def test_a_run_whose_repeated_steps_may_have_other_numbers_begins_another_one(
+    tmp_path, branches, last_step, resume_after, id
+):
+    file = tmp_path / "run.json"
+    first = Logged(file, CONFIG, "a")
+    first.remember()
+    if last_step is not None:
+        first.note({"loss": 1.0}, last_step)
+    again = Logged(file, {**CONFIG, "resume_after": resume_after, "branches": branches}, "b")
+    assert (again.id, again.resumed) == (id, id == "a")
+    if id == "b":
+        assert again.new({"loss": 0.5}, resume_after + 1) == {"loss": 0.5}
+
+
 def test_the_modules_of_trackers_import_none_of_the_packages():
     before = {name for name in ARGUMENTS if name in sys.modules}
     for name in ARGUMENTS:

@@ -211,6 +211,20 @@ def test_a_resumed_wandb_run_keeps_its_id_and_repeats_nothing(wandb_run: Path) -
     assert [row["rollout_id"] for row in rows if "eval/loss" in row] == [2, 3]
 
 
+def test_a_branch_has_its_own_numbers_in_a_wandb_run_of_its_own_which_goes_on_when_it_is_resumed(
+    wandb_run: Path,
+) -> None:
+    for config, steps in (({**resumed(after=0), "branches": True}, (1, 2)), (resumed(after=1), (2, 3))):
+        tracker = WandbTracker(wandb_args(), wandb_run, config)
+        for step in steps:
+            tracker.log({"train/loss": 9.0 + step}, step)
+        tracker.close(None)
+    rows, _, runs = read_wandb(wandb_run)
+    assert [row["train/loss"] for row in rows] == [3.0, 2.0, 1.0, 10.0, 11.0, 12.0]
+    first, branch, more = (run.run_id for run in runs)
+    assert first != branch == more
+
+
 def test_a_new_run_in_an_old_folder_gets_a_new_wandb_id(wandb_run: Path) -> None:
     tracker = WandbTracker(wandb_args(), wandb_run, CONFIG)
     tracker.log({"train/loss": 9.0}, 0)

@@ -57,6 +57,7 @@ def _tracker(subject: Subject[Tracker], name: str, resume_after: int | None = No
         "components": {"tracker": subject.name},
         "plugins": subject.plugins.fingerprint(),
         "resume_after": resume_after,
+        "branches": False,
     }
     return subject.call(subject.args, run_dir, config)
 

@@ -20,13 +20,16 @@ class Logged:
     Args:
         file: in the run directory.
         config: the resolved run. Its `resume_after` is the last rollout that a resumed run has behind it, or None in a new run, which
-            takes no note of what an earlier run left.
+            takes no note of what an earlier run left. Nor does one that `branches` and repeats steps: their numbers may be others.
         new_id: of a new run.
     """
 
     def __init__(self, file: Path, config: dict[str, Any], new_id: str) -> None:
         resumed = config.get("resume_after") is not None and file.exists()
         previous = json.loads(file.read_text(encoding="utf-8")) if resumed else {}
+        last = previous.get("last_step")
+        if config.get("branches") and last is not None and last > config["resume_after"]:
+            previous = {}
         self._file = file
         self.resumed = bool(previous)
         self.id: str = previous.get("id") or new_id

@@ -22,7 +22,7 @@ PROGRESS = "mlflow_run.json"
 class MlflowTracker:
     """Keeps one MLflow run per slime run.
 
-    A resumed run goes on in the MLflow run that it had, and leaves out what is there already. Steps are rollout ids; what MLflow allows
+    A resumed run goes on in the MLflow run that it had, and leaves out what is there already (see `Logged`). Steps are rollout ids; what MLflow allows
     in no name becomes `_`: `pass@1` is `pass_1`.
 
     Args:

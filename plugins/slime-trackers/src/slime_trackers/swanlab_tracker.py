@@ -20,7 +20,7 @@ PROGRESS = "swanlab_run.json"
 class SwanlabTracker:
     """Keeps one SwanLab run per slime run, with its files in the folder `swanlab` of the run directory.
 
-    A resumed run goes on under the id that it had, and leaves out what is there already. SwanLab counts steps from 0: its step is the
+    A resumed run goes on under the id that it had, and leaves out what is there already (see `Logged`). SwanLab counts steps from 0: its step is the
     number of rollouts that are done, and 0 the evaluation before training.
 
     Args:

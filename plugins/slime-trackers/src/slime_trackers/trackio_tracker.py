@@ -20,7 +20,7 @@ PROGRESS = "trackio_run.json"
 class TrackioTracker:
     """Keeps one run in trackio's local database per slime run, in the folder TRACKIO_DIR, by default trackio's own.
 
-    A resumed run goes on under the name that it had, and leaves out what is there already. Steps are rollout ids.
+    A resumed run goes on under the name that it had, and leaves out what is there already (see `Logged`). Steps are rollout ids.
 
     Args:
         config: the resolved run, stored as the run's config. Its `resume_after` is the last rollout that a resumed run has behind it,

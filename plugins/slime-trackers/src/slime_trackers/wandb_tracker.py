@@ -22,7 +22,7 @@ class WandbTracker:
     """Keeps one W&B run per slime run.
 
     A resumed run goes on under the id of the W&B run that it had, and leaves out what W&B has already: repeated steps
-    would otherwise appear twice. `wandb_run.json` in the run directory holds the id and the last step that was logged.
+    would otherwise appear twice; where these may have other numbers, it begins another W&B run. `wandb_run.json` in the run directory holds the id and the last step that was logged.
 
     Charts have the rollout id on their x-axis (metric `rollout_id`); W&B's own step only counts rows.
 
