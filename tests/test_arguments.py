@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,28 @@ def rollout(plugins: Plugins, name: str) -> Selected:
         return plugins.select("rollout", name)
     declared = () if name == "other" else None
     return Selected("rollout", name, lambda: None, "a test", "--rollout-function-path", reads_options=declared)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": ' * 5000 + "1" + "}" * 5000, "nested too deeply to be read"),
+        ('{"a": ' + "9" * 5000 + "}", "cannot be read"),
+        ('{"a": ', "not valid JSON at column"),
+        ('{"a": "\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_json_that_cannot_be_read_is_said_in_a_sentence_of_every_option_that_takes_some(namespace, text, message):
+    objects = [option for option in namespace.options.values() if typing.get_origin(option.base_type) is dict]
+    assert len(objects) >= 4
+    for option in objects:
+        with pytest.raises(ArgumentError) as caught:
+            resolved(namespace, option.flag, text)
+        said = str(caught.value)
+        assert f"{option.flag}: given " in said
+        assert "expected a JSON object: " in said
+        assert message in said
+        assert len(said) < 2000
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,11 @@ def test_a_kill_while_newer_checkpoints_are_set_aside_leaves_a_folder_to_go_on_f
             "by: --seed was 1234 and is 5. .*or seed=allow",
         ),
         (["--load", "c", "--on-resume-change", "lr"], "'lr' is none of error, warn and OPTION=allow"),
+        (
+            ["--load", "c", "--on-resume-change", "num-rolout=allow"],
+            "--on-resume-change num-rolout=allow: there is no option --num-rolout. Did you mean '--num-rollout'",
+        ),
+        (["--on-resume-change", "learning_rate=allow"], "there is no option --learning-rate"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_loads(sft, saved, tmp_path, monkeypatch, capsys, words, says):

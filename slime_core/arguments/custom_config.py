@@ -6,11 +6,11 @@ What no option is called by becomes `--custom-config`, whose keys those function
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.recipe import Stage, read_mapping
+from slime_core.contracts.options import from_json
 from slime_core.errors import ArgumentError, SlimeError
 
 
@@ -39,7 +39,7 @@ def read_custom_config(namespace: Namespace, path: str, given: Any) -> tuple[dic
             )
     if isinstance(given, str):  # of the command line
         try:
-            given = json.loads(given)
+            given = from_json(given)
         except ValueError:
             return options, errors  # told with the option itself
     if own:

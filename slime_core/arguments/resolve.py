@@ -31,6 +31,7 @@ from slime_core.remote_code import trust_remote_code
 from slime_core.secrets import MASK, masked, masked_data, remember_secret, secret_from
 
 BY_TIME = "the time of start"
+_LONGEST_SHOWN = 500
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def read_sources(
     everywhere = {name: provenance.get(name, "default") for name in namespace.options}
     suffix = f"-stage{recipe.number}" if recipe and recipe.number else ""
     resolved = derive(Resolved(args, everywhere, namespace), suffix)
-    errors += [ArgumentError(text) for text in _contradictions(args, set_aside)]
+    errors += [ArgumentError(text) for text in chain(_contradictions(args, set_aside), _unknown_permissions(resolved))]
     return Resolution(resolved, errors, frozenset(set_aside))
 
 
@@ -316,6 +317,16 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
             yield f"--{name.replace('_', '-')} is {template!r}, one file for all rollouts. Put {{rollout_id}} in it."
 
 
+def _unknown_permissions(resolved: Resolved) -> Iterator[str]:
+    """What `--on-resume-change` lets differ and no option is."""
+    namespace = resolved.namespace
+    for entry in resolved.args.on_resume_change:
+        name, allows, _ = entry.partition("=")
+        if allows and name not in namespace.options and not namespace.is_of_a_family(name):
+            flag = name.replace("_", "-")
+            yield f"--on-resume-change {flag}=allow: there is no option --{flag}.{namespace.advice(name)}"
+
+
 def with_data_length(resolved: Resolved, prompts: int) -> Resolved:
     """Derive `num_rollout` from `num_epoch` once the length of the data is known (in prompts).
 
@@ -404,7 +415,8 @@ def _readable(error: Any, namespace: Namespace, provenance: dict[str, str]) -> s
 
 
 def _given(option: Option, error: Any) -> str:
-    return MASK if option.is_secret else masked(repr(error["input"]))
+    text = MASK if option.is_secret else masked(repr(error["input"]))
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

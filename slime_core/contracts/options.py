@@ -23,6 +23,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from slime_core.errors import DataError
+from slime_core.plain import read_json
+
 REQUIRED: Any = ...
 
 FURTHER_ATTRIBUTES = "_slime_attributes"
@@ -92,6 +95,18 @@ def option(
         "secret": secret,
     }
     return Field(default, description=help, json_schema_extra={"slime": meta}, **constraints)
+
+
+def from_json(value: object) -> object:
+    """Validator (`mode="before"`) of options that hold a JSON object: the command line gives its text.
+
+    Raises:
+        ValueError: the text is no JSON that can be read.
+    """
+    try:
+        return read_json(value) if isinstance(value, str) else value
+    except DataError as error:
+        raise ValueError(f"expected a JSON object: {error}") from None
 
 
 def reads_options(*names: str) -> Callable[[Component], Component]:

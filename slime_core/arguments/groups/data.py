@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import date
 from typing import Any, Literal
 
 from pydantic import field_validator
 
-from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
+from slime_core.contracts.options import REQUIRED, ArgumentGroup, from_json, option
 
 
 class DataArguments(ArgumentGroup):
@@ -99,14 +98,7 @@ class DataArguments(ArgumentGroup):
     )
     buffer_filter_path: str = option("pop_first", "How groups are taken from the buffer: a name or import path.")
 
-    @field_validator("apply_chat_template_kwargs", "multimodal_keys", mode="before")
-    @classmethod
-    def _json_object(cls, value: object) -> object:
-        """Parse JSON text, which is what the command line gives."""
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"expected a JSON object: {error}") from None
+    _json_object = field_validator("apply_chat_template_kwargs", "multimodal_keys", mode="before")(from_json)
 
     @field_validator("multimodal_keys")
     @classmethod

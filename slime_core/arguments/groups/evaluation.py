@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import field_validator
 
-from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, from_json, option
 from slime_core.errors import ArgumentError
 
 Arguments = TypeVar("Arguments", bound="EvalArguments")
@@ -130,14 +129,7 @@ class EvalArguments(ArgumentGroup):
         when="early_stopping_patience",
     )
 
-    @field_validator("eval_set_options", mode="before")
-    @classmethod
-    def _eval_set_options_are_an_object(cls, value: object) -> object:
-        """Parse JSON text, which is what the command line gives."""
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"expected a JSON object: {error}") from None
+    _eval_set_options_are_an_object = field_validator("eval_set_options", mode="before")(from_json)
 
 
 def args_of_set(args: Arguments, name: str) -> Arguments:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import field_validator
 
-from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
+from slime_core.contracts.options import REQUIRED, ArgumentGroup, from_json, option
 
 
 class RolloutArguments(ArgumentGroup):
@@ -115,11 +114,4 @@ class RolloutArguments(ArgumentGroup):
         False, "Generate, but do not load the model for training: the engine keeps the weights of --hf-checkpoint."
     )
 
-    @field_validator("custom_config", mode="before")
-    @classmethod
-    def _custom_config_is_an_object(cls, value: object) -> object:
-        """Parse JSON text, which is what the command line gives."""
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"expected a JSON object: {error}") from None
+    _custom_config_is_an_object = field_validator("custom_config", mode="before")(from_json)

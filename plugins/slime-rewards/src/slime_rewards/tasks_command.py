@@ -153,6 +153,6 @@ def _settings(task: str, given: list[str]) -> dict[str, Any]:
             raise ArgumentError(f"--set {item}: expected NAME=VALUE.{own} Settings of {task}: {_shown(known[task])}")
         try:
             settings[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = value
     return settings

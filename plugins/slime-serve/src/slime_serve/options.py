@@ -3,7 +3,6 @@ engine. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,7 +16,7 @@ from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.of_a_command import read_words_and_options
 from slime_core.arguments.readers import options_read
 from slime_core.arguments.resolve import remember_secrets
-from slime_core.contracts.options import ArgumentGroup, option
+from slime_core.contracts.options import ArgumentGroup, from_json, option
 from slime_core.errors import ArgumentError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_core.remote_code import trust_remote_code
@@ -41,13 +40,7 @@ class ModelOptions(ArgumentGroup):
         LONGEST_ANSWER, "Longest answer in tokens; with slime serve, of chat requests that do not say it.", ge=1
     )
 
-    @field_validator("apply_chat_template_kwargs", mode="before")
-    @classmethod
-    def _json_object(cls, value: object) -> object:
-        try:
-            return json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise ValueError(f"expected a JSON object: {error}") from None
+    _json_object = field_validator("apply_chat_template_kwargs", mode="before")(from_json)
 
 
 class ChatOptions(ModelOptions):
