@@ -31,11 +31,11 @@ def resolve(target: str) -> Any:
     if not colon:
         path, _, attribute = target.rpartition(".")
     if not path:
-        return _imported(target)
-    module = _imported(path)
+        return imported(target)
+    module = imported(path)
     if not colon and not hasattr(module, attribute):
         try:
-            return _imported(target)
+            return imported(target)
         except ModuleNotFoundError as error:
             if error.name != target:
                 raise
@@ -45,7 +45,7 @@ def resolve(target: str) -> Any:
         raise PluginError(f"{_described(module)} has no {attribute!r}; check the name in {target!r}.") from None
 
 
-def _imported(module: str) -> ModuleType:
+def imported(module: str) -> ModuleType:
     """Import a module, of which nothing may end the program."""
     try:
         return importlib.import_module(module)

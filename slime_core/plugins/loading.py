@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from importlib import import_module
 from typing import Any
 
 import pluggy
@@ -14,7 +13,7 @@ from slime_core import __version__, hookspecs
 from slime_core.contracts.kinds import OBSERVERS
 from slime_core.errors import PluginError
 from slime_core.plugins.discovery import PluginInfo, Switches
-from slime_core.plugins.import_path import resolve
+from slime_core.plugins.import_path import imported, resolve
 
 Hooks = dict[str, pluggy.HookImpl]
 """What a plugin implements, by the name of the hook."""
@@ -32,7 +31,7 @@ def load(info: PluginInfo, switches: Switches) -> Hooks:
                 f"install versions of {info.distribution} and slime-core that fit."
             )
         # Without a colon an entry point names a module, whatever its package has under that name.
-        plugin = resolve(info.target) if ":" in info.target else import_module(info.target)
+        plugin = resolve(info.target) if ":" in info.target else imported(info.target)
         hooks = _checked_hooks(plugin)
     except (Exception, SystemExit) as error:  # whatever a plugin raises must not stop the others
         set_aside(info, error)
