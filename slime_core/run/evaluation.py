@@ -86,9 +86,9 @@ def log_evaluation(
             return metrics
     tracking.log(metrics, rollout_id)
     tracking.console.evaluation(rollout_id, metrics)
-    for sample in (
-        sample for sample in generations[:1] if sample.asked
-    ):  # of one that is a reward alone nothing is known
+    for sample in generations[:1]:
+        if not sample.asked:  # it is a reward alone
+            continue
         tracking.console.say(f"  asked:    {_one_line(_question(sample))}\n  answered: {_one_line(sample.response)}")
     return metrics
 

@@ -11,7 +11,7 @@ import pickle
 import socket
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
@@ -81,13 +81,14 @@ class TensorTransport:
         """Send a piece to all servers, and return when they have it."""
         rest = as_json({"weight_version": str(version), "flush_cache": False})
         # The JSON is put together here, since base64 needs no escapes and so need not be searched for any.
-        entry, sizes = b'"%b"' % serialized(piece), {server: self._ranks.get(server.url, 1) for server in servers}
-        bodies = {
-            n: b'{"serialized_named_tensors": [%b], %b' % (b", ".join([entry] * n), rest[1:])
-            for n in set(sizes.values())
-        }
-        alike = [([server for server in servers if sizes[server] == n], body) for n, body in bodies.items()]
-        for calls in [call_all(some, "/update_weights_from_tensor", body) for some, body in alike]:
+        entry, alike = b'"%b"' % serialized(piece), defaultdict[int, list[ControlClient]](list)
+        for server in servers:
+            alike[self._ranks.get(server.url, 1)].append(server)
+        under_way = []
+        for ranks, some in alike.items():
+            body = b'{"serialized_named_tensors": [%b], %b' % (b", ".join([entry] * ranks), rest[1:])
+            under_way.append(call_all(some, "/update_weights_from_tensor", body))
+        for calls in under_way:
             calls.results()
 
     def close(self) -> None:

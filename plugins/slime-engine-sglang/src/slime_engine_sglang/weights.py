@@ -221,12 +221,12 @@ class SGLangWeightSender:
         for server in servers:
             if (found := server.version()) != version and not (self.tolerant and found is None):
                 raise SGLangError(f"{server.url} has weights of version {found} after an update to {version}.")
-            with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+            with self._leaving_out_the_gone():
                 samples.compare(server)
         if self.checks_equal and len(servers) > 1:
             sums: dict[str, list[Any]] = {}
             for server in servers:
-                with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+                with self._leaving_out_the_gone():
                     sums[server.url] = _checksums(server)
             first = next(iter(sums), "")
             if different := [url for url, found in sums.items() if found != sums[first]]:
@@ -236,7 +236,7 @@ class SGLangWeightSender:
         """Have servers put random numbers in place of their weights. Return the checksums of what they had loaded, by their addresses."""
         loaded = {}
         for server in servers:
-            with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+            with self._leaving_out_the_gone():
                 loaded[server.url] = _checksums(server)
                 server.call("/weights_checker", {"action": "reset_tensors"})
         return loaded
@@ -248,7 +248,7 @@ class SGLangWeightSender:
             SGLangError: it differs.
         """
         for server in (server for server in servers if server.url in loaded):
-            with contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext():
+            with self._leaving_out_the_gone():
                 ranks = zip(_checksums(server), loaded[server.url], strict=True)
                 others = sorted({name for now, before in ranks for name in now if now[name] != before.get(name)})
                 if others:
@@ -269,6 +269,10 @@ class SGLangWeightSender:
             missing = ", ".join(server.url for server in servers if server not in found)
             raise Unreachable(f"SGLang servers do not answer, so they cannot be given weights: {missing}.")
         return found
+
+    def _leaving_out_the_gone(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that ends at a server which does not answer, if tolerant: it is left to the fleet."""
+        return contextlib.suppress(Unreachable) if self.tolerant else contextlib.nullcontext()
 
     def _settle(self, calls: PendingCalls) -> None:
         """Wait for all servers, and raise the error of one. If tolerant, servers that do not answer are left to the
