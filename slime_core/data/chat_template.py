@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.conversation import REASONING_KEYS, Message, has_images
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUESTION, _ANSWER = "question\ue001", "answer\ue001"  # private use: no template contains them
-_TOOL_NAME = "toolname\ue001"
+_TOOL_NAME = "toolname0mark"
 _TOOL = {
     "name": _TOOL_NAME,
     "description": "What it does.",
@@ -40,7 +41,7 @@ class Template:
         source: the text of the template; by default the one that the tokenizer has for conversations with these tools.
 
     Raises:
-        DataError: the tokenizer has no chat template.
+        DataError: the tokenizer has no chat template, or a variable would decide how it is rendered instead.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Template:
         self.tokenizer = tokenizer
         self.tools: list[Any] | None = tools
         self.variables = dict(variables or {})
+        if self.variables and (own := sorted(self.variables.keys() & _decisions(tokenizer))):
+            raise DataError(f"{own[0]!r} is no variable of a chat template, but decides how it is rendered")
         if not getattr(tokenizer, "chat_template", None):
             raise DataError("the tokenizer has no chat template; use one that has, or set tokenizer.chat_template.")
         try:
@@ -137,6 +140,11 @@ class Template:
     def special(self) -> re.Pattern[str]:
         """The pattern that matches the text of any special token."""
         return special_tokens(self.tokenizer)
+
+
+def _decisions(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """What tells a tokenizer how to render, and is not handed on to the template."""
+    return signature(tokenizer.apply_chat_template).parameters.keys() - {"documents"}
 
 
 def _refusal(error: Exception) -> DataError:

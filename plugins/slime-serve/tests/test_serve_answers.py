@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from serve_fixtures import NAME, Served
 from transformers import AutoModelForCausalLM
 
+from slime_core.arguments.groups.data import DataArguments
+from slime_core.data.prompts import read_prompt
+from slime_core.data.samples import Columns, sample_from_row
 from slime_serve.prompts import read_conversation
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 3 + 4? Answer with 你好 and 🦋."}]
@@ -29,6 +33,41 @@ def test_the_models_are_listed_under_the_name_that_requests_use(served: Served) 
     assert [model.id for model in served.openai.models.list()] == [NAME]
     assert served.openai.models.retrieve(NAME).id == NAME
     assert served.http.get("/health").json()["status"] == "ok"
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 3}'}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALLED: list[Any] = [
+    *QUESTION,
+    {"role": "assistant", "content": "", "reasoning_content": "I add.", "tool_calls": [CALL]},
+    {"role": "tool", "content": [{"type": "text", "text": "7"}]},
+]
+READ = {
+    "its own template": (None, QUESTION, None),
+    "content as parts": (
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}|{% endfor %}{% endfor %}",
+        QUESTION,
+        None,
+    ),
+    "arguments as text, thoughts in the content": (
+        "{{ tools }}{# </think> #}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ '<' + c.function.arguments + '>' }}{% endfor %}|{% endfor %}",
+        CALLED,
+        [TOOL],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_conversation_is_read_as_the_prompt_of_a_rollout_is(served: Served, name: str) -> None:
+    template, messages, tools = READ[name]
+    tokenizer = copy.copy(served.model.tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template
+    row = {"messages": copy.deepcopy(messages), "tools": tools}
+    sample = sample_from_row(Columns("messages", tool_key="tools"), row, "rows.jsonl:1")
+    asked = read_prompt(sample, tokenizer, DataArguments(prompt_data=["rows.jsonl"]), render=True)
+    assert read_conversation(tokenizer, messages, tools).tokens == asked.tokens
 
 
 @pytest.mark.parametrize("temperature", [0.7, 0.0])

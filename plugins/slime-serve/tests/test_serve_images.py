@@ -116,7 +116,10 @@ def test_what_is_no_image_in_the_message_is_refused(seeing: Served, url: str, me
     ("messages", "message"),
     [
         ([{"role": "assistant", "content": question(data_url(FIRST))[0]["content"]}], "the model answers in text"),
-        ([{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "data:"}}]}], "only text and images"),
+        (
+            [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "data:"}}]}],
+            "only parts of the type text and image",
+        ),
         ([{"role": "user", "content": "<|image_pad|>"}], "0 images"),
         ([{"role": "user", "content": [{"type": "image"}]}], "not all of them say which image"),
     ],

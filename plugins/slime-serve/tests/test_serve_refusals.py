@@ -174,10 +174,15 @@ def test_a_template_that_reads_no_system_message_is_told(served: Served) -> None
     try:
         for template, problem in (
             (refusing, "System role not supported"),
-            ("{{ messages[-1].content }}", "leaves out message 1 (system)"),
+            ("{{ messages[-1].content }}", "drops the content of message 1 (system)"),
             (None, "no chat template"),
         ):
             tokenizer.chat_template = template
             assert problem in refused(served.post(CHAT, asked))["message"]
+        tokenizer.chat_template = "{{ messages[-1].content }}"
+        tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+        asked = {"messages": HELLO, "max_tokens": 1, "tools": tools}
+        assert "shows no tools" in refused(served.post(CHAT, asked))["message"]
+        assert served.post(CHAT, {**asked, "tool_choice": "none"}).status_code == 200
     finally:
         tokenizer.chat_template = before

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from slime_core.contracts.data import ImageTexts
-from slime_core.data.conversation import ROLES, Message, chat_messages, has_images, text_of
-from slime_core.data.flags import STEP
+from slime_core.data.chat_template import Template, render_whole
+from slime_core.data.conversation import ROLES, prompt_messages
 from slime_core.data.image_processor import Processor, image_places
 from slime_core.data.image_rows import count_places, take_images
 from slime_core.data.image_texts import expanded
 from slime_core.data.images import ImageRules, encoded
-from slime_core.data.tools import tool_calls, tool_definitions
+from slime_core.data.tools import tool_definitions
 from slime_core.errors import DataError, SampleError
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 SENT = ImageRules(files=False)
 """Images are in the messages themselves: whoever asks is not to read files of this machine, or to let it fetch something."""
-SETTING_ROLES = ("system", "developer")
-"""Roles that some templates leave out without a word."""
 
 
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -62,29 +59,28 @@ def read_conversation(
         rules: where images may come from.
 
     Raises:
-        DataError: what is wrong with which message or image, or what the chat template has against it.
+        DataError: what is wrong with which message or image, or what the chat template has against it, or drops of it but for
+            reasoning.
     """
     images: Sequence[bytes] = ()
     if isinstance(messages, list) and count_places(messages, False):
         if processor is None:
             raise DataError("the messages have images, and the model reads none")
         messages, images = take_images(messages, None, partial(encoded, folder=Path(), rules=rules))
-    read = [_in_one_form(message, number) for number, message in enumerate(chat_messages(messages), 1)]
+    read = prompt_messages(messages)
+    for number, message in enumerate(read, 1):
+        if message["role"] not in ROLES:
+            raise DataError(
+                f"message {number} has the unknown role {message['role']!r}; known roles are: {', '.join(ROLES)}"
+            )
     if not has_chat_template(tokenizer):
         raise DataError("the model has no chat template, so that it cannot read messages; it completes plain text")
-    definitions: Any = tool_definitions(tools)
-    taken = signature(tokenizer.apply_chat_template).parameters
-    if own := sorted(variables.keys() & taken.keys() if variables else ()):
-        raise DataError(f"{own[0]!r} is no variable of a chat template, but decides how it is rendered")
-    try:
-        text: Any = tokenizer.apply_chat_template(
-            read, tools=definitions, add_generation_prompt=True, tokenize=False, **(variables or {})
-        )
-    except Exception as error:  # a template is a program, which may fail in any way at what it did not expect
-        raise DataError(f"the chat template cannot render the messages: {type(error).__name__}: {error}") from None
-    for number, message in enumerate(read, 1):
-        if message["role"] in SETTING_ROLES and text_of(message["content"]).strip() not in text:
-            raise DataError(f"the chat template leaves out message {number} ({message['role']})")
+    template = Template(tokenizer, tool_definitions(tools), variables)
+    if template.ignores_tools:
+        raise DataError("the chat template shows no tools, so that the model would not know of them; leave them out")
+    _, text, dropped = render_whole(template, read, prompt=True)
+    if lost := next((item for item in dropped if item.what != "reasoning"), None):
+        raise DataError(lost.sentence)
     if processor is None:
         return ReadConversation(plain_tokens(tokenizer, text))
     counts = processor.counts(images)
@@ -104,19 +100,3 @@ def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = 
         special: put the tokenizer's special tokens around it, such as one for the beginning of a text.
     """
     return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
-
-
-def _in_one_form(message: Message, number: int) -> Message:
-    read = {key: value for key, value in message.items() if key != STEP}
-    if read["role"] not in ROLES:
-        raise DataError(f"message {number} has the unknown role {read['role']!r}; known roles are: {', '.join(ROLES)}")
-    if calls := tool_calls(read.pop("tool_calls", None), number):
-        read["tool_calls"] = calls
-    content = read["content"] or ""
-    for part in content if isinstance(content, list) else ():
-        if part["type"] not in ("text", "image"):
-            raise DataError(
-                f"message {number} has a part of the type {part['type']!r}; only text and images are supported"
-            )
-    read["content"] = content if has_images(read) else text_of(content)
-    return read
