@@ -63,6 +63,20 @@ def test_special_tokens_between_bytes_add_nothing(tokenizer: Any) -> None:
     assert "🦋" in pieces
 
 
+def test_tokens_without_text_are_not_decoded_again_and_again(tokenizer: Any) -> None:
+    decoded = list[int]()
+
+    def decode(ids: list[int]) -> str:
+        decoded.append(len(ids))
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    stream = TextStream(decode)
+    tokens = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    said = [stream.add(token) for token in [tokens[0], *[tokenizer.bos_token_id] * 300, *tokens[1:]]]
+    assert "".join(said) + stream.finish() == "a b"
+    assert max(decoded) < 20
+
+
 def test_bytes_that_become_no_character_do_not_hold_the_text_up(tokenizer: Any) -> None:
     half = tokenizer("🦋", add_special_tokens=False)["input_ids"][:1]
     pieces = pieces_of(tokenizer, half * 40)

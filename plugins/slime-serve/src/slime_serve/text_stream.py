@@ -9,6 +9,9 @@ REPLACEMENT = "\ufffd"
 LONGEST_CHARACTER = 8
 """Tokens that may be waited for until their bytes are a character. Characters have four bytes at most; what takes longer is none."""
 
+LONGEST_SILENCE = 8
+"""Tokens without text, such as special ones, that stay in the window; the earliest of more are forgotten."""
+
 
 class TextStream:
     """Decodes tokens one by one. The pieces of text together are the text of all tokens, up to the first stop string.
@@ -41,9 +44,11 @@ class TextStream:
         text = self._new_text()
         if text.endswith(REPLACEMENT) and len(self._tokens) - self._told <= LONGEST_CHARACTER:
             return ""
-        if text:  # a token that adds nothing, such as a special one, stays in the window
+        if text:
             self._tokens = self._tokens[self._told :]
             self._told = len(self._tokens)
+        elif len(self._tokens) - self._told > LONGEST_SILENCE:
+            del self._tokens[self._told]
         return self._released(text)
 
     def finish(self) -> str:
