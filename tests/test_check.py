@@ -259,8 +259,11 @@ REMARKS: dict[str, tuple[list[str], str]] = {
 }
 
 
-def test_a_run_that_is_right_is_printed_and_leaves_nothing_behind(check: Any, tmp_path: Path) -> None:
-    status, said = check(*REWARDED, "--save", str(tmp_path / "save"))
+@pytest.mark.parametrize("words", [REWARDED, SFT[:-1]], ids=["RL", "SFT, advantages left on"])
+def test_a_run_that_is_right_is_printed_and_leaves_nothing_behind(
+    words: list[str], check: Any, tmp_path: Path
+) -> None:
+    status, said = check(*words, "--save", str(tmp_path / "save"))
     assert status == 0, said
     assert "notes" not in said
     assert list(tmp_path.iterdir()) == []

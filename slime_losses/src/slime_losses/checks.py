@@ -30,7 +30,9 @@ def policy(args: LossRunArguments, checking: Checking) -> None:
 
 
 def groups(args: LossRunArguments, checking: Checking) -> None:
-    """Say that rewards which are compared within a group of one teach nothing."""
+    """Say that rewards which are compared within a group of one teach nothing, where anything is learned from rewards."""
+    if args.loss_type == "sft_loss" and not args.custom_loss_function_path:
+        return
     if args.n_samples_per_prompt > 1 or args.disable_rewards_normalization or args.custom_reward_post_process_path:
         return
     checking.remark(
