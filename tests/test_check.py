@@ -260,9 +260,7 @@ REMARKS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("words", [REWARDED, SFT[:-1]], ids=["RL", "SFT, advantages left on"])
-def test_a_run_that_is_right_is_printed_and_leaves_nothing_behind(
-    words: list[str], check: Any, tmp_path: Path
-) -> None:
+def test_a_run_that_is_right_is_printed_and_leaves_nothing_behind(words: list[str], check: Any, tmp_path: Path) -> None:
     status, said = check(*words, "--save", str(tmp_path / "save"))
     assert status == 0, said
     assert "notes" not in said

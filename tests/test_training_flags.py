@@ -177,6 +177,11 @@ def test_a_run_with_earlier_weights_goes_on_bit_for_bit(flags, tmp_path, command
     for after in (1, 4):
         go_on(tmp_path, after, flags, *more, command=command)
         assert furthest(tmp_path / f"rest{after}", tmp_path / "whole") == 0.0
+        last = [
+            json.loads((tmp_path / save / "iter_0000004" / "state.json").read_text())
+            for save in ("save", f"save{after}")
+        ]
+        assert last[0] == last[1], "it can be gone on from alike"
 
 
 @pytest.mark.parametrize(
@@ -205,4 +210,4 @@ def go_on(folder: Path, after: int, flags: list[str], *more: str, command: str =
     for newer in copy.glob("iter_*"):
         if int(newer.name.removeprefix("iter_")) >= after:
             shutil.rmtree(newer)
-    run(folder / f"rest{after}", flags, *more, "--load", str(copy), command=command)
+    run(folder / f"rest{after}", flags, *more, "--load", str(copy), "--save", str(copy), command=command)

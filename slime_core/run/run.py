@@ -225,7 +225,7 @@ class Run:
                 "data_source": self.rollouts.fetch((prefetched or result).data_state),
                 "prefetched": prefetched.fetched(self.rollouts).to_dict() if prefetched else None,
                 "prefetched_version": self.versions.get(rollout_id + 1),
-                "engine_version": self.weight_sync.version if self.weight_sync.keeps else None,
+                "engine_version": self.weight_sync.kept,
                 "evaluation_due": self._evaluation_due,
                 "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
                 **self.identity,

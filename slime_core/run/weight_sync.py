@@ -48,6 +48,12 @@ class WeightSync:
         self._given_up = False
         self._sends = False  # the trainer has the engine's own weight sender
 
+    @property
+    def kept(self) -> int | None:
+        """The version of the engine's weights that the trainer keeps a copy of, or has kept one of since before it was resumed; None
+        where it keeps none."""
+        return (self._resumed if self.version is None else self.version) if self.keeps else None
+
     def update(self, version: int) -> None:
         """Hand the trainer's weights, which are of this version, to the engine, if it has others and new ones are due."""
         trainer, rollouts = self._trainer, self._rollouts
