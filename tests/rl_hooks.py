@@ -39,6 +39,15 @@ class SendingEngine(EchoEngine):
         self.version = version
 
 
+LOOKS_S = 0.0
+
+
+def look_for_a_while(args, sample: Sample) -> Sample:
+    """A sample hook that takes its time."""
+    time.sleep(LOOKS_S)
+    return sample
+
+
 async def even_tokens(args, sample: Sample) -> float:
     """The share of even token ids in the response: varies within a group, and a model can learn it."""
     response = sample.tokens[len(sample.tokens) - sample.response_length :]

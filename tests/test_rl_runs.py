@@ -144,6 +144,20 @@ def test_a_run_with_half_generated_groups_resumes_bit_for_bit(flags, tmp_path, c
     assert [{k: v for k, v in line.items() if "perf/" not in k and "time" not in k} for line in rest] == tail
 
 
+def test_what_is_sampled_does_not_depend_on_how_long_sample_hooks_take(flags, tmp_path, monkeypatch):
+    more = (
+        *("--over-sampling-batch-size", "6", "--rollout-sample-hook-path", "rl_hooks.look_for_a_while"),
+        *("--rollout-max-response-len", "60", "--rollout-stop", *"abcdefghijklm"),
+    )
+    sampled = []
+    for seconds in (0.0, 0.01, 0.03):
+        monkeypatch.setattr("rl_hooks.LOOKS_S", seconds)
+        lines = run(tmp_path / str(seconds), flags, *more, "--num-rollout", "2")
+        sampled.append([{k: v for k, v in line.items() if k.startswith("rollout/")} for line in lines])
+    assert sampled[0] == sampled[1] == sampled[2]
+    assert sampled[0][0]["rollout/aborted_tokens_discarded"] > 0
+
+
 def test_a_dumped_rollout_trains_to_the_same_weights_without_an_engine(flags, tmp_path):
     dump = str(tmp_path / "dump" / "{rollout_id}.jsonl")
     run(tmp_path / "run", flags, "--save-debug-rollout-data", dump)

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,6 +139,26 @@ class GroupRunner:
     async def _complete(
         self, group: GroupInProgress, position: int, waiting: set[int], generated: Callable[[], None], together: bool
     ) -> None:
+        with ExitStack() as looked_at:  # until it is known whether all of the group are there
+            made = await self._generated(group, position, looked_at)
+            if made is None:
+                return
+            group.results[position] = made
+            waiting.discard(position)
+            if not waiting:
+                generated()
+        if not together:
+            unscored = [one for one in made if one.reward is None]
+            if len(made) > 1 and unscored:
+                self._tell_of_segments(made)
+            await self._score(unscored, made)
+
+    async def _generated(self, group: GroupInProgress, position: int, looked_at: ExitStack) -> list[Sample] | None:
+        """Generate one sample of a group, as far as it is not there yet. None: sampling was stopped before it could be.
+
+        Args:
+            looked_at: is left once the result is in the group.
+        """
         given = group.given[position]
         earlier = segments_of(given)
         unfinished = to_continue(earlier) if earlier else copy.deepcopy(given)
@@ -148,32 +168,25 @@ class GroupRunner:
             group.is_new = True
             finished = [segment for segment in earlier if segment is not unfinished]
             generated_now = await self._unless_stopped(
-                self._generate_and_hook(group, with_finished_segments(unfinished, finished))
+                self._generate_and_hook(group, with_finished_segments(unfinished, finished), looked_at)
             )
             if generated_now is None:  # it holds the end of sampling up; what was there before is kept
                 group.results[position] = earlier
-                return
+                return None
             made = [with_finished_segments(one, []) for one in generated_now]
             made = joined(earlier, unfinished, made) if earlier else made
         if self._mask_earlier:
             for known in earlier:
                 made = [mask_known(one, kept(known, "tokens")) for one in made]
         self._check_number(group, position, made)
-        group.results[position] = made
-        waiting.discard(position)
-        if not waiting:
-            generated()
-        if not together:
-            unscored = [one for one in made if one.reward is None]
-            if len(made) > 1 and unscored:
-                self._tell_of_segments(made)
-            await self._score(unscored, made)
+        return made
 
-    async def _generate_and_hook(self, group: GroupInProgress, sample: Sample) -> list[Sample]:
+    async def _generate_and_hook(self, group: GroupInProgress, sample: Sample, looked_at: ExitStack) -> list[Sample]:
         """Generate, and let the hooks see what is finished. What an abort has cut off they see once it is whole."""
         made = await self._generate(group, sample)
         if self._hooks is None:
             return made
+        looked_at.enter_context(self._requests.hold.following_up())
         hooked = []
         for one in made:
             left = await self._hooks.apply(one) if one.status in FINISHED else one

@@ -107,18 +107,34 @@ class EngineHold:
     """Keeps an engine that has the ability `Holds` from generating while a decision is pending; other engines go on.
 
     With it, neither the decision nor how far other responses have come by then depends on the clock.
+
+    Attributes:
+        matters: whether a decision may end the sampling while responses are generated. Without, the engine is never held.
     """
 
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine if isinstance(engine, Holds) else None
         self._held: ExitStack | None = None
+        self.matters = False
         self._is_on = False
+        self._followed_up = 0
         self._needed = 0
 
     def set(self, on: bool) -> None:
         """Hold the engine (True), or let it go on (False). Calls that change nothing are allowed."""
         self._is_on = on
         self._follow()
+
+    @contextmanager
+    def following_up(self) -> Iterator[None]:
+        """Return a context in which the engine is held: what is generated is looked at, on which a decision will wait."""
+        self._followed_up += 1
+        self._follow()
+        try:
+            yield
+        finally:
+            self._followed_up -= 1
+            self._follow()
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
@@ -132,7 +148,7 @@ class EngineHold:
             self._follow()
 
     def _follow(self) -> None:
-        on = self._is_on and not self._needed
+        on = self.matters and (self._is_on or self._followed_up > 0) and not self._needed
         if on and self._held is None and self._engine is not None:
             self._held = ExitStack()
             self._held.enter_context(self._engine.hold())

@@ -96,6 +96,8 @@ class DynamicSampling:
         self._replaced = 0  # lost groups in whose place others were started
         self._sampled = Sampled()
         self._hold = requests.hold
+        over_sampled = (args.over_sampling_batch_size or 0) > args.rollout_batch_size
+        self._hold.matters = filter is not None or over_sampled
 
     async def sample(self) -> Sampled:
         """Complete and judge groups until there are enough, then stop the others.
@@ -159,9 +161,6 @@ class DynamicSampling:
 
     def _hold_while_deciding(self) -> None:
         """Hold the engine while a group is judged, or could be, whose acceptance may end the sampling."""
-        over_sampled = (self._args.over_sampling_batch_size or 0) > self._args.rollout_batch_size
-        if self._filter is None and not over_sampled:
-            return
         if self._args.dynamic_sampling_order == "prompt":
             self._hold.set(next(iter(self._tasks), None) in self._generated)
         else:
