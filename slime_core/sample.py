@@ -32,6 +32,7 @@ __all__ = [
     "Status",
     "check_rollout",
     "misaligned",
+    "notes_of",
     "number_groups",
     "plain_reward",
     "reward_of",
@@ -142,9 +143,14 @@ class Sample:
         return self._noted("asked") is not None
 
     def note(self, **values: Any) -> None:
-        """Set `source`, `dataset`, `tools`, `asked` or `final_reward`. The metadata becomes another object: samples may share one."""
-        noted = self.metadata.get(RESERVED)
-        self.metadata = {**self.metadata, RESERVED: {**(noted if isinstance(noted, dict) else {}), **values}}
+        """Set `source`, `dataset`, `tools`, `asked` or `final_reward`. The metadata becomes another object: samples may share one.
+
+        Raises:
+            SampleError: a hook has left metadata that are no object.
+        """
+        if not isinstance(self.metadata, dict):
+            raise SampleError(f"{self.name}: metadata is {str(self.metadata)[:60]}, expected an object.")
+        self.metadata = {**self.metadata, RESERVED: {**notes_of(self), **values}}
 
     def make_plain(self, handed_over: bool = False) -> None:
         """Make plain JSON data of what hooks set: numbers and arrays of numpy, tuples, dates (see `slime_core.plain`). Truth
@@ -202,8 +208,7 @@ class Sample:
                     setattr(self, name, column(values))
 
     def _noted(self, key: str) -> Any:
-        noted = self.metadata.get(RESERVED) if isinstance(self.metadata, dict) else None  # a hook may have set anything
-        return noted.get(key) if isinstance(noted, dict) else None
+        return notes_of(self).get(key)
 
     @property
     def trained_mask(self) -> list[int]:
@@ -348,6 +353,12 @@ for _name in (*_OF_SLIME_ALONE, "session_id"):
 Sample.Status = Status  # type: ignore[attr-defined]  # `Sample.Status.ABORTED` reads as it does in slime
 
 Group = list[Sample]
+
+
+def notes_of(sample: Sample) -> dict[str, Any]:
+    """What slime has noted in the metadata of a sample, such as its source; {} where that is nothing."""
+    noted = sample.metadata.get(RESERVED) if isinstance(sample.metadata, dict) else None  # a hook may have set anything
+    return noted if isinstance(noted, dict) else {}
 
 
 def stored_sample(data: Sample | dict[str, Any]) -> Sample:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from slime_core.errors import SampleError
-from slime_core.sample import RESERVED, Group, Sample, reward_of
+from slime_core.sample import RESERVED, Group, Sample, notes_of, reward_of
 
 _FINISHED = "finished_segments"
 
@@ -82,13 +82,12 @@ def worth(sample: Sample, key: str | None) -> float:
 def finished_segments(sample: Sample) -> list[Sample]:
     """What a generate function that goes on with the segment `sample` need not make again: the segments of its trajectory that
     earlier rollouts have finished, in their order. They stay without being returned."""
-    noted = sample.metadata.get(RESERVED)
-    return [Sample.from_dict(one) for one in noted.get(_FINISHED, ())] if isinstance(noted, dict) else []
+    return [Sample.from_dict(one) for one in notes_of(sample).get(_FINISHED, ())]
 
 
 def with_finished_segments(sample: Sample, finished: Sequence[Sample]) -> Sample:
     """The sample, with what `finished_segments` then returns."""
-    noted = dict(sample.metadata.get(RESERVED) or {})
+    noted = dict(notes_of(sample))
     noted.pop(_FINISHED, None)
     if finished:
         noted[_FINISHED] = [one.to_dict() for one in finished]
@@ -100,7 +99,8 @@ def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
     """The samples that were made of `given` as the segments of its trajectory.
 
     Where they have no `index`, `group_index` or `rollout_id` they get those of `given`, whose own `rollout_id` wins, since it is
-    that of a trajectory which goes on; a single one that has its `index` needs no `rollout_id`.
+    that of a trajectory which goes on; a single one that has its `index` needs no `rollout_id`. They keep what slime has noted of
+    `given`, such as its set, also where a hook has replaced the metadata.
 
     Raises:
         SampleError: they have different `rollout_id`s; names them.
@@ -118,9 +118,10 @@ def as_one_trajectory(given: Sample, made: Sequence[Sample]) -> list[Sample]:
         index = given.index if one.index is None else one.index
         group_index = given.group_index if one.group_index is None else one.group_index
         needs_none = len(made) == 1 and index == number
-        segments.append(
-            one.changed(index=index, group_index=group_index, rollout_id=one.rollout_id if needs_none else number)
-        )
+        segment = one.changed(index=index, group_index=group_index, rollout_id=one.rollout_id if needs_none else number)
+        if lost := notes_of(given).keys() - notes_of(one).keys():
+            segment.note(**{key: notes_of(given)[key] for key in sorted(lost)})
+        segments.append(segment)
     return segments
 
 

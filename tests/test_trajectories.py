@@ -46,6 +46,17 @@ def test_what_was_made_of_a_sample_becomes_its_trajectory():
     assert as_one_trajectory(given, [Sample(response="a")]) == [sample(6, group_index=2, response="a")]
 
 
+@pytest.mark.parametrize("metadata", [{}, {"mine": 1}, {"slime": None}, {"slime": {"asked": "other"}, "mine": 1}])
+def test_what_is_noted_of_a_sample_outlives_a_hook_that_replaces_its_metadata(metadata):
+    given = sample(6)
+    given.note(source="rows:3", dataset="math", asked="what")
+    (made,) = as_one_trajectory(given, [Sample(metadata=metadata)])
+    assert (made.source, made.dataset) == ("rows:3", "math")
+    assert made.asked == ("other" if "asked" in str(metadata) else "what")
+    assert [key for key in made.metadata if key != "slime"] == [key for key in metadata if key != "slime"]
+    assert as_one_trajectory(sample(6), [Sample(metadata=metadata)])[0].metadata is metadata
+
+
 def test_a_number_that_one_segment_has_is_that_of_all():
     made = as_one_trajectory(sample(6), [sample(6, 40), sample(6), sample(7)])
     assert [(s.index, s.rollout_id) for s in made] == [(6, 40), (6, 40), (7, 40)]
@@ -102,6 +113,8 @@ def test_lists_within_a_group_of_a_slime_rollout_are_segments_of_one_trajectory(
     assert numbers == [[(0, None), (1, 1), (1, 1)], [(2, 8), (2, 8), (3, None)]]
     with pytest.raises(DataError, match="have the rollout_ids 5, 6"):
         as_rollout_output([[[sample(1, 5), sample(1, 6)]]])
+    with pytest.raises(DataError, match="sample 1: metadata is None, expected an object"):
+        as_rollout_output([[[sample(1, metadata={"slime": {"source": "a:1"}}), sample(1, metadata=None)]]])
 
 
 def test_what_a_train_data_converter_says_of_trajectories_is_taken():

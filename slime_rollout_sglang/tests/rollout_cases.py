@@ -233,6 +233,23 @@ async def own_text(args: Any, sample: Sample, sampling_params: dict[str, Any], e
     return sample
 
 
+async def own_metadata(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> Sample:
+    """Makes a sample of its own, which has the metadata of an environment."""
+    made = await own_text(args, sample, sampling_params, engine)
+    return Sample(
+        **{
+            name: getattr(made, name)
+            for name in ("tokens", "response_length", "response", "rollout_log_probs", "status")
+        },
+        metadata={"mine": 1},
+    )
+
+
+def metadata_of_its_own(args: Any, sample: Sample) -> None:
+    """A sample hook that does so in place."""
+    sample.metadata = {"mine": 1}
+
+
 async def twins(args: Any, sample: Sample, sampling_params: dict[str, Any], engine: Any) -> list[Sample]:
     """Two samples for each."""
     from slime_rollout_sglang.generate import generate

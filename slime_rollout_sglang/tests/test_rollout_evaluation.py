@@ -60,6 +60,14 @@ def test_every_prompt_of_every_set_is_answered_as_often_as_asked_and_scored(eval
     assert "hard/pass@1" not in output.metrics  # rewards are lengths, not right or wrong
 
 
+@pytest.mark.parametrize("which", ["custom_generate_function_path", "rollout_sample_hook_path"])
+def test_answers_belong_to_their_set_whatever_a_hook_puts_in_place_of_the_metadata(evaluate, which: str) -> None:
+    hook = "rollout_cases.own_metadata" if "generate" in which else ["rollout_cases.metadata_of_its_own"]
+    output = evaluate(ScriptedEngine(), **{which: hook})
+    assert [s.dataset for s in output.generations] == ["easy"] * 3 + ["hard"] * 2
+    assert all(s.source and s.metadata["mine"] == 1 for s in output.generations)
+
+
 def test_evaluation_samples_as_rollouts_do_but_for_what_is_given_to_it(evaluate) -> None:
     rollouts = {"rollout_temperature": 0.8, "rollout_top_p": 0.9, "rollout_top_k": 7, "rollout_max_response_len": 50}
     own = {"eval_temperature": 0.0, "eval_top_p": 0.7, "eval_top_k": -1, "eval_max_response_len": 99}

@@ -18,7 +18,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from slime_core.sample import RESERVED, Group, Sample, Status
+from slime_core.sample import RESERVED, Group, Sample, Status, notes_of
 from slime_core.token_arrays import kept, num_tokens, prompt_ids
 
 FINISHED = (Status.COMPLETED, Status.TRUNCATED)
@@ -37,7 +37,7 @@ def times_continued(sample: Sample) -> int:
 
 def turn_start(sample: Sample) -> int | None:
     """Return at which of its tokens the turn of the model begins that an abort has cut; None where none was."""
-    begin = _noted(sample).get(_TURN)
+    begin = notes_of(sample).get(_TURN)
     return begin if isinstance(begin, int) else None
 
 
@@ -51,7 +51,7 @@ def note_turn_start(sample: Sample, begin: int | None) -> None:
 def segments_of(sample: Sample) -> list[Sample]:
     """Return what earlier rollouts generated of the trajectory of a data source's sample, as objects of their own; [] if it is
     to be begun."""
-    noted = _noted(sample).get(_SEGMENTS)
+    noted = notes_of(sample).get(_SEGMENTS)
     if noted is not None:
         return [Sample.from_dict(segment) for segment in noted]
     return [copy.deepcopy(sample)] if sample.response_length or sample.status in FINISHED else []
@@ -163,11 +163,6 @@ def mask_first(sample: Sample, count: int) -> Sample:
 
 def _prompt(sample: Sample) -> list[int]:
     return prompt_ids(sample).tolist()
-
-
-def _noted(sample: Sample) -> dict[str, Any]:
-    noted = sample.metadata.get(RESERVED)
-    return noted if isinstance(noted, dict) else {}
 
 
 def _without(metadata: dict[str, Any], key: str) -> dict[str, Any]:
