@@ -7,6 +7,9 @@ from typing import Any
 import rollout_cases
 from rollout_cases import ScriptedEngine, rollout
 
+from slime_core.sample import Sample
+from slime_rollout_sglang.metrics import response_metrics
+
 
 def test_tokens_of_tools_are_in_the_sample_and_not_trained(arguments, plugins) -> None:
     engine = ScriptedEngine()
@@ -16,6 +19,10 @@ def test_tokens_of_tools_are_in_the_sample_and_not_trained(arguments, plugins) -
         tool = [i for i, trained in enumerate(sample.trained_mask) if not trained]
         assert [response[i] for i in tool] == [30, 31]
     assert output.metrics["inserted_tokens"] == 2 * 6
+    own = [sample.response_length - 2 for sample in output.samples]
+    assert output.metrics["response_len/mean"] == sum(own) / 6
+    assert (output.metrics["response_len/min"], output.metrics["response_len/max"]) == (min(own), max(own))
+    assert output.metrics["returned_tokens"] == sum(own) + 2 * 6
     assert output.metrics["generated_tokens"] == engine.handed_out
 
 
@@ -76,3 +83,10 @@ def test_a_generator_never_sees_the_sample_of_another_attempt(arguments, plugins
     assert m["hooks/generator/failures"] == 1
     assert m["generated_tokens"] == engine.handed_out == m["returned_tokens"] + m["discarded_tokens"]
     assert m["discarded_tokens"] > 0
+
+
+def test_a_response_of_which_nothing_is_trained_has_no_length_and_is_not_empty() -> None:
+    masked, empty = Sample(index=0, response_length=2, loss_mask=[0, 0]), Sample(index=1)
+    assert response_metrics([masked])["response_len/max"] == 0
+    assert "empty_responses" not in response_metrics([masked])
+    assert response_metrics([masked, empty])["empty_responses"] == 1

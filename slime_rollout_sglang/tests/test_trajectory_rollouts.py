@@ -230,7 +230,7 @@ def test_means_count_trajectories(arguments, plugins) -> None:
     assert m["raw_reward"] == pytest.approx(statistics.fmean(rewards))
     assert m["raw_reward"] != pytest.approx(statistics.fmean(s.reward for s in output.samples))
     assert m["reward_std"] == pytest.approx(statistics.pstdev(rewards))
-    lengths = [statistics.fmean(s.response_length for s in t) for t in trajectories]
+    lengths = [statistics.fmean(sum(s.trained_mask) for s in t) for t in trajectories]
     assert m["response_len/mean"] == pytest.approx(statistics.fmean(lengths))
     assert m["segments/mean"] == len(output.samples) / 6
     assert m["segments/max"] == max(map(len, trajectories))

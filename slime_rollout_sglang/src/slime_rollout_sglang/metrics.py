@@ -52,8 +52,8 @@ def rollout_metrics(
 
 def response_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Return the lengths of responses in tokens, how many were cut off or empty, and, where generate functions made several samples
-    of one, how many."""
-    lengths = [sample.response_length for sample in samples]
+    of one, how many. As in slime, lengths leave out what the loss mask does, such as tokens of tools."""
+    lengths = [sample.effective_response_length for sample in samples]
     found = {
         "response_len/mean": statistics.fmean(means_of_trajectories(samples, lengths)),
         "response_len/min": float(min(lengths)),
@@ -62,7 +62,7 @@ def response_metrics(samples: Sequence[Sample]) -> dict[str, float]:
             means_of_trajectories(samples, [float(s.status is Status.TRUNCATED) for s in samples])
         ),
     }
-    if empty := lengths.count(0):
+    if empty := sum(not sample.response_length for sample in samples):
         found["empty_responses"] = float(empty)
     segments = [len(trajectory) for trajectory in in_trajectories(samples)]
     if len(segments) < len(samples):
