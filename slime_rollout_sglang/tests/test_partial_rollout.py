@@ -13,7 +13,7 @@ from rollout_cases import END, ScriptedEngine, rollout
 
 from slime_core.data import GlobalDataSource
 from slime_core.sample import Group, RolloutOutput, Sample, Status
-from slime_rollout_sglang.partial import fresh, mask_first, put_back, resumable
+from slime_rollout_sglang.partial import fresh, mask_first, put_back, resumable, stopped
 
 PARTIAL = {"partial_rollout": True, "over_sampling_batch_size": 8}
 
@@ -254,7 +254,38 @@ def test_a_sample_that_is_aborted_twice_remembers_its_first_rollout_and_both_con
 def test_a_prompt_that_starts_afresh_keeps_all_that_the_data_source_gave() -> None:
     given = Sample(index=3, group_index=1, prompt="p", images=[b"x"], tokens=[4, 5], label="l", metadata={"a": 1})
     given.note(source="rows.jsonl:2", asked=[{"role": "user", "content": "p"}])
-    begun = given.changed(
-        tokens=[4, 5, 6], response="r", response_length=1, rollout_log_probs=[-1.0], status=Status.ABORTED, reward=1.0
-    )
-    assert fresh(begun) == given
+    given.rollout_id, given.difficulty = 70, 3
+    response = {"tokens": [4, 5, 6], "response": "r", "response_length": 1, "status": Status.ABORTED, "reward": 1.0}
+    columns = {"rollout_log_probs": [-1.0], "loss_mask": [1], "weight_versions": [2]}
+    begun = given.changed(**response, **columns, remove_sample=True)
+    segments = [begun, begun.changed(status=Status.COMPLETED)]
+    for sample in (given, begun, resumable(begun, 4), stopped(given, segments, 4)):
+        assert fresh(sample).to_dict() == given.to_dict()  # which has the attributes, too
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_group_that_was_not_begun_goes_back_as_it_came(keep: bool) -> None:
+    given = Sample(index=3, prompt="p", tokens=[4, 5], reward=0.5, metadata={"a": 1})
+    given.difficulty = 3
+    (back,) = put_back([given], [[]], 5, keep, mask_earlier=False)
+    assert back.to_dict() == given.to_dict()
+
+
+class Marking(GlobalDataSource):
+    """Sets an attribute of samples when they come from the data, and not when they come from the buffer."""
+
+    def get_samples(self, num_samples: int) -> list[Group]:
+        known = len(self.buffer)
+        groups = super().get_samples(num_samples)
+        for sample in (s for group in groups[known:] for s in group):
+            sample.difficulty = sample.index
+        return groups
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_rewards_read_what_the_data_source_set_in_every_rollout(arguments, plugins, partial: bool) -> None:
+    args = arguments(over_sampling_batch_size=8, partial_rollout=partial)
+    source = Marking(args)
+    for rollout_id in range(3):
+        output = rollout(args, plugins, ScriptedEngine(slow_later), source, rollout_id)
+        assert all(s.difficulty == s.index for s in output.samples)

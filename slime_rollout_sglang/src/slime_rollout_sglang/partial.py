@@ -74,16 +74,22 @@ def joined(segments: Sequence[Sample], continued: Sample, made: Sequence[Sample]
 
 
 def fresh(sample: Sample) -> Sample:
-    """Return the prompt of a data source's sample alone, as if nothing had been generated."""
+    """Return a data source's sample as if nothing had been generated. All else that it has stays, also what hooks have put into
+    the metadata and attributes of a response that is given up."""
+    if not segments_of(sample):
+        return sample.changed()
     metadata = {key: value for key, value in sample.metadata.items() if key not in (_START, _CONTINUED)}
-    return Sample(
-        group_index=sample.group_index,
-        index=sample.index,
-        prompt=sample.prompt,
-        images=sample.images,
+    return sample.changed(
         tokens=_prompt(sample),
-        label=sample.label,
+        response="",
+        response_length=0,
+        reward=None,
+        loss_mask=None,
+        rollout_log_probs=None,
+        weight_versions=[],
+        status=Status.PENDING,
         metadata=_without(_without(metadata, _TURN), _SEGMENTS),
+        remove_sample=False,
     )
 
 
