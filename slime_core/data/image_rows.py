@@ -1,7 +1,7 @@
 """Takes the images out of the messages of a row, so that these are plain text and marks of places, `{"type": "image"}`.
 
 Two forms are read: typed content parts, `{"type": "image", "image": …}`, and the placeholder `<image>` in text with a column of
-images (`--multimodal-keys`). An image part that says nothing further takes the next image of the column too. Called where rows
+images (`--multimodal-keys`). An image part that does not say which image takes the next one of the column too. Called where rows
 become samples.
 """
 
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from slime_core.data.shown import shown
 from slime_core.errors import DataError
 
 PLACEHOLDER = "<image>"
@@ -38,7 +39,7 @@ def take_images(messages: list[Any], column: list[Any] | None, read: Read) -> tu
             row.
     """
     images, places = list[bytes](), 0
-    waiting: Iterator[Any] = iter(column or ())
+    waiting: Iterator[tuple[int | None, Any]] = iter(enumerate(column or ()))
     taken: list[Any] = []
     for number, message in enumerate(messages, 1):
         parts = _parts(message, column is not None) if isinstance(message, dict) else None
@@ -55,10 +56,16 @@ def take_images(messages: list[Any], column: list[Any] | None, read: Read) -> tu
                     f"message {number} (assistant) has an image, and the model answers in text; only what it is given can have one"
                 )
             places += 1
-            own = {key: value for key, value in part.items() if key != "type" and value is not None}
-            value: Any = own if own else next(waiting, _NOTHING)
-            if value is _NOTHING:
-                raise DataError(_mismatch(messages, column))
+            value = _said(part)
+            if not value:
+                number_in_column, value = next(waiting, (None, _NOTHING))
+                if value is _NOTHING:
+                    raise DataError(_mismatch(messages, column))
+                if part.get("index") not in (None, number_in_column):
+                    raise DataError(
+                        f"image {places}: its part has 'index' {shown(part['index'])}, expected {number_in_column}: images take their "
+                        "places in the order of their column, counted from 0; order the column so, and repeat what is shown again"
+                    )
             try:
                 images.append(read(value))
             except DataError as error:
@@ -82,6 +89,13 @@ def count_places(messages: list[Any], placeholders: bool) -> int:
         if isinstance(message, dict)
         for part in _parts(message, placeholders) or ()
     )
+
+
+def _said(part: dict[str, Any]) -> Any:
+    """Return what an image part says of its image; {} for one that takes the next of the column, such as datasets write whose parts
+    all have the same keys: {"type": "image", "index": 0, "text": null}."""
+    said = {key: value for key, value in part.items() if key not in ("type", "index") and value is not None}
+    return {} if said == {"text": ""} else said
 
 
 def _parts(message: dict[str, Any], placeholders: bool) -> list[Any] | None:
@@ -111,5 +125,5 @@ def _mismatch(messages: list[Any], column: list[Any] | None) -> str:
         )
     return (
         f"the row has {len(column)} images, but its messages have {places} places for images; every image has one place, "
-        f'{PLACEHOLDER} in the text or {{"type": "image"}} among the parts of a message'
+        f'{PLACEHOLDER} in content that is one text, or {{"type": "image"}} among the parts of content, whose texts are not searched'
     )

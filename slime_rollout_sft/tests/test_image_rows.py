@@ -150,6 +150,24 @@ def test_images_take_their_places_in_order_and_a_row_may_have_none(folder: Path)
     assert sample_from_row(Columns("messages"), {"messages": chat("an <image> tag")}, "r:1").images == []
 
 
+UNSAID: dict[str, dict[str, Any]] = {
+    "the type alone": {},
+    "an index": {"index": 1},
+    "keys of text parts": {"index": 1, "text": None},
+    "an empty text": {"text": ""},
+    "keys of other images": {"image": None, "image_url": None, "max_pixels": None},
+}
+
+
+@pytest.mark.parametrize("keys", UNSAID.values(), ids=UNSAID)
+def test_a_part_that_does_not_say_which_image_takes_the_next(folder: Path, keys: dict[str, Any]) -> None:
+    second = picture(30, 30)
+    messages = [*chat("<image>"), *chat({"type": "image", **keys}, {"type": "text", "index": None, "text": "c"})]
+    sample = sample_from_row(COLUMNS, {"messages": messages, "images": [RAW, second]}, f"{folder}/r:1")
+    assert sample.images == [RAW, second]
+    assert sample.prompt[2]["content"][0] == {"type": "image"}  # type: ignore[index]  # messages
+
+
 def png(width: int, height: int) -> bytes:
     """The beginning of a PNG file of any size, with next to no pixels in it."""
 
@@ -168,6 +186,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "more images than places": ((chat("<image>"), [RAW, RAW]), "has 2 images, but its messages have 1 places"),
     "no place at all": ((chat("What?"), [RAW]), "has 1 images, but its messages have 0 places"),
     "place without column": ((chat({"type": "image"}), None), "has 0 images, but its messages have 1 places"),
+    "text of a part": ((chat({"type": "text", "text": "<image>"}), [RAW]), "0 places for images; .*, whose texts are not searched"),
+    "another index": ((chat({"type": "image", "index": 1}, {"type": "image", "index": 0}), [RAW, RAW]), "has 'index' 1, expected 0: "),
+    "an index twice": ((chat({"type": "image", "index": 0}, {"type": "image", "index": 0}), [RAW, RAW]), "image 2: .*expected 1: "),
+    "an index that is text": ((chat({"type": "image", "index": "0"}), [RAW]), "has 'index' \"0\", expected 0: "),
+    "a caption": ((chat({"type": "image", "text": "a cat"}), [RAW]), "object with text; expected 'bytes'"),
+    "a size in a part": ((chat({"type": "image", "max_pixels": 784}), [RAW]), "has max_pixels, a size of its own"),
+    "another program's image": ((chat({"type": "image", "source": {"data": "x"}}), [RAW]), "object with source; expected 'bytes'"),
     "place in an answer": ((chat("<image>", answer="<image>"), [RAW, RAW]), r"message 2 \(assistant\) has an image"),
     "part in an answer": ((chat("x", answer=[{"type": "image", "image": RAW}]), None), "message 2 .* has an image"),
     "missing file": ((chat("<image>"), ["b.png"]), 'image 1: there is no image file "b.png"; paths are relative'),
