@@ -44,7 +44,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
 _SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of Qwen's own rows
 _LONGEST_PATH = 4096
 _SECONDS = 20
-_ORIENTATION, _FIRST_ON_ITS_SIDE = 0x0112, 5  # of EXIF
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # of TIFF and EXIF
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations
 T = TypeVar("T")
 
 
@@ -115,8 +116,10 @@ def size_of(data: bytes) -> Size:
     """
 
     def read(image: Image) -> Size:
-        turned = image.getexif().get(_ORIENTATION, 1) >= _FIRST_ON_ITS_SIDE
-        return Size(*(reversed(image.size) if turned else image.size))
+        exif = image.getexif()
+        # Versions of Pillow turn a TIFF's size when they open it, or not before its pixels are read.
+        width, height = (exif[_WIDTH], exif[_HEIGHT]) if image.format == "TIFF" else image.size
+        return Size(height, width) if exif.get(_ORIENTATION) in _ON_ITS_SIDE else Size(width, height)
 
     return _opened(data, read)
 

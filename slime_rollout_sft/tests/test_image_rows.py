@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, TiffImagePlugin, TiffTags
 from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.cli import main
 from slime_core.data import open_rows
 from slime_core.data.image_processor import Processor
-from slime_core.data.images import NO_RULES, ImageRules, decode
+from slime_core.data.images import NO_RULES, ImageRules, decode, size_of
 from slime_core.data.images import encoded as encoded_of
 from slime_core.data.prompts import read_prompt
 from slime_core.data.samples import Columns, sample_from_row
@@ -290,6 +290,23 @@ def test_unusual_images_have_the_colours_that_they_mean(
     )
     assert done is not None
     assert done.tokens.count(260) >= 1
+
+
+def oriented(format: str, orientation: int | str) -> bytes:
+    """An image of 60 × 20 pixels with an EXIF orientation, be it one that there is not."""
+    entries = TiffImagePlugin.ImageFileDirectory_v2()
+    entries.tagtype[0x0112] = TiffTags.ASCII if isinstance(orientation, str) else TiffTags.SHORT
+    entries[0x0112] = orientation
+    exif = entries if format == "TIFF" else b"Exif\0\0II*\0\x08\0\0\0" + entries.tobytes(8)
+    return encoded(Image.new("RGB", (60, 20)), format, **{"tiffinfo" if format == "TIFF" else "exif": exif})
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_that_is_counted_is_the_decoded_one_whatever_the_orientation(format: str) -> None:
+    for orientation in (*range(10), 42, 65535, "6"):
+        data = oriented(format, orientation)
+        assert size_of(data) == decode(data).size == ((20, 60) if orientation in (5, 6, 7, 8) else (60, 20))
+    assert size_of(encoded(Image.new("RGB", (60, 20)), format)) == (60, 20)
 
 
 def test_files_outside_and_addresses_are_read_where_that_is_asked_for(folder: Path) -> None:
