@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from slime.rollout.sglang_rollout import generate
 from slime.utils.http_utils import get, post
 from slime.utils.processing_utils import encode_image_for_rollout_engine
 from slime_compat import posting
@@ -24,6 +25,7 @@ from slime_core.data.images import decode
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
+from slime_core.sample import Sample, Status
 
 URL = "http://engine.invalid:30000/generate"
 
@@ -248,6 +250,35 @@ def test_the_engine_is_there_for_generate_functions_and_rewards_alone() -> None:
         asyncio.run(post(URL, {"input_ids": [1]}))
     with pytest.raises(ArgumentError, match="nothing else"):
         asyncio.run(get("http://engine.invalid:30000/workers"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "there", "asked"), [(8, 0, [8]), (5, 3, [2]), (9, 3, [6]), (3, 3, []), (2, 3, []), (0, 0, [])]
+)
+def test_slimes_generate_takes_what_there_is_of_a_response_off_the_budget(
+    writer: Path, budget: int, there: int, asked: list[int]
+) -> None:
+    engine, evaluations = Recording([7, 8]), (False, True)
+    limits = {
+        "rollout_max_response_len": 12,
+        "eval_max_response_len": None,
+    }  # of the run, which are no bound of this call
+    args: Any = SimpleNamespace(hf_checkpoint=str(writer), rollout_skip_special_tokens=True, **limits)
+    rewards: Any = None
+    made = []
+
+    async def surrounded() -> None:
+        for evaluation in evaluations:
+            sample = Sample(tokens=[1, *range(2, 2 + there)], response_length=there, response="x" * there)
+            sample.rollout_log_probs, sample.weight_versions = [-1.0] * there, [3] * there
+            with surrounded_by(Surroundings(args, engine, rewards, Plugins(), lambda: False, evaluation=evaluation)):
+                made.append(await generate(args, sample, {"max_new_tokens": budget}))
+
+    asyncio.run(surrounded())
+    assert [params["max_new_tokens"] for _, params, _ in engine.asked] == asked * len(evaluations)
+    for sample in made:
+        assert sample.status is (Status.COMPLETED if asked else Status.TRUNCATED)
+        assert sample.response_length == there + 2 * bool(asked)
 
 
 def test_blocking_an_event_loop_is_refused() -> None:

@@ -25,6 +25,9 @@ _FINISHED = (Status.COMPLETED, Status.TRUNCATED)
 async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
     """Complete a sample with one response to its prompt, by the run's generator `single_turn`.
 
+    Args:
+        sampling_params: as in slime, `max_new_tokens` bounds the whole response: what there is of it is taken off.
+
     Raises:
         ArgumentError: nobody generates: this was called outside of generate functions and rewards.
     """
@@ -38,10 +41,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any]) -
     if not sample.tokens:
         prompt = sample.prompt if isinstance(sample.prompt, str) else ""
         sample.tokens = GenerateState(args).tokenizer.encode(prompt, add_special_tokens=False)
-    if sample.response_length:  # the parameters were made before the hook began, and bound the rest of the response
-        longest = args.eval_max_response_len if surroundings.evaluation else None
-        longest = longest or args.rollout_max_response_len
-        params["max_new_tokens"] = min(params["max_new_tokens"], longest - sample.response_length)
+    params["max_new_tokens"] -= sample.response_length
     if params["max_new_tokens"] < 1:
         return sample.changed(status=Status.TRUNCATED)
     single_turn = surroundings.plugins.select("generator", "single_turn")
