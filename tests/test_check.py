@@ -173,6 +173,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         [*SFT, *EVALUATED, "--eval-generate", "1", "--rollout-engine", "local", "--debug-train-only"],
         "--eval-generate 1 needs an inference engine: leave out --debug-train-only",
     ),
+    "a replay that evaluates": (
+        [*REWARDED, *EVALUATED, "--load-debug-rollout-data", "{rows}"],
+        "needs an inference engine: leave out --load-debug-rollout-data, with which none starts",
+    ),
     "a rollout without an engine": (
         ["--apply-chat-template", "--rm-type", "exact_match"],
         "needs an inference engine: add --rollout-engine local.",

@@ -41,9 +41,10 @@ def first_evaluated(checking: Checking) -> list[Sample]:
 
 def needs_an_engine(what: str, args: RunArguments) -> str:
     """Say that something needs an inference engine, in a run that has none, and what to do."""
+    without = "--load-debug-rollout-data" if args.load_debug_rollout_data else "--debug-train-only"
     steps = [
         *(["add --rollout-engine local"] if args.rollout_engine is None else []),
-        *(["leave out --debug-train-only"] if args.debug_train_only else []),
+        *([f"leave out {without}, with which none starts"] if args.debug_train_only else []),
     ]
     return f"{what} needs an inference engine: {' and '.join(steps) or 'choose another --rollout-engine'}."
 
