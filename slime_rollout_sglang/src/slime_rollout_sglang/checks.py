@@ -17,6 +17,7 @@ from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
 from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
+from slime_core.rollout.components import declared_engine_use
 from slime_core.sample import Sample
 from slime_rollout_sglang.evaluation import components_of_set
 from slime_rollout_sglang.parameters import prompt_limit
@@ -28,26 +29,29 @@ if TYPE_CHECKING:
 
 def check(args: RlRunArguments, checking: Checking) -> None:
     """Say what would end the run in its first rollout or evaluation."""
+    rollouts = checking.components.rollouts
     if args.load_debug_rollout_data:
+        if args.eval_interval and args.eval_prompt_data and declared_engine_use(rollouts.eval_rollout) == "always":
+            checking.error(needs_an_engine("An evaluation of answers, --eval-prompt-data,", args))
         return
     if (args.over_sampling_batch_size or args.rollout_batch_size) < args.rollout_batch_size:
         checking.error(
             f"--over-sampling-batch-size is {args.over_sampling_batch_size}; expected at least --rollout-batch-size "
             f"{args.rollout_batch_size}."
         )
-    if checking.components.rollouts.engine is None and "rollout_engine" not in checking.set_aside:
+    if rollouts.engine is None and "rollout_engine" not in checking.set_aside:
         checking.error(needs_an_engine("The rollout generates text, which", args))
     _context(args, checking)
     check_images(args, checking, checking.samples)
     notices = Notices(checking.remark)
     _prompts(args, checking, checking.samples, notices)
-    _scored(args, checking, checking.samples, checking.components.rollouts.further)
+    _scored(args, checking, checking.samples, rollouts.further)
     for sample in first_evaluated(checking):
         own = args_of_set(args, str(sample.dataset))
         check_images(own, checking, [sample])
         _prompts(own, checking, [sample], notices, evaluation=True)
         with checking.noting():
-            components = components_of_set(args, own, checking.components.rollouts, checking.plugins)
+            components = components_of_set(args, own, rollouts, checking.plugins)
             _scored(own, checking, [sample], components.further)
             if (reward := components.further.get("reward")) is not None:
                 checking.ask(reward, [sample])
