@@ -6,6 +6,8 @@ import copy
 import re
 from typing import Any
 
+import torch
+
 from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.rm_hub import async_rm, batched_async_rm
 from slime.rollout.rm_hub.math_dapo_utils import compute_score
@@ -63,6 +65,29 @@ async def tool_reward(args: Any, sample: Sample, **kwargs: Any) -> dict[str, Any
     result["score"] += 0.1 * getattr(sample, "tool_calls", 0)
     result["pred"] = result["pred"] or ""
     return result
+
+
+def correction(
+    args: Any,
+    *,
+    pg_loss: torch.Tensor,
+    train_log_probs: list[torch.Tensor],
+    rollout_log_probs: list[torch.Tensor],
+    loss_masks: list[torch.Tensor],
+    total_lengths: list[int],
+    response_lengths: list[int],
+    **kwargs: Any,
+) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Weighs each sample by the mean ratio of its tokens, which it puts together from those of all ranks."""
+    from slime.backends.megatron_utils.cp_utils import all_gather_with_cp, slice_log_prob_with_cp
+
+    places = list(zip(total_lengths, response_lengths, strict=True))
+    weights = []
+    for train, rollout, (total, length) in zip(train_log_probs, rollout_log_probs, places, strict=True):
+        ratio = torch.exp(all_gather_with_cp(train, total, length) - all_gather_with_cp(rollout, total, length))
+        weights.append(slice_log_prob_with_cp(ratio.mean().expand(length), total, length))
+    whole = torch.cat(weights)
+    return pg_loss * whole, loss_masks, {"ratio_of_samples": whole}
 
 
 async def by_text(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> Sample:

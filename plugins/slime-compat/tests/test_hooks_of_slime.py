@@ -71,9 +71,12 @@ def _results(response: str, calls: int) -> list[str]:
 
 
 def test_a_response_by_text_ends_with_its_stop_string(flags: list[str], questions: Path, tmp_path: Path) -> None:
-    words = ("--rm-type", "boxed_exact_match", "--eval-prompt-data", "held", str(questions), "--eval-interval", "2")
+    words = ["--rm-type", "boxed_exact_match", "--eval-prompt-data", "held", str(questions), "--eval-interval", "2"]
+    words += ["--use-tis", "--custom-tis-function-path", "hooks_that_import_slime.correction"]
     run = Run(tmp_path / "run", flags, "by_text", *words)
     check(run)
+    ratios = [line["train/ratio_of_samples"] for line in run.metrics if "train/ratio_of_samples" in line]
+    assert ratios == pytest.approx([1.0, 1.0], abs=1e-4)
     for sample in run.samples:
         finish = sample.metadata["finish"]
         if isinstance(finish.get("matched"), str):

@@ -40,6 +40,7 @@ HOOKS = (
     "from slime.rollout.filter_hub.base_types import DynamicFilterOutput, call_dynamic_filter, MetricGatherer",
     "from slime.rollout.filter_hub.dynamic_sampling_filters import check_reward_nonzero_std",
     "from slime.rollout.base_types import RolloutFnTrainOutput, RolloutFnEvalOutput",
+    "from slime.backends.megatron_utils.cp_utils import all_gather_with_cp, slice_log_prob_with_cp",
     "import slime.utils.misc as U",
 )
 """What hook files of slime begin with."""
@@ -67,6 +68,8 @@ def test_samples_of_slime_are_samples() -> None:
         ("import slime.agent.adapters", "generate function"),
         ("from slime.observability.trace_utils import trace_span", "perf/hooks"),
         ("import slime.backends.megatron_utils.loss", "slime-megatron"),
+        ("from slime.backends.megatron_utils.cp_utils import get_sum_of_sample_mean", "inputs.reduce"),
+        ("from slime.backends.megatron_utils import loss", "slime-megatron"),
         ("from slime import anything", "docs/slime-compat.md"),
         ("import slime.rollout.rm_hub.ifbench", "docs/rewards.md"),
     ],

@@ -87,6 +87,16 @@ RUNS = {
             *("--rm-type", "deepscaler", "--rollout-max-context-len", "1024"),
         ],
     ),
+    "train_infer_mismatch_helper": Example(
+        "..",
+        [("\n", BOX), ("\n", f"Answer: \\boxed{{8}}{END}")],
+        [
+            *("--custom-config-path", str(Path(EXAMPLES, "train_infer_mismatch_helper", "mis.yaml").resolve())),
+            "--custom-tis-function-path",
+            "examples.train_infer_mismatch_helper.mis.compute_mis_weights_with_cp",
+            *("--rm-type", "boxed_exact_match"),
+        ],
+    ),
 }
 
 
@@ -148,10 +158,10 @@ def test_the_hooks_of_an_example_run_unchanged(name: str, assets: Callable[[str]
     assert all(line["train/train_rollout_logprob_abs_diff"] < 1e-4 for line in trained)
     assert any(line["train/grad_norm"] > 0 for line in trained)
     assert {int(version) for sample in samples for version in sample.weight_versions} == {0, 1, 2}
-    ONLY[name](samples, searches.read_text())
+    ONLY[name](samples, searches.read_text(), trained)
 
 
-def retool_called_its_tool(samples: list[Sample], searches: str) -> None:
+def retool_called_its_tool(samples: list[Sample], searches: str, trained: list[dict[str, Any]]) -> None:
     calls = [sample.further_attributes["tool_call_count"] for sample in samples]
     assert len(samples) == 24
     assert any(calls)
@@ -163,18 +173,29 @@ def retool_called_its_tool(samples: list[Sample], searches: str) -> None:
     assert len({sample.reward["score"] for sample in samples}) > 1  # type: ignore[index]  # a dict
 
 
-def search_was_asked(samples: list[Sample], searches: str) -> None:
+def search_was_asked(samples: list[Sample], searches: str, trained: list[dict[str, Any]]) -> None:
     assert len(samples) == 24
     assert "rain in Spain" in searches.splitlines()
     assert any('Doc 1(Title: "Rain") The rain in Spain' in sample.response for sample in samples)
     assert len({sample.reward for sample in samples}) > 1  # type: ignore[type-var]  # numbers
 
 
-def agents_made_trajectories(samples: list[Sample], searches: str) -> None:
+def agents_made_trajectories(samples: list[Sample], searches: str, trained: list[dict[str, Any]]) -> None:
     trajectories = {sample.rollout_id for sample in samples}
     assert len(trajectories) == 24
     assert len(samples) > 5 * 24  # five solvers each, and rewriters where one of them has thought
     assert len({sample.reward for sample in samples}) > 1  # type: ignore[type-var]  # numbers
 
 
-ONLY = {"retool": retool_called_its_tool, "search-r1": search_was_asked, "multi_agent": agents_made_trajectories}
+def ratios_were_measured(samples: list[Sample], searches: str, trained: list[dict[str, Any]]) -> None:
+    assert len({sample.reward for sample in samples}) > 1  # type: ignore[type-var]  # numbers
+    for name in ("mis_tis_weight_before_bound", "mis_is_ratio_mean_final", "mis_ppl_ratio"):
+        assert [line[f"train/{name}"] for line in trained] == pytest.approx([1.0] * 3, abs=1e-4)
+
+
+ONLY = {
+    "retool": retool_called_its_tool,
+    "search-r1": search_was_asked,
+    "multi_agent": agents_made_trajectories,
+    "train_infer_mismatch_helper": ratios_were_measured,
+}

@@ -15,6 +15,7 @@ generating.py  `generate`, `generate_and_rm`, `generate_and_rm_group`
 scoring.py     `async_rm` and `batched_async_rm`
 grading.py     the graders of `rm_hub`, by the rewards of this run
 filtering.py   dynamic filters
+whole.py       samples across context-parallel ranks, each of which has whole ones
 waiting.py     runs coroutines from code that cannot await them
 """
 

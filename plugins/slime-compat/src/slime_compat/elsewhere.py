@@ -29,6 +29,8 @@ _IMAGES = (
 _ADVICE = {
     "slime.agent": "Agents that speak to the model over HTTP have no server here; write the turns in a generate function.",
     "slime.backends.sglang_utils": "slime-engine-sglang starts and configures SGLang's servers (docs/sglang.md).",
+    "slime.backends.megatron_utils.cp_utils": "Losses and corrections are given whole samples, also under context parallelism, and the mean "
+    "over them as inputs.reduce (docs/losses.md).",
     "slime.backends": "slime-megatron and slime-torch train; what a backend of your own needs is in slime_core.tensors.",
     "slime.observability": "Traces are not recorded here: leave the decorators and spans out; how long hooks take is in the metrics "
     "perf/hooks/…. Metrics of your own come from the hooks of docs/hooks.md, such as slime_rollout_logs.",
