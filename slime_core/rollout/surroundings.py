@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ class Surroundings:
         evaluation: whether evaluation prompts are answered.
         seed: for what is generated with sampling parameters of the function's own; calls of the engine with one seed draw
             different random numbers.
+        images: the encoded images of the sample, which `engine` is shown where a request has places for images and names none.
         loop: where the engine is asked.
     """
 
@@ -48,6 +49,7 @@ class Surroundings:
     stopped: Callable[[], bool]
     evaluation: bool = False
     seed: int | None = None
+    images: Sequence[bytes] = ()
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     async def in_loop(self, asked: Coroutine[Any, Any, Result]) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import re
 from typing import Any
@@ -110,6 +111,24 @@ async def by_text(args: Any, sample: Sample, sampling_params: dict[str, Any], ev
     return sample
 
 
+async def by_text_and_images(args: Any, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    """One turn by text whose images are shown beside it, as slime's own generate function sends them."""
+    payload = {"text": sample.prompt, "sampling_params": sampling_params, "return_logprob": True}
+    if sample.images:
+        payload["image_data"] = [base64.b64encode(image).decode() for image in sample.images]
+    output = await post(router(args), payload)
+    assert output["meta_info"]["prompt_tokens"] == len(sample.tokens)
+    entries = output["meta_info"]["output_token_logprobs"]
+    sample.append_response_tokens(
+        args,
+        tokens=[entry[1] for entry in entries],
+        log_probs=[entry[0] for entry in entries],
+        meta_info=output["meta_info"],
+        text=output["text"],
+    )
+    return sample
+
+
 async def agents(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> list[Sample]:
     """Two agents that answer alone, and one that is given their answers; every answer is a sample, scored here."""
     args.sampling_params = sampling_params
@@ -182,6 +201,11 @@ async def asks_as_judge(args: Any, sample: Sample, **kwargs: Any) -> float:
     payload = {"text": sample.prompt + sample.response + "\n", "sampling_params": {"max_new_tokens": 4}}
     output = await post(router(args), payload)
     return float(output["meta_info"]["completion_tokens"])
+
+
+def third(args: Any, sample: Sample, **kwargs: Any) -> float:
+    """Something that differs."""
+    return float(sum(sample.tokens) % 3)
 
 
 def varied(args: Any, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutput:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vision_checkpoints import picture, write_checkpoint
 
 from slime_core.cli import main
+from slime_core.data.images import data_url
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample, check_rollout
@@ -85,6 +87,23 @@ def test_a_response_by_text_ends_with_its_stop_string(flags: list[str], question
     assert {sample.metadata["finish"].get("matched") for sample in run.samples} >= {"</code>", "}"}
     held = next((tmp_path / "run" / "eval").glob("*.jsonl"))
     assert all(json.loads(line)["metadata"]["evaluation"] for line in held.read_text().splitlines())
+
+
+def test_images_that_stand_beside_their_text_are_seen_as_the_trainer_sees_them(tmp_path: Path) -> None:
+    shown = write_checkpoint(tmp_path / "model", "qwen2_5_vl")
+    rows = []
+    for number in range(4):
+        parts = [{"type": "image", "image": data_url(picture(40 + 8 * n, 60, n))} for n in range((0, 1, 2, 1)[number])]
+        content = [*parts, {"type": "text", "text": f"What is {number}?"}]
+        rows.append(json.dumps({"messages": [{"role": "user", "content": content}]}))
+    (shown / "rows.jsonl").write_text("\n".join(rows))
+    flags = ["--hf-checkpoint", str(shown), "--prompt-data", str(shown / "rows.jsonl"), "--input-key", "messages"]
+    flags += ["--apply-chat-template", "--rollout-engine", "local", "--rollout-batch-size", "4", "--lr", "1e-4"]
+    flags += ["--n-samples-per-prompt", "2", "--rollout-max-response-len", "6", "--num-rollout", "2"]
+    flags += ["--use-dynamic-batch-size", "--max-tokens-per-gpu", "600"]
+    run = Run(tmp_path / "run", flags, "by_text_and_images", "--custom-rm-path", "hooks_that_import_slime.third")
+    check(run)
+    assert {len(sample.images) for sample in run.samples} == {0, 1, 2}
 
 
 def test_agents_that_change_args_give_the_samples_of_one_trajectory(flags: list[str], tmp_path: Path) -> None:

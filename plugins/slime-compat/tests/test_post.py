@@ -15,13 +15,17 @@ from typing import Any
 
 import httpx
 import pytest
+from vision_checkpoints import picture, write_checkpoint
 
 from slime.rollout.sglang_rollout import generate
 from slime.utils.http_utils import get, post
 from slime.utils.processing_utils import encode_image_for_rollout_engine
 from slime_compat import posting
 from slime_core.contracts.engine import Generation
-from slime_core.data.images import decode
+from slime_core.data.images import data_url, decode
+from slime_core.data.prompts import read_prompt
+from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import load_processor
 from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.rollout.surroundings import Surroundings, surrounded_by
@@ -61,15 +65,23 @@ def tokenizer(writer: Path) -> Any:
     return posting.load_tokenizer(str(writer))
 
 
+def surroundings(engine: Any, model: Path, images: Any = ()) -> Surroundings:
+    args: Any = SimpleNamespace(hf_checkpoint=str(model), sglang_router_ip="10.1.2.3", sglang_router_port=4000)
+    args.image_min_pixels = args.image_max_pixels = None
+    args.rollout_skip_special_tokens = True
+    rewards: Any = None
+    return Surroundings(args, engine, rewards, Plugins(), lambda: False, seed=99, images=images)
+
+
 @pytest.fixture
 def ask(writer: Path) -> Callable[..., Any]:
     """`ask(engine, payload)` posts a payload to the router of a run with this engine."""
 
-    def asking(engine: Any, payload: Any, url: str = URL, **options: Any) -> Any:
+    def asking(
+        engine: Any, payload: Any, url: str = URL, model: Path = writer, images: Any = (), **options: Any
+    ) -> Any:
         async def surrounded() -> Any:
-            args: Any = SimpleNamespace(hf_checkpoint=str(writer), sglang_router_ip="10.1.2.3", sglang_router_port=4000)
-            rewards: Any = None
-            with surrounded_by(Surroundings(args, engine, rewards, Plugins([]), lambda: False, seed=99)):
+            with surrounded_by(surroundings(engine, model, images)):
                 return await post(url, payload, **options)
 
         return asyncio.run(surrounded())
@@ -89,6 +101,56 @@ def test_images_of_a_request_are_shown_and_without_any_the_engine_decides(ask: A
         assert engine.shown == shown
     with pytest.raises(ArgumentError, match="No files are read"):
         ask(engine, {"input_ids": [1], "image_data": [__file__]})
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "gemma3"])
+def seer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that reads images."""
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+ONE, TWO = picture(90, 60), picture(60, 120, seed=1)
+
+
+@pytest.mark.parametrize("images", [[ONE], [TWO], [ONE, TWO]], ids=len)
+def test_places_for_images_in_text_are_as_many_tokens_as_the_images_take(
+    images: list[bytes], ask: Any, seer: Path
+) -> None:
+    processor, tokenizer = load_processor(str(seer)), load_tokenizer(str(seer))
+    assert processor is not None
+    text = "".join(f"{number}: {processor.placeholder} " for number in range(len(images)))
+    ids = read_prompt(Sample(prompt=text, images=images), tokenizer, None, False, processor).tokens  # type: ignore[arg-type]  # renders nothing
+    assert ids.count(processor.token) == sum(processor.counts(images))
+    given = [data_url(image) for image in images]
+    for payload, of_the_sample, shown in (
+        ({"text": text, "image_data": given}, [], images),
+        ({"text": text, "image_data": given}, [TWO, TWO, TWO], images),
+        ({"text": text}, images, None),
+        ({"text": tokenizer.decode(ids), "image_data": given}, [], images),  # has all of them already
+    ):
+        engine = Recording([tokenizer.eos_token_id])
+        answer = ask(engine, payload, model=seer, images=of_the_sample)
+        assert (engine.asked[0][0], engine.shown) == (ids, shown)
+        assert answer["meta_info"]["prompt_tokens"] == len(ids)
+    engine = Recording([tokenizer.eos_token_id])
+    made = asyncio.run(generated(engine, seer, Sample(prompt=text, images=images)))
+    assert (engine.asked[0][0], made.tokens[:-1]) == (ids, ids)
+    with pytest.raises(ArgumentError, match=f"has {len(images)} images, and the rendering .* {len(images) + 1} times"):
+        ask(engine, {"text": f"{text}{processor.placeholder}", "image_data": given}, model=seer)
+    with pytest.raises(ArgumentError, match=r"text that shows images: image 1: .* in no format"):
+        ask(engine, {"text": text, "image_data": base64.b64encode(b"x" * 99).decode()}, model=seer)
+
+
+async def generated(engine: Any, model: Path, sample: Sample) -> Any:
+    around = surroundings(engine, model, sample.images)
+    with surrounded_by(around):
+        return await generate(around.args, sample, {"max_new_tokens": 4})
+
+
+def test_text_without_places_is_read_as_it_is_whatever_images_the_sample_has(ask: Any, seer: Path) -> None:
+    engine = Recording([1])
+    ask(engine, {"text": "A judge's question."}, model=seer, images=[ONE])
+    assert (engine.asked[0][0], engine.shown) == (load_tokenizer(str(seer)).encode("A judge's question."), None)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])

@@ -333,7 +333,7 @@ class GroupRunner:
         """Let what is called within reach the engine through this session; see `slime_core.rollout.surroundings`."""
         rewards, stopped = self._rewards, self._requests.stopped.is_set
         return surrounded_by(
-            Surroundings(self._args, session, rewards, rewards.plugins, stopped, self._evaluation, seed)
+            Surroundings(self._args, session, rewards, rewards.plugins, stopped, self._evaluation, seed, session.images)
         )
 
     async def _unless_stopped(self, work: Awaitable[Result]) -> Result | None:

@@ -175,6 +175,7 @@ class Session:
     Attributes:
         generated: how many tokens the engine has generated for the sample.
         failure: the last exception that the engine itself raised.
+        images: the encoded images of the sample.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Session:
         self.failure: Exception | None = None
         self._requests = requests
         self._given, self._turn_start = sample.tokens, turn_start(sample)
-        self._images, self._processor, self._scores = sample.images, processor, scores
+        self.images, self._processor, self._scores = sample.images, processor, scores
         self._max_context_len, self._decode, self._skip_special = max_context_len, decode, skip_special
         self._aborted_turn: tuple[int, int] | None = (
             None  # where the tokens of the last turn begin and end, if it was aborted
@@ -216,7 +217,7 @@ class Session:
         """
         ids = [int(token) for token in input_ids]
         if images is None:
-            images = self._images if self._processor is None or self._processor.token in ids else []
+            images = self.images if self._processor is None or self._processor.token in ids else []
         earlier = ids[self._turn_start :] if self._turn_start is not None and ids == self._given else []
         begin = len(ids) - len(earlier)
         self._aborted_turn = (begin, len(ids))  # as long as there is no answer

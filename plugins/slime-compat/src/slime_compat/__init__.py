@@ -9,7 +9,7 @@ responses.py   what the engine generated, in the format of SGLang's answer
 posting.py     `post` and `get`: to the run's engine, or over HTTP
 state.py       `GenerateState`
 tokenizers.py  tokenizers and processors
-images.py      images as requests show them
+images.py      images as requests show them, and what the checkpoint makes of them
 functions.py   functions by their import path
 generating.py  `generate`, `generate_and_rm`, `generate_and_rm_group`
 scoring.py     `async_rm` and `batched_async_rm`

@@ -9,9 +9,11 @@ import logging
 from typing import Any
 
 from slime_compat.functions import load_function
+from slime_compat.images import processor_of
 from slime_compat.requests import engine_params
 from slime_compat.scoring import async_rm, batched_async_rm
-from slime_compat.state import GenerateState
+from slime_core.data.prompts import read_prompt
+from slime_core.data.tokenizer import load_tokenizer
 from slime_core.errors import ArgumentError
 from slime_core.rollout.surroundings import current
 from slime_core.sample import Sample, Status
@@ -30,6 +32,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any]) -
 
     Raises:
         ArgumentError: nobody generates: this was called outside of generate functions and rewards.
+        DataError: the sample has no tokens, and its prompt cannot be read.
     """
     surroundings = current()
     if surroundings is None:
@@ -39,8 +42,9 @@ async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any]) -
         )
     params = {"seed": surroundings.seed, **engine_params(sampling_params)}
     if not sample.tokens:
-        prompt = sample.prompt if isinstance(sample.prompt, str) else ""
-        sample.tokens = GenerateState(args).tokenizer.encode(prompt, add_special_tokens=False)
+        run = surroundings.args
+        processor = processor_of(run) if sample.images else None
+        sample.tokens = read_prompt(sample, load_tokenizer(run.hf_checkpoint), run, False, processor).tokens
     params["max_new_tokens"] -= sample.response_length
     if params["max_new_tokens"] < 1:
         return sample.changed(status=Status.TRUNCATED)

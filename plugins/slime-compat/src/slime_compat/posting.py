@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from slime_compat.attributes import is_the_engine
+from slime_compat.images import processor_of
 from slime_compat.requests import is_batch, read_payload, single_payloads
 from slime_compat.responses import response
 from slime_core.contracts.engine import Generation
@@ -91,8 +92,9 @@ async def _ask_engine(surroundings: Surroundings, path: str, payload: Mapping[st
 
 
 async def _generate(surroundings: Surroundings, payload: Mapping[str, Any]) -> dict[str, Any]:
-    tokenizer = load_tokenizer(surroundings.args.hf_checkpoint)
-    request = read_payload(payload, tokenizer, surroundings.seed)
+    tokenizer, images = load_tokenizer(surroundings.args.hf_checkpoint), surroundings.images
+    processor = processor_of(surroundings.args) if images or payload.get("image_data") else None
+    request = read_payload(payload, tokenizer, surroundings.seed, images, processor)
     started = time.monotonic()
     if request.params["max_new_tokens"] == 0:
         generation = Generation([], [], "length")

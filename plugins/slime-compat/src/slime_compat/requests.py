@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_core.contracts.data import ImageTexts
+from slime_core.data.image_texts import expanded
 from slime_core.data.images import ImageRules, encoded
 from slime_core.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from slime_core.data.image_processor import Processor
 
 DEFAULT_LENGTH = 128
 """SGLang's `max_new_tokens` of a request that names none."""
@@ -99,15 +103,24 @@ def single_payloads(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def read_payload(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int | None) -> GenerateRequest:
+def read_payload(
+    payload: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int | None,
+    images: Sequence[bytes] = (),
+    processor: Processor | None = None,
+) -> GenerateRequest:
     """Read the payload of a request for one response.
 
     Args:
         tokenizer: reads `text`, with the special tokens that it puts around texts, as SGLang does.
         seed: that of the sample, for a request that names none.
+        images: those of the sample, which `text` shows where it has places for images and the request names none.
+        processor: what the checkpoint makes of images: each place in `text` becomes as many tokens as its image takes.
 
     Raises:
-        ArgumentError: there is no prompt, or the payload asks for something that the engines here do not do.
+        ArgumentError: there is no prompt, its images cannot be read, `text` has more or fewer places for images than there are, or
+            the payload asks for something that the engines here do not do.
     """
     known = {"text", "input_ids", "image_data", "sampling_params", "rid", "return_logprob", "return_text_in_logprobs"}
     for name, value in payload.items():
@@ -122,12 +135,13 @@ def read_payload(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
     if seed is not None:
         given.setdefault("seed", seed)
     stops = given.get("stop") or ()
+    shown = _images(payload.get("image_data"))
     return GenerateRequest(
-        _prompt(payload, tokenizer),
+        _prompt(payload, tokenizer, images if shown is None else shown, processor),
         {"max_new_tokens": DEFAULT_LENGTH, **given},
         (stops,) if isinstance(stops, str) else tuple(stops),
         frozenset(given.get("stop_token_ids") or ()),
-        images=_images(payload.get("image_data")),
+        images=shown,
         rid=payload.get("rid"),
         return_logprob=bool(payload.get("return_logprob")),
         text_of_tokens=bool(payload.get("return_text_in_logprobs")),
@@ -155,13 +169,34 @@ def _images(given: Any) -> list[bytes] | None:
         raise ArgumentError(f"A request to the run's engine has image_data that cannot be read: {error}.") from None
 
 
-def _prompt(payload: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _prompt(
+    payload: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    images: Sequence[bytes],
+    processor: Processor | None,
+) -> list[int]:
     ids, text = payload.get("input_ids"), payload.get("text")
     if ids is not None and not isinstance(ids, str):
         return [int(token) for token in ids]
     if isinstance(text, str):
-        read: Sequence[int] = tokenizer.encode(text)
-        return list(read)
+        return _read(text, tokenizer, images, processor)
     raise ArgumentError(
         f"A request to the run's engine needs a prompt: text, or input_ids, a list of token ids. Given were {', '.join(payload)}."
     )
+
+
+def _read(
+    text: str, tokenizer: PreTrainedTokenizerBase, images: Sequence[bytes], processor: Processor | None
+) -> list[int]:
+    """Return the ids of a text. One that has all tokens of its images already, as decoded ids do, is read as it is."""
+    ids: list[int] = tokenizer.encode(text)
+    if processor is None or processor.placeholder not in text:
+        return ids
+    try:
+        counts = processor.counts(images, whole=False)
+        if ids.count(processor.token) == sum(counts):
+            return ids
+        shown = expanded(text, ImageTexts(processor.placeholder, tuple(map(processor.text, counts))))[0]
+    except DataError as error:
+        raise ArgumentError(f"A request to the run's engine has text that shows images: {error}.") from None
+    return list(tokenizer.encode(shown))
