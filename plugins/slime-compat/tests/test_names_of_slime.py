@@ -12,12 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vision_checkpoints import write_checkpoint
 
 import slime
+from slime.rollout.sglang_rollout import GenerateState
+from slime.utils.processing_utils import load_processor
 from slime_compat import own_name
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import resolve
-from slime_core.errors import PluginError
+from slime_core.errors import ArgumentError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.discovery import PluginInfo, discover
 from slime_core.plugins.own_arguments import own_arguments
@@ -129,6 +132,26 @@ def test_hooks_find_what_slime_derives_from_other_options(
     assert tuple(getattr(own, name) for name in NEGATED) == negated
     own.grpo_std_normalization = "mine"  # of a hook's own
     assert (own.grpo_std_normalization, args.grpo_std_normalization) == ("mine", negated[1])
+
+
+# ---------------------------------------------------------------------------------------------------- processors
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here, and loads them")
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm"])
+def test_a_processor_that_needs_what_is_not_installed_says_what_to_use_instead(family: str, tmp_path: Path) -> None:
+    model = str(write_checkpoint(tmp_path, family))
+    words = ["--hf-checkpoint", model, "--prompt-data", "x", "--num-rollout", "1", "--rollout-batch-size", "1"]
+    args = resolve(Namespace(Plugins()), words, env={}).args
+    for asked in (lambda: load_processor(model), lambda: GenerateState(args).processor):
+        with pytest.raises(ArgumentError, match=r"requires the Torchvision library.*sample\.images") as caught:
+            asked()
+        assert model in str(caught.value)
+
+
+def test_models_without_a_processor_have_none(writer: Path, tmp_path: Path) -> None:
+    assert load_processor(str(writer)) is None
+    assert load_processor(str(tmp_path)) is None
 
 
 # ---------------------------------------------------------------------------------------------------- graders

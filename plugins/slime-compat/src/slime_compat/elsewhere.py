@@ -22,7 +22,7 @@ _DATA_SOURCE = (
     "Subclass slime_core.data.source.GlobalDataSource, which is what --data-source-path "
     "slime.rollout.data_source.RolloutDataSourceWithBuffer chooses here (docs/hooks.md, slime_data_sources)."
 )
-_IMAGES = (
+IMAGES = (
     "The run reads images itself: sample.images has them encoded, sample.tokens with as many image tokens as the model makes features, "
     "and the engine is shown them with these (docs/images.md)."
 )
@@ -52,7 +52,7 @@ _ADVICE = {
     "slime.utils.external_utils": "Launch scripts call `slime train` themselves.",
     "slime.utils.mask_utils": "Loss masks of conversations are chosen by --loss-mask-type (docs/sft.md).",
     "slime.utils.ppo_utils": "Losses and estimators are in slime_losses (docs/losses.md).",
-    "slime.utils.processing_utils": _IMAGES,
+    "slime.utils.processing_utils": IMAGES,
     "slime.utils": "",
     "slime.utils.types": "",
 }

@@ -75,7 +75,7 @@ class GenerateState:
 
     @property
     def processor(self) -> Any:
-        """What prepares images and sound for the model; None for a model that reads text alone."""
+        """What prepares images and sound for the model; None for a model that reads text alone. Raises as `load_processor`."""
         from slime_compat.tokenizers import load_processor
 
         return load_processor(self.args.hf_checkpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from slime_compat.elsewhere import IMAGES
 from slime_core.data import tokenizer
 from slime_core.errors import ArgumentError
 
@@ -35,7 +36,11 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False, **options
 
 @cache
 def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
-    """Return what prepares images and sound for a model; None for a model that reads text alone."""
+    """Return what prepares images and sound for a model; None for a model that reads text alone.
+
+    Raises:
+        ArgumentError: the model has one that cannot be loaded, as many cannot without torchvision; says what to use instead.
+    """
     import transformers
 
     load: Any = transformers.AutoProcessor.from_pretrained
@@ -43,4 +48,9 @@ def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
         processor = load(name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):  # the checkpoint has none
         return None
+    except Exception as error:  # transformers raises whatever its parsers raise
+        said = " ".join(str(error).split())[:400].rstrip(".")
+        raise ArgumentError(
+            f"transformers cannot load the processor of {name_or_path}: {said}. Install what it asks for, or do without it. {IMAGES}"
+        ) from error
     return processor if isinstance(processor, transformers.ProcessorMixin) else None
