@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seed", [1, 2, 4])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_a_combination_of_options_resumes_bit_for_bit(folder: Path, seed: int) -> None:
     assert combinations.attempt(*combinations.combination(seed, folder), folder) == "same"
 
@@ -35,6 +35,7 @@ def test_what_depends_on_more_than_the_run_is_found_and_traced_to_its_option(
         sample.reward = math.sin(next(calls))
         return sample
 
+    monkeypatch.setattr(combinations, "ROLLOUTS", 2)
     command, options = combinations.combination(1, folder)
     hook = ["--rollout-sample-hook-path", "benchmarks.combinations.look"]
     options = options[:2]
