@@ -173,6 +173,18 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         [*SFT, *EVALUATED, "--eval-generate", "1", "--rollout-engine", "local", "--debug-train-only"],
         "--eval-generate 1 needs an inference engine: leave out --debug-train-only",
     ),
+    "fine-tuning by the loss of reinforcement learning": (
+        ["--rollout-function-path", "sft"],
+        "Choose --loss-type sft_loss.",
+    ),
+    "the same, without advantages": (
+        ["--rollout-function-path", "sft", "--disable-compute-advantages-and-returns"],
+        "For fine-tuning choose --loss-type sft_loss",
+    ),
+    "the loss of a critic for the model": (
+        [*REWARDED, "--advantage-estimator", "ppo", "--loss-type", "value_loss"],
+        "--loss-type value_loss is what a critic minimises",
+    ),
     "a replay that evaluates": (
         [*REWARDED, *EVALUATED, "--load-debug-rollout-data", "{rows}"],
         "needs an inference engine: leave out --load-debug-rollout-data, with which none starts",
@@ -243,6 +255,7 @@ REMARKS: dict[str, tuple[list[str], str]] = {
         "0 in expectation",
     ),
     "no weights are kept": (REWARDED, "the trained weights are gone"),
+    "no weights are kept, without an engine": ([*SFT, "--debug-train-only"], "the trained weights are gone"),
     "an option without effect": ([*REWARDED, "--max-tokens-per-gpu", "9"], "--max-tokens-per-gpu has no effect"),
     "a row whose label is empty": (
         [*RL, "--rm-type", "exact_match", "--prompt-data", "{rows}", "{place}/empty label.jsonl"],

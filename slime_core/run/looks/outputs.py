@@ -50,7 +50,9 @@ def earlier_checkpoints(scene: Scene) -> None:
 def kept_weights(scene: Scene) -> None:
     """Something keeps what is trained."""
     args = scene.args
-    if not (args.save or args.save_hf or args.debug_rollout_only or args.debug_train_only or args.num_rollout == 0):
+    if not (
+        args.save or args.save_hf or args.debug_rollout_only or args.load_debug_rollout_data or args.num_rollout == 0
+    ):
         scene.remark("Neither --save nor --save-hf is given: the trained weights are gone when the run ends.")
 
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def policy(args: LossRunArguments, checking: Checking) -> None:
-    """Say that a KL term in the loss has no gradient of the divergence, and that no sequence can be off-policy."""
+    """Say that there are no advantages, that a KL term in the loss has no gradient of the divergence, and that no sequence can be
+    off-policy."""
+    if args.disable_compute_advantages_and_returns:
+        checking.error(
+            f"--loss-type {args.loss_type} needs advantages, and --disable-compute-advantages-and-returns leaves them out. For "
+            "fine-tuning choose --loss-type sft_loss; else leave that option out."
+        )
     if args.use_kl_loss and args.kl_loss_coef and args.kl_loss_type == "k1" and not args.use_unbiased_kl:
         checking.remark(
             "--kl-loss-type k1 with --use-kl-loss: the gradient of log(policy / reference) at the policy's own tokens is 0 in "
@@ -26,6 +32,15 @@ def policy(args: LossRunArguments, checking: Checking) -> None:
         checking.remark(
             "--use-opsm has no effect: with one optimizer step in a rollout the old log-probs are the policy's own, from which no "
             "sequence has moved away. Give several steps (--num-steps-per-rollout), --use-rollout-logprobs, or --keep-old-actor with samples of older weights."
+        )
+
+
+def critic(args: LossRunArguments, checking: Checking) -> None:
+    """Say that the loss of a critic is none for the model itself."""
+    if args.loss_type == "value_loss" and not args.custom_loss_function_path:
+        checking.error(
+            "--loss-type value_loss is what a critic minimises, beside a policy loss: choose --advantage-estimator ppo, and another "
+            "--loss-type."
         )
 
 

@@ -62,7 +62,12 @@ def slime_losses() -> dict[str, Lazy]:
             check=_OF_POLICIES,
         ),
         "cispo": loss("cispo:cispo", "clipped importance weights on log-probs (CISPO)", *_POLICY, check=_OF_POLICIES),
-        "value_loss": loss("value:value_loss", "clipped squared error of a critic's values (PPO)", *_CRITIC),
+        "value_loss": loss(
+            "value:value_loss",
+            "clipped squared error of a critic's values (PPO)",
+            *_CRITIC,
+            check="slime_losses.checks:critic",
+        ),
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from slime_core.arguments.eval_config import METADATA, OPTION_OF
 from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.checking import Checking
+from slime_core.contracts.loss import what_reads
 from slime_core.data.image_rows import count_places
 from slime_core.data.rows import open_rows
 from slime_core.data.tokenizer import template_variables
@@ -38,6 +39,7 @@ def check(args: SftRunArguments, checking: Checking) -> None:
     ):
         checking.error(needs_an_engine(f"--eval-generate {args.eval_generate}", args))
     _options_of_sets(args, checking)
+    _something_to_learn(args, checking)
     evaluated = first_evaluated(checking)
     check_early_stopping(
         checking,
@@ -66,6 +68,23 @@ def check(args: SftRunArguments, checking: Checking) -> None:
                 read_question(args, checking.tokenizer, question_of(done))
     if left_out := conversations.left_out():
         checking.remark(f"Of the first rows of all files, some are left out or cut: {left_out}.")
+
+
+def _something_to_learn(args: SftRunArguments, checking: Checking) -> None:
+    """Conversations have no rewards, from which the default loss would learn."""
+    training = checking.components.training
+    own = (
+        args.custom_advantage_function_path
+        or args.custom_reward_post_process_path
+        or args.rollout_data_postprocess_path
+    )
+    if checking.components.rollouts.rollout.name != "sft" or training.advantage is None or own:
+        return
+    if args.advantage_estimator == "grpo" and "advantages" in what_reads(training.loss, args):
+        checking.error(
+            f"The rollout 'sft' gives no rewards, of which --loss-type {args.loss_type} learns: every advantage would be 0. Choose "
+            "--loss-type sft_loss."
+        )
 
 
 _OF_ROWS = frozenset({"eval_input_key", "eval_label_key", "eval_tool_key", "metadata_key", "multimodal_keys", METADATA})

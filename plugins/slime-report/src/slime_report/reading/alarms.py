@@ -20,7 +20,7 @@ MASKED = 0.99
 LOSS_RISE, EVAL_LOSS_RISE = 0.2, 0.05
 CUT, LOST = 0.25, 0.10
 _NOT_FINITE = re.compile(r"\b(nan|inf|infinite|not finite|non-finite)\b", re.IGNORECASE)
-_NUMBERS = ("train/loss", "train/grad_norm", "critic/loss", "critic/grad_norm")
+_NUMBERS = ("train/loss", "train/grad_norm", "train/critic/loss", "train/critic/grad_norm")
 
 PHASES = {
     "rollout_finished": "the trainer: the samples of rollout {n} are there and no optimizer step has begun",
@@ -198,6 +198,7 @@ def overfitting(facts: Facts) -> Alarm | None:
 def data_lost(facts: Facts) -> Alarm | None:
     """Many rows are skipped, or cut."""
     used = facts.samples * facts.done
+    rows = used / facts.arguments.get("n_samples_per_prompt", 1)
     skipped = sum(c.total for n, c in facts.curves.items() if n.startswith("rollout/skipped_"))
     cut = facts.curves["rollout/truncated"].total if facts.curve("rollout/truncated") else 0.0
     if not used:
@@ -205,7 +206,7 @@ def data_lost(facts: Facts) -> Alarm | None:
     for count, of, limit, what, advice in (
         (
             skipped,
-            used + skipped,
+            rows + skipped,
             LOST,
             "skipped",
             "The table of lost data says why; repair the rows, or raise the limits that they exceed.",

@@ -35,7 +35,7 @@ CHARTS = (
         "The loss on data that is not trained on; it should fall, and not rise again.",
     ),
     _chart(
-        *("loss", "Loss", "", "train/loss critic/loss"),
+        *("loss", "Loss", "", "train/loss train/critic/loss"),
         "What is minimised. In fine-tuning it falls; the loss of a policy stays near 0 and says little.",
     ),
     _chart(
@@ -47,7 +47,7 @@ CHARTS = (
         "How undecided the model is; near 0 it always says the same, and nothing new is tried.",
     ),
     _chart(
-        *("grad_norm", "Gradient norm", "", "train/grad_norm critic/grad_norm"),
+        *("grad_norm", "Gradient norm", "", "train/grad_norm train/critic/grad_norm"),
         "Before clipping; it should neither rise steadily nor jump.",
     ),
     _chart(
@@ -75,7 +75,7 @@ CHARTS = (
         *("images", "Image tokens", "tokens", "rollout/image_tokens"),
         "The tokens of a rollout that stand for images; 0 where it shows none.",
     ),
-    _chart(*("lr", "Learning rate", "", "train/lr critic/lr"), "The rate of the optimizer in each step."),
+    _chart(*("lr", "Learning rate", "", "train/lr train/critic/lr"), "The rate of the optimizer in each step."),
     _chart(
         *("tokens", "Speed", "tokens per second", "perf/tokens_per_second"),
         "Tokens of prompts and responses that were trained on, per second of a rollout.",
