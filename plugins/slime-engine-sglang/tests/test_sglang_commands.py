@@ -62,23 +62,37 @@ def test_the_router_leaves_repeating_requests_to_the_engine():
     assert command[command.index("--policy") + 1] == "cache_aware"
 
 
-def test_servers_share_the_gpus_of_the_rollout(tmp_path):
-    args = options(rollout_num_gpus=4, rollout_num_gpus_per_engine=2)
-    servers = servers_here(args, tmp_path, ["0", "1", "4", "5", "7"])
-    assert [server._gpus for server in servers] == [["1", "4"], ["5", "7"]]
-    assert len({server.url for server in servers}) == 2
+@pytest.mark.parametrize(
+    ("changes", "gpus", "placed"),
+    [
+        ({"rollout_num_gpus": 4, "rollout_num_gpus_per_engine": 2}, "01457", [["1", "4"], ["5", "7"]]),
+        ({"rollout_num_gpus": 1}, "013", [["1"]]),
+        ({}, "01", [["1"]]),
+        ({"rollout_num_gpus": 1, "colocate": True}, "01", [["0"]]),
+        ({"colocate": True}, "01", [["0"], ["1"]]),
+        ({"rollout_num_gpus": 2, "debug_rollout_only": True}, "01", [["0"], ["1"]]),
+        ({"rollout_num_gpus": 2}, "", [[], []]),
+    ],
+)
+def test_servers_are_on_the_gpus_that_training_leaves_or_shares(tmp_path, changes, gpus, placed):
+    servers = servers_here(options(**changes), tmp_path, list(gpus))
+    assert [server._gpus for server in servers] == placed
+    assert len({server.url for server in servers}) == len(placed)
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("changes", "gpus", "text"),
     [
-        ({"rollout_num_gpus": 3, "rollout_num_gpus_per_engine": 2}, "cannot be divided"),
-        ({"rollout_num_gpus": 4}, "this machine shows 2 GPUs"),
+        ({"rollout_num_gpus": 3, "rollout_num_gpus_per_engine": 2}, "01", "cannot be divided"),
+        ({"rollout_num_gpus": 4, "colocate": True}, "01", r"need 4 GPUs .* shows 2\.$"),
+        ({"rollout_num_gpus": 4, "debug_rollout_only": True}, "01", r"need 4 GPUs .* shows 2\.$"),
+        ({"rollout_num_gpus": 2}, "01", "shows 2, the first of which trains. With --colocate"),
+        ({}, "0", "need 1 GPUs .* shows 1, the first of which trains. With --colocate"),
     ],
 )
-def test_a_number_of_gpus_that_does_not_fit_is_refused(tmp_path, changes, text):
+def test_a_number_of_gpus_that_does_not_fit_is_refused(tmp_path, changes, gpus, text):
     with pytest.raises(ArgumentError, match=text):
-        servers_here(options(**changes), tmp_path, ["0", "1"])
+        servers_here(options(**changes), tmp_path, list(gpus))
 
 
 def test_a_router_of_ones_own_needs_its_port(tmp_path):

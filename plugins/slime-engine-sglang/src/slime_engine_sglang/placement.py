@@ -49,7 +49,8 @@ def servers_of_run(args: SGLangRunArguments, logs: Path) -> Sequence[Server | Re
 
 
 def servers_here(args: SGLangRunArguments, logs: Path, gpus: Sequence[str]) -> list[Server]:
-    """Return servers on this machine. They get the last of its GPUs, so that training has the first ones.
+    """Return servers on this machine, where training computes on the first GPU: they start there with --colocate, and leave it
+    to training without. Where nothing trains, all GPUs are theirs.
 
     Args:
         logs: the folder for the servers' logs.
@@ -59,16 +60,22 @@ def servers_here(args: SGLangRunArguments, logs: Path, gpus: Sequence[str]) -> l
         ArgumentError: the numbers of GPUs do not fit.
     """
     per_server = args.rollout_num_gpus_per_engine
+    kept = 0 if args.colocate or args.debug_rollout_only else 1
+    offered = list(gpus[kept:])
     wanted = args.rollout_num_gpus or (len(gpus) if args.colocate and gpus else per_server)
     if wanted % per_server:
         raise ArgumentError(
             f"--rollout-num-gpus {wanted} cannot be divided into servers of --rollout-num-gpus-per-engine {per_server}."
         )
-    if gpus and wanted > len(gpus):
-        raise ArgumentError(f"--rollout-num-gpus is {wanted}, but this machine shows {len(gpus)} GPUs.")
-    last = list(gpus[-wanted:]) if gpus else []
+    if gpus and wanted > len(offered):
+        rest = ", the first of which trains. With --colocate the servers share it." if kept else "."
+        raise ArgumentError(
+            f"The servers need {wanted} GPUs (--rollout-num-gpus), but this machine shows {len(gpus)}{rest}"
+        )
     return [
-        Server(args, number, logs / f"server-{number}.log", gpus=last[number * per_server : (number + 1) * per_server])
+        Server(
+            args, number, logs / f"server-{number}.log", gpus=offered[number * per_server : (number + 1) * per_server]
+        )
         for number in range(wanted // per_server)
     ]
 
