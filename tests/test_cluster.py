@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,13 @@ from safetensors.torch import load_file
 
 from slime_core.cli import main
 from slime_core.plugins import Plugins
+from slime_core.run import on_ray as ray_runs
 from slime_core.run.tracking import read_metrics
 from slime_core.runtime.actor_handles import ActorHandle
 from slime_report.reading.samples import read_samples
+
+SHARED = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "1"}
+"""What ranks have in common with servers, where the user has set the second."""
 
 
 @pytest.fixture
@@ -231,3 +236,15 @@ def assert_close(one: tuple[list[dict], dict], other: tuple[list[dict], dict]) -
         assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
         assert all(abs(here[name] - there[name]) < 1e-5 for name in here if name.endswith("loss"))
     assert all((tensor - other[1][name]).abs().max() < 1e-5 for name, tensor in one[1].items())
+
+
+@pytest.mark.parametrize(
+    ("engine", "shared"), [("none", {}), ("worker", {}), ("servers", SHARED), ("elsewhere", SHARED)]
+)
+def test_ranks_have_the_settings_of_nccl_that_servers_have(monkeypatch, engine, shared):
+    monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    first = SimpleNamespace(where=SimpleNamespace(node="10.0.0.1", port=1))
+    layout, placement = SimpleNamespace(ranks=2, ranks_per_node=2, engine=engine), SimpleNamespace(device="GPU")
+    for environment in ray_runs._environments(layout, placement, [first]):
+        assert {name: value for name, value in environment.items() if name.startswith("NCCL")} == shared

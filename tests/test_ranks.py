@@ -65,14 +65,27 @@ def test_the_interface_announced_is_the_one_that_reaches_the_other_side_unless_t
     assert ("lo", "127.0.0.1") in own
     for interface, address in own:
         assert interfaces.announce_towards(address, 1) == (f"interface {interface}", address)
-        for other, towards in own:  # what the ranks announce to each other does not bind what others are told
+        for (
+            other,
+            towards,
+        ) in own:  # what the ranks announce to each other does not bind what others are told, but for NCCL
             with interfaces.announcing_towards(towards, 1):
-                assert [os.environ[name] for name in names] == [other, f"={other}"]
+                assert [os.environ[name] for name in names] == [other, f"={interface}"]
         assert [os.environ[name] for name in names] == [interface, f"={interface}"]
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
     assert set(interfaces.variables_towards("127.0.0.1", 1)) == {"NCCL_SOCKET_IFNAME"}
     with interfaces.announcing_towards("127.0.0.1", 1):
         assert os.environ["GLOO_SOCKET_IFNAME"] == "eth77"
+
+
+def test_what_nccl_is_told_stays_since_it_connects_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    for interface, address in interfaces.addresses():
+        if ":" not in address:
+            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                monkeypatch.setenv(name, "")
+            with interfaces.announcing_towards(address, 1):
+                pass
+            assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("", f"={interface}")
 
 
 def test_a_process_alone_exchanges_nothing_and_leaves_the_process_group_of_others_as_it_is(

@@ -30,6 +30,7 @@ from slime_core.runtime.connect import Connection, Machine, connect
 from slime_core.runtime.handles import wait, wait_all
 from slime_core.runtime.layout import Layout, Placement, Resources, place
 from slime_core.runtime.slots import Slot, slots_beside_ranks
+from slime_core.tensors.interfaces import variables_with_servers
 from slime_core.training.worker import TrainWorker
 
 _ROOM_S, _CHOSEN_S, _START_S = 300.0, 20.0, 600.0
@@ -211,9 +212,10 @@ def _start_processes(options: dict[str, dict[str, Any]], stack: ExitStack) -> li
 
 
 def _environments(layout: Layout, placement: Placement, members: list[Member]) -> list[dict[str, str]]:
-    """The environment variables of each training rank, by which the ranks find each other. Ray shows a rank its own GPU alone,
-    so that GPU has the local number 0."""
+    """The environment variables of each training rank, by which the ranks find each other, and NCCL the engine's servers. Ray
+    shows a rank its own GPU alone, so that GPU has the local number 0."""
     first = members[0].where
+    shared = variables_with_servers() if layout.engine in ("servers", "elsewhere") else {}
     return [
         {
             "RANK": str(rank),
@@ -221,6 +223,7 @@ def _environments(layout: Layout, placement: Placement, members: list[Member]) -
             "LOCAL_RANK": "0" if placement.device == "GPU" else str(rank % layout.ranks_per_node),
             "MASTER_ADDR": first.node,
             "MASTER_PORT": str(first.port),
+            **shared,
         }
         for rank in range(layout.ranks)
     ]

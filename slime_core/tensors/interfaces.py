@@ -1,5 +1,6 @@
 """The network interface of this machine that reaches another one. `meeting` and the engine `sglang` tell it to gloo and
-NCCL, which else choose one by this machine's host name, and that often stands for a loopback address.
+NCCL, which else choose one by this machine's host name, and that often stands for a loopback address. And the settings of NCCL
+that training ranks have in common with an engine's servers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_WITH_SERVERS = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
+"""SGLang sets them so in its servers, and NCCL needs them alike in all processes of a group."""
 _SIOCGIFCONF, _ROOM, _ENTRY = 0x8912, 256, 40  # Linux on machines of 64 bits: its number, entries, bytes of an entry
+
+
+def variables_with_servers() -> dict[str, str]:
+    """Return the environment variables with which NCCL, in a training rank, forms groups with an engine's servers, at the values
+    of this process's environment where it has them. NCCL reads them once in a process."""
+    return {name: os.environ.get(name, value) for name, value in _WITH_SERVERS.items()}
 
 
 def address_towards(host: str, port: int) -> str:
@@ -55,22 +64,24 @@ def variables_towards(host: str, port: int) -> dict[str, str]:
 @contextmanager
 def announcing_towards(host: str, port: int) -> Iterator[None]:
     """Return a context in which gloo, in this process, announces the interface from which packets to `host` leave, unless the
-    user's environment names another one. NCCL reads its variable once in a process.
+    user's environment names another one. NCCL connects later, and reads its variable once in a process: what it is told stays,
+    unless it was told before.
 
     Raises:
         OSError: as for `variables_towards`.
     """
     variables = variables_towards(host, port)
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    if _NCCL in variables and not os.environ.get(_NCCL):
+        os.environ[_NCCL] = _chosen[_NCCL] = variables[_NCCL]
+    before = os.environ.get(_GLOO)
+    os.environ.update({name: value for name, value in variables.items() if name == _GLOO})
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if before is None:
+            os.environ.pop(_GLOO, None)
+        else:
+            os.environ[_GLOO] = before
 
 
 def announce_towards(host: str, port: int) -> tuple[str, str]:

@@ -6,7 +6,9 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import pickle
+import socket
 import sys
 import threading
 import time
@@ -33,7 +35,7 @@ from slime_engine_sglang.errors import SGLangError, Unreachable
 from slime_engine_sglang.process import ChildProcess
 from slime_engine_sglang.samples import WeightSamples
 from slime_engine_sglang.server import Server
-from slime_engine_sglang.transports import TensorTransport, address_for, serialized
+from slime_engine_sglang.transports import TensorTransport, _make_group, address_for, serialized
 from slime_engine_sglang.weights import SGLangWeightSender
 from slime_fp8.convert import to_fp8
 from slime_fp8.weight_formats import FORMATS
@@ -124,6 +126,22 @@ def test_a_server_announces_the_interface_of_the_address_that_it_serves_at(tmp_p
             assert [variables[name] for name in names] == [interface, f"={interface}"]
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
     assert "GLOO_SOCKET_IFNAME" not in Server(arguments(tmp_path, tmp_path), 0, tmp_path / "log")._environment()
+
+
+@pytest.mark.parametrize("own", [{}, {"NCCL_CUMEM_ENABLE": "1"}])
+def test_nccl_has_the_same_settings_in_trainer_and_servers(tmp_path, monkeypatch, own):
+    for name in ("NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is set back at the end
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    expected = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0", **own}
+    of_server = {**os.environ, **Server(arguments(tmp_path, tmp_path), 0, tmp_path / "log")._environment()}
+    assert {name: of_server[name] for name in expected} == expected
+    listener = socket.create_server(("127.0.0.1", 0))
+    _, group = _make_group("127.0.0.1", listener, 1, "alone", "gloo")
+    torch.distributed.destroy_process_group(group)
+    assert {name: os.environ[name] for name in expected} == expected
 
 
 def test_the_group_is_nccls_between_gpus_that_trainer_and_servers_do_not_share(tmp_path):

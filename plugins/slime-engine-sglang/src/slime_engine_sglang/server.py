@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.errors import ArgumentError
 from slime_core.free_port import FreePort
-from slime_core.tensors.interfaces import variables_towards
+from slime_core.tensors.interfaces import variables_towards, variables_with_servers
 from slime_engine_sglang.keys import Keys
 from slime_engine_sglang.options import SERVER, command_line
 from slime_engine_sglang.process import ChildProcess, tail
@@ -105,7 +105,7 @@ class Server:
         own = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus)}
         own["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "false"  # log-probs are those at the temperature of the request
         own["SGLANG_VLM_CACHE_SIZE_MB"] = "0"  # what the vision tower makes of images, which would outlive its weights
-        defaults = {"TOKENIZERS_PARALLELISM": "false"}
+        defaults = {"TOKENIZERS_PARALLELISM": "false", **variables_with_servers()}
         if not self._gpus:
             defaults["SGLANG_USE_CPU_ENGINE"] = "1"
         defaults |= variables_towards(self.host, self.port)  # its process groups are where its HTTP address is

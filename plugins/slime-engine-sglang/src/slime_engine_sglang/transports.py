@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
 import pickle
 import socket
 import threading
@@ -19,7 +20,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from slime_core.tensors.interfaces import announcing_towards
+from slime_core.tensors.interfaces import announcing_towards, variables_with_servers
 from slime_core.tensors.weight_buckets import in_buckets
 from slime_engine_sglang.control import ControlClient, as_json, call_all
 from slime_engine_sglang.errors import SGLangError
@@ -276,6 +277,7 @@ def _make_group(
         master_listen_fd=listener.detach(),
         use_libuv=True,
     )
+    os.environ.update(variables_with_servers())
     with announcing_towards(host, port):
         group, _ = c10d._new_process_group_helper(
             *(world_size, 0, [], c10d.Backend(backend), PrefixStore(name, store)),
