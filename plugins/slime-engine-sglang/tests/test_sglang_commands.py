@@ -12,6 +12,7 @@ from sglang_cases import options
 from slime_core.errors import ArgumentError
 from slime_engine_sglang import server
 from slime_engine_sglang.engine import SGLangEngine
+from slime_engine_sglang.fleet import _external_url
 from slime_engine_sglang.placement import servers_here
 from slime_engine_sglang.router import Router, router_command
 from slime_engine_sglang.server import server_command
@@ -93,6 +94,27 @@ def test_servers_are_on_the_gpus_that_training_leaves_or_shares(tmp_path, change
 def test_a_number_of_gpus_that_does_not_fit_is_refused(tmp_path, changes, gpus, text):
     with pytest.raises(ArgumentError, match=text):
         servers_here(options(**changes), tmp_path, list(gpus))
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("10.0.0.1:30000", "http://10.0.0.1:30000"),
+        ("http://host:30000/", "http://host:30000"),
+        ("http://host", "http://host:80"),
+        ("host", "http://host:80"),
+        ("https://host/behind/", "https://host:443/behind"),
+        ("[::1]:1", "http://[::1]:1"),
+    ],
+)
+def test_an_external_server_has_the_port_of_its_scheme_where_it_names_none(address, url):
+    assert _external_url(address) == url
+
+
+@pytest.mark.parametrize("address", ["", "http://", ":30000", "host:port", "host:99999", "host:0", "ftp://host"])
+def test_an_address_that_is_that_of_no_server_is_refused(address):
+    with pytest.raises(ArgumentError, match=f"{address!r} is not the address of a server. Give HOST:PORT"):
+        _external_url(address)
 
 
 def test_a_router_of_ones_own_needs_its_port(tmp_path):

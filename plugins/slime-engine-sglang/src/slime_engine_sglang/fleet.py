@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 from zlib import crc32
 
 import httpx
 
+from slime_core.errors import ArgumentError
 from slime_core.runtime.handles import Notices
 from slime_engine_sglang import launcher, snapshot
 from slime_engine_sglang.errors import SGLangError
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 STARTS_IN_A_ROW = 3
 """A server or router that could not be started so often in a row is given up."""
+_PORTS = {"http": 80, "https": 443}
 
 
 class Fleet:
@@ -329,4 +332,19 @@ class Fleet:
 
 
 def _external_url(address: str) -> str:
-    return (address if "://" in address else f"http://{address}").rstrip("/")
+    """Return the URL, with a port, of an address of --rollout-external-engine-addrs; without one it has that of its scheme.
+
+    Raises:
+        ArgumentError: it names no server.
+    """
+    parts = urlsplit((address if "://" in address else f"http://{address}").rstrip("/"))
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if not parts.hostname or port == 0 or parts.scheme not in _PORTS:
+        raise ArgumentError(
+            f"--rollout-external-engine-addrs: {address!r} is not the address of a server. Give HOST:PORT, or a URL that begins "
+            "with http:// or https://."
+        )
+    return urlunsplit(parts if port else parts._replace(netloc=f"{parts.netloc.rstrip(':')}:{_PORTS[parts.scheme]}"))
