@@ -175,7 +175,7 @@ def slime(work: Work) -> Run:
     from slime_engine_local.engine import LocalEngine
 
     limits = {"local_max_running_requests": 64, "local_max_total_tokens": 65536, "colocate": False, "offload": False}
-    limits |= {"local_decoding": "auto", "bf16": False}
+    limits |= {"local_decoding": "auto", "bf16": False, "rollout_num_gpus": None}
     pixels = {"image_min_pixels": None, "image_max_pixels": None}
     engine = LocalEngine(SimpleNamespace(hf_checkpoint=work.model, **limits, **pixels))
 

@@ -31,7 +31,7 @@ def engine_args(folder: Path, max_running: int = 64, max_tokens: int = 65536, **
     """The options that an engine reads."""
     limits = {"local_max_running_requests": max_running, "local_max_total_tokens": max_tokens}
     limits |= {"image_min_pixels": None, "image_max_pixels": None}
-    limits |= {"local_decoding": "auto", "bf16": False}
+    limits |= {"local_decoding": "auto", "bf16": False, "rollout_num_gpus": None}
     return SimpleNamespace(**{"hf_checkpoint": str(folder), "colocate": False, "offload": False, **limits, **more})
 
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 from local_engine_cases import (
     SHAPE,
     Passes,
@@ -28,7 +30,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaCo
 from slime_core.contracts.engine import Generation
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
-from slime_engine_local.engine import LocalEngine
+from slime_engine_local.engine import LocalEngine, check_device
 from slime_engine_local.errors import EngineError
 
 Start = Callable[..., LocalEngine]
@@ -279,3 +281,24 @@ def test_an_idle_engine_holds_no_keys_and_values(llama: Any, start: Start) -> No
     ask(engine, [(PROMPT, {"max_new_tokens": 4})] * 3)
     engine._scheduler.call(lambda: None).result()  # after the step that answered
     assert not engine._scheduler._storage.cache._pools
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "changes", "refused"),
+    [
+        (True, {"rollout_num_gpus": 4}, True),
+        (True, {"rollout_num_gpus": 1}, False),
+        (True, {}, False),
+        (True, {"rollout_num_gpus": 4, "colocate": True}, False),  # which reserves nothing
+        (False, {"rollout_num_gpus": 4}, False),
+    ],
+)
+def test_gpus_that_it_would_leave_idle_are_refused(monkeypatch, tmp_path, on_gpu, changes, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    args = engine_args(tmp_path, **changes)
+    with (
+        pytest.raises(ArgumentError, match="is 4, but the engine 'local' computes on one GPU")
+        if refused
+        else nullcontext()
+    ):
+        check_device(args)

@@ -72,7 +72,7 @@ class LocalEngine:
             arrive, and products are computed in high precision, in float32 on a CPU.
 
     Raises:
-        ArgumentError: `--offload` was given on a machine without a GPU.
+        ArgumentError: `--offload` was given on a machine without a GPU, or several GPUs were reserved for this engine.
     """
 
     def __init__(self, args: LocalRunArguments, quantised: QuantisedCheckpoint | None = None) -> None:
@@ -355,7 +355,12 @@ def _with_first(first: list[tuple[str, Tensor]], rest: Iterator[tuple[str, Tenso
 
 
 def check_device(args: LocalRunArguments) -> None:
-    """Raise `ArgumentError` for `--offload` where there is no memory but the host's."""
+    """Raise `ArgumentError` for `--offload` where there is no memory but the host's, and for GPUs that would be idle."""
+    if torch.cuda.is_available() and not args.colocate and (args.rollout_num_gpus or 1) > 1:
+        raise ArgumentError(
+            f"--rollout-num-gpus is {args.rollout_num_gpus}, but the engine 'local' computes on one GPU. Leave the option out, or take "
+            "--rollout-engine sglang, whose servers use several."
+        )
     if args.offload and args.colocate and not torch.cuda.is_available():
         raise ArgumentError(
             "--offload needs a GPU: the engine 'local' generates on the CPU here, so all that it holds is in host "
