@@ -70,6 +70,7 @@ FAULTS = [
     ("grad_norm", {"line": late("train/grad_norm", 9.0)}, 21),
     ("grad_norm", {"line": lambda step: {**healthy(step), "train/grad_norm": 50.0}}, 1),
     ("not_finite", {"line": late("train/loss", None, 30)}, 31),
+    ("not_finite", {"line": late("train/critic/loss", None, 30)}, 31),
     (
         "loss_rising",
         {"line": lambda s: {**tuned(s), "train/loss": 2 + 0.02 * s}, "arguments": SFT, "evaluate": None},
@@ -91,6 +92,14 @@ FAULTS = [
         1,
     ),
     ("data_lost", {"line": lambda s: {**tuned(s), "rollout/truncated": 3.0}, "arguments": SFT, "evaluate": None}, 1),
+    (
+        "data_lost",
+        {
+            "line": lambda step: {**healthy(step), "rollout/skipped_malformed": 1.0},
+            "arguments": {"n_samples_per_prompt": 8},
+        },
+        1,
+    ),
     ("failed", {"rollouts": 7, "error": {"type": "WorkerDied", "text": "rank 3 is gone"}}, 7),
     ("not_finite", {"rollouts": 7, "error": {"type": "TrainingError", "text": "step 7: the loss is nan"}}, 8),
     ("crashed", {"rollouts": 7, "ended": False}, 7),
