@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slime_core.tensors.fused import gated, heads, norm, products
 from slime_core.tensors.fused.launch import kernels_on
+from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.tensors.linear_cross_entropy import Head, token_log_probs
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def _cases(half: torch.dtype) -> list[tuple[str, Callable[..., tuple[Tensor, ...
         ("a gated activation", lambda x: (gated.gated(x),), [numbers(19, 2 * 70)]),
         (
             "a linear layer",
-            lambda x, w: (products.products(x, w.detach().to(x.dtype), [w]),),
+            lambda x, w: (products.products(x, RoundedWeights(x.dtype), [w]),),
             [numbers(40, 48), numbers(24, 48, dtype=wide)],
         ),
         *(

@@ -3,6 +3,7 @@ lives at once."""
 
 from __future__ import annotations
 
+import copy
 import weakref
 
 import pytest
@@ -17,11 +18,13 @@ from slime_core.contracts.memory import MemoryUse
 from slime_core.plugins import Plugins
 from slime_core.run.memory import ProcessMemory
 from slime_core.sample import Sample
+from slime_core.tensors.fused.rounded import RoundedWeights
 from slime_core.tensors.model_shape import shape_of
 from slime_core.training.batches import make_train_batch
 from slime_losses.sft import sft_loss
 from slime_torch.backend import TorchBackend
 from slime_torch.experts import group_experts
+from slime_torch.fused_layers import fuse_layers
 
 TOKENS = 192
 SHAPE = {
@@ -65,11 +68,58 @@ def test_experts_keep_what_the_estimate_says(on_gpu, flags):
     args = arguments(TOKENS, [*flags, "--no-fuse-layers"])
     experts = {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 96}
     config = AutoConfig.for_model("qwen3_moe", **SHAPE, **experts)
-    holding = TorchBackend.memory(args, shape_of(config), MemoryUse(on_gpu=on_gpu))
+    # One rank alone would keep the weights that it rounds for the step, and not for autograd.
+    holding = TorchBackend.memory(args, shape_of(config), MemoryUse(on_gpu=on_gpu, ranks=2 if on_gpu else 1))
     expected = sum(part.size for part in holding.parts if part.name in ("activations", "weights in bfloat16"))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     assert not on_gpu or group_experts(model, torch.device("cpu")) == 3
     assert expected == pytest.approx(kept_by_a_forward_pass(args, model), rel=0.04)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_weights_that_are_not_kept_for_a_step_are_rounded_again_in_the_backward_pass(experts):
+    """As over several ranks, each of which has a layer's weights whole only while it computes the layer."""
+    args = arguments(TOKENS, ["--bf16"])
+    more = {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 96} if experts else {}
+    config = AutoConfig.for_model("qwen3_moe" if experts else "qwen3", **SHAPE, **more)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    held, gradients = [], []
+    for keep in (True, False):
+        backend = TorchBackend(args)
+        backend.attach(copy.deepcopy(model), sft_loss, 1)
+        backend._rounded = RoundedWeights(torch.bfloat16, keep)
+        assert group_experts(backend.model, torch.device("cpu"), backend._rounded) == 3 * experts
+        assert fuse_layers(backend.model, backend._rounded, autocast=False) == 3
+        with backend._unchanged(), Live([*backend.model.parameters(), *backend.model.buffers()]) as live:
+            outputs = backend._forward(one_sample(), [0])
+            held.append(live.now)
+            del outputs
+        gradients.append(dict(backend.gradients(one_sample())))
+    rounded = [
+        w for name, w in model.named_parameters() if w.ndim > 1 and "layers." in name and "mlp.gate." not in name
+    ]
+    assert held[0] - held[1] == 2 * sum(weight.numel() for weight in rounded)
+    for name, gradient in gradients[0].items():
+        assert gradients[1][name].equal(gradient), name
+
+
+@pytest.mark.parametrize(
+    ("model_type", "flags", "kept"),
+    [
+        ("qwen3", [], 0),
+        ("qwen3", ["--no-fuse-layers"], 1),
+        ("qwen3", ["--lora-rank", "4"], 1),
+        ("gemma2", [], 1),
+        ("qwen3_moe", [], 0),
+    ],
+    ids=str,
+)
+def test_over_several_gpus_the_estimate_counts_copies_of_weights_where_autocast_makes_them(model_type, flags, kept):
+    args = arguments(TOKENS, ["--bf16", *flags])
+    shape = shape_of(AutoConfig.for_model(model_type, **SHAPE))
+    for ranks, expected in ((1, 1), (2, kept)):
+        holding = TorchBackend.memory(args, shape, MemoryUse(ranks=ranks))
+        assert sum(part.name == "weights in bfloat16" for part in holding.parts) == expected
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -126,6 +176,12 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
+def one_sample():
+    """A batch of one micro-batch with TOKENS tokens."""
+    sample = Sample(index=0, tokens=[n % 120 for n in range(TOKENS)], response_length=TOKENS - 1)
+    return make_train_batch([sample], mean="token", micro_batch_size=1)
+
+
 def kept_by_a_forward_pass(args, model) -> int:
     """Bytes of all tensors that autograd saves, but for weights."""
     backend = TorchBackend(args)
@@ -141,10 +197,8 @@ def kept_by_a_forward_pass(args, model) -> int:
             alive.append(tensor)
         return tensor
 
-    sample = Sample(index=0, tokens=[n % 120 for n in range(TOKENS)], response_length=TOKENS - 1)
-    batch = make_train_batch([sample], mean="token", micro_batch_size=1)
     backend.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = backend._forward(batch, [0])
+        outputs = backend._forward(one_sample(), [0])
     del outputs
     return sum(found.values())

@@ -190,7 +190,8 @@ SCENARIOS |= {
 WHOLE = ("sft", "grpo", "grpo, one rank without a sample", "grpo, experts", "grpo, recomputed", "lora")
 WHOLE += ("grpo, embedding and first layer frozen",)
 SCENARIOS |= {f"{name}, layers kept whole": {**SCENARIOS[name], "fsdp_reshard_after_forward": False} for name in WHOLE}
-SCENARIOS["grpo, fused layers"] = {**SCENARIOS["grpo"], "fused": True}
+for name in ("grpo", "grpo, embedding and first layer frozen"):
+    SCENARIOS[f"{name}, fused layers"] = {**SCENARIOS[name], "fused": True}
 SCENARIOS["grpo, compiled layers"] = {**SCENARIOS["grpo"], "compile_layers": True}
 SCENARIOS["lora, offloaded between steps"] = {**SCENARIOS["lora"], "offloaded": True}
 

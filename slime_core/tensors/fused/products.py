@@ -11,56 +11,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_core.tensors.fused.rounded import RoundedWeights
+
 _log = logging.getLogger(__name__)
 
 
-def products(
-    x: Tensor,
-    rounded: Tensor,
-    weights: Sequence[Tensor],
-    rounded_bias: Tensor | None = None,
-    biases: Sequence[Tensor] = (),
-) -> Tensor:
+def products(x: Tensor, rounded: RoundedWeights, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> Tensor:
     """x Wᵀ + b of one or several linear layers that read the same.
 
     Args:
         x: (N, in).
-        rounded: (sum of out, in) their weights below one another, in the dtype of x.
+        rounded: gives the weights in the dtype of x, forwards and backwards. Copies that it does not keep are made twice, and none
+            lives from one to the other.
         weights: (out, in) each, which have the gradients.
-        rounded_bias: (sum of out,) or None.
-        biases: (out,) each; none at all without `rounded_bias`.
+        biases: (out,) each, or none at all.
 
     Returns:
         (N, sum of out) the results beside one another.
     """
-    found: Tensor = _Products.apply(x, rounded, rounded_bias, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    found: Tensor = _Products.apply(x, rounded, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return found
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, rounded: Tensor, rounded_bias: Tensor | None, count: int, *parameters: Tensor
-    ) -> Tensor:
-        ctx.parameters, ctx.count = parameters, count
-        ctx.save_for_backward(x, rounded)
-        if rounded_bias is None:
-            return torch.mm(x, rounded.t())
-        return torch.addmm(rounded_bias, x, rounded.t())
+    def forward(ctx: Any, x: Tensor, rounded: RoundedWeights, count: int, *parameters: Tensor) -> Tensor:
+        ctx.rounded, ctx.weights, ctx.biases = rounded, parameters[:count], parameters[count:]
+        ctx.save_for_backward(x)
+        weights = rounded.of(ctx.weights).t()
+        return torch.addmm(rounded.of(ctx.biases), x, weights) if ctx.biases else torch.mm(x, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, rounded = ctx.saved_tensors
-        grads: list[Tensor | None] = [torch.mm(grad, rounded) if ctx.needs_input_grad[0] else None, None, None, None]
-        sizes = [len(weight) for weight in ctx.parameters[: ctx.count]]
-        parts = [*torch.split(grad, sizes, 1)] * 2
-        for number, parameter in enumerate(ctx.parameters):
-            needed = ctx.needs_input_grad[4 + number]
-            if number < ctx.count:
-                grads.append(gradient_by_weight(parameter, parts[number], x) if needed else None)
-            else:
-                own = parts[number - ctx.count + len(sizes)]
-                grads.append(own.sum(0, dtype=parameter.dtype) if needed else None)
+        (x,) = ctx.saved_tensors
+        needs_x, _, _, *needed = ctx.needs_input_grad
+        grads = [torch.mm(grad, ctx.rounded.of(ctx.weights)) if needs_x else None, None, None]
+        parts = torch.split(grad, [len(weight) for weight in ctx.weights], 1)
+        for weight, part, need in zip(ctx.weights, parts, needed, strict=False):
+            grads.append(gradient_by_weight(weight, part, x) if need else None)
+        for bias, part, need in zip(ctx.biases, parts, needed[len(parts) :], strict=False):
+            grads.append(part.sum(0, dtype=bias.dtype) if need else None)
         return tuple(grads)
 
 

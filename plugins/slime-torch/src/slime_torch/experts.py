@@ -78,29 +78,37 @@ def grouped_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
 
 def _product(rows: Tensor, weights: Tensor, ends: Tensor, rounded: RoundedWeights | None) -> Tensor:
     """(S, K) rows, those of an expert together, and (E, N, K) → (S, N)."""
-    kept = rounded is not None and rounded.dtype == rows.dtype != weights.dtype and isinstance(weights, nn.Parameter)
-    narrow = rounded.of([weights]) if rounded is not None and kept else weights.detach().to(rows.dtype)
-    found: Tensor = _Product.apply(rows, weights, narrow, ends)  # type: ignore[no-untyped-call]
+    found: Tensor = _Product.apply(rows, weights, ends, rounded)  # type: ignore[no-untyped-call]
     return found
 
 
+def _narrow(weights: Tensor, dtype: torch.dtype, rounded: RoundedWeights | None) -> Tensor:
+    """The weights in the dtype of a product."""
+    if rounded is not None and rounded.dtype == dtype != weights.dtype and isinstance(weights, nn.Parameter):
+        return rounded.of([weights])
+    return weights.detach().to(dtype)
+
+
 class _Product(torch.autograd.Function):
-    """The products of rows (S, K) with weights (E, N, K), of which `narrow` are the rounded ones."""
+    """The products of rows (S, K) with weights (E, N, K), which are rounded forwards and backwards unless copies are kept: none lives from
+    one to the other."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor, narrow: Tensor, ends: Tensor) -> Tensor:
-        ctx.weights = weights
-        ctx.save_for_backward(rows, narrow, ends)
-        return F.grouped_mm(rows, narrow.transpose(-2, -1), offs=ends)
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, ends: Tensor, rounded: RoundedWeights | None) -> Tensor:
+        ctx.weights, ctx.rounded = weights, rounded
+        ctx.save_for_backward(rows, ends)
+        return F.grouped_mm(rows, _narrow(weights, rows.dtype, rounded).transpose(-2, -1), offs=ends)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        rows, narrow, ends = ctx.saved_tensors
+        (rows, ends), weights = ctx.saved_tensors, ctx.weights
         gradient = gradient.contiguous()
-        for_rows = F.grouped_mm(gradient, narrow, offs=ends) if ctx.needs_input_grad[0] else None
+        for_rows = None
+        if ctx.needs_input_grad[0]:
+            for_rows = F.grouped_mm(gradient, _narrow(weights, rows.dtype, ctx.rounded), offs=ends)
         if not ctx.needs_input_grad[1]:
             return for_rows, None, None, None
-        for_weights, weights = F.grouped_mm(gradient.t(), rows, offs=ends), ctx.weights
+        for_weights = F.grouped_mm(gradient.t(), rows, offs=ends)
         if (earlier := earlier_gradient(weights)) is not None:
             # Reads and writes what it must: autograd would widen it first, in passes of their own.
             earlier.add_(for_weights)

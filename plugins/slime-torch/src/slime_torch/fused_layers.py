@@ -175,7 +175,7 @@ def _fits(plan: Plan, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> boo
 def _linear(plan: Plan, x: Tensor, *layers: nn.Linear) -> Tensor:
     """(N, in) → (N, sum of out) of layers that read the same."""
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers if layer.bias is not None]
-    return products(x, plan.rounded.of(weights), weights, plan.rounded.of(biases) if biases else None, biases)
+    return products(x, plan.rounded, weights, biases)
 
 
 def _attention(

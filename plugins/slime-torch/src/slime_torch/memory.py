@@ -117,12 +117,7 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
             "--max-tokens-per-gpu" if args.gradient_checkpointing else "--gradient-checkpointing, --max-tokens-per-gpu",
         )
     ]
-    casts = (
-        0
-        if args.gradient_checkpointing or not args.bf16
-        else 2 * sum(_matrices(model, experts=use.on_gpu or bool(args.fp8_format)))
-    )
-    if casts:
+    if casts := _casts(args, model, use, fused):
         parts.append(Part("weights in bfloat16", casts, "for the backward pass", TRAIN, "--gradient-checkpointing"))
     if use.role == "actor":
         chunk = rows if args.log_probs_chunk_size == -1 else min(rows, args.log_probs_chunk_size)
@@ -148,6 +143,17 @@ def _activations(args: TorchRunArguments, model: ModelShape, rows: int, use: Mem
             )
         )
     return parts
+
+
+def _casts(args: TorchRunArguments, model: ModelShape, use: MemoryUse, fused: bool) -> int:
+    """Bytes of the weights in bfloat16 that live from the forward pass to the backward pass. Over several ranks fused layers, and experts
+    on a GPU, round theirs again for the backward pass."""
+    if args.gradient_checkpointing or not args.bf16:
+        return 0
+    fp8, alone = bool(args.fp8_format), use.ranks == 1
+    if fused and not (fp8 or alone):
+        return 0
+    return 2 * sum(_matrices(model, experts=fp8 or (use.on_gpu and alone)))
 
 
 def _kept_of_an_mlp(args: TorchRunArguments, model: ModelShape, use: MemoryUse) -> int:
