@@ -33,7 +33,8 @@ class FusedLinear:
     """Linear layers that read the same input, computed as one.
 
     Args:
-        layers: the layers, whose weights are copied, and packed where that is possible.
+        layers: the layers. Their weights are packed where that is possible, and else become parts of the one that is used here, so that
+            nothing is there twice.
 
     Raises:
         TypeError: some of the layers have a bias and others have none.
@@ -41,13 +42,16 @@ class FusedLinear:
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight for layer in layers])
-        self._bias: Tensor | None = None
-        if layers[0].bias is not None:
-            self._bias = torch.cat([layer.bias for layer in layers]).detach()
+        weight = torch.cat([layer.weight for layer in layers]).detach()
+        bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]).detach()
         packed = weight.dtype == torch.float32 and weight.device.type == "cpu" and packing_works()
-        self._weight: PackedLinear | Tensor = PackedLinear(weight, None) if packed else weight.detach()
+        self._weight: PackedLinear | Tensor = PackedLinear(weight, None) if packed else weight
+        self._bias = bias
         self._new: dict[int, Tensor] = {}
+        for attribute, joined in (("weight", self._weight), ("bias", bias)):
+            if isinstance(joined, Tensor):
+                for layer, rows in zip(layers, torch.split(joined, self.sizes), strict=True):
+                    setattr(layer, attribute, nn.Parameter(rows, requires_grad=False))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply [..., in] with all weights, and return [..., sum of sizes]."""
@@ -135,7 +139,7 @@ class FusedLayer:
         self.output = fuse(self.attention, "self_attn", ["o_proj"])
         mlp = module.mlp
         self.gated = {name for name, _ in mlp.named_children()} == MLP_MODULES
-        self.mlp: Callable[[Tensor], Any] = self._gated if self.gated else mlp
+        self.mlp: Callable[[Tensor], Any] = mlp
         if self.gated:
             self.gate_up = fuse(mlp, "mlp", ["gate_proj", "up_proj"])
             self.down = fuse(mlp, "mlp", ["down_proj"])
@@ -164,7 +168,7 @@ class FusedLayer:
             query, key, value = (x.transpose(0, 1)[None] for x in do.encode(projected, heads, cosine, sine, None))
             seen, _ = attend(self.attention, query, key, value, None, self.scale, self.window, slime_pass=step)
         x, normed = do.add_norm(x, self.output(seen.reshape(len(x), -1)), self.norms[1])
-        made = self.mlp(normed[None])
+        made = (self._gated if self.gated else self.mlp)(normed[None])
         return x, (made[0] if isinstance(made, tuple) else made)[0]
 
     def _gated(self, x: Tensor) -> Tensor:

@@ -234,11 +234,16 @@ class LanguageModel:
     def _fill(self, weights: Mapping[str, Tensor]) -> None:
         """Give the empty model its first weights.
 
-        At first these are the very tensors that were handed over. Each is then replaced by a copy, one after the other.
+        At first these are the very tensors that were handed over, where they are on the device and in the dtype that is wanted. Each is
+        then replaced by a copy, one after the other. Nothing here holds on to a tensor that the module has no more.
         """
-        pairs = [(weight, self._own(weight.names[0], new)) for weight, new in self._weights.paired(weights)]
-        for weight, new in pairs:
+        filled, pairs = [], self._weights.paired(weights)
+        while pairs:
+            weight, new = pairs.pop(0)
+            new = self._own(weight.names[0], new)
             self._set(weight.names, nn.Parameter(new.detach(), requires_grad=False))
+            filled.append(weight)
+            del new
         self._module.to(self.device)  # what is computed from the configuration and so was not handed over
         expected = self._probe()
         if fits(self.device, self.dtype):
@@ -246,13 +251,17 @@ class LanguageModel:
         self._fuse(expected)
         self._pack(expected)
         fused = self._decoder.parts if self._decoder else {}
-        for weight, new in pairs:
+        handed = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+        for weight in filled:
             for name in weight.names:
                 if (copy := fused.get(name) or self._packed(name)) is not None:
                     weight.copies.append(copy)
             if plain := [name for name in weight.names if name not in fused and not self._packed(name)]:
-                own = nn.Parameter(new.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
-                self._set(plain, own)
+                own = self._module.get_parameter(plain[0])
+                if not _is_alone(own) or own.untyped_storage().data_ptr() in handed:
+                    apart = own.detach().clone(memory_format=torch.contiguous_format)
+                    own = nn.Parameter(apart, requires_grad=False)
+                    self._set(plain, own)
                 weight.copies.append(own)
 
     def _own(self, name: str, new: Tensor) -> Tensor:
@@ -363,6 +372,11 @@ def refusal(config: Any) -> str:
     if kind := length_dependent(config):
         return f"its position encoding ({kind}) depends on the longest sequence in the batch"
     return ""
+
+
+def _is_alone(tensor: Tensor) -> bool:
+    """Whether a tensor is all that there is in its memory, row by row."""
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _dtype_and_device(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
