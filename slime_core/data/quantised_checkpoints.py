@@ -93,7 +93,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint: those that its index lists, or all where it has none.
 
     Raises:
-        CheckpointError: there are none, or a listed one is missing.
+        CheckpointError: there are none, the index cannot be read, or a file that it lists is missing.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -101,12 +101,24 @@ def weight_files(folder: Path) -> list[Path]:
         if not found:
             raise CheckpointError(f"{folder} has no safetensors files. Save the checkpoint with safetensors first.")
         return found
-    listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is no index of weights ({error!r}); expected JSON with a weight_map of names of tensors to files. Get a "
+            "complete checkpoint."
+        ) from None
     if missing := [name for name in listed if not (folder / name).is_file()]:
         raise CheckpointError(
             f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; the checkpoint is incomplete."
         )
     return [folder / name for name in listed]
+
+
+def weight_files_if_any(folder: Path) -> list[Path]:
+    """What `weight_files` returns, but nothing for a folder without safetensors files: its weights are in another format, or
+    not there, which who loads them says."""
+    return weight_files(folder) if any(folder.glob("*.safetensors")) else []
 
 
 def _table(path: Path) -> dict[str, StoredTensor]:

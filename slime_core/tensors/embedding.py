@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from slime_core.data.quantised_checkpoints import weight_files_if_any
 from slime_core.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -62,17 +63,18 @@ def require_tied(folder: str, tied: bool, option: str) -> None:
     """Check that a checkpoint whose config.json ties the embeddings does not hold two different ones.
 
     Args:
-        folder: a Hugging Face checkpoint; only its `*.safetensors` files are looked into.
+        folder: a Hugging Face checkpoint; only its safetensors files are looked into.
         tied: what its configuration says.
         option: that names the folder, for messages.
 
     Raises:
         ArgumentError: it does, so that one of them would be lost when the model is saved.
+        CheckpointError: a file that its index lists is missing.
     """
     if not tied:
         return
     found: dict[str, Path] = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in weight_files_if_any(Path(folder)):
         with safe_open(file, "pt") as stored:
             found |= {name: file for name in stored.keys() if name.endswith((*_INPUTS, *_OUTPUTS))}  # noqa: SIM118 - it is no mapping
     outputs, inputs = (sorted(name for name in found if name.endswith(ends)) for ends in (_OUTPUTS, _INPUTS))
@@ -90,7 +92,7 @@ def require_tied(folder: str, tied: bool, option: str) -> None:
 def stored_rows(folder: str) -> int | None:
     """Return how many rows the input embedding of a Hugging Face checkpoint has, as its `*.safetensors` files say; None where
     they do not."""
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in weight_files_if_any(Path(folder)):
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - it is no mapping
                 if name.endswith(_INPUTS):

@@ -10,6 +10,7 @@ from typing import Any
 
 from slime_core.contracts.checking import Checking
 from slime_core.data.checkpoint_folders import recognise, require_folder, require_hugging_face
+from slime_core.data.quantised_checkpoints import weight_files_if_any
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import load_configuration
 from slime_core.training.initial_weights import foreign_weights
@@ -96,11 +97,11 @@ def require_weights(folder: str, option: str) -> None:
 
 def stored_linear(folder: str) -> set[str]:
     """Return the last parts of the names of all linear layers in the blocks of a Hugging Face checkpoint, as its
-    `*.safetensors` files say; empty where they do not."""
+    safetensors files say; empty where they do not."""
     from safetensors import safe_open
 
     found = set()
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in weight_files_if_any(Path(folder)):
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - it is no mapping
                 path = name.split(".")

@@ -129,8 +129,22 @@ def test_a_rank_that_writes_nothing_still_takes_part_in_gathering(tmp_path: Path
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=rf"{tmp_path} holds no \*.safetensors files"):
+    with pytest.raises(ArgumentError, match=f"{tmp_path} has no safetensors files"):
         Reader(tmp_path)
+
+
+def test_a_file_that_the_index_does_not_list_is_not_read(source: Path) -> None:
+    """As one that is left of an earlier upload with more files; transformers does not read it either."""
+    index = dict.fromkeys(("model.layers.0.w", "model.layers.3.w"), "model-1.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    save_file({"model.layers.0.w": torch.full((2,), 7.0)}, source / "model-2.safetensors")
+    assert {name: tensor.tolist() for name, tensor in read_all(source).items()} == {
+        "model.layers.0.w": [0.0, 0.0],
+        "model.layers.3.w": [1.0, 1.0],
+    }
+    (source / "model-1.safetensors").unlink()
+    with pytest.raises(ArgumentError, match=r"lacks model-1\.safetensors, which model\.safetensors\.index\.json lists"):
+        Reader(source)
 
 
 def test_a_weight_that_is_not_there_is_a_key_error(source: Path) -> None:

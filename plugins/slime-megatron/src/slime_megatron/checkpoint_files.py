@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
-from slime_core.data.quantised_checkpoints import without_quantization
-from slime_core.errors import ArgumentError
+from slime_core.data.quantised_checkpoints import INDEX, weight_files, without_quantization
+from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.remote_code import from_pretrained
 
-_INDEX = "model.safetensors.index.json"
 _SHARD_BYTES = 4 * 2**30
 _DTYPES = {
     "F64": torch.float64,
@@ -59,13 +58,14 @@ class Reader:
         quantised: how the checkpoint stores its weights, which are restored to float32; None: they are not quantised.
 
     Raises:
-        ArgumentError: the folder has no safetensors files.
+        ArgumentError: the folder has no safetensors files, or one that its index lists is missing.
     """
 
     def __init__(self, folder: Path, quantised: QuantisedCheckpoint | None = None) -> None:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ArgumentError(f"{folder} holds no *.safetensors files, from which weights are read.")
+        try:
+            files = weight_files(folder)
+        except CheckpointError as error:
+            raise ArgumentError(str(error)) from error
         self._open = [safe_open(file, "pt") for file in files]
         self._of = {name: file for file in self._open for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118 - it is no mapping
         format = quantised.format if quantised is not None else None
@@ -174,7 +174,7 @@ class _Files:
             index |= dict.fromkeys(names, final)
         if count > 1:
             text = json.dumps({"metadata": {"total_size": self._total}, "weight_map": index}, indent=1)
-            (self._folder / _INDEX).write_text(text, encoding="utf-8")
+            (self._folder / INDEX).write_text(text, encoding="utf-8")
 
     def _flush(self) -> None:
         if self._held:

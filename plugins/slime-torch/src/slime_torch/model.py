@@ -22,6 +22,7 @@ from slime_core.arguments.groups.training import TrainArguments
 from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.checkpoint_folders import require_folder, require_hugging_face
 from slime_core.data.image_processor import Processor
+from slime_core.data.quantised_checkpoints import weight_files_if_any
 from slime_core.data.vision import auto_model
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
 from slime_core.remote_code import from_config, from_pretrained, load_configuration
@@ -189,7 +190,7 @@ def add_value_head(model: PreTrainedModel, folder: str | None = None) -> nn.Line
     embedding, output = _input_embedding(model), _output_embedding(model)
     head = nn.Linear(output.weight.shape[1], 1, bias=False, device=embedding.device, dtype=embedding.dtype)
     nn.init.zeros_(head.weight)
-    for file in sorted(Path(folder).glob("*.safetensors")) if folder else ():
+    for file in weight_files_if_any(Path(folder)) if folder else ():
         with safe_open(file, "pt") as stored:
             if f"{VALUE_HEAD}.weight" in stored.keys():  # noqa: SIM118 - it is no mapping
                 head.weight.data.copy_(stored.get_tensor(f"{VALUE_HEAD}.weight"))
