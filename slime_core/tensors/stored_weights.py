@@ -49,7 +49,7 @@ def cast_all(folder: Path, dtype: str) -> None:
         index.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     if (file := folder / "config.json").is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
-        _name_dtype(config, str(DTYPES[dtype]).removeprefix("torch."))
+        name_dtype(config, DTYPES[dtype])
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -76,8 +76,9 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype, word: str) -> Tensor:
     return made
 
 
-def _name_dtype(config: dict[str, Any], name: str) -> None:
-    """Let a config.json name the dtype, in each of its parts that names one."""
+def name_dtype(config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Let the content of a config.json name the dtype, in each of its parts that names one."""
+    name = str(dtype).removeprefix("torch.")
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for part in parts:
         for key in ("dtype", "torch_dtype"):

@@ -56,7 +56,24 @@ def test_what_is_written_is_read_again(tmp_path: Path, source: Path) -> None:
         "generation_config.json",
         "model.safetensors",
     ]
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "some"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "some", "dtype": "float32"}
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype", None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_configuration_names_the_dtype_that_was_written(
+    tmp_path: Path, source: Path, dtype: torch.dtype, key: str | None
+) -> None:
+    """The source's is another, such as that of a model in bfloat16 that is trained in float32. Few weights keep one of their own."""
+    (source / "config.json").write_text(json.dumps({"model_type": "some"} | ({key: "float64"} if key else {})))
+    given = {"a": torch.ones(9, dtype=dtype), "gate.e_score_correction_bias": torch.ones(3)}
+    write(tmp_path / "out", iter(given.items()), source, ["model.layers.3."])
+    named = {"model_type": "some", key or "dtype": str(dtype).removeprefix("torch.")}
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == named
+    assert {name: read_all(tmp_path / "out")[name].dtype for name in given} == {
+        "a": dtype,
+        "gate.e_score_correction_bias": torch.float32,
+    }
 
 
 @pytest.mark.parametrize(("limit", "files"), [(399, 7), (400, 7), (799, 7), (800, 4), (1200, 3), (2800, 1), (10**9, 1)])
@@ -157,6 +174,8 @@ def test_transformers_loads_what_is_written(tmp_path: Path) -> None:
 
     model = make_model("qwen3")
     save(model, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))  # it was trained in float32
     write(tmp_path / "out", iter(read_all(tmp_path / "model").items()), tmp_path / "model", shard_bytes=20_000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)

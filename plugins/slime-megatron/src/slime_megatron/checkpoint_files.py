@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
 from slime_core.data.quantised_checkpoints import INDEX, weight_files, without_quantization
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.remote_code import from_pretrained
+from slime_core.tensors.stored_weights import name_dtype
 
 _SHARD_BYTES = 4 * 2**30
 _DTYPES = {
@@ -117,6 +119,8 @@ def write(
 ) -> None:
     """Write weights and configuration as a Hugging Face checkpoint in high precision, in files of limited size.
 
+    config.json names the dtype that most of the numbers have: who loads the checkpoint goes by it, and would round them to another.
+
     Args:
         weights: read to the end, also where nothing is written: the other ranks take part in gathering them.
         source: the checkpoint that the configuration, and weights that training does not know, are copied from.
@@ -130,12 +134,8 @@ def write(
             pass
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "generation_config.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if quantised is not None:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        (folder / "config.json").write_text(json.dumps(without_quantization(config), indent=2) + "\n", encoding="utf-8")
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     files = _Files(folder, shard_bytes)
     for name, tensor in weights:
         files.add(name, tensor)
@@ -145,16 +145,26 @@ def write(
                 if name.startswith(tuple(copied_prefixes)):
                     files.add(name, reader.read(name))
     files.finish()
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if quantised is not None:
+        config = without_quantization(config)
+    name_dtype(config, max(files.numbers, key=files.numbers.__getitem__))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 class _Files:
-    """Collects weights and writes a file whenever enough have come together."""
+    """Collects weights and writes a file whenever enough have come together.
+
+    Attributes:
+        numbers: how many there are of each dtype.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
         self._held: dict[str, Tensor] = {}
         self._bytes = self._total = 0
         self._written: list[tuple[Path, list[str]]] = []
+        self.numbers: Counter[torch.dtype] = Counter()
 
     def add(self, name: str, tensor: Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
@@ -163,6 +173,7 @@ class _Files:
         self._held[name] = tensor.detach().to("cpu", copy=True).contiguous()
         self._bytes += size
         self._total += size
+        self.numbers[tensor.dtype] += tensor.numel()
 
     def finish(self) -> None:
         self._flush()
