@@ -23,6 +23,7 @@ from slime_core.errors import CheckpointError
 from slime_core.plugins.boundaries import children
 from slime_core.run import checkpoints as written
 from slime_core.run.saving import Saving
+from slime_megatron.optimizer import parts_of
 
 BEFORE, AFTER = 3, 2
 """Optimizer steps before a state is saved, and after it."""
@@ -204,6 +205,31 @@ def momentum(checkpoints: Path, folder: Path, found: dict[str, Any]) -> None:
         forget(backend)
         del backend
         leave()
+
+
+def settings(
+    changes: dict[str, tuple[Case, dict[str, Any]]], checkpoints: Path, folder: Path, found: dict[str, Any]
+) -> None:
+    """Resume with other options of the optimizer: the settings of its groups that the options ask for, and those after loading."""
+    folder.mkdir()
+    for name, (case, others) in changes.items():
+        backend = ready(case, checkpoints)
+        train(backend, 1)
+        save(backend, folder / name)
+        forget(backend)
+        leave()
+        backend = ready(replace(case, options={**case.options, **others}), checkpoints)
+        asked = _settings(backend)
+        backend.load_state(folder / name)
+        found[name] = {"asked": asked, "loaded": _settings(backend), "steps": backend._step}
+        forget(backend)
+        del backend
+        leave()
+
+
+def _settings(backend: Any) -> list[dict[str, Any]]:
+    groups = (group for part in parts_of(backend._optimizer) for group in part.optimizer.param_groups)
+    return [{key: value for key, value in group.items() if key not in ("params", "step")} for group in groups]
 
 
 def save_for_ever(checkpoints: Path, folder: Path, background: bool) -> None:

@@ -46,6 +46,13 @@ OTHERS = {
     "": WHOLE,
 }
 """What a state of `WHOLE` is loaded into, by the option that the refusal names; itself is not refused."""
+_ADAM = {"adam_beta1": 0.5, "adam_beta2": 0.6, "adam_eps": 0.1, "weight_decay": 0.3}
+CHANGES: dict[str, tuple[Case, dict[str, Any]]] = {
+    "one state per rank": (Case("qwen3", distributed=False), _ADAM),
+    "cut over ranks": (Case("qwen3"), _ADAM),
+    "sgd": (Case("qwen3", distributed=False, options={"optimizer": "sgd"}), {"sgd_momentum": 0.5, "weight_decay": 0.3}),
+}
+"""What is saved, and the options that are others when it is loaded."""
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +88,7 @@ def one_rank(checkpoints: Path, two_ranks: Any) -> Any:
         "kill_while_saving": (checkpoints, killed, ROUNDS),
         "alone": (cases, checkpoints),
         "momentum": (checkpoints, folder / "momentum"),
+        "settings": (CHANGES, checkpoints, folder / "settings"),
         "names": (list(MODELS), checkpoints),
         "read_by_megatron": ("qwen3", folder / "qwen3 converted", checkpoints),
         "initial_weights": initial_weights(folder, checkpoints),
@@ -239,6 +247,15 @@ def test_the_momenta_of_sgd_are_loaded(one_rank: Any) -> None:
     found = one_rank["momentum"]
     assert found["resumed"] == found["unbroken"]
     assert len(set(found["unbroken"])) == len(found["unbroken"]), "the weights move"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_options_of_the_optimizer_that_are_others_in_a_resumed_run_act(change: str, one_rank: Any) -> None:
+    found = one_rank["settings"][change]
+    assert found["loaded"] == found["asked"]
+    assert found["steps"] == 1
+    told = {"momentum": 0.5} if change == "sgd" else {"betas": [0.5, 0.6], "eps": 0.1}
+    assert [{key: group[key] for key in told} for group in found["loaded"]] == [told] * len(found["loaded"])
 
 
 WRITES = """

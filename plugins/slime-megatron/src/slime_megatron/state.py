@@ -63,7 +63,8 @@ def save(
 
 
 def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) -> int:
-    """Restore what `save` wrote, and return the number of finished steps.
+    """Restore what `save` wrote, and return the number of finished steps. What the options say of the optimizer, such as Adam's
+    betas, is that of this run.
 
     Raises:
         CheckpointError: it is of another model, or of an optimizer that this one cannot go on from.
@@ -90,7 +91,8 @@ def load(folder: Path, model: BuiltModel, wrapped: nn.Module, optimizer: Any) ->
             "scales of earlier steps with the --fp8-recipe."
         ) from error
     _inner(wrapped).load_state_dict(found["model"], strict=not _inner(wrapped).trains_adapters)
-    optimizer.load_state_dict(_for_these_parts(folder, found["optimizer"], optimizer))
+    with _own_settings(optimizer):
+        optimizer.load_state_dict(_for_these_parts(folder, found["optimizer"], optimizer))
     _separate_steps(optimizer)
     own = folder / f"random_{dist.get_rank():05d}.pt"
     if own.is_file() and len(list(folder.glob("random_*.pt"))) == dist.get_world_size():
@@ -207,6 +209,20 @@ def _for_these_parts(folder: Path, stored: dict[Any, Any], optimizer: Any) -> di
             group["step"] = step
         found |= {"optimizer": settings, "param_state_sharding_type": there[0]["param_state_sharding_type"]}
     return own[0] if len(parts) == 1 else dict(enumerate(own))
+
+
+@contextmanager
+def _own_settings(optimizer: Any) -> Iterator[None]:
+    """Let the settings of all groups of parameters be behind this context what they were before it, but for the number of steps:
+    a state brings those that it was saved with."""
+    before = [{k: v for k, v in group.items() if k not in ("params", "step")} for group in _groups(optimizer)]
+    yield
+    for group, settings in zip(_groups(optimizer), before, strict=True):
+        group.update(settings)
+
+
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    return [group for part in parts_of(optimizer) for group in part.optimizer.param_groups]
 
 
 def _prime(optimizer: Any) -> None:
