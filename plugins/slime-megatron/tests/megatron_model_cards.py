@@ -139,6 +139,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "use_cache": True,
+        "use_mrope": False,
         "use_sliding_window": False,
         "vocab_size": 152064,
     },

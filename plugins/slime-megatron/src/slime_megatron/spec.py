@@ -87,6 +87,8 @@ _OF_EVERY_CONFIG = frozenset(
         "transformers.js_config",
         "transformers_version",
         "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
         "use_cache",
     }
 )

@@ -18,7 +18,7 @@ def gemma2(c: ConfigReader, padded: Callable[[int], int]) -> ModelSpec:
     c.require("hidden_activation", gelu, why="only the tanh approximation of GELU is mapped")
     c.require("attention_bias", False, why="biases of attention are not mapped")
     c.require("use_bidirectional_attention", False, why="attention to later tokens is not mapped")
-    spec = base(c, padded, gelu)  # an older key says the same
+    spec = base(c, padded, gelu, windows=True)  # an older key says the same
     attention(c, spec)
     rotary(c, spec)
     mlp(spec)

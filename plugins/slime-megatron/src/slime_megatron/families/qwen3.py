@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from slime_megatron.families.shared import attention, base, mlp, no_windows, rotary
+from slime_megatron.families.shared import attention, base, mlp, rotary
 from slime_megatron.spec import ConfigReader, ModelSpec
 
 
@@ -14,6 +14,5 @@ def qwen3(c: ConfigReader, padded: Callable[[int], int]) -> ModelSpec:
     c.require("attention_bias", False, why="megatron-core cannot give the output projection a bias alone")
     attention(c, spec, qk_norm=True)
     rotary(c, spec)
-    no_windows(c)
     mlp(spec)
     return spec

@@ -15,12 +15,15 @@ _LATENT_EPSILON = 1e-6
 LAYER, FILE = "decoder.layers.{layer}.", "model.layers.{layer}."
 
 
-def base(c: ConfigReader, padded: Callable[[int], int], activation: str = "silu") -> ModelSpec:
+def base(c: ConfigReader, padded: Callable[[int], int], activation: str = "silu", windows: bool = False) -> ModelSpec:
     """A model of pre-norm layers with a gated MLP: fields, embedding and output names that all families share.
 
     Args:
         activation: the only one that the family may have.
+        windows: layers may look back at a window of tokens alone, which the family sets.
     """
+    if not windows:
+        _no_windows(c)
     c.require("hidden_act", activation, why=f"only {activation} is mapped")
     if c.get("quantization_config") is not None:
         c.refuse(
@@ -87,7 +90,7 @@ def attention(c: ConfigReader, spec: ModelSpec, bias: bool = False, qk_norm: boo
             )
 
 
-def no_windows(c: ConfigReader) -> None:
+def _no_windows(c: ConfigReader) -> None:
     """Refuse layers that look back at a window of tokens alone."""
     c.ignore("max_window_layers")
     c.require("use_sliding_window", False, why="sliding windows are not mapped for this family")
