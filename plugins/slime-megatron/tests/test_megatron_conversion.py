@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def qwen3(checkpoints: Any, tmp_path: Path) -> Path:
     """A checkpoint that a test may change."""
-    import shutil
-
     return Path(shutil.copytree(checkpoints("qwen3"), tmp_path / "qwen3"))
 
 
@@ -134,6 +133,30 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
     assert said in capsys.readouterr().err
     assert not (tmp_path / "there" / "release").exists()
     assert not (tmp_path / "there" / "latest_checkpointed_iteration.txt").exists()
+
+
+def test_a_head_that_tied_embeddings_would_lose_is_refused(checkpoints: Any, tmp_path: Path, capsys: Any) -> None:
+    source = Path(shutil.copytree(checkpoints("qwen3, tied, 4 layers"), tmp_path / "tied"))
+    for name, head in {
+        "another": torch.ones(VOCABULARY, 48),
+        "the same": load_file(source / "model.safetensors")["model.embed_tokens.weight"],
+    }.items():
+        change(source, **{"lm_head.weight": head.clone()})
+        assert to_torch_dist(source, tmp_path / name) == (0 if name == "the same" else 2)
+        assert (tmp_path / name).exists() == (name == "the same")
+    assert "config.json says tie_word_embeddings, but the weights hold two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["123", "release", "release\n"])
+def test_a_folder_of_other_checkpoints_stays_as_it_is(named: str, qwen3: Path, tmp_path: Path, capsys: Any) -> None:
+    latest = tmp_path / "there" / "latest_checkpointed_iteration.txt"
+    latest.parent.mkdir()
+    latest.write_text(named)
+    refused = named == "123"
+    assert to_torch_dist(qwen3, latest.parent) == (2 if refused else 0)
+    assert latest.read_text() == ("123" if refused else "release")
+    assert (latest.parent / "release").exists() != refused
+    assert (f"{latest} names '123'" in capsys.readouterr().err) == refused
 
 
 def test_the_options_of_a_launch_script_are_compared_and_do_no_harm(qwen3: Path, tmp_path: Path) -> None:

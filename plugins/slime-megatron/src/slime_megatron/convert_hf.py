@@ -33,6 +33,7 @@ from slime_core.contracts.options import REQUIRED, option
 from slime_core.data.checkpoint_folders import LATEST
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
+from slime_core.tensors.embedding import require_tied
 from slime_megatron.arguments import MegatronArguments, MegatronComputeArguments, MegatronLayoutArguments
 from slime_megatron.checkpoint_files import Reader, read_config
 from slime_megatron.configuration import read_spec
@@ -71,10 +72,18 @@ def main(argv: list[str], plugins: Plugins) -> int:
     final = save_folder / "release"
     if final.exists():
         raise ArgumentError(f"{final} exists. Choose another folder for --save, or remove that one.")
+    latest = save_folder / LATEST
+    if latest.is_file() and (named := latest.read_text(encoding="utf-8").strip()) != "release":
+        raise ArgumentError(
+            f"{latest} names {named!r}: --save is the folder of other checkpoints, which a run would then no longer go on from. "
+            "Choose another folder for --save."
+        )
     where = f"--hf-checkpoint {options.hf_checkpoint}"
     rows = options.make_vocab_size_divisible_by * options.tensor_model_parallel_size
     padded = options.model_copy(update={"make_vocab_size_divisible_by": rows})  # heads are never filled up in a file
-    spec = read_spec(read_config(options.hf_checkpoint), where, padded, tensor=1)
+    config = read_config(options.hf_checkpoint)
+    spec = read_spec(config, where, padded, tensor=1)
+    require_tied(options.hf_checkpoint, bool(getattr(config, "tie_word_embeddings", False)), "--hf-checkpoint")
     with Reader(Path(options.hf_checkpoint)) as reader:
         require_known(reader.names(), spec, where)
         pieces = list(_pieces(spec, reader, _is_numbered(options, spec), where))
@@ -84,7 +93,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
             unfinished.mkdir(parents=True)
             write(unfinished, pieces, {"args": _options_of(options, spec), "checkpoint_version": 3.0, "iteration": 1})
             os.rename(unfinished, final)
-            (save_folder / LATEST).write_text("release", encoding="utf-8")
+            latest.write_text("release", encoding="utf-8")
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(f"The checkpoint could not be written to {final}: {error}.") from error
