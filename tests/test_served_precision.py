@@ -287,6 +287,10 @@ def test_training_that_leaves_out_other_modules_than_the_served_checkpoint_is_re
             lambda entries: [*entries, "model.layers.1.mlp.up_proj"],
             "as not quantised that the files have in FP8: model.layers.1.mlp.up_proj",
         ),
+        (
+            lambda entries: [*entries, "re:.*(lm_head"],
+            r"lists 're:\.\*\(lm_head' as not quantised, which is no regular expr",
+        ),
         (lambda entries: [*entries, "re:.*layers.2.*"], "6 modules as not quantised that the files have in FP8"),
         (
             lambda entries: [e for e in entries if "o_proj" not in e],

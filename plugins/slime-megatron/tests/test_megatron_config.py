@@ -132,6 +132,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("glm4_moe_lite", {"rope_interleave": False}, "rope_interleave is false"),
     ("glm4_moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
     ("glm4_moe", {"num_experts_per_tok": 1}, "num_experts_per_tok is 1"),
+    (
+        "qwen3_moe",
+        {"num_experts_per_tok": 1, "norm_topk_prob": True},
+        "num_experts_per_tok is 1 and norm_topk_prob is true",
+    ),
     ("deepseek_v3", {"num_experts_per_tok": 6}, "by their best 2 experts, megatron-core by their best 3"),
 ]
 

@@ -122,9 +122,14 @@ def _require_same(listed: Iterable[str], quantised: Iterable[str], tensors: Mapp
 
 
 def _pattern(entry: str) -> re.Pattern[str]:
-    """What finds the modules that an entry of the list means."""
+    """What finds the modules that an entry of the list means. Raises `DataError` if it is no regular expression behind "re:"."""
     if entry.startswith("re:"):
-        return re.compile(f"^(?:{entry.removeprefix('re:')})")
+        try:
+            return re.compile(f"^(?:{entry.removeprefix('re:')})")
+        except re.error as error:
+            raise DataError(
+                f"config.json lists {entry!r} as not quantised, which is no regular expression behind re: ({error}). Correct it."
+            ) from None
     return re.compile(rf"(?:^|\.){re.escape(entry)}(?:\.|$)")
 
 
