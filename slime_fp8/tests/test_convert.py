@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,25 @@ def test_there_and_back_gives_what_the_numbers_stand_for(model, tmp_path, strate
     for name, weight in weights().items():
         right = format.restored(name, format.stored(name, weight)).bfloat16() if name in done.changed else weight
         assert found[name].equal(right), name
+
+
+def test_planning_takes_time_in_proportion_to_the_number_of_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("slime_fp8.convert.write_folder", lambda *_: None)
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 1}))
+    seconds = {}
+    for count in (500, 8000):
+        save_file(
+            {f"model.layers.0.mlp.experts.{n}.up_proj.weight": torch.ones(1, 1) for n in range(count)},
+            tmp_path / "model.safetensors",
+        )
+        seconds[count] = min(timed(lambda: to_fp8(tmp_path, tmp_path / "fp8", FORMATS["block"])) for _ in range(3))
+    assert seconds[8000] < 40 * seconds[500]  # 16 times as much, where a square would be 256 times
+
+
+def timed(act: Callable[[], object]) -> float:
+    began = time.process_time()
+    act()
+    return time.process_time() - began
 
 
 def test_weights_are_restored_in_the_dtype_that_is_asked_for(model, tmp_path):

@@ -280,6 +280,32 @@ class Runs:
         return Path.mkdir, (self._folder, 0o777, False, True)
 
 
+def test_the_chunks_of_a_tensor_are_looked_through_once_however_many_layers_and_experts_it_has(
+    checkpoint: Any, tmp_path: Path
+) -> None:
+    looks: dict[str, int] = {}
+
+    class Counting(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            looks[self.name] = looks.get(self.name, 0) + 1
+            return super().__iter__()
+
+        name = ""
+
+    assert (
+        main(["convert", "hf-to-torch-dist", "--hf-checkpoint", str(checkpoint(ALL_SPARSE)), "--save", str(tmp_path)])
+        == 0
+    )
+    reader = open_weights(str(tmp_path), "--ref-load", spec_of(ALL_SPARSE))
+    for name, about in reader._folder.tensors.items():  # type: ignore[attr-defined]
+        about.chunks = Counting(about.chunks)
+        about.chunks.name = name
+    stored = load_file(checkpoint(ALL_SPARSE) / "model.safetensors")
+    assert [name for name in reader.names() if not torch.equal(reader.read(name), stored[name])] == []
+    assert max(looks.values()) == 1
+    assert len(looks) < len(stored) / 5, "most tensors have several layers and experts"
+
+
 @pytest.mark.parametrize("name", ["qwen3", ALL_SPARSE])
 def test_conversions_hold_few_tensors_at_a_time(
     name: str, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class CheckpointFolder:
     config: dict[str, Any]
     files: dict[str, dict[str, Layout]]
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, Layout]:
         """{name: dtype and shape} of all files."""
         return {name: layout for layouts in self.files.values() for name, layout in layouts.items()}

@@ -66,7 +66,8 @@ def to_fp8(
     chosen = [n for n, t in source.tensors.items() if t.dtype in FLOATS and modules.holds(n, t.shape)]
     if not chosen:
         raise CheckpointError(f"{model_dir} has no weight that would be quantised, of {len(source.tensors)} tensors.")
-    changes = {n: _quantising(n, t, format) if n in set(chosen) else unchanged(n, t) for n, t in source.tensors.items()}
+    picked = set(chosen)
+    changes = {n: _quantising(n, t, format) if n in picked else unchanged(n, t) for n, t in source.tensors.items()}
     shapes = {name: layout.shape for name, layout in source.tensors.items()}
     left = modules.left_out(shapes)
     config = {**without_quantization(source.config), "quantization_config": format.quantization_config(left)}
@@ -141,13 +142,11 @@ def _written(
     format: WeightFormat,
 ) -> Converted:
     write_folder(source, save_dir, changes, config, workers)
-    tensors = source.tensors
+    tensors, picked = source.tensors, set(chosen)
     after = [layout for change in changes.values() if change is not None for layout in change.layouts.values()]
     return Converted(
         changed=tuple(chosen),
-        left=tuple(
-            n for n, t in tensors.items() if len(t.shape) > 1 and n not in set(chosen) and changes[n] is not None
-        ),
+        left=tuple(n for n, t in tensors.items() if len(t.shape) > 1 and n not in picked and changes[n] is not None),
         ragged=tuple(name for name in chosen if format.is_ragged(tensors[name].shape)),
         bytes_before=sum(layout.size for layout in tensors.values()),
         bytes_after=sum(layout.size for layout in after),

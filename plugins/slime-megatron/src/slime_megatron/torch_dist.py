@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from slime_core.errors import CheckpointError
 from slime_core.tensors.dcp_metadata import read_metadata
@@ -48,6 +49,7 @@ class TorchDistFolder:
             name: about for name, about in found.state_dict_metadata.items() if isinstance(about, TensorStorageMetadata)
         }
         self._places: dict[MetadataIndex, Any] = found.storage_data
+        self._by_index: dict[tuple[str, int], dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
         self._last: tuple[Any, Tensor] | None = None
         self._common: dict[Any, Any] | None = None
 
@@ -78,17 +80,14 @@ class TorchDistFolder:
         depth = len(index)
         result: Tensor | None = None
         filled, wanted = 0, math.prod(about.size[depth:])
-        for chunk in about.chunks:
+        for chunk in self._chunks_at(name, depth).get(tuple(index), ()):
             start, size = tuple(chunk.offsets), tuple(chunk.sizes)
-            inside = [n - first for n, first in zip(index, start, strict=False)]
-            if not all(0 <= n < length for n, length in zip(inside, size, strict=False)):
-                continue
             whole = self._chunk(name, chunk.offsets)
             if whole.shape != size:
                 raise CheckpointError(
                     f"{self._folder}: a part of {name} has the size {tuple(whole.shape)}, and {size} by the metadata."
                 )
-            part = whole[tuple(inside)]
+            part = whole[tuple(n - first for n, first in zip(index, start, strict=False))]
             filled += part.numel()
             if part.numel() == wanted:
                 result = part
@@ -101,6 +100,18 @@ class TorchDistFolder:
                 f"{self._folder} has {filled} of the {wanted} numbers of {name}{list(index) or ''}: parts of it are missing."
             )
         return result
+
+    def _chunks_at(self, name: str, depth: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+        """The chunks of a tensor by the indices of its first dimensions, such as layer and expert, of which they have a part."""
+        if (name, depth) not in self._by_index:
+            about = self.tensors[name]
+            found: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
+            for chunk in about.chunks:
+                bounds = zip(chunk.offsets, chunk.sizes, about.size[:depth], strict=False)
+                for index in product(*(range(max(first, 0), min(first + n, size)) for first, n, size in bounds)):
+                    found.setdefault(index, []).append(chunk)
+            self._by_index[name, depth] = found
+        return self._by_index[name, depth]
 
     def _chunk(self, name: str, offsets: torch.Size) -> Tensor:
         key = (name, tuple(offsets))
