@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fp8_cases import INF, NAN, RECIPES, made, numbers
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_core.contracts.precision import Hardware
 from slime_core.errors import ArgumentError, DataError
@@ -69,6 +70,21 @@ def test_layers_are_quantised(module):
 @pytest.mark.parametrize("module", LEFT_OUT)
 def test_heads_embeddings_norms_and_what_chooses_are_not(module):
     assert not QuantisedModules(4).holds(f"{module}.weight", (64, 64))
+
+
+@pytest.mark.parametrize(
+    "kind", ["bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mpt", "opt"]
+)
+def test_no_embedding_of_a_model_is_quantised_whatever_it_is_called(kind):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind))
+    modules = QuantisedModules(1)
+    embeddings = {
+        f"{n}.weight": tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, torch.nn.Embedding)
+    }
+    assert embeddings
+    assert [name for name, shape in embeddings.items() if modules.holds(name, shape)] == []
+    assert any(modules.holds(name, tuple(p.shape)) for name, p in model.named_parameters()), "layers are"
 
 
 @pytest.mark.parametrize(

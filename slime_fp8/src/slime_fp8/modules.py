@@ -12,6 +12,7 @@ from slime_core.errors import ArgumentError
 NEVER = (
     r"norm",
     r"embed",
+    r"(^|\.)(wte|wpe)$",  # embeddings of GPT-2 and models of its shape
     r"(^|\.)lm_head$",
     r"(^|\.)shared_head\.head$",  # the head of a layer for multi-token prediction, of DeepSeek and GLM
     r"(^|\.)(score|v_head|value_head)$",  # heads of critics and reward models
