@@ -185,6 +185,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         [*REWARDED, "--advantage-estimator", "ppo", "--loss-type", "value_loss"],
         "--loss-type value_loss is what a critic minimises",
     ),
+    "an export over the reference": (
+        [*REWARDED, "--use-kl-loss", "--ref-load", "{place}/no template", "--save-hf", "{place}/no template"],
+        "is the folder of --ref-load, which the export would overwrite",
+    ),
     "a replay that evaluates": (
         [*REWARDED, *EVALUATED, "--load-debug-rollout-data", "{rows}"],
         "needs an inference engine: leave out --load-debug-rollout-data, with which none starts",

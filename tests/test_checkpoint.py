@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,6 +127,48 @@ def test_a_checkpoint_is_never_half_there_while_it_is_removed(tmp_path, monkeypa
     assert removed == [".removing_iter_0000000"]
     checkpoint.require_own(tmp_path)
     assert checkpoint.load_state(tmp_path / "iter_0000001") == {"rollout_id": 1}
+
+
+def test_one_that_cannot_be_removed_is_told_and_ends_nothing(tmp_path, monkeypatch, caplog):
+    for n in range(3):
+        save(tmp_path, n)
+    real = checkpoint.shutil.rmtree
+
+    def of_another_user(folder, ignore_errors=False):
+        if not ignore_errors and Path(folder).name.endswith("0000000"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        real(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", of_another_user)
+    checkpoint.keep_newest(tmp_path, 1)
+    checkpoint.clear_parts(tmp_path)
+    assert [path.name for path in checkpoint.all_checkpoints(tmp_path)] == ["iter_0000002"]
+    assert caplog.text.count("cannot be removed, and takes room") == 2
+
+
+@pytest.mark.parametrize("link", ["latest", "best"])
+def test_a_link_to_a_checkpoint_means_that_one(tmp_path, link):
+    for n in range(3):
+        save(tmp_path, n)
+    (tmp_path / link).symlink_to("iter_0000001")
+    found = checkpoint.find_checkpoint(tmp_path / link, None)
+    assert found == tmp_path.resolve() / "iter_0000001"
+    assert [path.name for path in checkpoint.newer_than(str(tmp_path), found)] == ["iter_0000002"]
+
+
+def test_a_copy_of_the_best_checkpoint_is_no_other_run(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for n in range(3):
+        save(old, n)
+    shutil.copytree(old / "iter_0000001", new / "iter_0000001")
+    args = SimpleNamespace(load=str(old), save=str(new), ckpt_step=None)
+    with pytest.raises(CheckpointError, match=r"holds checkpoints already"):
+        checkpoint.checkpoint_to_load(args)
+    name_best(old, 1)
+    assert checkpoint.checkpoint_to_load(args) == old / "iter_0000002"
+    (new / "iter_0000001" / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds checkpoints already \(iter_0000001\)"):
+        checkpoint.checkpoint_to_load(args)
 
 
 def test_the_best_checkpoint_stays(tmp_path):

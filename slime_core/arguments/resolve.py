@@ -301,9 +301,13 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
     if args.debug_rollout_only and (args.debug_train_only or args.load_debug_rollout_data):
         other = "--debug-train-only" if args.debug_train_only else "--load-debug-rollout-data"
         yield f"--debug-rollout-only and {other} contradict each other; give one of them."
-    trains = not args.debug_rollout_only
-    if trains and args.save_hf and os.path.realpath(args.save_hf) == os.path.realpath(args.hf_checkpoint):
-        yield f"--save-hf {args.save_hf} is the folder of --hf-checkpoint, which the export would overwrite. Choose another one."
+    for name in ("hf_checkpoint", "ref_load", "critic_load", "load"):
+        read = getattr(args, name)
+        if args.debug_rollout_only or not (args.save_hf and read) or (name == "load" and read == args.save):
+            continue
+        if os.path.realpath(args.save_hf) == os.path.realpath(read):
+            flag = f"--{name.replace('_', '-')}"
+            yield f"--save-hf {args.save_hf} is the folder of {flag}, which the export would overwrite. Choose another one."
     for name in ("save_debug_rollout_data", "save_debug_train_data"):
         if args.dump_details and getattr(args, name):
             yield f"--dump-details and --{name.replace('_', '-')} both say where details of a rollout go; give only one of them."

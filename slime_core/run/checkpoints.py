@@ -18,8 +18,10 @@ manifest is complete; one that is removed is first renamed back. On loading, eve
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from slime_core.whole_file import write_whole
 
 RUN = "run.json"
 
+logger = logging.getLogger(__name__)
+
 
 def keep_newest(folder: Path, count: int) -> None:
     """Delete all complete checkpoints in `folder` but the `count` newest, and the one that is named the best."""
@@ -42,8 +46,18 @@ def keep_newest(folder: Path, count: int) -> None:
         if old != best:
             hidden = folder / f".removing_{old.name}"  # whoever finds a part of it must not take it for a checkpoint
             shutil.rmtree(hidden, ignore_errors=True)
-            old.rename(hidden)
-            shutil.rmtree(hidden)
+            with _telling_what_stays(old):
+                old.rename(hidden)
+                shutil.rmtree(hidden)
+
+
+@contextmanager
+def _telling_what_stays(folder: Path) -> Iterator[None]:
+    """Where a folder that is no longer needed cannot be removed, such as another user's, say so and go on."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be removed, and takes room: %s. Remove it yourself.", folder, error)
 
 
 def newer_than(save: str | None, previous: Path) -> list[Path]:
@@ -82,7 +96,8 @@ def clear_parts(folder: Path) -> None:
     """Delete what was left of checkpoints that were being written or removed when a run was killed."""
     for pattern in (f".saving_{PREFIX}*", f".removing_{PREFIX}*"):
         for part in folder.glob(pattern):
-            shutil.rmtree(part)
+            with _telling_what_stays(part):
+                shutil.rmtree(part)
 
 
 def find_latest(folder: Path) -> Path | None:
@@ -99,6 +114,8 @@ def find_checkpoint(load: Path, step: int | None) -> Path | None:
         CheckpointError: one was plainly meant that is not there.
     """
     itself = is_of_a_run(load)
+    if itself and load.is_symlink():  # whose name and folder are not the checkpoint's
+        load = load.resolve()
     if step is None:
         return load if itself else find_latest(load)
     name = f"{PREFIX}{step:07d}"
@@ -228,12 +245,21 @@ def checkpoint_to_load(args: RunArguments) -> Path | None:
 
 
 def _require_no_other(save: Path, loaded: Path) -> None:
-    """Refuse to write among checkpoints that are not those of the run that is gone on with, or are its later ones."""
-    if existing := find_latest(save):
+    """Refuse to write among checkpoints that are not those of the run that is gone on with, or are its later ones. A copy of
+    the best one may be there: a start that was killed has brought it (`slime_core.run.best.take_over_best`)."""
+    best = best_checkpoint(loaded.parent)
+    others = [own for own in all_checkpoints(save) if best is None or own.name != best.name or not _is_copy(own, best)]
+    if others:
         raise CheckpointError(
-            f"--save {save} holds checkpoints already ({existing.name}), and the run would go on from {loaded}, which is elsewhere, and "
+            f"--save {save} holds checkpoints already ({others[-1].name}), and the run would go on from {loaded}, which is elsewhere, and "
             f"write over them. Give --load {save} to go on from those, or choose another folder for --save."
         )
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    """Whether two checkpoints have the same files."""
+    manifests = [path / "manifest.json" for path in (one, other)]
+    return manifests[1].is_file() and manifests[0].read_bytes() == manifests[1].read_bytes()
 
 
 def _require_load(args: RunArguments) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from slime_core.errors import CheckpointError, DataError
+from slime_fp8.checkpoint_folder import CheckpointFolder
 from slime_fp8.convert import from_fp8, to_fp8
 from slime_fp8.modules import QuantisedModules
 from slime_fp8.weight_formats import FORMATS, block_format
@@ -111,23 +111,19 @@ def test_there_and_back_gives_what_the_numbers_stand_for(model, tmp_path, strate
         assert found[name].equal(right), name
 
 
-def test_planning_takes_time_in_proportion_to_the_number_of_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("slime_fp8.convert.write_folder", lambda *_: None)
-    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 1}))
-    seconds = {}
-    for count in (500, 8000):
-        save_file(
-            {f"model.layers.0.mlp.experts.{n}.up_proj.weight": torch.ones(1, 1) for n in range(count)},
-            tmp_path / "model.safetensors",
-        )
-        seconds[count] = min(timed(lambda: to_fp8(tmp_path, tmp_path / "fp8", FORMATS["block"])) for _ in range(3))
-    assert seconds[8000] < 40 * seconds[500]  # 16 times as much, where a square would be 256 times
+def test_the_weights_of_a_folder_are_listed_once_and_not_for_each_of_them(model, tmp_path, monkeypatch):
+    listed = []
 
+    def tensors(folder):
+        listed.append(folder.folder)
+        return {name: layout for layouts in folder.files.values() for name, layout in layouts.items()}
 
-def timed(act: Callable[[], object]) -> float:
-    began = time.process_time()
-    act()
-    return time.process_time() - began
+    counted = cached_property(tensors)
+    counted.__set_name__(CheckpointFolder, "tensors")
+    monkeypatch.setattr(CheckpointFolder, "tensors", counted)
+    to_fp8(model, tmp_path / "fp8", FORMATS["block"])
+    from_fp8(tmp_path / "fp8", tmp_path / "back")
+    assert listed == [model, tmp_path / "fp8"]
 
 
 def test_weights_are_restored_in_the_dtype_that_is_asked_for(model, tmp_path):
