@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.arguments.command_line import run_parser
+from slime_core.arguments.command_line import parse_command_line, run_parser
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.readers import options_read, unknown_names, without_effect
@@ -89,6 +89,14 @@ def test_a_mistake_is_an_error_that_says_what_to_do(namespace, flags, message):
     with pytest.raises(ArgumentError) as error:
         resolved(namespace, *flags)
     assert message in str(error.value)
+
+
+def test_a_flag_that_is_written_with_underscores_gets_its_own_name_back(namespace):
+    known = [flag for flag in run_parser(namespace, "slime train")._option_string_actions if "-" in flag[2:]]
+    assert {"--num-rollout", "--lr-decay-style", "--hf-checkpoint", "--no-apply-chat-template"} <= {*known}
+    _, errors = parse_command_line(namespace, ["--" + flag[2:].replace("-", "_") for flag in known])
+    told = [(str(error), flag) for error, flag in zip(errors, known, strict=True)]
+    assert [said for said, flag in told if not said.endswith(f". Did you mean {flag!r}?")] == []
 
 
 def test_a_missing_required_option_is_named_with_its_meaning(namespace):

@@ -85,7 +85,9 @@ def parse_command_line(namespace: Namespace, argv: list[str]) -> tuple[dict[str,
         flag = word.split("=", 1)[0]
         if word.startswith("--"):
             unknown = flag not in known
-            if unknown and not _told(namespace, flag, errors):
+            if unknown and (dashed := flag.replace("_", "-")) in known:
+                errors.append(ArgumentError(f"There is no option {flag}. Did you mean {dashed!r}?"))
+            elif unknown and not _told(namespace, flag, errors):
                 name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
                 hint = namespace.advice(name) or " See slime train --help."
                 errors.append(ArgumentError(f"There is no option {flag}.{hint}"))
