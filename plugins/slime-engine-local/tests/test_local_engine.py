@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from local_engine_cases import (
     SHAPE,
     Passes,
@@ -22,6 +23,7 @@ from local_engine_cases import (
     engine_args,
     held,
     reference_greedy,
+    reference_log_probs,
     until,
     weights_of,
 )
@@ -235,10 +237,60 @@ def test_a_failed_step_leaves_alone_what_was_asked_for_meanwhile(llama: Any, sta
     assert len(second.tokens) == 4
 
 
-def test_attention_that_the_engine_does_not_know_is_refused(random_model: Any, start: Start) -> None:
-    config = Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=8)
-    with pytest.raises(EngineError, match="softcap"):
-        ask(start(*random_model(Gemma2ForCausalLM, config)), [(PROMPT, {"max_new_tokens": 4})])
+EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}
+UNKNOWN = {
+    "soft caps": (Gemma2ForCausalLM, lambda: Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=8), "softcap"),
+    "a window in the mask alone": (
+        transformers.Qwen2MoeForCausalLM,
+        lambda: transformers.Qwen2MoeConfig(
+            **SHAPE,
+            num_key_value_heads=2,
+            num_experts=4,
+            **EXPERTS,
+            use_sliding_window=True,
+            sliding_window=12,
+            max_window_layers=1,
+        ),
+        "does not say how long its sliding window is",
+    ),
+    "the same, of all layers": (
+        transformers.PhimoeForCausalLM,
+        lambda: transformers.PhimoeConfig(**SHAPE, num_key_value_heads=2, num_local_experts=4, sliding_window=12),
+        "does not say how long its sliding window is",
+    ),
+    "two attentions in a layer": (
+        transformers.DiffLlamaForCausalLM,
+        lambda: transformers.DiffLlamaConfig(**SHAPE, num_key_value_heads=2),
+        "attends more than once",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_attention_that_the_engine_does_not_know_is_refused(random_model: Any, start: Start, kind: str) -> None:
+    model_class, config, refusal = UNKNOWN[kind]
+    with pytest.raises(EngineError, match=refusal):
+        ask(start(*random_model(model_class, config())), [(PROMPT, {"max_new_tokens": 4})])
+
+
+def test_what_a_layer_does_beyond_a_position_alone_is_computed(random_model: Any, start: Start) -> None:
+    """Queries of Ministral 3 grow with their position, from the 32nd on here."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 32}
+    rope |= {
+        "type": "yarn",
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
+    config = transformers.Ministral3Config(
+        **SHAPE, num_key_value_heads=2, head_dim=8, max_position_embeddings=512, rope_parameters=rope
+    )
+    folder, model = random_model(transformers.Ministral3ForCausalLM, config)
+    prompt = [3 + n % 290 for n in range(60)]
+    (got,) = ask(start(folder, model), [(prompt, {"max_new_tokens": 4, "temperature": 0.0, "ignore_eos": True})])
+    assert got.log_probs == pytest.approx(reference_log_probs(model, prompt, got.tokens), abs=1e-9)
 
 
 def test_positions_that_depend_on_the_batch_are_refused(random_model: Any, start: Start) -> None:

@@ -162,7 +162,9 @@ def test_other_paths_methods_and_hosts_are_refused(served: Served) -> None:
     assert refused(served.http.get(CHAT))["status"] == 405
     assert refused(served.http.options(CHAT))["status"] == 405
     assert refused(served.http.get("/v1/models", headers={"host": "evil.example"}))["code"] == "wrong_host"
-    for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
+    for host in ("127.evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "[::2]:80"):
+        assert refused(served.http.get("/v1/models", headers={"host": host}))["code"] == "wrong_host"
+    for host in ("localhost:1", "127.0.0.1", "127.1.2.3:9", "[::1]:80"):
         assert served.http.get("/v1/models", headers={"host": host}).status_code == 200
 
 

@@ -347,10 +347,15 @@ class LanguageModel:
         return logits
 
     def _probe_step(self) -> tuple[ForwardPass, Tensor, bool]:
-        """A pass over a few tokens, these tokens, and whether an image is among them."""
+        """A pass over a few tokens, these tokens, and whether an image is among them.
+
+        Their positions are the last ones of the context: there, too, shows what some models do beyond a certain position alone.
+        """
         cache, tokens = KVCache(), range(PROBED)
         shown = probe_chunk(self._module, PROBED, self.dtype, self.device)
-        step = ForwardPass(cache, [], [Chunk(CachedSequence(cache.add(PROBED)), tokens, shown)], self.device)
+        context = getattr(self._module.config.get_text_config(), "max_position_embeddings", None) or PROBED
+        sequence = CachedSequence(cache.add(PROBED), shift=max(0, context - PROBED))
+        step = ForwardPass(cache, [], [Chunk(sequence, tokens, shown)], self.device)
         return step, torch.arange(PROBED, device=self.device), shown is not None
 
     def _refusal(self, reason: str) -> EngineError:

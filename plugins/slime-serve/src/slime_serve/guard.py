@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -66,7 +67,12 @@ class Guard:
 
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, as only this machine reaches it."""
-    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, such as 127.example.com, which anybody may give to any address
+        return False
 
 
 def _host_of(request: Request) -> str:
