@@ -6,11 +6,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slime_core.errors import DataError, did_you_mean
+from slime_core.errors import ArgumentError, DataError, did_you_mean
 
 EXTENSIONS = (".jsonl", ".json", ".parquet", ".arrow", ".feather")
 
@@ -68,6 +70,24 @@ def matching(pattern: str) -> list[Path]:
             raise DataError(f"No file matches {pattern}.{_nearby(path)}")
         return matches
     raise DataError(f"There is no file {pattern}.{_nearby(path)}")
+
+
+def require_other_file(option: str, output: str | Path, specs: Sequence[str]) -> None:
+    """Check that what a command writes is none of the data files that it reads, however the two are spelled.
+
+    Args:
+        option: names the output, as in "--output".
+        specs: what `open_rows` takes.
+
+    Raises:
+        ArgumentError: it is one of them.
+        DataError: as `find_files`.
+    """
+    read = [file for spec in specs for file in find_files(parse_spec(spec)[0])]
+    if os.path.exists(output) and any(file.exists() and file.samefile(output) for file in read):
+        raise ArgumentError(
+            f"{option} {output} is one of the files that are read, and would be replaced; name another file."
+        )
 
 
 def content_digest(path: Path) -> str:

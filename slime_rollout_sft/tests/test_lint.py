@@ -145,6 +145,27 @@ def test_a_page_is_written_and_the_counts_are_printed_as_well(preview: Preview, 
     assert "has the content 5" in page
 
 
+@pytest.mark.parametrize("option", ["--html", "--report"])
+def test_the_rows_are_not_replaced_by_what_is_said_of_them(option: str, preview: Preview, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("rows.jsonl")
+    for output in ("rows.jsonl", "link"):
+        status, _, err = preview([GOOD], option, str(tmp_path / output))
+        assert status == 2
+        assert f"{option} {output} is one of the files that are read, and would be replaced" in err
+        assert (tmp_path / "rows.jsonl").read_text() == json.dumps(GOOD) + "\n"
+
+
+@pytest.mark.parametrize("option", ["--html", "--report"])
+def test_what_is_said_of_rows_may_go_into_a_new_folder_and_not_in_the_place_of_one(
+    option: str, preview: Preview, tmp_path: Path
+) -> None:
+    assert preview([GOOD], option, str(tmp_path / "new" / "said"))[0] == 0
+    assert (tmp_path / "new" / "said").is_file()
+    for output, said in (("new", "is a folder; name a file in it"), ("new/said/more", "cannot be written")):
+        status, _, err = preview([GOOD], option, str(tmp_path / output))
+        assert (status, said in err) == (2, True), err
+
+
 MARKS_A_RESULT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n"

@@ -54,6 +54,20 @@ def test_excluded_questions_never_occur(tmp_path: Path, capsys: pytest.CaptureFi
     assert "136 rows of chain_sum; 64 questions rejected because of --exclude" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("output", ["eval.jsonl", "./eval.jsonl", "link.jsonl", "hard.jsonl"])
+def test_a_file_that_is_excluded_is_not_replaced(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = write(tmp_path / "eval.jsonl", "--size", 5)
+    (tmp_path / "link.jsonl").symlink_to("eval.jsonl")
+    (tmp_path / "hard.jsonl").hardlink_to("eval.jsonl")
+    words = ["--size", "5", "--seed", "2", "--exclude", "*val.jsonl@[1:]", *TWO_DIGITS]
+    assert main(["tasks", "chain_sum", "--output", output, *words]) == 2
+    assert "is one of the files that are read, and would be replaced; name another" in capsys.readouterr().err
+    assert [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == before
+
+
 def test_a_question_inside_a_foreign_row_is_excluded_too(tmp_path: Path) -> None:
     heldout = write(tmp_path / "eval.jsonl", "--size", 64, "--template", "Well?  {question} Hm.")
     foreign = tmp_path / "foreign.jsonl"

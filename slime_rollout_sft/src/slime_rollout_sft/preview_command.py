@@ -212,7 +212,9 @@ def _is_rl(options: argparse.Namespace) -> bool:
 
 
 def _require_sense(options: argparse.Namespace) -> None:
-    """Check that every option has an effect."""
+    """Check that every option has an effect, and none loses a file that is read."""
+    from slime_core.data.files import require_other_file
+
     if _is_rl(options):
         given = [name for name in _OF_FINE_TUNING if getattr(options, name) is not None]
         why = "belongs to fine-tuning; leave it out, or --rl and --apply-chat-template"
@@ -223,6 +225,20 @@ def _require_sense(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--{given[0].replace('_', '-')} {why}.")
     if options.over_long_sample is not None and options.rollout_max_context_len is None:
         raise ArgumentError("--over-long-sample has no effect without --rollout-max-context-len; give both.")
+    for option in ("html", "report"):
+        if (output := getattr(options, option)) is not None:
+            require_other_file(f"--{option}", output, options.input)
+            _require_place(f"--{option}", Path(output))
+
+
+def _require_place(option: str, output: Path) -> None:
+    """Make the folder of a file that is to be written, before anything is read."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{option} {output} cannot be written: {error.strerror}. Choose another file.") from None
+    if output.is_dir():
+        raise ArgumentError(f"{option} {output} is a folder; name a file in it.")
 
 
 @contextmanager

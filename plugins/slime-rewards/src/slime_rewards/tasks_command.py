@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(options: argparse.Namespace) -> int:
+    from slime_core.data.files import require_other_file
     from slime_rewards import tasks
 
     if options.task is None or options.output is None:
@@ -85,6 +86,7 @@ def _write(options: argparse.Namespace) -> int:
     output = Path(options.output)
     if output.suffix != ".jsonl":
         raise ArgumentError(f"--output is {options.output}; expected a name that ends in .jsonl.")
+    require_other_file("--output", output, options.exclude)
     settings = _settings(options.task, options.set)
     excluded = tasks.Excluded.read(options.exclude)
     drawn = tasks.Distinct(options.task, tasks.entries(options.task, settings, options.seed), options.size, excluded)
