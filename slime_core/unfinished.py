@@ -1,5 +1,5 @@
-"""`unfinished`: where what takes minutes to write is written, hidden beside its place, until it is whole; `replace_model` puts a model there.
-Called by exports and conversions."""
+"""`unfinished`: where what takes minutes to write is written, hidden at its place, until it is whole; `replace_model` and `replace_folder` put it
+there. Called by exports and conversions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 def unfinished(target: Path, ending: str = "") -> Path:
-    """Return a path beside `target` that is this process's alone: `.NAME.HOST.PID`. The caller removes it, or renames it to `target`.
+    """Return a path that is this process's alone: `.NAME.HOST.PID`, beside `target`, or in it where it is a folder, which may be a link or a
+    mount, or stand in one that is not to be written into. The caller removes it, or puts it in the place of `target`.
 
     What processes of this machine that were killed have left of the same target is removed. What may be another machine's is named in the log.
 
@@ -24,8 +25,9 @@ def unfinished(target: Path, ending: str = "") -> Path:
     """
     host = re.sub(r"[^\w-]", "-", socket.gethostname())
     start, own = f".{target.name}.", os.getpid()
+    place = target if target.is_dir() else target.parent
     with suppress(OSError):  # there is no folder yet, or none that can be listed
-        for path in sorted(target.parent.iterdir()):
+        for path in sorted(place.iterdir()):
             if not path.name.startswith(start):
                 continue
             left = re.fullmatch(r"(?:([\w-]+)\.)?(\d+)(?:\.[a-z]+)?", path.name.removeprefix(start))
@@ -38,7 +40,7 @@ def unfinished(target: Path, ending: str = "") -> Path:
             elif int(left[2]) == own or not _is_alive(int(left[2])):
                 logger.warning("%s, which process %s left unfinished, is removed.", path, left[2])
                 _remove(path)
-    return target.with_name(f"{start}{host}.{own}{ending}")
+    return place / f"{start}{host}.{own}{ending}"
 
 
 _OF_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter", "quantised")
@@ -47,14 +49,29 @@ a single file before an index, and servers go by the index."""
 
 
 def replace_model(written: Path, target: Path) -> None:
-    """Rename a checkpoint that is whole to `target`. If there is one already, its weights go, and other files that the new one lacks stay."""
+    """Put a checkpoint that is whole in the place of `target`. If there is one already, its weights go, and other files that the new one lacks
+    stay."""
     let_others_read(written)
+    if target.exists():
+        for old in [path for pattern in _OF_WEIGHTS for path in target.glob(pattern)]:
+            _remove(old)
+    _move(written, target)
+
+
+def replace_folder(written: Path, target: Path) -> None:
+    """Put a folder that is whole in the place of `target`, of which nothing stays but the folder itself: it may be a mount, or a link to one."""
+    if target.exists():
+        for old in list(target.iterdir()):
+            if old.name != written.name:
+                _remove(old)
+    _move(written, target)
+
+
+def _move(written: Path, target: Path) -> None:
     if not target.exists():
         written.rename(target)
         return
-    for old in [path for pattern in _OF_WEIGHTS for path in target.glob(pattern)]:
-        _remove(old)
-    for new in written.iterdir():
+    for new in list(written.iterdir()):
         if (target / new.name).is_dir():
             _remove(target / new.name)
         new.replace(target / new.name)

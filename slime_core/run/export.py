@@ -28,7 +28,7 @@ from slime_core.run.output import writing
 from slime_core.run.stored_run import arguments_of, require_checkpoint
 from slime_core.training.components import quantised_checkpoints
 from slime_core.training.initial_weights import with_initial_weights
-from slime_core.unfinished import let_others_read, unfinished
+from slime_core.unfinished import let_others_read, replace_folder, unfinished
 
 if TYPE_CHECKING:
     from slime_core.arguments import RunArguments
@@ -189,7 +189,7 @@ def _is_own(load: str, checkpoint: Path) -> bool:
 
 @contextmanager
 def _new_folder(target: Path, force: bool, sources: tuple[Path | str | None, ...]) -> Iterator[Path]:
-    """A hidden folder beside `target`, which takes its place at the end of the context.
+    """A hidden folder at `target`, which takes its place at the end of the context.
 
     Raises:
         ArgumentError: something is in `target` that must not be lost.
@@ -213,8 +213,6 @@ def _new_folder(target: Path, force: bool, sources: tuple[Path | str | None, ...
             hidden.mkdir(parents=True)
             yield hidden
             let_others_read(hidden)
-            if target.exists():
-                shutil.rmtree(target)
-            hidden.rename(target)
+            replace_folder(hidden, target)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

@@ -277,13 +277,19 @@ class Run:
         if self.trainer is None or not self.args.save_hf:
             return
         folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
-        with writing("The exported model", folder):
-            hidden = unfinished(folder)
-            try:
+        hidden = unfinished(folder)
+        try:
+            with writing("The exported model", folder):
                 ends = wait(self.trainer.call(TrainWorker.export, hidden), "the export")
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        try:
+            with writing("The exported model", folder):
                 wait(self.trainer.call(TrainWorker.publish, hidden, folder), "the export")
-            finally:
-                shutil.rmtree(hidden, ignore_errors=True)
+        except Exception as error:
+            error.add_note(f"The exported model is in {hidden}, from where it could not be moved.")
+            raise
         quantised = self.components.training.quantised.get(self.args.hf_checkpoint)
         also = f", and in the format of --hf-checkpoint: {folder / 'quantised'}" if quantised else ""
         self.tracking.console.say(f"exported model: {folder}{also}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from slime_core.data.quantised_checkpoints import INDEX, num_layers, weight_files
 from slime_core.errors import CheckpointError
+from slime_core.unfinished import replace_folder, unfinished
 from slime_fp8.safetensors_stream import NAMES, Layout, write_stream
 
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -111,7 +112,7 @@ def write_folder(
 ) -> None:
     """Write a checkpoint with other tensors and another config.json. Other files are copied, but no weights in other formats.
 
-    The new checkpoint is complete or not there: it is written into a hidden folder beside `target`, which then takes its name.
+    The new checkpoint is complete or not there: it is written into a hidden folder, which then takes its place.
 
     Args:
         source: the checkpoint that is converted.
@@ -127,20 +128,17 @@ def write_folder(
         raise CheckpointError(
             f"{target} exists and is not empty; nothing was written. Give another --save-dir, or empty it."
         )
-    unfinished = target.absolute().parent / f".{target.absolute().name}.unfinished"
+    hidden = unfinished(target.absolute())
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        _copy_others(source, unfinished)
-        _write_weights(source, unfinished, changes, workers)
-        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)
+        hidden.mkdir(parents=True)
+        _copy_others(source, hidden)
+        _write_weights(source, hidden, changes, workers)
+        (hidden / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        replace_folder(hidden, target)
     except OSError as error:
         raise CheckpointError(f"The checkpoint could not be written to {target}: {error}.") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _copy_others(source: CheckpointFolder, target: Path) -> None:

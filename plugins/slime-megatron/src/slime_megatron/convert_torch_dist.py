@@ -19,7 +19,7 @@ from slime_core.data.checkpoint_folders import recognise
 from slime_core.data.ends import add_ends, stored_trained_ends
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.plugins import Plugins
-from slime_core.unfinished import unfinished
+from slime_core.unfinished import replace_folder, unfinished
 from slime_megatron.arguments import MegatronArguments, MegatronComputeArguments, MegatronLayoutArguments
 from slime_megatron.checkpoint_files import Reader, read_config, write
 from slime_megatron.configuration import read_spec
@@ -75,9 +75,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
         write(hidden, _all(reader), origin, spec.extra_file_prefixes, shard_bytes=options.chunk_size)
         _copy_others(origin, hidden)
         add_ends(hidden, stored_trained_ends(source))
-        if output.exists():
-            shutil.rmtree(output)
-        hidden.rename(output)
+        replace_folder(hidden, output)
     except OSError as error:
         raise CheckpointError(f"The checkpoint could not be written to {output}: {error}.") from error
     finally:
