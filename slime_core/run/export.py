@@ -201,13 +201,13 @@ def _new_folder(target: Path, force: bool, sources: tuple[Path | str | None, ...
         there = Path(source).resolve()
         if target.resolve() in (there, *there.parents):
             raise ArgumentError(f"{target} is, or contains, {source}, which is exported. Choose another folder.")
+    hidden = unfinished(target)  # first: what a killed export has left in the folder is no content of it
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         is_model = any((target / name).is_file() for name in ("config.json", ADAPTER))
         if not is_model:
             raise ArgumentError(f"{target} is there already, and is no exported model. Choose another folder.")
         if not force:
             raise ArgumentError(f"{target} holds a model already. Choose another folder, or replace it with --force.")
-    hidden = unfinished(target)
     try:
         with writing("The exported model", target):
             hidden.mkdir(parents=True)

@@ -124,11 +124,11 @@ def write_folder(
     Raises:
         CheckpointError: the folder has something in it, or it cannot be written.
     """
+    hidden = unfinished(target.absolute())  # first: what a killed conversion has left in the folder is no content of it
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(
             f"{target} exists and is not empty; nothing was written. Give another --save-dir, or empty it."
         )
-    hidden = unfinished(target.absolute())
     try:
         hidden.mkdir(parents=True)
         _copy_others(source, hidden)
