@@ -116,7 +116,7 @@ def test_a_loss_may_declare_whole_groups_and_conditions(install_plugin, sft):
 
 def test_an_option_that_nobody_declares_is_never_reported(install_plugin, sft):
     install_plugin(OPTIONS)
-    for loss in ("it", "sft_loss", "policy_loss"):
+    for loss in ("it", "sft_loss"):
         assert about("--nobodys", [*sft, "--loss-type", loss, "--nobodys", "2"]) == ""
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def policy(args: LossRunArguments, checking: Checking) -> None:
     """Say that there are no advantages, that a KL term in the loss has no gradient of the divergence, and that no sequence can be
     off-policy."""
-    if args.disable_compute_advantages_and_returns:
+    if args.disable_compute_advantages_and_returns and "loss_type" not in checking.set_aside:
         checking.error(
             f"--loss-type {args.loss_type} needs advantages, and --disable-compute-advantages-and-returns leaves them out. For "
             "fine-tuning choose --loss-type sft_loss; else leave that option out."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from slime_core.arguments.eval_config import METADATA, OPTION_OF
 from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.checking import Checking
-from slime_core.contracts.loss import what_reads
+from slime_core.contracts.loss import may_skip_zero_advantage
 from slime_core.data.image_rows import count_places
 from slime_core.data.rows import open_rows
 from slime_core.data.tokenizer import template_variables
@@ -78,9 +78,10 @@ def _something_to_learn(args: SftRunArguments, checking: Checking) -> None:
         or args.custom_reward_post_process_path
         or args.rollout_data_postprocess_path
     )
-    if checking.components.rollouts.rollout.name != "sft" or training.advantage is None or own:
+    told = checking.set_aside & {"loss_type", "custom_loss_function_path", "advantage_estimator"}
+    if checking.components.rollouts.rollout.name != "sft" or training.advantage is None or own or told:
         return
-    if args.advantage_estimator == "grpo" and "advantages" in what_reads(training.loss, args):
+    if args.advantage_estimator == "grpo" and may_skip_zero_advantage(training.loss, args):
         checking.error(
             f"The rollout 'sft' gives no rewards, of which --loss-type {args.loss_type} learns: every advantage would be 0. Choose "
             "--loss-type sft_loss."
