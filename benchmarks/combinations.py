@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import shlex
 import shutil
 import sys
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +29,7 @@ from typing import Any
 from benchmarks.run_state import differences
 from slime_core.arguments import RunArguments
 from slime_core.cli import main as slime
+from slime_core.run.checkpoints import write_latest
 from slime_core.sample import Sample
 from slime_core.testing.checkpoint import tiny_checkpoint
 from slime_core.whole_file import write_whole
@@ -169,14 +172,14 @@ def prepare(folder: Path) -> None:
     rows = []
     for n in range(20):
         asked, answer = f"What is {n} plus {n + 1}?{' Think.' * (n % 6)}", f"It is {2 * n + 1}. {'Easy. ' * (n % 4)}"
-        messages = f'[{{"role": "user", "content": "{asked}"}}, {{"role": "assistant", "content": "{answer}"}}]'
-        rows.append(f'{{"messages": {messages}, "label": "{2 * n + 1}"}}\n')
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": messages, "label": str(2 * n + 1)}) + "\n")
     write_whole(folder / "rows.jsonl", "".join(rows))
 
 
-def start(command: str, options: list[Option], save: Path, *more: str) -> tuple[bool, str]:
-    """Run slime in this process, as often as the folder needs it. Returns whether it succeeded, and what it said last."""
-    words = [command, *(word for option in options for word in option), "--save", str(save), "--load", str(save), *more]
+def start(command: str, options: list[Option], save: Path) -> tuple[bool, str]:
+    """Run slime in this process, from the newest checkpoint in the folder. Returns whether it succeeded, and what it said."""
+    words = [command, *(word for option in options for word in option), "--save", str(save), "--load", str(save)]
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         try:
@@ -191,7 +194,7 @@ def forget(save: Path, after: str) -> None:
     for checkpoint in save.glob("iter_*"):
         if checkpoint.name > after:
             shutil.rmtree(checkpoint)
-    (save / "latest_checkpointed_iteration.txt").write_text(str(int(after.removeprefix("iter_"))), encoding="utf-8")
+    write_latest(save / after)
 
 
 def attempt(command: str, options: list[Option], folder: Path) -> str:
@@ -263,8 +266,7 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="combinations-") as name:
         prepare(Path(name))
-        seeds = iter(range(asked.seed, asked.seed + 10**9))
-        counted = search(seeds, Path(name), time.monotonic() + 60 * asked.minutes)
+        counted = search(count(asked.seed), Path(name), time.monotonic() + 60 * asked.minutes)
     print(f"{sum(counted.values())} combinations from seed {asked.seed}: {dict(counted)}")
     return int(counted["fault"] > 0)
 
