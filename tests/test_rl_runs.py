@@ -144,11 +144,15 @@ def test_a_run_with_half_generated_groups_resumes_bit_for_bit(flags, tmp_path, c
     assert [{k: v for k, v in line.items() if "perf/" not in k and "time" not in k} for line in rest] == tail
 
 
-def test_what_is_sampled_does_not_depend_on_how_long_sample_hooks_take(flags, tmp_path, monkeypatch):
-    more = (
-        *("--over-sampling-batch-size", "6", "--rollout-sample-hook-path", "rl_hooks.look_for_a_while"),
-        *("--rollout-max-response-len", "60", "--rollout-stop", *"abcdefghijklm"),
-    )
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ("--rollout-max-response-len", "60", "--rollout-stop", *"abcdefghijklm"),
+        pytest.param(("--rollout-max-response-len", "4"), id="all at once"),
+    ],
+)
+def test_what_is_sampled_does_not_depend_on_how_long_sample_hooks_take(ending, flags, tmp_path, monkeypatch):
+    more = "--over-sampling-batch-size", "6", "--rollout-sample-hook-path", "rl_hooks.look_for_a_while", *ending
     sampled = []
     for seconds in (0.0, 0.01, 0.03):
         monkeypatch.setattr("rl_hooks.LOOKS_S", seconds)

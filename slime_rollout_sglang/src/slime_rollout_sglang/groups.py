@@ -26,7 +26,7 @@ from slime_core.trajectories import as_one_trajectory, number_of, with_finished_
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
 from slime_rollout_sglang.prompts import processor_of
-from slime_rollout_sglang.requests import Requests, Session
+from slime_rollout_sglang.requests import Requests, Session, Turns
 from slime_rollout_sglang.sample_hooks import SampleHooks
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class GroupRunner:
     ) -> None:
         self._args, self._requests, self._generator, self._rewards = args, requests, generator, rewards
         self._parameters, self._seed, self._mask_earlier = parameters, seed, mask_earlier
-        self._evaluation, self._hooks = evaluation, hooks
+        self._evaluation, self._hooks, self._hooks_turns = evaluation, hooks, Turns()
         self._wanted_extras = accepted_extras(generator.selected.target, ("engine", "evaluation"))
         self.counts = Counter[str]()
 
@@ -187,9 +187,12 @@ class GroupRunner:
         if self._hooks is None:
             return made
         looked_at.enter_context(self._requests.hold.following_up())
+        return await self._hooks_turns.take(self._hooked(self._hooks, made))
+
+    async def _hooked(self, hooks: SampleHooks, made: list[Sample]) -> list[Sample]:
         hooked = []
         for one in made:
-            left = await self._hooks.apply(one) if one.status in FINISHED else one
+            left = await hooks.apply(one) if one.status in FINISHED else one
             if left is None:
                 raise GroupLost("sample_hook")
             self._check(left)

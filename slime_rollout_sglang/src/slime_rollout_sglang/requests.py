@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.contracts.engine import Generation, Holds
 from slime_core.rollout.asking import ask
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from slime_core.contracts.engine import InferenceEngine
     from slime_core.data.image_processor import Processor
     from slime_rollout_sglang.arguments import RlRunArguments
+
+Result = TypeVar("Result")
 
 ABORT_AGAIN_AFTER = 1.0
 """Seconds after which an abort is repeated: on its way to a remote engine, it may overtake the request that it ends."""
@@ -155,6 +157,27 @@ class EngineHold:
         elif not on and self._held is not None:
             self._held.close()
             self._held = None
+
+
+class Turns:
+    """Lets things that are done side by side end in the order in which they began, so that what comes of it does not depend on the
+    clock: functions that are not async run on threads."""
+
+    def __init__(self) -> None:
+        self._last: asyncio.Event | None = None
+
+    async def take(self, work: Awaitable[Result]) -> Result:
+        """Do something, wait until all that began before it has ended, and return its result, or raise its error."""
+        earlier, self._last = self._last, asyncio.Event()
+        ended = self._last
+        try:
+            return await work
+        finally:
+            try:
+                if earlier is not None:
+                    await earlier.wait()
+            finally:
+                ended.set()
 
 
 class Session:
