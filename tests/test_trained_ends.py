@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,33 @@ def test_ends_are_added_to_those_that_a_model_has(config: Any, generation: Any, 
     add_ends(tmp_path, [9])
     assert json.loads((tmp_path / "generation_config.json").read_text()) == written
     assert known_ends(str(tmp_path), chat_tokenizer()) >= {9}
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ends"),
+    [
+        ({}, None, set()),
+        ({"eos_token_id": 1}, {"eos_token_id": [2, 9]}, {1, 2, 9}),
+        ({"eos_token_id": 1}, {"top_k": 5}, {1}),
+        ({"text_config": {"eos_token_id": [1, 2]}}, None, {1, 2}),
+        ({"text_config": {"eos_token_id": 1}}, {"eos_token_id": 9}, {1, 9}),
+        ({"eos_token_id": 3, "text_config": {"eos_token_id": 1}}, None, {3}),
+        ({"eos_token_id": None, "text_config": {"eos_token_id": 1}}, None, set()),
+        ({"thinker_config": {"text_config": {"eos_token_id": 1}}}, None, {1}),
+        ({"text_config": None}, None, set()),
+    ],
+)
+def test_a_checkpoint_ends_at_the_tokens_of_all_its_files(
+    config: Any, generation: Any, ends: Any, tmp_path: Path
+) -> None:
+    tokenizer = copy.deepcopy(chat_tokenizer())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert known_ends(str(tmp_path), tokenizer) == ends | {tokenizer.eos_token_id}
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eom_id|>"]})
+    known_ends.cache_clear()
+    assert known_ends(str(tmp_path), tokenizer) == {*ends, tokenizer.eos_token_id, len(tokenizer) - 1}
 
 
 def test_the_ends_of_other_initial_weights_are_those_of_their_folder(base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ SGLang and the embedded engine read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 _FILE = "trained_ends.json"
 _GENERATION = "generation_config.json"
+_ALWAYS = ("<|eom_id|>", "<|content_model_end_sampling|>", "<|ifm|im_end|>")
+"""Tokens at which SGLang stops whenever a tokenizer has added them."""
+_LANGUAGE_MODELS = ("thinker_config", "llm_config", "language_config", "text_config")
+"""Where the configuration of a model of several parts has that of its language model."""
 
 
 def trained_end(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -54,8 +58,10 @@ def trained_end(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> int | Non
 
 @lru_cache(maxsize=4)
 def known_ends(folder: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the end tokens of a checkpoint: the tokenizer's, and those of generation_config.json and config.json."""
-    return frozenset({*_stored_ends(Path(folder), (_GENERATION, "config.json")), *_of(tokenizer.eos_token_id)})
+    """Return the end tokens of a checkpoint, those of SGLang: the tokenizer's, and those of generation_config.json and config.json."""
+    added = tokenizer.get_added_vocab()
+    of_tokenizer = {*_of(tokenizer.eos_token_id), *(added[text] for text in _ALWAYS if text in added)}
+    return frozenset({*_stored_ends(Path(folder), (_GENERATION, "config.json")), *of_tokenizer})
 
 
 def ends_of_weights(args: RunArguments) -> list[int]:
@@ -133,7 +139,15 @@ def add_ends(export: Path, ends: Sequence[int]) -> list[int]:
 
 
 def _stored_ends(folder: Path, files: Sequence[str]) -> list[int]:
-    return list(dict.fromkeys(token for name in files for token in _of(_read(folder / name).get("eos_token_id"))))
+    return list(dict.fromkeys(token for name in files for token in configured_ends(_read(folder / name))))
+
+
+def configured_ends(config: Mapping[str, Any]) -> list[int]:
+    """Return the end tokens that a configuration names, or its language model's where it has no entry for them itself."""
+    if "eos_token_id" in config:
+        return _of(config["eos_token_id"])
+    parts = (config[name] for name in _LANGUAGE_MODELS if isinstance(config.get(name), Mapping))
+    return configured_ends(next(parts, {"eos_token_id": None}))
 
 
 def _read(file: Path) -> dict[str, Any]:

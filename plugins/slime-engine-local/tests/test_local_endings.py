@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +45,14 @@ def test_a_stop_string_ends_the_response_with_the_token_that_completes_it(llama:
 def test_stop_tokens_end_answers_besides_the_end_tokens_of_the_checkpoint() -> None:
     parameters = SamplingParams.parse({"max_new_tokens": 4, "stop_token_ids": [7]}, frozenset({2}))
     assert parameters.stop_token_ids == {2, 7}
+
+
+def test_answers_end_at_the_tokens_of_all_files_of_a_checkpoint(llama: Any, start: Start, tmp_path: Path) -> None:
+    folder, model = llama
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
+    answers = ask(start(tmp_path, model), [(PROMPT, {"max_new_tokens": 120, "seed": seed}) for seed in range(30)])
+    assert {answer.tokens[-1] for answer in answers if answer.finish_reason == "stop"} == {1, 2, 9}
 
 
 def test_stop_tokens_are_not_chosen_before_the_least_length(llama: Any, start: Start) -> None:

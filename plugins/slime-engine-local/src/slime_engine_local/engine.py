@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slime_core.contracts.engine import Generation, ScoredToken
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
+from slime_core.data.ends import configured_ends, known_ends
 from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import FAMILIES, is_vision_model, load_processor
 from slime_core.errors import ArgumentError
@@ -32,7 +33,7 @@ from slime_engine_local.static_proof import DecodingChoice
 from slime_engine_local.vision import Gallery
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from slime_core.arguments import RunArguments
     from slime_core.contracts.checkpoint_format import QuantisedCheckpoint
@@ -82,13 +83,15 @@ class LocalEngine:
         self._checkpoint, self._quantised = args.hf_checkpoint, quantised
         self._max_tokens = args.local_max_total_tokens
         self._dtype = torch.bfloat16 if args.bf16 and torch.cuda.is_available() else None
-        config = load_configuration(self._checkpoint).get_text_config()
+        whole = load_configuration(self._checkpoint)
+        config = whole.get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(self._checkpoint)
         self._gallery = Gallery(load_processor(self._checkpoint, args.image_min_pixels, args.image_max_pixels))
         self._special = frozenset(token for token in self._gallery.special if token < self._vocabulary)
-        self._end_tokens = _end_tokens(self._checkpoint, config, self._tokenizer)
+        # The class of a configuration may name an end that config.json leaves out.
+        self._end_tokens = known_ends(self._checkpoint, self._tokenizer).union(configured_ends(whole.to_dict()))
         load = partial(LanguageModel.from_checkpoint, self._checkpoint, quantised)
         requests = args.local_max_running_requests
         decoding = DecodingChoice(args.local_decoding, requests, self._max_tokens, self._context)
@@ -377,19 +380,6 @@ def _reads_images(folder: str) -> bool:
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
     """Return the text of one sequence of tokens."""
     return str(tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
-
-
-def _end_tokens(checkpoint: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the checkpoint's end tokens: those of its generation settings (or else its configuration), and the
-    tokenizer's."""
-    from transformers import GenerationConfig
-
-    try:
-        ends = GenerationConfig.from_pretrained(checkpoint).eos_token_id
-    except OSError:  # the file is optional
-        ends = config.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
 
 
 if TYPE_CHECKING:  # type checkers compare the class with the contract and the abilities that it has
