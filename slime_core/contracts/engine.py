@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from slime_core.arguments import RunArguments
 
+GREEDY_BELOW = 1e-6
+"""At a temperature below this the likeliest token is taken, as in SGLang, and log-probs are those at temperature 1."""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -90,9 +93,9 @@ class InferenceEngine(Protocol):
 
         Args:
             input_ids: the prompt, and after it what an aborted call has generated already, if it is to go on.
-            sampling_params: `max_new_tokens`, `min_new_tokens`, `temperature` (0 is greedy), `top_p`, `top_k` (-1: all),
-                `seed`, `stop_token_ids` (besides the checkpoint's end tokens), `stop` (strings), `ignore_eos` (no token ends the
-                response); SGLang's names and meaning, but that no stop string ends a response before `min_new_tokens` either.
+            sampling_params: `max_new_tokens`, `min_new_tokens`, `temperature` (0 is greedy, as is less than 1e-6), `top_p`,
+                `top_k` (-1: all), `seed`, `stop_token_ids` (besides the checkpoint's end tokens), `stop` (strings), `ignore_eos` (no token
+                ends the response); SGLang's names and meaning, but that no stop string ends a response before `min_new_tokens` either.
             request_id: names the request for `abort`.
         """
         raise NotImplementedError

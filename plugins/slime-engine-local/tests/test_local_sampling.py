@@ -145,9 +145,8 @@ def test_bfloat16_logits_are_normalised_in_float32() -> None:
         ({"max_new_tokens": 0}, "at least 1"),
         ({"max_new_tokens": 2.5}, "whole number"),
         ({"max_new_tokens": True}, "whole number"),
-        ({"temperature": -1}, "at least 1e-5"),
-        ({"temperature": 1e-9}, "at least 1e-5"),
-        ({"temperature": float("nan")}, "at least 1e-5"),
+        ({"temperature": -1}, "0 \\(greedy\\) or a number above"),
+        ({"temperature": float("nan")}, "0 \\(greedy\\) or a number above"),
         ({"top_p": 0}, "above 0"),
         ({"top_p": 1.1}, "at most 1"),
         ({"top_k": 0}, "-1"),
@@ -165,6 +164,11 @@ def test_a_wrong_sampling_parameter_is_an_error_that_says_what_is_right(given: d
     filled = given if not given or "max_new_tokens" in given else {"max_new_tokens": 4, **given}
     with pytest.raises(ArgumentError, match=message):
         SamplingParams.parse(filled, frozenset())
+
+
+@pytest.mark.parametrize(("given", "meant"), [(0, 0), (1e-9, 0), (9e-7, 0), (1e-6, 1e-6), (1e-5, 1e-5), (2, 2)])
+def test_temperatures_that_are_greedy_in_sglang_are_greedy(given: float, meant: float) -> None:
+    assert SamplingParams.parse({"max_new_tokens": 1, "temperature": given}, frozenset()).temperature == meant
 
 
 def test_stop_tokens_are_those_named_and_the_checkpoints_unless_ignored() -> None:

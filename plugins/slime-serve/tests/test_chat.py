@@ -236,6 +236,11 @@ def test_sampling_is_what_the_model_recommends_unless_it_is_nonsense(tmp_path: P
     for text, expected in (
         ('{"temperature": 0.6, "top_p": 0.95, "top_k": 20}', {"temperature": 0.6, "top_p": 0.95, "top_k": 20}),
         ('{"temperature": -1, "top_p": "x", "top_k": 0}', nothing),
+        ('{"temperature": 0}', {**nothing, "temperature": 0}),
+        ('{"temperature": 1e-6}', {**nothing, "temperature": 1e-6}),
+        ('{"temperature": 1e-9}', {**nothing, "temperature": 1e-9}),
+        ('{"temperature": Infinity}', nothing),
+        ('{"temperature": NaN}', nothing),
         ("[]", nothing),
         ("{", nothing),
     ):

@@ -163,6 +163,14 @@ def test_a_seed_repeats_an_answer_and_another_one_gives_another(served: Served) 
     assert greedy[0] == greedy[1]
 
 
+def test_a_temperature_that_is_greedy_in_sglang_is_answered_and_scored_as_0(served: Served) -> None:
+    def answered(temperature: float) -> Any:
+        body = {"prompt": "Once", "max_tokens": 4, "temperature": temperature, "echo": True, "logprobs": 2}
+        return served.post("/v1/completions", body).json()["choices"]
+
+    assert answered(1e-9) == answered(0)
+
+
 def test_several_prompts_are_completed_together(served: Served) -> None:
     texts = ["One", "Two, and more"]
     answer = served.openai.completions.create(model=NAME, prompt=texts, n=2, max_tokens=4, temperature=0, echo=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import field_validator
 
+from slime_core.contracts.engine import GREEDY_BELOW
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, from_json, option
 
 
@@ -57,7 +58,7 @@ class RolloutArguments(ArgumentGroup):
     rollout_temperature: float = option(
         1.0,
         "Sampling temperature. Training divides the logits by it too.",
-        gt=0,
+        ge=GREEDY_BELOW,
         read_by_core="!disable_compute_advantages_and_returns",
     )
     rollout_max_response_len: int = option(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slime_core.contracts.engine import GREEDY_BELOW
 from slime_core.errors import ArgumentError
 
 SPAN = 256
@@ -31,7 +32,7 @@ class SamplingParams:
     Attributes:
         max_new_tokens: the longest response in tokens, at least 1.
         min_new_tokens: until the response has so many tokens, no stop token is chosen and no stop string ends it.
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: divides the logits; 0 takes the likeliest token, which what was given below `GREEDY_BELOW` became.
         top_p: sample from the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
         top_k: sample from so many likeliest tokens; -1 means all. Together with `top_p`, both limits hold.
         seed: the seed of this response's own random numbers; None: one from the operating system.
@@ -72,6 +73,8 @@ class SamplingParams:
                 raise ArgumentError(f"The sampling parameter {name} is {given[name]!r}; expected {expected}.")
         if "max_new_tokens" not in given:
             raise ArgumentError("The sampling parameter max_new_tokens is missing; it bounds the response.")
+        if given.get("temperature", 1.0) < GREEDY_BELOW:
+            given["temperature"] = 0.0
         ends = end_tokens | frozenset(given.get("stop_token_ids", ()))
         stop = given.get("stop", ())
         return cls(
@@ -99,7 +102,7 @@ _OPTIONAL = {"seed", "stop_token_ids", "stop"}
 _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "max_new_tokens": (lambda v: _is_int(v) and v >= 1, "a whole number of at least 1"),
     "min_new_tokens": (lambda v: _is_int(v) and v >= 0, "a whole number of at least 0"),
-    "temperature": (lambda v: _is_number(v) and (v == 0 or v >= 1e-5), "0 (greedy) or a number of at least 1e-5"),
+    "temperature": (lambda v: _is_number(v) and v >= 0, "0 (greedy) or a number above"),
     "top_p": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
     "top_k": (lambda v: _is_int(v) and (v == -1 or v >= 1), "-1 (all tokens) or a whole number of at least 1"),
     "seed": (_is_int, "a whole number"),

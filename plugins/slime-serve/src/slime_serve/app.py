@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from slime_core.contracts.engine import GREEDY_BELOW
 from slime_core.data.images import ImageRules
 from slime_core.display import told
 from slime_core.errors import ArgumentError, DataError, SlimeError
@@ -216,7 +217,8 @@ class Service:
         """Look up how likely the tokens of the prompts are, where the request asks for that."""
         if echoing is None:
             return
-        temperature = work.params["temperature"] or 1.0
+        asked = work.params["temperature"]
+        temperature = 1.0 if asked < GREEDY_BELOW else asked
         found = []
         for prompt in work.prompts:
             scored = await self.model.score(prompt.tokens, temperature, work.likeliest)

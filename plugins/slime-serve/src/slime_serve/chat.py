@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slime_core.contracts.engine import GREEDY_BELOW
 from slime_core.errors import ArgumentError, DataError, SlimeError, did_you_mean
 from slime_core.plugins import Plugins
 from slime_serve.folders import opened
@@ -253,7 +254,7 @@ def _obey(line: str, conversation: Conversation) -> bool:
 
 def _show_begin(conversation: Conversation) -> None:
     params = conversation.params
-    sampling = "greedy" if params["temperature"] == 0 else f"temperature {params['temperature']:g}"
+    sampling = "greedy" if params["temperature"] < GREEDY_BELOW else f"temperature {params['temperature']:g}"
     remark(f"{conversation.model.folder}   ({sampling}; /help)")
     if not conversation.has_turns:
         remark("It has no chat template, so it knows no conversation: every text is completed on its own.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,7 @@ def sampling_defaults(folder: str) -> dict[str, Any]:
     top_p: Any = given.get("top_p")
     top_k: Any = given.get("top_k")
     return {
-        "temperature": temperature
-        if _is_number(temperature) and (temperature == 0 or temperature >= 1e-5)
-        else TEMPERATURE,
+        "temperature": temperature if _is_number(temperature) and 0 <= temperature < math.inf else TEMPERATURE,
         "top_p": top_p if _is_number(top_p) and 0 < top_p <= 1 else 1.0,
         "top_k": top_k if isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1 else -1,
     }
