@@ -13,6 +13,7 @@ explanations.py          known mistakes that would give a backend's wrong number
 not_finite.py            the errors for a loss or gradient that is NaN or Inf
 embedding.py             the embedding has a row for every token, and is tied only where the weights are
 rotary.py                rotary embeddings that depend on the length of what is read
+windows.py               sliding windows of which the attention is not told
 model_shape.py           the shape of a model without its weights
 norm.py                  the norm of a gradient
 ranks.py                 the training ranks, and their small exchanges

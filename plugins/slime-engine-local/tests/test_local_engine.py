@@ -269,8 +269,15 @@ UNKNOWN = {
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_attention_that_the_engine_does_not_know_is_refused(random_model: Any, start: Start, kind: str) -> None:
     model_class, config, refusal = UNKNOWN[kind]
+    folder, model = random_model(model_class, config())
     with pytest.raises(EngineError, match=refusal):
-        ask(start(*random_model(model_class, config())), [(PROMPT, {"max_new_tokens": 4})])
+        ask(start(folder, model.float()), [(PROMPT, {"max_new_tokens": 4})])
+
+
+def test_a_window_that_the_model_reads_nowhere_is_no_window(random_model: Any, start: Start) -> None:
+    folder, model = random_model(LlamaForCausalLM, LlamaConfig(**SHAPE, num_key_value_heads=2, sliding_window=3))
+    (got,) = ask(start(folder, model), [(PROMPT, {"max_new_tokens": 9, "ignore_eos": True})])
+    assert got.log_probs == pytest.approx(reference_log_probs(model, PROMPT, got.tokens), abs=1e-9)
 
 
 def test_what_a_layer_does_beyond_a_position_alone_is_computed(random_model: Any, start: Start) -> None:

@@ -121,6 +121,7 @@ def test_a_checkpoint_without_tokenizer_is_refused(tiny: SimpleNamespace, tmp_pa
         ({"model_type": "mamba", "state_size": 4, "num_hidden_layers": 2, "hidden_size": 16}, "cannot be exchanged|by"),
         ({"model_type": "bloom", "n_layer": 2, "n_head": 2, "hidden_size": 16}, "cannot|differ"),
         ({"model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
+        ({"model_type": "phimoe", "num_local_experts": 2, "sliding_window": 2047}, "how long its sliding window is"),
         ({"model_type": "lfm2", "num_hidden_layers": 2, "full_attn_idxs": [1]}, "differ|conv"),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
@@ -133,6 +134,10 @@ def test_models_that_packing_would_train_wrongly_are_refused(settings: dict[str,
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     with pytest.raises(PluginError, match=rf"The torch backend cannot train .*({reason})"):
         model_module.prepare(model)
+
+
+def test_a_window_that_the_model_reads_nowhere_is_no_window(tiny: SimpleNamespace) -> None:
+    model_module.prepare(tiny.model("llama", sliding_window=3))
 
 
 def test_the_self_check_sees_attention_across_sequences(tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

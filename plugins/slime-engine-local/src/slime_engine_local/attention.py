@@ -54,7 +54,6 @@ def attend(
     if slime_pass is None or attention_mask is not None or not getattr(module, "is_causal", True):
         raise EngineError("The engine 'local' cannot serve this model: its attention is not plain and causal.")
     layer: int = module.layer_idx
-    _refuse_what_is_not_told(module, layer, sliding_window)
     if isinstance(slime_pass, ForwardPass) and layer in slime_pass.settings:
         raise EngineError("The engine 'local' cannot serve this model: a layer attends more than once.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -74,20 +73,6 @@ def attend(
         )
         outputs.append(output[0].transpose(0, 1))
     return _joined(outputs)[None], None
-
-
-def _refuse_what_is_not_told(module: Any, layer: int, window: int | None) -> None:
-    """Refuse layers whose sliding window would be in a mask alone, which the model is not asked for."""
-    config = getattr(module, "config", None)
-    types = getattr(config, "layer_types", None)
-    if types:
-        slides = types[layer] == "sliding_attention"
-    else:
-        slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    if slides and window is None:
-        raise EngineError(
-            "The engine 'local' cannot serve this model: its attention does not say how long its sliding window is."
-        )
 
 
 def _decode(

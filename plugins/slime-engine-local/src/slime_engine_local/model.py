@@ -20,6 +20,7 @@ from slime_core.remote_code import from_config, from_pretrained, load_configurat
 from slime_core.tensors.quantised_weights import in_high_precision, load_restored
 from slime_core.tensors.rotary import length_dependent
 from slime_core.tensors.stored_weights import KEPT_IN_FLOAT32
+from slime_core.tensors.windows import slides
 from slime_engine_local import attention
 from slime_engine_local.cache import CachedSequence, KVCache
 from slime_engine_local.decoder import FusedDecoder
@@ -340,10 +341,17 @@ class LanguageModel:
         return owner if attribute == "weight" and isinstance(owner, PackedLinear) else None
 
     def _probe(self) -> Tensor:
-        """Compute the logits after a few tokens, and note scale and window of each layer's attention."""
+        """Compute the logits after a few tokens, and note scale and window of each layer's attention.
+
+        Raises:
+            EngineError: a window is in a mask alone, which the model is not asked for.
+        """
         step, _, _ = self._probe_step()
         logits = self.next_logits([], step)
         self._attention = step.settings
+        config = self._module.config.get_text_config()
+        if any(window is None and slides(config, layer) for layer, (_, window) in step.settings.items()):
+            raise self._refusal("its attention does not say how long its sliding window is")
         return logits
 
     def _probe_step(self) -> tuple[ForwardPass, Tensor, bool]:

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from slime_core.errors import PluginError
 from slime_core.tensors.packed_rows import Branches, Segments
 from slime_core.tensors.sequences import Sequences, with_stems
+from slime_core.tensors.windows import slides
 from slime_torch.flash import Flash, flash_is_right
 
 PACKED = "slime_packed"
@@ -261,8 +262,9 @@ def _refuse_what_is_unknown(
     module: nn.Module, mask: Tensor | None, segments: Segments | None, window: int | None, kwargs: dict[str, Any]
 ) -> None:
     name = type(module).__name__
-    layer_types = getattr(getattr(module, "config", None), "layer_types", None)
-    layer = layer_types[module.layer_idx] if layer_types and hasattr(module, "layer_idx") else "full_attention"
+    config, number = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    types = getattr(config, "layer_types", None)
+    layer = types[number] if types and number is not None else "full_attention"
     problem = None
     if segments is None:
         problem = "does not hand on the keyword arguments of its model's forward"
@@ -272,7 +274,7 @@ def _refuse_what_is_unknown(
         problem = "is not causal"
     elif layer not in ("full_attention", "sliding_attention"):
         problem = f"is of the kind {layer!r}"
-    elif layer == "sliding_attention" and window is None:
+    elif window is None and slides(config, number):
         problem = "does not say how long its sliding window is"
     elif extra := [k for k in _REFUSED if kwargs.get(k) is not None]:
         problem = f"uses {', '.join(extra)}"
