@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from serve_fixtures import NAME, Served
 from transformers import AutoModelForCausalLM
 
 from slime_core.arguments.groups.data import DataArguments
+from slime_core.data.ends import known_ends
 from slime_core.data.prompts import read_prompt
 from slime_core.data.samples import Columns, sample_from_row
 from slime_serve.prompts import read_conversation
@@ -231,6 +233,43 @@ def test_content_may_be_a_list_of_texts_and_tools_reach_the_template(served: Ser
         tokenizer.chat_template = before
     assert '"add"' in shown[0]
     assert shown[1].startswith("none")
+
+
+def test_answers_with_tools_keep_the_special_tokens_that_may_mark_a_call(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = served.model.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    ends = {str(tokenizer.decode([token])) for token in known_ends(served.model.folder, tokenizer)}
+    seen = set()
+    for seed, endless, stream in itertools.product(range(2), (True, False), (True, False)):
+        asked = {
+            "messages": QUESTION,
+            "temperature": 2,
+            "seed": seed,
+            "max_tokens": 100,
+            "ignore_eos": endless,
+            "return_token_ids": True,
+        }
+        texts = []
+        for more in ({"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "none"}, {}):
+            answer = served.post("/v1/chat/completions", {**asked, **more, "stream": stream})
+            text, ids = whole(answer.text) if stream else whole(f"data: {answer.text}", "message")
+            texts.append((text, str(tokenizer.decode(ids)), tokenizer.decode(ids, skip_special_tokens=True), ids))
+        shown, full, plain, _ = texts[0]
+        end = next((end for end in ends if not endless and full.endswith(end)), "")
+        assert shown == full.removesuffix(end)
+        assert all(text == plain for text, _, plain, _ in texts[1:])
+        seen |= {shown != plain, bool(end)}
+    assert seen == {True, False}
+
+
+def whole(lines: str, part: str = "delta") -> tuple[str, list[int]]:
+    """Text and tokens of the answer in the lines of a stream."""
+    objects = [json.loads(line[6:]) for line in lines.splitlines() if line.startswith("data: {")]
+    choices = [choice for found in objects for choice in found["choices"]]
+    tokens = [token for choice in choices for token in choice.get("token_ids") or []]
+    return "".join(choice[part].get("content") or "" for choice in choices), tokens
 
 
 def test_the_last_line_of_a_stream_says_that_it_is_whole(served: Served) -> None:

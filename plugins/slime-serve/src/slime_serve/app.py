@@ -76,7 +76,8 @@ class Service:
             raise wrong(_sentence(error), "messages") from None
         wanted = asked.max_completion_tokens or asked.max_tokens
         likeliest = self._require_likeliest(asked.top_logprobs or 0)
-        work = work_for(asked, [Prompt(read.tokens, images=read.images)], wanted, self.longest, self.model, likeliest)
+        prompts = [Prompt(read.tokens, images=read.images)]
+        work = work_for(asked, prompts, wanted, self.longest, self.model, likeliest, with_special=tools is not None)
         return await self._respond(request, asked, work, ChatResponses(asked, work, self.model.vocabulary))
 
     async def complete(self, request: Request) -> Response:

@@ -41,6 +41,7 @@ class Work:
         params: the engine's sampling parameters, but for limit and seed.
         seed: None: another one for every answer.
         likeliest: how many of the likeliest tokens are listed for each token.
+        with_special: special tokens are in the text of answers: those that mark a call of a tool may be such.
     """
 
     prompts: list[Prompt]
@@ -49,6 +50,7 @@ class Work:
     params: dict[str, Any]
     seed: int | None
     likeliest: int = 0
+    with_special: bool = False
 
     @property
     def answers(self) -> int:
@@ -93,12 +95,14 @@ def work_for(
     otherwise: int,
     model: ServedModel,
     likeliest: int,
+    with_special: bool = False,
 ) -> Work:
     """Return what a request asks for.
 
     Args:
         wanted: tokens of an answer, as the request says.
         otherwise: tokens of an answer where it does not say it and the context has room for so many.
+        likeliest, with_special: as in `Work`.
 
     Raises:
         Refusal: a prompt is empty, or leaves no room for its answer.
@@ -113,7 +117,7 @@ def work_for(
         "stop_token_ids": request.stop_token_ids or [],
         "ignore_eos": bool(request.ignore_eos),
     }
-    return Work(prompts, limits, n, params, request.seed, likeliest)
+    return Work(prompts, limits, n, params, request.seed, likeliest, with_special)
 
 
 def _limit(prompt: Prompt, number: int, wanted: int | None, otherwise: int, context: int | None) -> int:
@@ -149,7 +153,7 @@ async def generate(model: ServedModel, work: Work) -> AsyncGenerator[tuple[int, 
             news.put_nowait((answer, Piece("", finish_reason="length")))
             return
         prompt = work.prompts[work.prompt_of(answer)]
-        asked = model.answer(prompt.tokens, work.params_of(answer), work.likeliest, prompt.images)
+        asked = model.answer(prompt.tokens, work.params_of(answer), work.likeliest, prompt.images, work.with_special)
         try:
             async with aclosing(asked) as pieces:
                 async for piece in pieces:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.engine import Generation, InferenceEngine, ScoredToken, Scores, Streams
+from slime_core.data.ends import known_ends
 from slime_core.data.image_processor import Processor
 from slime_core.data.quantised_checkpoints import quantised_checkpoint
 from slime_core.data.tokenizer import load_tokenizer
@@ -81,7 +82,12 @@ class ServedModel:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=not with_special))
 
     async def answer(
-        self, prompt: Sequence[int], params: dict[str, Any], likeliest: int = 0, images: Sequence[bytes] = ()
+        self,
+        prompt: Sequence[int],
+        params: dict[str, Any],
+        likeliest: int = 0,
+        images: Sequence[bytes] = (),
+        with_special: bool = False,
     ) -> AsyncGenerator[Piece, None]:
         """Generate one answer. Closing the generator ends the request.
 
@@ -89,6 +95,7 @@ class ServedModel:
             params: the sampling parameters of `InferenceEngine.generate`. Answers end before the first of `stop`.
             likeliest: how many of the likeliest tokens are listed for each token.
             images: the encoded images that the prompt shows, in their order.
+            with_special: special tokens are in the text, all but those that end the answer, as in SGLang.
 
         Yields:
             at least one piece; the last one alone has a finish reason.
@@ -96,7 +103,8 @@ class ServedModel:
         Raises:
             SlimeError: what the engine raises.
         """
-        text = TextStream(self.decode, params.get("stop") or ())
+        decode = self._decode_with_special(params) if with_special else self.decode
+        text = TextStream(decode, params.get("stop") or ())
         arrived: asyncio.Queue[ScoredToken | None] = asyncio.Queue()
         request = asyncio.ensure_future(self._generate(prompt, params, likeliest, arrived.put_nowait, images))
         request.add_done_callback(lambda _: arrived.put_nowait(None))
@@ -122,6 +130,14 @@ class ServedModel:
             request.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await request
+
+    def _decode_with_special(self, params: dict[str, Any]) -> Callable[[list[int]], str]:
+        """What makes text of the tokens of an answer, special ones included that do not end it."""
+        ends: set[int] = set()
+        if not params.get("ignore_eos"):
+            named = (*known_ends(self.folder, self.tokenizer), *(params.get("stop_token_ids") or ()))
+            ends = {token for token in named if not self.decode([token])}
+        return lambda tokens: self.decode([token for token in tokens if token not in ends], with_special=True)
 
     async def warm_up(self) -> None:
         """Generate one token, for which the engine loads the weights.
