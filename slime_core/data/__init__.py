@@ -16,6 +16,7 @@
     samples.py       a row becomes a `Sample`
     image_rows.py    images are taken out of the messages of a row
     images.py        forms of images, and decoding them
+    fetching.py      what an address answers, within a time and a size
     converted_images.py  images of rows that are converted
     image_texts.py   what stands for images is put into a rendered text
     vision.py        loads what a checkpoint makes of images

@@ -285,11 +285,11 @@ def _from_base64(text: str) -> bytes:
 
 def _fetched(url: str) -> bytes:
     from http.client import HTTPException
-    from urllib.request import urlopen
+
+    from slime_core.data.fetching import fetched
 
     try:
-        with urlopen(url, timeout=_SECONDS) as answer:
-            return bytes(answer.read(MAX_BYTES + 1))
+        return fetched(url, MAX_BYTES + 1, _SECONDS)
     except (OSError, ValueError, HTTPException) as error:
         raise DataError(f"the image {shown(url)} cannot be fetched: {error}") from None
 

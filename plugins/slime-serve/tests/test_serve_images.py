@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from slime_core.data.images import data_url
 from slime_core.sample import Sample
 from slime_serve import chat
 from slime_serve.model import ServedModel
+from slime_serve.prompts import SENT
 
 FIRST, SECOND = picture(60, 40), picture(90, 30)
 
@@ -128,6 +132,23 @@ def test_messages_whose_images_have_no_place_are_refused(seeing: Served, message
     answer = seeing.post("/v1/chat/completions", {"messages": messages})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_who_waits_for_a_slow_address_keeps_nobody_else_waiting(
+    seeing: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeing.service, "images", replace(SENT, fetch=True))
+    monkeypatch.setattr("slime_core.data.images._SECONDS", 4)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"
+        slow = pool.submit(seeing.post, "/v1/chat/completions", {"messages": question(address)})
+        waiting, _ = silent.accept()
+        answered = seeing.post("/v1/chat/completions", {"messages": question(data_url(FIRST)), "max_tokens": 1})
+        assert (answered.status_code, slow.done()) == (200, False)
+        refused = slow.result(30)
+        waiting.close()
+    assert refused.status_code == 400
+    assert "cannot be fetched: it took more than 4 s" in refused.json()["error"]["message"]
 
 
 def test_a_model_that_reads_no_images_refuses_them(served: Served) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -25,7 +27,7 @@ from slime_serve.bodies import MOST_BYTES, MOST_BYTES_WITH_IMAGES, read_body
 from slime_serve.generation import Answer, Prompt, Work, generate, require_few, work_for
 from slime_serve.guard import Guard, refused
 from slime_serve.model import ServedModel
-from slime_serve.prompts import SENT, plain_tokens, read_conversation
+from slime_serve.prompts import SENT, plain_tokens, read_conversation, read_images
 from slime_serve.refusals import Refusal, wrong
 from slime_serve.requests import ChatRequest, CompletionRequest, SamplingRequest, read_request
 from slime_serve.responses import ChatResponses, CompletionResponses, Json, PromptScores, Responses, usage_of
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 COMPLETION_TOKENS = 16
 """Tokens of a completion that does not say how many; OpenAI's number."""
+READERS = 16
+"""Requests whose images are read at a time, which may mean to wait for other machines."""
 Result = TypeVar("Result")
 
 
@@ -61,6 +65,7 @@ class Service:
     images: ImageRules = SENT
     started: int = field(default_factory=lambda: int(time.time()))
     _tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _readers: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, READERS))
 
     async def chat(self, request: Request) -> Response:
         """Answer `/v1/chat/completions`."""
@@ -70,8 +75,14 @@ class Service:
         variables = {**self.variables, **(asked.chat_template_kwargs or {})}
         tools = None if asked.tool_choice == "none" else asked.tools or None
         try:
-            given = self.model.tokenizer, asked.messages, tools, variables, self.model.processor, self.images
-            read = await self._in_thread(read_conversation, *given)
+            processor = self.model.processor
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._readers, read_images, asked.messages, processor, self.images
+            )
+            messages, images = await reading
+            read = await self._in_thread(
+                read_conversation, self.model.tokenizer, messages, tools, variables, processor, images
+            )
         except DataError as error:
             raise wrong(_sentence(error), "messages") from None
         wanted = asked.max_completion_tokens or asked.max_tokens

@@ -180,11 +180,12 @@ class Conversation:
             remark(f"({limit} after {room} tokens, see --rollout-max-response-len)")
 
     def _read(self, messages: list[Message]) -> ReadConversation:
-        from slime_serve.prompts import read_conversation
+        from slime_serve.prompts import read_conversation, read_images
 
         variables = self.options.apply_chat_template_kwargs
         try:
-            return read_conversation(self.model.tokenizer, messages, None, variables, self.model.processor)
+            read, images = read_images(messages, self.model.processor)
+            return read_conversation(self.model.tokenizer, read, None, variables, self.model.processor, images)
         except DataError as error:
             text = str(error)
             raise ArgumentError(f"{text[0].upper()}{text[1:]}.") from None

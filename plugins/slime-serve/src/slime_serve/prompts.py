@@ -41,32 +41,45 @@ class ReadConversation(NamedTuple):
     images: Sequence[bytes] = ()
 
 
+def read_images(messages: Any, processor: Processor | None, rules: ImageRules = SENT) -> tuple[Any, Sequence[bytes]]:
+    """Return messages in which images have places alone, and the encoded images in the order of these. May fetch some, and wait for it.
+
+    Args:
+        messages: content is text, or a list of parts of text and, of what the model is given, images.
+        processor: what the model makes of images; None where it reads none.
+        rules: where images may come from.
+
+    Raises:
+        DataError: what is wrong with which image.
+    """
+    if not (isinstance(messages, list) and count_places(messages, False)):
+        return messages, ()
+    if processor is None:
+        raise DataError("the messages have images, and the model reads none")
+    return take_images(messages, None, partial(encoded, folder=Path(), rules=rules))
+
+
 def read_conversation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Any,
     tools: Any = None,
     variables: dict[str, Any] | None = None,
     processor: Processor | None = None,
-    rules: ImageRules = SENT,
+    images: Sequence[bytes] = (),
 ) -> ReadConversation:
     """Render a conversation and tokenise it.
 
     Args:
-        messages: as `chat_messages` takes them; content is text, or a list of parts of text and, of what the model is given, images.
+        messages: as `chat_messages` takes them; content is text, or a list of parts of text and of places of images.
         tools: definitions of tools, or None.
         variables: that the chat template is given besides.
         processor: what the model makes of images; None where it reads none.
-        rules: where images may come from.
+        images: those of the messages, as `read_images` gives both.
 
     Raises:
         DataError: what is wrong with which message or image, or what the chat template has against it, or drops of it but for
             reasoning.
     """
-    images: Sequence[bytes] = ()
-    if isinstance(messages, list) and count_places(messages, False):
-        if processor is None:
-            raise DataError("the messages have images, and the model reads none")
-        messages, images = take_images(messages, None, partial(encoded, folder=Path(), rules=rules))
     read = prompt_messages(messages)
     for number, message in enumerate(read, 1):
         if message["role"] not in ROLES:
