@@ -3,17 +3,24 @@ compute what one process does is tested with the torch backend."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from slime_core.errors import ClusterError
+from slime_core.errors import ClusterError, DataError
 from slime_core.free_port import FreePort
+from slime_core.runtime.actor_handles import _cause
+from slime_core.runtime.failures import Failure
 from slime_core.tensors import interfaces
 from slime_core.tensors.ranks import Ranks, backends
 
@@ -143,6 +150,61 @@ def test_a_process_leaves_its_group_when_no_thread_of_gloo_holds_a_tensor_any_mo
     assert not dist.is_initialized()
     assert sys.getrefcount(tensor) == held
     assert kept is not None
+
+
+def _together(own: Ranks, fails: bool = False) -> None:
+    with own.together():
+        if own.rank == 0 and fails:
+            raise DataError("The file is empty.")
+
+
+EXCHANGES: dict[str, tuple[Callable[[Ranks], Any], str, str]] = {
+    "together": (_together, "their word that all went well", "RuntimeError: "),
+    "together, failed": (partial(_together, fails=True), "their word that all went well", "The file is empty."),
+    "gather": (lambda own: own.gather(1), "what they give", "RuntimeError: "),
+    "sum": (lambda own: own.sum(torch.ones(3)), "their numbers", "RuntimeError: "),
+    "largest": (lambda own: own.largest(torch.ones(3)), "their numbers", "RuntimeError: "),
+    "interleave": (lambda own: own.interleave([[1.0]]), "their numbers", "RuntimeError: "),
+}
+"""What rank 1 says it waited for in vain, and how the error of rank 0 begins, which comes to the exchange when rank 1 has given up."""
+
+
+def _child(rank: int, port: int, answers: Any) -> None:
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    ranks, found = Ranks.join(timeout_minutes=1), {}
+    for name, (exchange, _, _) in EXCHANGES.items():
+        own = Ranks(rank, 2, CPU, dist.new_group([0, 1], timeout=timedelta(seconds=0.3)))
+        if rank == 0:
+            dist.barrier()
+        with pytest.raises(Exception) as raised:
+            exchange(own)
+        found[name] = Failure.of(raised.value, f"rank {rank}")
+        if rank == 1:
+            dist.barrier()
+    answers.put((rank, os.getpid(), found))
+    ranks.leave()
+
+
+def test_a_rank_that_waits_too_long_says_for_what_and_is_believed_before_the_one_that_was_late() -> None:
+    context, port = multiprocessing.get_context("spawn"), FreePort("127.0.0.1")
+    answers = context.Queue()
+    processes = [context.Process(target=_child, args=(rank, port.number, answers), daemon=True) for rank in range(2)]
+    try:
+        for process in processes:
+            process.start()
+        (_, _, late), (_, pid, waiting) = sorted(answers.get(timeout=60) for _ in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    for name, (_, what, beginning) in EXCHANGES.items():
+        assert late[name].text.startswith(beginning), name
+        assert waiting[name].text.startswith(
+            f"Training rank 1 (process {pid}) has waited for the other training ranks, for {what}, for 0.0"
+        )
+        assert "raise --distributed-timeout-minutes" in waiting[name].text
+        told = str(_cause([late[name].error(), waiting[name].error()]))
+        assert told == (late if late[name].expected else waiting)[name].text
 
 
 def test_the_exchanges_are_those_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ whoever starts them sets. A process without WORLD_SIZE is the only rank, and not
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,13 +78,15 @@ class Ranks:
         """Add up `values` over all ranks, in place, and return them. Adding zeros changes nothing, so tensors that are
         0 where other ranks have something are merged exactly."""
         if self.size > 1:
-            dist.all_reduce(values, group=self.group)
+            with in_time("their numbers"):
+                dist.all_reduce(values, group=self.group)
         return values
 
     def largest(self, values: Tensor) -> Tensor:
         """The largest of each of `values` over all ranks, in place, and return them."""
         if self.size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+            with in_time("their numbers"):
+                dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
     def interleave(self, rows: list[list[float]]) -> list[list[float]]:
@@ -99,11 +102,16 @@ class Ranks:
         found: list[list[float]] = self.sum(table).flatten(0, 1).tolist()
         return found
 
-    def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order. For what can be pickled, and is exchanged rarely."""
+    def gather(self, value: Any, what: str = "what they give") -> list[Any]:
+        """What each rank gives, in their order. For what can be pickled, and is exchanged rarely.
+
+        Args:
+            what: how an error names what is waited for.
+        """
         found: list[Any] = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(found, value, group=self.group)
+            with in_time(what):
+                dist.all_gather_object(found, value, group=self.group)
         return found
 
     @contextmanager
@@ -113,6 +121,7 @@ class Ranks:
         Raises:
             SlimeError, RuntimeError: at the end of the context, on the ranks where nothing failed: what the first one
                 that failed had to say.
+            ClusterError: another rank did not get to the end in time.
         """
         if self.size == 1:
             yield
@@ -123,12 +132,39 @@ class Ranks:
         except Exception as caught:
             error = caught
         kind = type(error) if isinstance(error, SlimeError) else RuntimeError
-        found = self.gather(None if error is None else (kind, str(error)))
-        if error is not None:
-            raise error
+        try:
+            found = self.gather(None if error is None else (kind, str(error)), "their word that all went well")
+        finally:
+            if error is not None:  # also where the others have gone meanwhile
+                raise error
         for number, failure in enumerate(found):
             if failure is not None:
                 raise failure[0](f"{failure[1]} (on training rank {number})")
+
+
+@contextmanager
+def in_time(what: str) -> Iterator[None]:
+    """Around an exchange with other training ranks: say so where they do not come to it in time.
+
+    Args:
+        what: of theirs is waited for, as an error is to name it.
+
+    Raises:
+        ClusterError: it took longer than the process group allows. Names this rank, its process and the option. The ranks that come
+            late have another error, that their connections are closed.
+    """
+    started = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error).lower() for words in ("timed out", "timeout")):
+            raise
+        raise ClusterError(
+            f"Training rank {dist.get_rank()} (process {os.getpid()}) has waited for the other training ranks, for {what}, for "
+            f"{(time.monotonic() - started) / 60:.2g} minutes, and not all of them came. One may work alone for longer, as rank 0 "
+            "does that reads a large checkpoint, or sends weights to an engine and writes them: then raise "
+            "--distributed-timeout-minutes. If none does, one hangs; what the ranks printed last stands above."
+        ) from error
 
 
 def backends(device: torch.device) -> str:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,10 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch_cases import toolbox
 from vision_checkpoints import make_model as vision_model
 from vision_checkpoints import picture, write_checkpoint
@@ -405,6 +409,18 @@ def kept(tiny: SimpleNamespace) -> dict[str, bool]:
     return found
 
 
+def too_late(rank: int) -> str:
+    """What rank 1 says that waits for a weight in vain."""
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=0.3))
+    weight = distribute_tensor(torch.ones(4), DeviceMesh.from_group(group, "cpu"), [Shard(0)], src_data_rank=None)
+    if rank == 0:
+        dist.barrier()
+        return ""
+    found = failure(lambda: whole(weight))
+    dist.barrier()
+    return found
+
+
 def closing(tiny: SimpleNamespace, folder: Path) -> dict[str, Any]:
     """A training worker in each rank, as a run makes it, and whether there is a process group before and after its
     end."""
@@ -439,6 +455,7 @@ def child(rank: int, port: int, folder: Path) -> None:
         found["ways"] = ways(rank)
         found["kept"] = kept(tiny)
         found["disk"] = from_disk(tiny, rank, folder)
+        found["too late"] = too_late(rank)
         found["closed"] = closing(tiny, folder)
     finally:
         torch.save(found, folder / f"rank{rank}.pt")
@@ -595,6 +612,11 @@ def test_ranks_leave_the_process_group_when_their_worker_is_closed(two: Any) -> 
     assert (first["before"], first["after"]) == (second["before"], second["after"]) == (True, False)
     assert first["metrics"] == second["metrics"]
     assert first["metrics"]["num_trained_tokens"] == 22
+
+
+def test_a_rank_that_waits_too_long_for_a_weight_says_so(two: Any) -> None:
+    assert two[1][1]["too late"].startswith("ClusterError: Training rank 1 (process ")
+    assert "for their parts of a weight" in two[1][1]["too late"]
 
 
 def test_dropout_differs_between_ranks(two: Any) -> None:

@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from torch import Tensor
 
 from slime_core.errors import CheckpointError
+from slime_core.tensors.ranks import in_time
 from slime_megatron.model import BuiltModel
 from slime_megatron.names import Attention, Heads, Split, as_in_rules
 
@@ -136,7 +137,8 @@ def gather(model: BuiltModel, tensors: Mapping[str, Tensor] | None = None) -> It
                 shard = own[piece.name].detach().contiguous()
             else:
                 shard = torch.empty(piece.shape, dtype=piece.dtype, device=device)
-            dist.broadcast(shard, src=owner)
+            with in_time("a weight of theirs"):
+                dist.broadcast(shard, src=owner)
             shards.append(shard)
         yield from model.names.to_file(piece.name, rule.layout.unshard(shards))
 
@@ -147,7 +149,8 @@ def _pieces(own: Mapping[str, Tensor]) -> list[_Piece]:
     everybody: list[dict[str, tuple[tuple[int, ...], torch.dtype, int, int]]] = [
         {} for _ in range(dist.get_world_size())
     ]
-    dist.all_gather_object(everybody, mine)
+    with in_time("the names of their weights"):
+        dist.all_gather_object(everybody, mine)
     found: dict[str, dict[int, int]] = {}
     about: dict[str, tuple[tuple[int, ...], torch.dtype, int]] = {}
     for rank, tensors in enumerate(everybody):

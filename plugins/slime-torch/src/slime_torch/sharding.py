@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from slime_core.tensors.ranks import Ranks
+from slime_core.tensors.ranks import Ranks, in_time
 from slime_torch import shared_memory
 from slime_torch.gloo import AllGather, Network, ReduceScatter
 from slime_torch.vision import language_model
@@ -109,7 +109,10 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with in_time("their parts of a weight"):
+        return tensor.full_tensor()
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -134,7 +137,8 @@ def _send_from_rank_0(unit: nn.Module, device: torch.device) -> None:
                     continue
                 if id(old) not in sent:
                     new = torch.empty_like(old, device=device) if old.is_meta else old.detach().to(device).contiguous()
-                    dist.broadcast(new, 0)
+                    with in_time("a weight of rank 0"):
+                        dist.broadcast(new, 0)
                     new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                     sent[id(old)] = (old, new)
                 table[name] = sent[id(old)][1]
