@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from slime_core.arguments import RunArguments
 from slime_core.cli import main
 from slime_core.testing import tiny_checkpoint
 
@@ -297,6 +298,57 @@ def test_a_mistake_is_found_and_said(what: str, check: Any, tmp_path: Path) -> N
     assert "things are wrong" not in said, "one mistake is told once"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+OF_NO_ROW: dict[str, list[str]] = {
+    "input_key": ["nothing"],
+    "label_key": ["nothing"],
+    "tool_key": ["nothing"],
+    "metadata_key": ["nothing"],
+    "multimodal_keys": ['{{"image": "nothing"}}'],
+    "reward_key": ["nothing", "--rm-type", "dapo"],
+    "eval_input_key": ["nothing"],
+    "eval_label_key": ["nothing"],
+    "eval_tool_key": ["nothing"],
+    "eval_reward_key": ["nothing", "--rm-type", "dapo", "--reward-key", "score"],
+}
+"""Every option that names a column of rows, or a key of rewards, with one that there is not."""
+
+
+@pytest.mark.parametrize("option", OF_NO_ROW)
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_key_that_there_is_not_is_refused_with_those_that_there_are(option: str, command: str, check: Any) -> None:
+    flag = f"--{option.replace('_', '-')}"
+    status, said = check(*REWARDED, *EVALUATED, flag, *OF_NO_ROW[option], command=command)
+    assert status in (1, 2), said
+    assert flag in said
+    assert "nothing" in said
+    assert ("score" if "reward" in option else "'messages', 'label'") in said
+
+
+def test_no_option_that_names_a_key_is_left_out() -> None:
+    fields = {name for name in RunArguments.model_fields if name.endswith(("_key", "_keys"))}
+    assert fields == OF_NO_ROW.keys()
+
+
+def test_columns_that_some_rows_have_or_that_a_set_has_of_its_own(place: Path, check: Any, tmp_path: Path) -> None:
+    row, own = json.loads((place / "rows.jsonl").read_text().split("\n")[0]), {"facts": {"a": 1}}
+    rows, plain = tmp_path / "rows.jsonl", tmp_path / "plain.jsonl"
+    rows.write_text("".join(f"{json.dumps(one)}\n" for one in (row, row | own)))
+    plain.write_text(f"{json.dumps(row)}\n")
+    named = ["--metadata-key", "facts"]
+    assert check(*REWARDED, *named, "--prompt-data", str(rows))[0] == 0
+    assert check(*REWARDED, *named, "--prompt-data", str(plain), str(rows))[0] == 0
+    assert check(*REWARDED, *named, *EVALUATED, "--prompt-data", str(rows))[0] == 0, "it is for the training data"
+    streamed = check(*REWARDED, *named, "--prompt-data", str(plain), "--data-source-path", "streaming")
+    assert streamed[0] == 0
+    assert "Whether rows have 'facts' was not looked at" in streamed[1]
+    sets = tmp_path / "sets.yaml"
+    for path, status in ((rows, 0), (plain, 2)):
+        sets.write_text(json.dumps({"datasets": [{"name": "held", "path": str(path), "metadata_key": "facts"}]}))
+        found, said = check(*REWARDED, "--eval-interval", "1", "--eval-config", str(sets))
+        assert found == status, said
+        assert ("The evaluation set held: --metadata-key names the column 'facts'" in said) == bool(status)
 
 
 @pytest.mark.parametrize("what", REMARKS)

@@ -15,7 +15,7 @@ from slime_core.arguments.groups.evaluation import args_of_set, eval_sets, metad
 from slime_core.data.files import content_digest, find_files, parse_spec
 from slime_core.data.notices import Notices
 from slime_core.data.rows import open_rows
-from slime_core.data.samples import Columns, sample_from_row
+from slime_core.data.samples import Columns, named_columns, sample_from_row
 from slime_core.errors import DataError
 from slime_core.sample import Sample
 
@@ -30,6 +30,7 @@ class EvaluationSet:
         columns: which columns of its rows hold what.
         malformed_row: what to do with a row that cannot be read: stop, or skip and count it.
         metadata: what goes into the metadata of every row.
+        named: {field of an option: column} of what its rows may lack, where an option for this set names one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class EvaluationSet:
     columns: Columns
     malformed_row: Literal["error", "skip"]
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)  # sets are keys of what is remembered
+    named: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def samples(self, counts: Counter[str]) -> Iterator[Sample]:
         """Yield the samples of the rows in their order, without numbers; `dataset` is the set's name.
@@ -71,9 +73,22 @@ def evaluation_sets(args: RunArguments) -> tuple[EvaluationSet, ...]:
         ArgumentError: `--eval-prompt-data` is not made of pairs of name and path, or a name occurs twice.
     """
     return tuple(
-        EvaluationSet(name, spec, _columns(args_of_set(args, name)), args.malformed_row, metadata_of_set(args, name))
+        EvaluationSet(
+            name,
+            spec,
+            _columns(args_of_set(args, name)),
+            args.malformed_row,
+            metadata_of_set(args, name),
+            _named(args, name),
+        )
         for name, spec in eval_sets(args)
     )
+
+
+def _named(args: RunArguments, name: str) -> dict[str, str]:
+    own = args_of_set(args, name)
+    of_rows = {key: column for key, column in named_columns(own).items() if key in args.eval_set_options.get(name, {})}
+    return of_rows if own.eval_tool_key is None else {**of_rows, "eval_tool_key": own.eval_tool_key}
 
 
 def _columns(args: RunArguments) -> Columns:
@@ -83,6 +98,7 @@ def _columns(args: RunArguments) -> Columns:
         input_key=args.eval_input_key or args.input_key,
         label_key=args.eval_label_key or args.label_key,
         tool_key=args.eval_tool_key or args.tool_key,
+        prefix="--eval-",
     )
 
 

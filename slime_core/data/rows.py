@@ -122,6 +122,21 @@ def open_rows(specs: Sequence[str]) -> Rows:
     return Rows([part for spec in specs for part in _open_spec(spec, opened)])
 
 
+LOOKED_AT = 1000
+"""Rows of every path among which one is looked for that has what a row may lack."""
+
+
+def first_rows(specs: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the first rows of each path or glob, at most `LOOKED_AT`, without those that cannot be read."""
+    for rows in map(open_rows, ([spec] for spec in specs)):
+        for number in range(min(len(rows), LOOKED_AT)):
+            try:
+                row = rows[number]
+            except DataError:  # told by what reads the rows
+                continue
+            yield row
+
+
 def _open_spec(spec: str, opened: dict[Path, RowFile]) -> list[tuple[RowFile, range]]:
     pattern, rows = parse_spec(spec)
     files = []

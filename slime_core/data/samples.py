@@ -3,25 +3,24 @@ preview, so that all of them accept and refuse the same rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from slime_core.arguments.groups.data import DataArguments
 from slime_core.data.conversation import OTHER_MEDIA, chat_messages
 from slime_core.data.flags import FLAGS
 from slime_core.data.image_rows import PLACEHOLDER, take_images
 from slime_core.data.images import NO_RULES, ImageRules, encoded
+from slime_core.data.rows import LOOKED_AT, first_rows
 from slime_core.data.shown import shown
 from slime_core.data.tokens import is_tokenised, token_ids, trained_tokens
 from slime_core.data.tools import from_json, tool_definitions
 from slime_core.errors import DataError, did_you_mean
 from slime_core.plain import plain
 from slime_core.sample import RESERVED, Sample
-
-if TYPE_CHECKING:
-    from slime_core.arguments.groups.data import DataArguments
 
 Unread = Callable[[str, "set[str]"], None]
 """Told "file:row" and the columns of the row that nobody reads, such as `Notices.columns`."""
@@ -41,6 +40,7 @@ class Columns:
         image_key: the images of the row, one or a list; rows may lack it. With it, a prompt that is text and has images is one message
             of the user. None: `<image>` in a text is text.
         images: where images may come from.
+        prefix: how the options of prompt and label begin.
     """
 
     input_key: str
@@ -49,13 +49,13 @@ class Columns:
     metadata_key: str | None = None
     image_key: str | None = None
     images: ImageRules = NO_RULES
+    prefix: str = "--"
 
     @classmethod
     def of(cls, args: DataArguments) -> Columns:
         """Return the columns of the training data, `--input-key` and so on."""
         rules = ImageRules(tuple(args.image_folders or ()), args.fetch_images)
-        image_key = (args.multimodal_keys or {}).get("image")
-        return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key, image_key, rules)
+        return cls(args.input_key, args.label_key, args.tool_key, args.metadata_key, _image_key(args), rules)
 
 
 def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: Unread | None = None) -> Sample:
@@ -89,7 +89,11 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
                 require_unread_without_effect(row, rest, prompt, columns.tool_key)
         elif not (isinstance(prompt, str) and prompt.strip()):
             raise DataError(f"{columns.input_key!r} is {shown(prompt)}, expected text or a list of messages")
-        label = plain(_value(row, columns.label_key, "--label-key"), "the label") if columns.label_key else None
+        label = (
+            plain(_value(row, columns.label_key, f"{columns.prefix}label-key"), "the label")
+            if columns.label_key
+            else None
+        )
         metadata = _metadata(row, columns.metadata_key)
         given = row.get(columns.tool_key) if columns.tool_key else None
         tools = None if given is None else tool_definitions(plain(given, "the tools"))
@@ -104,6 +108,41 @@ def sample_from_row(columns: Columns, row: dict[str, Any], source: str, unread: 
     return Sample(
         prompt=prompt, images=images, label=label, loss_mask=loss_mask, metadata={**metadata, RESERVED: noted}
     )
+
+
+def named_columns(args: DataArguments) -> dict[str, str]:
+    """{field: column} of the options for what rows may lack, of those that name a column other than by default."""
+    named = {name: getattr(args, name) for name in ("tool_key", "metadata_key")}
+    named = {name: column for name, column in named.items() if column != DataArguments.model_fields[name].default}
+    named["multimodal_keys"] = _image_key(args)
+    return {name: column for name, column in named.items() if column is not None}
+
+
+def require_columns(named: Mapping[str, str], specs: Sequence[str]) -> None:
+    """Check that some of the first rows of these files have the columns, if there are rows.
+
+    Args:
+        named: {field of the option: the column that it names}.
+        specs: paths and globs of the files.
+
+    Raises:
+        DataError: none has one of them; names option, column, and the columns that there are.
+    """
+    missing, seen = dict(named), dict[str, None]()
+    for row in first_rows(specs) if missing else ():
+        seen |= dict.fromkeys(row)
+        missing = {name: column for name, column in missing.items() if column not in seen}
+        if not missing:
+            return
+    if seen:
+        raise DataError(
+            "\n".join(
+                f"--{name.replace('_', '-')} names the column {column!r}, which none of the first {LOOKED_AT:,} rows of {', '.join(specs)} has; they "
+                f"have {', '.join(map(repr, seen))}.{did_you_mean(column, seen)} Name one of these, or leave the option out. Where "
+                "later rows alone have it, give it to the first row too, with null."
+                for name, column in missing.items()
+            )
+        )
 
 
 def require_unread_without_effect(
@@ -140,9 +179,13 @@ def require_unread_without_effect(
             raise DataError(f"the row has {key!r}, which nothing reads; take it out, or the row")
 
 
+def _image_key(args: DataArguments) -> str | None:
+    return (args.multimodal_keys or {}).get("image")
+
+
 def _prompt_and_images(columns: Columns, row: dict[str, Any], source: str) -> tuple[Any, list[bytes]]:
     """Return the prompt of a row as plain data, and the encoded images that its messages show."""
-    prompt, column = _value(row, columns.input_key, "--input-key"), None
+    prompt, column = _value(row, columns.input_key, f"{columns.prefix}input-key"), None
     if columns.image_key is not None:
         given = row.get(columns.image_key)
         column = [] if given is None else given if isinstance(given, list) else [given]

@@ -11,6 +11,7 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.checking import Checking
 from slime_core.data import evaluation_sets
 from slime_core.data.absent import absent_files
+from slime_core.data.samples import require_columns
 from slime_core.errors import ArgumentError, DataError
 from slime_core.sample import Sample
 
@@ -32,6 +33,7 @@ def first_evaluated(checking: Checking) -> list[Sample]:
             continue
         try:
             found += islice(evaluation_set.samples(Counter()), 1)
+            require_columns(evaluation_set.named, [evaluation_set.spec])
         except DataError as error:
             checking.error(f"The evaluation set {evaluation_set.name}: {error}")
     for number, sample in enumerate(found):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slime_core.contracts.data import ShowsFirstRows
 from slime_core.data.checkpoint_folders import require_folder
+from slime_core.data.samples import named_columns, require_columns
 from slime_core.errors import DataError
 from slime_core.run.looks.look import Look, Scene
 from slime_core.sample import Sample
@@ -34,7 +35,7 @@ def tokenizer(scene: Scene) -> None:
 
 
 def rows(scene: Scene) -> None:
-    """The first row of every file has the columns that the options name."""
+    """The first row of every file has the columns that the options name, and one of the first those that a row may lack."""
     if scene.data_source is None or scene.args.num_rollout == 0:  # only evaluated: no row of it is read
         return
     if not isinstance(scene.data_source, ShowsFirstRows):
@@ -54,6 +55,13 @@ def rows(scene: Scene) -> None:
             with scene.noting():
                 raise DataError(f"{first} (--malformed-row skip leaves such rows out.)")
     scene.samples = found
+    if found and (named := named_columns(scene.args)):
+        if scene.args.data_source_path == "global":
+            require_columns(named, scene.args.prompt_data or ())
+        else:
+            scene.not_seen(
+                f"Whether rows have {', '.join(map(repr, named.values()))} was not looked at: they may lack that."
+            )
 
 
 LOOKS = (

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments.eval_config import METADATA, OPTION_OF
 from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.checking import Checking
 from slime_core.contracts.loss import may_skip_zero_advantage
 from slime_core.data.image_rows import count_places
-from slime_core.data.rows import open_rows
+from slime_core.data.rows import LOOKED_AT, first_rows
 from slime_core.data.tokenizer import template_variables
 from slime_core.data.vision import load_processor
-from slime_core.errors import DataError
 from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
 from slime_core.sample import Sample
@@ -120,10 +119,6 @@ def _are_scored(args: SftRunArguments, checking: Checking, evaluated: Sequence[S
     return scored
 
 
-_LOOKED_AT = 1000
-"""Rows of every path of `--prompt-data` among which one with an image is looked for."""
-
-
 def _look_at_images(args: SftRunArguments, checking: Checking) -> None:
     """A model that reads images has some to read, or is said to be trained on text alone."""
     processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
@@ -139,21 +134,14 @@ def _look_at_images(args: SftRunArguments, checking: Checking) -> None:
         checking.not_seen(
             "Whether rows have images was looked for in the first row of every file alone: they have none."
         )
-    elif not any(_has_image(args, spec) for spec in args.prompt_data):
+    elif not any(_has_image(args, row) for row in first_rows(args.prompt_data)):
         checking.error(
-            f"The checkpoint {args.hf_checkpoint} reads images, and none of the first {_LOOKED_AT:,} rows of any file has one, so that "
+            f"The checkpoint {args.hf_checkpoint} reads images, and none of the first {LOOKED_AT:,} rows of any file has one, so that "
             'it would be trained blind. Name the column of images with --multimodal-keys \'{"image": "images"}\' or, to train its '
             "text alone, add --text-only."
         )
 
 
-def _has_image(args: SftRunArguments, spec: str) -> bool:
-    rows = open_rows([spec])
-    for number in range(min(len(rows), _LOOKED_AT)):
-        try:
-            messages = rows[number].get(args.input_key)
-        except DataError:  # told by what reads the rows
-            continue
-        if isinstance(messages, list) and count_places(messages, bool(args.multimodal_keys)):
-            return True
-    return False
+def _has_image(args: SftRunArguments, row: dict[str, Any]) -> bool:
+    messages = row.get(args.input_key)
+    return isinstance(messages, list) and bool(count_places(messages, bool(args.multimodal_keys)))

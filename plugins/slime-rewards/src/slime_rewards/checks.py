@@ -14,6 +14,8 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.checking import Checking
+from slime_core.contracts.reward import check_reward_key
+from slime_core.errors import ArgumentError
 from slime_core.sample import Sample, reward_of
 from slime_rewards.arguments import RemoteRunArguments
 from slime_rewards.labels import MissingLabelError
@@ -55,7 +57,8 @@ exact_match, final_answer, f1, gpqa, math, boxed_math, deepscaler, math_verify =
 
 
 def dapo(args: RunArguments, checking: Checking) -> None:
-    """The reward is several numbers, of which `--reward-key` names the one to train with; labels are there."""
+    """The reward is several numbers, of which `--reward-key` names the one to train with, and `--eval-reward-key` may name one; labels
+    are there."""
     from slime_rewards.dapo import dapo as reward
 
     for sample in checking.samples or [Sample(label="1")]:
@@ -64,6 +67,8 @@ def dapo(args: RunArguments, checking: Checking) -> None:
             scored.reward = asyncio.run(reward(args, scored))
             if "reward_key" not in checking.set_aside:
                 reward_of(scored, args.reward_key)
+            if wrong := check_reward_key(scored.reward, args.eval_reward_key):
+                raise ArgumentError(f"The reward 'dapo' is {wrong}.")
 
 
 def remote(args: RemoteRunArguments, checking: Checking) -> None:
