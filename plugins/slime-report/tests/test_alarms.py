@@ -86,6 +86,9 @@ FAULTS = [
         {"line": lambda s: {**tuned(s), "train/num_trained_tokens": 10.0}, "arguments": SFT, "evaluate": None},
         1,
     ),
+    ("untrained", {"line": lambda s: {**healthy(s), **({"train/num_trained_tokens": 0.0} if s == 12 else {})}}, 13),
+    ("untrained", {"line": late("train/grad_norm", 0.0, 30)}, 31),
+    ("untrained", {"rollouts": 3, "line": late("train/grad_norm", 0.0, 0)}, 1),
     (
         "data_lost",
         {"line": lambda s: {**tuned(s), "rollout/skipped_over_long": 2.0}, "arguments": SFT, "evaluate": None},

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from slime_report.reading.facts import Facts
 from slime_report.reading.image_alarms import blank_images, same_image
-from slime_report.reading.policy_alarms import POLICY_ALARMS
+from slime_report.reading.policy_alarms import POLICY_ALARMS, zero_spread
 from slime_report.report import Alarm
 
 SILENT_S, SILENT_LOADING_S, SILENT_ROLLOUTS = 300.0, 1800.0, 10.0
@@ -160,6 +160,30 @@ def masked(facts: Facts) -> Alarm | None:
     )
 
 
+def untrained(facts: Facts) -> Alarm | None:
+    """A rollout had nothing to learn from: no token of it was trained, or the gradients of the last ones were 0."""
+    trained, gradient = facts.curve("train/num_trained_tokens"), facts.curve("train/grad_norm", at_least=3)
+    if masked(facts) or zero_spread(facts):
+        return None
+    if trained is not None and trained.lowest is not None and trained.lowest.value == 0:
+        step: int | None = trained.lowest.step
+        what = f"No token of rollout {step} was trained (threshold: one)"
+    elif gradient is not None and gradient.recent() == 0:
+        step, what = (
+            gradient.since([mean == 0 for mean in gradient.means]),
+            "The gradient of the last rollouts was 0 (threshold: above 0)",
+        )
+    else:
+        return None
+    return Alarm(
+        "untrained",
+        f"{what}: all samples were removed, masked or had the advantage 0, and the weights learned nothing from them. Look at what filters "
+        "samples, sets their masks and gives rewards.",
+        *(0.0, 0.0, step),
+        chart="grad_norm",
+    )
+
+
 def loss_rising(facts: Facts) -> Alarm | None:
     """The loss of fine-tuning rises."""
     curve, rise = facts.curve("train/loss", at_least=10), facts.rise("train/loss")
@@ -237,6 +261,6 @@ Rule = Callable[[Facts], Alarm | None]
 ALARMS: tuple[Rule, ...] = (
     *(not_finite, failed, crashed, stalled),
     *POLICY_ALARMS,
-    *(grad_norm, loss_rising, overfitting, masked, blank_images, same_image, data_lost),
+    *(grad_norm, loss_rising, overfitting, masked, untrained, blank_images, same_image, data_lost),
 )
 """All alarms, most serious first."""
