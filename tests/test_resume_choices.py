@@ -7,12 +7,14 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from slime_core.cli import main
 from slime_core.data.checkpoint_folders import Weights, recognise
 from slime_core.run.checkpoints import find_checkpoint, set_newer_aside
+from slime_core.run.resume import set_dumps_aside
 from slime_core.run.tracking import read_metrics
 
 
@@ -105,6 +107,49 @@ def test_a_run_that_goes_back_sets_newer_checkpoints_aside_and_its_own_are_the_n
     assert "newer than" not in said
     status, said = outcome(capsys, *[word if word != "3" else "0" for word in words[:-4]], "--ckpt-step", "1")
     assert not (saved / "earlier-2").exists(), "nothing is moved by a run that trains nothing"
+
+
+def test_a_run_that_goes_back_sets_the_dumps_that_it_makes_anew_aside(sft, tmp_path, capsys):
+    dumps, saved = tmp_path / "dumps", tmp_path / "save"
+    words = [*sft, "--save", saved, "--save-interval", "1", "--dump-details", dumps]
+    assert outcome(capsys, *words, "--num-rollout", "3")[0] == 0
+    first = {path: path.read_bytes() for path in sorted(dumps.glob("*/*.arrow"))}
+    assert len(first) == 6
+    back = [*words, "--load", saved, "--num-rollout", "2", "--on-resume-change", "warn", "--lr", "0.5"]
+    status, said = outcome(capsys, *back, "--ckpt-step", "0")
+    assert status == 0, said
+    for folder in (dumps / "rollout_data", dumps / "train_data"):
+        assert f"from rollout 1 on, are now in {folder / 'earlier-1'}" in said
+        assert sorted(path.name for path in folder.glob("*.arrow")) == ["0.arrow", "1.arrow"]
+        aside = {path.name: path.read_bytes() for path in (folder / "earlier-1").iterdir()}
+        assert aside == {name: first[folder / name] for name in ("1.arrow", "2.arrow")}
+    status, said = outcome(capsys, *back)
+    assert status == 0
+    assert "dumps of rollouts" not in said, "nothing is moved by a run that trains nothing"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other", "kept", "moved"),
+    [
+        ("{rollout_id}.jsonl", "x.jsonl", ["0.jsonl"], ["1.jsonl", "12.jsonl"]),
+        ("run_{rollout_id}_a.jsonl", "run_3_b.jsonl", ["run_0_a.jsonl"], ["run_12_a.jsonl", "run_1_a.jsonl"]),
+        ("{rollout_id}/{rollout_id}.jsonl", "3/4.jsonl", ["0"], ["1", "12"]),
+        ("same.jsonl", "0.jsonl", ["same.jsonl"], []),
+    ],
+)
+def test_dumps_are_known_by_their_whole_names(tmp_path, pattern, other, kept, moved):
+    for name in [*(pattern.replace("{rollout_id}", str(n)) for n in (0, 1, 12)), other]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    there = str(tmp_path / pattern)
+    for read in (there, str(tmp_path / other)):
+        args = SimpleNamespace(save_debug_rollout_data=there, save_debug_train_data=None, load_debug_rollout_data=read)
+        assert set_dumps_aside(args, 0, 0) == []
+    args = SimpleNamespace(save_debug_rollout_data=None, save_debug_train_data=there, load_debug_rollout_data=None)
+    assert set_dumps_aside(args, 13, 1) == ([tmp_path / "earlier-1"] if moved else [])
+    assert sorted(path.name for path in tmp_path.glob("earlier-1/*")) == moved
+    left = {path.name for path in tmp_path.iterdir()} - {"earlier-1"}
+    assert left == {*kept, other.partition("/")[0]}
 
 
 def test_evaluation_sets_that_changed_are_said(sft, chat_rows, tmp_path, caplog):

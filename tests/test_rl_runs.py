@@ -128,18 +128,24 @@ def test_every_algorithm_trains_and_resumes_bit_for_bit(flags, tmp_path, more):
 
 @pytest.mark.parametrize("command", ["train", "train-async"])
 def test_a_run_with_half_generated_groups_resumes_bit_for_bit(flags, tmp_path, command):
+    """And has a dump of every rollout: of the samples that a checkpoint holds none is made again."""
+    dumps = tmp_path / "dumps"
     more = (
         *("--num-rollout", "5", "--partial-rollout", "--over-sampling-batch-size", "6", "--lr-decay-style", "constant"),
         *("--dynamic-sampling-filter-path", "rl_hooks.in_half_of_the_groups"),
     )
     whole = run(tmp_path / "whole", flags, *more, command=command)
     save = ("--save", str(tmp_path / "save"), "--save-interval", "2", "--num-rollout", "5")
+    more += ("--dump-details", str(dumps))
     run(tmp_path / "part", flags, *more, *save, command=command)
     for newer in (tmp_path / "save").glob("iter_*"):
         if int(newer.name.removeprefix("iter_")) > 1:
             shutil.rmtree(newer)
     rest = run(tmp_path / "rest", flags, *more, "--load", str(tmp_path / "save"), command=command)
     assert_close(tmp_path / "rest", tmp_path / "whole", 0.0)
+    for kind, first in (("rollout_data", 2 if command == "train" else 3), ("train_data", 2)):
+        assert sorted(path.stem for path in dumps.glob(f"{kind}/*.arrow")) == list("01234")
+        assert sorted(path.stem for path in dumps.glob(f"{kind}/earlier-1/*.arrow")) == list("01234")[first:]
     tail = [{k: v for k, v in line.items() if "perf/" not in k and "time" not in k} for line in whole[2:]]
     assert [{k: v for k, v in line.items() if "perf/" not in k and "time" not in k} for line in rest] == tail
 

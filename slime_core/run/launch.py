@@ -27,7 +27,14 @@ from slime_core.run.evaluation import drop_later_generations
 from slime_core.run.output import writing
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
-from slime_core.run.resume import Beginning, find_beginning, finish_removing, how_to_resume, set_earlier_run_aside
+from slime_core.run.resume import (
+    Beginning,
+    find_beginning,
+    finish_removing,
+    how_to_resume,
+    set_dumps_aside,
+    set_earlier_run_aside,
+)
 from slime_core.run.rollouts import Rollout
 from slime_core.run.run import Run
 from slime_core.run.start import start_workers
@@ -146,6 +153,11 @@ def _clear_the_way(
         finish_removing(args, begin.previous)
     if begin.anew and (earlier := set_earlier_run_aside(run_dir)):
         notes.append(f"note: metrics, configuration and evaluations of an earlier run are now in {earlier}")
+    sampled = begin.start + bool(begin.stored("prefetched"))
+    for folder in set_dumps_aside(args, sampled, begin.start) if begin.trains else ():
+        notes.append(
+            f"note: dumps of rollouts that the run makes anew, from rollout {begin.start} on, are now in {folder}"
+        )
     return notes
 
 

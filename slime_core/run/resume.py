@@ -4,6 +4,8 @@ left. Called by `slime_core.run.launch` before anything is loaded."""
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from slime_core.run.tracking import rollout_of
 from slime_core.secrets import masked_data
 
 logger = logging.getLogger(__name__)
+
+_NUMBER = "{rollout_id}"
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,39 @@ def set_earlier_run_aside(run_dir: Path) -> Path | None:
     if not metrics.exists() or not metrics.stat().st_size:
         return None
     return checkpoints.move_aside(run_dir, [run_dir / name for name in _OF_A_RUN if (run_dir / name).exists()])
+
+
+def set_dumps_aside(args: RunArguments, sampled: int, trained: int) -> list[Path]:
+    """Move the dumps of `--save-debug-rollout-data`, `--save-debug-train-data` and `--dump-details` that the run makes anew into
+    `earlier-N` beside them, and return these folders. A folder from which it reads stays as it is.
+
+    Args:
+        sampled, trained: the first rollout of which the run makes samples, and the first on which it trains. A checkpoint may have the
+            samples of the rollout that follows it.
+    """
+    reads = args.load_debug_rollout_data and Path(args.load_debug_rollout_data).resolve()
+    later: dict[Path, list[Path]] = {}
+    for pattern, start in ((args.save_debug_rollout_data, sampled), (args.save_debug_train_data, trained)):
+        for rollout_id, path in _dumps(pattern or ""):
+            if rollout_id >= start and not (reads and reads.is_relative_to(path.parent.resolve())):
+                later.setdefault(path.parent, []).append(path)
+    return [checkpoints.move_aside(folder, sorted(paths)) for folder, paths in later.items()]
+
+
+def _dumps(pattern: str) -> Iterator[tuple[int, Path]]:
+    """(rollout, file) of the dumps that there are; where a folder has the number, that folder."""
+    parts = Path(pattern).parts
+    numbered = next((part for part in parts if _NUMBER in part), None)
+    if numbered is None or not (folder := Path(*parts[: parts.index(numbered)])).is_dir():
+        return
+    for path in folder.iterdir():
+        number = re.match(r"\d+", path.name.removeprefix(numbered.partition(_NUMBER)[0]))
+        if (
+            number
+            and numbered.replace(_NUMBER, number[0]) == path.name
+            and Path(pattern.replace(_NUMBER, number[0])).exists()
+        ):
+            yield int(number[0]), path
 
 
 def last_logged(run_dir: Path) -> int:
