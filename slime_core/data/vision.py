@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slime_core.data.image_processor import Processor
 from slime_core.data.vision_families import GemmaProcessor, IdeficsProcessor, QwenProcessor
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import from_pretrained
+
+if TYPE_CHECKING:
+    from slime_core.arguments import RunArguments
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm", "idefics3")
 """The model types whose images are read."""
@@ -95,6 +98,11 @@ def load_processor(folder: str, min_pixels: int | None = None, max_pixels: int |
         )
     _limit(images, min_pixels, max_pixels)
     return QwenProcessor(config, images, tokenizer.convert_ids_to_tokens(config.image_token_id))
+
+
+def processor_of(args: RunArguments) -> Processor | None:
+    """Return what the checkpoint of a run makes of images, as `load_processor`; None of one that reads none."""
+    return load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
 
 
 def _model_type(folder: Path) -> str | None:

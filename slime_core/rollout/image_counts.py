@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slime_core.arguments import RunArguments
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.sample import Sample
 from slime_core.token_arrays import token_ids
 
@@ -16,7 +16,7 @@ def image_counts(args: RunArguments, samples: Sequence[Sample]) -> dict[str, flo
     images = sum(len(sample.images) for sample in samples)
     if not images:
         return {}
-    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    processor = processor_of(args)
     if processor is None:
         return {}
     tokens = sum(int((token_ids(sample) == processor.token).sum()) for sample in samples)

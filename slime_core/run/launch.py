@@ -12,7 +12,7 @@ from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.resolve import BY_TIME
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError, OutputError, WorkerDied
 from slime_core.loop import train
 from slime_core.plugins.boundaries import at_home, children
@@ -291,8 +291,6 @@ def _write_config(path: Path, config: dict[str, Any]) -> None:
 def _keep_what_reads_rows(args: RunArguments, details: Path) -> None:
     """Write the tokenizer and, of a model that reads images, its image processor: what the rows of the run became tokens by."""
     load_tokenizer(args.hf_checkpoint).save_pretrained(details / "tokenizer")
-    processor = (
-        None if args.text_only else load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
-    )
+    processor = None if args.text_only else processor_of(args)
     if processor is not None:
         processor.save(details / "processor")

@@ -12,7 +12,7 @@ from slime_core.contracts.data import next_groups
 from slime_core.contracts.rollout import Background
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import DataError
 from slime_core.rollout.debug_data import read_debug_data
 from slime_core.run.plan import Plan
@@ -89,7 +89,7 @@ def _prompt(args: RunArguments, sample: Sample) -> Sample:
     if not tokens:
         asked = args.apply_chat_template  # rollout functions of other people may render messages without
         render = asked or not isinstance(sample.prompt, str)
-        processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        processor = processor_of(args)
         tokens = read_prompt(sample, load_tokenizer(args.hf_checkpoint), args, render, processor).tokens
     return replace(sample, tokens=tokens, response_length=max(0, len(tokens) - 1), loss_mask=None)
 

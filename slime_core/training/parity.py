@@ -15,7 +15,7 @@ from dataclasses import replace
 from slime_core.arguments import RunArguments
 from slime_core.contracts.loss import LossInputs, LossOutputs
 from slime_core.contracts.train_backend import DataParallel, GivesGradients, TrainBackend, TrainBatch
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError
 from slime_core.sample import Sample
 from slime_core.tensors.explanations import Explanation, explain
@@ -55,7 +55,7 @@ class ParityWorker:
             return _NOBODYS
         started, args = time.perf_counter(), self._args
         folder, option = args.ref_load or args.hf_checkpoint, "--ref-load" if args.ref_load else "--hf-checkpoint"
-        processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        processor = processor_of(args)
         self._truth = Truth(folder, option, self._components.quantised.get(folder), processor)
         return compare_checkpoint(self._truth, folder, started)
 

@@ -15,7 +15,7 @@ from slime_core.data import read_conversation
 from slime_core.data.conversation import has_images
 from slime_core.data.ends import trained_end
 from slime_core.data.prompts import Prompt, read_prompt
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.asking import ask
@@ -141,7 +141,7 @@ def read_question(args: SftRunArguments, tokenizer: PreTrainedTokenizerBase, que
     Raises:
         DataError: what `read_prompt` raises.
     """
-    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    processor = processor_of(args)
     return read_prompt(question, tokenizer, args, render=True, processor=processor)
 
 

@@ -16,7 +16,7 @@ from slime_core.contracts.loss import may_skip_zero_advantage
 from slime_core.data.image_rows import count_places
 from slime_core.data.rows import LOOKED_AT, first_rows
 from slime_core.data.tokenizer import template_variables
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.rollout.asking import check_images
 from slime_core.rollout.checks import check_early_stopping, first_evaluated, needs_an_engine
 from slime_core.sample import Sample
@@ -121,7 +121,7 @@ def _are_scored(args: SftRunArguments, checking: Checking, evaluated: Sequence[S
 
 def _look_at_images(args: SftRunArguments, checking: Checking) -> None:
     """A model that reads images has some to read, or is said to be trained on text alone."""
-    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    processor = processor_of(args)
     if processor is None:
         if args.text_only:
             checking.error(

@@ -13,6 +13,7 @@ from slime_core.contracts.checking import Checking
 from slime_core.data.context import CONTEXT_IN_WORDS, context_of
 from slime_core.data.notices import Notices
 from slime_core.data.prompts import read_prompt
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError, DataError
 from slime_core.plugins import Selected
 from slime_core.rollout.asking import check_images
@@ -21,7 +22,6 @@ from slime_core.rollout.components import declared_engine_use
 from slime_core.sample import Sample
 from slime_rollout_sglang.evaluation import components_of_set
 from slime_rollout_sglang.parameters import prompt_limit
-from slime_rollout_sglang.prompts import processor_of
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError, PluginError, SampleError, first_error
 from slime_core.plugins.calls import DROPPED, Caller, Dropped
 from slime_core.plugins.signatures import accepted_extras
@@ -25,7 +26,6 @@ from slime_core.token_arrays import kept, num_tokens
 from slime_core.trajectories import as_one_trajectory, number_of, with_finished_segments
 from slime_rollout_sglang.parameters import SamplingParameters, seed_of, text_parameters
 from slime_rollout_sglang.partial import FINISHED, joined, mask_known, segments_of, times_continued, to_continue
-from slime_rollout_sglang.prompts import processor_of
 from slime_rollout_sglang.requests import Requests, Session, Turns
 from slime_rollout_sglang.sample_hooks import SampleHooks
 

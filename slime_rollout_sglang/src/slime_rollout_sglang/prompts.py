@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from slime_core.contracts.data import next_groups
 from slime_core.data import is_tokenised
-from slime_core.data.image_processor import Processor
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import DataError
 from slime_core.sample import Group, Sample
 
@@ -124,11 +123,6 @@ class PromptTokenizer:
         if not self.counts[kind]:
             logger.warning("%s Further ones are counted in the metric %s.", why, kind)
         self.counts[kind] += 1
-
-
-def processor_of(args: RlRunArguments) -> Processor | None:
-    """What the checkpoint of a run makes of images; None of one that reads none."""
-    return load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
 
 
 def _place(sample: Sample) -> str:

@@ -9,11 +9,11 @@ import logging
 from typing import Any
 
 from slime_compat.functions import load_function
-from slime_compat.images import processor_of
 from slime_compat.requests import engine_params
 from slime_compat.scoring import async_rm, batched_async_rm
 from slime_core.data.prompts import read_prompt
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError
 from slime_core.rollout.surroundings import current
 from slime_core.sample import Sample, Status

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from slime_compat.attributes import is_the_engine
-from slime_compat.images import processor_of
 from slime_compat.requests import is_batch, read_payload, single_payloads
 from slime_compat.responses import response
 from slime_core.contracts.engine import Generation
 from slime_core.data.tokenizer import load_tokenizer
+from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError
 from slime_core.plugins.clock import waiting
 from slime_core.rollout.surroundings import Surroundings, current

@@ -17,7 +17,7 @@ from slime_core.contracts.engine import Generation, ScoredToken
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.ends import configured_ends, known_ends
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import FAMILIES, is_vision_model, load_processor
+from slime_core.data.vision import FAMILIES, is_vision_model, processor_of
 from slime_core.errors import ArgumentError
 from slime_core.remote_code import load_configuration
 from slime_core.tensors.freed_memory import keep_freed_memory
@@ -88,7 +88,7 @@ class LocalEngine:
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(self._checkpoint)
-        self._gallery = Gallery(load_processor(self._checkpoint, args.image_min_pixels, args.image_max_pixels))
+        self._gallery = Gallery(processor_of(args))
         self._special = frozenset(token for token in self._gallery.special if token < self._vocabulary)
         # The class of a configuration may name an end that config.json leaves out.
         self._end_tokens = known_ends(self._checkpoint, self._tokenizer).union(configured_ends(whole.to_dict()))

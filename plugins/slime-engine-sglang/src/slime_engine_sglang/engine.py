@@ -22,7 +22,7 @@ from slime_core.contracts.engine import Generation
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.data.ends import known_ends
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import first_error_only
 from slime_core.remote_code import from_pretrained
 from slime_core.run.claims import Claims
@@ -108,7 +108,7 @@ class SGLangEngine:
         self._context: int | None = int(given) if given else getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._tokenizer = load_tokenizer(args.hf_checkpoint)
-        self._processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+        self._processor = processor_of(args)
         self._banned = banned_tokens(self._processor)
         self._sender: SGLangWeightSender | None = None
         self._fleet: Fleet | None = None

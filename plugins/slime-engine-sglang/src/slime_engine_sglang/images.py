@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from slime_core.data.image_processor import Processor, image_places
 from slime_core.data.images import data_url
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import load_processor, processor_of
 from slime_core.data.vision_families import QwenProcessor
 from slime_core.errors import ArgumentError, DataError, SampleError
 from slime_engine_sglang.answers import Answer
@@ -45,7 +45,7 @@ class ShownPrompt:
 
 def refusal(args: RunArguments) -> str:
     """Why servers are shown no images of a run, as half a sentence; "" where they are."""
-    processor = load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+    processor = processor_of(args)
     if processor is None:
         return f"it serves {args.hf_checkpoint}, which reads no images"
     if processor.config.model_type not in TRIED:

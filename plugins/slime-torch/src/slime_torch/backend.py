@@ -20,7 +20,7 @@ from slime_core.contracts.loss import LossFunction, LossOutputs, what_reads
 from slime_core.contracts.memory import Holding, MemoryUse, ModelShape
 from slime_core.contracts.train_backend import Role, TrainBatch
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import is_vision_model, load_processor
+from slime_core.data.vision import is_vision_model, processor_of
 from slime_core.errors import ArgumentError, TrainingError
 from slime_core.tensors.determinism import deterministic
 from slime_core.tensors.determinism import prepare as prepare_determinism
@@ -158,9 +158,7 @@ class TorchBackend(HasKeptWeights):
         processor = None
         with ranks.together():
             if is_vision_model(model.config):
-                processor = load_processor(
-                    self.args.hf_checkpoint, self.args.image_min_pixels, self.args.image_max_pixels
-                )
+                processor = processor_of(self.args)
                 if processor is None:
                     raise ArgumentError(
                         f"--hf-checkpoint {self.args.hf_checkpoint} is no checkpoint of a model that reads images."

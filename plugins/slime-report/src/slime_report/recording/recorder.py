@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from slime_core.arguments.derived import derived
 from slime_core.data.image_processor import Processor
 from slime_core.data.tokenizer import load_tokenizer
-from slime_core.data.vision import load_processor
+from slime_core.data.vision import processor_of
 from slime_core.errors import SampleError, SlimeError
 from slime_core.sample import Sample, reward_of
 from slime_core.training.token_numbers import Numbers, TokenNumbers
@@ -116,7 +116,7 @@ class Recorder:
         """What the checkpoint makes of images; None where it reads none."""
         args = self._args
         try:
-            return load_processor(args.hf_checkpoint, args.image_min_pixels, args.image_max_pixels)
+            return processor_of(args)
         except SlimeError:
             return None
 
