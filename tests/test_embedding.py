@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from small_llama import small_llama
 
 from slime_core.errors import ArgumentError
 from slime_core.tensors.embedding import require_rows, require_tied, stored_rows
@@ -46,17 +46,8 @@ def test_a_token_that_is_added_later_is_seen() -> None:
 
 @pytest.mark.parametrize("stored", ["tied", "twice the same", "different", "untied and different"])
 def test_a_tied_flag_over_two_matrices_is_an_error(tmp_path: Path, stored: str) -> None:
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        tie_word_embeddings=stored != "untied and different",
-    )
-    model: Any = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path)
+    tied = stored != "untied and different"
+    small_llama(tied).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     if stored in ("twice the same", "different"):
@@ -64,7 +55,6 @@ def test_a_tied_flag_over_two_matrices_is_an_error(tmp_path: Path, stored: str) 
         weights["lm_head.weight"] = own if stored == "twice the same" else torch.flip(own, (0,))
         save_file(weights, file, {"format": "pt"})
     assert stored_rows(str(tmp_path)) == 16
-    tied = config.tie_word_embeddings
     if stored != "different":
         require_tied(str(tmp_path), tied, "--hf-checkpoint")
         return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from small_llama import small_llama
 
 from slime_core.data.quantised_checkpoints import INDEX, stored_tensors, weight_files, weight_files_if_any
 from slime_core.errors import CheckpointError
@@ -19,27 +19,15 @@ from slime_core.tensors.stored_weights import read_all
 from slime_core.training.checkpoint_check import stored_linear
 from slime_torch.model import add_value_head
 
-CONFIG = LlamaConfig(
-    vocab_size=16,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    tie_word_embeddings=True,
-)
-
 
 def value_head(folder: str) -> float:
-    model: Any = AutoModelForCausalLM.from_config(CONFIG)
-    return add_value_head(model, folder).weight.sum().item()
+    return add_value_head(small_llama(), folder).weight.sum().item()
 
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> Path:
     """A checkpoint with an index, which lists its files, and a file of an earlier one that it does not list."""
-    model: Any = AutoModelForCausalLM.from_config(CONFIG)
-    model.save_pretrained(tmp_path, max_shard_size="1KB")
+    small_llama().save_pretrained(tmp_path, max_shard_size="1KB")
     stale = {
         "lm_head.weight": torch.ones(16, 8),
         "a.embed_tokens.weight": torch.ones(3, 8),
