@@ -6,17 +6,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from slime_core.arguments.groups.profiling import ProfilingArguments
 from slime_core.cli import main
 from slime_core.errors import OutputError
+from slime_core.output import fault_of_disk, writing
+from slime_core.run.best import take_over_best
+from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.end import take_all
-from slime_core.run.output import fault_of_disk, writing
 from slime_core.run.tracking import JsonlTracker, read_metrics
 
 
@@ -37,6 +42,11 @@ def fill(folder: Path) -> None:
         with suppress(OSError):
             while True:
                 file.write(bytes(512))
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 def _log_for_long(jsonl: JsonlTracker) -> None:
@@ -94,6 +104,49 @@ def test_a_checkpoint_on_a_full_disk_says_so(
 
 
 @pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (
+            ["--save-debug-rollout-data", "DISK/{rollout_id}.arrow"],
+            "The samples of rollout 0, for --save-debug-rollout-data, could",
+        ),
+        (
+            ["--save-debug-rollout-data", "DISK/{rollout_id}.jsonl"],
+            "The samples of rollout 0, for --save-debug-rollout-data, could",
+        ),
+        (
+            ["--save-debug-train-data", "DISK/{rollout_id}.arrow"],
+            "What rollout 0 is trained with, for --save-debug-train-data, could",
+        ),
+        (["--dump-details", "DISK"], "--dump-details DISK cannot be written into"),
+        (["--save", "DISK"], "--save DISK cannot be written into"),
+        (["--use-tensorboard", "--tensorboard-dir", "DISK"], "The event files, for --tensorboard-dir, could"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the package tensorboard
+def test_whatever_an_option_has_written_on_a_full_disk_is_named_with_it(
+    words: list[str], full_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], what: str
+) -> None:
+    fill(full_disk)
+    given = [option.replace("DISK", str(full_disk)) for option in options]
+    assert main([*words, "--num-rollout", "1", "--run-dir", str(tmp_path / "run"), *given]) == 1
+    told = capfd.readouterr().err
+    assert f"slime train: {what.replace('DISK', str(full_disk))}" in told
+    assert str(full_disk) in told
+    assert "No space left on device" in told
+    assert "Traceback" not in told
+
+
+def test_a_folder_of_details_that_cannot_take_the_tokenizer_is_named_with_its_option(
+    words: list[str], full_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--run-dir", str(tmp_path / "run"), "--dump-details", str(full_disk)]) == 1
+    told = capfd.readouterr().err
+    assert f"What reads the rows, for --dump-details, could not be written to {full_disk}: No space left on dev" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
     ("error", "advice"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "Free some space"),
@@ -101,6 +154,8 @@ def test_a_checkpoint_on_a_full_disk_says_so(
         (OSError(errno.EROFS, "Read-only file system"), "read-only"),
         (OSError(errno.ESTALE, "Stale file handle"), "mount it again"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "Free some space"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device")]), "Free some space"),
+        (caused(RuntimeError("Can't create directory"), OSError(errno.EROFS, "Read-only file system")), "read-only"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "Look at the disk"),
         (RuntimeError("[gloo] Connection closed by peer [10.0.0.2]:4711"), None),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), None),
@@ -163,3 +218,33 @@ def test_a_run_tells_its_own_error_also_where_nothing_can_be_closed(
     assert main([*words, *chosen, "--run-dir", str(tmp_path / "run")]) == 1
     told = capfd.readouterr().err
     assert "slime train: ValueError: the step went wrong" in told
+
+
+def test_a_profile_that_cannot_be_written_is_named_with_its_option(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from slime_core.training.profiling import Profiler
+
+    (tmp_path / "file").write_text("mine")
+    args = ProfilingArguments(
+        use_pytorch_profiler=True, profile_step_start=0, profile_step_end=1, tensorboard_dir=str(tmp_path / "file")
+    )
+    profiler = Profiler(args, tmp_path)
+    profiler.step(0)
+    with pytest.raises(
+        OutputError, match=f"The profile, for --tensorboard-dir, could not be written to {tmp_path}/file: "
+    ):
+        profiler.close()
+    profiler.close()  # has nothing more to write
+
+
+def test_a_best_checkpoint_that_cannot_be_copied_is_named_with_its_option(full_disk: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "iter_0000001"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_bytes(bytes(2**19))
+    early = EarlyStopping(patience=1, metric="eval/loss")
+    early.best_rollout = 1
+    args = SimpleNamespace(early_stopping_patience=1, early_stopping_keep="best", save=str(full_disk))
+    with pytest.raises(
+        OutputError, match=r"The copy of the best checkpoint, .*, for --save could not be written.*: No space"
+    ):
+        take_over_best(args, early, tmp_path / "iter_0000002")

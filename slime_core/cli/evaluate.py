@@ -19,11 +19,11 @@ from slime_core.arguments.recipe import read_recipe
 from slime_core.arguments.resolve import shown_arguments
 from slime_core.display import log_to_stderr, told
 from slime_core.errors import ArgumentError, SlimeError, together
+from slime_core.output import writing
 from slime_core.plugins import Plugins
 from slime_core.run.console import told_of_evaluation
 from slime_core.run.evaluated_models import Options, Target, find_targets
 from slime_core.run.model_evaluation import Evaluated, Source, evaluate
-from slime_core.run.output import writing
 from slime_core.run.plan import Plan, survey
 from slime_core.run.scores import Score
 from slime_core.whole_file import write_whole

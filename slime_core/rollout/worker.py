@@ -13,6 +13,7 @@ from slime_core.contracts.engine import GivesUpWeights, InferenceEngine, Offload
 from slime_core.contracts.rollout import Background
 from slime_core.contracts.rollout_outputs import metric_numbers
 from slime_core.errors import DataError, PluginError, SampleError
+from slime_core.output import writing
 from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
@@ -94,7 +95,10 @@ class RolloutWorker:
             )
         _check(output.groups, self._rollout, need_reward=True)
         if args.save_debug_rollout_data:
-            write_debug_data(Path(args.save_debug_rollout_data.replace("{rollout_id}", str(rollout_id))), output)
+            path = Path(args.save_debug_rollout_data.replace("{rollout_id}", str(rollout_id)))
+            option = "--dump-details" if args.dump_details else "--save-debug-rollout-data"
+            with writing(f"The samples of rollout {rollout_id}, for {option},", path):
+                write_debug_data(path, output)
         self._plugins.notify(
             "slime_rollout_finished", args=args, rollout_id=rollout_id, groups=output.groups, metrics=output.metrics
         )

@@ -34,5 +34,4 @@ best.py         the checkpoint of the best evaluation
 tracking.py     where the numbers go
 console.py      what a person sees of them while the run goes on
 end.py          the last steps of a run
-output.py       what is wrong when a run cannot write
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from slime_core.arguments import RunArguments
 from slime_core.data.checkpoint_folders import PREFIX, is_of_a_run
 from slime_core.errors import CheckpointError
+from slime_core.output import writing
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.whole_file import write_whole
 
@@ -59,6 +60,7 @@ def take_over_best(args: RunArguments, early: EarlyStopping | None, loaded: Path
 
     Raises:
         CheckpointError: the best one is gone.
+        OutputError: it cannot be copied.
     """
     if early is None or not keeps_best(args) or not args.save or early.best_rollout is None or early.best_rollout < 0:
         return
@@ -72,6 +74,8 @@ def take_over_best(args: RunArguments, early: EarlyStopping | None, loaded: Path
             )
         hidden = save / f".saving_{name}"
         shutil.rmtree(hidden, ignore_errors=True)
-        shutil.copytree(there, hidden)
-        hidden.rename(save / name)
-    name_best(save, early.best_rollout)
+        with writing(f"The copy of the best checkpoint, {there}, for --save", save / name):
+            shutil.copytree(there, hidden)
+            hidden.rename(save / name)
+    with writing("The number of the best checkpoint in --save", save / BEST):
+        name_best(save, early.best_rollout)

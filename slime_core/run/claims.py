@@ -16,8 +16,8 @@ import socket
 import struct
 import time
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from slime_core.errors import CheckpointError
 
@@ -35,7 +35,7 @@ class Claims:
     """The folders that a run has claimed. Leaving the `with` block, or `give_back`, gives them back."""
 
     def __init__(self) -> None:
-        self._files: list[tuple[str, IO[str]]] = []
+        self._files: list[tuple[str, FileIO]] = []
 
     def __enter__(self) -> Claims:
         return self
@@ -68,26 +68,27 @@ class Claims:
             raise CheckpointError(_taken(option, folder, "another run of this process"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / NAME, "a+", encoding="utf-8")  # noqa: SIM115  # is held as long as the run lasts
+            file = open(folder / NAME, "a+b", buffering=0)  # noqa: SIM115  # is held as long as the run lasts
         except OSError as error:
-            raise CheckpointError(
-                f"{option} {folder} cannot be written into: {error.strerror or error}. Choose another folder, or change who may "
-                "write there."
-            ) from error
+            raise CheckpointError(_closed(option, folder, error)) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                owner = _in_words(file.read())
+                holder = _in_words(file.read())
                 file.close()
-                raise CheckpointError(_taken(option, folder, owner)) from None
+                raise CheckpointError(_taken(option, folder, holder)) from None
             logger.warning(
                 "%s %s: its file system has no locks (%s), so a second run there is not noticed", option, folder, error
             )
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
-        file.flush()
+        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+        try:
+            file.truncate(0)
+            file.write(owner.encode())
+        except OSError as error:
+            file.close()
+            raise CheckpointError(_closed(option, folder, error)) from error
         _held.add(key)
         self._files.append((key, file))
 
@@ -122,7 +123,14 @@ def _taken(option: str, folder: Path, owner: str) -> str:
     )
 
 
-def _in_words(text: str) -> str:
+def _closed(option: str, folder: Path, error: OSError) -> str:
+    return (
+        f"{option} {folder} cannot be written into: {error.strerror or error}. Choose another folder, or see to it that this one has space "
+        "and that you may write there."
+    )
+
+
+def _in_words(text: str | bytes) -> str:
     try:
         owner = json.loads(text)
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"

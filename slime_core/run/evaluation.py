@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.output import writing
 from slime_core.plugins import Selected
 from slime_core.rollout.worker import RolloutWorker
-from slime_core.run.output import writing
 from slime_core.run.tracking import Tracking, call_own_log, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait

@@ -21,10 +21,10 @@ from slime_core.data.begun_from import begun_from
 from slime_core.data.checkpoint_folders import advice, recognise
 from slime_core.data.ends import add_ends, stored_trained_ends
 from slime_core.errors import ArgumentError, CheckpointError, PluginError
+from slime_core.output import writing
 from slime_core.plugins import Plugins, Selected
 from slime_core.remote_code import copy_code, trust_remote_code
 from slime_core.run.checkpoints import load_state, require_state, stored_arguments
-from slime_core.run.output import writing
 from slime_core.run.stored_run import arguments_of, require_checkpoint
 from slime_core.training.components import quantised_checkpoints
 from slime_core.training.initial_weights import with_initial_weights

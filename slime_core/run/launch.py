@@ -15,6 +15,7 @@ from slime_core.data.tokenizer import load_tokenizer
 from slime_core.data.vision import processor_of
 from slime_core.errors import ArgumentError, OutputError, WorkerDied
 from slime_core.loop import train
+from slime_core.output import writing
 from slime_core.plugins.boundaries import at_home, children
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.best import keeps_best, require_begun_with, take_over_best
@@ -24,7 +25,6 @@ from slime_core.run.console import Console
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.end import name_left_behind, take_all
 from slime_core.run.evaluation import drop_later_generations
-from slime_core.run.output import writing
 from slime_core.run.plan import Plan
 from slime_core.run.requests import Requests
 from slime_core.run.resume import (
@@ -242,13 +242,14 @@ def _with_free_run_dir(plan: Plan) -> Plan:
     if not plan.resolved.run_dir_by_time:
         return plan
     first = folder = Path(derived(plan.args.run_dir))
-    first.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(2):
-        try:
-            folder.mkdir()
-            break
-        except FileExistsError:
-            folder = first.with_name(f"{first.name}-{number}")
+    with writing("The folder of the run, --run-dir,", first):
+        first.parent.mkdir(parents=True, exist_ok=True)
+        for number in count(2):
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                folder = first.with_name(f"{first.name}-{number}")
     return replace(plan, resolved=plan.resolved.updated(BY_TIME, run_dir=str(folder)))
 
 
@@ -290,7 +291,9 @@ def _write_config(path: Path, config: dict[str, Any]) -> None:
 
 def _keep_what_reads_rows(args: RunArguments, details: Path) -> None:
     """Write the tokenizer and, of a model that reads images, its image processor: what the rows of the run became tokens by."""
-    load_tokenizer(args.hf_checkpoint).save_pretrained(details / "tokenizer")
+    tokenizer = load_tokenizer(args.hf_checkpoint)
     processor = None if args.text_only else processor_of(args)
-    if processor is not None:
-        processor.save(details / "processor")
+    with writing("What reads the rows, for --dump-details,", details):
+        tokenizer.save_pretrained(details / "tokenizer")
+        if processor is not None:
+            processor.save(details / "processor")

@@ -14,6 +14,7 @@ from slime_core.arguments.derived import derived
 from slime_core.contracts.rollout import EngineUse
 from slime_core.data.checkpoint_folders import PREFIX
 from slime_core.errors import TrainingError
+from slime_core.output import writing
 from slime_core.plugins import Plugins
 from slime_core.rollout.worker import RolloutWorker
 from slime_core.run.best import keeps_best
@@ -21,7 +22,6 @@ from slime_core.run.checkpoints import load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.evaluation import is_due, log_evaluation, measure, write_generations
-from slime_core.run.output import writing
 from slime_core.run.requests import Requests
 from slime_core.run.rollouts import Rollout, start_rollout
 from slime_core.run.saving import Checkpoints

@@ -15,11 +15,11 @@ from slime_core.arguments.resolve import shown_arguments
 from slime_core.data.checkpoint_folders import PREFIX
 from slime_core.data.sample_files import PackedSamples
 from slime_core.errors import CheckpointError, DataError, SampleError
+from slime_core.output import fault_of_disk
 from slime_core.plugins import Plugins
 from slime_core.run.best import keeps_best, name_best
 from slime_core.run.checkpoints import RUN, clear_parts, describe, find_latest, keep_newest, write_latest
 from slime_core.run.console import Console
-from slime_core.run.output import fault_of_disk
 from slime_core.run.state_samples import SAMPLES, without_samples
 from slime_core.runtime.handles import Handle, LocalHandle, wait
 from slime_core.training.worker import TrainWorker

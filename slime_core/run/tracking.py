@@ -20,9 +20,9 @@ from slime_core.arguments import RunArguments
 from slime_core.contracts.rollout_outputs import metric_numbers
 from slime_core.contracts.tracker import Tracker
 from slime_core.errors import DataError, PluginError
+from slime_core.output import writing
 from slime_core.plugins import Selected
 from slime_core.run.console import Console
-from slime_core.run.output import writing
 from slime_core.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class JsonlTracker:
         ]
         with writing("The metrics", path):
             write_whole(path, b"".join(kept))
+            self._file = path.open("ab", buffering=0)  # so that nothing is left to be written when it is closed
         self._path = path
-        self._file = path.open("ab", buffering=0)  # so that nothing is left to be written when it is closed
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line, which the operating system has when this returns. NaN and infinities, which JSON does not have, become

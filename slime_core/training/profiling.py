@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slime_core.arguments.groups.profiling import ProfilingArguments
+from slime_core.output import writing
 
 if TYPE_CHECKING:
     from torch.profiler import profile, record_function
@@ -31,6 +32,7 @@ class Profiler:
     def __init__(self, args: ProfilingArguments, run_dir: Path) -> None:
         self._wanted = range(args.profile_step_start, args.profile_step_end) if args.use_pytorch_profiler else range(0)
         self._folder = Path(args.tensorboard_dir or run_dir / "profile")
+        self._option = "--tensorboard-dir" if args.tensorboard_dir else "--use-pytorch-profiler"
         self._memory = bool(self._wanted) and args.record_memory_history
         self._trace: profile | None = None  # while it runs
         self._span: record_function | None = None  # marks the present rollout in the trace
@@ -101,12 +103,14 @@ class Profiler:
     def _stop(self) -> None:
         if self._trace is None:
             return
-        self._trace.stop()  # writes the trace
-        self._trace, self._done = None, True
+        trace, self._trace, self._done = self._trace, None, True
+        with writing(f"The profile, for {self._option},", self._folder):
+            trace.stop()  # writes it
         if self._memory:
             import torch
 
             snapshot = str(self._folder / MEMORY_SNAPSHOT)
-            torch.cuda.memory._dump_snapshot(snapshot)  # type: ignore[no-untyped-call]  # torch does not annotate it
+            with writing(f"The history of the memory, for {self._option},", self._folder):
+                torch.cuda.memory._dump_snapshot(snapshot)  # type: ignore[no-untyped-call]  # torch does not annotate it
             torch.cuda.memory._record_memory_history(enabled=None)
         logger.info("the profile of rollouts %d to %d is in %s", self._wanted[0], self._wanted[-1], self._folder)

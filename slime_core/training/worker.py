@@ -37,6 +37,7 @@ from slime_core.contracts.train_backend import (
 )
 from slime_core.data.ends import TrainedEnds
 from slime_core.errors import ArgumentError, CheckpointError
+from slime_core.output import writing
 from slime_core.plugins import Plugins
 from slime_core.remote_code import copy_code
 from slime_core.sample import Group, Sample
@@ -209,8 +210,10 @@ class TrainWorker:
             if self._components.advantage is not None:
                 self._columns.remember_routing(columns, samples, parts)  # what is skipped may have changed
         if self._args.save_debug_train_data and self._rank == 0:
-            path = self._args.save_debug_train_data.replace("{rollout_id}", str(rollout_id))
-            write_train_data(self._args, Path(path), samples, columns)
+            path = Path(self._args.save_debug_train_data.replace("{rollout_id}", str(rollout_id)))
+            option = "--dump-details" if self._args.dump_details else "--save-debug-train-data"
+            with writing(f"What rollout {rollout_id} is trained with, for {option},", path):
+                write_train_data(self._args, path, samples, columns)
         watched = any(self._plugins.observers("slime_rollout_trained"))
         if watched:
             self._loss.listen()

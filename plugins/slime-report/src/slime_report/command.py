@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from slime_core import __version__
 from slime_core.display import told
 from slime_core.errors import ArgumentError
-from slime_core.run.output import writing
+from slime_core.output import writing
 from slime_core.whole_file import write_whole
 from slime_report.page import render
 from slime_report.reading.compare import differences_of

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from slime_core.errors import ArgumentError, PluginError
-from slime_core.run.output import writing
+from slime_core.output import writing
 
 
 def write_events(metrics: Path, folder: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.errors import PluginError
+from slime_core.output import writing
 from slime_core.yaml_text import to_yaml
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class TensorboardTracker:
 
     Raises:
         PluginError: the package tensorboard is not installed.
+        OutputError: the event files cannot be written; so does every method.
     """
 
     def __init__(self, args: ProfilingArguments, run_dir: Path, config: dict[str, Any]) -> None:
@@ -38,7 +40,10 @@ class TensorboardTracker:
                 "pip install slime-trackers[tensorboard]"
             ) from error
         self._event = event_pb2.Event
-        self._writer = EventFileWriter(str(args.tensorboard_dir or run_dir / "tensorboard"), flush_secs=30)
+        self._folder = Path(args.tensorboard_dir or run_dir / "tensorboard")
+        self._what = f"The event files, for {'--tensorboard-dir' if args.tensorboard_dir else '--use-tensorboard'},"
+        with writing(self._what, self._folder):
+            self._writer = EventFileWriter(str(self._folder), flush_secs=30)
         behind = config.get("resume_after")
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         first_step = -1 if behind is None else behind + 1  # -1: the evaluation before the first rollout
@@ -54,11 +59,13 @@ class TensorboardTracker:
 
     def close(self, error: BaseException | None) -> None:
         """Write everything that was logged, and close the file."""
-        self._writer.close()
+        with writing(self._what, self._folder):
+            self._writer.close()
 
     def _add(self, step: int, **content: Any) -> None:
         """Write one event with this content."""
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, **content))
+        with writing(self._what, self._folder):
+            self._writer.add_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 def _as_markdown(config: dict[str, Any]) -> str:

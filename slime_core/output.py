@@ -1,5 +1,5 @@
 """What is wrong when a run cannot write: the disk is full, a limit is in the way, the folder is read-only. Called wherever a run
-writes: metrics, configuration, answers of evaluations, checkpoints, exports."""
+writes: metrics, configuration, answers of evaluations, dumps, checkpoints, exports."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _ADVICE = {
     errno.EIO: "The disk there does not work: look at it, or choose another folder.",
     errno.ESTALE: "The shared storage there is gone: mount it again, or choose another folder.",
     errno.EISDIR: "There is a folder of this name: choose another one.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "A link there leads back to itself: choose another folder.",
     errno.ENOTDIR: "A part of the path is a file: choose another folder.",
     errno.EEXIST: "There is a file of this name: choose another one.",
     errno.ENOENT: "The folder is gone while the run goes on: leave it in its place.",
@@ -48,7 +50,8 @@ def writing(what: str, path: Path) -> Iterator[None]:
         advice = fault_of_disk(error, path)
         if advice is None:
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        number = _number(error)
+        reason = str(error) if number is None else os.strerror(number)
         raise OutputError(f"{what} could not be written to {path}: {reason}. {advice}") from error
 
 
@@ -56,11 +59,7 @@ def fault_of_disk(error: BaseException, path: Path) -> str | None:
     """What to do about an error that came while something was written below `path`, if it is one of the disk; None for any other,
     such as a rank that is gone. Libraries that lose the error's number are believed to have met what can be seen afterwards: a disk
     that is full, or a limit on files."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (
-        told := re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))
-    ):  # of Rust, and of Python within another
-        number = int(told[1] or told[2])
+    number = _number(error)
     if number is not None:
         return _ADVICE.get(number)
     if not any(name in f"{type(error).__name__}: {error}" for name in _WRITERS):
@@ -69,6 +68,15 @@ def fault_of_disk(error: BaseException, path: Path) -> str | None:
         return _SPACE
     limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
     return _LIMIT if limited else "Look at the disk there."
+
+
+def _number(error: BaseException) -> int | None:
+    """The number of an error of the operating system, also of one that a library tells in its own words; None for any other error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if told := re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error)):  # of Rust, and of Python within another
+        return int(told[1] or told[2])
+    return None if error.__cause__ is None else _number(error.__cause__)
 
 
 def _free_bytes(path: Path) -> int | None:
