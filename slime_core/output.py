@@ -1,5 +1,6 @@
 """What is wrong when a run cannot write: the disk is full, a limit is in the way, the folder is read-only. Called wherever a run
-writes: metrics, configuration, answers of evaluations, dumps, checkpoints, exports."""
+writes: metrics, configuration, answers of evaluations, dumps, checkpoints, exports. And when nobody foresaw that a path cannot be looked at:
+it is another user's, or its disk does not work."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slime_core.errors import OutputError
+from slime_core.errors import OutputError, SlimeError
 
 _SPACE = "Free some space there."
 _LIMIT = "The limit on the size of a file (ulimit -f) is in the way: raise it."
@@ -30,6 +31,14 @@ _ADVICE = {
     errno.ENOTDIR: "A part of the path is a file: choose another folder.",
     errno.EEXIST: "There is a file of this name: choose another one.",
     errno.ENOENT: "The folder is gone while the run goes on: leave it in its place.",
+}
+_OPEN = "Let this user enter its folders and use it, or give another path."
+_ADVICE_ON_PATHS = {
+    errno.EACCES: _OPEN,
+    errno.EPERM: _OPEN,
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.EIO: "The disk there does not work: look at it, or give another path.",
+    errno.ESTALE: "The shared storage there is gone: mount it again.",
 }
 _WRITERS = ("PytorchStreamWriter", "inline_container", "SafetensorError")
 
@@ -53,6 +62,13 @@ def writing(what: str, path: Path) -> Iterator[None]:
         number = _number(error)
         reason = str(error) if number is None else os.strerror(number)
         raise OutputError(f"{what} could not be written to {path}: {reason}. {advice}") from error
+
+
+def path_in_the_way(error: BaseException) -> SlimeError | None:
+    """What people are told where an error came of a path alone that cannot be looked at, whoever looked; None for any other error."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in _ADVICE_ON_PATHS:
+        return None
+    return SlimeError(f"{error.filename} cannot be used: {error.strerror}. {_ADVICE_ON_PATHS[error.errno]}")
 
 
 def fault_of_disk(error: BaseException, path: Path) -> str | None:

@@ -3,6 +3,7 @@ the one that is told."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -35,6 +36,21 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def closed_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this process may not enter, also where it is root's, which may enter all others."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    libc, version = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()
+    assert libc.capget(version, before) == 0
+    less = (ctypes.c_uint32 * 6)(before[0] & ~0b110, *before[1:])  # without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(version, less) == 0
+    yield folder
+    assert libc.capset(version, before) == 0
+    folder.chmod(0o700)
 
 
 def fill(folder: Path) -> None:
@@ -248,3 +264,44 @@ def test_a_best_checkpoint_that_cannot_be_copied_is_named_with_its_option(full_d
         OutputError, match=r"The copy of the best checkpoint, .*, for --save could not be written.*: No space"
     ):
         take_over_best(args, early, tmp_path / "iter_0000002")
+
+
+@pytest.mark.parametrize("below", ["", "/in"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ["check", option, "CLOSED"]
+            for option in ("--hf-checkpoint", "--prompt-data", "--load", "--ref-load", "--save", "--run-dir")
+        ),
+        *([name, "CLOSED"] for name in ("samples", "report", "serve")),
+        ["export", "CLOSED", "new"],
+        ["eval", "CLOSED", "--eval-prompt-data", "a", "rows.jsonl"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_path_that_may_not_be_entered_is_one_sentence(
+    words: list[str], closed_folder: Path, capfd: pytest.CaptureFixture[str], command: list[str], below: str
+) -> None:
+    name, *given = (word.replace("CLOSED", f"{closed_folder}{below}") for word in command)
+    assert main([name, *(words[1:] if name == "check" else []), *given]) in (1, 2)
+    told = capfd.readouterr().err
+    assert f"{closed_folder}{below}" in told
+    assert "Permission denied" in told
+    assert "Traceback" not in told
+    assert "File " not in told
+    assert "raised in the command" not in told
+
+
+def test_whatever_else_is_wrong_is_said_beside_a_path_that_may_not_be_entered(
+    words: list[str], closed_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *words[1:], "--load", str(closed_folder), "--prompt-data", str(tmp_path / "none")]) != 0
+    told = capfd.readouterr().err
+    assert "2 things are wrong" in told
+    assert f"{closed_folder}/manifest.json cannot be used: Permission denied. Let this user enter" in told
+
+
+def test_a_name_that_is_too_long_is_one_sentence(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *words[1:], "--load", "a" * 300]) == 1
+    assert "aaa/manifest.json cannot be used: File name too long. Give a shorter path." in capfd.readouterr().err

@@ -13,6 +13,7 @@ from slime_core.cli.switches import HELP, read_switches
 from slime_core.display import escape_on_stdout, tell_plainly, told
 from slime_core.errors import ArgumentError, SlimeError, Terminated, did_you_mean
 from slime_core.model_folders import look_once_through_models
+from slime_core.output import path_in_the_way
 from slime_core.plugins import Plugins
 from slime_core.plugins.selection import raised_in
 from slime_core.start_up import collect_no_more, collect_seldom
@@ -75,6 +76,9 @@ def _run(argv: list[str] | None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread_streams():
             raise
+        if path_in_the_way(error) is not None:
+            print(told(f"slime {name}: {_with_notes(error)}"), file=sys.stderr)
+            return 1
         if all(component.distribution == CORE for component in raised_in(error)):
             raise  # a defect of slime itself: the whole traceback
         print(told(f"slime {name}: {_with_notes(error)}\n{_traceback_outside_core(error)}"), file=sys.stderr)
@@ -129,9 +133,11 @@ def _usage(plugins: Plugins) -> str:
 def _with_notes(error: BaseException) -> str:
     """Return the message of an error, and below it the notes on what it came through but this command and the
     conversion that it names. A mistake on the command line is the command's to tell, whoever brings it."""
-    message = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
-    through = raised_in(error)
-    mistyped = isinstance(error, ArgumentError)
+    in_the_way, through = path_in_the_way(error), raised_in(error)
+    message = (
+        str(in_the_way or error) if in_the_way or isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
+    )
+    mistyped = in_the_way is not None or isinstance(error, ArgumentError)
     commands = {c.note for c in through if c.kind == "command" and (c.distribution == CORE or mistyped)}
     commands |= {c.note for c in through if c.kind == "checkpoint_conversion"}
     notes = [note for note in getattr(error, "__notes__", []) if note not in commands]

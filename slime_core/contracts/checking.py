@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from slime_core.another_machine import is_for_another_machine
 from slime_core.errors import SlimeError
+from slime_core.output import path_in_the_way
 from slime_core.sample import Sample
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ class Finding:
 
 @contextmanager
 def noting(found: list[Finding]) -> Iterator[None]:
-    """Take note of a `SlimeError` that the block raises, as an error, and go on behind the block."""
+    """Take note of a `SlimeError` that the block raises, or of a path that cannot be looked at, as an error, and go on behind the block."""
     try:
         yield
     except SlimeError as error:
         found.append(Finding("error", str(error), error))
+    except OSError as error:
+        if (told := path_in_the_way(error)) is None:
+            raise
+        found.append(Finding("error", str(told), told))
 
 
 @dataclass
@@ -109,7 +114,7 @@ class Checking:
         return self.card
 
     def noting(self) -> AbstractContextManager[None]:
-        """Take note of a `SlimeError` that the block raises, as an error, and go on behind the block."""
+        """Take note of a `SlimeError` that the block raises, or of a path that cannot be looked at, as an error, and go on behind the block."""
         return noting(self.found)
 
     def ask(self, component: Selected[Any], samples: Sequence[Sample] | None = None) -> None:

@@ -66,15 +66,15 @@ def require_writable(option: str, folder: Path, tried: set[Path]) -> None:
         ArgumentError: it cannot.
     """
     advice = f"Choose another folder for {option}."
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-    if not there.is_dir():
-        what = f"{there} is a file" if there.exists() else f"{there} is a link to nothing"
-        raise ArgumentError(f"{option} {folder} cannot be made: {what}, no folder. {advice}")
-    if there.resolve() in tried:
-        return
-    tried.add(there.resolve())
+    there = folder
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".slime-check-", dir=there))
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        if not there.is_dir():
+            what = f"{there} is a file" if there.exists() else f"{there} is a link to nothing"
+            raise ArgumentError(f"{option} {folder} cannot be made: {what}, no folder. {advice}")
+        if there.resolve() not in tried:
+            tried.add(there.resolve())
+            os.rmdir(tempfile.mkdtemp(prefix=".slime-check-", dir=there))
     except OSError as error:
         raise ArgumentError(
             f"{option} {folder} cannot be written: {there}: {error.strerror or error}. {advice}"
