@@ -18,6 +18,7 @@ from slime_core.cli import main
 from slime_core.errors import ArgumentError
 from slime_core.run.early_stopping import EarlyStopping
 from slime_core.run.launch import _early_stopping
+from slime_core.run.stored_run import find_run
 from slime_core.run.tracking import JsonlTracker, read_metrics
 from slime_core.runtime import handles as runtime
 from slime_core.runtime.handles import LocalHandle, wait
@@ -110,11 +111,21 @@ def test_a_run_stops_early_when_nothing_is_gained(flags, tmp_path):
     assert [p.name for p in (tmp_path / "save").glob("iter_*")] == ["iter_0000001"]
 
 
-def test_a_model_is_exported_with_every_checkpoint_when_the_path_says_so(flags, tmp_path):
-    path = str(tmp_path / "hf-{rollout_id}")
-    words = [*flags, "--num-rollout", "4", "--eval-interval", "4", "--save-hf", path]
+@pytest.mark.parametrize(
+    ("path", "folders"),
+    [
+        ("hf-{rollout_id}", ["hf-1", "hf-3"]),
+        ("{{[x]}}/{rollout_id:03d}/hf", ["{[x]}/001/hf", "{[x]}/003/hf"]),
+    ],
+)
+def test_a_model_is_exported_with_every_checkpoint_when_the_path_says_so_and_found_again(
+    path, folders, flags, tmp_path
+):
+    words = [*flags, "--num-rollout", "4", "--eval-interval", "4", "--save-hf", str(tmp_path / "run" / path)]
     assert main(["train", *words, "--save", str(tmp_path / "save"), "--save-interval", "2"]) == 0
-    assert sorted(p.name for p in tmp_path.glob("hf-*")) == ["hf-1", "hf-3"]
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert sorted(p.parent for p in moved.rglob("config.json")) == [moved / folder for folder in folders]
+    assert find_run(moved).exported() == [moved / folder for folder in folders]
 
 
 def test_the_run_directory_says_how_the_run_came_about(flags, tmp_path):

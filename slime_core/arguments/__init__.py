@@ -12,6 +12,7 @@ recipe.py        recipe files
 recipe_names.py  recipes that installed distributions bring, by name
 of_a_run.py      the config.yaml of a run, which is a recipe again
 custom_config.py values for functions of somebody's own
+rollout_paths.py paths with the number of a rollout in them
 eval_config.py   evaluation sets with options of their own
 derived.py       options that are known once the arguments are resolved
 resolve.py       merges the sources, derives the rest

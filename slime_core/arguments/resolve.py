@@ -26,6 +26,7 @@ from slime_core.arguments.groups import RunArguments
 from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.namespace import Namespace, Option
 from slime_core.arguments.recipe import Stage
+from slime_core.arguments.rollout_paths import as_template, has_rollout
 from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.remote_code import trust_remote_code
 from slime_core.secrets import MASK, masked, masked_data, remember_secret, secret_from
@@ -55,8 +56,10 @@ class Resolved:
 
     def with_absolute_folders(self) -> Resolved:
         """A copy whose folders to write into are absolute, so that whoever changes the current folder changes nothing."""
-        given = {name: getattr(self.args, name) for name in ("run_dir", "save", "save_hf")}
+        given = {name: getattr(self.args, name) for name in ("run_dir", "save")}
         absolute = {name: os.path.abspath(folder) for name, folder in given.items() if folder}
+        if self.args.save_hf:
+            absolute["save_hf"] = os.path.normpath(os.path.join(as_template(os.getcwd()), self.args.save_hf))
         return Resolved(self.args.model_copy(update=absolute), self.provenance, self.namespace)
 
     @property
@@ -243,7 +246,7 @@ def derive(resolved: Resolved, suffix: str = "") -> Resolved:
         resolved = resolved.updated("--load-debug-rollout-data", debug_train_only=True)
     if args.dump_details:
         for name, folder in (("save_debug_rollout_data", "rollout_data"), ("save_debug_train_data", "train_data")):
-            path = os.path.join(args.dump_details, folder, "{rollout_id}.arrow")
+            path = os.path.join(as_template(args.dump_details), folder, "{rollout_id}.arrow")
             resolved = resolved.updated("--dump-details", **{name: path})
     if args.eval_function_path is None:
         resolved = resolved.updated("--rollout-function-path", eval_function_path=args.rollout_function_path)
@@ -317,7 +320,7 @@ def _contradictions(args: RunArguments, set_aside: Set[str]) -> Iterator[str]:
         yield "--save-debug-train-data has nothing to write under --debug-rollout-only, which trains nothing."
     for name in ("save_debug_rollout_data", "save_debug_train_data", "load_debug_rollout_data"):
         template = getattr(args, name)
-        if template and "{rollout_id}" not in template and args.num_rollout != 1:
+        if template and not has_rollout(template) and args.num_rollout != 1:
             yield f"--{name.replace('_', '-')} is {template!r}, one file for all rollouts. Put {{rollout_id}} in it."
 
 

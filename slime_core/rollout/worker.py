@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.rollout_paths import path_of_rollout
 from slime_core.contracts.data import Closes, DataSource, FollowsRollouts, HasMetrics
 from slime_core.contracts.engine import GivesUpWeights, InferenceEngine, Offloads, SendsWeights, WeightSender
 from slime_core.contracts.rollout import Background
@@ -80,7 +80,7 @@ class RolloutWorker:
         started = time.perf_counter()
         args = self._args
         if args.load_debug_rollout_data:
-            output = read_debug_data(Path(args.load_debug_rollout_data.replace("{rollout_id}", str(rollout_id))))
+            output = read_debug_data(path_of_rollout(args.load_debug_rollout_data, rollout_id))
         else:
             if isinstance(self._data_source, FollowsRollouts):
                 self._data_source.rollout_started(rollout_id)
@@ -95,7 +95,7 @@ class RolloutWorker:
             )
         _check(output.groups, self._rollout, need_reward=True)
         if args.save_debug_rollout_data:
-            path = Path(args.save_debug_rollout_data.replace("{rollout_id}", str(rollout_id)))
+            path = path_of_rollout(args.save_debug_rollout_data, rollout_id)
             option = "--dump-details" if args.dump_details else "--save-debug-rollout-data"
             with writing(f"The samples of rollout {rollout_id}, for {option},", path):
                 write_debug_data(path, output)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.rollout_paths import path_of_rollout
 from slime_core.contracts.data import next_groups
 from slime_core.contracts.rollout import Background
 from slime_core.data.prompts import read_prompt
@@ -66,7 +66,7 @@ def _pair_places(sample: Sample) -> list[int]:
 def _samples(plan: Plan, count: int) -> list[Sample]:
     args, chosen = plan.args, plan.components.rollouts
     if args.load_debug_rollout_data:
-        path = Path(args.load_debug_rollout_data.replace("{rollout_id}", "0"))
+        path = path_of_rollout(args.load_debug_rollout_data, 0)
         return read_debug_data(path, count).samples
     if not (_asks_engine(chosen.rollout.target) or chosen.works_in_background):
         few = args.model_copy(update={"rollout_batch_size": count})

@@ -11,6 +11,7 @@ from typing import Any
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
+from slime_core.arguments.rollout_paths import has_rollout, path_of_rollout
 from slime_core.contracts.rollout import EngineUse
 from slime_core.data.checkpoint_folders import PREFIX
 from slime_core.errors import TrainingError
@@ -246,7 +247,7 @@ class Run:
 
     def export_with_checkpoint(self, rollout_id: int) -> None:
         """Export what the checkpoint after this rollout holds, if one was due and `--save-hf` asks for that."""
-        if "{rollout_id}" in (self.args.save_hf or "") and self._is_due(rollout_id):
+        if self.args.save_hf and has_rollout(self.args.save_hf) and self._is_due(rollout_id):
             self.export(rollout_id)
 
     def export_at_end(self, rollout_id: int) -> None:
@@ -262,7 +263,7 @@ class Run:
             return
         console = self.tracking.console
         console.say(self.early_stopping.best_in_words())
-        if "{rollout_id}" in self.args.save_hf or best == rollout_id:
+        if has_rollout(self.args.save_hf) or best == rollout_id:
             self.export(rollout_id)
         elif best >= 0:
             folder = Path(derived(self.args.save)) / f"{PREFIX}{best:07d}"
@@ -276,7 +277,7 @@ class Run:
         """Write the Hugging Face checkpoint that `--save-hf` asks for."""
         if self.trainer is None or not self.args.save_hf:
             return
-        folder = Path(self.args.save_hf.replace("{rollout_id}", str(rollout_id)))
+        folder = path_of_rollout(self.args.save_hf, rollout_id)
         hidden = unfinished(folder)
         try:
             with writing("The exported model", folder):

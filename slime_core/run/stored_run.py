@@ -17,6 +17,7 @@ import yaml
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.namespace import Namespace
+from slime_core.arguments.rollout_paths import paths_of_rollouts
 from slime_core.data.checkpoint_folders import is_of_a_run
 from slime_core.errors import ArgumentError, CheckpointError
 from slime_core.run.checkpoints import all_checkpoints, find_checkpoint, started_in, stored_arguments
@@ -47,8 +48,7 @@ class StoredRun:
         named = self.arguments.get("save_hf")
         if not isinstance(named, str):
             return []
-        pattern = self.moved(named.replace("{rollout_id}", "*"))
-        found = [path for path in pattern.parent.glob(pattern.name) if (path / "config.json").is_file()]
+        found = [path for path in paths_of_rollouts(named, self.moved) if (path / "config.json").is_file()]
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def moved(self, path: str) -> Path:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
+from slime_core.arguments.rollout_paths import path_of_rollout
 from slime_core.contracts.engine import Offloads, WeightSender
 from slime_core.contracts.loss import may_skip_zero_advantage, what_reads
 from slime_core.contracts.train_backend import (
@@ -210,7 +211,7 @@ class TrainWorker:
             if self._components.advantage is not None:
                 self._columns.remember_routing(columns, samples, parts)  # what is skipped may have changed
         if self._args.save_debug_train_data and self._rank == 0:
-            path = Path(self._args.save_debug_train_data.replace("{rollout_id}", str(rollout_id)))
+            path = path_of_rollout(self._args.save_debug_train_data, rollout_id)
             option = "--dump-details" if self._args.dump_details else "--save-debug-train-data"
             with writing(f"What rollout {rollout_id} is trained with, for {option},", path):
                 write_train_data(self._args, path, samples, columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import field_validator
 
+from slime_core.arguments.rollout_paths import fillable
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, option
 
 
@@ -57,8 +58,8 @@ class ModelArguments(ArgumentGroup):
     )
     save_hf: str | None = option(
         None,
-        "Export a Hugging Face checkpoint here at the end of the run; with '{rollout_id}' in the path also with every "
-        "checkpoint.",
+        "Export a Hugging Face checkpoint here at the end of the run; with '{rollout_id}' in the path, or "
+        "'{rollout_id:05d}', also with every checkpoint.",
         affects_result=False,
     )
     ckpt_step: int | None = option(
@@ -75,6 +76,8 @@ class ModelArguments(ArgumentGroup):
         when="load",
         affects_result=False,
     )
+
+    _export_is_fillable = field_validator("save_hf")(fillable)
 
     @field_validator("on_resume_change")
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import field_validator
 
+from slime_core.arguments.rollout_paths import fillable
 from slime_core.contracts.engine import GREEDY_BELOW
 from slime_core.contracts.options import REQUIRED, ArgumentGroup, from_json, option
 
@@ -115,4 +116,5 @@ class RolloutArguments(ArgumentGroup):
         False, "Generate, but do not load the model for training: the engine keeps the weights of --hf-checkpoint."
     )
 
+    _dumps_are_fillable = field_validator("save_debug_rollout_data", "load_debug_rollout_data")(fillable)
     _custom_config_is_an_object = field_validator("custom_config", mode="before")(from_json)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from slime_core.arguments.groups.lora import LoraArguments
+from slime_core.arguments.rollout_paths import fillable
 from slime_core.contracts.options import ArgumentGroup, option
 
 
@@ -157,6 +158,8 @@ class TrainArguments(ArgumentGroup):
         ge=1,
         when="use_dynamic_batch_size",
     )
+
+    _dump_is_fillable = field_validator("save_debug_train_data")(fillable)
 
     @model_validator(mode="after")
     def _check_trained_parameters(self) -> TrainArguments:

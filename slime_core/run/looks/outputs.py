@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from slime_core.another_machine import is_for_another_machine
+from slime_core.arguments.rollout_paths import path_of_rollout
 from slime_core.errors import ArgumentError
 from slime_core.run import checkpoints
 from slime_core.run.looks.look import Look, Scene
@@ -21,14 +22,14 @@ def folders(scene: Scene) -> None:
     if args.use_pytorch_profiler or getattr(args, "use_tensorboard", False):
         given["--tensorboard-dir"] = args.tensorboard_dir
     if trains and args.save_hf:
-        given["--save-hf"] = args.save_hf.replace("{rollout_id}", "0")
+        given["--save-hf"] = str(path_of_rollout(args.save_hf, 0))
     dumps = {
         "--save-debug-rollout-data": args.save_debug_rollout_data,
         "--save-debug-train-data": args.save_debug_train_data,
     }
     for option, file in dumps.items():
         if file and not args.dump_details:
-            given[option] = str(Path(file.replace("{rollout_id}", "0")).parent)
+            given[option] = str(path_of_rollout(file, 0).parent)
     tried: set[Path] = set()
     for option, folder in given.items():
         if folder and is_for_another_machine() and scene.is_elsewhere(folder):
