@@ -134,6 +134,31 @@ def test_a_run_whose_repeated_steps_may_have_other_numbers_begins_another_one(
         assert again.new({"loss": 0.5}, resume_after + 1) == {"loss": 0.5}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            b"",
+            b'{"id": "a", "last',
+            b"\xff",
+            b"null",
+            b"[]",
+            b"{}",
+            b"[" * 9999,
+            b'{"id": 3, "last_step": 1, "last_names": []}',
+        ),
+        *(b'{"id": "a", "last_step": "1", "last_names": []}', b'{"id": "a", "last_step": 1, "last_names": [[]]}'),
+    ],
+)
+def test_a_damaged_note_of_what_the_service_has_is_named_and_a_new_run_writes_it_anew(tmp_path, content):
+    file = tmp_path / "wandb_run.json"
+    file.write_bytes(content)
+    with pytest.raises(PluginError, match=rf"{file} is damaged: .*\. It holds .* Restore it, or remove it"):
+        Logged(file, {**CONFIG, "resume_after": 0}, "b")
+    Logged(file, CONFIG, "b").remember()
+    assert Logged(file, {**CONFIG, "resume_after": 0}, "c").id == "b"
+
+
 def test_the_modules_of_trackers_import_none_of_the_packages():
     before = {name for name in ARGUMENTS if name in sys.modules}
     for name in ARGUMENTS:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slime_core.errors import DataError, PluginError
+from slime_core.output import writing
+from slime_core.plain import read_json
 from slime_core.secrets import masked
 from slime_core.whole_file import write_whole
 
@@ -22,17 +25,20 @@ class Logged:
         config: the resolved run. Its `resume_after` is the last rollout that a resumed run has behind it, or None in a new run, which
             takes no note of what an earlier run left. Nor does one that `branches` and repeats steps: their numbers may be others.
         new_id: of a new run.
+
+    Raises:
+        PluginError: a resumed run cannot read the file.
     """
 
     def __init__(self, file: Path, config: dict[str, Any], new_id: str) -> None:
         resumed = config.get("resume_after") is not None and file.exists()
-        previous = json.loads(file.read_text(encoding="utf-8")) if resumed else {}
+        previous = _read(file) if resumed else {}
         last = previous.get("last_step")
         if config.get("branches") and last is not None and last > config["resume_after"]:
             previous = {}
         self._file = file
         self.resumed = bool(previous)
-        self.id: str = previous.get("id") or new_id
+        self.id: str = previous.get("id", new_id)
         self._last: int | None = previous.get("last_step")
         self._last_names: list[str] = previous.get("last_names", [])
         self._known_last, self._known_names = self._last, frozenset(self._last_names)
@@ -54,7 +60,28 @@ class Logged:
     def remember(self) -> None:
         """Write the id and what was logged last into the run directory."""
         state = {"id": self.id, "last_step": self._last, "last_names": self._last_names}
-        write_whole(self._file, json.dumps(state))
+        with writing("What was logged last", self._file):
+            write_whole(self._file, json.dumps(state))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = read_json(file.read_text(encoding="utf-8"))
+        if not _is_state(found):
+            raise DataError("it has not what a run writes there")
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise PluginError(
+            f"{file} is damaged: {error}. It holds the run of the service that goes on, and the last step that this has. Restore it, or "
+            "remove it to begin another run there, which then has the steps from here on."
+        ) from None
+    return dict(found)
+
+
+def _is_state(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+        return False
+    last, names = found.get("last_step"), found.get("last_names")
+    return type(last) in (int, type(None)) and isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 @contextmanager
