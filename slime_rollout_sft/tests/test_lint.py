@@ -166,6 +166,18 @@ def test_what_is_said_of_rows_may_go_into_a_new_folder_and_not_in_the_place_of_o
         assert (status, said in err) == (2, True), err
 
 
+@pytest.mark.parametrize("other", ["said", "./new/../said", "link"])
+def test_page_and_report_are_two_files(
+    other: str, preview: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("said")
+    status, _, err = preview([GOOD], "--html", "said", "--report", other)
+    assert status == 2
+    assert f"--html said and --report {other} are one file, of which one is lost; name two." in err
+    assert not (tmp_path / "said").exists()
+
+
 MARKS_A_RESULT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n"

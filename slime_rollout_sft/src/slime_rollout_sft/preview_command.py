@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -212,7 +213,7 @@ def _is_rl(options: argparse.Namespace) -> bool:
 
 
 def _require_sense(options: argparse.Namespace) -> None:
-    """Check that every option has an effect, and none loses a file that is read."""
+    """Check that every option has an effect, and none loses a file that is read or written."""
     from slime_core.data.files import require_other_file
 
     if _is_rl(options):
@@ -225,6 +226,9 @@ def _require_sense(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--{given[0].replace('_', '-')} {why}.")
     if options.over_long_sample is not None and options.rollout_max_context_len is None:
         raise ArgumentError("--over-long-sample has no effect without --rollout-max-context-len; give both.")
+    page, report = options.html, options.report
+    if page is not None and report is not None and os.path.realpath(page) == os.path.realpath(report):
+        raise ArgumentError(f"--html {page} and --report {report} are one file, of which one is lost; name two.")
     for option in ("html", "report"):
         if (output := getattr(options, option)) is not None:
             require_other_file(f"--{option}", output, options.input)
