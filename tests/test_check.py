@@ -17,6 +17,8 @@ from transformers import AutoTokenizer
 
 from slime_core.arguments import RunArguments
 from slime_core.cli import main
+from slime_core.rollout.debug_data import write_debug_data
+from slime_core.sample import RolloutOutput, Sample
 from slime_core.testing import tiny_checkpoint
 
 RL = [
@@ -92,6 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (folder / f"{name}.jsonl").write_text(f"{json.dumps(value)}\n" * 8)
     (folder / "empty.jsonl").write_text("")
+    write_debug_data(folder / "dump.jsonl", RolloutOutput([[Sample(tokens=[1, 2], response_length=1, reward=1.0)]]))
     (folder / "a file").write_text("")
     return folder
 
@@ -191,7 +194,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         "is the folder of --ref-load, which the export would overwrite",
     ),
     "a replay that evaluates": (
-        [*REWARDED, *EVALUATED, "--load-debug-rollout-data", "{rows}"],
+        [*REWARDED, *EVALUATED, "--load-debug-rollout-data", "{place}/dump.jsonl"],
         "needs an inference engine: leave out --load-debug-rollout-data, with which none starts",
     ),
     "a rollout without an engine": (

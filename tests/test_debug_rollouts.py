@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from slime_core.cli import main
 from slime_core.errors import DataError, PluginError
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.rollout.train_data import converted
@@ -108,3 +110,45 @@ def test_a_column_of_slime_that_training_has_no_use_for_says_what_it_is():
         PluginError, match="'teacher_log_probs', which training here has no use for \\(log-probs of a teacher\\)"
     ):
         converted(RolloutOutput(groups()), {"teacher_log_probs": [[-1.0]] * 6})
+
+
+def answers() -> RolloutOutput:
+    return RolloutOutput(
+        [[Sample(index=n, group_index=n, tokens=[1, 2, 3], response_length=1, reward=1.0)] for n in range(4)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "said"),
+    [
+        ("0.arrow", [], ""),
+        ("4.arrow", ["--start-rollout-id", "4", "--num-rollout", "5"], ""),
+        ("0.arrow", ["--start-rollout-id", "4", "--num-rollout", "5"], "4.arrow cannot be read: "),
+        ("none", [], "0.arrow cannot be read: "),
+        ("none", ["--elsewhere"], ""),
+        ("rows", [], "0.arrow cannot be read: "),
+        ("folder", [], "0.arrow cannot be read: "),
+    ],
+)
+def test_the_first_dump_is_looked_at_before_a_run(first, more, said, sft, tmp_path, capsys):
+    if first == "rows":
+        (tmp_path / "0.arrow").write_text('{"messages": []}\n')
+    elif first == "folder":
+        (tmp_path / "0.arrow").mkdir()
+    elif first != "none":
+        write_debug_data(tmp_path / first, answers())
+    words = [*sft, "--load-debug-rollout-data", str(tmp_path / "{rollout_id}.arrow"), *more]
+    status = main(["check", *words])
+    told = capsys.readouterr().err
+    assert status == (1 if said else 0), told
+    assert (f"--load-debug-rollout-data: {tmp_path}/{said}" if said else "") in told
+
+
+def test_a_dump_that_an_earlier_stage_writes_is_not_looked_for(sft_anywhere, tmp_path, capsys):
+    keys = [word.removeprefix("--") for word in sft_anywhere[::2]]
+    shared = dict(zip(keys, sft_anywhere[1::2], strict=True))
+    stages = [{"save-debug-rollout-data": "{rollout_id}.arrow"}, {"load-debug-rollout-data": "{rollout_id}.arrow"}]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**shared, "stages": stages}))
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 0, capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**shared, "stages": stages[1:] + stages[1:]}))
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 1

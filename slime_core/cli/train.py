@@ -150,12 +150,12 @@ def _shared_folders(resolution: Resolution, stage: str, taken: dict[tuple[str, s
 
 
 def _written(resolution: Resolution, earlier: dict[str, str]) -> dict[str, str]:
-    """The folders that a stage will have written, each with the checkpoint that it began with."""
+    """What a stage will have written that later ones may read, as its options name it, each with the checkpoint that it began with."""
     if resolution.resolved is None:
         return {}
     args = resolution.resolved.args
     origin = earlier.get(args.hf_checkpoint, args.hf_checkpoint)
-    return {folder: origin for folder in (args.save_hf, args.save) if folder}
+    return {folder: origin for folder in (args.save_hf, args.save, args.save_debug_rollout_data) if folder}
 
 
 def describe(plan: Plan, gpu_memory: float | None = None) -> str:

@@ -125,7 +125,7 @@ def survey(
     Args:
         resolution: what the sources of options say.
         starts: the run is to start on this machine, so that what is not installed here is missing.
-        to_come: folders that earlier stages will have written, each with the checkpoint that theirs began with.
+        to_come: what earlier stages will have written, as their options name it, each with the checkpoint that theirs began with.
     """
     found: list[Finding] = []
     for error in resolution.errors:
@@ -167,6 +167,7 @@ def survey(
             resolved = _with_template_date(resolved)
         seen = _with_stand_ins(resolved.args, to_come or {})
         scene = Scene(seen, plugins, components, set_aside=frozenset(set_aside), found=found, data_source=data_source)
+        scene.to_come = to_come or {}
         if scene.is_elsewhere(seen.hf_checkpoint) and (card := model_card(seen.hf_checkpoint)) is not None:
             scene.card = str(card)
         look_at(scene, LOOKS)

@@ -1,7 +1,7 @@
 """What is looked at before a run starts: by `slime check`, which prints it, and by the run itself.
 
 look.py        `Look`, and how all of them are taken
-data.py        the tokenizer, and the first row of every file
+data.py        the tokenizer, the first row of every file, and the first dump
 outputs.py     where the run writes, and whether its weights are kept
 evaluation.py  the metric of early stopping
 places.py      what is not installed on this machine

@@ -1,14 +1,17 @@
-"""The tokenizer, and the first row of every file that is trained on."""
+"""The tokenizer, the first row of every file that is trained on, and the first dump that takes the place of rows."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+from slime_core.arguments.rollout_paths import path_of_rollout
 from slime_core.contracts.data import ShowsFirstRows
 from slime_core.data.checkpoint_folders import require_folder
 from slime_core.data.samples import named_columns, require_columns
 from slime_core.errors import DataError
+from slime_core.rollout.debug_data import read_debug_data
+from slime_core.run.checkpoints import checkpoint_to_load
 from slime_core.run.looks.look import Look, Scene
 from slime_core.sample import Sample
 
@@ -64,7 +67,21 @@ def rows(scene: Scene) -> None:
             )
 
 
+def dump(scene: Scene) -> None:
+    """Of a run that begins anew, the first file of `--load-debug-rollout-data` can be read and holds the samples of a rollout."""
+    args = scene.args
+    template = args.load_debug_rollout_data
+    if not template or template in scene.to_come or args.num_rollout == 0 or checkpoint_to_load(args) is not None:
+        return
+    path = path_of_rollout(template, args.start_rollout_id or 0)
+    if scene.is_elsewhere(str(path)):
+        scene.not_seen(f"--load-debug-rollout-data {path} is not on this machine: it was not looked at.")
+    else:
+        read_debug_data(path, most=1)
+
+
 LOOKS = (
     Look("tokenizer", "the tokenizer of --hf-checkpoint", tokenizer),
     Look("rows", "the first row of every file of --prompt-data", rows),
+    Look("dump", "the first sample of the first file of --load-debug-rollout-data", dump),
 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from slime_core.contracts.checking import Checking
 from slime_core.contracts.data import DataSource
@@ -16,11 +15,11 @@ class Scene(Checking):
 
     Attributes:
         data_source: at its beginning; None where it cannot be opened, which is told already.
-        defaults: of all options that there are.
+        to_come: what earlier stages will have written, as their options name it.
     """
 
     data_source: DataSource | None = None
-    defaults: dict[str, Any] | None = None
+    to_come: Collection[str] = ()
 
 
 @dataclass(frozen=True)
