@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from slime_core.arguments.rollout_paths import as_template, fillable, has_rollout, path_of_rollout, paths_of_rollouts
+from slime_core.arguments.rollout_paths import (
+    as_template,
+    fillable,
+    has_rollout,
+    path_of_rollout,
+    paths_of_rollouts,
+    rollouts_there,
+)
 from slime_core.cli import main
 
 OPTIONS = ("--save-hf", "--save-debug-rollout-data", "--save-debug-train-data", "--load-debug-rollout-data")
@@ -31,7 +38,9 @@ def test_what_is_written_is_found(template: str, third: str, own: bool, tmp_path
     assert has_rollout(whole) is own
     (tmp_path / third).mkdir(parents=True)
     (tmp_path / "another").mkdir()
+    at = next((n for n, part in enumerate(Path(template).parts) if has_rollout(part)), 0)
     assert paths_of_rollouts(whole) == [tmp_path / third]
+    assert rollouts_there(whole) == [(3, tmp_path / Path(*Path(third).parts[: at + 1]))] * own
 
 
 @pytest.mark.parametrize("path", ["{step}", "{", "a}", "{0}", "{rollout_id:q}", "{rollout_id.name}", "{rollout_id[0]}"])

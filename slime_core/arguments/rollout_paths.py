@@ -7,6 +7,7 @@ They are texts for `str.format`, as in slime: `{rollout_id}` or `{rollout_id:05d
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def paths_of_rollouts(template: str, moved: Callable[[str], Path] = Path) -> lis
     """
     pattern = glob.escape(str(moved(_filled(template, _Any())))).replace(_ANY, "*")
     return [Path(path) for path in glob.glob(pattern)]
+
+
+def rollouts_there(template: str) -> list[tuple[int, Path]]:
+    """(rollout, path) of the rollouts whose paths are there, in no order; where a folder has the number, that folder. None where no part
+    has it. Raises as `path_of_rollout`."""
+    filled = str(Path(_filled(template, _Any())))
+    depth = next((n for n, part in enumerate(Path(filled).parts, 1) if _ANY in part), None)
+    if depth is None:
+        return []
+    number = re.compile(re.escape(filled).replace(_ANY, "(.*)", 1).replace(_ANY, ".*"))
+    found = []
+    for path in paths_of_rollouts(template):
+        match = number.fullmatch(str(path))
+        if match and match[1].isdecimal() and path_of_rollout(template, int(match[1])) == path:
+            found.append((int(match[1]), Path(*path.parts[:depth])))
+    return found
 
 
 def as_template(path: str) -> str:

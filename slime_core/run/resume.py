@@ -4,8 +4,6 @@ left. Called by `slime_core.run.launch` before anything is loaded."""
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import in_effect
+from slime_core.arguments.rollout_paths import rollouts_there
 from slime_core.data.evaluation import evaluation_fingerprint
 from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
@@ -23,8 +22,6 @@ from slime_core.run.tracking import rollout_of
 from slime_core.secrets import masked_data
 
 logger = logging.getLogger(__name__)
-
-_NUMBER = "{rollout_id}"
 
 
 @dataclass(frozen=True)
@@ -222,26 +219,10 @@ def set_dumps_aside(args: RunArguments, sampled: int, trained: int) -> list[Path
     reads = args.load_debug_rollout_data and Path(args.load_debug_rollout_data).resolve()
     later: dict[Path, list[Path]] = {}
     for pattern, start in ((args.save_debug_rollout_data, sampled), (args.save_debug_train_data, trained)):
-        for rollout_id, path in _dumps(pattern or ""):
+        for rollout_id, path in rollouts_there(pattern or ""):
             if rollout_id >= start and not (reads and reads.is_relative_to(path.parent.resolve())):
                 later.setdefault(path.parent, []).append(path)
     return [checkpoints.move_aside(folder, sorted(paths)) for folder, paths in later.items()]
-
-
-def _dumps(pattern: str) -> Iterator[tuple[int, Path]]:
-    """(rollout, file) of the dumps that there are; where a folder has the number, that folder."""
-    parts = Path(pattern).parts
-    numbered = next((part for part in parts if _NUMBER in part), None)
-    if numbered is None or not (folder := Path(*parts[: parts.index(numbered)])).is_dir():
-        return
-    for path in folder.iterdir():
-        number = re.match(r"\d+", path.name.removeprefix(numbered.partition(_NUMBER)[0]))
-        if (
-            number
-            and numbered.replace(_NUMBER, number[0]) == path.name
-            and Path(pattern.replace(_NUMBER, number[0])).exists()
-        ):
-            yield int(number[0]), path
 
 
 def last_logged(run_dir: Path) -> int:
