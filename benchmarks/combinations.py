@@ -11,6 +11,7 @@ tests/test_combinations.py tries a few in every test run.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import json
 import shlex
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import count
 from pathlib import Path
-from random import Random
+from random import Random, SystemRandom
 from typing import Any
 
 from benchmarks.run_state import differences
@@ -125,17 +126,22 @@ RL = (
 TURNED_OVER = ("--async-save", "--gradient-checkpointing")
 """Options of which runs with and without them must have the same numbers."""
 
+LONGEST_S = 0.003
+"""How long a reward or a hook takes at most, which must not matter."""
+
 Option = list[str]
 
 
 async def reward(args: RunArguments, sample: Sample) -> float:
-    """A reward that varies within a group."""
+    """A reward that varies within a group, after a while that is another one each time."""
+    await asyncio.sleep(SystemRandom().random() * LONGEST_S)
     response = sample.tokens[len(sample.tokens) - sample.response_length :]
     return sum(token % 7 for token in response) / 10 - 0.5
 
 
 def look(args: RunArguments, sample: Sample) -> Sample:
-    """A sample hook that counts how often it saw a sample."""
+    """A sample hook that counts how often it saw a sample, after a while that is another one each time."""
+    time.sleep(SystemRandom().random() * LONGEST_S)
     sample.metadata = {**sample.metadata, "seen": sample.metadata.get("seen", 0) + 1}
     return sample
 
