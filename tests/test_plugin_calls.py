@@ -221,7 +221,13 @@ async def called(selected: Selected, given: tuple[Any, ...]) -> Any:
             "importance_weight",
             "def it(args, inputs): return inputs.loss_mask",
             (None, loss_inputs_of(3)),
-            "expected a pair: a tensor of weights and a dict of metrics",
+            "expected a tensor of weights, a dict of metrics and, where tokens are rejected, a tensor of those kept",
+        ),
+        (
+            "importance_weight",
+            "def it(args, inputs): return inputs.loss_mask, {}, inputs.loss_mask[1:]",
+            (None, loss_inputs_of(3)),
+            "kept tokens of shape (2,); expected a tensor of shape (3,), one for each token",
         ),
         (
             "importance_weight",

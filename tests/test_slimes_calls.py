@@ -418,21 +418,21 @@ def test_a_correction_of_slimes_shape_gives_the_weights_that_it_scales_a_loss_wi
         measured=share,
         rollout_log_probs=torch.tensor(INPUTS["engine"], dtype=torch.float64),
     )
-    weights, metrics = correction(None, inputs)
+    weights, metrics, kept = correction(None, inputs)
     ratios = [math.exp(a - b) for a, b in zip(INPUTS["log_probs"], INPUTS["engine"], strict=True)]
     means = [sum(ratios[:3]) / 3] * 3 + [sum(ratios[3:]) / 2] * 2
-    expected = [mean if ratio < 2.0 else 0.0 for mean, ratio in zip(means, ratios, strict=True)]
-    assert weights.tolist() == pytest.approx(expected, rel=1e-12)
+    assert weights.tolist() == pytest.approx(means, rel=1e-12)
+    assert kept.tolist() == [float(ratio < 2.0) for ratio in ratios]
     assert not weights.requires_grad
-    assert 0.0 in expected
+    assert 0.0 in kept.tolist()
     assert metrics["tis"].item() == pytest.approx(sum(ratios) / 5)
     assert metrics["count"].item() == pytest.approx(2.0)
     nothing = {
         name: getattr(inputs, name)[:0] for name in ("log_probs", "loss_mask", "sample_index", "rollout_log_probs")
     }
     none = Reduce(share.weights[:0])
-    weights, of_none = correction(None, replace(inputs, **nothing, reduce=none, measured=none))
-    assert weights.shape == (0,)
+    weights, of_none, kept = correction(None, replace(inputs, **nothing, reduce=none, measured=none))
+    assert weights.shape == kept.shape == (0,)
     assert of_none == dict.fromkeys(metrics, 0.0)
 
 

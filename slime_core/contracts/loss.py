@@ -10,7 +10,7 @@ Importing this module does not import torch; the tensors bring it along.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.contracts.kind import Kind
@@ -36,6 +36,10 @@ class Reduce:
     def __call__(self, values: Tensor) -> Tensor:
         """T values → a scalar; keeps gradients."""
         return (values * self.weights).sum()
+
+    def over(self, kept: Tensor) -> Reduce:
+        """The same share with what is not kept, 0 in (T,), left out of the sum; what the mean divides by stays."""
+        return replace(self, weights=self.weights * kept)
 
 
 class MeanOfNothing(Reduce):
@@ -198,9 +202,14 @@ def loss(args: RunArguments, inputs: LossInputs) -> LossOutputs:
     raise NotImplementedError
 
 
-def importance_weight(args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+def importance_weight(
+    args: RunArguments, inputs: LossInputs
+) -> tuple[Tensor, dict[str, Tensor]] | tuple[Tensor, dict[str, Tensor], Tensor]:
     """Correction for tokens sampled by an engine that differs from the trainer: (T,) weights, detached, that multiply the
-    policy loss of each token, and metrics built with `inputs.measured`. Reads `old_log_probs` and `rollout_log_probs`."""
+    policy loss of each token, and metrics built with `inputs.measured`. Reads `old_log_probs` and `rollout_log_probs`.
+
+    A third element, (T,) and detached, rejects the tokens where it is 0: they leave every term of the loss and its diagnostics,
+    while what these divide by stays. Without it every token is kept. A function of slime's shape always gives it."""
     raise NotImplementedError
 
 
@@ -216,7 +225,8 @@ def pg_loss_reducer(
 
     Args:
         total_lengths, response_lengths: tokens of each sample, and of its response.
-        loss_masks: per sample 1 for trained tokens of the response, 0 for others, whose losses are 0.
+        loss_masks: per sample 1 for trained tokens of the response, 0 for others, whose losses are 0, and for those that an importance
+            weight rejects.
     """
     raise NotImplementedError
 
@@ -249,13 +259,14 @@ def _check_reducer(result: Any, args: tuple[Any, ...]) -> str | None:
 
 def _check_weights(result: Any, args: tuple[Any, ...]) -> str | None:
     # Runs for every micro-batch, so it looks at no value: that would wait for the device.
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-        return f"{shown(result)}; expected a pair: a tensor of weights and a dict of metrics"
-    weights, wanted = result[0], tuple(args[1].loss_mask.shape)
-    if getattr(weights, "shape", None) != wanted:
-        return f"weights {shape_of(weights)}; expected a tensor of shape {wanted}, one for each token"
-    if weights.requires_grad:
-        return "weights with a gradient; expected them detached: they scale the loss and are not trained through"
+    if not isinstance(result, tuple) or len(result) not in (2, 3) or not isinstance(result[1], dict):
+        return f"{shown(result)}; expected a tensor of weights, a dict of metrics and, where tokens are rejected, a tensor of those kept"
+    wanted = tuple(args[1].loss_mask.shape)
+    for name, values in zip(("weights", "kept tokens"), result[::2], strict=False):
+        if getattr(values, "shape", None) != wanted:
+            return f"{name} {shape_of(values)}; expected a tensor of shape {wanted}, one for each token"
+        if values.requires_grad:
+            return f"{name} with a gradient; expected them detached: they scale the loss and are not trained through"
     return None
 
 

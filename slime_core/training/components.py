@@ -41,7 +41,7 @@ class TrainComponents:
     advantage: Selected[AdvantageOutputs] | None = None
     reward_post_process: Selected[tuple[list[float], list[float]]] | None = None
     data_postprocess: Selected[None] | None = None
-    importance_weight: Selected[tuple[Tensor, dict[str, Tensor]]] | None = None
+    importance_weight: Selected[tuple[Any, ...]] | None = None
     pg_loss_reducer: Selected[Callable[[Tensor], Tensor]] | None = None
     critic_loss: Selected[LossOutputs] | None = None
     further: Mapping[str, Selected[Any]] = field(default_factory=dict)

@@ -166,6 +166,75 @@ def test_a_reducer_gets_whole_responses_and_its_sums_do_not_depend_on_the_cut(pe
     assert total == pytest.approx(outputs.loss.item(), rel=1e-11)
 
 
+def rejecting(args: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Halves every loss, and keeps the tokens that the engine gave between 0.8 and 1.25 of the trainer's probability."""
+    ratio = (inputs.old_log_probs - inputs.rollout_log_probs).exp()
+    return torch.full_like(ratio, 0.5), {"off": inputs.measured(ratio)}, ((ratio > 0.8) & (ratio < 1.25)).to(ratio)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+@pytest.mark.parametrize("entropy", [0.0, 0.2])
+@pytest.mark.parametrize("reducer", [None, mean_of_each])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_rejected_tokens_leave_every_term_and_every_diagnostic_of_the_loss(
+    kl: float, entropy: float, reducer: Any, per_token: bool
+) -> None:
+    """The means stay over the tokens that were trained before, but for a reducer, which has the masks of those that are kept."""
+    batch = rows(1, lengths=(4, 6, 1, 5))
+    mean: Any = "token" if per_token else "sample"
+    shares, divisor = weights_of(batch, mean), make_train_batch(samples_of(batch), mean=mean).divisor
+    options = REDUCER if reducer else {}
+    args = arguments(
+        **options,
+        calculate_per_token_loss=per_token,
+        use_tis=True,
+        use_kl_loss=True,
+        kl_loss_coef=kl,
+        kl_loss_type="k3",
+        entropy_coef=entropy,
+    )
+    entropies = torch.tensor(
+        [e for row in batch for e in row.columns["entropy"]], dtype=torch.float64, requires_grad=True
+    )
+    inputs = loss_inputs(batch, shares, divisor=divisor, entropy=entropies)
+    outputs = policy_loss(args, inputs, rejecting, reducer)
+
+    log_probs = inputs.log_probs.detach().requires_grad_()
+    ratio = (log_probs - inputs.old_log_probs).exp()
+    limited = ratio.clamp(1 - args.eps_clip, 1 + args.eps_clip)
+    surrogates = torch.maximum(-ratio * inputs.advantages, -limited * inputs.advantages)
+    back = (inputs.ref_log_probs - log_probs).exp()
+    engine_off = (inputs.old_log_probs - inputs.rollout_log_probs).exp()
+    kept = (engine_off > 0.8) & (engine_off < 1.25) & (inputs.loss_mask > 0)
+    lengths = [len(row.mask) for row in batch]
+    share = torch.cat([torch.full((n,), s, dtype=torch.float64) for n, s in zip(lengths, shares, strict=True)])
+    per_loss = share
+    if reducer and not per_token:
+        counts = [1 / max(1, int(own.sum())) / divisor for own in kept.split(lengths)]
+        per_loss = torch.cat([torch.full((n,), c, dtype=torch.float64) for n, c in zip(lengths, counts, strict=True)])
+    terms = {
+        "pg_loss": (0.5 * surrogates * per_loss)[kept].sum(),
+        "kl_loss": ((back - 1 - back.log()) * share)[kept].sum(),
+        "entropy_loss": (entropies * share)[kept].sum(),
+        "ppo_kl": ((inputs.old_log_probs - log_probs) * share)[kept].sum(),
+        "pg_clipfrac": ((surrogates > -ratio * inputs.advantages) * share)[kept].sum(),
+        "train_rollout_logprob_abs_diff": ((inputs.old_log_probs - inputs.rollout_log_probs).abs() * share)[kept].sum(),
+    }
+    assert 0 < kept.sum() < inputs.loss_mask.sum()
+    assert {name: outputs.metrics[name].item() for name in terms} == pytest.approx(
+        {n: x.item() for n, x in terms.items()}, rel=1e-11
+    )
+    assert outputs.metrics["off"].item() == pytest.approx(
+        (engine_off * share * inputs.loss_mask).sum().item(), rel=1e-12
+    )
+    loss = terms["pg_loss"] + kl * terms["kl_loss"] - entropy * terms["entropy_loss"]
+    assert outputs.loss.item() == pytest.approx(loss.item(), rel=1e-11)
+    found = torch.autograd.grad(outputs.loss, (inputs.log_probs, entropies), allow_unused=True, materialize_grads=True)
+    wanted = torch.autograd.grad(loss, (log_probs, entropies))
+    for own, expected in zip(found, wanted, strict=True):
+        assert torch.allclose(own, expected, rtol=1e-11, atol=1e-15)
+
+
 def test_a_reducer_is_shown_samples_without_advantage_too() -> None:
     assert not may_skip_zero_advantage(policy_loss, arguments(**REDUCER))
 

@@ -1,7 +1,7 @@
 """Corrections of slime: `(args, *, pg_loss, train_log_probs, rollout_log_probs, loss_masks, …) -> (pg_loss, loss_masks, metrics)`.
 
-What such a function makes of a loss of 1 for every token, under the masks that it returns, are the weights. They are the same
-that it would give any loss: slime's functions scale, and divide by the tokens that were trained before.
+What such a function makes of a loss of 1 for every token are the weights, the same that it would give any loss: slime's functions
+scale. The masks that it returns say which tokens are kept.
 
 slime calls none for a micro-batch without tokens. Here it is called for a placeholder, which counts nowhere, so that the names of its
 metrics are known.
@@ -28,20 +28,20 @@ def made_to_fit(component: Any) -> Any:
         return component
 
     @in_place_of(component)
-    def weights(args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def weights(args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         return _weights(component, args, inputs)
 
     return weights
 
 
-def _weights(function: Any, args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+def _weights(function: Any, args: RunArguments, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     import torch
 
     if inputs.rollout_log_probs is None:
         raise PluginError("The samples of this rollout have no rollout_log_probs, which a correction compares with.")
     if not len(inputs.loss_mask):
-        scaled, found = _weights(function, args, _placeholder(inputs))
-        return scaled[:0], found
+        scaled, found, kept = _weights(function, args, _placeholder(inputs))
+        return scaled[:0], found, kept[:0]
     lengths = torch.unique_consecutive(inputs.sample_index, return_counts=True)[1].tolist()
 
     def by_sample(values: Tensor) -> list[Tensor]:
@@ -57,8 +57,8 @@ def _weights(function: Any, args: RunArguments, inputs: LossInputs) -> tuple[Ten
         total_lengths=lengths,
         response_lengths=lengths,
     )
-    kept = torch.cat([mask.to(scaled) for mask in masks])
-    return (scaled * kept).detach(), {name: inputs.measured(_flat(value)) for name, value in metrics.items()}
+    found = {name: inputs.measured(_flat(value)) for name, value in metrics.items()}
+    return scaled.detach(), found, torch.cat([mask.to(scaled) for mask in masks]).detach()
 
 
 def _placeholder(inputs: LossInputs) -> LossInputs:

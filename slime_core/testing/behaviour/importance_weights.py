@@ -14,7 +14,7 @@ from slime_core.testing.subject import Check, Subject
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Weights = tuple[Tensor, dict[str, Tensor]]
+    Weights = tuple[Tensor, dict[str, Tensor]] | tuple[Tensor, dict[str, Tensor], Tensor]
 
 
 def weighs_every_token(subject: Subject[Weights]) -> None:
@@ -70,8 +70,10 @@ def _made(subject: Subject[Weights], **how: Any) -> list[LossInputs]:
     return loss_inputs(**how)
 
 
-def _call(subject: Subject[Weights], inputs: LossInputs) -> Weights:
-    return subject.call(subject.args, inputs)
+def _call(subject: Subject[Weights], inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weights, 0 where a token is rejected, and the metrics."""
+    weights, metrics, *kept = subject.call(subject.args, inputs)
+    return weights * kept[0] if kept else weights, metrics
 
 
 def _over_cut(subject: Subject[Weights], cut: Sequence[Sequence[int]]) -> dict[str, Tensor]:

@@ -21,7 +21,10 @@ from slime_losses.sequences import sequence_mean, sequence_sum
 Weights = tuple[Tensor, dict[str, Tensor]]
 """(T,) weights that multiply the policy loss of each token, and metrics."""
 
-ImportanceWeight = Callable[[LossRunArguments, LossInputs], Weights]
+Rejecting = tuple[Tensor, dict[str, Tensor], Tensor]
+"""The same, and (T,) 0 for the tokens that leave every term of the loss."""
+
+ImportanceWeight = Callable[[LossRunArguments, LossInputs], Weights | Rejecting]
 """What `--custom-tis-function-path` chooses; see `slime_core.contracts.loss.importance_weight`."""
 
 

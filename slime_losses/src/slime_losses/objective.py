@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from slime_core.contracts.loss import LossInputs, LossOutputs
@@ -40,7 +41,8 @@ def policy_objective(
 
     Args:
         surrogate: makes the loss of each token from its ratio and its advantage. `--use-opsm` leaves some out.
-        importance_weight: gives w under `--use-tis`; without that w is 1, and `--get-mismatch-metrics` takes its metrics alone.
+        importance_weight: gives w under `--use-tis`; without that w is 1, and `--get-mismatch-metrics` takes its metrics alone. The
+            tokens that it rejects leave all three means and the diagnostics of the loss; the ratio, OPSM's share and its own metrics have all.
         pg_loss_reducer: takes the place of the first of the three means.
 
     Raises:
@@ -53,20 +55,25 @@ def policy_objective(
     old = old_log_probs(inputs)
     token_loss, log_ratio, clipped = surrogate(args, inputs, inputs.log_probs - old, inputs.advantages)
     log_ratio = log_ratio.detach()
-    metrics = {
-        "ratio": inputs.measured(bounded_exp(log_ratio)),
-        "ppo_kl": inputs.measured(-log_ratio),
-        "pg_clipfrac": inputs.measured(clipped.to(log_ratio.dtype)),
-    }
+    metrics = {"ratio": inputs.measured(bounded_exp(log_ratio))}
     if args.use_opsm:
         left_out = left_behind(args, inputs, old, inputs.advantages).to(log_ratio.dtype)
         token_loss = token_loss * (1 - left_out)
         metrics["opsm_clipfrac"] = inputs.measured(left_out)
+    kept = torch.ones_like(inputs.loss_mask)
     if args.use_tis or args.get_mismatch_metrics:
-        weights, found = (importance_weight or tis)(args, _as_trainer(args, inputs))
-        token_loss, metrics = token_loss * weights if args.use_tis else token_loss, metrics | found
-    loss = reduced(args, inputs, token_loss, pg_loss_reducer)
-    metrics["pg_loss"] = loss.detach()
+        weights, found, *rejecting = (importance_weight or tis)(args, _as_trainer(args, inputs))
+        metrics |= found
+        if args.use_tis:
+            token_loss = token_loss * weights
+            kept = rejecting[0] if rejecting else kept
+    inputs = replace(inputs, reduce=inputs.reduce.over(kept), measured=inputs.measured.over(kept))
+    loss = reduced(args, inputs, token_loss, kept, pg_loss_reducer)
+    metrics |= {
+        "pg_loss": loss.detach(),
+        "ppo_kl": inputs.measured(-log_ratio),
+        "pg_clipfrac": inputs.measured(clipped.to(log_ratio.dtype)),
+    }
     if inputs.entropy is not None:
         metrics["entropy_loss"] = inputs.measured(inputs.entropy.detach())
         if args.entropy_coef:

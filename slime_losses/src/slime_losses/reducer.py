@@ -18,9 +18,11 @@ PgLossReducer = Callable[[list[int], list[int], list[Tensor], bool], Callable[[T
 """See `slime_core.contracts.loss.pg_loss_reducer`."""
 
 
-def reduced(args: LossRunArguments, inputs: LossInputs, token_loss: Tensor, reducer: PgLossReducer | None) -> Tensor:
-    """Return this micro-batch's share of the policy loss: the mean of the (T,) losses of tokens, or what the reducer makes of them,
-    over `Responses.divisor`.
+def reduced(
+    args: LossRunArguments, inputs: LossInputs, token_loss: Tensor, kept: Tensor, reducer: PgLossReducer | None
+) -> Tensor:
+    """Return this micro-batch's share of the policy loss: the mean of the (T,) losses of tokens, or what the reducer makes of them
+    and of the (T,) mask of those that are `kept`, over `Responses.divisor`.
 
     Raises:
         ArgumentError: the train backend does not tell whole responses.
@@ -38,14 +40,17 @@ def reduced(args: LossRunArguments, inputs: LossInputs, token_loss: Tensor, redu
         return inputs.reduce(token_loss)
     lengths = [sample.response_length for sample in samples]
     mask = torch.from_numpy(flat_arrays(map(trained, samples))).to(token_loss)
-    losses = torch.zeros_like(mask).masked_scatter(mask > 0, token_loss[inputs.loss_mask > 0])
+
+    def in_responses(values: Tensor) -> Tensor:
+        return torch.zeros_like(mask).masked_scatter(mask > 0, values[inputs.loss_mask > 0].to(mask))
+
     reduce = reducer(
         [num_tokens(sample) for sample in samples],
         lengths,
-        list(torch.split(mask, lengths)),
+        list(torch.split(in_responses(kept), lengths)),
         args.calculate_per_token_loss,
     )
-    loss = reduce(losses)
+    loss = reduce(in_responses(token_loss))
     if getattr(loss, "shape", None) != () or (token_loss.requires_grad and len(token_loss) and not loss.requires_grad):
         raise PluginError(
             f"What --custom-pg-loss-reducer-function-path {args.custom_pg_loss_reducer_function_path} returned made {shape_of(loss)} of the "
