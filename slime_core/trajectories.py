@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from slime_core.errors import SampleError
 from slime_core.sample import RESERVED, Group, Sample, notes_of, reward_of
@@ -73,10 +74,57 @@ def trajectory_worths(samples: Sequence[Sample], key: str | None) -> list[float]
 
 def worth(sample: Sample, key: str | None) -> float:
     """What a sample was worth: what a hook has noted, or its reward."""
+    noted = noted_worth(sample)
+    return reward_of(sample, key) if noted is None else noted
+
+
+def noted_worth(sample: Sample) -> float | None:
+    """The number that a hook has noted as "raw_reward" in the metadata of a sample; None where there is none."""
     noted = sample.metadata.get("raw_reward")
     if isinstance(noted, (int, float)) and not isinstance(noted, bool) and math.isfinite(noted):
         return float(noted)
-    return reward_of(sample, key)
+    return None
+
+
+def worth_metrics(groups: Sequence[Group], worths: Sequence[float | None]) -> dict[str, float]:
+    """What is logged of the worths of a rollout: "raw_reward", their mean over trajectories, and "passrate/pass@k".
+
+    Args:
+        worths: one for each sample; None where it is not known, which leaves the sample out.
+    """
+    rest = iter(worths)
+    known = [[(sample, one) for sample, one in zip(group, rest, strict=False) if one is not None] for group in groups]
+    of_groups = [means_of_trajectories(*zip(*pairs, strict=True)) for pairs in known if pairs]
+    if not of_groups:
+        return {}
+    rates = {f"passrate/{name}": rate for name, rate in pass_rates(of_groups).items()}
+    return {"raw_reward": float(statistics.mean(chain(*of_groups))), **rates}
+
+
+def pass_rates(groups: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return "pass@k" for k = 1, 2, 4, … up to the trajectories of the smallest group.
+
+    It is the mean over the groups of `pass_at_k`. A trajectory is correct if its reward is 1, as in slime.
+
+    Args:
+        groups: the rewards of the trajectories of each prompt.
+    """
+    fewest = min(map(len, groups), default=0)
+    return {
+        f"pass@{k}": statistics.fmean(
+            pass_at_k(len(group), sum(reward == 1 for reward in group), k) for group in groups
+        )
+        for k in (2**i for i in range(fewest.bit_length()))
+    }
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Return the probability that at least one of k answers, drawn from n without replacement, is correct.
+
+    That is 1 - C(n - correct, k) / C(n, k), where `correct` of the n answers are: the unbiased estimator of Chen et al. (arXiv
+    2107.03374).
+    """
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def finished_segments(sample: Sample) -> list[Sample]:

@@ -100,6 +100,14 @@ def test_what_answers_were_worth_is_logged_however_they_are_converted(metrics, d
     assert {s.reward_is_final for s in made.samples} == {"rewards" in data}
 
 
+def test_pass_rates_are_of_what_a_converter_calls_raw_where_they_were_asked_for():
+    given = {"rewards": [9.0] * 6, "raw_reward": [1.0, 3.0, 0.0, None, 1.0, 1.0]}
+    asked = {"passrate/pass@1": 0.25, "rounds": 2.0}
+    made = converted(RolloutOutput(groups(), asked), given)
+    assert made.metrics == {"passrate/pass@1": 0.5, "rounds": 2.0, "raw_reward": 1.2}
+    assert converted(RolloutOutput(groups(), {}), given).metrics == {"raw_reward": 1.2}
+
+
 def test_converted_samples_of_an_unknown_column_are_refused():
     with pytest.raises(PluginError, match="'images', which training does not know"):
         converted(RolloutOutput(groups()), {"images": []})

@@ -394,6 +394,46 @@ def test_a_data_source_of_slimes_shape_saves_and_loads_itself_and_a_resumed_run_
     assert calls == [("load", 1), ("save", 2)]
 
 
+SHAPED = """
+def reward(args, sample):
+    if sample.index % 4 in {noted}:
+        sample.metadata["raw_reward"] = 5.0
+    return sample.index % 4 + 0.5
+
+def post_process(args, samples):
+    return [float(s.index % 4 < 2) for s in samples], [s.reward for s in samples]
+"""
+
+
+@pytest.mark.parametrize(
+    ("noted", "worths"),
+    [((), [1.0, 1.0, 0.0, 0.0]), ((3,), [0.5, 1.5, 2.5, 5.0]), ((0, 1, 2, 3), [5.0] * 4)],
+    ids=["none", "some", "all"],
+)
+def test_what_is_logged_of_rewards_is_what_a_hook_calls_raw_unless_a_sample_notes_it(
+    noted, worths, tiny_model, tmp_path, monkeypatch
+):
+    """As in slime, the notes of some samples go before all that the function calls raw."""
+    module = f"shaped_rewards_{len(noted)}"
+    (tmp_path / f"{module}.py").write_text(SHAPED.format(noted=noted))
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "What is 1 plus 1?"}\n' * 2)
+    words = [
+        *("--hf-checkpoint", str(tiny_model), "--prompt-data", str(rows), "--input-key", "prompt"),
+        *("--rollout-engine", "local", "--rollout-max-response-len", "3", "--lr", "1e-3", "--num-rollout", "1"),
+        *("--rollout-batch-size", "2", "--n-samples-per-prompt", "4", "--micro-batch-size", "8", "--log-passrate"),
+        *("--custom-rm-path", f"{module}.reward", "--custom-reward-post-process-path", f"{module}.post_process"),
+        *("--run-dir", str(tmp_path / "run")),
+    ]
+    assert main(["train", *words]) == 0
+    (line,) = (line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line)
+    assert line["rollout/raw_reward"] == statistics.mean(worths)
+    correct = worths.count(1.0)
+    logged = {k: line[f"rollout/passrate/pass@{k}"] for k in (1, 2, 4)}
+    assert logged == {k: 1 - math.comb(4 - correct, k) / math.comb(4, k) for k in (1, 2, 4)}
+
+
 INPUTS = {"log_probs": [-1.0, -2.0, -0.5, -0.25, -3.0], "engine": [-1.5, -1.0, -0.5, -1.0, -2.5]}
 
 

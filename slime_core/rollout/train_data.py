@@ -3,14 +3,13 @@ worker."""
 
 from __future__ import annotations
 
-import statistics
 from itertools import islice
 from typing import Any
 
 from slime_core.contracts.results import is_finite_number
 from slime_core.errors import PluginError, SampleError
 from slime_core.sample import Group, RolloutOutput, Sample, Status
-from slime_core.trajectories import means_of_trajectories
+from slime_core.trajectories import worth_metrics
 
 _FIELDS = {
     "tokens": "tokens",
@@ -80,15 +79,13 @@ def _converted(sample: Sample, data: dict[str, list[Any]], number: int) -> Sampl
 
 
 def _with_raw_reward(output: RolloutOutput, data: dict[str, list[Any]]) -> dict[str, float]:
-    """The metrics of the rollout, with the mean of what its trajectories were worth where they have other rewards from now on."""
+    """The metrics of the rollout; those of what its trajectories were worth are as before where they have other rewards from now on, or
+    of what is called raw."""
     if "rewards" not in data:
         return output.metrics
     before = [sample.reward for sample in output.samples]
-    worth = [
-        (s, value)
-        for s, value in zip(output.samples, data.get("raw_reward", before), strict=True)
-        if is_finite_number(value)
-    ]
-    if not worth or ("raw_reward" in output.metrics and "raw_reward" not in data):
+    if "raw_reward" in output.metrics and "raw_reward" not in data:
         return output.metrics
-    return {**output.metrics, "raw_reward": float(statistics.mean(means_of_trajectories(*zip(*worth, strict=True))))}
+    values = [value if is_finite_number(value) else None for value in data.get("raw_reward", before)]
+    told = worth_metrics(output.groups, values)
+    return output.metrics | {n: value for n, value in told.items() if n == "raw_reward" or n in output.metrics}

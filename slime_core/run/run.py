@@ -125,7 +125,6 @@ class Run:
         training = time.perf_counter() - started
         seconds = training + waited
         facts = result.facts
-        of_hook = {} if trained.raw_reward is None else {"raw_reward": trained.raw_reward}
         tokens = trained.metrics.get("num_tokens") or facts.num_tokens
         own_log, itself, of_rollout = self.components.rollout_log, False, facts.metrics
         if own_log is not None:
@@ -133,9 +132,13 @@ class Run:
             itself, of_rollout = call_own_log(
                 own_log, "rollout", rollout_id, self.args, samples, of_rollout, facts.seconds
             )
+        told = facts.own | of_rollout
+        told |= {
+            name: value for name, value in trained.worths.items() if name in told
+        }  # pass rates where they were asked for
         logged = {
             **prefixed("train", trained.metrics),
-            **prefixed("rollout", {**facts.own, **of_rollout, **of_hook}),
+            **prefixed("rollout", told),
             **self._timings(),
             TRAINED: seconds,
             "perf/generate_time": facts.seconds,

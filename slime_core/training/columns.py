@@ -7,7 +7,6 @@ What neither the loss nor the advantage estimator reads is not computed.
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Sequence
 
 from slime_core.arguments import RunArguments
@@ -22,7 +21,7 @@ from slime_core.token_arrays import column_of, compact
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
-from slime_core.trajectories import means_of_trajectories, worth
+from slime_core.trajectories import noted_worth, worth, worth_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ class ColumnMaker:
 
     Attributes:
         reference: may be exchanged between two rollouts.
-        raw_reward: what `--custom-reward-post-process-path` said of the last rollout: the mean of its trajectories' raw rewards;
-            None where it was not asked.
+        worths: what is logged of the raw rewards of the last rollout, by `--custom-reward-post-process-path`; see
+            `slime_core.trajectories.worth_metrics`. Empty where it was not asked.
         rewards: of the samples of the last rollout, by slime's names; see `slime_core.plugins.slime_shapes.advantages.rewards_of`. Empty
             where no hook is shown them.
     """
@@ -59,7 +58,7 @@ class ColumnMaker:
         self._old: GivesLogProbs | None = None
         self._actor, self._critic = actor, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
-        self.raw_reward: float | None = None
+        self.worths: dict[str, float] = {}
         self.rewards: dict[str, list[float]] = {}
         self._told_final = self._told_without = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
@@ -104,7 +103,7 @@ class ColumnMaker:
     ) -> dict[str, Column]:
         """The columns that the estimator makes. Sets `rewards`."""
         samples = [sample for group in groups for sample in group]
-        raw, rewards, final = self._rewards(samples)
+        raw, rewards, final = self._rewards(groups)
         compact(samples)  # of what a hook has read
         inputs = advantage_inputs(groups, rewards, final, columns, raw)
         if self._components.data_postprocess is not None:
@@ -170,9 +169,10 @@ class ColumnMaker:
                 found += self._actor.log_probs(batch)
         columns["old_values" if name == "values" else name] = found
 
-    def _rewards(self, samples: list[Sample]) -> tuple[list[float], list[float], bool]:
-        """What the answers were worth, the rewards to train with, and whether they are not to be normalised again. Sets `raw_reward`."""
-        self.raw_reward = None
+    def _rewards(self, groups: Sequence[Group]) -> tuple[list[float], list[float], bool]:
+        """What the answers were worth, the rewards to train with, and whether they are not to be normalised again. Sets `worths`."""
+        samples, key = [sample for group in groups for sample in group], self._args.reward_key
+        self.worths = {}
         if samples and all(sample.reward_is_final for sample in samples):
             if self._components.reward_post_process is not None and not self._told_final:
                 self._told_final = True
@@ -182,8 +182,9 @@ class ColumnMaker:
                 )
             return [worth(sample, None) for sample in samples], [reward_of(sample, None) for sample in samples], True
         if self._components.reward_post_process is None:
-            key = self._args.reward_key
             return [worth(sample, key) for sample in samples], [reward_of(sample, key) for sample in samples], False
         raw, rewards = self._components.reward_post_process(self._args, samples)
-        self.raw_reward = statistics.mean(means_of_trajectories(samples, raw)) if samples else None
+        if any(noted_worth(sample) is not None for sample in samples):  # goes before, as in slime
+            raw = [worth(sample, key) for sample in samples]
+        self.worths = worth_metrics(groups, raw)
         return list(raw), list(rewards), True

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,11 +70,12 @@ class Trained:
 
     Attributes:
         metrics: means over the optimizer steps, sums of counts.
-        raw_reward: what a hook has said the answers were worth, their mean; None where none has.
+        worths: what is logged of what a hook has said the answers were worth, in place of what the rollout logged; empty where none
+            has.
     """
 
     metrics: dict[str, float]
-    raw_reward: float | None = None
+    worths: dict[str, float] = field(default_factory=dict)
 
 
 class TrainWorker:
@@ -233,7 +234,7 @@ class TrainWorker:
             self._reference = self._columns.reference = self._renewed_reference()
         names = dict.fromkeys(name for metrics in collected for name in metrics)
         means = {name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names}
-        return Trained({**timings, **means}, self._columns.raw_reward)
+        return Trained({**timings, **means}, self._columns.worths)
 
     def _old_actor(self, rollout_id: int, version: int | None) -> EarlierModel | None:
         """The model that generated the samples of a rollout, where the old log-probs are to be its own and the actor is another one

@@ -18,12 +18,10 @@ from slime_core.data import GlobalDataSource
 from slime_core.errors import SampleError
 from slime_core.rollout.result import raw_rewards
 from slime_core.sample import Sample
-from slime_core.trajectories import trajectory_rewards, trajectory_worths
+from slime_core.trajectories import pass_at_k, pass_rates, trajectory_rewards, trajectory_worths
 from slime_rollout_sglang.asked_metrics import (
     asked_metrics,
     multi_turn,
-    pass_at_k,
-    pass_rates,
     reward_categories,
 )
 

@@ -14,7 +14,7 @@ from rollout_cases import END, ScriptedEngine, rollout
 from slime_core.data import GlobalDataSource
 from slime_core.errors import DataError, SampleError
 from slime_core.sample import RolloutOutput
-from slime_rollout_sglang.asked_metrics import pass_at_k
+from slime_core.trajectories import pass_at_k
 
 
 @pytest.fixture

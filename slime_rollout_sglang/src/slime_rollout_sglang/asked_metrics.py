@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from slime_core.contracts.results import shown
 from slime_core.errors import SampleError
 from slime_core.sample import Group, Sample
 from slime_core.token_arrays import num_trained
-from slime_core.trajectories import trajectory_worths
+from slime_core.trajectories import pass_rates, trajectory_worths
 
 if TYPE_CHECKING:
     from slime_rollout_sglang.arguments import RlRunArguments
@@ -35,32 +34,6 @@ def asked_metrics(args: RlRunArguments, groups: Sequence[Group]) -> dict[str, fl
     if args.log_reward_category:
         found |= reward_categories([sample.reward for sample in samples], args.log_reward_category)
     return found
-
-
-def pass_rates(groups: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return "pass@k" for k = 1, 2, 4, … up to the trajectories of the smallest group.
-
-    It is the mean over the groups of `pass_at_k`. A trajectory is correct if its reward is 1, as in slime.
-
-    Args:
-        groups: the rewards of the trajectories of each prompt.
-    """
-    fewest = min(map(len, groups), default=0)
-    return {
-        f"pass@{k}": statistics.fmean(
-            pass_at_k(len(group), sum(reward == 1 for reward in group), k) for group in groups
-        )
-        for k in (2**i for i in range(fewest.bit_length()))
-    }
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Return the probability that at least one of k answers, drawn from n without replacement, is correct.
-
-    That is 1 - C(n - correct, k) / C(n, k), where `correct` of the n answers are: the unbiased estimator of Chen et al. (arXiv
-    2107.03374).
-    """
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def multi_turn(samples: Sequence[Sample], longest: int) -> dict[str, float]:

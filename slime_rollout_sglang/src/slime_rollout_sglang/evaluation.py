@@ -17,8 +17,8 @@ from slime_core.data import EvaluationSet, evaluation_sets
 from slime_core.errors import DataError, first_error_only
 from slime_core.rollout.rewards import Rewards, choose_number, evaluation_key, reward_of_set
 from slime_core.sample import Group, RolloutOutput, Sample
-from slime_core.trajectories import in_trajectories, trajectory_rewards
-from slime_rollout_sglang.asked_metrics import categories_of_sets, pass_rates
+from slime_core.trajectories import in_trajectories, pass_rates, trajectory_rewards
+from slime_rollout_sglang.asked_metrics import categories_of_sets
 from slime_rollout_sglang.generators import generator_caller
 from slime_rollout_sglang.groups import GroupInProgress, GroupRunner
 from slime_rollout_sglang.metrics import response_metrics, reward_numbers
