@@ -60,6 +60,10 @@ REMARKS: dict[str, tuple[list[str], str]] = {
         [*SFT, "--update-weights-interval", "2"],
         "--update-weights-interval has no effect: no engine generates what is trained on",
     ),
+    "a correction that is only measured": (
+        ["--get-mismatch-metrics", "--custom-tis-function-path", "icepop"],
+        "--custom-tis-function-path icepop with --get-mismatch-metrics alone is measured and weighs nothing",
+    ),
     "mismatch of SFT": ([*SFT, "--get-mismatch-metrics"], "--get-mismatch-metrics has no effect"),
 }
 SILENT: dict[str, list[str]] = {
@@ -77,6 +81,9 @@ SILENT: dict[str, list[str]] = {
     "an old actor": ["--keep-old-actor", "--update-weights-interval", "2"],
     "an old actor beside the engine's log-probs": [
         *("--keep-old-actor", "--use-rollout-logprobs", "--get-mismatch-metrics"),
+    ],
+    "a correction that is measured and weighs": [
+        *("--get-mismatch-metrics", "--use-tis", "--custom-tis-function-path", "icepop"),
     ],
     "frozen parameters": ["--freeze-params-name-list", "embed", "--reset-optimizer-states"],
 }
@@ -123,6 +130,7 @@ def test_what_is_meant_is_not_spoken_of(what: str, check: Callable[..., tuple[in
     assert status == 0, said
     assert "in expectation" not in said
     assert "no effect" not in said
+    assert "weighs nothing" not in said
 
 
 @pytest.mark.parametrize("what", ERRORS)

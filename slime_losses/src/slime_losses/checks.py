@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def policy(args: LossRunArguments, checking: Checking) -> None:
-    """Say that there are no advantages, that a KL term in the loss has no gradient of the divergence, and that no sequence can be
-    off-policy."""
+    """Say that there are no advantages, that a KL term in the loss has no gradient of the divergence, that a correction
+    weighs nothing, and that no sequence can be off-policy."""
     if args.disable_compute_advantages_and_returns and "loss_type" not in checking.set_aside:
         checking.error(
             f"--loss-type {args.loss_type} needs advantages, and --disable-compute-advantages-and-returns leaves them out. For "
@@ -26,6 +26,11 @@ def policy(args: LossRunArguments, checking: Checking) -> None:
             "--kl-loss-type k1 with --use-kl-loss: the gradient of log(policy / reference) at the policy's own tokens is 0 in "
             "expectation, so that this term pulls towards the reference not at all and only adds noise. Use k2 or k3 in the "
             "loss, or --use-unbiased-kl; k1 is for --kl-coef, which takes the divergence off the rewards."
+        )
+    if args.custom_tis_function_path and args.get_mismatch_metrics and not args.use_tis:
+        checking.remark(
+            f"--custom-tis-function-path {args.custom_tis_function_path} with --get-mismatch-metrics alone is measured and weighs nothing; in "
+            "slime the loss is then what it returns. Give --use-tis too to weigh by it."
         )
     own = not (args.use_rollout_logprobs or args.keep_old_actor)
     if args.use_opsm and args.num_steps_per_rollout == 1 and own:

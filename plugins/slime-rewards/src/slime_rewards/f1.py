@@ -1,5 +1,5 @@
-"""The reward `f1`: how many words do answer and label share? The measure of SQuAD (arXiv 1606.05250), with the rule of
-HotpotQA (arXiv 1809.09600) for answers that are yes or no."""
+"""The reward `f1`: how many words do answer and label share? The measure of SQuAD (arXiv 1606.05250), but that
+numbers keep their point, sign and colon, with the rule of HotpotQA (arXiv 1809.09600) for answers that are yes or no."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The loss-mask generators that `--loss-mask-type` names. Contract: `slime_core.contracts.data.loss_mask`.
 
 * `auto`: every turn of the assistant. slime's names `qwen`, `qwen3` and `qwen3_5` mean the same here, since it works
-  for any template; unlike there, the newline after `<|im_end|>` is not trained.
+  for any template; docs/sft.md says which tokens slime trains otherwise.
 * `last_turn`: only the assistant's last turn, for templates that show earlier turns without their reasoning.
 * `distill_qwen`: as `last_turn`, with the answer exactly as the data has it, reasoning included, for templates that
   leave reasoning out of everything they render (DeepSeek-R1 distillations).
