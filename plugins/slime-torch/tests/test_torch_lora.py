@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, inject_adapter_in_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -174,6 +174,22 @@ def test_an_export_is_a_plain_model_with_its_adapter_beside_it(
         wanted = with_peft(base, model).eval()(input_ids=ids).logits
         for found in (exported, read_by_peft):
             torch.testing.assert_close(found.eval()(input_ids=ids).logits, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_an_adapter_names_the_weights_that_it_lies_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    base, other = tiny.model("llama", dtype=torch.float32), tiny.model("llama", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    base.save_pretrained(tmp_path / "base")
+    other.save_pretrained(tmp_path / "other")
+    folders = {"hf_checkpoint": str(tmp_path / "base"), "ref_load": str(tmp_path / "other")}
+    make_backend(tiny, other, **folders).export_hf(tmp_path / "exported")
+    ids = torch.arange(12)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "exported" / "adapter", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def names_in(folder: Path) -> set[str]:

@@ -127,7 +127,7 @@ def save_adapter(model: BuiltModel, args: MegatronRunArguments, folder: Path, wr
     adapter = dict(gather_adapters(model))
     if write:
         experts = bool(model.module.config.num_moe_experts)
-        write_adapter(folder, adapter, args, args.hf_checkpoint, experts=experts)
+        write_adapter(folder, adapter, args, experts=experts)
 
 
 @contextmanager

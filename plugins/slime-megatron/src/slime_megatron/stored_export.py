@@ -55,7 +55,7 @@ def export_state(
             merged = _merged(args, dict(adapters), spec, quantised)
             checkpoint_files.write(path, merged, source, spec.extra_file_prefixes, quantised=own)
         experts = bool(spec.config.get("num_moe_experts"))
-        write_adapter(path if adapter_only else path / "adapter", adapters, args, args.hf_checkpoint, experts=experts)
+        write_adapter(path if adapter_only else path / "adapter", adapters, args, experts=experts)
     tokenizer.save_pretrained(path)
 
 

@@ -117,7 +117,7 @@ def save_adapter(
         body = model.base_model
         experts = any(name.rpartition(".")[2] == "experts" for name, _ in body.named_modules())
         settings = {"experts": experts, "transposed": _transposed(body), "some": is_vision_model(model.config)}
-        write_adapter(path, adapter, args, args.hf_checkpoint, **settings)
+        write_adapter(path, adapter, args, **settings)
 
 
 @contextmanager
