@@ -32,7 +32,7 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(
     tiny: SimpleNamespace, tmp_path: Path, optimizer: str, architecture: str
 ) -> None:
     def backend() -> Any:
-        model = tiny.model(architecture, dtype=torch.float32, attention_dropout=0.2)
+        model = tiny.model(architecture, dtype=torch.float32)
         return tiny.backend(model, lr=0.02, optimizer=optimizer, lr_decay_style="cosine", lr_warmup_iters=1)
 
     def seed() -> None:

@@ -9,6 +9,7 @@ predictor.py  log-probs, entropies and values of a packed row
 model.py      loads a model and proves that its packed computation is its own
 attention.py  attention in which every token sees its own sample alone
 flash.py      attention of sequences by torch's operators themselves, on a GPU
+dropout.py    takes a model's own dropout out of it
 gated_layers.py   gives a model the gated layers that keep less, on the CPU
 experts.py    gives a model products of all experts at once, on a GPU
 rms_norm.py   gives a model faster norms

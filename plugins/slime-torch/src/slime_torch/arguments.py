@@ -57,6 +57,11 @@ def fuses(args: TorchRunArguments, on_gpu: bool) -> bool:
 def refused(args: RunArguments) -> list[str]:
     """One sentence for every option that asks for something this backend does not do. Imports nothing heavy."""
     found = []
+    for name in ("attention_dropout", "hidden_dropout"):  # of Megatron's options, if they are installed
+        if share := getattr(args, name, 0):
+            found.append(
+                f"--{name.replace('_', '-')} is {share}: models are trained without dropout. Give 0, or leave the option out."
+            )
     if args.fp8_format:
         found += [*refused_in_emulation(args), *refused_with_adapters(args)]
     if getattr(args, "compile_layers", False) and (args.fp8_format or args.lora_rank):

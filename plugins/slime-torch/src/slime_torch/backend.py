@@ -41,7 +41,7 @@ from slime_core.tensors.rotary import looks_at_length
 from slime_core.training.initial_weights import option_of
 from slime_core.training.precision import recipe_of
 from slime_core.training.schedule import Schedule
-from slime_torch import export, lora, state, stored_export
+from slime_torch import dropout, export, lora, state, stored_export
 from slime_torch.arguments import TorchRunArguments, fuses, refused
 from slime_torch.compiled import compile_layers
 from slime_torch.experts import group_experts
@@ -144,7 +144,8 @@ class TorchBackend(HasKeptWeights):
         tokenizer: PreTrainedTokenizerBase | None = None,
         folder: str | None = None,
     ) -> None:
-        """Train a model that is already in memory, in the dtype that it has. Of several ranks, rank 0's weights count.
+        """Train a model that is already in memory, in the dtype that it has and without its dropout. Of several ranks, rank 0's weights
+        count.
 
         Args:
             tokenizer: is exported with the model.
@@ -163,6 +164,7 @@ class TorchBackend(HasKeptWeights):
                     raise ArgumentError(
                         f"--hf-checkpoint {self.args.hf_checkpoint} is no checkpoint of a model that reads images."
                     )
+            self._configured_dropout = dropout.turn_off(model)
             speed_up_norms(model)
             if (model if ranks.size == 1 else ranks).device.type == "cpu":
                 keep_less(model)
@@ -212,8 +214,8 @@ class TorchBackend(HasKeptWeights):
     def log_probs(self, batch: TrainBatch) -> Sequence[Sequence[float]]:
         """Log-probs of the response tokens, 0.0 where none is trained or computed.
 
-        The operations are those of `train_step`, so the numbers are its numbers, bit for bit, unless the model has
-        dropout (or another noise that its training mode brings): that is off here.
+        The operations are those of `train_step`, so the numbers are its numbers, bit for bit, unless adapters have
+        dropout or the model's training mode brings another noise: that is off here.
         """
         return self._per_token(batch)
 
@@ -329,7 +331,8 @@ class TorchBackend(HasKeptWeights):
 
     def export_hf(self, path: Path) -> None:
         """Write a Hugging Face checkpoint. With LoRA: the merged model, and in the folder `adapter` the adapter."""
-        export.export_hf(self.model, self.tokenizer, path, self._joined(), self.args)
+        with dropout.as_configured(self._configured_dropout):
+            export.export_hf(self.model, self.tokenizer, path, self._joined(), self.args)
 
     def export_state(
         self, state: Path, path: Path, quantised: Mapping[str, QuantisedCheckpoint], adapter_only: bool = False
