@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from slime_core.errors import PluginError
 from slime_core.tensors import matrix_products
 from slime_core.tensors.matrix_products import speed_up_products
 from slime_core.tensors.swiglu import swiglu
 from slime_torch.gated_layers import keep_less
+from slime_torch.model import prepare
 from slime_torch.rms_norm import speed_up_norms
 
 
@@ -76,14 +78,51 @@ def test_what_is_made_again_gives_the_same_gradient_bit_for_bit_and_is_not_kept(
     assert kept[0] == kept[1] if checkpointing else kept[0] < kept[1]
 
 
-def test_a_layer_that_computes_something_else_is_left_alone() -> None:
-    class Odd(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(4, 4) for _ in range(3))
-            self.act_fn = torch.nn.SiLU()
+class Gated(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.act_fn = torch.nn.SiLU()
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    assert keep_less(Odd()) == 0
+
+class Added(Gated):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+
+
+class Clamped(Gated):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=16) * self.up_proj(x).clamp(-16, 16))
+
+
+class ClampedFarAway(Gated):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.clamp(-1000, 1000))
+
+
+class Dropping(Gated):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().forward(x), 0.5, training=self.training)
+
+
+@pytest.mark.parametrize(("kind", "found"), [(Gated, 1), (Added, 0), (Clamped, 0), (ClampedFarAway, 0), (Dropping, 0)])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_that_computes_something_else_is_left_alone(kind: type[Gated], found: int, training: bool) -> None:
+    layer = kind().train(training)
+    state = torch.get_rng_state()
+    assert keep_less(layer) == found
+    assert {module.training for module in layer.modules()} == {training}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_an_exchange_changes_is_seen_when_the_model_is_prepared(tiny: SimpleNamespace) -> None:
+    def wrong(model: torch.nn.Module) -> None:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = torch.nn.Identity().forward
+
+    with pytest.raises(PluginError, match="log-probabilities differ"):
+        prepare(tiny.model("llama", dtype=torch.float32), exchanges=[speed_up_norms, wrong])

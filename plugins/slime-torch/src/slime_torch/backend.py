@@ -165,10 +165,8 @@ class TorchBackend(HasKeptWeights):
                         f"--hf-checkpoint {self.args.hf_checkpoint} is no checkpoint of a model that reads images."
                     )
             self._configured_dropout = dropout.turn_off(model)
-            speed_up_norms(model)
-            if (model if ranks.size == 1 else ranks).device.type == "cpu":
-                keep_less(model)
-            prepare(model, processor)
+            on_cpu = (model if ranks.size == 1 else ranks).device.type == "cpu"
+            prepare(model, processor, [speed_up_norms, *([keep_less] if on_cpu else [])])
             value_head = add_value_head(model, folder) if role == "critic" else None
             # After `prepare`, which compares with the model's own numbers.
             recipe = recipe_of(self.args, self._components, layers_of(model.config), role)

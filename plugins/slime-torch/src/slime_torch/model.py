@@ -10,7 +10,7 @@ wrongly in silence: it is refused.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,11 @@ def empty_model(folder: str, option: str = "--hf-checkpoint") -> PreTrainedModel
     return model
 
 
-def prepare(model: PreTrainedModel, processor: Processor | None = None) -> Head:
+def prepare(
+    model: PreTrainedModel,
+    processor: Processor | None = None,
+    exchanges: Sequence[Callable[[PreTrainedModel], object]] = (),
+) -> Head:
     """Switch `model` (of a vision-language model what reads tokens) to packed attention and return its head. Leaves random states
     alone. A model on the meta device is not compared.
 
@@ -120,6 +124,7 @@ def prepare(model: PreTrainedModel, processor: Processor | None = None) -> Head:
 
     Args:
         processor: of a vision-language model, whose rows are compared with images in them.
+        exchanges: what else gives `model` other ways to compute its own numbers. They are compared, too.
 
     Raises:
         PluginError: the model computes something that this backend does not reproduce; says what.
@@ -128,6 +133,8 @@ def prepare(model: PreTrainedModel, processor: Processor | None = None) -> Head:
     embedding.padding_idx = None  # torch would keep the gradient from that row
     share = not per_sequence(model)
     if model.device.type == "meta":
+        for exchange in exchanges:
+            exchange(model)
         _set_attention(model)
         return find_head(model)
     was_training = model.training
@@ -145,6 +152,8 @@ def prepare(model: PreTrainedModel, processor: Processor | None = None) -> Head:
         if processor is not None:
             row = Vision(model, processor).laid(row, samples)
         row.position_ids[..., -1] = far
+        for exchange in exchanges:
+            exchange(model)
         try:
             _set_attention(model)
         except ValueError as reason:
