@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from slime_core.cli import main
 
@@ -139,3 +140,26 @@ def test_what_contradicts_itself_or_names_nothing_is_an_error(what: str, check: 
     status, said = check(*words)
     assert status in (1, 2), said
     assert message in said
+
+
+def test_checkpointing_that_the_model_has_not_is_an_error(
+    check: Callable[..., tuple[int, str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = AutoConfig.for_model(
+        "jetmoe",
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_key_value_heads=2,
+        kv_channels=8,
+        num_local_experts=2,
+        max_position_embeddings=64,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for words, wrong in ([], False), (["--gradient-checkpointing"], True):
+        status, said = check(*SFT, "--hf-checkpoint", str(tmp_path), *words)
+        assert (status != 0) == wrong, said
+        assert ("--gradient-checkpointing: JetMoeForCausalLM does not support it" in said) == wrong

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import slime_torch.model as model_module
 from slime_core.errors import ArgumentError, PluginError
@@ -183,3 +183,12 @@ def test_chunked_attention_layers_are_refused() -> None:
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(PluginError, match="'chunked_attention'"):
         packed_attention(module, q, q, q, None, segments=Segments.of([(4,)]))
+
+
+def test_checkpointing_that_the_model_has_not_is_refused(tiny: SimpleNamespace) -> None:
+    def model() -> PreTrainedModel:
+        return tiny.model("llama", dtype=torch.float32, model_type="jetmoe")
+
+    with pytest.raises(ArgumentError, match="--gradient-checkpointing: JetMoeForCausalLM does not support it"):
+        tiny.backend(model(), gradient_checkpointing=True)
+    tiny.backend(model(), gradient_checkpointing=True, role="reference")

@@ -56,6 +56,7 @@ from slime_torch.model import (
     freeze,
     load_model,
     prepare,
+    require_gradient_checkpointing,
     vocabulary_size,
 )
 from slime_torch.offload import HOST, held, move_state, on_device
@@ -158,6 +159,8 @@ class TorchBackend(HasKeptWeights):
         check_device(ranks.device, self.args)
         processor = None
         with ranks.together():
+            if self.args.gradient_checkpointing and role != "reference":
+                require_gradient_checkpointing(model)
             if is_vision_model(model.config):
                 processor = processor_of(self.args)
                 if processor is None:

@@ -32,15 +32,21 @@ def check(args: TorchRunArguments, checking: Checking) -> None:
         return
     with checking.noting():
         _require_causal_model(config, args.hf_checkpoint)
-    if freezes(args) and not broken and checking.set_aside.isdisjoint(NAME_LISTS):
-        from slime_torch.model import empty_model
+    freezing = freezes(args) and checking.set_aside.isdisjoint(NAME_LISTS)
+    checkpointing = args.gradient_checkpointing and "gradient_checkpointing" not in checking.set_aside
+    if (freezing or checkpointing) and not broken:
+        from slime_torch.model import empty_model, require_gradient_checkpointing
         from slime_torch.vision import vision_names
 
         with checking.noting():
             weights = args.ref_load or args.hf_checkpoint
             model = empty_model(checking.card if checking.card and checking.is_elsewhere(weights) else weights)
-            names = [name for name, _ in model.named_parameters()]
-            trained_names(args, names, type(model).__name__, vision_names(model) if args.freeze_vision else ())
+            if checkpointing:
+                with checking.noting():
+                    require_gradient_checkpointing(model)
+            if freezing:
+                names = [name for name, _ in model.named_parameters()]
+                trained_names(args, names, type(model).__name__, vision_names(model) if args.freeze_vision else ())
     if (
         args.lora_rank
         and not broken

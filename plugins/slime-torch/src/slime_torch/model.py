@@ -221,6 +221,15 @@ def freeze(model: PreTrainedModel, args: TrainArguments) -> None:
         parameters[name].requires_grad_(False)
 
 
+def require_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Raise `ArgumentError` if `model` cannot compute its layers again in the backward pass."""
+    if not model.supports_gradient_checkpointing:
+        raise ArgumentError(
+            f"--gradient-checkpointing: {type(model).__name__} does not support it in transformers. Leave the option out; smaller "
+            "micro-batches (--max-tokens-per-gpu) need less memory, too."
+        )
+
+
 def find_head(model: PreTrainedModel) -> Head:
     """The model's output embedding and what its configuration says is done to the logits.
 
