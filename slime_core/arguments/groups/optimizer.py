@@ -33,7 +33,9 @@ class OptimizerArguments(ArgumentGroup):
     lr_warmup_fraction: float | None = option(
         None, "Length of the warm-up as a fraction of --lr-decay-iters, in place of --lr-warmup-iters.", ge=0, lt=1
     )
-    weight_decay: float = option(0.01, "Weight decay. Biases and one-dimensional parameters are never decayed.", ge=0)
+    weight_decay: float = option(
+        0.01, "Weight decay. Norms, biases and whatever has one dimension are never decayed.", ge=0
+    )
     adam_beta1: float = option(0.9, "Decay rate of Adam's mean of gradients.", ge=0, lt=1)
     adam_beta2: float = option(0.999, "Decay rate of Adam's mean of squared gradients.", ge=0, lt=1)
     adam_eps: float = option(1e-8, "Added to the root of Adam's mean of squared gradients.", gt=0)

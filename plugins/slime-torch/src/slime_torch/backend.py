@@ -208,7 +208,7 @@ class TorchBackend(HasKeptWeights):
             enable: Callable[..., None] = model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._schedule = Schedule.from_args(self.args, total_steps)
-        self.optimizer = build_optimizer(self.args, model.parameters())
+        self.optimizer = build_optimizer(self.args, model)
         self._kept = KeptWeights(dict(model.named_parameters()), local)
         self._step = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,16 @@ from slime_core.tensors.ranks import Ranks
 from slime_torch.sharding import local
 
 
-def build_optimizer(args: OptimizerArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimizer that `--optimizer` names. Parameters with one dimension (norms, biases) are not decayed."""
-    trained = [p for p in parameters if p.requires_grad]
+def build_optimizer(args: OptimizerArguments, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimizer that `--optimizer` names. Norms, some of which have a weight for every head, and parameters with one dimension
+    (biases) are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norms = {id(p) for m in model.modules() if type(m).__name__.endswith("Norm") for p in m.parameters(recurse=False)}
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in norms]
+    others = [p for p in trained if p.ndim < 2 or id(p) in norms]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": args.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if args.optimizer == "sgd":
