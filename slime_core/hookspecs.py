@@ -46,7 +46,7 @@ def slime_argument_groups() -> list[type[ArgumentGroup]]:
     """Groups of options that a plugin adds to the one flat namespace of options.
 
     Called once at start-up, before the command line is parsed, so the module must import nothing heavy. An option
-    name that two groups define is an error that names both distributions.
+    name that is taken, or a type that a command line cannot give, sets the plugin aside; every run says so in a note.
     """
     raise NotImplementedError
 

@@ -7,6 +7,7 @@ not select what is broken.
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import subprocess
 import sys
@@ -145,3 +146,67 @@ def test_options_of_a_plugin_disappear_with_it(install):
     assert "spice" not in Namespace(Plugins()).options
     install(Fault(code, [], []))
     assert "spice" in Namespace(Plugins()).options
+
+
+OPTIONS = """
+class G(ArgumentGroup):
+    "G"
+    {}
+
+@hookimpl
+def slime_argument_groups(): return {}
+"""
+OBSERVER = "\n@hookimpl\ndef slime_run_started(): print(__name__, 'watches')\n"
+
+UNUSABLE = {
+    "of_slime": (OPTIONS.format("lr: float = option(1.0, 'x')", "[G]"), "Two distributions define the option --lr: slime-core"),
+    "taken": (OPTIONS.format("shared_words: int = option(1, 'x')", "[G]"), "Two distributions define the option --shared-words: good"),
+    "untyped": (OPTIONS.format("some_words: dict = option({}, 'x')", "[G]"), "The type of its option --some-words (G) is "),
+    "no_list": (OPTIONS.format("no_words: int = option(1, 'x')", "G"), "expected a list of subclasses of slime_core"),
+    "unimported": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "unmarked": ("def slime_rewards(): return {}", "without the decorator @slime_core.hookimpl; add it"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def unusable(install_plugin) -> None:
+    """Installs one plugin for each of `UNUSABLE`, which nothing of a run chooses, and one that is good."""
+    install_plugin(OPTIONS.format("shared_words: int = option(1, 'x')", "[G]") + OBSERVER, "good")
+    for name, (code, _) in UNUSABLE.items():
+        install_plugin(code + OBSERVER, name)
+
+
+@pytest.mark.parametrize("command", ["check", "train", "check what is wrong", "train what is wrong"])
+def test_a_run_names_each_plugin_once_that_it_does_without(command, unusable, sft, capsys):
+    command, *wrong = command.split(maxsplit=1)
+    assert main([command, *sft, *(["--num-rollout", "-1"] if wrong else [])]) == (2 if wrong else 0)
+    printed = "".join(capsys.readouterr())
+    for name, (_, reason) in UNUSABLE.items():
+        (told,) = [line for line in printed.splitlines() if f"plugin {name} ({name} 1.0)" in line]
+        assert "failed to load and is left out: " in told
+        assert reason in told
+        assert told.endswith(f". `slime plugins --why {name}` tells all.")
+        assert ".." not in told
+        assert f"{name} watches" not in printed
+    assert "plugin good (" not in printed
+    assert ("good watches" in printed) == (command == "train" and not wrong)
+
+
+def test_slime_plugins_knows_what_a_run_does_without(unusable, capsys):
+    assert main(["plugins", "--json"]) == 0
+    rows = {row["plugin"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["good"]["status"] == "loaded"
+    for name, (_, reason) in UNUSABLE.items():
+        assert rows[name]["status"] == "broken"
+        assert reason in rows[name]["reason"]
+        assert main(["plugins", "--why", name]) == 0
+        first, *story = capsys.readouterr().out.splitlines()
+        assert first.startswith(f"{name} ({name} 1.0): broken, ")
+        assert reason in first
+        assert "Traceback (most recent call last):" in story
+
+
+def test_components_of_a_plugin_whose_options_cannot_be_used_are_not_listed(install_plugin, capsys):
+    install_plugin(OPTIONS.format("lr: float = option(1.0, 'x')", "[G]") + loss("def it(args, inputs): ..."))
+    assert main(["plugins", "--components"]) == 0
+    assert "open_pack" not in capsys.readouterr().out

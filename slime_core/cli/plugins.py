@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from packaging.utils import canonicalize_name
 
+from slime_core.arguments.namespace import Namespace
 from slime_core.cli import check_plugin, new
 from slime_core.contracts.kinds import KINDS, OBSERVERS
 from slime_core.errors import PluginError, did_you_mean
@@ -32,6 +33,7 @@ def main(argv: list[str], plugins: Plugins) -> int:
         "--why", metavar="NAME", help="tell all of one plugin: what it provides, its traceback if it failed"
     )
     options = parser.parse_args(argv)
+    Namespace(plugins)  # sets plugins aside whose options cannot be used
     if options.why:
         print(_story(plugins, options.why))
         return 0

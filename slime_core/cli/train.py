@@ -115,10 +115,9 @@ def _plans(argv: list[str], plugins: Plugins, prog: str, look: LookOptions | Non
         except SlimeError as error:
             if remarks and prog == "slime check":
                 print(told("\n".join(["notes", *(f"  {remark}" for remark in remarks)])), flush=True)
-            if isinstance(error, ArgumentError):  # the option may be one of a plugin that is not there
-                for info in plugins.infos:
-                    if info.status == "broken":
-                        error.add_note(f"The plugin {info.label} failed to load: {info.reason}")
+            elif isinstance(error, ArgumentError):  # the option may be one of a plugin that is not there
+                for info in plugins.broken():
+                    error.add_note(info.left_out)
             raise
         yield plans
 

@@ -57,7 +57,7 @@ class PluginInfo:
         target: "package.module" that the entry point names.
         requires_core: the distribution's own requirement on slime-core, e.g. ">=0.1".
         status: "found" until it is loaded, then "loaded", "broken" or "disabled".
-        reason: why it is broken or disabled, one line.
+        reason: why it is broken or disabled: one line, without a full stop.
         traceback: the whole story of a broken one.
         hooks: names of the hooks it implements, known once it is loaded.
         file: where its module lies, known once it is loaded.
@@ -78,6 +78,11 @@ class PluginInfo:
     def label(self) -> str:
         """How messages name it: "losses (slime-losses 0.1.0)"."""
         return f"{self.name} ({self.distribution} {self.version})"
+
+    @property
+    def left_out(self) -> str:
+        """What a run says of it if it is broken: nobody chooses observers, so nobody would miss them."""
+        return f"The plugin {self.label} failed to load and is left out: {self.reason}. `slime plugins --why {self.name}` tells all."
 
 
 def discover() -> list[PluginInfo]:

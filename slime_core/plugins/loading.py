@@ -43,7 +43,7 @@ def load(info: PluginInfo, switches: Switches) -> Hooks:
 def set_aside(info: PluginInfo, error: BaseException) -> None:
     """Mark a plugin as broken: nothing of it can be selected any more, and messages say why."""
     info.status = "broken"
-    info.reason = " ".join(f"{type(error).__name__}: {error}".split())
+    info.reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
     info.traceback = "".join(traceback.format_exception(error))
 
 

@@ -215,9 +215,9 @@ class Plugins:
         for name, distribution in imports().items():
             if path.replace(":", ".").partition(".")[0] == name:
                 continue
-            for info in self.infos:
-                if info.distribution == distribution and info.status == "broken" and name in sys.modules:
-                    return f"It imports {name!r}, which {distribution} could not provide: {info.reason}"
+            for info in self.broken():
+                if info.distribution == distribution and name in sys.modules:
+                    return f"It imports {name!r}, which {distribution} could not provide: {info.reason}."
             missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == name
             if missing and (where := self.where_to_get(IMPORT, name)):
                 return f"It imports {name!r}.{where}"
@@ -234,6 +234,10 @@ class Plugins:
             f"{self.where_to_get(kind, name) or did_you_mean(name, known)} "
             f"Installed: {', '.join(known) or 'none'}; or give an import path such as my_package.my_module.my_{kind}.{aside}"
         )
+
+    def broken(self) -> list[PluginInfo]:
+        """The plugins that failed to load, or whose options cannot be used (known once there is a `Namespace` of these plugins)."""
+        return [info for info in self.infos if info.status == "broken"]
 
     def where_to_get(self, kind: str, name: str) -> str:
         """A sentence, with a space in front, on which of slime's own distributions to install for a component, command or

@@ -127,11 +127,13 @@ def survey(
         starts: the run is to start on this machine, so that what is not installed here is missing.
         to_come: what earlier stages will have written, as their options name it, each with the checkpoint that theirs began with.
     """
-    found: list[Finding] = []
+    found = [Finding("remark", info.left_out) for info in plugins.broken()]
     for error in resolution.errors:
         elsewhere = isinstance(error, NotInstalled) and not starts
         found.append(Finding("not seen" if elsewhere else "error", str(error), error))
-    if resolution.resolved is None or (starts and found):  # a run with wrong options ends before anything is imported
+    if resolution.resolved is None or (
+        starts and resolution.errors
+    ):  # a run with wrong options ends before anything is imported
         return Survey(None, found)
     resolved, set_aside = resolution.resolved.with_absolute_folders(), set(resolution.set_aside)
     with noting(found):
