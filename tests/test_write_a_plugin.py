@@ -13,7 +13,9 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -50,9 +52,20 @@ def blocks() -> list[Block]:
     return found
 
 
+def wheel_of_pytest(folder: Path) -> Path:
+    """Make a wheel of the pytest that is installed here, for `pip` without a network, and return where it lies."""
+    wheel = folder / f"pytest-{metadata.version('pytest')}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        for file in metadata.files("pytest") or ():
+            if ".." not in file.parts and file.suffix != ".pyc":
+                packed.write(file.locate(), file.as_posix())
+    return folder
+
+
 @pytest.fixture
 def environment(tmp_path, tiny_model) -> dict[str, str]:
-    """A virtual environment that sees everything installed here, but into which `pip` installs without changing it."""
+    """A virtual environment that sees everything installed here but pytest, as a user's, and into which `pip` installs without
+    changing it, pytest too."""
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"
@@ -62,19 +75,25 @@ def environment(tmp_path, tiny_model) -> dict[str, str]:
         text=True,
         check=True,
     ).stdout.strip()
-    outer = sysconfig.get_path("purelib")
-    Path(own_packages, "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    pytests_own = {Path(file).parts[0] for file in metadata.files("pytest") or ()}
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if path.name not in pytests_own:
+            (outer / path.name).symlink_to(path)
+    Path(own_packages, "outer.pth").write_text(f"import site; site.addsitedir({str(outer)!r})\n")
     for name, code in {
         "slime": "from slime_core.cli import main as run; import sys; sys.exit(run())",
         "pip": "import runpy; runpy.run_module('pip', run_name='__main__')",
-        "pytest": "import sys, pytest; sys.exit(pytest.console_main())",
     }.items():
         (venv / "bin" / name).write_text(f"#!{python}\n{code}\n")
         (venv / "bin" / name).chmod(0o755)
     # Isolation would fetch the build backend, which is installed already.
     pip = {"PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    pip["PIP_FIND_LINKS"] = str(wheel_of_pytest(tmp_path))
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    path = f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "pytest").exists()]
+    path = os.pathsep.join([str(venv / "bin"), *folders])
     return {**kept, **pip, "PATH": path, "MODEL": str(tiny_model), "OMP_NUM_THREADS": "1"}
 
 
