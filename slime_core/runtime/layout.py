@@ -155,7 +155,7 @@ def require_ray(args: RunArguments, engine: Selected[InferenceEngine] | None) ->
         NotInstalled: it is not.
     """
     if (reason := needs_ray(args, engine)) and importlib.util.find_spec("ray") is None:
-        raise NotInstalled(f"This run needs Ray ({reason}), which is not installed: pip install 'slime-core[ray]'")
+        raise NotInstalled(f"This run needs Ray ({reason}), which is not installed: pip install 'slime-core[ray]'.")
 
 
 def _engine_kind(args: RunArguments, engine: Selected[InferenceEngine] | None) -> tuple[Engine, int]:
