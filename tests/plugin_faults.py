@@ -136,7 +136,7 @@ FAULTS = {
     "hook with arguments": Fault(
         "@hookimpl\ndef slime_losses(config): return {}",
         PICK_LOSS,
-        ["hook 'slime_losses'", "Argument(s) {'config'} are declared"],
+        ["Its slime_losses takes the parameter 'config', which nothing passes. It may take none"],
     ),
     "hook without decorator": Fault(
         "def slime_losses(): return {}",

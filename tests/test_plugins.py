@@ -64,8 +64,15 @@ def test_a_component_is_chosen_by_name_by_alias_and_by_import_path(tmp_path, mon
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("def broken(:", "SyntaxError"),
-        ("@hookimpl\ndef slime_lossez(): return {}", "unknown hook 'slime_lossez'"),
-        ("@hookimpl\ndef slime_losses(wrong): return {}", "Argument(s) {'wrong'} are declared"),
+        ("@hookimpl\ndef slime_lossez(): return {}", "unknown hook 'slime_lossez'. Did you mean 'slime_losses'?"),
+        (
+            "@hookimpl\ndef slime_losses(wrong): return {}",
+            "Its slime_losses takes the parameter 'wrong', which nothing passes. It may take none",
+        ),
+        (
+            "@hookimpl\ndef slime_run_started(rundir): ...",
+            "takes the parameter 'rundir', which nothing passes. Did you mean 'run_dir'? It may take args, run_dir",
+        ),
         ("@hookimpl\ndef slime_losses(): raise ValueError('sour')", "ValueError: sour"),
         ("@hookimpl\nasync def slime_run_finished(): pass", "Its slime_run_finished is async, and would never run"),
         ("@hookimpl\ndef slime_run_started(args): yield", "Its slime_run_started is a generator, and would never run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pluggy
@@ -11,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 
 from slime_core import __version__, hookspecs
 from slime_core.contracts.kinds import OBSERVERS
-from slime_core.errors import PluginError
+from slime_core.errors import PluginError, did_you_mean
 from slime_core.plugins.discovery import PluginInfo, Switches
 from slime_core.plugins.import_path import imported, resolve
 
@@ -48,15 +49,10 @@ def set_aside(info: PluginInfo, error: BaseException) -> None:
 
 
 def _checked_hooks(plugin: Any) -> Hooks:
-    """The hooks that a plugin implements, after pluggy has compared them with the specifications.
-
-    Each plugin gets a manager of its own: one that pluggy refuses would leave traces in a shared one.
-    """
+    """The hooks that a plugin implements, as pluggy finds them, after a comparison with the specifications."""
     manager = pluggy.PluginManager("slime")
-    manager.add_hookspecs(hookspecs)
     manager.register(plugin)
-    manager.check_pending()
-    known = {name for name in vars(hookspecs) if name.startswith("slime_")}
+    known = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("slime_")}
     found: Hooks = {}
     for caller in manager.get_hookcallers(plugin) or []:
         implementations = caller.get_hookimpls()
@@ -65,15 +61,33 @@ def _checked_hooks(plugin: Any) -> Hooks:
             raise PluginError(f"It implements {caller.name} {len(implementations)} times ({names}); put them into one.")
         if caller.name in known:
             found[caller.name] = implementations[0]
+            _check_parameters(implementations[0], known[caller.name])
             _check_markers(implementations[0], caller.name)
             if caller.name in OBSERVERS:
                 _check_is_plain(implementations[0], caller.name)
+        elif not implementations[0].optionalhook:
+            raise PluginError(
+                f"It implements the unknown hook {caller.name!r}.{did_you_mean(caller.name, known)} "
+                "slime_core/hookspecs.py has them all."
+            )
     marked = {implementation.function.__name__ for implementation in found.values()}
-    if unmarked := sorted(name for name in known - set(found) - marked if callable(getattr(plugin, name, None))):
+    if unmarked := sorted(
+        name for name in known.keys() - found.keys() - marked if callable(getattr(plugin, name, None))
+    ):
         raise PluginError(f"It defines {', '.join(unmarked)} without the decorator @slime_core.hookimpl; add it.")
     if not found:
         raise PluginError("It implements no hook of slime; see slime_core/hookspecs.py for what there is.")
     return found
+
+
+def _check_parameters(implementation: pluggy.HookImpl, hook: Callable[..., Any]) -> None:
+    told = inspect.signature(hook).parameters
+    for name in implementation.argnames:
+        if name not in told:
+            raise PluginError(
+                f"Its {hook.__name__} takes the parameter {name!r}, which nothing passes.{did_you_mean(name, told)} "
+                f"It may take {', '.join(told) or 'none'}."
+            )
 
 
 def _check_is_plain(implementation: pluggy.HookImpl, hook: str) -> None:
