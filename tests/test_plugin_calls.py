@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 from slime_core.cli import main
+from slime_core.contracts.loss import LossInputs
 from slime_core.errors import PluginError
 from slime_core.plugins import Plugins, Selected
 from slime_core.plugins.calls import Caller, policies
 from slime_core.rollout.rewards import score
 from slime_core.sample import Sample
+from slime_core.testing.advantage_inputs import advantage_inputs
 
 
 def caller(
@@ -288,3 +291,36 @@ def test_a_policy_for_another_kind_is_refused_and_the_kinds_that_have_one_are_na
     assert f"when a {kind} fails, the run ends; there is no other policy for it. There is one for " in message
     named = message.partition("There is one for ")[2].partition(".")[0]
     assert set(named.split(", ")) == set(WITH_POLICY)
+
+
+ADVANTAGE_INPUTS = replace(advantage_inputs(), log_probs=None, raw_rewards=None)
+LOSS_INPUTS = LossInputs(*(torch.ones(2),) * 5)
+READS_REF = "from slime_core.contracts.loss import reads\n@reads(lambda args: {'ref_log_probs'})\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "definition", "inputs", "hint"),
+    [
+        ("loss", "def it(args, i): return i.log_probs - i.ref_log_probs", LOSS_INPUTS, "ref_log_probs"),
+        ("loss", "def it(args, i): return i.entropy.mean()", LOSS_INPUTS, "entropy"),
+        ("loss", "def helps(i): return i.returns.exp()\ndef it(args, i): return helps(i)", LOSS_INPUTS, "returns"),
+        ("loss", "def it(args, i): return None + 1", LOSS_INPUTS, ""),
+        ("loss", "def it(args, i): return i.entropy['x' + 1]", LOSS_INPUTS, ""),
+        ("loss", READS_REF + "def it(args, i): return i.log_probs - i.ref_log_probs", LOSS_INPUTS, ""),
+        ("advantage", "def it(args, inputs): return inputs.log_probs * 2", ADVANTAGE_INPUTS, "old_log_probs"),
+        ("advantage", "def it(args, inputs): return inputs.raw_rewards * 2", ADVANTAGE_INPUTS, ""),
+    ],
+)
+def test_a_loss_that_fails_on_an_input_that_it_does_not_declare_is_told_what_to_declare(
+    kind, definition, inputs, hint, tmp_path, monkeypatch
+):
+    (tmp_path / "undeclared.py").write_text(definition)
+    monkeypatch.syspath_prepend(tmp_path)
+    selected = Plugins([]).select(kind, "undeclared.it")
+    with pytest.raises((TypeError, AttributeError)) as error:
+        selected(SimpleNamespace(), inputs)
+    *hints, signed = error.value.__notes__
+    assert signed.startswith(f"raised in the {kind} 'undeclared.it'")
+    assert len(hints) == bool(hint)
+    assert all(f"given None for {hint}, as it does not say that it reads it" in told for told in hints)
+    assert all(told.endswith(f"reads(lambda args: {{'{hint}'}}).") for told in hints)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from slime_core.contracts.kind import Kind
+from slime_core.contracts.loss import hint_at_reads
 from slime_core.contracts.results import shape_of, shown
 
 if TYPE_CHECKING:
@@ -104,5 +105,6 @@ KINDS = (
         ("--advantage-estimator", "--custom-advantage-function-path"),
         marks=("slime_reads",),
         check=_check_advantages,
+        hint=hint_at_reads,
     ),
 )

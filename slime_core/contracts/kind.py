@@ -10,6 +10,9 @@ Check = Callable[[Any, tuple[Any, ...]], str | None]
 """`check(result, args)`: what is wrong with a result, as "X; expected Y", or None. `args` are the positional arguments
 that the component was called with."""
 
+Hint = Callable[[Exception, Any, tuple[Any, ...]], str]
+"""`hint(error, component, args)`: a sentence on where an error that a component raised may come from, or ""."""
+
 
 @dataclass(frozen=True)
 class FailurePolicy:
@@ -49,6 +52,7 @@ class Kind:
         normalise: makes of other forms in which a component may return something the one of its contract; what it does not know
             it returns as it is, for `check`.
         check: compares what a component returns with its contract.
+        hint: adds to what a component raised where that may come from.
         policy: what happens when a component fails, unless `--failure-policy` says otherwise. None: a failure always ends
             the run, and `--failure-policy` refuses the kind.
     """
@@ -64,6 +68,7 @@ class Kind:
     prefixes: tuple[str, ...] = ()
     normalise: Callable[[Any], Any] | None = None
     check: Check | None = None
+    hint: Hint | None = None
     policy: FailurePolicy | None = None
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_core.contracts.kind import Kind
@@ -186,6 +187,25 @@ def what_reads(component: Any, args: RunArguments) -> frozenset[str]:
     return names
 
 
+def hint_at_reads(error: Exception, component: Any, args: tuple[Any, ...]) -> str:
+    """A sentence on inputs that a loss or estimator used where it failed, and that are None as it does not declare them; "" if there
+    are none."""
+    if not isinstance(error, (TypeError, AttributeError)) or "NoneType" not in str(error):
+        return ""
+    given, inputs = args[0], args[1]
+    fields = {name: name for name in READS}
+    if not hasattr(inputs, "old_log_probs"):  # those of an estimator, whose `log_probs` these are
+        fields["log_probs"] = "old_log_probs"
+    used = {name for frame, _ in walk_tb(error.__traceback__) for name in frame.f_code.co_names}
+    lacking = {fields[name] for name in used & fields.keys() if getattr(inputs, name, inputs) is None}
+    if not (unread := sorted(lacking - what_reads(component, given))):
+        return ""
+    return (
+        f"It was given None for {', '.join(unread)}, as it does not say that it reads {'it' if len(unread) == 1 else 'them'}; say so: "
+        f"@slime_core.contracts.loss.reads(lambda args: {{{', '.join(map(repr, unread))}}})."
+    )
+
+
 def may_skip_zero_advantage(component: Any, args: RunArguments) -> bool:
     """Whether samples whose advantages are all 0 cannot contribute a gradient to this loss."""
     when = getattr(getattr(component, "target", component), "slime_needs_zero_advantage", None)
@@ -279,6 +299,7 @@ KINDS = (
         extras=("importance_weight", "pg_loss_reducer"),
         marks=("slime_reads", "slime_needs_zero_advantage"),
         check=_check_loss,
+        hint=hint_at_reads,
     ),
     Kind(
         "importance_weight",

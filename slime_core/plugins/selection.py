@@ -147,6 +147,8 @@ class Selected(Generic[Result]):
             result.close()
             raise PluginError("It returned a coroutine; it is async, expected a plain function.")
         except Exception as error:
+            if (hint := KINDS[self.kind].hint) and (note := hint(error, self.target, args)):
+                error.add_note(note)
             self._sign(error)
             raise
         except EXITS as error:
