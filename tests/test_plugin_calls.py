@@ -135,8 +135,26 @@ def test_a_failure_names_the_line_of_the_components_own_file(tmp_path, monkeypat
     dropping = caller(code, tmp_path, monkeypatch, "reward:retries=1,backoff=0.01,on_failure=drop")
     assert repr(asyncio.run(score(dropping, ARGS, SAMPLES[:1]))) == "DROPPED"
     again, dropped = caplog.messages
-    assert re.search(r"\(JSONDecodeError: .* \(.*/reward_\d+\.py:5\)\.\), trying again$", again)
+    assert re.search(r"is tried again: JSONDecodeError: .* \(.*/reward_\d+\.py:5\)\.$", again)
     assert re.search(r"is dropped: JSONDecodeError: .* \(.*/reward_\d+\.py:5\)\.$", dropped)
+
+
+@pytest.mark.parametrize("items", [1, 5, 40])
+def test_of_many_failures_the_first_are_told_and_the_others_counted(items, tmp_path, monkeypatch, caplog):
+    code = f"def it(args, sample): return 1 / 0  # {items}"
+    dropping = caller(code, tmp_path, monkeypatch, "reward:retries=2,backoff=0,on_failure=drop,abort_after=none")
+    for number in range(items):
+        assert repr(dropping.call(None, SAMPLES[0], item=f"sample {number}")) == "DROPPED"
+    told = {words: [m for m in caplog.messages if words in m] for words in ("is tried again", "is dropped")}
+    assert [len(found) for found in told.values()] == [min(5, 2 * items), min(5, items)]
+    ends = {words: [m.split(" Further ones are ")[1] for m in found if "Further" in m] for words, found in told.items()}
+    assert ends["is tried again"] == (["counted in the metric hooks/reward/failures."] if items > 2 else [])
+    assert ends["is dropped"] == (["counted in the metric hooks/reward/dropped."] if items >= 5 else [])
+    assert dropping.metrics() == {
+        "hooks/reward/failures": 3 * items,
+        "hooks/reward/timeouts": 0,
+        "hooks/reward/dropped": items,
+    }
 
 
 def test_too_many_drops_in_a_row_end_the_run(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import inspect
 import logging
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,9 @@ class Dropped:
 
 
 DROPPED = Dropped()
+
+_TOLD = 5
+"""How many failures of each sort a caller warns of; further ones are only counted."""
 
 
 def policies(settings: Sequence[str]) -> dict[str, FailurePolicy]:
@@ -106,6 +110,7 @@ class Caller:
     failures: int = 0
     timeouts: int = 0
     dropped: int = 0
+    _told: Counter[str] = field(default_factory=Counter, repr=False)  # warnings of each metric
     _lost: list[str] = field(default_factory=list, repr=False)  # what was dropped since the last success
 
     def call(self, *args: Any, item: str = "", **kwargs: Any) -> Any:
@@ -173,7 +178,7 @@ class Caller:
         """The policy in tenacity's terms. What is wrong with a row or an option is not tried again: it stays wrong."""
 
         def try_again(state: tenacity.RetryCallState) -> None:
-            logger.warning("%s failed (%s), trying again", self._name(item), self._brief(_error_of(state)))
+            self._warn("failures", f"{self._name(item)} failed and is tried again: {self._brief(_error_of(state))}")
 
         def give_up(state: tenacity.RetryCallState) -> Dropped:
             self._give_up(_error_of(state), state.attempt_number, item, work)
@@ -200,12 +205,19 @@ class Caller:
         self.dropped += 1
         if not work or work not in self._lost:
             self._lost.append(work)
-        logger.warning("%s and is dropped: %s", failed, self._brief(error))
+        self._warn("dropped", f"{failed} and is dropped: {self._brief(error)}")
         if self.policy.abort_after is not None and len(self._lost) >= self.policy.abort_after:
             raise PluginError(
                 f"{failed}: {self._brief(error)} It was the failure number {len(self._lost)} in a row, so the run ends. "
                 f"Repair it, {another}, or raise abort_after in --failure-policy."
             ) from error
+
+    def _warn(self, metric: str, text: str) -> None:
+        self._told[metric] += 1
+        if self._told[metric] < _TOLD:
+            logger.warning("%s", text)
+        elif self._told[metric] == _TOLD:
+            logger.warning("%s Further ones are counted in the metric hooks/%s/%s.", text, self.selected.kind, metric)
 
     def _brief(self, error: BaseException) -> str:
         return _brief(error, self.selected.target)
