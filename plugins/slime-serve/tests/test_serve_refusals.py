@@ -51,7 +51,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [{"role": "user", "content": "word " * 600}]}, "no room for an answer"),
     (CHAT, {"messages": HELLO, "temperature": -1}, "temperature is -1"),
     (CHAT, {"messages": HELLO, "temperature": 2.5}, "less than or equal to 2"),
-    (CHAT, {"messages": HELLO, "temperature": 1e-7}, "expected 0 (greedy)"),
     (CHAT, {"messages": HELLO, "temperature": True}, "temperature is True"),
     (CHAT, {"messages": HELLO, "top_p": 0}, "top_p is 0"),
     (CHAT, {"messages": HELLO, "top_k": 0}, "top_k is 0"),
