@@ -20,20 +20,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import count
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.run_state import differences
 from slime_core.arguments import RunArguments
 from slime_core.cli import main as slime
 from slime_core.run.checkpoints import write_latest
-from slime_core.sample import Sample
+from slime_core.sample import Sample, Status
 from slime_core.testing.checkpoint import tiny_checkpoint
 from slime_core.whole_file import write_whole
+from slime_rollout_sglang.partial import fresh
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slime_core.contracts.data import DataSource
+    from slime_core.contracts.engine import Generates
 
 ROLLOUTS = 4
 
@@ -66,11 +73,21 @@ COMMON = """
 --fp8-format e4m3|hybrid --fp8-recipe tensorwise|delayed|blockwise --fp8-emulation
 --seed 1|2
 --rollout-seed 1|2
+--global-batch-size 2|4|8
+--adam-beta2 0.9
+--sgd-momentum 0.0|0.9
+--lora-alpha 8
+--record-samples 0|50
+--malformed-row skip
+--save-debug-rollout-data {folder}/dump/{{rollout_id}}
+--save-debug-train-data {folder}/dump/trained_{{rollout_id:03d}}
 --eval-interval 1|2|3 --eval-prompt-data held {folder}/rows.jsonl@[0:6]
 --early-stopping-patience 1|2 --early-stopping-keep last|best --early-stopping-metric loss|reward
 --skip-eval-before-train
 """
 OF_SFT = """
+--num-workers 1
+--over-long-sample truncate|skip
 --rollout-max-context-len 200
 --eval-generate 3 --rollout-engine local --rm-type final_answer --eval-max-response-len 4
 """
@@ -114,6 +131,19 @@ OF_RL = """
 --n-samples-per-eval-prompt 2
 --eval-temperature 0|0.5
 --rollout-max-context-len 80
+--eps-clip 0.01
+--gamma 0.9
+--lambd 0.9
+--tis-clip 1.01
+--log-passrate
+--log-multi-turn
+--max-dynamic-sampling-rounds 1|2
+--custom-generate-function-path benchmarks.combinations.in_two_turns
+--rollout-sample-filter-path benchmarks.combinations.without_one
+--rollout-all-samples-process-path benchmarks.combinations.once_more
+--custom-pg-loss-reducer-function-path benchmarks.combinations.means_of_samples
+--rollout-stop-token-ids 65 66 67 68
+--rollout-max-prompt-len 60
 --local-max-running-requests 1|3
 --local-max-total-tokens 300|900
 --local-decoding rows|pages
@@ -126,6 +156,8 @@ RL = (
 TURNED_OVER = ("--async-save", "--gradient-checkpointing")
 """Options of which runs with and without them must have the same numbers."""
 
+ANSWER = (79, 75, 10)
+"""The tokens with which `in_two_turns` answers the model."""
 LONGEST_S = 0.003
 """How long a reward or a hook takes at most, which must not matter."""
 
@@ -148,6 +180,52 @@ def look(args: RunArguments, sample: Sample) -> Sample:
 
 def leave_as_it_is(args: RunArguments, rollout_id: int, rollout_data: dict[str, Any]) -> None:
     """A postprocess hook that changes nothing."""
+
+
+async def in_two_turns(
+    args: RunArguments, sample: Sample, sampling_params: dict[str, Any], engine: Generates
+) -> Sample:
+    """A generate function that answers the model once. What an abort has cut off begins anew."""
+    prompt = sample.tokens[: len(sample.tokens) - sample.response_length]
+    turn = await engine.generate(prompt, sampling_params)
+    made, mask, log_probs, text = list(turn.tokens), [1] * len(turn.tokens), list(turn.log_probs), turn.text
+    if turn.finish_reason != "abort":
+        made, mask, log_probs = [*made, *ANSWER], [*mask, *(0 for _ in ANSWER)], [*log_probs, *(0.0 for _ in ANSWER)]
+        turn = await engine.generate([*prompt, *made], sampling_params)
+        made, mask, log_probs = [*made, *turn.tokens], [*mask, *(1 for _ in turn.tokens)], [*log_probs, *turn.log_probs]
+    return sample.changed(
+        tokens=[*prompt, *made],
+        response_length=len(made),
+        loss_mask=mask,
+        rollout_log_probs=log_probs,
+        response=text + turn.text,
+        status={"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}[turn.finish_reason],
+    )
+
+
+def without_one(args: RunArguments, groups: list[list[Sample]]) -> None:
+    """A filter that leaves a sample out of training."""
+    groups[0][0].remove_sample = True
+
+
+def once_more(args: RunArguments, all_samples: list[list[Sample]], data_source: DataSource) -> None:
+    """A hook that gives the prompt of the first group to the buffer."""
+    data_source.add_samples([[fresh(sample) for sample in all_samples[0]]])
+
+
+def means_of_samples(
+    total_lengths: list[int], response_lengths: list[int], loss_masks: list[Tensor], calculate_per_token_loss: bool
+) -> Callable[[Tensor], Tensor]:
+    """A reducer that adds up the means of the samples."""
+
+    def reduced(values: Tensor) -> Tensor:
+        parts = values.split(response_lengths)
+        return sum(
+            ((part * mask).sum() / mask.sum().clamp(min=1) for part, mask in zip(parts, loss_masks, strict=True)),
+            start=values.new_zeros(()),
+        )
+
+    return reduced
 
 
 def drawn(r: Random, table: str, share: float, folder: Path) -> Iterator[Option]:
