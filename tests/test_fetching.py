@@ -65,6 +65,31 @@ def test_a_server_that_takes_its_time_holds_nobody_longer_than_said(name: str) -
         assert time.monotonic() - begun < 4
 
 
+def test_a_proxy_that_takes_its_time_holds_nobody_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering([b"H", b"T", *repeat(b"T", 100)], pause=0.1) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.removesuffix("/a.png"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"it took more than 0\.6 s"):
+            fetched("https://example.com/a.png", 100, 0.6)
+        assert time.monotonic() - begun < 4
+
+
+def test_all_addresses_of_a_host_have_the_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, contextlib.ExitStack() as waiting:
+        for _ in range(4):  # the queue of those that are not accepted is full then
+            other = waiting.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(deaf.getsockname())
+        place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", deaf.getsockname())
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [place] * 6)
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"it took more than 0\.6 s"):
+            fetched("http://example.com/a.png", 100, 0.6)
+        assert time.monotonic() - begun < 3
+
+
 def test_the_first_bytes_of_what_never_ends_are_returned() -> None:
     with answering([HEAD + b"\r\n", *repeat(b"x" * 65536, 1000)]) as url:
         assert fetched(url, 100_000, 20) == b"x" * 100_000

@@ -43,7 +43,20 @@ def test_what_is_written_is_found(template: str, third: str, own: bool, tmp_path
     assert rollouts_there(whole) == [(3, tmp_path / Path(*Path(third).parts[: at + 1]))] * own
 
 
-@pytest.mark.parametrize("path", ["{step}", "{", "a}", "{0}", "{rollout_id:q}", "{rollout_id.name}", "{rollout_id[0]}"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{step}",
+        "{",
+        "a}",
+        "{0}",
+        "{rollout_id:q}",
+        "{rollout_id.name}",
+        "{rollout_id[0]}",
+        "{rollout_id!s:0>5}",
+        "{rollout_id.real}",
+    ],
+)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_cannot_be_filled_in_is_refused_at_the_start(
     option: str, path: str, sft: list[str], capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,7 @@ import glob
 import re
 from collections.abc import Callable
 from pathlib import Path
+from string import Formatter
 
 from slime_core.errors import ArgumentError
 
@@ -29,7 +30,8 @@ def fillable(template: str | None) -> str | None:
         ValueError: it cannot be filled in.
     """
     try:
-        _filled(template or "", 0)
+        for number in (0, _Any()):
+            _filled(template or "", number)
     except ArgumentError as error:
         raise ValueError(str(error).removesuffix(".")) from None
     return template
@@ -82,6 +84,8 @@ def as_template(path: str) -> str:
 
 def _filled(template: str, number: int | _Any) -> str:
     try:
+        if any(conversion for *_, conversion in Formatter().parse(template)):
+            raise ValueError("a conversion makes a text of the number")
         return template.format(rollout_id=number, rank=0)
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise ArgumentError(

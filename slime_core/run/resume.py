@@ -11,7 +11,7 @@ from typing import Any
 from slime_core.arguments import RunArguments
 from slime_core.arguments.derived import derived
 from slime_core.arguments.readers import in_effect
-from slime_core.arguments.rollout_paths import rollouts_there
+from slime_core.arguments.rollout_paths import path_of_rollout, rollouts_there
 from slime_core.data.evaluation import evaluation_fingerprint
 from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
@@ -216,7 +216,8 @@ def set_dumps_aside(args: RunArguments, sampled: int, trained: int) -> list[Path
         sampled, trained: the first rollout of which the run makes samples, and the first on which it trains. A checkpoint may have the
             samples of the rollout that follows it.
     """
-    reads = args.load_debug_rollout_data and Path(args.load_debug_rollout_data).resolve()
+    source = args.load_debug_rollout_data
+    reads = source and path_of_rollout(source, trained).resolve()
     later: dict[Path, list[Path]] = {}
     for pattern, start in ((args.save_debug_rollout_data, sampled), (args.save_debug_train_data, trained)):
         for rollout_id, path in rollouts_there(pattern or ""):

@@ -8,6 +8,7 @@ import io
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from slime_core.cli import main
 from slime_core.data.images import data_url
 from slime_core.sample import Sample
 from slime_serve import chat
+from slime_serve.app import READERS
 from slime_serve.model import ServedModel
 from slime_serve.prompts import SENT
 
@@ -134,21 +136,27 @@ def test_messages_whose_images_have_no_place_are_refused(seeing: Served, message
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("slow", "others"),
+    [(1, question(data_url(FIRST))), (READERS, [{"role": "user", "content": "hi"}])],
+    ids=["another image", "all readers, and text"],
+)
 def test_who_waits_for_a_slow_address_keeps_nobody_else_waiting(
-    seeing: Served, monkeypatch: pytest.MonkeyPatch
+    slow: int, others: list[Any], seeing: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seeing.service, "images", replace(SENT, fetch=True))
     monkeypatch.setattr("slime_core.data.images._SECONDS", 4)
-    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(slow) as pool, ExitStack() as waiting:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"
-        slow = pool.submit(seeing.post, "/v1/chat/completions", {"messages": question(address)})
-        waiting, _ = silent.accept()
-        answered = seeing.post("/v1/chat/completions", {"messages": question(data_url(FIRST)), "max_tokens": 1})
-        assert (answered.status_code, slow.done()) == (200, False)
-        refused = slow.result(30)
-        waiting.close()
-    assert refused.status_code == 400
-    assert "cannot be fetched: it took more than 4 s" in refused.json()["error"]["message"]
+        body = {"messages": question(address)}
+        posted = [pool.submit(seeing.post, "/v1/chat/completions", body) for _ in range(slow)]
+        for _ in posted:
+            waiting.enter_context(silent.accept()[0])
+        answered = seeing.post("/v1/chat/completions", {"messages": others, "max_tokens": 1})
+        assert (answered.status_code, any(one.done() for one in posted)) == (200, False)
+        refused = [one.result(30) for one in posted]
+    assert {one.status_code for one in refused} == {400}
+    assert "cannot be fetched: it took more than 4 s" in refused[0].json()["error"]["message"]
 
 
 def test_a_model_that_reads_no_images_refuses_them(served: Served) -> None:

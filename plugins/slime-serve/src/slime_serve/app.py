@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from slime_serve.bodies import MOST_BYTES, MOST_BYTES_WITH_IMAGES, read_body
 from slime_serve.generation import Answer, Prompt, Work, generate, require_few, work_for
 from slime_serve.guard import Guard, refused
 from slime_serve.model import ServedModel
-from slime_serve.prompts import SENT, plain_tokens, read_conversation, read_images
+from slime_serve.prompts import SENT, plain_tokens, read_conversation, read_images, shows_images
 from slime_serve.refusals import Refusal, wrong
 from slime_serve.requests import ChatRequest, CompletionRequest, SamplingRequest, read_request
 from slime_serve.responses import ChatResponses, CompletionResponses, Json, PromptScores, Responses, usage_of
@@ -76,10 +76,13 @@ class Service:
         tools = None if asked.tool_choice == "none" else asked.tools or None
         try:
             processor = self.model.processor
-            reading = asyncio.get_running_loop().run_in_executor(
-                self._readers, read_images, asked.messages, processor, self.images
-            )
-            messages, images = await reading
+            messages: Any = asked.messages
+            images: Sequence[bytes] = ()
+            if shows_images(
+                messages
+            ):  # which may be long in coming; nothing else waits for a thread that waits for them
+                reading = partial(read_images, messages, processor, self.images)
+                messages, images = await asyncio.get_running_loop().run_in_executor(self._readers, reading)
             read = await self._in_thread(
                 read_conversation, self.model.tokenizer, messages, tools, variables, processor, images
             )

@@ -41,6 +41,11 @@ class ReadConversation(NamedTuple):
     images: Sequence[bytes] = ()
 
 
+def shows_images(messages: Any) -> bool:
+    """Whether there are images among the parts of what may be messages."""
+    return isinstance(messages, list) and count_places(messages, False) > 0
+
+
 def read_images(messages: Any, processor: Processor | None, rules: ImageRules = SENT) -> tuple[Any, Sequence[bytes]]:
     """Return messages in which images have places alone, and the encoded images in the order of these. May fetch some, and wait for it.
 
@@ -52,7 +57,7 @@ def read_images(messages: Any, processor: Processor | None, rules: ImageRules = 
     Raises:
         DataError: what is wrong with which image.
     """
-    if not (isinstance(messages, list) and count_places(messages, False)):
+    if not shows_images(messages):
         return messages, ()
     if processor is None:
         raise DataError("the messages have images, and the model reads none")
