@@ -48,6 +48,23 @@ def look_for_a_while(args, sample: Sample) -> Sample:
     return sample
 
 
+scored: list[int | None] = []
+
+
+async def wait_for_others(args, sample: Sample) -> Sample:
+    """A sample hook that is done with the first sample once another one has its reward."""
+    deadline = time.monotonic() + 20
+    while sample.index == 0 and not scored:
+        assert time.monotonic() < deadline, "no other sample was scored meanwhile"
+        await asyncio.sleep(0.01)
+    return sample
+
+
+async def note_and_score(args, sample: Sample) -> float:
+    scored.append(sample.index)
+    return await even_tokens(args, sample)
+
+
 async def even_tokens(args, sample: Sample) -> float:
     """The share of even token ids in the response: varies within a group, and a model can learn it."""
     response = sample.tokens[len(sample.tokens) - sample.response_length :]

@@ -168,6 +168,15 @@ def test_what_is_sampled_does_not_depend_on_how_long_sample_hooks_take(ending, f
     assert sampled[0][0]["rollout/aborted_tokens_discarded"] > 0
 
 
+def test_a_slow_sample_hook_keeps_no_other_sample_waiting_where_nothing_depends_on_their_order(
+    flags, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("rl_hooks.scored", [])
+    hooks = "--rollout-sample-hook-path", "rl_hooks.wait_for_others", "--custom-rm-path", "rl_hooks.note_and_score"
+    run(tmp_path / "run", flags, *hooks, "--rollout-max-response-len", "4", "--num-rollout", "1")
+    assert 0 in rl_hooks.scored
+
+
 def test_a_dumped_rollout_trains_to_the_same_weights_without_an_engine(flags, tmp_path):
     dump = str(tmp_path / "dump" / "{rollout_id}.jsonl")
     run(tmp_path / "run", flags, "--save-debug-rollout-data", dump)

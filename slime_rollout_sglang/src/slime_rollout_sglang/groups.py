@@ -187,7 +187,9 @@ class GroupRunner:
         if self._hooks is None:
             return made
         looked_at.enter_context(self._requests.hold.following_up())
-        return await self._hooks_turns.take(self._hooked(self._hooks, made))
+        hooking = self._hooked(self._hooks, made)
+        # Where nothing decides by their order, nobody waits for the hooks of others.
+        return await (self._hooks_turns.take(hooking) if self._requests.hold.applies else hooking)
 
     async def _hooked(self, hooks: SampleHooks, made: list[Sample]) -> list[Sample]:
         hooked = []

@@ -122,6 +122,11 @@ class EngineHold:
         self._followed_up = 0
         self._needed = 0
 
+    @property
+    def applies(self) -> bool:
+        """Whether the engine is ever held: it can be, and it matters."""
+        return self.matters and self._engine is not None
+
     def set(self, on: bool) -> None:
         """Hold the engine (True), or let it go on (False). Calls that change nothing are allowed."""
         self._is_on = on
