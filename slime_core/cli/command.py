@@ -133,11 +133,9 @@ def _usage(plugins: Plugins) -> str:
 def _with_notes(error: BaseException) -> str:
     """Return the message of an error, and below it the notes on what it came through but this command and the
     conversion that it names. A mistake on the command line is the command's to tell, whoever brings it."""
-    in_the_way, through = path_in_the_way(error), raised_in(error)
-    message = (
-        str(in_the_way or error) if in_the_way or isinstance(error, SlimeError) else f"{type(error).__name__}: {error}"
-    )
-    mistyped = in_the_way is not None or isinstance(error, ArgumentError)
+    cause, through = path_in_the_way(error) or error, raised_in(error)
+    message = str(cause) if isinstance(cause, SlimeError) else f"{type(cause).__name__}: {cause}"
+    mistyped = cause is not error or isinstance(error, ArgumentError)
     commands = {c.note for c in through if c.kind == "command" and (c.distribution == CORE or mistyped)}
     commands |= {c.note for c in through if c.kind == "checkpoint_conversion"}
     notes = [note for note in getattr(error, "__notes__", []) if note not in commands]

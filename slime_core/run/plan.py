@@ -131,9 +131,8 @@ def survey(
     for error in resolution.errors:
         elsewhere = isinstance(error, NotInstalled) and not starts
         found.append(Finding("not seen" if elsewhere else "error", str(error), error))
-    if resolution.resolved is None or (
-        starts and resolution.errors
-    ):  # a run with wrong options ends before anything is imported
+    # A run with wrong options ends before anything is imported.
+    if resolution.resolved is None or (starts and resolution.errors):
         return Survey(None, found)
     resolved, set_aside = resolution.resolved.with_absolute_folders(), set(resolution.set_aside)
     with noting(found):
@@ -167,9 +166,17 @@ def survey(
                     resolved = _with_length(resolved, length)
         with noting(found):
             resolved = _with_template_date(resolved)
-        seen = _with_stand_ins(resolved.args, to_come or {})
-        scene = Scene(seen, plugins, components, set_aside=frozenset(set_aside), found=found, data_source=data_source)
-        scene.to_come = to_come or {}
+        to_come = to_come or {}
+        seen = _with_stand_ins(resolved.args, to_come)
+        scene = Scene(
+            seen,
+            plugins,
+            components,
+            set_aside=frozenset(set_aside),
+            found=found,
+            data_source=data_source,
+            to_come=to_come,
+        )
         if scene.is_elsewhere(seen.hf_checkpoint) and (card := model_card(seen.hf_checkpoint)) is not None:
             scene.card = str(card)
         look_at(scene, LOOKS)

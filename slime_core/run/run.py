@@ -133,9 +133,8 @@ class Run:
                 own_log, "rollout", rollout_id, self.args, samples, of_rollout, facts.seconds
             )
         told = facts.own | of_rollout
-        told |= {
-            name: value for name, value in trained.worths.items() if name in told
-        }  # pass rates where they were asked for
+        # Pass rates only where they were asked for.
+        told |= {name: value for name, value in trained.worths.items() if name in told}
         logged = {
             **prefixed("train", trained.metrics),
             **prefixed("rollout", told),

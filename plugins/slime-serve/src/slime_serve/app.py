@@ -78,9 +78,8 @@ class Service:
             processor = self.model.processor
             messages: Any = asked.messages
             images: Sequence[bytes] = ()
-            if shows_images(
-                messages
-            ):  # which may be long in coming; nothing else waits for a thread that waits for them
+            # Images may be long in coming; nothing else waits for a thread that waits for them.
+            if shows_images(messages):
                 reading = partial(read_images, messages, processor, self.images)
                 messages, images = await asyncio.get_running_loop().run_in_executor(self._readers, reading)
             read = await self._in_thread(
