@@ -65,6 +65,16 @@ def test_a_server_that_takes_its_time_holds_nobody_longer_than_said(name: str) -
         assert time.monotonic() - begun < 4
 
 
+@pytest.mark.parametrize("who", ["timer", "socket"])
+def test_whoever_notices_first_that_the_time_is_over_says_so(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if who == "timer":
+        monkeypatch.setattr(socket.socket, "settimeout", lambda self, seconds: None)
+    else:
+        monkeypatch.setattr("slime_core.data.fetching.Timer", lambda seconds, end: threading.Timer(60, end))
+    with answering(SLOW["silent"], pause=0.1) as url, pytest.raises(TimeoutError, match=r"it took more than 0\.6 s"):
+        fetched(url, 100, 0.6)
+
+
 def test_a_proxy_that_takes_its_time_holds_nobody_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering([b"H", b"T", *repeat(b"T", 100)], pause=0.1) as proxy:
         monkeypatch.setenv("https_proxy", proxy.removesuffix("/a.png"))

@@ -53,10 +53,14 @@ class _Connections:
     """The connections of one fetch, which can be ended from another thread."""
 
     def __init__(self, seconds: float) -> None:
-        self.are_over = False
         self._end = time.monotonic() + seconds
         self._sockets: list[socket.socket] = []
         self._lock = Lock()
+
+    @property
+    def are_over(self) -> bool:
+        """Whether their time is, whoever notices first: a socket that has waited for all of it, or the timer."""
+        return time.monotonic() >= self._end
 
     def connect(self, address: tuple[str, int], *_others: Any) -> socket.socket:
         """A connection to a host, in place of `socket.create_connection`, which gives each of its addresses the whole time. It can be
@@ -86,7 +90,6 @@ class _Connections:
             self.end()
 
     def end(self) -> None:
-        self.are_over = True
         with self._lock:
             for own in self._sockets:
                 with suppress(OSError):
