@@ -11,6 +11,7 @@ resume.py       which checkpoint a run goes on from, and whether it may
 claims.py       folders that a run writes into belong to it alone
 rollouts.py     a rollout as the driver has it, without its samples
 run.py          what happens around each rollout
+periods.py      after which rollouts it evaluates and saves
 workers.py      makes the two workers of a run, in the process that calls
 start.py        starts them in this process or on Ray
 blueprint.py    what a worker process needs to make its worker

@@ -20,15 +20,6 @@ from slime_core.training.worker import TrainWorker
 from slime_core.trajectories import means_of_trajectories
 
 
-def is_due(args: RunArguments, rollout_id: int) -> bool:
-    """Whether the options ask for an evaluation after a rollout; -1: before the first one."""
-    if not args.eval_prompt_data:
-        return False
-    if rollout_id < 0:
-        return not args.skip_eval_before_train
-    return args.eval_interval is not None and (rollout_id + 1) % args.eval_interval == 0
-
-
 def measure(
     rollout_id: int,
     version: int,

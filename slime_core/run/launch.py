@@ -81,7 +81,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     if args.dump_details:
         _keep_what_reads_rows(args, Path(args.dump_details))
     console = Console(total=derived(args.num_rollout), done=begin.start)
-    jsonl = JsonlTracker(run_dir / "metrics.jsonl", config["resume_after"], begin.to_make_up_for(args))
+    jsonl = JsonlTracker(run_dir / "metrics.jsonl", config["resume_after"], begin.to_make_up_for(plan.periods))
     if config["resume_after"] is not None:
         drop_later_generations(run_dir, config["resume_after"])
     for line in (f"run directory: {run_dir}", *_without_effect(args, ahead), *moved, *_choices(plan, config)):
@@ -90,7 +90,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
     tracking: Tracking | None = None
     workers: Workers | None = None
     error: BaseException | None = None
-    summary = Summary(derived(args.num_rollout), begin.start)
+    summary = Summary(derived(args.num_rollout), begin.start, epochs=plan.periods.epoch is not None)
     reports = plugins.find("command", "report") is not None
     plugins.notify("slime_run_started", args=args, run_dir=run_dir)
     try:
@@ -101,6 +101,7 @@ def _launch(plan: Plan, ahead: bool) -> Path:
         run = Run(
             *(args, plugins, run_dir, workers.rollouts, workers.trainer, tracking, begin.identity),
             components=chosen,
+            periods=plan.periods,
             requests=Requests(bool(args.save) and workers.trainer is not None, args.save_trigger, console),
             takes_turns=takes_turns,
             ahead=ahead and not chosen.rollouts.works_in_background,
@@ -210,7 +211,7 @@ def _load_weights(run: Run, begin: Beginning, exports_initial: bool) -> None:
             )
     elif run.trainer is not None and args.load:
         say(start_in_words(args))
-    if begin.previous and (again := begin.to_make_up_for(args)) is not None:
+    if begin.previous and (again := begin.to_make_up_for(run.periods)) is not None:
         run.evaluate(again)
         take_over_best(args, run.early_stopping, begin.previous)
 

@@ -32,6 +32,7 @@ from slime_core.run.checkpoints import find_checkpoint, stored_arguments
 from slime_core.run.components import Components, choose_components
 from slime_core.run.looks import LOOKS, look_at
 from slime_core.run.looks.look import Scene
+from slime_core.run.periods import Periods
 from slime_core.runtime.layout import Layout, make_layout
 
 
@@ -61,6 +62,11 @@ class Plan:
     @property
     def args(self) -> RunArguments:
         return self.resolved.args
+
+    @property
+    def periods(self) -> Periods:
+        """After which rollouts the run evaluates and saves."""
+        return Periods(self.args, len(self.data_source) if _counts_epochs(self.resolved) else None)
 
     def config(self) -> dict[str, Any]:
         """The run as plain data, for the run directory, trackers and checkpoints."""
@@ -322,13 +328,18 @@ def _idle_options(resolved: Resolved, components: Components, layout: Layout | N
     return found
 
 
+def _counts_epochs(resolved: Resolved) -> bool:
+    """Whether `--num-epoch` says how long the run is."""
+    return bool(resolved.args.num_epoch) and resolved.provenance["num_rollout"].startswith("derived")
+
+
 def _left_over(resolved: Resolved, prompts: int) -> list[str]:
     """Notes about `--num-epoch`: that it has no effect, how many prompts of the last epoch are left over, and where slime
     counts otherwise."""
     args = resolved.args
     if not args.num_epoch:
         return []
-    if not resolved.provenance["num_rollout"].startswith("derived"):
+    if not _counts_epochs(resolved):
         return ["--num-epoch has no effect with --num-rollout."]
     epochs, batch, rollouts, notes = args.num_epoch, args.rollout_batch_size, derived(args.num_rollout), []
     if left := epochs * prompts - rollouts * batch:

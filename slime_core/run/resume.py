@@ -16,7 +16,7 @@ from slime_core.data.evaluation import evaluation_fingerprint
 from slime_core.errors import CheckpointError
 from slime_core.plugins.registry import fingerprint_differences
 from slime_core.run import checkpoints
-from slime_core.run.evaluation import is_due
+from slime_core.run.periods import Periods
 from slime_core.run.plan import Plan
 from slime_core.run.tracking import rollout_of
 from slime_core.secrets import masked_data
@@ -63,10 +63,10 @@ class Beginning:
             return None
         return self.start - 1 if self.trains else max(self.start - 1, last_logged(run_dir))
 
-    def to_make_up_for(self, args: RunArguments) -> int | None:
+    def to_make_up_for(self, periods: Periods) -> int | None:
         """The rollout after which an evaluation was due and failed."""
-        due = self.state is not None and self.state.get("evaluation_due") and args.num_rollout
-        return self.start - 1 if due and is_due(args, self.start - 1) else None
+        due = self.state is not None and self.state.get("evaluation_due") and periods.args.num_rollout
+        return self.start - 1 if due and periods.evaluates(self.start - 1) else None
 
     def stored(self, name: str) -> Any:
         """What the checkpoint has under a name; None where it has nothing."""

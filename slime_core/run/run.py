@@ -22,7 +22,8 @@ from slime_core.run.best import keeps_best
 from slime_core.run.checkpoints import load_state
 from slime_core.run.components import Components
 from slime_core.run.early_stopping import EarlyStopping
-from slime_core.run.evaluation import is_due, log_evaluation, measure, write_generations
+from slime_core.run.evaluation import log_evaluation, measure, write_generations
+from slime_core.run.periods import Periods
 from slime_core.run.requests import Requests
 from slime_core.run.rollouts import Rollout, start_rollout
 from slime_core.run.saving import Checkpoints
@@ -41,6 +42,7 @@ class Run:
         rollouts, trainer: handles of the two workers; no trainer under `--debug-rollout-only`.
         identity: what every checkpoint stores about the run: arguments, files of data and of evaluation sets, plugins.
         components: everything that the run has chosen.
+        periods: after which rollouts it evaluates and saves.
         requests: what a person asks of the run while it goes on.
         takes_turns: trainer and engine take turns with the devices' memory (`--offload`). At first the trainer has it.
         ahead: samples are made while the trainer trains on those before.
@@ -59,6 +61,7 @@ class Run:
     tracking: Tracking
     identity: dict[str, Any]
     components: Components
+    periods: Periods
     requests: Requests
     takes_turns: bool = False
     ahead: bool = False
@@ -154,13 +157,13 @@ class Run:
         self.tracking.console.rollout(rollout_id, logged)
 
     def evaluate_if_due(self, rollout_id: int, pending: Future[Rollout] | None = None) -> bool:
-        """Evaluate when the interval says so (-1: before the first rollout). True when the run should stop early.
+        """Evaluate when the options say so (-1: before the first rollout). True when the run should stop early.
 
         Args:
             pending: the next rollout, if it is being made already. The evaluation waits for it, so that the engine has the
                 same weights for all of it.
         """
-        if not is_due(self.args, rollout_id):
+        if not self.periods.evaluates(rollout_id):
             return False
         if pending is not None:
             wait(pending, f"the samples of rollout {rollout_id + 2}")
@@ -243,9 +246,9 @@ class Run:
 
     def _is_due(self, rollout_id: int) -> bool:
         """Whether a checkpoint after this rollout is written in any case."""
-        interval, early = self.args.save_interval, self.early_stopping
+        early = self.early_stopping
         best = keeps_best(self.args) and early is not None and early.best_rollout == rollout_id
-        return best or (interval is not None and (rollout_id + 1) % interval == 0)
+        return best or self.periods.saves(rollout_id)
 
     def export_with_checkpoint(self, rollout_id: int) -> None:
         """Export what the checkpoint after this rollout holds, if one was due and `--save-hf` asks for that."""

@@ -30,10 +30,11 @@ class Summary:
     Args:
         total: rollouts of the whole run.
         done: rollouts that a resumed run has behind it.
+        epochs: `--num-epoch` says how long the run is.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self._started, self._total, self._before = time.perf_counter(), total, done
+    def __init__(self, total: int, done: int, epochs: bool = False) -> None:
+        self._started, self._total, self._before, self._epochs = time.perf_counter(), total, done, epochs
         self._done = done
         self._scores: dict[str, list[float]] = {}
         self._lost: Counter[str] = Counter()
@@ -69,6 +70,10 @@ class Summary:
             lines.append(f"{name}  first {values[0]:.4f}  best {best:.4f}  last {values[-1]:.4f}")
         if lost := {name: count for name, count in self._lost.items() if count}:
             lines.append("not trained as it stands: " + ", ".join(f"{name} {count}" for name, count in lost.items()))
+            if self._epochs and any(name.rpartition("/")[2].startswith("skipped_") for name in lost):
+                lines.append(
+                    f"prompts that are skipped count in --num-epoch {args.num_epoch}: the others were read more often"
+                )
         lines.append(f"run directory: {run_dir}")
         if reports:
             lines.append(f"report: slime report {shlex.quote(str(run_dir))}")

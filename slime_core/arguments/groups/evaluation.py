@@ -37,7 +37,7 @@ class EvalArguments(ArgumentGroup):
     )
     eval_interval: int | None = option(
         None,
-        "Evaluate every so many rollouts, and before the first one.",
+        "Evaluate every so many rollouts, at the end of every epoch of --num-epoch, and before the first rollout.",
         ge=1,
         when="eval_prompt_data",
         affects_result=False,

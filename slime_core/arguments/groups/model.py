@@ -36,7 +36,7 @@ class ModelArguments(ArgumentGroup):
     save: str | None = option(None, "Folder to write checkpoints into.", affects_result=False)
     save_interval: int | None = option(
         None,
-        "Write a checkpoint every so many rollouts (and one at the end).",
+        "Write a checkpoint every so many rollouts, at the end of every epoch of --num-epoch, and at the end.",
         ge=1,
         when="save|save_hf",
         affects_result=False,
