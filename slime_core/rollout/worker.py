@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from slime_core.arguments import RunArguments
+from slime_core.arguments.groups.evaluation import eval_sets
 from slime_core.arguments.rollout_paths import path_of_rollout
 from slime_core.contracts.data import Closes, DataSource, FollowsRollouts, HasMetrics
 from slime_core.contracts.engine import GivesUpWeights, InferenceEngine, Offloads, SendsWeights, WeightSender
@@ -27,6 +29,8 @@ from slime_core.trajectories import gather_trajectories
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutWorker:
@@ -114,6 +118,13 @@ class RolloutWorker:
             output = self._eval_rollout(self._args, rollout_id, self._data_source, evaluation=True)
         _check([*output.groups, output.generations], self._eval_rollout, need_reward=False)
         _require_dataset(output, self._eval_rollout)
+        if self._args.eval_prompt_data and not (output.groups or output.generations or output.metrics):
+            sets = ", ".join(name for name, _ in eval_sets(self._args))
+            logger.warning(
+                "The evaluation measures nothing: %s returned neither samples nor metrics for %s.",
+                self._eval_rollout.label,
+                sets,
+            )
         return output
 
     def take_weights(self, bucket: list[tuple[str, Tensor]] | None, version: int) -> bool:

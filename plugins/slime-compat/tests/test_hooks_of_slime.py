@@ -157,3 +157,21 @@ def test_sampling_that_is_stopped_aborts_what_hooks_have_asked_for(flags: list[s
     check(run)
     assert all(sample.status is not Sample.Status.ABORTED for sample in run.samples)  # type: ignore[attr-defined]
     assert all(len(rollout) == 8 for rollout in run.rollouts)
+
+
+@pytest.mark.parametrize(("temperature", "measures"), [("0.5", True), ("0.25", False)])
+def test_an_evaluation_of_ones_own_knows_its_sets_and_is_warned_of_if_it_measures_nothing(
+    flags: list[str],
+    questions: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    temperature: str,
+    measures: bool,
+) -> None:
+    flags[flags.index("--num-rollout") + 1] = "0"
+    words = ["train", *flags, "--eval-prompt-data", "few", str(questions), "--run-dir", str(tmp_path / "run")]
+    words += ["--eval-temperature", temperature, "--n-samples-per-eval-prompt", "3", "--rm-type", "boxed_exact_match"]
+    assert main([*words, "--eval-function-path", "hooks_that_import_slime.measured"]) == 0
+    found = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line.get("eval/few/reward") for line in found] == [3.0 if measures else None]
+    assert ("returned neither samples nor metrics for few." in caplog.text) is not measures

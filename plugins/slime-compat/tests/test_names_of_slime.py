@@ -134,6 +134,70 @@ def test_hooks_find_what_slime_derives_from_other_options(
     assert (own.grpo_std_normalization, args.grpo_std_normalization) == ("mine", negated[1])
 
 
+def test_hooks_find_the_evaluation_sets_as_slime_describes_them(writer: Path, tmp_path: Path) -> None:
+    (tmp_path / "sets.yaml").write_text(
+        "defaults: {top_p: 0.5, metadata_overrides: {level: 2}}\n"
+        "datasets:\n"
+        "- {name: own, path: own.jsonl, temperature: 0.7, n_samples_per_eval_prompt: 4, rm_type: math, label_key: truth, stop: END}\n"
+        "- {name: plain, path: plain.jsonl, top_p: 1.0, custom_generate_function_path: a.b, metadata_overrides: {}}\n"
+    )
+    words = ["--hf-checkpoint", str(writer), "--prompt-data", "x", "--num-rollout", "1", "--rollout-batch-size", "3"]
+    words += [
+        "--eval-config",
+        str(tmp_path / "sets.yaml"),
+        "--eval-interval",
+        "1",
+        "--input-key",
+        "asked",
+        "--label-key",
+        "label",
+    ]
+    words += [
+        "--eval-input-key",
+        "question",
+        "--rollout-temperature",
+        "0.9",
+        "--eval-max-response-len",
+        "9",
+        "--rm-type",
+        "dapo",
+    ]
+    args: Any = resolve(Namespace(Plugins()), [*words, "--custom-rm-path", "mine.reward"], env={}).args
+    own, plain = own_arguments(args).eval_datasets
+    shared = {
+        "input_key": "question",
+        "max_response_len": 9,
+        "custom_rm_path": "mine.reward",
+        "repetition_penalty": None,
+    }
+    shared |= {"tool_key": "tools", "metadata_key": "metadata", "apply_chat_template": False, "no_stop_trim": None}
+    of_one = {
+        "name": "own",
+        "path": "own.jsonl",
+        "temperature": 0.7,
+        "top_p": 0.5,
+        "n_samples_per_eval_prompt": 4,
+        "rm_type": "math",
+    }
+    of_one |= {"label_key": "truth", "stop": ["END"], "custom_generate_function_path": None}
+    of_other = {
+        "name": "plain",
+        "path": "plain.jsonl",
+        "temperature": 0.9,
+        "top_p": 1.0,
+        "n_samples_per_eval_prompt": 1,
+        "rm_type": None,
+    }
+    of_other |= {"label_key": "label", "stop": None, "custom_generate_function_path": "a.b"}
+    assert {name: getattr(own, name) for name in shared | of_one} == shared | of_one
+    assert {name: getattr(plain, name) for name in shared | of_other} == shared | of_other
+    assert own.inject_metadata({"level": 1, "n": 0}) == {"level": 2, "n": 0, "rm_type": "math"}
+    assert plain.inject_metadata(None) == {}
+    assert own.cache_key == ("own", "own.jsonl", "question", "truth", "tools", "metadata")
+    without = resolve(Namespace(Plugins()), words[:8], env={}).args
+    assert own_arguments(without).eval_datasets == []
+
+
 # ---------------------------------------------------------------------------------------------------- processors
 
 

@@ -3,6 +3,7 @@
 plugin.py      the hook by which the run finds this distribution
 own_name.py    sees to it that `slime` is this distribution's, or says what is in the way
 attributes.py  what slime's hooks read from `args` and nobody can set here
+eval_datasets.py  the evaluation sets, of these
 elsewhere.py   names of slime that are not here: what to use instead
 requests.py    a request in the format of SGLang's `/generate` becomes one of the run's engine
 responses.py   what the engine generated, in the format of SGLang's answer

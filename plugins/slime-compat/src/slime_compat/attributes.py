@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from slime_compat.eval_datasets import eval_datasets
 from slime_core.contracts.options import ArgumentGroup
 
 ENGINE_HOST, ENGINE_PORT = "engine.invalid", 30000
@@ -32,6 +33,7 @@ class SlimeAttributes(ArgumentGroup):
         "ci_test": False,
         # what slime derives from other options
         "eval_max_context_len": lambda args: args.rollout_max_context_len,
+        "eval_datasets": eval_datasets,
         "eval_reward_key": lambda args: args.reward_key,
         "over_sampling_batch_size": lambda args: args.rollout_batch_size,
         "rewards_normalization": lambda args: not args.disable_rewards_normalization,
