@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from slime_core.cli import main
 from slime_core.data import UNKNOWN_LENGTH, StreamingDataSource
+from slime_core.data.jsonl import BOM
 from slime_core.errors import CheckpointError, DataError
 from slime_core.run.tracking import read_metrics
 from slime_core.sample import Sample
@@ -71,6 +72,27 @@ def test_files_of_all_kinds_are_read_one_after_another_and_begin_again(arguments
     assert [Path(g[0].source).name for g in groups[2:8]] == [
         *("a.jsonl:3", "b.jsonl.gz:1", "b.jsonl.gz:2", "b.jsonl.gz:3", "b.jsonl.gz:4", "c.jsonl.zst:1")
     ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"  \n\n\t\n", BOM + b"\n"])
+@pytest.mark.parametrize("name", ["0.jsonl", "0.jsonl.gz", "b2.jsonl.zst", "d.jsonl.gz", "d.jsonl"])
+def test_a_file_without_rows_is_read_over(
+    arguments: Any, shards: str, tmp_path: Path, name: str, content: bytes
+) -> None:
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+    else:
+        write(tmp_path / name, content)
+    write(tmp_path / "b.jsonl.gz", b"\n \n" + lines(3, 4, 5, 6))
+    source = StreamingDataSource(arguments(shards))
+    firsts = list(source.first_samples())
+    assert [Path(first.source).name for first in firsts if isinstance(first, Sample)] == [
+        "a.jsonl:1",
+        "b.jsonl.gz:3",
+        "c.jsonl.zst:1",
+    ]
+    assert len(firsts) == 3
+    assert texts(source.get_samples(20)) == list("01234567890123456789")
 
 
 def test_rows_are_shuffled_in_blocks_anew_in_every_pass_and_each_comes_once(arguments: Any, shards: str) -> None:

@@ -43,13 +43,14 @@ class EpochReader:
         if self._order is None:
             self._order = self._epoch_order()
         self._offset += 1
-        index = self._order[self._offset - 1]
-        return self._rows[index], self._rows.where(index)
+        return self._row(self._order[self._offset - 1])
 
-    def firsts(self) -> Iterator[tuple[Callable[[], dict[str, Any]], str]]:
+    def firsts(self) -> Iterator[Callable[[], tuple[dict[str, Any], str]]]:
         """Yield, for every file, what reads its first row, and its "file:row". Does not move on."""
-        for index in self._rows.firsts():
-            yield partial(self._rows.__getitem__, index), self._rows.where(index)
+        return (partial(self._row, index) for index in self._rows.firsts())
+
+    def _row(self, index: int) -> tuple[dict[str, Any], str]:
+        return self._rows[index], self._rows.where(index)
 
     def fingerprint(self) -> dict[str, str]:
         """Return {file: digest of its content}."""

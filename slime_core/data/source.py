@@ -47,9 +47,9 @@ class RowReader(Protocol):
         """Return the next row, and its "file:row". Moves on even if it raises."""
         ...
 
-    def firsts(self) -> Iterator[tuple[Callable[[], dict[str, Any]], str]]:
-        """Yield, for every file that can be opened beside this, what reads its first row, and its "file:row". Does not move
-        on."""
+    def firsts(self) -> Iterator[Callable[[], tuple[dict[str, Any], str] | None]]:
+        """Yield, for every file that can be opened beside this, what reads its first row, if there is one, and its "file:row". Does not
+        move on."""
         ...
 
     def fingerprint(self) -> dict[str, str]:
@@ -154,9 +154,10 @@ class GlobalDataSource:
     def first_samples(self) -> Iterator[Sample | DataError]:
         """Yield the sample of the first row of every file, or what is wrong with it, without moving on."""
         for reader in self._readers:
-            for read, where in reader.firsts():
+            for read in reader.firsts():
                 try:
-                    yield sample_from_row(self._columns, read(), where)
+                    if first := read():
+                        yield sample_from_row(self._columns, *first)
                 except DataError as error:
                     yield error
 

@@ -85,11 +85,9 @@ class StreamReader:
     def __len__(self) -> int:
         return UNKNOWN_LENGTH if self._length is None else self._length
 
-    def firsts(self) -> Iterator[tuple[Callable[[], dict[str, Any]], str]]:
-        """Yield, for every file that is no pipe, what reads its first row, and its "file:line". Does not move on."""
-        for path in self._files:
-            if path.is_file() and path.stat().st_size:
-                yield partial(_first_row, path), f"{path}:1"
+    def firsts(self) -> Iterator[Callable[[], tuple[dict[str, Any], str] | None]]:
+        """Yield, for every file that is no pipe, what reads its first row, if there is one, and its "file:line". Does not move on."""
+        return (partial(_first_row, path) for path in self._files if path.is_file())
 
     def take(self) -> tuple[dict[str, Any], str]:
         """Return the next row, and its "file:line".
@@ -255,15 +253,17 @@ def _find(specs: Sequence[str]) -> list[Path]:
     return found
 
 
-def _first_row(path: Path) -> dict[str, Any]:
-    """The first row of a file, which is opened and closed for it. Raises `DataError` with file and row."""
+def _first_row(path: Path) -> tuple[dict[str, Any], str] | None:
+    """The first row of a file, which is opened and closed for it, and its "file:line"; None if it holds none, as any may that grows.
+    Raises `DataError` with file and row."""
     try:
         with _open_at(path, 0) as file:
-            lines = iter(lambda: file.readline(MAX_ROW_BYTES + 1), b"")
-            line = next((line for line in lines if line.removeprefix(BOM).strip(SPACE)), b"").removeprefix(BOM)
+            lines = enumerate(iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""), start=1)
+            texts = ((line.removeprefix(BOM).strip(SPACE), f"{path}:{number}") for number, line in lines)
+            text, where = next((found for found in texts if found[0]), (b"", ""))
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
-    return object_row(lambda: parse_json(line), lambda: f"{path}:1")
+    return (object_row(lambda: parse_json(text), lambda: where), where) if text else None
 
 
 def _open_at(path: Path, byte: int) -> io.BufferedIOBase:
