@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import typing
 from pathlib import Path
 
@@ -244,6 +245,34 @@ def test_an_option_is_read_if_one_of_its_readers_and_that_readers_condition_hold
     evaluated = ("--eval-prompt-data", "x.jsonl", "--eval-interval", "1", "--eval-generate", "2")
     assert about("--rm-type", "exact_match", *evaluated, selected="sft") == []
     assert "which this run does not use" in about("--rm-type", "exact_match", selected="other")[0]
+
+
+def test_an_option_of_an_evaluation_set_is_told_of_where_the_set_has_no_use_for_it(namespace, plugins):
+    def about(own: dict, *flags: str, selected: str = "rl") -> str:
+        evaluated = (
+            "--eval-prompt-data",
+            "a",
+            "x.jsonl",
+            "--eval-interval",
+            "1",
+            "--eval-set-options",
+            json.dumps({"a": own}),
+        )
+        found = without_effect(resolved(namespace, *evaluated, *flags), [rollout(plugins, selected)], plugins)
+        return " ".join(note for note in found if "of the evaluation set 'a'" in note)
+
+    idle = "--rm-type of the evaluation set 'a' has no effect with --custom-rm-path."
+    assert about({"rm_type": "exact_match"}) == ""
+    assert about({"rm_type": "exact_match"}, "--custom-rm-path", "mine.reward") == idle
+    assert about({"rm_type": "exact_match", "custom_rm_path": "mine.reward"}) == idle
+    assert about({"rm_type": "exact_match", "custom_rm_path": None}, "--custom-rm-path", "mine.reward") == ""
+    assert about({"eval_temperature": 0.5, "rollout_stop": ["x"], "metadata_overrides": {"rm_type": "a"}}) == ""
+    assert about({"eval_temperature": None}, selected="sft") == ""
+    assert "--eval-temperature of the evaluation set 'a' has no effect without --eval-generate" in about(
+        {"eval_temperature": 0}, selected="sft"
+    )
+    assert about({"eval_temperature": 0}, "--eval-generate", "1", selected="sft") == ""
+    assert "which this run does not use" in about({"eval_temperature": 0}, selected="other")
 
 
 @pytest.mark.parametrize(

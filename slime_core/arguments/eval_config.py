@@ -114,8 +114,6 @@ def _problems(where: str, given: Any) -> Iterator[str]:
             yield f"there is no key {key!r}.{did_you_mean(str(key), known)}"
         elif where == "defaults" and key in ("name", "path"):
             yield f"{key} belongs to a set."
-        elif key == METADATA and not isinstance(value, dict):
-            yield f"{METADATA} must be a mapping, given is {value!r}."
         elif key == "no_stop_trim" and value is False:
             yield "no_stop_trim is always on here: the text of a response has its stop string."
         elif isinstance(value, str) and "${" in value:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from slime_core.arguments.groups.evaluation import args_of_set
 from slime_core.contracts.options import ArgumentGroup
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def is_read(name: str, selected: Iterable[Selected[Any]], args: BaseModel) -> bo
 
 
 def without_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugins: Plugins) -> list[str]:
-    """One sentence for every option that somebody set and that nothing in this run reads.
+    """One sentence for every option that somebody set, for the run or for an evaluation set, and that nothing in this run reads.
 
     An option that no installed component declares may be read by anything, such as an observer.
 
@@ -72,18 +73,21 @@ def without_effect(resolved: Resolved, selected: Sequence[Selected[Any]], plugin
         selected: the chosen components.
     """
     readers = _Readers(resolved.namespace, plugins, selected)
-    args, found = resolved.args, []
-    for name in resolved.set_by_user:
-        option = resolved.namespace.options[name]
-        if getattr(args, name) == option.default or not (known := readers.of(name)):
+    args, options, found = resolved.args, resolved.namespace.options, []
+    given = [(options[name], args, "") for name in resolved.set_by_user if getattr(args, name) != options[name].default]
+    for name, own in args.eval_set_options.items():
+        of_set, where = args_of_set(args, name), f" of the evaluation set {name!r}"
+        given += [(options[key], of_set, where) for key, value in own.items() if key in options and value is not None]
+    for option, values, where in given:
+        if not (known := readers.of(option.name)):
             continue
         conditions = readers.conditions(option)
         if not conditions:
             found.append(
-                f"{option.flag} has no effect: it is read by {' or '.join(known)}, which this run does not use."
+                f"{option.flag}{where} has no effect: it is read by {' or '.join(known)}, which this run does not use."
             )
-        elif why := unmet(args, conditions) or unmet(args, (option.when or "").split("|")):
-            found.append(f"{option.flag} has no effect {why}.")
+        elif why := unmet(values, conditions) or unmet(values, (option.when or "").split("|")):
+            found.append(f"{option.flag}{where} has no effect {why}.")
     return found
 
 

@@ -29,6 +29,7 @@ from slime_core.arguments.recipe import Stage
 from slime_core.arguments.rollout_paths import as_template, has_rollout
 from slime_core.errors import ArgumentError, SlimeError, together
 from slime_core.remote_code import trust_remote_code
+from slime_core.sample import RESERVED
 from slime_core.secrets import MASK, masked, masked_data, remember_secret, secret_from
 
 BY_TIME = "the time of start"
@@ -206,6 +207,7 @@ def _with_set_options(
     for name, given in args.eval_set_options.items():
         where = f"The evaluation set {name!r} ({provenance.get('eval_set_options', 'default')})"
         own = {key: value for key, value in given.items() if key != METADATA}
+        metadata = given.get(METADATA)
         if name not in named:
             errors.append(
                 ArgumentError(f"{where} is not among those of --eval-prompt-data: {', '.join(sorted(named))}.")
@@ -213,6 +215,14 @@ def _with_set_options(
         elif unknown := sorted(own.keys() - namespace.options.keys()):
             errors.append(
                 ArgumentError(f"{where} sets {unknown[0]!r}, which is no option.{namespace.advice(unknown[0])}")
+            )
+        elif not isinstance(metadata, dict | None):
+            errors.append(ArgumentError(f"{where}: {METADATA} must be a mapping, given is {metadata!r}."))
+        elif metadata and RESERVED in metadata:
+            errors.append(
+                ArgumentError(
+                    f"{where}: {METADATA} has the key {RESERVED!r}, which is reserved for what slime notes of a sample. Rename it."
+                )
             )
         else:
             try:

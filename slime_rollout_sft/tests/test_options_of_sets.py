@@ -75,7 +75,12 @@ def test_sampled_answers_do_not_depend_on_other_sets(words: list[str], tmp_path:
         ),
         ({"n_samples_per_eval_prompt": 2, "input_key": "q"}, [], "'a' sets n_samples_per_eval_prompt, which"),
         ({"rm_type": "nothing"}, ["--eval-generate", "1"], "no reward named 'nothing'"),
-        ({"temperature": 1.0}, [], "'a' sets temperature, which has no effect without --eval-generate"),
+        (
+            {"temperature": 1.0},
+            [],
+            "--eval-temperature of the evaluation set 'a' has no effect without --eval-generate.",
+        ),
+        ({"rm_type": "nothing"}, [], "--rm-type of the evaluation set 'a' has no effect without --eval-generate."),
     ],
 )
 def test_what_is_of_no_use_is_said_before_the_run(

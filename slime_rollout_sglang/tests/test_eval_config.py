@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rollout_cases import ScriptedEngine, rollout
 
+from slime_core.arguments.groups.evaluation import metadata_of_set
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import Resolved, resolve
 from slime_core.cli import main
@@ -128,6 +129,11 @@ def test_what_a_set_says_goes_before_the_defaults_and_these_before_the_options(
         ("datasets: {a: {path: p, no_stop_trim: false}}", "no_stop_trim is always on here"),
         ("datasets: {a: {path: p, top_p: 1.5}}", "'a' (eval config"),
         ("datasets: {a: {path: p, metadata_overrides: [1]}}", "metadata_overrides must be a mapping"),
+        ("datasets: {a: {path: p, metadata_overrides: {slime: {}}}}", "has the key 'slime', which is reserved"),
+        (
+            "defaults: {metadata_overrides: {slime: 1}}\ndatasets: {a: {path: p}}",
+            "has the key 'slime', which is reserved",
+        ),
         ("datasets: [{name: a, path: p}, {name: a, path: q}]", "names a twice"),
         ("- 1", "must be a YAML mapping"),
     ],
@@ -139,6 +145,30 @@ def test_what_is_wrong_with_the_file_is_said(
     with pytest.raises(ArgumentError) as error:
         resolved(namespace, words)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("overrides", [[], 5, {"slime": 1}])
+def test_what_is_wrong_with_the_metadata_of_a_set_is_said_of_the_option_too(
+    words: list[str], namespace: Namespace, overrides: object
+) -> None:
+    own = json.dumps({"a": {"metadata_overrides": overrides}})
+    with pytest.raises(
+        ArgumentError, match=r"The evaluation set 'a' .*metadata_overrides (must be a mapping|has the key 'slime')"
+    ):
+        resolved(
+            namespace,
+            words[: words.index("--eval-config")],
+            "--eval-prompt-data",
+            "a",
+            "a.jsonl",
+            "--eval-set-options",
+            own,
+        )
+
+
+def test_no_metadata_of_a_set_are_none(words: list[str], namespace: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "eval.yaml").write_text("datasets: {a: {path: p, metadata_overrides: null, rm_type: exact_match}}")
+    assert metadata_of_set(resolved(namespace, words).args, "a") == {"rm_type": "exact_match"}
 
 
 def test_options_of_a_set_that_is_not_there_are_refused(words: list[str], namespace: Namespace) -> None:

@@ -142,7 +142,7 @@ def metadata_of_set(args: EvalArguments, name: str) -> dict[str, Any]:
     """What goes into the metadata of every row of an evaluation set: its own reward, and what it says besides."""
     own = args.eval_set_options.get(name, {})
     reward = {"rm_type": own["rm_type"]} if own.get("rm_type") else {}
-    return {**reward, **own.get("metadata_overrides", {})}
+    return {**reward, **(own.get("metadata_overrides") or {})}
 
 
 def eval_sets(args: EvalArguments) -> list[tuple[str, str]]:

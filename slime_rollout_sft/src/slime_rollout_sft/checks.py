@@ -102,10 +102,6 @@ def _options_of_sets(args: SftRunArguments, checking: Checking) -> None:
                 f"The evaluation set {name!r} sets {', '.join(useless.values())}, which fine-tuning has no use for. Leave that out; "
                 f"a set may have {', '.join(sorted(key_of.get(option, option) for option in _OF_ROWS | _OF_ANSWERS))} of its own."
             )
-        elif not args.eval_generate and (unused := sorted(key_of[option] for option in own.keys() & _OF_ANSWERS)):
-            checking.remark(
-                f"The evaluation set {name!r} sets {', '.join(unused)}, which has no effect without --eval-generate."
-            )
 
 
 def _are_scored(args: SftRunArguments, checking: Checking, evaluated: Sequence[Sample]) -> bool:
