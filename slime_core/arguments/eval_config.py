@@ -42,6 +42,12 @@ OPTION_OF = {
 METADATA = "metadata_overrides"
 """What a set may say besides: a mapping that goes into the metadata of its rows."""
 
+MAY_BE_NONE = {"label_key", "tool_key", "metadata_key", "multimodal_keys", "stop", "stop_token_ids"}
+"""What a set may have nothing of, whatever the run has, by null."""
+
+LIKE_THE_RUN = {"rm_type", "custom_generate_function_path", "no_stop_trim", METADATA}
+"""What is null where a set says nothing of its own."""
+
 NOT_HERE = {
     "repetition_penalty": "log-probs would not be those of the model",
     "app_service": "answers come from the run's engine here",
@@ -81,7 +87,9 @@ def read_eval_config(path: str) -> tuple[list[str], dict[str, dict[str, Any]]]:
         merged = {**(defaults or {}), **given}
         pairs += [str(merged.pop("name")), str(merged.pop("path"))]
         merged.pop("no_stop_trim", None)
-        own = {OPTION_OF.get(key, key): value for key, value in merged.items() if value is not None}
+        own = {
+            OPTION_OF.get(key, key): value for key, value in merged.items() if value is not None or key in MAY_BE_NONE
+        }
         if isinstance(own.get("rollout_stop"), str):
             own["rollout_stop"] = [own["rollout_stop"]]
         options[pairs[-2]] = own
@@ -116,5 +124,7 @@ def _problems(where: str, given: Any) -> Iterator[str]:
             yield f"{key} belongs to a set."
         elif key == "no_stop_trim" and value is False:
             yield "no_stop_trim is always on here: the text of a response has its stop string."
+        elif value is None and key not in MAY_BE_NONE | LIKE_THE_RUN | NOT_HERE.keys() | {"name", "path"}:
+            yield f"{key} is null. Write a value, or leave it out for that of the run."
         elif isinstance(value, str) and "${" in value:
             yield f"{key} is {value!r}; interpolations are not read here, so write the value."

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rollout_cases import ScriptedEngine, rollout
 
-from slime_core.arguments.groups.evaluation import metadata_of_set
+from slime_core.arguments.groups.evaluation import args_of_set, metadata_of_set
 from slime_core.arguments.namespace import Namespace
 from slime_core.arguments.resolve import Resolved, resolve
 from slime_core.cli import main
+from slime_core.data.evaluation import evaluation_sets
 from slime_core.errors import ArgumentError
 from slime_core.plugins import Plugins
 
@@ -122,6 +124,8 @@ def test_what_a_set_says_goes_before_the_defaults_and_these_before_the_options(
         ),
         ("datasets: [{path: p}]", "set 1: it has no name"),
         ("datasets: {a: {}}", "set 'a': it has no path"),
+        ("datasets: {a: {path: p, temperature: null}}", "set 'a': temperature is null. Write a value, or leave it out"),
+        ("defaults: {input_key: null}\ndatasets: {a: {path: p}}", "defaults: input_key is null"),
         ("datasets: {a: {path: p, app_service: x}}", "app_service is not available here"),
         ("datasets: {a: {path: p, repetition_penalty: 1.1}}", "repetition_penalty is not available here"),
         ("defaults: {name: b}\ndatasets: {a: {path: p}}", "defaults: name belongs to a set"),
@@ -164,6 +168,25 @@ def test_what_is_wrong_with_the_metadata_of_a_set_is_said_of_the_option_too(
             "--eval-set-options",
             own,
         )
+
+
+NULL = "datasets: {a: {path: HELD, label_key: null, tool_key: null, metadata_key: null, multimodal_keys: null, stop: null, app_service: null}}"
+
+
+@pytest.mark.parametrize("defaults", ["", "defaults: {label_key: truth, tool_key: t, metadata_key: m, stop: w30}\n"])
+def test_a_set_has_nothing_of_what_it_says_is_null(
+    words: list[str], namespace: Namespace, plugins: Plugins, tmp_path: Path, defaults: str
+) -> None:
+    row = {"input": "w7", "label": "w9", "tools": [{"name": "t"}], "metadata": {"rm_type": "nothing", "n": 1}}
+    (tmp_path / "held.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "eval.yaml").write_text(defaults + NULL.replace("HELD", str(tmp_path / "held.jsonl")))
+    args: Any = resolved(namespace, words, "--multimodal-keys", '{"image": "pictures"}', "--rollout-stop", "w3").args
+    (held,) = evaluation_sets(args)
+    columns = (held.columns.label_key, held.columns.tool_key, held.columns.metadata_key, held.columns.image_key)
+    assert columns == (None, None, None, None)
+    assert args_of_set(args, "a").rollout_stop is None
+    (sample,) = held.samples(Counter())
+    assert (sample.label, sample.tools, {key for key in sample.metadata if key != "slime"}) == (None, None, set())
 
 
 def test_no_metadata_of_a_set_are_none(words: list[str], namespace: Namespace, tmp_path: Path) -> None:

@@ -133,8 +133,10 @@ class EvalArguments(ArgumentGroup):
 
 
 def args_of_set(args: Arguments, name: str) -> Arguments:
-    """The arguments as they are for one evaluation set."""
-    own = {key: value for key, value in args.eval_set_options.get(name, {}).items() if key in type(args).model_fields}
+    """The arguments as they are for one evaluation set. What it says is None, it is to have nothing of, also not what training has."""
+    own = args.eval_set_options.get(name, {})
+    own = {key.removeprefix("eval_"): None for key, value in own.items() if value is None} | own
+    own = {key: value for key, value in own.items() if key in type(args).model_fields}
     return args.model_copy(update=own) if own else args
 
 
