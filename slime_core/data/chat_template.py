@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from slime_core.data.conversation import REASONING_KEYS, Message, has_images
 from slime_core.data.message_texts import reasoning_of, texts, with_arguments
+from slime_core.data.tools import with_object_arguments, with_text_arguments
 from slime_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -129,6 +130,11 @@ class Template:
         )
 
     @property
+    def writes_argument_text(self) -> bool:
+        """Whether the template writes arguments of tool calls that are JSON text as they stand."""
+        return _writes_argument_text(self.tokenizer, self.source, json.dumps(self.variables, sort_keys=True))
+
+    @property
     def trained_header(self) -> str:
         """What the template writes between a question and its answer, if it ignores `add_generation_prompt`; else "".
 
@@ -171,6 +177,18 @@ def _ignores_tools(tokenizer: PreTrainedTokenizerBase, source: str, variables: s
     setting, question = {"role": "system", "content": _ANSWER}, {"role": "user", "content": _QUESTION}
     shown = [text for asked in ([question], [setting, question]) if (text := template.try_render(asked)) is not None]
     return bool(shown) and not any(_TOOL_NAME in text for text in shown)
+
+
+@lru_cache(maxsize=16)
+def _writes_argument_text(tokenizer: PreTrainedTokenizerBase, source: str, variables: str) -> bool:
+    """Find it once for each template and its variables, which are given as JSON. Some want calls with ids of nine letters, some no content
+    beside them."""
+    template = Template(tokenizer, None, json.loads(variables), source)
+    arguments = f'{{"{_ANSWER}":1e2}}'  # as no template would write the object
+    call = {"type": "function", "id": "123456789", "function": {"name": _TOOL_NAME, "arguments": arguments}}
+    question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "tool_calls": [call]}
+    shown = (template.try_render([question, {**answer, **content}]) for content in ({"content": ""}, {}))
+    return any(text is not None and arguments in text for text in shown)
 
 
 @lru_cache(maxsize=4)
@@ -322,11 +340,15 @@ def _dropped_calls(template: Template, messages: list[Message]) -> list[Dropped]
 
 
 def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
-    """Yield the same messages in the forms that templates differ in, the most common one first."""
+    """Yield the same messages in the forms that templates differ in, the most common one first: with objects for arguments of tool calls
+    or, where the template writes text as it stands, with those that are given."""
+    has_calls = any("tool_calls" in message for message in messages)
+    texted = [_with_calls(message, with_text_arguments) for message in messages]
+    if has_calls and not template.writes_argument_text:
+        messages = [_with_calls(message, with_object_arguments) for message in messages]
     yield messages
     yield from _with_other_reasoning(template, messages)
-    if any("tool_calls" in message for message in messages):
-        texted = [_with_json_arguments(message) for message in messages]
+    if has_calls:
         yield texted
         for form in (messages, texted):
             yield [
@@ -366,13 +388,9 @@ def _inline(message: Message) -> Message:
     return {**rest, "content": f"<think>\n{reasoning.strip()}\n</think>\n\n{message['content']}"}
 
 
-def _with_json_arguments(message: Message) -> Message:
-    if "tool_calls" not in message:
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        arguments = call["function"]["arguments"]
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-    return {**message, "tool_calls": calls}
+def _with_calls(message: Message, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Message:
+    return (
+        {**message, "tool_calls": [change(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+    )

@@ -14,8 +14,8 @@ def tool_calls(value: Any, number: int) -> list[dict[str, Any]] | None:
     """Return the tool calls of message `number` as `{"type": "function", "function": {"name", "arguments"}}`; None if it
     has none.
 
-    Arguments that are JSON text of an object become the object, since most templates write them as JSON themselves, so
-    that text would come out quoted twice. A null in them is meant, and stays.
+    Arguments are an object or text, as they are given; `with_object_arguments` makes objects of JSON text. A null in them is meant, and
+    stays.
 
     Raises:
         DataError: what is wrong; without file and row.
@@ -26,6 +26,18 @@ def tool_calls(value: Any, number: int) -> list[dict[str, Any]] | None:
     if not isinstance(calls, list):
         raise DataError(f"message {number} has the tool_calls {shown(value)}; expected a list")
     return [_tool_call(call, number) for call in calls] or None
+
+
+def with_object_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool call with the object for arguments that are JSON text of one: most templates write objects as JSON, so that text would
+    come out quoted twice."""
+    return _with_arguments(call, _object(call["function"]["arguments"]))
+
+
+def with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool call with JSON text for arguments that are an object."""
+    arguments = call["function"]["arguments"]
+    return _with_arguments(call, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
 
 
 def tool_definitions(value: Any) -> list[dict[str, Any]] | None:
@@ -83,21 +95,34 @@ def _tool_call(value: Any, number: int) -> dict[str, Any]:
 
 
 def _arguments(value: Any, number: int) -> Any:
-    """Return the arguments of a call: an object, or text that is no JSON, such as a program."""
+    """Return the arguments of a call: an object, JSON text of one, or text that is no JSON, such as a program."""
     if isinstance(value, str):
         text = value or "{}"
         try:
-            parsed = read_json(text)
+            read_json(text)
         except DataError as error:
             if _is_json(text):
                 raise DataError(f"the arguments of a tool call of message {number} are {_no_json(error)}") from None
-            return value
-        return parsed if isinstance(parsed, dict) else value
+        return text
     if not isinstance(value, dict):
         raise DataError(
             f"the arguments of a tool call of message {number} are {shown(value)}; expected an object, or it as JSON text"
         )
     return value
+
+
+def _object(arguments: Any) -> Any:
+    if isinstance(arguments, str):
+        try:
+            parsed = read_json(arguments)
+        except DataError:  # a program, say
+            return arguments
+        return parsed if isinstance(parsed, dict) else arguments
+    return arguments
+
+
+def _with_arguments(call: dict[str, Any], arguments: Any) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _is_json(text: str) -> bool:

@@ -3,6 +3,7 @@ so."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +89,10 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
     for _ in range(draw(st.integers(1, 3))):
         messages.append({"role": "user", "content": text("U")})
         for _ in range(draw(st.integers(0, 1))):
-            function = {"name": "weather", "arguments": {"city": text("C")}}
+            arguments: Any = {"city": text("C")}
+            if draw(st.booleans()):
+                arguments = json.dumps(arguments, separators=(",", ":"))
+            function = {"name": "weather", "arguments": arguments}
             messages.append(
                 {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
             )

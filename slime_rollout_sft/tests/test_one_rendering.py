@@ -112,6 +112,24 @@ def test_a_prompt_is_the_conversation_up_to_the_answer(tokenizer: Load, name: st
     assert not [garbage for garbage in ("'text'", '\\"city', "None") if garbage in prompt.text]
 
 
+WRITE_TEXT = {"wants arguments as text", "wants no content beside calls", "qwen3", "deepseek-v3"}
+
+
+@pytest.mark.parametrize("text", ['{"a":1}', '{ "a" : 1e5, "b": "\\u00e9" }', '{"a": 1, "a": 2}', "{}", ""])
+@pytest.mark.parametrize("name", [*TEMPLATES, *OF_FAMILIES])
+def test_arguments_that_are_text_stay_as_the_row_has_them_where_the_template_writes_text(
+    tokenizer: Load, name: str, text: str
+) -> None:
+    loaded, messages = tokenizer(name), [ASKED, call(text, content=""), RESULT]
+    seen = asked(loaded, messages).text
+    if name not in WRITE_TEXT:
+        assert seen == asked(loaded, [ASKED, call(json.loads(text or "{}"), content=""), RESULT]).text
+        return
+    assert (text or "{}") in seen
+    if text and name in OF_FAMILIES:
+        assert seen == loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
 @pytest.mark.parametrize("form", [f for f in FORMS if any("tool_calls" in m for m in FORMS[f])])
 @pytest.mark.parametrize("name", [*TEMPLATES, *OF_FAMILIES])
 def test_a_question_of_an_evaluation_is_what_a_prompt_is(tokenizer: Load, name: str, form: str) -> None:
