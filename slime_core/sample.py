@@ -143,7 +143,7 @@ class Sample:
         return self._noted("asked") is not None
 
     def note(self, **values: Any) -> None:
-        """Set `source`, `dataset`, `tools`, `asked` or `final_reward`. The metadata becomes another object: samples may share one.
+        """Set `source`, `dataset`, `tools`, `asked`, `final_reward` or `worth`. The metadata becomes another object: samples may share one.
 
         Raises:
             SampleError: a hook has left metadata that are no object.
@@ -232,9 +232,10 @@ class Sample:
         return {name: value for name, value in vars(self).items() if name not in _FIELDS}
 
     @property
-    def reward_is_final(self) -> bool:
-        """Whether the reward is trained with as it is: neither an estimator nor a post-processing normalises it."""
-        return self._noted("final_reward") is True
+    def final_reward(self) -> float | None:
+        """What a post-processing or a converter of samples made of the reward, which no estimator normalises; None: there was none."""
+        noted: float | None = self._noted("final_reward")
+        return reward_of(self, None) if noted is True else noted
 
     def get_reward_value(self, args: Any) -> float:
         """Return the number that is trained on: the reward or, of a reward that is a dict, the one of `args.reward_key`.

@@ -79,11 +79,13 @@ def worth(sample: Sample, key: str | None) -> float:
 
 
 def noted_worth(sample: Sample) -> float | None:
-    """The number that a hook has noted as "raw_reward" in the metadata of a sample; None where there is none."""
+    """The number that a hook has noted as "raw_reward" in the metadata of a sample, or that a post-processing of rewards called raw; None
+    where there is none."""
     noted = sample.metadata.get("raw_reward")
     if isinstance(noted, (int, float)) and not isinstance(noted, bool) and math.isfinite(noted):
         return float(noted)
-    return None
+    raw: float | None = notes_of(sample).get("worth")
+    return raw
 
 
 def worth_metrics(groups: Sequence[Group], worths: Sequence[float | None]) -> dict[str, float]:

@@ -29,10 +29,10 @@ class OwnError(ValueError):
     """An exception of the user's own."""
 
 
-def refuse_rewards(args, samples: list[Sample]):
-    """A reward post-process that fails; it runs in a training rank."""
-    logging.getLogger("cluster_hooks").warning("refusing %d rewards", len(samples))
-    raise OwnError(f"these {len(samples)} rewards are no good")
+def refuse_rewards(args, rollout_id: int, rollout_data: dict):
+    """A post-process of rollout data that fails; it runs in a training rank."""
+    logging.getLogger("cluster_hooks").warning("refusing %d rewards", len(rollout_data["rewards"]))
+    raise OwnError(f"these {len(rollout_data['rewards'])} rewards are no good")
 
 
 def refuse_to_convert(args, samples: list[Sample]):
@@ -40,14 +40,20 @@ def refuse_to_convert(args, samples: list[Sample]):
     raise OwnError(f"these {len(samples)} samples are no good")
 
 
-def kill_this_rank(args, samples: list[Sample]):
-    """A reward post-process in which the second rank is killed in the second rollout, while the first one goes on; once."""
+def kill_this_rank(args, rollout_id: int, rollout_data: dict):
+    """A post-process of rollout data in which the second rank is killed in the second rollout, while the first one goes on; once."""
     done = Path(args.save) / "killed"
-    if samples[0].group_index and os.environ["RANK"] == "1" and not done.exists():
+    if rollout_id and os.environ["RANK"] == "1" and not done.exists():
         done.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tell_of_call(args, samples: list[Sample]):
+    """A reward post-process that leaves a line in the run directory for each call, whoever calls it."""
+    with (Path(args.run_dir) / "calls.txt").open("a") as file:
+        file.write(f"{len(samples)} samples\n")
     raw = [float(sample.reward) for sample in samples]
-    return raw, raw
+    return raw, [2 * reward for reward in raw]
 
 
 async def kill_the_trainer(args, sample: Sample) -> float:
@@ -59,11 +65,9 @@ async def kill_the_trainer(args, sample: Sample) -> float:
     return 1.0
 
 
-def tell_pid(args, samples: list[Sample]):
-    """A reward post-process that leaves the training rank's process id in the run directory."""
+def tell_pid(args, rollout_id: int, rollout_data: dict):
+    """A post-process of rollout data that leaves the training rank's process id in the run directory."""
     (Path(args.run_dir) / "trainer.pid").write_text(str(os.getpid()))
-    raw = [float(sample.reward) for sample in samples]
-    return raw, raw
 
 
 class FileSender:

@@ -118,7 +118,7 @@ def test_a_worker_with_other_plugins_refuses_to_start(cluster, sft, tmp_path, mo
 @pytest.mark.parametrize(
     ("option", "hook", "what"),
     [
-        ("--custom-reward-post-process-path", "refuse_rewards", "rewards"),
+        ("--rollout-data-postprocess-path", "refuse_rewards", "rewards"),
         ("--custom-convert-samples-to-train-data-path", "refuse_to_convert", "samples"),
     ],
 )
@@ -142,7 +142,7 @@ def test_an_error_in_a_users_hook_keeps_its_type_text_and_frames(cluster, grpo, 
 def test_a_killed_rank_ends_a_run_that_does_not_wait_for_it(cluster, grpo, tmp_path, capfd):
     words = ["train", *grpo, "--custom-rm-path", "cluster_hooks.kill_the_trainer", "--ray-address", "local"]
     words += ["--rollout-batch-size", "1", "--save", str(tmp_path / "save"), "--save-interval", "1"]
-    assert main([*words, "--custom-reward-post-process-path", "cluster_hooks.tell_pid"]) == 1
+    assert main([*words, "--rollout-data-postprocess-path", "cluster_hooks.tell_pid"]) == 1
     assert_said_who_was_killed(capfd.readouterr().err, 0, tmp_path / "save")
 
 
@@ -151,11 +151,14 @@ def test_a_rank_killed_while_another_waits_for_it_ends_the_run_which_resumes_bit
     cluster, grpo, tmp_path, capfd
 ):
     grpo += ["--rollout-batch-size", "1", "--actor-num-gpus-per-node", "2", "--colocate", "--save-interval", "1"]
-    grpo += ["--custom-reward-post-process-path", "cluster_hooks.kill_this_rank"]
+    grpo += ["--rollout-data-postprocess-path", "cluster_hooks.kill_this_rank"]
+    grpo += ["--custom-reward-post-process-path", "cluster_hooks.tell_of_call"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     unbroken.mkdir()
     (unbroken / "killed").touch()
     whole = run("train", tmp_path / "whole", grpo, "--save", str(unbroken))
+    calls = (tmp_path / "whole" / "calls.txt").read_text().splitlines()
+    assert len(calls) == len(whole[0]), "rewards are post-processed once for a rollout, and not by every rank"
     capfd.readouterr()
     started = time.monotonic()
     assert main(["train", *grpo, "--save", str(broken), "--run-dir", str(tmp_path / "first")]) == 1

@@ -70,7 +70,7 @@ def test_converted_samples_get_the_given_columns_and_keep_the_rest():
     assert {tuple(s.loss_mask) for s in made.samples} == {(0,)}
     assert [s.index for s in made.samples] == list(range(6))
     assert [s.status for s in made.samples] == [Status.TRUNCATED, *[Status.COMPLETED] * 5]
-    assert all(s.reward_is_final and Sample.from_dict(s.to_dict()).reward_is_final for s in made.samples)
+    assert all(s.final_reward == Sample.from_dict(s.to_dict()).final_reward == s.reward for s in made.samples)
     assert made.metrics == {"rounds": 2.0, "raw_reward": 0.5}
 
 
@@ -97,7 +97,7 @@ def test_arrays_that_a_converter_returns_are_read_as_lists(make):
 def test_what_answers_were_worth_is_logged_however_they_are_converted(metrics, data, raw):
     made = converted(RolloutOutput(groups(), metrics), data)
     assert made.metrics["raw_reward"] == raw
-    assert {s.reward_is_final for s in made.samples} == {"rewards" in data}
+    assert {s.final_reward for s in made.samples} == ({9.0} if "rewards" in data else {None})
 
 
 def test_pass_rates_are_of_what_a_converter_calls_raw_where_they_were_asked_for():

@@ -42,13 +42,20 @@ def _may_read(kinds: set[str], option: str, args: RunArguments, plugins: Plugins
 _CHOSEN_ELSEWHERE = {
     *("command", "checkpoint_conversion", "converter"),  # by the command line
     *("tracker", "rollout_log", "eval_rollout_log"),  # by the driver
-    *("rollout", "data_source", "buffer_pop", "sample_converter", "engine", "sample_hook"),  # by the rollout worker
+    *(
+        "rollout",
+        "data_source",
+        "buffer_pop",
+        "sample_converter",
+        "reward_post_process",
+        "engine",
+        "sample_hook",
+    ),  # by the rollout worker
     *(
         "loss",
         "advantage",
         "importance_weight",
         "pg_loss_reducer",
-        "reward_post_process",
         "rollout_data_postprocess",
         "train_backend",
     ),  # by training

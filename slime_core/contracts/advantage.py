@@ -77,6 +77,8 @@ class AdvantageOutputs:
 def advantages(args: RunArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
     """How much better than expected each response token was.
 
+    It is called in every training rank with the whole rollout, so it must give the same in each.
+
     An estimator that needs log-probs or values says so with `slime_core.contracts.loss.reads`.
     """
     raise NotImplementedError

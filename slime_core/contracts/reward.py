@@ -29,7 +29,8 @@ async def group_reward(args: RunArguments, samples: list[Sample]) -> list[float]
 
 def reward_post_process(args: RunArguments, samples: list[Sample]) -> tuple[list[float], list[float]]:
     """(raw rewards, rewards to train with), one of each for every sample of a rollout, in their order. The former are logged as
-    `rollout/raw_reward`; the latter take the place of the estimator's own normalisation of rewards."""
+    `rollout/raw_reward`; the latter take the place of the estimator's own normalisation of rewards. Called once for a rollout, in the
+    process that makes it."""
     raise NotImplementedError
 
 

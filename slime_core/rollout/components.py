@@ -26,7 +26,7 @@ class RolloutComponents:
     Attributes:
         rollout, eval_rollout: the rollout functions.
         data_source, buffer_pop: where prompts come from, and how groups leave its buffer.
-        sample_converter: None unless chosen.
+        sample_converter, reward_post_process: None unless chosen.
         sample_hooks: what sees every sample before it is scored, in this order.
         further: those of other kinds that the rollout functions read the options of, by kind: rewards, filters, loss masks.
         engine: None without one.
@@ -38,6 +38,7 @@ class RolloutComponents:
     data_source: Selected[DataSource]
     buffer_pop: Selected[list[Group]]
     sample_converter: Selected[dict[str, list[Any]]] | None = None
+    reward_post_process: Selected[tuple[list[float], list[float]]] | None = None
     sample_hooks: tuple[Selected[Sample | None], ...] = ()
     further: Mapping[str, Selected[Any]] = field(default_factory=dict)
     engine: Selected[InferenceEngine] | None = None
@@ -73,12 +74,14 @@ def choose_rollout_components(args: RunArguments, plugins: Plugins) -> RolloutCo
     )
     data_source = plugins.select("data_source", args.data_source_path)
     converter = args.custom_convert_samples_to_train_data_path
+    post_process = None if args.disable_compute_advantages_and_returns else args.custom_reward_post_process_path
     return RolloutComponents(
         rollout,
         eval_rollout,
         data_source,
         buffer_pop=plugins.select("buffer_pop", args.buffer_filter_path),
         sample_converter=plugins.select("sample_converter", converter) if converter else None,
+        reward_post_process=plugins.select("reward_post_process", post_process) if post_process else None,
         sample_hooks=tuple(plugins.select("sample_hook", path) for path in args.rollout_sample_hook_path),
         further=choose_further(args, plugins, (rollout, eval_rollout, data_source)),
     )

@@ -1,15 +1,16 @@
-"""What `--custom-convert-samples-to-train-data-path` returned, put into the samples that are trained on. Called by the rollout
-worker."""
+"""What `--custom-convert-samples-to-train-data-path` and `--custom-reward-post-process-path` returned, put into the samples that are
+trained on. Called by the rollout worker, once for a rollout."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 from slime_core.contracts.results import is_finite_number
 from slime_core.errors import PluginError, SampleError
 from slime_core.sample import Group, RolloutOutput, Sample, Status
-from slime_core.trajectories import worth_metrics
+from slime_core.trajectories import noted_worth, worth, worth_metrics
 
 _FIELDS = {
     "tokens": "tokens",
@@ -40,8 +41,7 @@ _NOT_TRAINED = {
 def converted(output: RolloutOutput, data: dict[str, list[Any]]) -> RolloutOutput:
     """Return the rollout with the values of `contracts.rollout.convert_samples` in place of its own.
 
-    Rewards that are among them are final: neither the estimator nor `--custom-reward-post-process-path` normalises them again,
-    and `raw_reward` goes on saying what the answers were worth.
+    Rewards that are among them are final: the estimator does not normalise them again, and `raw_reward` goes on saying what the answers were worth.
 
     Raises:
         PluginError: a column is unknown, or holds what training has no use for.
@@ -60,6 +60,27 @@ def converted(output: RolloutOutput, data: dict[str, list[Any]]) -> RolloutOutpu
     rows = iter([_converted(sample, data, number) for number, sample in enumerate(output.samples)])
     groups: list[Group] = [list(islice(rows, len(group))) for group in output.groups]
     return RolloutOutput(groups, _with_raw_reward(output, data))
+
+
+def post_processed(
+    output: RolloutOutput, raw: Sequence[float], rewards: Sequence[float], key: str | None
+) -> RolloutOutput:
+    """Return the rollout with what `contracts.reward.reward_post_process` returned noted in its samples: their final rewards, and what they
+    were worth, unless a hook has noted that of one of them. The metrics of that follow.
+
+    Args:
+        key: which number of a reward that is a dict counts.
+    """
+    samples = output.samples
+    noted = any(noted_worth(sample) is not None for sample in samples)  # goes before, as in slime
+    rows = iter([sample.changed() for sample in samples])
+    groups: list[Group] = [list(islice(rows, len(group))) for group in output.groups]
+    made = RolloutOutput(groups, output.metrics)
+    for sample, raw_reward, reward in zip(made.samples, raw, rewards, strict=True):
+        sample.note(final_reward=float(reward), **({} if noted else {"worth": float(raw_reward)}))
+    told = worth_metrics(groups, [worth(sample, key) for sample in made.samples])
+    made.metrics = output.metrics | {name: value for name, value in told.items() if name in output.metrics}
+    return made
 
 
 def _converted(sample: Sample, data: dict[str, list[Any]], number: int) -> Sample:

@@ -20,7 +20,7 @@ from slime_core.plugins import Plugins, Selected
 from slime_core.rollout.components import RolloutComponents
 from slime_core.rollout.debug_data import read_debug_data, write_debug_data
 from slime_core.rollout.result import RolloutFacts, RolloutResult
-from slime_core.rollout.train_data import converted
+from slime_core.rollout.train_data import converted, post_processed
 from slime_core.rollout.weight_intake import WeightIntake
 from slime_core.sample import Group, RolloutOutput, check_rollout, number_groups
 from slime_core.start_up import collecting_old_seldom
@@ -60,7 +60,8 @@ class RolloutWorker:
         extras |= {"background": self._background, "at_end": self._at_end}
         self._rollout = components.rollout.bind(**extras)
         self._eval_rollout = components.eval_rollout.bind(**extras)
-        self._convert = components.sample_converter
+        self._convert, self._post_process = components.sample_converter, components.reward_post_process
+        self._told_final = False
         self._groups: dict[int, list[Group]] = {}  # of rollouts that have been made, until they are taken
         self._data_states: dict[int, dict[str, Any]] = {}
 
@@ -109,8 +110,27 @@ class RolloutWorker:
         if self._convert is not None:
             output = converted(output, self._convert(args, output.samples))
             _check(output.groups, self._convert, need_reward=True)
+        if self._post_process is not None:
+            output = self._with_final_rewards(output, self._post_process)
         state = self._background.data_state(self._data_source)
         return RolloutResult(output, state, time.perf_counter() - started)
+
+    def _with_final_rewards(
+        self, output: RolloutOutput, post_process: Selected[tuple[list[float], list[float]]]
+    ) -> RolloutOutput:
+        """The rollout with what the post-processing makes of its rewards, unless the converter has made them."""
+        samples = output.samples
+        if all(sample.final_reward is not None for sample in samples):
+            if not self._told_final:
+                self._told_final = True
+                logger.warning(
+                    "The %s is not called: --custom-convert-samples-to-train-data-path returned rewards, which are final.",
+                    post_process.label,
+                )
+            return output
+        raw, rewards = post_process(self._args, samples)
+        compact(samples)  # of what it has read
+        return post_processed(output, raw, rewards, self._args.reward_key)
 
     def evaluate(self, rollout_id: int) -> RolloutOutput:
         """Make and check the samples of an evaluation."""

@@ -30,7 +30,7 @@ from slime_core.run.saving import Checkpoints
 from slime_core.run.tracking import TRAINED, Tracking, call_own_log, prefixed
 from slime_core.run.weight_sync import WeightSync
 from slime_core.runtime.handles import Handle, wait
-from slime_core.training.worker import Trained, TrainWorker
+from slime_core.training.worker import TrainWorker
 from slime_core.unfinished import unfinished
 
 
@@ -112,7 +112,7 @@ class Run:
         """Train on a rollout and log it. `waited` are the seconds before it in which the trainer did not train: there were
         no samples, or the engine took its weights."""
         started = time.perf_counter()
-        trained = Trained({})
+        trained: dict[str, float] = {}
         if self.trainer is not None:
             self.weight_sync.have_memory("trainer")
             if not (self.ahead or self.components.rollouts.works_in_background):
@@ -128,7 +128,7 @@ class Run:
         training = time.perf_counter() - started
         seconds = training + waited
         facts = result.facts
-        tokens = trained.metrics.get("num_tokens") or facts.num_tokens
+        tokens = trained.get("num_tokens") or facts.num_tokens
         own_log, itself, of_rollout = self.components.rollout_log, False, facts.metrics
         if own_log is not None:
             samples = result.fetched(self.rollouts).output.samples
@@ -136,10 +136,8 @@ class Run:
                 own_log, "rollout", rollout_id, self.args, samples, of_rollout, facts.seconds
             )
         told = facts.own | of_rollout
-        # Pass rates only where they were asked for.
-        told |= {name: value for name, value in trained.worths.items() if name in told}
         logged = {
-            **prefixed("train", trained.metrics),
+            **prefixed("train", trained),
             **prefixed("rollout", told),
             **self._timings(),
             TRAINED: seconds,

@@ -143,7 +143,7 @@ def _by_kernels(
 
 def _chunks(rows: int, chunk_size: int) -> list[slice]:
     """Cut the rows into chunks. The last one, whose logits are kept for the backward pass, is a full one."""
-    size = rows if chunk_size == -1 else min(chunk_size, rows)
+    size = max(1, rows if chunk_size == -1 else min(chunk_size, rows))  # of no rows there is one chunk all the same
     starts = [0, *range(rows % size or size, rows, size)]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows], strict=True)]
 

@@ -17,11 +17,11 @@ from slime_core.errors import SampleError
 from slime_core.plugins import Selected
 from slime_core.plugins.slime_shapes.advantages import rewards_of
 from slime_core.sample import Group, Sample, reward_of
-from slime_core.token_arrays import column_of, compact
+from slime_core.token_arrays import column_of
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
-from slime_core.trajectories import noted_worth, worth, worth_metrics
+from slime_core.trajectories import worth
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ class ColumnMaker:
 
     Attributes:
         reference: may be exchanged between two rollouts.
-        worths: what is logged of the raw rewards of the last rollout, by `--custom-reward-post-process-path`; see
-            `slime_core.trajectories.worth_metrics`. Empty where it was not asked.
         rewards: of the samples of the last rollout, by slime's names; see `slime_core.plugins.slime_shapes.advantages.rewards_of`. Empty
             where no hook is shown them.
     """
@@ -58,9 +56,8 @@ class ColumnMaker:
         self._old: GivesLogProbs | None = None
         self._actor, self._critic = actor, critic
         self._replays = actor if isinstance(actor, ReplaysRouting) and actor.replays_routing else None
-        self.worths: dict[str, float] = {}
         self.rewards: dict[str, list[float]] = {}
-        self._told_final = self._told_without = False
+        self._told_without = False
         self._remembered: list[Sequence[Sequence[int]]] = []  # the micro-batches whose experts the actor remembers
 
     def make(
@@ -103,8 +100,7 @@ class ColumnMaker:
     ) -> dict[str, Column]:
         """The columns that the estimator makes. Sets `rewards`."""
         samples = [sample for group in groups for sample in group]
-        raw, rewards, final = self._rewards(groups)
-        compact(samples)  # of what a hook has read
+        raw, rewards, final = self._rewards(samples)
         inputs = advantage_inputs(groups, rewards, final, columns, raw)
         if self._components.data_postprocess is not None:
             self.rewards = rewards_of(self._args, inputs)
@@ -169,22 +165,10 @@ class ColumnMaker:
                 found += self._actor.log_probs(batch)
         columns["old_values" if name == "values" else name] = found
 
-    def _rewards(self, groups: Sequence[Group]) -> tuple[list[float], list[float], bool]:
-        """What the answers were worth, the rewards to train with, and whether they are not to be normalised again. Sets `worths`."""
-        samples, key = [sample for group in groups for sample in group], self._args.reward_key
-        self.worths = {}
-        if samples and all(sample.reward_is_final for sample in samples):
-            if self._components.reward_post_process is not None and not self._told_final:
-                self._told_final = True
-                logger.warning(
-                    "The %s is not called: --custom-convert-samples-to-train-data-path returned rewards, which are final.",
-                    self._components.reward_post_process.label,
-                )
-            return [worth(sample, None) for sample in samples], [reward_of(sample, None) for sample in samples], True
-        if self._components.reward_post_process is None:
-            return [worth(sample, key) for sample in samples], [reward_of(sample, key) for sample in samples], False
-        raw, rewards = self._components.reward_post_process(self._args, samples)
-        if any(noted_worth(sample) is not None for sample in samples):  # goes before, as in slime
-            raw = [worth(sample, key) for sample in samples]
-        self.worths = worth_metrics(groups, raw)
-        return list(raw), list(rewards), True
+    def _rewards(self, samples: Sequence[Sample]) -> tuple[list[float], list[float], bool]:
+        """What the answers were worth, the rewards to train with, and whether they are not to be normalised again."""
+        worths = [worth(sample, self._args.reward_key) for sample in samples]
+        final = [reward for sample in samples if (reward := sample.final_reward) is not None]
+        if samples and len(final) == len(samples):
+            return worths, final, True
+        return worths, [reward_of(sample, self._args.reward_key) for sample in samples], False

@@ -29,7 +29,7 @@ class TrainComponents:
     Attributes:
         train_backend, loss: what every run has.
         advantage: None under `--disable-compute-advantages-and-returns`.
-        reward_post_process, data_postprocess, importance_weight, pg_loss_reducer: None unless chosen.
+        data_postprocess, importance_weight, pg_loss_reducer: None unless chosen.
         critic_loss: present when the loss or the estimator reads values.
         further: components of other kinds, by kind, whose options the backend, the loss or the estimator reads.
         quantised: the checkpoints of the run that are quantised, by the folder that an option names. Weights for an engine are
@@ -39,7 +39,6 @@ class TrainComponents:
     train_backend: Selected[TrainBackend]
     loss: Selected[LossOutputs]
     advantage: Selected[AdvantageOutputs] | None = None
-    reward_post_process: Selected[tuple[list[float], list[float]]] | None = None
     data_postprocess: Selected[None] | None = None
     importance_weight: Selected[tuple[Any, ...]] | None = None
     pg_loss_reducer: Selected[Callable[[Tensor], Tensor]] | None = None
@@ -60,13 +59,10 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
     )  # first: what is wrong here takes no import of anything heavy to find
     loss: Selected[LossOutputs] = _either(plugins, "loss", args, "custom_loss_function_path", "loss_type")
     advantage: Selected[AdvantageOutputs] | None = None
-    post_process: Selected[tuple[list[float], list[float]]] | None = None
     weight: Selected[tuple[Tensor, dict[str, Tensor]]] | None = None
     critic: Selected[LossOutputs] | None = None
     if not args.disable_compute_advantages_and_returns:
         advantage = _either(plugins, "advantage", args, "custom_advantage_function_path", "advantage_estimator")
-        if args.custom_reward_post_process_path:
-            post_process = plugins.select("reward_post_process", args.custom_reward_post_process_path)
         if args.use_tis or args.get_mismatch_metrics or args.custom_tis_function_path:
             weight = plugins.select("importance_weight", args.custom_tis_function_path or "tis")
         if "values" in what_reads(loss, args) | what_reads(advantage, args):
@@ -86,7 +82,6 @@ def choose_train_components(args: RunArguments, plugins: Plugins) -> TrainCompon
         train_backend=backend,
         loss=loss.bind(importance_weight=weight, pg_loss_reducer=reducer),
         advantage=advantage,
-        reward_post_process=post_process,
         data_postprocess=plugins.select("rollout_data_postprocess", postprocess) if postprocess else None,
         importance_weight=weight,
         pg_loss_reducer=reducer,

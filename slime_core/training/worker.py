@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,20 +62,6 @@ if TYPE_CHECKING:
 
 _ANY_DEPTH = 1000
 """Layers of a model of which only the kind of its products is asked for."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training on one rollout gave.
-
-    Attributes:
-        metrics: means over the optimizer steps, sums of counts.
-        worths: what is logged of what a hook has said the answers were worth, in place of what the rollout logged; empty where none
-            has.
-    """
-
-    metrics: dict[str, float]
-    worths: dict[str, float] = field(default_factory=dict)
 
 
 class TrainWorker:
@@ -178,11 +164,14 @@ class TrainWorker:
         self._models.append(model)
         return model
 
-    def train(self, rollout_id: int, groups: list[Group], version: int | None = None) -> Trained:
+    def train(self, rollout_id: int, groups: list[Group], version: int | None = None) -> dict[str, float]:
         """Take all optimizer steps of one rollout.
 
         Args:
             version: of the weights that the samples were generated with; None if there is none, or nobody knows.
+
+        Returns:
+            metrics: means over the optimizer steps, sums of counts.
         """
         self._profiler.step(rollout_id)
         samples = [sample for group in groups for sample in group]
@@ -234,7 +223,7 @@ class TrainWorker:
             self._reference = self._columns.reference = self._renewed_reference()
         names = dict.fromkeys(name for metrics in collected for name in metrics)
         means = {name: _over_steps(name, [m[name] for m in collected if name in m]) for name in names}
-        return Trained({**timings, **means}, self._columns.worths)
+        return {**timings, **means}
 
     def _old_actor(self, rollout_id: int, version: int | None) -> EarlierModel | None:
         """The model that generated the samples of a rollout, where the old log-probs are to be its own and the actor is another one
