@@ -53,6 +53,23 @@ def test_values_and_gradients_equal_those_of_full_logits(
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 512, -1])
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_no_rows_have_no_log_probs_and_gradients_of_nothing(chunk: int, entropy: bool, softcap: float | None) -> None:
+    hidden, weight, bias = (torch.randn(*s, requires_grad=True) for s in ((0, H), (V, H), (V,)))
+    head = Head(weight, bias, softcap=softcap)
+    found, entropies = token_log_probs(
+        hidden, head, torch.zeros(0, dtype=torch.int64), entropy=entropy, chunk_size=chunk
+    )
+    assert found.shape == (0,)
+    assert (entropies is not None) == entropy
+    (found if entropies is None else found + entropies).sum().backward()
+    for leaf in (hidden, weight, bias):
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("hidden_dtype", [None, torch.float32])
 @pytest.mark.parametrize(("scale", "softcap", "temperature"), [(1.0, None, 1.0), (0.3, None, 0.6), (0.3, 20.0, 0.6)])
