@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from slime_core.cli import main
 from slime_core.run.tracking import read_metrics
@@ -182,6 +183,23 @@ def test_a_run_with_earlier_weights_goes_on_bit_for_bit(flags, tmp_path, command
             for save in ("save", f"save{after}")
         ]
         assert last[0] == last[1], "it can be gone on from alike"
+
+
+@pytest.mark.parametrize(
+    ("kept", "more"),
+    [("reference", [*KL, "--ref-update-interval", "1"]), ("version-", ["--update-weights-interval", "2"])],
+    ids=["reference", "interval"],
+)
+def test_copies_that_a_run_has_no_use_for_are_not_carried_on(flags, tmp_path, kept, more):
+    def copies(save: str) -> set[str]:
+        stored = FileSystemReader(tmp_path / save / "iter_0000003" / "trainer").read_metadata().state_dict_metadata
+        return {name for name in stored if f"kept.{kept}" in name}
+
+    run(tmp_path / "whole", flags, *more, *saving(tmp_path), "--num-rollout", "4")
+    assert copies("save")
+    without = [word for word in more if word not in ("--ref-update-interval", "--update-weights-interval", "1", "2")]
+    go_on(tmp_path, 2, flags, *without, "--num-rollout", "4", "--on-resume-change", "warn")
+    assert not copies("save2")
 
 
 @pytest.mark.parametrize(

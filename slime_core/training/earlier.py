@@ -34,6 +34,19 @@ def forget_versions(actor: KeepingBackend, before: int) -> None:
             actor.forget_weights(name)
 
 
+def forget_unused(actor: TrainBackend, reference: bool, versions: bool) -> None:
+    """Let the copies of a checkpoint go that the run which goes on from it has no use for.
+
+    Args:
+        reference, versions: whether it has one for that of a reference model, and for those of the engine's weights.
+    """
+    if not isinstance(actor, KeepsWeights):
+        return
+    for name in actor.kept_weights():
+        if not (reference if name == REFERENCE else versions):
+            actor.forget_weights(name)
+
+
 class EarlierModel:
     """Computes what the actor would compute with the weights of a copy.
 

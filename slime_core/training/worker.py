@@ -45,7 +45,7 @@ from slime_core.sample import Group, Sample
 from slime_core.token_arrays import compact, num_trained
 from slime_core.training.columns import ColumnMaker
 from slime_core.training.components import TrainComponents
-from slime_core.training.earlier import REFERENCE, EarlierModel, forget_versions, keeping, of_version
+from slime_core.training.earlier import REFERENCE, EarlierModel, forget_unused, forget_versions, keeping, of_version
 from slime_core.training.initial_weights import begins_as_reference, begun_with, with_initial_weights
 from slime_core.training.postprocess import postprocessed, write_train_data
 from slime_core.training.precision import recipe_of
@@ -321,7 +321,9 @@ class TrainWorker:
             whether training goes on bit for bit as if it had not been stopped, not just but for rounding.
         """
         self._actor.load_state(folder / "trainer")
-        if self._reference is not None and self._args.ref_update_interval:
+        follows = self._reference is not None and self._args.ref_update_interval is not None
+        forget_unused(self._actor, follows, self._args.keep_old_actor or self._args.update_weights_interval > 1)
+        if follows:
             actor = keeping(self._actor)
             if REFERENCE in actor.kept_weights():
                 self._reference = EarlierModel(actor, REFERENCE)

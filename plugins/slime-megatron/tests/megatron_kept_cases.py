@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,9 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         found["with the copy"] = _same(_shown(backend), first)
     found["another one"] = not _same(present, first)
     found["afterwards"] = _same(_shown(backend), present)
-    save(backend, folder / f"{case}, kept")
+    with _told() as told:
+        save(backend, folder / f"{case}, kept")
+    found["nothing is said of the folder"] = told == []
     found["steps"] &= train(backend, 1) == expected[2] and _same(_shown(backend), expected[3])
     forget(backend)
 
@@ -59,6 +63,20 @@ def _shown(backend: Any) -> list[Any]:
     """Log-probs and weights, as they are now."""
     batch = make_batch({}, ranks=backend.data_parallel_size)
     return [backend.log_probs(batch), *(tensor.clone() for _, tensor in backend.weights())]
+
+
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """What megatron-core logs of checkpoints that it writes."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("megatron.core.dist_checkpointing.serialization")
+    logger.addHandler(handler)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
 
 
 def _rounded(number: float) -> float:

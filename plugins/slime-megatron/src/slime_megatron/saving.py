@@ -14,6 +14,7 @@ touches nothing but host memory and files: no process group, no device, no threa
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import pickle
 import queue
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from torch.distributed.checkpoint.api import CheckpointException
@@ -52,6 +54,7 @@ class Saver:
             OSError, RuntimeError: it could not be written, on this rank or on another one.
         """
         self.saved()
+        serialization.logger.addFilter(_is_of_use)
         versions.write_states_by(_write, _Results)
         versions.advise_no_other_format()
         settings = {"validate_access_integrity": False, "async_sharded_save": background, **versions.files_as_before()}
@@ -83,6 +86,12 @@ class Saver:
             if process is not None:
                 process.join()
         self._calls.async_calls.clear()
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Whether what megatron-core logs is: folders are new here, and those that are not empty hold copies of weights, not what is left of
+    another checkpoint."""
+    return not str(record.msg).startswith("Overwriting old incomplete")
 
 
 class _as_its_cause:

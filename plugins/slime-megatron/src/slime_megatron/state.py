@@ -58,7 +58,7 @@ def save(
     found = _describe(model, wrapped, optimizer, loading=False)
     found |= {"step": step, "sizes": model.sizes, GROUPS: model.module.config.num_query_groups}
     random = random_states()
-    saver.save(folder, found, background)  # into an empty folder; megatron-core warns of any other
+    saver.save(folder, found, background)
     torch.save(random, folder / f"random_{dist.get_rank():05d}.pt")
 
 
