@@ -113,7 +113,9 @@ def _problems(where: str, given: Any) -> Iterator[str]:
         yield f"expected a mapping, given is {given!r}."
         return
     if where != "defaults":
-        yield from (f"it has no {key}." for key in ("name", "path") if not given.get(key))
+        yield from (f"it has no {key}." for key in ("name", "path") if given.get(key) in (None, ""))
+        if isinstance(given.get("name"), bool):
+            yield f"YAML reads its name as {given['name']}; put it in quotes."
     known = {"name", "path", METADATA, "no_stop_trim", *OPTION_OF}
     for key, value in given.items():
         if key in NOT_HERE and value is not None:

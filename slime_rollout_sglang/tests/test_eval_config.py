@@ -124,6 +124,7 @@ def test_what_a_set_says_goes_before_the_defaults_and_these_before_the_options(
         ),
         ("datasets: [{path: p}]", "set 1: it has no name"),
         ("datasets: {a: {}}", "set 'a': it has no path"),
+        ("datasets: {off: {path: p}}", "YAML reads its name as False; put it in quotes"),
         ("datasets: {a: {path: p, temperature: null}}", "set 'a': temperature is null. Write a value, or leave it out"),
         ("defaults: {input_key: null}\ndatasets: {a: {path: p}}", "defaults: input_key is null"),
         ("datasets: {a: {path: p, app_service: x}}", "app_service is not available here"),
