@@ -110,7 +110,7 @@ class RolloutWorker:
         if self._convert is not None:
             output = converted(output, self._convert(args, output.samples))
             _check(output.groups, self._convert, need_reward=True)
-        if self._post_process is not None:
+        if self._post_process is not None and not args.debug_rollout_only:  # which trains on nothing
             output = self._with_final_rewards(output, self._post_process)
         state = self._background.data_state(self._data_source)
         return RolloutResult(output, state, time.perf_counter() - started)
