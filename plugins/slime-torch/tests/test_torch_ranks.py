@@ -433,7 +433,7 @@ def closing(tiny: SimpleNamespace, folder: Path) -> dict[str, Any]:
     other = tiny.backend(tiny.model())
     worker = TrainWorker(args, plugins, components, Profiler(args, folder), total_rollouts=1)
     worker.setup()
-    found = {"metrics": worker.train(0, [[sample] for sample in tiny.samples(tiny.mixed)]).metrics}
+    found = {"metrics": worker.train(0, [[sample] for sample in tiny.samples(tiny.mixed)])}
     found["before"] = torch.distributed.is_initialized()
     worker.close()
     found["after"] = torch.distributed.is_initialized()
