@@ -342,13 +342,13 @@ def _dropped_calls(template: Template, messages: list[Message]) -> list[Dropped]
 def _forms(template: Template, messages: list[Message]) -> Iterator[list[Message]]:
     """Yield the same messages in the forms that templates differ in, the most common one first: with objects for arguments of tool calls
     or, where the template writes text as it stands, with those that are given."""
-    has_calls = any("tool_calls" in message for message in messages)
-    texted = [_with_calls(message, with_text_arguments) for message in messages]
+    given, has_calls = messages, any("tool_calls" in message for message in messages)
     if has_calls and not template.writes_argument_text:
-        messages = [_with_calls(message, with_object_arguments) for message in messages]
+        messages = [_with_calls(message, with_object_arguments) for message in given]
     yield messages
     yield from _with_other_reasoning(template, messages)
     if has_calls:
+        texted = [_with_calls(message, with_text_arguments) for message in given]
         yield texted
         for form in (messages, texted):
             yield [
@@ -389,8 +389,6 @@ def _inline(message: Message) -> Message:
 
 
 def _with_calls(message: Message, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Message:
-    return (
-        {**message, "tool_calls": [change(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
-        else message
-    )
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [change(call) for call in message["tool_calls"]]}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from slime_core.data.conversation import REASONING_KEYS, Message, text_of
+from slime_core.data.tools import replace_arguments, with_text_arguments
 
 
 def reasoning_of(message: Message) -> str:
@@ -39,7 +39,5 @@ def texts(message: Message) -> Iterator[tuple[str, str]]:
 
 def with_arguments(call: dict[str, Any], key: str, value: str) -> dict[str, Any]:
     """Return a tool call with the arguments {key: value}, as an object or JSON text like those before."""
-    arguments: Any = {key: value}
-    if isinstance(call["function"]["arguments"], str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return {**call, "function": {**call["function"], "arguments": arguments}}
+    made = replace_arguments(call, {key: value})
+    return with_text_arguments(made) if isinstance(call["function"]["arguments"], str) else made

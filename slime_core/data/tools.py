@@ -28,16 +28,23 @@ def tool_calls(value: Any, number: int) -> list[dict[str, Any]] | None:
     return [_tool_call(call, number) for call in calls] or None
 
 
+def replace_arguments(call: dict[str, Any], arguments: Any) -> dict[str, Any]:
+    """Return a tool call with these arguments, and all else of it."""
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
 def with_object_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """Return a tool call with the object for arguments that are JSON text of one: most templates write objects as JSON, so that text would
     come out quoted twice."""
-    return _with_arguments(call, _object(call["function"]["arguments"]))
+    return replace_arguments(call, _object(call["function"]["arguments"]))
 
 
 def with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """Return a tool call with JSON text for arguments that are an object."""
     arguments = call["function"]["arguments"]
-    return _with_arguments(call, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+    return replace_arguments(
+        call, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    )
 
 
 def tool_definitions(value: Any) -> list[dict[str, Any]] | None:
@@ -119,10 +126,6 @@ def _object(arguments: Any) -> Any:
             return arguments
         return parsed if isinstance(parsed, dict) else arguments
     return arguments
-
-
-def _with_arguments(call: dict[str, Any], arguments: Any) -> dict[str, Any]:
-    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _is_json(text: str) -> bool:

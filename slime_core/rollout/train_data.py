@@ -41,7 +41,8 @@ _NOT_TRAINED = {
 def converted(output: RolloutOutput, data: dict[str, list[Any]]) -> RolloutOutput:
     """Return the rollout with the values of `contracts.rollout.convert_samples` in place of its own.
 
-    Rewards that are among them are final: the estimator does not normalise them again, and `raw_reward` goes on saying what the answers were worth.
+    Rewards that are among them are final: the estimator does not normalise them again, and `raw_reward` goes on saying what the
+    answers were worth.
 
     Raises:
         PluginError: a column is unknown, or holds what training has no use for.
@@ -57,9 +58,8 @@ def converted(output: RolloutOutput, data: dict[str, list[Any]]) -> RolloutOutpu
                 f"--custom-convert-samples-to-train-data-path returned {name!r}, which training here has no use for "
                 f"({_NOT_TRAINED[name]}). Leave it out."
             )
-    rows = iter([_converted(sample, data, number) for number, sample in enumerate(output.samples)])
-    groups: list[Group] = [list(islice(rows, len(group))) for group in output.groups]
-    return RolloutOutput(groups, _with_raw_reward(output, data))
+    rows = [_converted(sample, data, number) for number, sample in enumerate(output.samples)]
+    return RolloutOutput(_in_groups(rows, output.groups), _with_raw_reward(output, data))
 
 
 def post_processed(
@@ -71,16 +71,19 @@ def post_processed(
     Args:
         key: which number of a reward that is a dict counts.
     """
-    samples = output.samples
-    noted = any(noted_worth(sample) is not None for sample in samples)  # goes before, as in slime
-    rows = iter([sample.changed() for sample in samples])
-    groups: list[Group] = [list(islice(rows, len(group))) for group in output.groups]
-    made = RolloutOutput(groups, output.metrics)
-    for sample, raw_reward, reward in zip(made.samples, raw, rewards, strict=True):
+    noted = any(noted_worth(sample) is not None for sample in output.samples)  # goes before, as in slime
+    rows = [sample.changed() for sample in output.samples]
+    for sample, raw_reward, reward in zip(rows, raw, rewards, strict=True):
         sample.note(final_reward=float(reward), **({} if noted else {"worth": float(raw_reward)}))
-    told = worth_metrics(groups, [worth(sample, key) for sample in made.samples])
-    made.metrics = output.metrics | {name: value for name, value in told.items() if name in output.metrics}
-    return made
+    groups = _in_groups(rows, output.groups)
+    told = worth_metrics(groups, [worth(sample, key) for sample in rows])
+    return RolloutOutput(groups, output.metrics | {name: told[name] for name in told if name in output.metrics})
+
+
+def _in_groups(samples: Sequence[Sample], like: Sequence[Group]) -> list[Group]:
+    """The samples in groups as large as these."""
+    rest = iter(samples)
+    return [list(islice(rest, len(group))) for group in like]
 
 
 def _converted(sample: Sample, data: dict[str, list[Any]], number: int) -> Sample:
