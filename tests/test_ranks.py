@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from slime_core.errors import ClusterError, DataError
 from slime_core.free_port import FreePort
+from slime_core.runtime.actor import WorkerActor
 from slime_core.runtime.actor_handles import _cause
-from slime_core.runtime.failures import Failure
 from slime_core.tensors import interfaces
 from slime_core.tensors.ranks import Ranks, backends
 
@@ -165,21 +165,32 @@ EXCHANGES: dict[str, tuple[Callable[[Ranks], Any], str, str]] = {
     "sum": (lambda own: own.sum(torch.ones(3)), "their numbers", "RuntimeError: "),
     "largest": (lambda own: own.largest(torch.ones(3)), "their numbers", "RuntimeError: "),
     "interleave": (lambda own: own.interleave([[1.0]]), "their numbers", "RuntimeError: "),
+    "of a library": (
+        lambda own: dist.all_reduce(torch.ones(3), group=own.group),
+        "their part of 'exchange'",
+        "RuntimeError: ",
+    ),
 }
 """What rank 1 says it waited for in vain, and how the error of rank 0 begins, which comes to the exchange when rank 1 has given up."""
+
+
+class _Worker:
+    @staticmethod
+    def exchange(name: str, own: Ranks) -> None:
+        EXCHANGES[name][0](own)
 
 
 def _child(rank: int, port: int, answers: Any) -> None:
     variables = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in variables.items()})
     ranks, found = Ranks.join(timeout_minutes=1), {}
-    for name, (exchange, _, _) in EXCHANGES.items():
+    actor = WorkerActor(f"rank {rank}")
+    actor._worker = _Worker()
+    for name in EXCHANGES:
         own = Ranks(rank, 2, CPU, dist.new_group([0, 1], timeout=timedelta(seconds=0.3)))
         if rank == 0:
             dist.barrier()
-        with pytest.raises(Exception) as raised:
-            exchange(own)
-        found[name] = Failure.of(raised.value, f"rank {rank}")
+        found[name], _ = actor.call("exchange", name, own)
         if rank == 1:
             dist.barrier()
     answers.put((rank, os.getpid(), found))
@@ -200,8 +211,9 @@ def test_a_rank_that_waits_too_long_says_for_what_and_is_believed_before_the_one
     for name, (_, what, beginning) in EXCHANGES.items():
         assert late[name].text.startswith(beginning), name
         assert waiting[name].text.startswith(
-            f"Training rank 1 (process {pid}) has waited for the other training ranks, for {what}, for 0.0"
+            f"Training rank 1 (process {pid}) has waited for the other training ranks, for {what}, "
         )
+        assert ("as long as it may" if name == "of a library" else "for 0.0") in waiting[name].text
         assert "raise --distributed-timeout-minutes" in waiting[name].text
         told = str(_cause([late[name].error(), waiting[name].error()]))
         assert told == (late if late[name].expected else waiting)[name].text

@@ -7,6 +7,7 @@ whatever it reports itself means that the process or its machine is gone.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -88,7 +89,7 @@ class WorkerActor:
         try:
             return None, getattr(self._worker, method)(*args, **kwargs)
         except BaseException as error:
-            return Failure.of(error, self._who), None
+            return Failure.of(_said(error, method), self._who), None
 
     # The driver calls these while `call` is at work; they run on threads of their own.
 
@@ -107,3 +108,13 @@ class WorkerActor:
         """Let the worker give back what it holds outside this process."""
         if isinstance(self._worker, Closes):
             self._worker.close()
+
+
+def _said(error: BaseException, method: str) -> BaseException:
+    """The error; where it tells that other training ranks did not come in time, what a person can do with that. Whatever a worker
+    computes with, a library's exchanges included, comes through here."""
+    if "torch.distributed" not in sys.modules:
+        return error
+    from slime_core.tensors.ranks import of_late_ranks
+
+    return of_late_ranks(error, f"their part of {method!r}") or error

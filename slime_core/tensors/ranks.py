@@ -157,14 +157,31 @@ def in_time(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error).lower() for words in ("timed out", "timeout")):
-            raise
-        raise ClusterError(
-            f"Training rank {dist.get_rank()} (process {os.getpid()}) has waited for the other training ranks, for {what}, for "
-            f"{(time.monotonic() - started) / 60:.2g} minutes, and not all of them came. One may work alone for longer, as rank 0 "
-            "does that reads a large checkpoint, or sends weights to an engine and writes them: then raise "
-            "--distributed-timeout-minutes. If none does, one hangs; what the ranks printed last stands above."
-        ) from error
+        if late := of_late_ranks(error, what, time.monotonic() - started):
+            raise late from error
+        raise
+
+
+def of_late_ranks(error: BaseException, what: str, seconds: float | None = None) -> ClusterError | None:
+    """What to say in place of an error of torch.distributed that tells that other training ranks did not come in time; None: it is
+    another error.
+
+    Args:
+        what: of theirs was waited for.
+        seconds: how long; None: nobody measured it.
+    """
+    text = str(error).lower()
+    if not (isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)):
+        return None
+    if not dist.is_initialized() or ("timed out" not in text and "timeout" not in text):
+        return None
+    long = "as long as it may" if seconds is None else f"for {seconds / 60:.2g} minutes"
+    return ClusterError(
+        f"Training rank {dist.get_rank()} (process {os.getpid()}) has waited for the other training ranks, for {what}, {long}, and "
+        "not all of them came. One may work alone for longer, as rank 0 does that reads a large checkpoint, or sends weights to an "
+        "engine and writes them: then raise --distributed-timeout-minutes. If none does, one hangs; what the ranks printed last "
+        "stands above."
+    )
 
 
 def backends(device: torch.device) -> str:
