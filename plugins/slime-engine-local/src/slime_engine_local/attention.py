@@ -101,9 +101,11 @@ def _decode(
     sums: list[Tensor] = []
     for own in plan.own:
         keys, values = own.pool.layer(layer, heads, key, value)
-        keys[own.rows, :, own.lengths] = key[own.requests]
-        values.view(-1, values.shape[2]).index_copy_(0, own.slots, value[own.requests])
-        _attend_to(keys, values, len(own.rows), own, asked[own.requests], scale, outputs, sums if plan.shared else None)
+        for stored, new in ((keys, key), (values, value)):
+            stored.view(-1, stored.shape[2]).index_copy_(0, own.slots, new[own.requests])
+        _attend_to(
+            keys, values, len(own.slots), own, asked[own.requests], scale, outputs, sums if plan.shared else None
+        )
     output = _joined(outputs)
     if plan.shared:
         prefix_outputs: list[Tensor] = []
@@ -143,7 +145,7 @@ def _attend_to(
     Appends the output [rows, n, size] to `outputs`, and the logarithm of the sum of exponentials [rows, n, 1] to `sums`
     unless that is None.
     """
-    keys, values = keys[:rows, :, : part.columns], values[:rows, : part.columns]
+    keys, values = keys[:rows, : part.columns].mT, values[:rows, : part.columns]
     if part.mask is None:
         scores = torch.bmm(queries, keys).mul_(scale)
     else:
@@ -178,17 +180,15 @@ def _prefill(
     row, (before, new) = sequence.row, (sequence.row.length, query.shape[2])
     heads = key.shape[1]
     keys, values = (x[row.index * heads :][:heads] for x in row.pool.layer(layer, heads, key, value))
-    keys[:, :, before : before + new] = key[0].mT
-    values[:, before : before + new] = value[0]
+    keys[:, before : before + new], values[:, before : before + new] = key[0], value[0]
     shared_heads = query.shape[1] != heads
     if blocks is None and not sequence.length and (window is None or new <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared_heads)
-    key, value = keys[None, :, :, : before + new].mT, values[None, :, : before + new]
+    key, value = keys[None, :, : before + new], values[None, :, : before + new]
     if sequence.prefix is not None:
         first, shared = sequence.prefix.index * heads, sequence.shared
         keys, values = (x[first : first + heads] for x in sequence.prefix.pool.layer(layer, heads, key, value))
-        key = torch.cat([keys[None, :, :, :shared].mT, key], 2)
-        value = torch.cat([values[None, :, :shared], value], 2)
+        key, value = torch.cat([keys[None, :, :shared], key], 2), torch.cat([values[None, :, :shared], value], 2)
     column = torch.arange(sequence.length + new, device=query.device)
     position = column[sequence.length :, None]
     mask = column <= position

@@ -59,8 +59,7 @@ class CachedSequence:
 class Pool:
     """Rows of one capacity. The tensors of a layer are made when the layer first asks for them.
 
-    Keys are stored transposed, [rows * heads, size, capacity], which makes the product with a few queries fastest;
-    values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: a masked position is
+    Keys and values are [rows * heads, capacity, size]. Where nothing was written they hold zeros: a masked position is
     multiplied by a weight of 0, which must not meet a NaN.
     """
 
@@ -78,8 +77,8 @@ class Pool:
             key, value: [..., size], from which a new layer takes the head size, the dtype and the device.
         """
         if index not in self._layers:
-            keys = key.new_zeros(0, key.shape[-1], self.capacity)
-            self._layers[index] = heads, keys, value.new_zeros(0, self.capacity, value.shape[-1])
+            keys, values = (x.new_zeros(0, self.capacity, x.shape[-1]) for x in (key, value))
+            self._layers[index] = heads, keys, values
         _, keys, values = self._layers[index]
         if len(keys) < len(self.rows) * heads:
             more = (len(self.rows) + SPARE_ROWS) * heads - len(keys)
@@ -95,15 +94,15 @@ class Pool:
         """
         for index, (heads, keys, values) in self._layers.items():
             keys, values = (x.view(-1, heads, *x.shape[1:]) for x in (keys, values))
-            yield index, (keys[rows, :, :, tokens], values[rows, :, tokens])
+            yield index, (keys[rows, :, tokens], values[rows, :, tokens])
 
     def copy_from(self, other: Pool, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of row `source` of a pool, which may be this one, to row `target` of this
         one."""
         for index, (heads, keys, values) in list(other._layers.items()):
-            own_keys, own_values = self.layer(index, heads, keys.mT, values)
+            own_keys, own_values = self.layer(index, heads, keys, values)
             mine, theirs = (slice(row * heads, (row + 1) * heads) for row in (target, source))
-            own_keys[mine, :, :length] = keys[theirs, :, :length]
+            own_keys[mine, :length] = keys[theirs, :length]
             own_values[mine, :length] = values[theirs, :length]
 
 

@@ -43,18 +43,13 @@ class OwnRows:
     Attributes:
         requests: which of the B * H rows of queries belong to these requests.
         columns: the number of tokens of the longest of them, the new one included.
-        rows: [n * H], the rows of the pool's tensors.
-        lengths: [n * H], the number of tokens that were stored in each before.
-        slots: [n * H], where the new token goes, as an index into the tensor of values with rows and capacity
-            flattened.
+        slots: [n * H], where the new token goes, as an index into the pool's tensors with rows and capacity flattened.
         mask: see `ForwardPass.plan`.
     """
 
     pool: Pool
     requests: slice
     columns: int
-    rows: Tensor
-    lengths: Tensor
     slots: Tensor
     mask: Tensor | None
 
@@ -156,9 +151,8 @@ class ForwardPass:
             if window is not None:
                 visible &= column > lengths[:, None, None] - window
             rows = torch.arange(len(stored) * heads, device=self._device)
-            lengths = lengths.repeat_interleave(heads)
-            slots = rows * pool.capacity + lengths
-            parts.append(OwnRows(pool, requests, len(column), rows, lengths, slots, mask(visible)))
+            slots = rows * pool.capacity + lengths.repeat_interleave(heads)
+            parts.append(OwnRows(pool, requests, len(column), slots, mask(visible)))
         return parts
 
     def _shared_rows(self, heads: int, window: int | None, mask: Mask) -> tuple[list[SharedRows], list[int | None]]:
