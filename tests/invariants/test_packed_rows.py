@@ -72,7 +72,6 @@ def test_chunked_cross_entropy_equals_the_full_one(tiny: SimpleNamespace, archit
     check(tiny, tiny.model(architecture), tiny.samples(tiny.mixed), chunk=chunk, micro_batch_size=6)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_gradient_checkpointing_does_not_change_a_bit(tiny: SimpleNamespace) -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -145,7 +145,6 @@ def plain_and_shared(tiny: SimpleNamespace, **options: Any) -> list[tuple[dict[s
     return found
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_gradient_checkpointing_does_not_change_a_bit(tiny: SimpleNamespace) -> None:
     (_, (_, without)), (_, (_, with_it)) = (plain_and_shared(tiny, gradient_checkpointing=on) for on in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))

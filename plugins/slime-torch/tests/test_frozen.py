@@ -38,7 +38,6 @@ def weights(backend: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", LISTS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_gradients_and_steps_are_those_of_transformers_with_the_same_parameters_frozen(
     tiny: SimpleNamespace, case: str, checkpointing: bool
 ) -> None:

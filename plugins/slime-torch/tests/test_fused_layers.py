@@ -21,7 +21,6 @@ from slime_torch.model import prepare
 from slime_torch.rms_norm import speed_up_norms
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "qwen2_sliding", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_fused_layers_have_the_same_gradients_over_several_micro_batches(

@@ -13,7 +13,7 @@ from slime_core.tensors import matrix_products
 from slime_core.tensors.matrix_products import speed_up_products
 from slime_core.tensors.swiglu import swiglu
 from slime_torch.gated_layers import keep_less
-from slime_torch.model import prepare
+from slime_torch.model import enable_gradient_checkpointing, prepare
 from slime_torch.rms_norm import speed_up_norms
 
 
@@ -45,7 +45,6 @@ def test_a_model_with_such_layers_computes_the_same_and_keeps_less(
     assert kept[1] < kept[0] if layers else kept[1] == kept[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("processor", ["AuthenticAMD avx512f", "GenuineIntel"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -62,7 +61,7 @@ def test_what_is_made_again_gives_the_same_gradient_bit_for_bit_and_is_not_kept(
     speed_up_products(model)
     if checkpointing:
         model.train()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_gradient_checkpointing(model)
     found, kept = [], []
     for recipe_of in (matrix_products.recipe_of, lambda tensor: None):
         monkeypatch.setattr(matrix_products, "recipe_of", recipe_of)

@@ -34,7 +34,6 @@ def dropouts(config: PreTrainedConfig) -> dict[str, float]:
     return {name: 0.3 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float | int)}
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_step_has_the_gradients_without_dropout(

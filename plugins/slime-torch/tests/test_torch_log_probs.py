@@ -36,7 +36,6 @@ def in_order(batch: TrainBatch, found: list[list[float]]) -> list[list[float]]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize(
     "options", [{}, {"bf16": True}, {"gradient_checkpointing": True}, {"log_probs_chunk_size": 5}], ids=str
 )

@@ -61,7 +61,6 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize(
     ("architecture", "checkpointing"),
     # What is computed again in the backward pass escapes `float64`, and routers compute in float32.
@@ -73,7 +72,6 @@ def test_loss_and_gradients_equal_transformers_with_peft(
     check(tiny, architecture, tiny.samples(tiny.mixed), checkpointing, micro_batch_size=4)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize(
     "cut", [{"micro_batch_size": 1}, {"max_tokens": 25, "share_prompts": True}, {"micro_batch_size": 99}], ids=str
 )
@@ -242,7 +240,6 @@ def test_the_reference_is_the_model_with_its_adapters_off_bit_for_bit(tiny: Simp
     assert tiny.backend(tiny.model(), lora_rank=0).reference() is None
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_checkpointing": True}], ids=str)
 def test_log_probs_equal_those_of_the_training_forward_pass_bit_for_bit(
     tiny: SimpleNamespace, options: dict[str, bool]

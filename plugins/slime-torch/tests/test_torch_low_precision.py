@@ -172,7 +172,6 @@ def test_only_training_moves_scales_and_histories(tiny: SimpleNamespace) -> None
     assert not same(history(backend), before)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("recipe", [{"fp8_recipe": "blockwise"}, MEMORY], ids=["blockwise", "delayed"])
 def test_activations_that_are_computed_again_change_nothing(tiny: SimpleNamespace, recipe: dict[str, Any]) -> None:
     kept, again = (trained(tiny, 3, gradient_checkpointing=flag, **recipe) for flag in (False, True))

@@ -514,7 +514,6 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_ranks_train_as_one_process_does(tiny: SimpleNamespace, two: Any, name: str) -> None:

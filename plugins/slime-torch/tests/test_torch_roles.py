@@ -116,7 +116,6 @@ def test_a_new_critic_predicts_0_and_learns_without_taking_logits(
     assert critic.evaluate(batch)["loss"] < losses[-1]
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_checkpointing": True}], ids=str)
 def test_values_equal_those_of_the_training_forward_pass_bit_for_bit(
     tiny: SimpleNamespace, options: dict[str, bool]

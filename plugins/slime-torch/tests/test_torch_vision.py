@@ -128,7 +128,6 @@ def grouped(processor: Any) -> list[Sample]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointed"])
 def test_a_prompt_with_images_that_a_group_shares_is_computed_once_and_exactly(
     vision: Any, tiny: Any, changes: Any

@@ -8,7 +8,7 @@ are bfloat16 (autocast), with --fp8-format they are those of FP8 (`low_precision
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,7 @@ from slime_torch.model import (
     add_value_head,
     check_checkpoint,
     empty_model,
+    enable_gradient_checkpointing,
     freeze,
     load_model,
     prepare,
@@ -205,8 +206,7 @@ class TorchBackend(HasKeptWeights):
         if role == "reference":
             return
         if self.args.gradient_checkpointing:
-            enable: Callable[..., None] = model.gradient_checkpointing_enable
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable_gradient_checkpointing(model)
         self._schedule = Schedule.from_args(self.args, total_steps)
         self.optimizer = build_optimizer(self.args, model)
         self._kept = KeptWeights(dict(model.named_parameters()), local)

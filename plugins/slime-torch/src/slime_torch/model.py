@@ -230,6 +230,14 @@ def require_gradient_checkpointing(model: PreTrainedModel) -> None:
         )
 
 
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Have the layers of `model` computed again in the backward pass."""
+    # The former name, which transformers goes on calling for models that have their own, is deprecated since 5.23.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable: Callable[..., None] = getattr(model, next(name for name in names if hasattr(model, name)))
+    enable({"use_reentrant": False})
+
+
 def find_head(model: PreTrainedModel) -> Head:
     """The model's output embedding and what its configuration says is done to the logits.
 
