@@ -77,7 +77,7 @@ class AdvantageOutputs:
 def advantages(args: RunArguments, inputs: AdvantageInputs) -> AdvantageOutputs:
     """How much better than expected each response token was.
 
-    It is called in every training rank with the whole rollout, so it must give the same in each.
+    It is called in every training rank with the whole rollout, so it must give the same in each; that is checked.
 
     An estimator that needs log-probs or values says so with `slime_core.contracts.loss.reads`.
     """

@@ -172,7 +172,7 @@ def convert_samples(args: RunArguments, samples: list[Sample]) -> dict[str, list
 
 def rollout_data_postprocess(args: RunArguments, rollout_id: int, rollout_data: dict[str, list[Any]]) -> None:
     """Change what a rollout is trained with, after log-probs and advantages have been computed and before the first optimizer
-    step: masks above all. Called in every training rank with the whole rollout, so it must do the same in each.
+    step: masks above all. Called in every training rank with the whole rollout, so it must do the same in each; that is checked.
 
     Args:
         rollout_data: lists with one entry for each sample: "tokens", "response_lengths", "total_lengths", "rewards" (normalised in their

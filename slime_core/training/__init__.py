@@ -14,6 +14,7 @@ earlier.py     models with weights that the actor had
 frozen.py      which parameters are trained
 packing.py     how the samples of a step are packed, aligned to the ranks and distributed over them
 work.py        how much work a sample is for a model
+alike.py       whether functions of a person's own gave the same in every training rank
 signals.py     between samples and the flat tensors of an advantage estimator
 token_numbers.py  what a rollout was trained with, token by token, for those who watch a run
 postprocess.py  what a hook changes of a rollout, and a file keeps of it, before it is trained

@@ -17,7 +17,8 @@ from slime_core.errors import SampleError
 from slime_core.plugins import Selected
 from slime_core.plugins.slime_shapes.advantages import rewards_of
 from slime_core.sample import Group, Sample, reward_of
-from slime_core.token_arrays import column_of
+from slime_core.token_arrays import column_of, flat
+from slime_core.training.alike import require_alike
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
 from slime_core.training.steps import Steps
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 COMPUTED = frozenset({"old_log_probs", "ref_log_probs", "trainer_log_probs", "values"})
 """What models compute, by the names under which losses and estimators read it."""
+
+ONCE = "Noise of the rewards can also come from --custom-reward-post-process-path, which is called once for all ranks."
+"""What to do in place of an estimator with random numbers."""
 
 
 class ColumnMaker:
@@ -104,7 +108,9 @@ class ColumnMaker:
         inputs = advantage_inputs(groups, rewards, final, columns, raw)
         if self._components.data_postprocess is not None:
             self.rewards = rewards_of(self._args, inputs)
-        return columns_of(estimator(self._args, inputs), samples)
+        made = columns_of(estimator(self._args, inputs), samples)
+        require_alike(estimator, map(flat, made.values()), lambda: map(flat, columns.values()), ONCE)
+        return made
 
     def _without_log_probs(self, samples: Sequence[Sample]) -> str:
         """Which samples have a response and no `rollout_log_probs`, in a sentence; "" where there are none. It is a warning, once in a

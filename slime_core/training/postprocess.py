@@ -17,8 +17,9 @@ from slime_core.data.sample_lines import is_json
 from slime_core.errors import PluginError
 from slime_core.plugins import Selected
 from slime_core.sample import Sample, Status
-from slime_core.token_arrays import array_of, num_tokens, token_ids, trained
+from slime_core.token_arrays import array_of, flat, flat_arrays, num_tokens, token_ids, trained
 from slime_core.token_columns import TokenColumn
+from slime_core.training.alike import require_alike
 from slime_core.training.signals import Column
 from slime_core.trajectories import number_of
 
@@ -94,7 +95,7 @@ def postprocessed(
         rewards: see `rollout_data_of`.
 
     Raises:
-        PluginError: it leaves something that cannot be trained on, or changes what is fixed by now.
+        PluginError: it leaves something that cannot be trained on, changes what is fixed by now, or does not do the same in every rank.
     """
     data = rollout_data_of(args, samples, columns, rewards)
     hook(args, rollout_id, data)
@@ -141,6 +142,8 @@ def postprocessed(
             made = [
                 sample.changed(loss_mask=mask, remove_sample=False) for sample, mask in zip(samples, masks, strict=True)
             ]
+    numbers_made = [*map(flat, new_columns.values()), flat_arrays(map(trained, made), "bool")]
+    require_alike(hook, numbers_made, lambda: map(flat, columns.values()))
     metrics = {}
     for name in data.keys() - before.keys():
         values = _numbers(data[name])
