@@ -306,6 +306,12 @@ def test_what_the_backend_cannot_do_is_refused_by_name_when_a_run_is_planned(fla
     assert "--" + flags.split("--")[-1].split()[0] in str(error.value)
 
 
+def test_sgd_whose_state_would_be_cut_over_ranks_is_refused_when_a_run_is_planned(namespace: Namespace) -> None:
+    with pytest.raises(ArgumentError, match="--optimizer sgd needs --no-use-distributed-optimizer"):
+        resolved(namespace, "--optimizer sgd")
+    resolved(namespace, "--optimizer sgd --no-use-distributed-optimizer")
+
+
 @pytest.mark.parametrize(
     "flags", [flags for flags in REFUSED if "dropout" not in flags]
 )  # which the torch backend refuses too

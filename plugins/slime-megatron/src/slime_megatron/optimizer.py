@@ -11,7 +11,6 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, clip_grads, get_megatron_optimizer
 from torch import Tensor, nn
 
-from slime_core.errors import ArgumentError
 from slime_core.tensors.norm import squares_of
 from slime_megatron import te_layers
 from slime_megatron.arguments import MegatronRunArguments
@@ -42,15 +41,7 @@ def wrap(module: HiddenStates, args: MegatronRunArguments, bucket_size: int | No
 
 
 def build(wrapped: nn.Module, args: MegatronRunArguments, dtype: torch.dtype) -> Any:
-    """The optimizer of `--optimizer`. Biases and weights with one dimension are never decayed.
-
-    Raises:
-        ArgumentError: `--optimizer sgd` is given with a state that is cut over ranks.
-    """
-    if args.optimizer == "sgd" and args.use_distributed_optimizer:
-        raise ArgumentError(
-            "--optimizer sgd needs --no-use-distributed-optimizer: megatron-core cuts the state of Adam alone over ranks."
-        )
+    """The optimizer of `--optimizer`. Biases and weights with one dimension are never decayed."""
     config = OptimizerConfig(
         optimizer="sgd" if args.optimizer == "sgd" else "adam",
         lr=args.lr,

@@ -90,13 +90,15 @@ def _optimizer(args: MegatronArguments) -> Iterator[str]:
         )
     if not args.accumulate_allreduce_grads_in_fp32:
         yield "--no-accumulate-allreduce-grads-in-fp32: gradients are always added up in float32. Leave the option out."
+    optimizer, offloaded = getattr(args, "optimizer", "adam"), getattr(args, "optimizer_cpu_offload", False)
     if args.use_precision_aware_optimizer and args.transformer_impl == "transformer_engine":
-        optimizer, offloaded = getattr(args, "optimizer", "adam"), getattr(args, "optimizer_cpu_offload", False)
         if optimizer == "sgd" or offloaded or not args.use_distributed_optimizer:
             yield (
                 "--use-precision-aware-optimizer is an Adam whose state is cut over ranks and stays on the GPU. Leave it out, or "
                 "--optimizer sgd, --no-use-distributed-optimizer and --optimizer-cpu-offload."
             )
+    elif optimizer == "sgd" and args.use_distributed_optimizer:
+        yield "--optimizer sgd needs --no-use-distributed-optimizer: megatron-core cuts the state of Adam alone over ranks."
 
 
 def _experts(args: MegatronArguments) -> Iterator[str]:
