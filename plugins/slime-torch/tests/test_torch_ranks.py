@@ -409,14 +409,15 @@ def kept(tiny: SimpleNamespace) -> dict[str, bool]:
     return found
 
 
-def too_late(rank: int) -> str:
-    """What rank 1 says that waits for a weight in vain."""
-    group = dist.new_group([0, 1], timeout=timedelta(seconds=0.3))
+def too_late(rank: int) -> list[str]:
+    """What rank 1 says that waits in vain, for a weight and in an exchange of FSDP."""
+    group, other = (dist.new_group([0, 1], timeout=timedelta(seconds=0.3)) for _ in range(2))
     weight = distribute_tensor(torch.ones(4), DeviceMesh.from_group(group, "cpu"), [Shard(0)], src_data_rank=None)
     if rank == 0:
         dist.barrier()
-        return ""
-    found = failure(lambda: whole(weight))
+        return []
+    found = [failure(lambda: whole(weight))]
+    found.append(failure(lambda: Network().gather(torch.ones(4), torch.zeros(2, 4).unbind(), other)))
     dist.barrier()
     return found
 
@@ -614,8 +615,9 @@ def test_ranks_leave_the_process_group_when_their_worker_is_closed(two: Any) -> 
 
 
 def test_a_rank_that_waits_too_long_for_a_weight_says_so(two: Any) -> None:
-    assert two[1][1]["too late"].startswith("ClusterError: Training rank 1 (process ")
-    assert "for their parts of a weight" in two[1][1]["too late"]
+    for told, what in zip(two[1][1]["too late"], ("a weight", "layers and gradients"), strict=True):
+        assert told.startswith("ClusterError: Training rank 1 (process ")
+        assert f"for their parts of {what}" in told
 
 
 def test_dropout_differs_between_ranks(two: Any) -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slime_core.tensors.ranks import in_time
+
 
 class Network:
     """The way between any ranks: messages of gloo. What travels are tensors of one dimension."""
@@ -74,9 +76,10 @@ def swap(sent: Sequence[Tensor], received: Sequence[Tensor], group: dist.Process
         if rank != group.rank():
             works.append(dist.irecv(received[rank], group=group, group_src=rank))
             works.append(dist.isend(sent[rank], group=group, group_dst=rank))
-    for work in works:
-        if work is not None:  # which it is only for a rank outside of the group
-            work.wait()
+    with in_time("their parts of layers and gradients"):
+        for work in works:
+            if work is not None:  # which it is only for a rank outside of the group
+                work.wait()
 
 
 def add_up(parts: Sequence[Tensor], total: Tensor) -> None:
