@@ -13,6 +13,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ EXTRAS = {
     "background": "a [`Background`](#background), where it keeps what it goes on doing between its calls",
 }
 """What the keyword parameters hold that a component may ask for."""
+
+OF_SAMPLES = (
+    *("source", "dataset", "tools", "asked", "trained_mask", "effective_response_length"),
+    *("get_reward_value", "append_response_tokens", "changed"),
+)
+"""Properties and methods of samples that hooks are meant to use; the others are for slime itself."""
 
 
 def page() -> str:
@@ -117,7 +124,7 @@ def _policy(policy: FailurePolicy) -> str:
 
 def _types() -> Iterator[Any]:
     """What the contracts speak of, file by file: public classes and functions that are no contracts themselves."""
-    yield from (lazy.Lazy, sample.Sample, sample.RolloutOutput)
+    yield from (lazy.Lazy, sample.Sample, sample.Status, sample.RolloutOutput)
     contracts = {contract for kind in KINDS.values() for contract in (kind.contract, kind.alternative)}
     files = dict.fromkeys(
         [
@@ -147,6 +154,19 @@ def _described(described: Any) -> Iterator[str]:
         assert isinstance(node, ast.FunctionDef)
         yield _code("\n".join(source.splitlines()[: node.body[0].lineno - 1]).removesuffix(":"))
     yield from _docstring(described)
+    if inspect.isclass(described) and issubclass(described, Enum):
+        yield "\n".join(f"- `{member.name}`: {member.value!r}" for member in described)
+    if described is sample.Sample:
+        yield "What hooks may read of it besides, and call:"
+        yield _code("\n\n".join(_method(vars(described)[name]) for name in OF_SAMPLES))
+
+
+def _method(member: Any) -> str:
+    """A property or method: its signature and docstring."""
+    source = textwrap.dedent(inspect.getsource(member.fget if isinstance(member, property) else member))
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.FunctionDef)
+    return "\n".join(source.splitlines()[: node.body[0].end_lineno])
 
 
 def _contract(contract: Any) -> str:

@@ -263,7 +263,8 @@ class Sample:
             tokens: the token ids of the turn; lists, arrays and tensors will do.
             log_probs: their log-probs, needed for tokens that are trained. Others have none, and count 0.
             trainable: whether the model generated them (they are trained) or not (tool results; they are masked).
-            meta_info: what SGLang's `/generate` said of the turn: `finish_reason` and `weight_version` are read.
+            meta_info: what SGLang's `/generate` said of the turn, of which are read: `finish_reason`, {"type": "stop"}, "length" or
+                "abort"; `weight_version` of all its tokens, or `weight_versions`, one for each of them.
             text: is appended to `response`; None leaves that to the caller.
             update_terminal_info: whether `status` is set to what `finish_reason` says.
 

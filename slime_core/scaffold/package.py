@@ -148,6 +148,7 @@ def _fields(name: str, kind: str) -> dict[str, str]:
         "target": class_name if inspect.isclass(row.contract) else package,
         "kind": kind,
         "kind_in_words": kind.replace("_", " "),
+        "a_kind": f"{'An' if kind[0] in 'aeiou' else 'A'} {kind.replace('_', ' ')}",
         "hook": row.hook,
         "contract": row.contract_path,
         "command": command,
