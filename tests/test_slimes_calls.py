@@ -19,8 +19,8 @@ import torch
 from slime_core.cli import main
 from slime_core.contracts.advantage import AdvantageInputs
 from slime_core.contracts.loss import LossInputs, Reduce
-from slime_core.contracts.rollout_outputs import metric_numbers
-from slime_core.errors import PluginError
+from slime_core.contracts.rollout_outputs import as_rollout_output, metric_numbers
+from slime_core.errors import DataError, PluginError
 from slime_core.plugins import Plugins
 from slime_core.plugins.slime_shapes.advantages import RolloutData
 from slime_core.run.evaluation import metrics_of
@@ -694,3 +694,17 @@ def test_metrics_that_are_texts_are_left_out_and_told_of_once(caplog):
         assert metric_numbers({"source": "contract", "turns": 2}) == {"turns": 2}
     (told,) = caplog.messages
     assert told == "The metric 'source' is the text 'contract' (str); metrics are numbers, so it is not logged"
+
+
+def test_what_stands_where_a_group_belongs_is_named():
+    sample = Sample(index=3)
+    for groups, said in (
+        ([sample], "Sample) stands where a group belongs, expected a list of samples, those of one prompt"),
+        ([[{"prompt": "p"}]], "(list) stands where a group belongs"),
+        ([None], "None (NoneType) stands where a group belongs"),
+        (3, "its groups are 3 (int), expected a list of groups"),
+    ):
+        with pytest.raises(DataError, match=re.escape(said)):
+            as_rollout_output(RolloutOutput(groups))
+    with pytest.raises(DataError, match="its generations are .* expected a list of samples"):
+        as_rollout_output(RolloutOutput([], generations=[[sample]]))

@@ -27,8 +27,29 @@ def as_rollout_output(result: Any) -> Any:
 
     Raises:
         DataError: segments of one trajectory have different `rollout_id`s, or an evaluation set has neither rewards nor samples, or not one reward
-            for each sample; or a metric is neither a number nor a text.
+            for each sample; or a metric is neither a number nor a text, or something stands where a group or a sample belongs.
     """
+    output = _read(result)
+    if isinstance(output, RolloutOutput):
+        _require_groups(output)
+    return output
+
+
+def _require_groups(output: RolloutOutput) -> None:
+    if not isinstance(output.groups, (list, tuple)):
+        raise DataError(f"its groups are {shown(output.groups)}, expected a list of groups, one for each prompt")
+    for group in output.groups:
+        if not isinstance(group, (list, tuple)) or not all(isinstance(sample, Sample) for sample in group):
+            raise DataError(
+                f"{shown(group)} stands where a group belongs, expected a list of samples, those of one prompt"
+            )
+    if not isinstance(output.generations, (list, tuple)) or not all(
+        isinstance(sample, Sample) for sample in output.generations
+    ):
+        raise DataError(f"its generations are {shown(output.generations)}, expected a list of samples")
+
+
+def _read(result: Any) -> Any:
     if isinstance(result, RolloutOutput):
         result.metrics = metric_numbers(result.metrics)
         return result
