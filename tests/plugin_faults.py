@@ -116,7 +116,11 @@ FAULTS = {
     "loss that is not averaged": Fault(
         loss(LOSS_OUTPUTS + "LossOutputs(-inputs.log_probs)"),
         PICK_LOSS,
-        ["It returned of shape (", ",) as the loss; expected a tensor with one number", "raised in the loss 'it' of"],
+        [
+            "It returned a tensor of shape (",
+            ",) as the loss; expected a tensor with one number",
+            "raised in the loss 'it' of",
+        ],
     ),
     "loss without its wrapper": Fault(
         loss("def it(args, inputs): return inputs.reduce(-inputs.log_probs)"),
@@ -257,7 +261,10 @@ FAULTS = {
     "advantages of another shape": Fault(
         provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.rewards)"),
         PICK_ADVANTAGE,
-        ["It returned advantages of shape (4,); expected a tensor of shape (", "chosen by --advantage-estimator"],
+        [
+            "It returned a tensor of shape (4,) as advantages; expected a tensor of shape (",
+            "chosen by --advantage-estimator",
+        ],
     ),
     "advantages that are NaN": Fault(
         provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.loss_mask * float('nan'))"),
@@ -267,7 +274,7 @@ FAULTS = {
     "returns of another shape": Fault(
         provided("slime_advantages", ADVANTAGE + "AdvantageOutputs(inputs.loss_mask, inputs.rewards)"),
         PICK_ADVANTAGE,
-        ["It returned returns of shape (4,); expected a tensor of shape ("],
+        ["It returned a tensor of shape (4,) as returns; expected a tensor of shape ("],
     ),
     "advantages without their wrapper": Fault(
         provided("slime_advantages", ADVANTAGE + "inputs.loss_mask.tolist()[:2]"),

@@ -107,6 +107,16 @@ def test_what_a_reward_or_filter_may_not_do_to_a_sample_is_found_where_it_return
     assert hook.name in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize("change", ["groups.pop()", "groups[0].pop()", "groups[:] = groups[:1]", "groups[0] *= 2"])
+def test_a_sample_filter_that_takes_samples_out_is_named(tmp_path, monkeypatch, change) -> None:
+    hook = selected(tmp_path, monkeypatch, "sample_filter", f"def it(args, groups):\n    {change}")
+    with pytest.raises(
+        SampleError, match=r"It was given 4 samples and left \d\. .* set remove_sample = True"
+    ) as caught:
+        hook(None, [[finished(), finished()], [finished(), finished()]])
+    assert hook.name in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize("what", ALLOWED)
 def test_what_a_reward_may_do_it_may(tmp_path, monkeypatch, what) -> None:
     hook = selected(

@@ -45,7 +45,7 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "an octal number": ("seed: 010", "what is the number '010'"),
     "a time of day": ("lr: 1:30", "what is the number '1:30'"),
     "a time of day with a fraction": ("lr: 1:30.5", "what is the number '1:30.5'"),
-    "a key twice": ("lr: 1\nlr: 2", "the key 'lr' is there twice"),
+    "a key twice": ("lr: 1\nlr: 2", "the key 'lr' is there twice\n  in \"r.yaml\", line 2, column 1"),
     "a key twice, with dashes": ("num-rollout: 1\nnum_rollout: 2", "sets --num-rollout twice"),
     "no integer": ("seed: !!int foo", "is not valid YAML"),
     "no date": ("save: 2001-99-99", "month must be in 1..12"),

@@ -248,13 +248,13 @@ async def called(selected: Selected, given: tuple[Any, ...]) -> Any:
             "importance_weight",
             "def it(args, inputs): return inputs.loss_mask, {}, inputs.loss_mask[1:]",
             (None, loss_inputs_of(3)),
-            "kept tokens of shape (2,); expected a tensor of shape (3,), one for each token",
+            "a tensor of shape (2,) as kept tokens; expected a tensor of shape (3,), one for each token",
         ),
         (
             "importance_weight",
             "def it(args, inputs): return inputs.loss_mask[1:], {}",
             (None, loss_inputs_of(3)),
-            "weights of shape (2,); expected a tensor of shape (3,), one for each token",
+            "a tensor of shape (2,) as weights; expected a tensor of shape (3,), one for each token",
         ),
         (
             "importance_weight",

@@ -706,5 +706,5 @@ def test_what_stands_where_a_group_belongs_is_named():
     ):
         with pytest.raises(DataError, match=re.escape(said)):
             as_rollout_output(RolloutOutput(groups))
-    with pytest.raises(DataError, match="its generations are .* expected a list of samples"):
+    with pytest.raises(DataError, match=r"its generations are .* expected a list of samples"):
         as_rollout_output(RolloutOutput([], generations=[[sample]]))

@@ -91,7 +91,7 @@ def _check_advantages(result: Any, args: tuple[Any, ...]) -> str | None:
     made = {"advantages": result.advantages} | ({} if result.returns is None else {"returns": result.returns})
     for name, value in made.items():
         if getattr(value, "shape", None) != wanted:
-            return f"{name} {shape_of(value)}; expected a tensor of shape {wanted}, one for each response token"
+            return f"{shape_of(value)} as {name}; expected a tensor of shape {wanted}, one for each response token"
         # The sum is not finite if a number is not, and is found much sooner; where it only overflows, a look at all decides.
         if not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
             bad = sorted(set(args[1].sample_index[~value.isfinite()].tolist()))

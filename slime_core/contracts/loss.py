@@ -284,7 +284,7 @@ def _check_weights(result: Any, args: tuple[Any, ...]) -> str | None:
     wanted = tuple(args[1].loss_mask.shape)
     for name, values in zip(("weights", "kept tokens"), result[::2], strict=False):
         if getattr(values, "shape", None) != wanted:
-            return f"{name} {shape_of(values)}; expected a tensor of shape {wanted}, one for each token"
+            return f"{shape_of(values)} as {name}; expected a tensor of shape {wanted}, one for each token"
         if values.requires_grad:
             return f"{name} with a gradient; expected them detached: they scale the loss and are not trained through"
     return None

@@ -46,6 +46,6 @@ def shown(value: Any) -> str:
 
 
 def shape_of(value: Any) -> str:
-    """A tensor's shape or, of something else, the value, for messages."""
+    """A tensor's shape or, of something else, the value, for messages: "a tensor of shape (3,)"."""
     shape = getattr(value, "shape", None)
-    return shown(value) if shape is None else f"of shape {tuple(shape)}"
+    return shown(value) if shape is None else f"a tensor of shape {tuple(shape)}"

@@ -58,7 +58,9 @@ class Template:
         if self.variables and (own := sorted(self.variables.keys() & _decisions(tokenizer))):
             raise DataError(f"{own[0]!r} is no variable of a chat template, but decides how it is rendered")
         if not getattr(tokenizer, "chat_template", None):
-            raise DataError("the tokenizer has no chat template; use one that has, or set tokenizer.chat_template.")
+            raise DataError(
+                "the tokenizer of --hf-checkpoint has no chat template. Put one into its folder, as the file chat_template.jinja."
+            )
         try:
             self.source = source or tokenizer.get_chat_template(None, self.tools)
         except ValueError as error:  # there are several, and none for this

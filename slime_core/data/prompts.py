@@ -133,7 +133,12 @@ def _rendered(
     if not tokenizer.chat_template:
         raise ArgumentError(
             f"{_place(sample)}: the model has no chat template (chat_template.jinja), with which --apply-chat-template would render the "
-            "prompt. Leave the option out to let the model go on with the text as it is, or choose a model that has one."
+            "prompt. Put one into its folder"
+            + (
+                ", or leave the option out to let the model go on with the text as it is."
+                if isinstance(prompt, str)
+                else "."
+            )
         )
     try:
         messages = prompt_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)

@@ -45,10 +45,13 @@ def before(kind: str, args: Iterable[Any]) -> list[Before]:
     ]
 
 
-def check(given: Iterable[Before]) -> None:
-    """Raise for the first sample that cannot be trained any more as it was generated.
+def check(given: Sequence[Before], kind: str, args: Iterable[Any]) -> None:
+    """Raise for the first sample that cannot be trained any more as it was generated, and where a sample filter has taken any out.
 
     A response may be cut or its mask changed, as long as masks, log-probs and weight versions are as long as it.
+
+    Args:
+        given: what `before` has noted of `args`.
 
     Raises:
         SampleError: says what was changed.
@@ -66,6 +69,11 @@ def check(given: Iterable[Before]) -> None:
             raise SampleError(f"It changed index, group_index or rollout_id of {was.name}; these belong to the run.")
         if problem := misaligned(sample):
             raise SampleError(f"It left {was.name} in a state that cannot be trained: {problem}")
+    if kind == "sample_filter" and (left := sum(1 for value in args for _ in samples_in(value))) != len(given):
+        raise SampleError(
+            f"It was given {len(given)} samples and left {left}. A group keeps its samples, and a rollout its groups: set "
+            "remove_sample = True on those that shall not be trained."
+        )
 
 
 def _prompt(sample: Sample) -> Sequence[int]:

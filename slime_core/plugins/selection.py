@@ -224,7 +224,7 @@ class Selected(Generic[Result]):
         for value in (result,) if self.kind == "buffer_pop" else (result, *args):
             for sample in samples_in(value):
                 sample.make_plain(handed_over=value is result and self.kind in _MAKERS)
-        sample_changes.check(given)
+        sample_changes.check(given, self.kind, args)
         for check in filter(None, (KINDS[self.kind].check, self.further_check)):
             if problem := check(result, args):
                 raise PluginError(f"It returned {problem.rstrip('.')}.")

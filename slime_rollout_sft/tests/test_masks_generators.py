@@ -259,7 +259,9 @@ def test_turns_that_cannot_be_told_apart_are_an_error(family: Loader) -> None:
 def test_a_tokenizer_without_template_is_an_error(family: Loader) -> None:
     tokenizer = copy.deepcopy(family("smollm2"))
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match="has no chat template"):
+    with pytest.raises(
+        DataError, match=r"has no chat template\. Put one into its folder, as the file chat_template\.jinja"
+    ):
         auto(tokenizer, [QUESTION, ANSWER], None)
 
 
