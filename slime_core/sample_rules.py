@@ -50,16 +50,19 @@ def number_groups(groups: Sequence[list[Sample]]) -> None:
             sample.group_index = number
 
 
-def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool) -> None:
+def check_rollout(groups: Iterable[Sequence[Sample]], need_reward: bool, is_read: bool = True) -> None:
     """Raise `SampleError` naming sample and rule when a sample breaks an invariant.
 
     The rules: `rollout_id` is an int or None; no more response tokens than tokens, and a first token that nothing precedes is not trained; the
     loss mask, log-probs and weight versions, where present, have `response_length` entries; the mask holds 0 and 1 only; log-probs are
     finite and at most 0; images are bytes; a reward is present, and a number finite, unless the sample was aborted (checked when `need_reward`).
+
+    Args:
+        is_read: a model reads the samples, for their loss; else no token of theirs is trained, and each may be the first.
     """
     for group in groups:
         for sample in group:
-            if problem := _broken_rule(sample, need_reward):
+            if problem := _broken_rule(sample, need_reward, is_read):
                 raise SampleError(f"The rollout returned a bad {sample.name}: {problem}")
 
 
@@ -77,13 +80,13 @@ def misaligned(sample: Sample) -> str | None:
     return None
 
 
-def _broken_rule(sample: Sample, need_reward: bool) -> str | None:
+def _broken_rule(sample: Sample, need_reward: bool, is_read: bool) -> str | None:
     if problem := misaligned(sample):
         return problem
     n, r = num_tokens(sample), sample.response_length
     if wrong := _wrong_value(sample):
         return wrong
-    if r == n and n > 0 and trained(sample)[0]:
+    if is_read and r == n and n > 0 and trained(sample)[0]:
         return "its first token is trained, but nothing precedes it to predict it from; mask it or add a prompt."
     if any(type(image) is not bytes for image in sample.images):
         return "its images are not all bytes; expected encoded images, such as the content of a PNG file."

@@ -136,7 +136,8 @@ class RolloutWorker:
         """Make and check the samples of an evaluation."""
         with collecting_old_seldom():
             output = self._eval_rollout(self._args, rollout_id, self._data_source, evaluation=True)
-        _check([*output.groups, output.generations], self._eval_rollout, need_reward=False)
+        _check(output.groups, self._eval_rollout, need_reward=False)
+        _check([output.generations], self._eval_rollout, need_reward=False, is_read=False)
         _require_dataset(output, self._eval_rollout)
         if self._args.eval_prompt_data and not (output.groups or output.generations or output.metrics):
             sets = ", ".join(name for name, _ in eval_sets(self._args))
@@ -225,11 +226,11 @@ def _metrics_of(source: HasMetrics) -> dict[str, float]:
         ) from None
 
 
-def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool) -> None:
+def _check(groups: list[Group], rollout: Selected[Any], need_reward: bool, is_read: bool = True) -> None:
     try:
         for group in groups:
             compact(group)
-        check_rollout(groups, need_reward)
+        check_rollout(groups, need_reward, is_read)
         if need_reward:  # it is trained on
             number_groups(groups)
             gather_trajectories(groups)

@@ -216,7 +216,8 @@ def varied(args: Any, samples: list[Sample], **kwargs: Any) -> DynamicFilterOutp
 
 
 def measured(args: Any, rollout_id: int, data_source: Any, evaluation: bool = False) -> RolloutFnEvalOutput:
-    """An evaluation that only looks at what its sets are."""
+    """An evaluation that only looks at what its sets are. Its answers have no prompt."""
     sets = getattr(args, "eval_datasets", []) or []
     rewards = {one.name: float(one.n_samples_per_eval_prompt) for one in sets if one.temperature != 0.25}
-    return RolloutFnEvalOutput(data={name: {"rewards": [reward]} for name, reward in rewards.items()})
+    answer = Sample(response="yes", tokens=[5, 6], response_length=2, status=Sample.Status.COMPLETED)
+    return RolloutFnEvalOutput(data={name: {"rewards": [r], "samples": [answer]} for name, r in rewards.items()})
