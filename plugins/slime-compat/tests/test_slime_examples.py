@@ -155,7 +155,10 @@ def test_the_hooks_of_an_example_run_unchanged(name: str, assets: Callable[[str]
     check_rollout([samples], need_reward=True)
     trained = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
     assert len(trained) == 3
-    assert all(line["train/train_rollout_logprob_abs_diff"] < 1e-4 for line in trained)
+    apart = "train/train_rollout_logprob_abs_diff"  # is not there where the rewards of every group are equal
+    measured = [line[apart] for line in trained if apart in line]
+    assert measured
+    assert max(measured) < 1e-4
     assert any(line["train/grad_norm"] > 0 for line in trained)
     assert {int(version) for sample in samples for version in sample.weight_versions} == {0, 1, 2}
     ONLY[name](samples, searches.read_text(), trained)
