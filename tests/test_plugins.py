@@ -227,6 +227,14 @@ def test_a_module_that_is_not_found_is_reported_with_the_folders_that_were_searc
     assert f"{sysconfig.get_path('stdlib')}," not in str(error.value)
 
 
+def test_of_a_module_that_is_refused_in_words_no_folders_are_told(tmp_path, monkeypatch):
+    (tmp_path / "own_refusal.py").write_text('raise ModuleNotFoundError("There is no such thing here. Leave it out.")')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError) as error:
+        Plugins([]).select("reward", "own_refusal.it", "--custom-rm-path")
+    assert "Leave it out. There is no reward named 'own_refusal.it'" in str(error.value)
+
+
 def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(tmp_path, monkeypatch):
     code = """
         import asyncio, time

@@ -72,8 +72,9 @@ def names_a_module(name: str) -> bool:
 
 
 def looked_in(error: Exception) -> str:
-    """Where Python looked for a module that it did not find: all folders but those of the standard library."""
-    if not isinstance(error, ModuleNotFoundError):
+    """Where Python looked for a module that it did not find: all folders but those of the standard library. "" where the
+    error is not Python's own, which says itself what is missing."""
+    if not isinstance(error, ModuleNotFoundError) or not str(error).startswith("No module named "):
         return ""
     own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
     folders = [os.path.abspath(folder) for folder in sys.path if not folder.endswith(".zip")]

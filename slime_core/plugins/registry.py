@@ -177,7 +177,11 @@ class Plugins:
             try:
                 value = resolve(value.target)
             except Exception as error:
-                why = str(error) if isinstance(error, SlimeError) else f"{type(error).__name__}: {error}."
+                why = (
+                    str(error)
+                    if isinstance(error, SlimeError)
+                    else f"{type(error).__name__}: {error}".rstrip(".") + "."
+                )
                 advice = "Repair or reinstall it."
                 if provided is None:
                     advice = self._unknown(kind, name, option)
