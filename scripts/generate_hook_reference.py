@@ -158,7 +158,7 @@ def _described(described: Any) -> Iterator[str]:
         yield "\n".join(f"- `{member.name}`: {member.value!r}" for member in described)
     if described is sample.Sample:
         yield "What hooks may read of it besides, and call:"
-        yield _code("\n\n".join(_method(vars(described)[name]) for name in OF_SAMPLES))
+        yield _code("\n\n\n".join(_method(vars(described)[name]) for name in OF_SAMPLES))
 
 
 def _method(member: Any) -> str:

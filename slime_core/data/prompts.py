@@ -68,7 +68,8 @@ def read_prompt(
         args: `apply_chat_template_kwargs` and `chat_template_date` are read.
         render: `--apply-chat-template`.
         processor: what the checkpoint makes of images; None of one that reads none.
-        notices: are told of tools that the template does not show; by default those of the process.
+        notices: are told of tools that the template does not show, and of a prompt that ends with the assistant's answer; by default those
+            of the process.
 
     Raises:
         ArgumentError: the prompt has messages, and `--apply-chat-template` is not given; or it is, and there is no template.
@@ -152,6 +153,12 @@ def _rendered(
             "out."
         )
     tell_of_tools(template, sample, notices)
+    if messages[-1]["role"] == "assistant":
+        notices.once(
+            "answered",
+            f"{_place(sample)}: the prompt ends with a message of the assistant. The model reads it, and is asked for one more. If it is the "
+            "answer to the question, as in rows for fine-tuning, take it out of the prompt. Further rows are not named.",
+        )
     return messages, text, [item for item in dropped if not is_of_earlier(item, messages)]
 
 

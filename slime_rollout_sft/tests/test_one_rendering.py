@@ -224,6 +224,15 @@ def test_tools_that_a_template_does_not_show_are_said_once(family: Load, name: s
     )
 
 
+def test_a_prompt_that_ends_with_an_answer_is_told_of_once(tokenizer: Load) -> None:
+    said: list[str] = []
+    notices, loaded = Notices(said.append), tokenizer(TEMPLATES["prints"])
+    for messages in ([ASKED], [ASKED, ANSWER, ASKED], [ASKED, ANSWER], [ASKED, ANSWER]):
+        asked(loaded, messages, notices)
+    assert len(said) == 1
+    assert said[0].startswith("rows.jsonl:1: the prompt ends with a message of the assistant")
+
+
 @pytest.fixture
 def without_tools(tiny_model: Path, tmp_path: Path) -> str:
     """A checkpoint's tokenizer whose template shows no tools."""
