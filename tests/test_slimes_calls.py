@@ -137,7 +137,7 @@ def sample_filter({sample_filter}):
     {sample_filter_given[1]}[0][0].remove_sample = True
 
 def all_samples({all_samples}):
-    note("all_samples", len({all_samples_given[1]}), hasattr({all_samples_given[2]}, "add_samples"))
+    note("all_samples", len({all_samples_given[1]}), {all_samples_given[2]}(0))
     {all_samples_given[0]}.processed_group_count = len({all_samples_given[1]})
 
 def rollout_log({rollout_log}):
@@ -240,7 +240,7 @@ def test_hooks_of_slime_run_unchanged_whatever_their_parameters_are_called(
     assert {told for (told,) in seen["dynamic_filter"]} == {True}
     assert [told[0] for told in seen["buffer_filter"]] == [1]
     assert seen["sample_filter"] == [([2, 2],)] * 2
-    assert all(has_source for _, has_source in seen["all_samples"])
+    assert all(given == [] for _, given in seen["all_samples"])
     assert [told[:4] for told in seen["rollout_log"]] == [(n, 4, True, True) for n in range(2)]
     assert all(scored > 0 and processed >= 2 for *_, scored, processed in seen["rollout_log"])
     assert seen["eval_log"] == [(1, {"held": 2})]

@@ -41,6 +41,10 @@ class _KeepsItsState:
     _slime_args: Any
     _slime_rollout_id: int | None
 
+    def __call__(self, num_samples: int) -> Any:
+        """The next groups: slime hands `get_samples` itself to `--rollout-all-samples-process-path`."""
+        return self.get_samples(num_samples)  # type: ignore[attr-defined]  # of the class that this is mixed into
+
     def rollout_started(self, rollout_id: int) -> None:
         """Note the rollout under whose number the state will be saved."""
         self._slime_rollout_id = rollout_id
