@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 
 from slime_core.arguments import RunArguments
 from slime_core.contracts.advantage import AdvantageOutputs
@@ -17,7 +18,7 @@ from slime_core.errors import SampleError
 from slime_core.plugins import Selected
 from slime_core.plugins.slime_shapes.advantages import rewards_of
 from slime_core.sample import Group, Sample, reward_of
-from slime_core.token_arrays import column_of, flat
+from slime_core.token_arrays import column_of
 from slime_core.training.alike import require_alike
 from slime_core.training.components import TrainComponents
 from slime_core.training.signals import Column, advantage_inputs, columns_of
@@ -109,7 +110,7 @@ class ColumnMaker:
         if self._components.data_postprocess is not None:
             self.rewards = rewards_of(self._args, inputs)
         made = columns_of(estimator(self._args, inputs), samples)
-        require_alike(estimator, map(flat, made.values()), lambda: map(flat, columns.values()), ONCE)
+        require_alike(estimator, chain(*made.values()), lambda: chain(*columns.values()), ONCE)
         return made
 
     def _without_log_probs(self, samples: Sequence[Sample]) -> str:

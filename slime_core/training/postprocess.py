@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from slime_core.data.sample_lines import is_json
 from slime_core.errors import PluginError
 from slime_core.plugins import Selected
 from slime_core.sample import Sample, Status
-from slime_core.token_arrays import array_of, flat, flat_arrays, num_tokens, token_ids, trained
+from slime_core.token_arrays import array_of, num_tokens, token_ids, trained
 from slime_core.token_columns import TokenColumn
 from slime_core.training.alike import require_alike
 from slime_core.training.signals import Column
@@ -142,8 +143,7 @@ def postprocessed(
             made = [
                 sample.changed(loss_mask=mask, remove_sample=False) for sample, mask in zip(samples, masks, strict=True)
             ]
-    numbers_made = [*map(flat, new_columns.values()), flat_arrays(map(trained, made), "bool")]
-    require_alike(hook, numbers_made, lambda: map(flat, columns.values()))
+    require_alike(hook, chain(*new_columns.values(), map(trained, made)), lambda: chain(*columns.values()))
     metrics = {}
     for name in data.keys() - before.keys():
         values = _numbers(data[name])
