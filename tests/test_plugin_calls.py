@@ -262,7 +262,7 @@ async def called(selected: Selected, given: tuple[Any, ...]) -> Any:
             (None, loss_inputs_of(3)),
             "weights with a gradient; expected them detached",
         ),
-        ("importance_weight", "def it(args, inputs): return 1.0, {}", (None, loss_inputs_of(3)), "weights 1.0 (float)"),
+        ("importance_weight", "def it(args, inputs): return 1.0, {}", (None, loss_inputs_of(3)), "1.0 (float) as weights"),
     ],
 )  # fmt: skip
 def test_what_a_component_returns_wrongly_is_told_with_what_was_expected(

@@ -223,16 +223,32 @@ def test_a_module_that_is_not_found_is_reported_with_the_folders_that_were_searc
     with pytest.raises(PluginError) as error:
         Plugins([]).select("reward", "no_such_project.rewards.it", "--custom-rm-path")
     assert f"No module named 'no_such_project'. Python looked in {tmp_path}, " in str(error.value)
-    assert "go to the folder that holds it, or add that to PYTHONPATH" in str(error.value)
+    assert "go to the folder that holds it, add that to PYTHONPATH, or install it" in str(error.value)
     assert f"{sysconfig.get_path('stdlib')}," not in str(error.value)
 
 
-def test_of_a_module_that_is_refused_in_words_no_folders_are_told(tmp_path, monkeypatch):
-    (tmp_path / "own_refusal.py").write_text('raise ModuleNotFoundError("There is no such thing here. Leave it out.")')
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import json\nfoo + 1", "NameError: name 'foo' is not defined ({}:2)."),
+        ("def own():\n    return 1 / 0\nown()", "ZeroDivisionError: division by zero ({}:2)."),
+        ("import json\njson.loads('{')", "({}:2)."),
+        ("import no_such_package", "No module named 'no_such_package' ({}:1). Python looked in "),
+        ("def it(:", "SyntaxError: invalid syntax (failing_file.py, line 1)."),
+        ('raise ModuleNotFoundError("Leave it out.")', "ModuleNotFoundError: Leave it out ({}:1)."),
+        ("raise SystemExit(3)", "Importing failing_file raised "),
+    ],
+)
+@pytest.mark.parametrize("path", ["failing_file.it", "failing_file:it"])
+def test_a_module_that_fails_while_it_is_imported_is_told_with_the_line_and_not_as_one_that_is_missing(
+    path, code, says, tmp_path, monkeypatch
+):
+    (tmp_path / "failing_file.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(PluginError) as error:
-        Plugins([]).select("reward", "own_refusal.it", "--custom-rm-path")
-    assert "Leave it out. There is no reward named 'own_refusal.it'" in str(error.value)
+        Plugins([]).select("reward", path, "--custom-rm-path")
+    assert says.format(tmp_path / "failing_file.py") in str(error.value)
+    assert "There is no reward named" not in str(error.value)
 
 
 def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(tmp_path, monkeypatch):

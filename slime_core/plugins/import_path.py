@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import traceback
 from pathlib import PurePath
 from types import ModuleType
 from typing import Any
@@ -71,6 +72,26 @@ def names_a_module(name: str) -> bool:
     return bool(first and rest) and (first in sys.modules or importlib.util.find_spec(first) is not None)
 
 
+def leads_nowhere(target: str, error: Exception) -> bool:
+    """Whether an import path has named nothing that is there. Else `error` is what a module raised that was found, while it was imported."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name is not None and f"{target.replace(':', '.')}.".startswith(f"{error.name}.")
+    return isinstance(error, PluginError) and error.__cause__ is None
+
+
+def raised_at(target: str, error: Exception) -> str:
+    """` (file:line)` of the innermost line of the package or module that a path begins with, in which its import failed; "" where none
+    was run."""
+    first = target.replace(":", ".").partition(".")[0]
+    spec = None if first in ("", "__main__") else importlib.util.find_spec(first)
+    if spec is None:
+        return ""
+    folders = tuple(os.path.join(folder, "") for folder in spec.submodule_search_locations or ())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == spec.origin or frame.filename.startswith(folders)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
 def looked_in(error: Exception) -> str:
     """Where Python looked for a module that it did not find: all folders but those of the standard library. "" where the
     error is not Python's own, which says itself what is missing."""
@@ -79,4 +100,6 @@ def looked_in(error: Exception) -> str:
     own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
     folders = [os.path.abspath(folder) for folder in sys.path if not folder.endswith(".zip")]
     shown = [f for f in dict.fromkeys(folders) if not f.startswith(own) or "site-packages" in f]
-    return f"Python looked in {', '.join(shown)}; go to the folder that holds it, or add that to PYTHONPATH. "
+    return (
+        f"Python looked in {', '.join(shown)}; go to the folder that holds it, add that to PYTHONPATH, or install it. "
+    )

@@ -20,7 +20,7 @@ from slime_core.errors import EXITS, PluginError, SlimeError, did_you_mean
 from slime_core.lazy import Lazy
 from slime_core.plugins.catalogue import IMPORT, imports, where_to_get
 from slime_core.plugins.discovery import PluginInfo, Switches, discover
-from slime_core.plugins.import_path import looked_in, names_a_module, resolve
+from slime_core.plugins.import_path import leads_nowhere, looked_in, names_a_module, raised_at, resolve
 from slime_core.plugins.loading import Hooks, load, require_done, set_aside
 from slime_core.plugins.selection import Selected, Timings
 from slime_core.plugins.signatures import ability_problems, accepted_extras, near_misses, problems
@@ -177,18 +177,18 @@ class Plugins:
             try:
                 value = resolve(value.target)
             except Exception as error:
-                why = (
-                    str(error)
-                    if isinstance(error, SlimeError)
-                    else f"{type(error).__name__}: {error}".rstrip(".") + "."
-                )
+                why = str(error)
+                if not isinstance(error, SlimeError):
+                    why = f"{type(error).__name__}: {error}".rstrip(".") + f"{raised_at(value.target, error)}."
                 advice = "Repair or reinstall it."
-                if provided is None:
+                if provided is None and leads_nowhere(name, error):
                     advice = self._unknown(kind, name, option)
                     if not self.where_to_get(kind, name):
                         advice = self._of_import_names(name, error) or looked_in(error) + advice
+                elif provided is None:
+                    advice = self._of_import_names(name, error) or looked_in(error)
                 raise PluginError(
-                    f"The {kind} {name!r} of {origin}, chosen by {option}, cannot be imported: {why} {advice}"
+                    f"The {kind} {name!r} of {origin}, chosen by {option}, cannot be imported: {why} {advice}".rstrip()
                 ) from error
         if provided is None and (told := self._of_import_names(name, None)):
             raise PluginError(f"The {kind} {name!r}, chosen by {option}, was written for another program. {told}")
