@@ -55,7 +55,8 @@ SAMPLES = [Sample(index=3, metadata={"slime": {"source": "rows.jsonl:4"}}), Samp
     ],
 )
 def test_a_faulty_reward_names_itself_and_the_sample(definition, says, tmp_path, monkeypatch):
-    failing = caller(definition, tmp_path, monkeypatch)
+    limit = 0.3 if "sleep" in definition else 60  # a busy machine may be slow to call the others
+    failing = caller(definition, tmp_path, monkeypatch, f"reward:timeout={limit},retries=0,on_failure=raise")
     with pytest.raises(PluginError) as error:
         asyncio.run(score(failing, ARGS, SAMPLES))
     message = str(error.value)
