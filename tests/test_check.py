@@ -86,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, value in {
         "rows": row,
         "unlabelled": {"messages": messages},
-        "untrained": {"messages": messages[:1], "label": "2"},
+        "questions": {"messages": messages[:1], "label": "2"},
         "empty label": {**row, "label": None},
         "long": {**row, "messages": [{"role": "user", "content": "1+1=" * 300}]},
         "own reward": {**row, "metadata": {"rm_type": "nothing_of_the_kind"}},
@@ -156,7 +156,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "messages that are none": ([*REWARDED, "--prompt-data", "{place}/roles.jsonl"], "roles.jsonl:1: "),
     "a prompt column that is not there": ([*REWARDED, "--input-key", "prompt"], "no key 'prompt'"),
     "messages without a template": ([*REWARDED, "--no-apply-chat-template"], "Give --apply-chat-template"),
-    "SFT without anything to train": ([*SFT, "--prompt-data", "{place}/untrained.jsonl"], "untrained.jsonl:1"),
+    "SFT without anything to train": ([*SFT, "--prompt-data", "{place}/questions.jsonl"], "questions.jsonl:1"),
     "an evaluation file that is not there": (
         [*REWARDED, "--eval-interval", "1", "--eval-prompt-data", "held", "nowhere.jsonl"],
         "The evaluation set held: There is no file nowhere.jsonl",
@@ -166,8 +166,8 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         "The evaluation set held: ",
     ),
     "an evaluation set of SFT that trains nothing": (
-        [*SFT, "--eval-interval", "1", "--eval-prompt-data", "held", "{place}/untrained.jsonl"],
-        "untrained.jsonl:1",
+        [*SFT, "--eval-interval", "1", "--eval-prompt-data", "held", "{place}/questions.jsonl"],
+        "questions.jsonl:1",
     ),
     "answers without an engine": (
         [*SFT, *EVALUATED, "--eval-generate", "1"],
@@ -273,6 +273,7 @@ REMARKS: dict[str, tuple[list[str], str]] = {
         [*REWARDED, "--prompt-data", "{rows}", "{place}/long.jsonl"],
         "more than the 511 that the model's context (max_position_embeddings in config.json) allows",
     ),
+    "a prompt that ends with its answer": (REWARDED, "rows.jsonl:1: the prompt ends with a message of the assistant"),
     "a limit beyond the model's context": (
         [*REWARDED, "--rollout-max-context-len", "9999"],
         "no sequence becomes longer",
@@ -284,7 +285,11 @@ REMARKS: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("words", [REWARDED, SFT[:-1]], ids=["RL", "SFT, advantages left on"])
+@pytest.mark.parametrize(
+    "words",
+    [[*REWARDED, "--prompt-data", "{place}/questions.jsonl"], SFT[:-1]],
+    ids=["RL", "SFT, advantages left on"],
+)
 def test_a_run_that_is_right_is_printed_and_leaves_nothing_behind(words: list[str], check: Any, tmp_path: Path) -> None:
     status, said = check(*words, "--save", str(tmp_path / "save"))
     assert status == 0, said
