@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from slime_core.contracts.checking import Checking
 from slime_core.errors import PluginError
 from slime_core.run.console import Console
 from slime_core.run.tracking import TRAINED, JsonlTracker, Tracking
+from slime_trackers import checks
 from slime_trackers.arguments import WandbArguments
 from slime_trackers.plugin import slime_trackers
 from slime_trackers.tensorboard_tracker import TensorboardTracker
@@ -283,3 +285,15 @@ def test_listing_the_trackers_imports_neither_package() -> None:
     check = "import sys, slime_trackers.plugin; sys.exit(bool({'tensorboard', 'wandb', 'mlflow', 'trackio', 'swanlab', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
     assert set(slime_trackers()) == {"tensorboard", "wandb", "mlflow", "trackio", "swanlab"}
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow", "trackio", "swanlab"])
+def test_a_package_that_is_missing_is_told_by_the_trackers_name_whatever_option_chose_it(
+    tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    checking = Checking(SimpleNamespace(wandb_dir=None, wandb_host=None), None, None)  # type: ignore[arg-type]
+    getattr(checks, tracker)(checking.args, checking)
+    (found,) = checking.found
+    assert found.text.startswith(f"The tracker {tracker} needs the package {tracker}, which is not installed")
+    assert found.text.endswith(f"pip install slime-trackers[{tracker}]")

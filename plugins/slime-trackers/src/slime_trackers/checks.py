@@ -13,12 +13,12 @@ from slime_core.run.looks.outputs import require_writable
 
 def tensorboard(args: Any, checking: Checking) -> None:
     """The package tensorboard is installed."""
-    _require("tensorboard", "--use-tensorboard", checking)
+    _require("tensorboard", checking)
 
 
 def wandb(args: Any, checking: Checking) -> None:
     """The package wandb is installed, and its folder can be written. The service is not asked."""
-    _require("wandb", "--use-wandb", checking)
+    _require("wandb", checking)
     if args.wandb_dir:
         with checking.noting():
             require_writable("--wandb-dir", Path(args.wandb_dir), set())
@@ -28,22 +28,22 @@ def wandb(args: Any, checking: Checking) -> None:
 
 def mlflow(args: Any, checking: Checking) -> None:
     """The package mlflow is installed. The server is not asked."""
-    _require("mlflow", "--use-mlflow", checking)
+    _require("mlflow", checking)
 
 
 def trackio(args: Any, checking: Checking) -> None:
     """The package trackio is installed."""
-    _require("trackio", "--use-trackio", checking)
+    _require("trackio", checking)
 
 
 def swanlab(args: Any, checking: Checking) -> None:
     """The package swanlab is installed. The service is not asked."""
-    _require("swanlab", "--use-swanlab", checking)
+    _require("swanlab", checking)
 
 
-def _require(package: str, option: str, checking: Checking) -> None:
+def _require(package: str, checking: Checking) -> None:
     if find_spec(package) is None:
         checking.error(
-            f"{option} needs the package {package}, which is not installed; install it with: "
+            f"The tracker {package} needs the package {package}, which is not installed; install it with: "
             f"pip install slime-trackers[{package}]"
         )

@@ -39,7 +39,7 @@ class MlflowTracker:
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise PluginError(
-                f"--use-mlflow needs the package mlflow ({error}); install it with: pip install slime-trackers[mlflow]"
+                f"The tracker mlflow needs the package mlflow ({error}); install it with: pip install slime-trackers[mlflow]"
             ) from error
         uri = args.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:

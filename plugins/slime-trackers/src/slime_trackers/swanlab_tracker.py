@@ -36,7 +36,7 @@ class SwanlabTracker:
             import swanlab
         except ImportError as error:
             raise PluginError(
-                f"--use-swanlab needs the package swanlab ({error}); install it with: pip install slime-trackers[swanlab]"
+                f"The tracker swanlab needs the package swanlab ({error}); install it with: pip install slime-trackers[swanlab]"
             ) from error
         self._logged = Logged(run_dir / PROGRESS, config, secrets.token_hex(4))
         try:

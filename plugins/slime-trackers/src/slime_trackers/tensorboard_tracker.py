@@ -36,7 +36,7 @@ class TensorboardTracker:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
             raise PluginError(
-                f"--use-tensorboard needs the package tensorboard ({error}); install it with: "
+                f"The tracker tensorboard needs the package tensorboard ({error}); install it with: "
                 "pip install slime-trackers[tensorboard]"
             ) from error
         self._event = event_pb2.Event

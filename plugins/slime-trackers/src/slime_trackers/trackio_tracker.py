@@ -35,7 +35,7 @@ class TrackioTracker:
             import trackio
         except ImportError as error:
             raise PluginError(
-                f"--use-trackio needs the package trackio ({error}); install it with: pip install slime-trackers[trackio]"
+                f"The tracker trackio needs the package trackio ({error}); install it with: pip install slime-trackers[trackio]"
             ) from error
         name = run_dir.resolve().name
         self._logged = Logged(run_dir / PROGRESS, config, f"{name}-{secrets.token_hex(2)}")

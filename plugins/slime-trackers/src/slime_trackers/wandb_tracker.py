@@ -39,7 +39,7 @@ class WandbTracker:
             import wandb
         except ImportError as error:
             raise PluginError(
-                f"--use-wandb needs the package wandb ({error}); install it with: pip install slime-trackers[wandb]"
+                f"The tracker wandb needs the package wandb ({error}); install it with: pip install slime-trackers[wandb]"
             ) from error
         self._logged = Logged(run_dir / PROGRESS, config, secrets.token_hex(4))
         if args.wandb_key:
