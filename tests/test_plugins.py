@@ -13,6 +13,7 @@ import timeit
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -249,6 +250,14 @@ def test_a_module_that_fails_while_it_is_imported_is_told_with_the_line_and_not_
         Plugins([]).select("reward", path, "--custom-rm-path")
     assert says.format(tmp_path / "failing_file.py") in str(error.value)
     assert "There is no reward named" not in str(error.value)
+
+
+def test_of_a_module_that_was_made_by_hand_no_line_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "made_by_hand", ModuleType("made_by_hand"))
+    with pytest.raises(PluginError, match="cannot be imported: made_by_hand has no 'it'"):
+        Plugins([]).select("reward", "made_by_hand.it", "--custom-rm-path")
+    with pytest.raises(PluginError, match=r"'made_by_hand' is not a package. .* There is no reward named"):
+        Plugins([]).select("reward", "made_by_hand.inner.it", "--custom-rm-path")
 
 
 def test_calls_are_counted_and_timed_by_kind_and_observer_until_they_are_taken(tmp_path, monkeypatch):

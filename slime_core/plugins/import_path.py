@@ -83,7 +83,10 @@ def raised_at(target: str, error: Exception) -> str:
     """` (file:line)` of the innermost line of the package or module that a path begins with, in which its import failed; "" where none
     was run."""
     first = target.replace(":", ".").partition(".")[0]
-    spec = None if first in ("", "__main__") else importlib.util.find_spec(first)
+    try:
+        spec = importlib.util.find_spec(first)
+    except ValueError:  # a module that was made by hand
+        return ""
     if spec is None:
         return ""
     folders = tuple(os.path.join(folder, "") for folder in spec.submodule_search_locations or ())
