@@ -39,14 +39,16 @@ def _require_groups(output: RolloutOutput) -> None:
     if not isinstance(output.groups, (list, tuple)):
         raise DataError(f"its groups are {shown(output.groups)}, expected a list of groups, one for each prompt")
     for group in output.groups:
-        if not isinstance(group, (list, tuple)) or not all(isinstance(sample, Sample) for sample in group):
+        if not _are_samples(group):
             raise DataError(
                 f"{shown(group)} stands where a group belongs, expected a list of samples, those of one prompt"
             )
-    if not isinstance(output.generations, (list, tuple)) or not all(
-        isinstance(sample, Sample) for sample in output.generations
-    ):
+    if not _are_samples(output.generations):
         raise DataError(f"its generations are {shown(output.generations)}, expected a list of samples")
+
+
+def _are_samples(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(sample, Sample) for sample in value)
 
 
 def _read(result: Any) -> Any:

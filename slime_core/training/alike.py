@@ -1,5 +1,5 @@
-"""Whether a function of a person's own, which every training rank calls with the whole rollout, gave the same in each. Called by
-`TrainWorker` and `ColumnMaker`; torch is imported when a function is called, in the training process."""
+"""Whether a function of a person's own, which every training rank calls with the whole rollout, gave the same in each. Called
+by `columns` and `postprocess`; torch is imported when a function is called, in the training process."""
 
 from __future__ import annotations
 
